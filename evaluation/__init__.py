@@ -1,0 +1,1 @@
+"""How a result is judged: metrics, prompt suites, reports."""

@@ -1,0 +1,1 @@
+"""Attention that returns token maps, or only their moments, without writing the map."""

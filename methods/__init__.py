@@ -1,0 +1,1 @@
+"""How a concept is taught: a file per method, one training engine."""

@@ -1,0 +1,1 @@
+"""Base models: aliases, hub ids, folders and single files, and the embedded miniature."""

@@ -1,0 +1,55 @@
+"""Where personal concepts live: photos, what was learnt from them, and what made what.
+
+`Registry` is the way in. Names are imported when first used, so that a program that only needs to
+know where a registry is does not load the database libraries.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import (
+        AlreadyExists,
+        ConceptNotFound,
+        ConceptryError,
+        InvalidBundle,
+        InvalidImage,
+        InvalidInput,
+        InvalidWeights,
+        NotFound,
+        RegistryBusy,
+        RegistryCorrupt,
+        RegistryError,
+        RegistryMissing,
+        RegistryTooNew,
+        StorageError,
+    )
+    from .location import locate
+    from .registry import Registry
+
+_HOMES = {"Registry": "registry", "locate": "location"}
+
+__all__ = [
+    "AlreadyExists",
+    "ConceptNotFound",
+    "ConceptryError",
+    "InvalidBundle",
+    "InvalidImage",
+    "InvalidInput",
+    "InvalidWeights",
+    "NotFound",
+    "Registry",
+    "RegistryBusy",
+    "RegistryCorrupt",
+    "RegistryError",
+    "RegistryMissing",
+    "RegistryTooNew",
+    "StorageError",
+    "locate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)

@@ -1,0 +1,494 @@
+"""Concepts as one portable file, and back.
+
+A bundle is an uncompressed zip: `manifest.json`, then `blobs/<sha256>`. Reading one trusts nothing:
+names that are not exactly these, links, compression (zip bombs), sizes and hashes that differ from
+the manifest, photos that do not decode and weights that are not sound safetensors are refused
+before anything is written under a final name. Names in a bundle are never used as paths.
+"""
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlmodel import Session, col, select
+
+from . import images
+from .blobs import CHUNK, Staging, is_sha256, sync_file, sync_folder
+from .clock import now
+from .edits import concept_row, existing_row, record_event, refresh, set_tags
+from .errors import AlreadyExists, InvalidBundle, InvalidImage, InvalidInput, NotFound, StorageError
+from .names import check_category, check_name, check_text
+from .queries import category_of, show_concept
+from .records import BundleReport, Concept
+from .store import Store
+from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
+from .tables import Concept as ConceptRow
+from .tensors import check_weights
+
+FORMAT = "conceptry-bundle"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 256 << 20
+
+_MANIFEST = "manifest.json"
+_BLOBS = "blobs/"
+_MOMENT = (1980, 1, 1, 0, 0, 0)  # so that equal concepts make equal files
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _ImagePart(_Part):
+    sha256: str
+    bytes: int = Field(ge=1)
+    filename: str
+    caption: str | None
+    mask: str | None
+    mask_bytes: int | None = Field(ge=1)
+    added: str
+
+
+class _RunPart(_Part):
+    uid: str
+    method: str
+    config: dict[str, Any]
+    base: str
+    base_sha256: str
+    seed: int
+    packages: dict[str, str]
+    host: str
+    status: str
+    started: str
+    finished: str | None
+    error: str | None
+    images: list[str]
+    metrics: list[tuple[str, int, str, float]]
+
+
+class _ArtifactPart(_Part):
+    name: str
+    kind: str
+    sha256: str
+    bytes: int = Field(ge=1)
+    created: str
+
+
+class _EvaluationPart(_Part):
+    suite: str
+    config: dict[str, Any]
+    scores: dict[str, Any]
+    created: str
+
+
+class _VersionPart(_Part):
+    number: int = Field(ge=1)
+    run: str | None
+    created: str
+    aliases: list[str]
+    artifacts: list[_ArtifactPart]
+    evaluations: list[_EvaluationPart]
+
+
+class _ConceptPart(_Part):
+    name: str
+    category: str
+    notes: str
+    created: str
+    tags: list[str]
+    images: list[_ImagePart]
+    runs: list[_RunPart]
+    versions: list[_VersionPart]
+
+
+class _Manifest(_Part):
+    format: str
+    format_version: int
+    concepts: list[_ConceptPart] = Field(min_length=1)
+
+    def blobs(self) -> dict[str, int]:
+        """The size of every blob, by hash."""
+        sizes: dict[str, int] = {}
+        for concept in self.concepts:
+            for image in concept.images:
+                sizes[image.sha256] = image.bytes
+                if image.mask is not None and image.mask_bytes is not None:
+                    sizes[image.mask] = image.mask_bytes
+            for version in concept.versions:
+                sizes |= {artifact.sha256: artifact.bytes for artifact in version.artifacts}
+        return sizes
+
+
+def export_bundle(store: Store, names: Sequence[str], path: Path, *, overwrite: bool) -> BundleReport:
+    """Write concepts to one file; see `Registry.export_bundle`."""
+    if path.exists() and (path.is_dir() or not overwrite):
+        raise AlreadyExists(
+            f"{path} exists", hint=f"concept export … {path} --force replaces a file"
+        )
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    with store.lock.shared():
+        manifest = _describe(store, list(dict.fromkeys(names)))
+        blobs = manifest.blobs()
+        try:
+            with unfinished.open("wb") as file:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle:
+                    _write_entry(bundle, _MANIFEST, [manifest.model_dump_json(indent=1).encode()])
+                    for sha256 in sorted(blobs):
+                        _write_entry(bundle, _BLOBS + sha256, store.blobs.chunks(sha256))
+                sync_file(file)
+            unfinished.replace(path)
+            sync_folder(path.absolute().parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+    concept_names = [concept.name for concept in manifest.concepts]
+    return BundleReport(str(path), concept_names, len(blobs), path.stat().st_size)
+
+
+def _write_entry(bundle: zipfile.ZipFile, name: str, chunks: Sequence[bytes] | Iterator[bytes]) -> None:
+    info = zipfile.ZipInfo(name, _MOMENT)
+    info.external_attr = 0o644 << 16
+    with bundle.open(info, "w", force_zip64=True) as entry:
+        for chunk in chunks:
+            entry.write(chunk)
+
+
+def _describe(store: Store, names: Sequence[str]) -> _Manifest:
+    with store.database.write() as session:  # one transaction, so all is of one moment
+        concepts = [
+            _describe_concept(session, existing_row(session, store.database, name))
+            for name in names
+        ]
+    return _Manifest(format=FORMAT, format_version=FORMAT_VERSION, concepts=concepts)
+
+
+def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
+    images_of = select(Image).where(Image.concept_id == concept.id).order_by(col(Image.id))
+    runs_of = select(Run).where(Run.concept_id == concept.id).order_by(col(Run.id))
+    versions_of = select(Version).where(Version.concept_id == concept.id)
+    uids = {run.id: run.uid for run in session.exec(runs_of)}
+    return _ConceptPart(
+        name=concept.name,
+        category=concept.category,
+        notes=concept.notes,
+        created=concept.created,
+        tags=sorted(session.exec(select(Tag.tag).where(Tag.concept_id == concept.id)).all()),
+        images=[
+            _ImagePart.model_validate(image.model_dump(include=set(_ImagePart.model_fields)))
+            for image in session.exec(images_of)
+        ],
+        runs=[_describe_run(session, run) for run in session.exec(runs_of)],
+        versions=[
+            _describe_version(session, version, uids)
+            for version in session.exec(versions_of.order_by(col(Version.number)))
+        ],
+    )
+
+
+def _describe_run(session: Session, run: Run) -> _RunPart:
+    photos = session.exec(select(RunImage.sha256).where(RunImage.run_id == run.id))
+    metrics = session.exec(select(Metric).where(Metric.run_id == run.id))
+    fields = run.model_dump(include=set(_RunPart.model_fields))
+    fields |= {"config": json.loads(run.config), "packages": json.loads(run.packages)}
+    return _RunPart(
+        **fields,
+        images=list(photos),
+        metrics=[(row.stage, row.step, row.name, row.value) for row in metrics],
+    )
+
+
+def _describe_version(
+    session: Session, version: Version, uids: Mapping[int | None, str]
+) -> _VersionPart:
+    aliases = session.exec(select(Alias.alias).where(Alias.version_id == version.id))
+    artifacts = session.exec(
+        select(Artifact).where(Artifact.version_id == version.id).order_by(col(Artifact.id))
+    )
+    evaluations = session.exec(
+        select(Evaluation).where(Evaluation.version_id == version.id).order_by(col(Evaluation.id))
+    )
+    return _VersionPart(
+        number=version.number,
+        run=uids.get(version.run_id),
+        created=version.created,
+        aliases=list(aliases),
+        artifacts=[
+            _ArtifactPart.model_validate(row.model_dump(include=set(_ArtifactPart.model_fields)))
+            for row in artifacts
+        ],
+        evaluations=[
+            _EvaluationPart(
+                suite=row.suite,
+                config=json.loads(row.config),
+                scores=json.loads(row.scores),
+                created=row.created,
+            )
+            for row in evaluations
+        ],
+    )
+
+
+def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept]:
+    """Read concepts from a bundle; see `Registry.import_bundle`."""
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            entries = _checked_entries(bundle, path)
+            manifest = _read_manifest(bundle, path)
+            if name is not None:
+                if len(manifest.concepts) != 1:
+                    raise InvalidInput(
+                        f"{path} holds {len(manifest.concepts)} concepts; only one can be renamed",
+                        hint=f"concept import {path}",
+                    )
+                manifest.concepts[0].name = check_name(name)
+            _check_manifest(manifest, entries, path)
+            _check_free(store, manifest, path)
+            return _take_in(store, bundle, manifest, path)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise InvalidBundle(f"{path} is not a sound bundle: {error}") from None
+    except OSError as error:
+        raise InvalidBundle(f"cannot read {path}: {error.strerror}") from error
+
+
+def _checked_entries(bundle: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in bundle.infolist():
+        name = info.orig_filename
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        is_ours = name == _MANIFEST or (
+            name.startswith(_BLOBS) and is_sha256(name.removeprefix(_BLOBS))
+        )
+        if not is_ours:
+            raise InvalidBundle(f"{path} holds {name!r}, which does not belong in a bundle")
+        if kind not in (0, stat.S_IFREG) or info.flag_bits & 0x1:
+            raise InvalidBundle(f"{path}: {name} is not a plain file")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise InvalidBundle(f"{path}: {name} is compressed, which bundles never are")
+        if name in entries:
+            raise InvalidBundle(f"{path} holds {name} twice")
+        entries[name] = info
+    return entries
+
+
+def _read_manifest(bundle: zipfile.ZipFile, path: Path) -> _Manifest:
+    try:
+        info = bundle.getinfo(_MANIFEST)
+    except KeyError:
+        raise InvalidBundle(f"{path} has no {_MANIFEST}: it is not a bundle") from None
+    if info.file_size > MAX_MANIFEST_BYTES:
+        raise InvalidBundle(f"{path}: the manifest is too large")
+    try:
+        loaded = json.loads(bundle.read(info))
+        if isinstance(loaded, dict) and loaded.get("format") == FORMAT:
+            wanted = loaded.get("format_version")
+            if isinstance(wanted, int) and wanted > FORMAT_VERSION:
+                raise InvalidBundle(
+                    f"{path} was made by a newer program (bundle format {wanted})",
+                    hint="pip install --upgrade conceptry",
+                )
+        manifest = _Manifest.model_validate_json(json.dumps(loaded))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidBundle(f"{path}: the manifest is wrong at {where}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidBundle):
+            raise
+        raise InvalidBundle(f"{path}: the manifest is not JSON") from None
+    if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
+        raise InvalidBundle(f"{path} is not a {FORMAT}")
+    return manifest
+
+
+def _check_manifest(
+    manifest: _Manifest, entries: Mapping[str, zipfile.ZipInfo], path: Path
+) -> None:
+    """Hold the manifest to the rules that `add` and training hold to, and to what is there."""
+    try:
+        for concept in manifest.concepts:
+            _check_concept(concept)
+    except InvalidInput as error:
+        raise InvalidBundle(f"{path}: {error.message}") from None
+    sizes = {_BLOBS + sha256: size for sha256, size in manifest.blobs().items()}
+    present = {name: info.file_size for name, info in entries.items() if name != _MANIFEST}
+    for name in sizes.keys() | present.keys():
+        if sizes.get(name) != present.get(name):
+            raise InvalidBundle(f"{path}: {name} is not as the manifest says")
+
+
+def _check_concept(concept: _ConceptPart) -> None:
+    check_name(concept.name)
+    check_category(concept.category)
+    check_text(concept.notes, "notes")
+    for tag in concept.tags:
+        check_name(tag, "tag")
+    for image in concept.images:
+        check_text(image.filename, "file name")
+        check_text(image.caption or "", "caption")
+        if (image.mask is None) != (image.mask_bytes is None):
+            raise InvalidInput(f"the mask of {image.filename} has no size")
+    hashes = [image.sha256 for image in concept.images]
+    numbers = [version.number for version in concept.versions]
+    aliases = [alias for version in concept.versions for alias in version.aliases]
+    runs = [run.uid for run in concept.runs]
+    for what, values in (
+        ("photo", hashes),
+        ("version", numbers),
+        ("alias", aliases),
+        ("tag", concept.tags),
+        ("run", runs),
+    ):
+        if len(set(values)) != len(values):
+            raise InvalidInput(f"{concept.name} has the same {what} twice")
+    for version in concept.versions:
+        if version.run is not None and version.run not in runs:
+            raise InvalidInput(f"version {version.number} of {concept.name} has an unknown run")
+        for alias in version.aliases:
+            check_name(alias, "alias")
+
+
+def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:
+    names = [concept.name for concept in manifest.concepts]
+    if len(set(names)) != len(names):
+        raise InvalidBundle(f"{path} holds a concept twice")
+    taken = [name for name in names if category_of(store.database, name) is not None]
+    if taken:
+        one = len(names) == 1
+        raise AlreadyExists(
+            f'"{taken[0]}" is taken' + (f" ({len(taken)} names are)" if len(taken) > 1 else ""),
+            hint=f"concept import {path} --as NAME" if one else f"concept rename {taken[0]} NAME",
+        )
+
+
+def _take_in(
+    store: Store, bundle: zipfile.ZipFile, manifest: _Manifest, path: Path
+) -> list[Concept]:
+    with store.receive() as staging, images.strict_decoding():
+        for sha256, size in manifest.blobs().items():
+            with bundle.open(_BLOBS + sha256) as entry:
+                if staging.write(_limited(entry, size)) != sha256:
+                    raise InvalidBundle(f"{path}: {_BLOBS}{sha256} is damaged")
+        photos = {
+            image.sha256: _checked_image(staging, image, path)
+            for concept in manifest.concepts
+            for image in concept.images
+        }
+        for concept in manifest.concepts:
+            for version in concept.versions:
+                for artifact in version.artifacts:
+                    check_weights(staging.path(artifact.sha256))
+        staging.publish()
+        with store.database.write() as session:
+            for concept in manifest.concepts:
+                if concept_row(session, concept.name) is not None:
+                    raise AlreadyExists(f'"{concept.name}" is taken')
+                _insert_concept(session, concept, photos)
+    return [show_concept(store.database, concept.name) for concept in manifest.concepts]
+
+
+def _limited(entry: Any, size: int) -> Iterator[bytes]:
+    """The bytes of an entry, never more than it declares (and one chunk)."""
+    total = 0
+    while total <= size and (chunk := entry.read(CHUNK)):
+        total += len(chunk)
+        yield chunk
+
+
+def _checked_image(staging: Staging, image: _ImagePart, path: Path) -> images.Inspected:
+    """Decode a photo, and its mask, as strictly as `add` does."""
+    name = f"{path}: {image.filename}"
+    photo = images.inspect(staging.path(image.sha256).read_bytes(), name)
+    if image.mask is not None:
+        mask = staging.path(image.mask).read_bytes()
+        if not images.is_stored_mask(mask, (photo.width, photo.height)):
+            raise InvalidImage(f"{name} has an unusable mask")
+    return photo
+
+
+def _insert_concept(
+    session: Session, part: _ConceptPart, photos: Mapping[str, images.Inspected]
+) -> None:
+    concept = ConceptRow(
+        name=part.name,
+        category=part.category,
+        notes=part.notes,
+        created=part.created,
+        updated=now(),
+        search="",
+    )
+    session.add(concept)
+    session.flush()
+    assert concept.id is not None
+    set_tags(session, concept, add=part.tags)
+    for image in part.images:
+        photo = photos[image.sha256]
+        session.add(
+            Image(
+                concept_id=concept.id,
+                format=photo.format,
+                width=photo.width,
+                height=photo.height,
+                phash=photo.phash,
+                **image.model_dump(),
+            )
+        )
+    runs = {run.uid: _insert_run(session, concept.id, run) for run in part.runs}
+    for version in part.versions:
+        _insert_version(session, concept.id, version, runs)
+    refresh(session, concept)
+    record_event(session, concept, "import", images=[image.sha256 for image in part.images])
+
+
+def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
+    fields = part.model_dump(exclude={"images", "metrics", "config", "packages", "uid"})
+    taken = session.exec(select(Run).where(Run.uid == part.uid)).first() is not None
+    run = Run(
+        concept_id=concept_id,
+        uid=os.urandom(6).hex() if taken else part.uid,
+        config=json.dumps(part.config),
+        packages=json.dumps(part.packages),
+        **fields,
+    )
+    session.add(run)
+    session.flush()
+    assert run.id is not None
+    session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in set(part.images))
+    for stage, step, name, value in part.metrics:
+        session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
+    return run.id
+
+
+def _insert_version(
+    session: Session, concept_id: int, part: _VersionPart, runs: Mapping[str, int]
+) -> None:
+    version = Version(
+        concept_id=concept_id,
+        number=part.number,
+        run_id=runs[part.run] if part.run is not None else None,
+        created=part.created,
+    )
+    session.add(version)
+    session.flush()
+    assert version.id is not None
+    for alias in part.aliases:
+        session.add(Alias(concept_id=concept_id, alias=alias, version_id=version.id))
+    for artifact in part.artifacts:
+        session.add(Artifact(version_id=version.id, **artifact.model_dump()))
+    for row in part.evaluations:
+        session.add(
+            Evaluation(
+                version_id=version.id,
+                suite=row.suite,
+                config=json.dumps(row.config),
+                scores=json.dumps(row.scores),
+                created=row.created,
+            )
+        )
+

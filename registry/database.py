@@ -1,0 +1,193 @@
+"""The connection to `concepts.db`: how it is opened, read, written and upgraded.
+
+Reads run on one plain `sqlite3` connection, because building objects through the ORM costs twenty
+times the query. Writes are SQLModel sessions, each one transaction that takes the write lock first.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, event
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, create_engine
+
+from . import migrations
+from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
+
+
+class Database:
+    """One open `concepts.db`. Not for use from several threads at once."""
+
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        """Connect; `timeout` is how long a write waits for another process, in seconds."""
+        self.path = path
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)),
+            connect_args={"timeout": timeout, "check_same_thread": False},
+        )
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        with translated(path):
+            self._pooled = self._engine.raw_connection()
+        self.reader: sqlite3.Connection = self._pooled.driver_connection  # pyright: ignore[reportAttributeAccessIssue]
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pooled.close()
+        self._engine.dispose()
+
+    def rows(self, sql: str, **parameters: object) -> list[tuple[Any, ...]]:
+        """Run a read and return its rows; `sql` comes from `queries.compiled`."""
+        try:
+            return self.reader.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise explained(error, self.path) from error
+
+    def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Run a read whose rows may be too many to hold."""
+        with translated(self.path):
+            yield from self.reader.execute(sql)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let several reads see one and the same state."""
+        self.rows("BEGIN")
+        try:
+            yield
+        finally:
+            self.reader.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction, committed at the end or rolled back by any exception.
+
+        Raises `RegistryBusy` if another process keeps writing for longer than the time-out, and
+        `StorageError` if the disk refuses.
+        """
+        with (
+            translated(self.path),
+            Session(self._engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            session.connection()  # take the write lock before anything is read
+            yield session
+
+    def is_blank(self) -> bool:
+        """Whether there is no table at all: the file was just created."""
+        return self.rows("SELECT count(*) FROM sqlite_master")[0][0] == 0
+
+    def pending(self) -> bool:
+        """Whether migrations have to run.
+
+        Raises `RegistryTooNew` for a database that has been through unknown ones, and
+        `RegistryCorrupt` for a SQLite file that is not a registry.
+        """
+        with translated(self.path):
+            done = migrations.applied(self.reader)
+        if not done and not self.is_blank():
+            raise RegistryCorrupt(f"{self.path} is a SQLite database, but not a concept registry")
+        known = {step.name for step in migrations.MIGRATIONS}
+        unknown = [needs for name, needs in done if name not in known]
+        if unknown:
+            raise RegistryTooNew(
+                f"{self.path} was written by a newer program; it needs conceptry {unknown[-1]}",
+                hint=f'pip install --upgrade "conceptry>={unknown[-1]}"',
+            )
+        return len(done) < len(known)
+
+    def upgrade(self) -> None:
+        """Bring the schema up to today's; a database with content is copied first.
+
+        Hold the registry's exclusive lock.
+        """
+        with translated(self.path):
+            if self.is_blank():
+                self.reader.execute("PRAGMA journal_mode = WAL")
+            else:
+                done = migrations.applied(self.reader)
+                self.copy_to(self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}"))
+            migrations.upgrade(self.reader)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of the database, whatever other processes do meanwhile."""
+        with translated(path), contextlib.closing(sqlite3.connect(path)) as target:
+            self.reader.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")  # leave one self-contained file
+
+    def damage(self) -> list[str]:
+        """What SQLite's own checks say is wrong."""
+        try:
+            lines = [row[0] for row in self.reader.execute("PRAGMA integrity_check")]
+            dangling = self.reader.execute("PRAGMA foreign_key_check").fetchall()
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        found = [] if lines == ["ok"] else lines
+        return found + [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see _begin
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors about `path` into ours; all others pass."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise explained(error.orig, path) from error
+    except sqlite3.Error as error:
+        raise explained(error, path) from error
+
+
+def explained(error: BaseException | None, path: Path) -> BaseException:
+    """Our error for one of SQLite's, or the error itself where it would be a bug of ours."""
+    code = getattr(error, "sqlite_errorcode", None)
+    for codes, make in _EXPLANATIONS:
+        if code is not None and code & 0xFF in codes:
+            return make(path, error)
+    return error or RuntimeError(f"unknown database error at {path}")
+
+
+def _busy(path: Path, _error: object) -> ConceptryError:
+    return RegistryBusy(
+        f"the registry {path} is busy: another process is writing", hint="try again"
+    )
+
+
+def _refused(path: Path, error: object) -> ConceptryError:
+    return StorageError(
+        f"cannot use {path}: {error}",
+        hint="see that the disk has room and the folder can be written; nothing was changed",
+    )
+
+
+def _corrupt(path: Path, error: object) -> ConceptryError:
+    return RegistryCorrupt(
+        f"{path} is damaged: {error}", hint="restore it from a backup; nothing was changed"
+    )
+
+
+_EXPLANATIONS: Sequence[tuple[tuple[int, ...], Any]] = (
+    ((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED), _busy),
+    ((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), _corrupt),
+    (
+        (
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_PERM,
+        ),
+        _refused,
+    ),
+)

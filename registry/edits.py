@@ -1,0 +1,162 @@
+"""Changing what is known of a concept: category, notes, tags, captions, its name, its removal."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sqlmodel import Session, col, select
+
+from .clock import now
+from .database import Database
+from .errors import AlreadyExists, ConceptNotFound, InvalidInput, NotFound
+from .names import check_category, check_name, check_text
+from .queries import names, search_text, show_concept
+from .records import Concept as ConceptRecord
+from .store import Store
+from .tables import Concept, Event, Image, Tag
+
+
+def edit(
+    store: Store,
+    name: str,
+    *,
+    category: str | None,
+    notes: str | None,
+    tag: Sequence[str],
+    untag: Sequence[str],
+    captions: Mapping[str, str],
+    remove_images: Sequence[str],
+) -> ConceptRecord:
+    """Change a concept; see `Registry.edit`."""
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, name)
+        detail: dict[str, object] = {}
+        if category is not None:
+            detail["category"] = concept.category = check_category(category)
+        if notes is not None:
+            detail["notes"] = concept.notes = check_text(notes, "notes")
+        if tag or untag:
+            set_tags(session, concept, add=[check_name(t, "tag") for t in tag], remove=untag)
+            detail |= {"tag": list(tag), "untag": list(untag)}
+        for image, caption in captions.items():
+            row = _image_row(session, concept, image)
+            row.caption = check_text(caption, "caption") or None
+            detail.setdefault("captions", {})[row.sha256] = row.caption  # pyright: ignore[reportAttributeAccessIssue]
+        for row in [_image_row(session, concept, image) for image in remove_images]:
+            session.delete(row)
+            detail.setdefault("removed_images", []).append(row.sha256)  # pyright: ignore[reportAttributeAccessIssue]
+        refresh(session, concept)
+        record_event(session, concept, "edit", **detail)
+    return show_concept(store.database, name)
+
+
+def rename(store: Store, name: str, new_name: str) -> ConceptRecord:
+    """Give a concept another name; see `Registry.rename`."""
+    check_name(new_name)
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, name)
+        if concept_row(session, new_name) is not None:
+            raise AlreadyExists(
+                f'"{new_name}" is taken', hint=f"choose another name, or concept rm {new_name}"
+            )
+        concept.name = new_name
+        refresh(session, concept)
+        record_event(session, concept, "rename", was=name)
+    return show_concept(store.database, new_name)
+
+
+def remove(store: Store, concept_names: Sequence[str]) -> None:
+    """Forget concepts, all or none of them; their blobs stay until `gc`."""
+    with store.database.write() as session:
+        for concept_name in dict.fromkeys(concept_names):
+            concept = existing_row(session, store.database, concept_name)
+            images = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
+            record_event(session, concept, "remove", images=list(images))
+            session.delete(concept)
+
+
+def check_category_fits(name: str, taken: str | None, category: str | None) -> None:
+    """Raise `InvalidInput` if a new concept lacks a category, or an old one (`taken`) has another."""
+    if taken is None and category is None:
+        raise InvalidInput(
+            f'"{name}" is new: say in a word what it is',
+            hint=f"concept add {name} PHOTO… --category dog",
+        )
+    if taken is not None and category not in (None, taken):
+        raise InvalidInput(
+            f'"{name}" is a {taken}, not a {category}',
+            hint=f'concept edit {name} --category "{category}"',
+        )
+
+
+def concept_row(session: Session, name: str) -> Concept | None:
+    """The row of a concept, if there is one."""
+    return session.exec(select(Concept).where(Concept.name == name)).one_or_none()
+
+
+def existing_row(session: Session, database: Database, name: str) -> Concept:
+    """The row of a concept; raises `ConceptNotFound`."""
+    concept = concept_row(session, name)
+    if concept is None:
+        raise ConceptNotFound(name, names(database))
+    return concept
+
+
+def set_tags(
+    session: Session, concept: Concept, *, add: Sequence[str], remove: Sequence[str] = ()
+) -> None:
+    """Add and remove tags; one that is there already, or missing, is no error."""
+    assert concept.id is not None
+    rows = session.exec(select(Tag).where(Tag.concept_id == concept.id))
+    present = {row.tag: row for row in rows}
+    for tag in remove:
+        if tag in present and tag not in add:
+            session.delete(present[tag])
+    for tag in dict.fromkeys(add):
+        if tag not in present:
+            session.add(Tag(concept_id=concept.id, tag=tag))
+
+
+def refresh(session: Session, concept: Concept) -> None:
+    """Bring what is derived from a concept's rows up to date: its search text and its date."""
+    session.flush()
+    tags = session.exec(select(Tag.tag).where(Tag.concept_id == concept.id).order_by(Tag.tag))
+    captions = session.exec(
+        select(Image.caption).where(Image.concept_id == concept.id).order_by(col(Image.id))
+    )
+    concept.search = search_text(
+        concept.name, concept.category, concept.notes, tags.all(), captions.all()
+    )
+    concept.updated = now()
+    session.add(concept)
+
+
+def record_event(session: Session, concept: Concept, action: str, **detail: object) -> None:
+    """Write a line of history."""
+    assert concept.id is not None
+    session.add(
+        Event(
+            at=now(),
+            concept_id=concept.id,
+            concept=concept.name,
+            action=action,
+            detail=json.dumps(detail, ensure_ascii=False),
+        )
+    )
+
+
+def _image_row(session: Session, concept: Concept, image: str) -> Image:
+    """The photo of a concept by its file name, its hash, or the first 4 or more digits of it."""
+    rows = session.exec(select(Image).where(Image.concept_id == concept.id)).all()
+    is_prefix = len(image) >= 4
+    found = [
+        row
+        for row in rows
+        if row.filename == image or (is_prefix and row.sha256.startswith(image.lower()))
+    ]
+    show = f"concept show {concept.name}"
+    if not found:
+        raise NotFound(f'"{concept.name}" has no photo "{image}"', hint=show)
+    if len(found) > 1:
+        raise InvalidInput(f'"{image}" fits {len(found)} photos; name one by its hash', hint=show)
+    return found[0]
+

@@ -1,0 +1,108 @@
+"""The errors a user can act on: what happened, why, and the next command to type."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class ConceptryError(Exception):
+    """Base of every expected error.
+
+    `code` is a stable word for programs, `hint` the next thing to do, usually a command.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidInput(ConceptryError, ValueError):
+    """Something the user gave cannot be used; nothing was changed."""
+
+    code = "invalid_input"
+
+
+class AlreadyExists(InvalidInput):
+    """A name is taken."""
+
+    code = "already_exists"
+
+
+class InvalidImage(InvalidInput):
+    """A photo or mask that cannot be read, or is larger than the cap on pixels."""
+
+    code = "invalid_image"
+
+
+class InvalidBundle(InvalidInput):
+    """An export file that is damaged, hostile, or made by a newer program."""
+
+    code = "invalid_bundle"
+
+
+class InvalidWeights(InvalidInput):
+    """A weights file that is not sound safetensors, or not the tensors expected."""
+
+    code = "invalid_weights"
+
+
+class NotFound(ConceptryError, LookupError):
+    """The thing that was named does not exist."""
+
+    code = "not_found"
+
+
+class ConceptNotFound(NotFound):
+    """No concept has this name."""
+
+    code = "concept_not_found"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f'no concept is named "{name}"', hint=suggest(name, known))
+
+
+class RegistryMissing(NotFound):
+    """There is no registry at the path."""
+
+    code = "registry_not_found"
+
+
+class RegistryError(ConceptryError):
+    """The registry itself is at fault: busy, damaged, too new, or out of room."""
+
+    code = "registry_error"
+
+
+class RegistryBusy(RegistryError):
+    """Another process held the registry for longer than the time-out."""
+
+    code = "registry_busy"
+
+
+class RegistryCorrupt(RegistryError):
+    """The database or a stored file is damaged."""
+
+    code = "registry_corrupt"
+
+
+class RegistryTooNew(RegistryError):
+    """The database was written by a newer program."""
+
+    code = "registry_too_new"
+
+
+class StorageError(RegistryError):
+    """The disk is full, read-only or failing."""
+
+    code = "storage"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which of `known` look like `name`, or how to list them all."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return "concept list"

@@ -1,0 +1,236 @@
+"""Reading photos and masks that may be broken or hostile.
+
+A photo is accepted only after its header has named an allowed format and a size under the cap,
+and every pixel has been decoded.
+"""
+
+import contextlib
+import io
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InvalidImage
+
+with contextlib.suppress(ImportError):
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+
+    pillow_heif.register_heif_opener()
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif".split()
+)
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, at which it only warns."""
+MAX_FILE_BYTES = 256 << 20
+SMALL = 512
+"""Below this many pixels on the shorter side a photo deserves a warning: most base models draw
+at 512 or more."""
+BLURRED = 0.5
+"""Blur effect above which a photo deserves a warning. Sharp photos lie at 0.15-0.35; a Gaussian
+blur of 2 pixels, at 512, moves the same photos to 0.47-0.69."""
+NEAR = 10
+"""Perceptual hashes (64 bits) that differ in at most this many are near-duplicates. Resizing,
+recompressing and cropping by 5 % move a hash by 0-10; different shots of one subject by 12-40."""
+
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
+_THUMBNAIL = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a photo turned out to be. Width and height are as seen, after EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+    frames: int
+    phash: str
+    blur: float
+    """Blur effect, 0 (sharp) to 1, of the photo at 512 pixels."""
+    alpha: bytes | None
+    """The subject mask from the alpha channel, as a grey PNG, if any of it is transparent."""
+
+
+@contextlib.contextmanager
+def strict_decoding() -> Iterator[None]:
+    """Make Pillow raise where it would only warn of a decompression bomb.
+
+    Changes the process's warning filters: enter it once around a batch, not once per thread.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        yield
+
+
+def inspect(data: bytes, name: str) -> Inspected:
+    """Decode a whole photo and describe it.
+
+    Raises `InvalidImage`, naming `name`, for a format that is not allowed, a size above
+    `MAX_PIXELS`, damaged data or a fully transparent picture.
+    """
+    image = _decode(data, name)
+    frames = getattr(image, "n_frames", 1)
+    upright = ImageOps.exif_transpose(image)
+    thumbnail = to_grey(upright)
+    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0)
+    return Inspected(
+        format=image.format or "",
+        width=upright.width,
+        height=upright.height,
+        frames=1 if image.format == "MPO" else frames,
+        phash=str(imagehash.phash(thumbnail)),
+        blur=blur_effect(np.asarray(thumbnail, dtype=np.float32) / 255),
+        alpha=_alpha_mask(upright, name),
+    )
+
+
+def read_photo(data: bytes, name: str = "the photo") -> Image.Image:
+    """Decode a photo as RGB, upright; what is transparent becomes white.
+
+    Raises `InvalidImage` as `inspect` does.
+    """
+    upright = ImageOps.exif_transpose(_decode(data, name))
+    if not upright.has_transparency_data:
+        return _scaled_to_8_bits(upright).convert("RGB")
+    rgba = upright.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
+    """Turn a mask file into a grey PNG of `size` (width, height); white is subject.
+
+    A mask with transparency counts by its alpha channel. Raises `InvalidImage` if it is empty or
+    its proportions are not those of the photo.
+    """
+    image = ImageOps.exif_transpose(_decode(data, name))
+    if image.has_transparency_data:
+        mask = image.convert("RGBA").getchannel("A")
+        if mask.getextrema() == (255, 255):
+            mask = to_grey(image)
+    else:
+        mask = to_grey(image)
+    if abs(mask.width * size[1] - mask.height * size[0]) > max(*mask.size, *size):
+        raise InvalidImage(
+            f"the mask {name} is {mask.width}x{mask.height}, its photo {size[0]}x{size[1]}"
+        )
+    if mask.getextrema() == (0, 0):
+        raise InvalidImage(f"the mask {name} is black all over: white marks the subject")
+    if mask.size != size:
+        mask = mask.resize(size, Image.Resampling.BILINEAR)
+    return _png(mask)
+
+
+def open_stored_mask(data: bytes) -> Image.Image:
+    """Decode a mask that `read_mask` or `inspect` made."""
+    return _decode(data, "the mask")
+
+
+def is_stored_mask(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether `data` is a mask as `read_mask` makes them, for a photo of `size`."""
+    try:
+        mask = _decode(data, "the mask")
+    except InvalidImage:
+        return False
+    return (mask.format, mask.mode, mask.size) == ("PNG", "L", size)
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """The picture in 8-bit grey, from any mode."""
+    return _scaled_to_8_bits(image).convert("L")
+
+
+def blur_effect(grey: np.ndarray, kernel: int = 11) -> float:
+    """No-reference blur metric: how little a picture changes when it is blurred once more.
+
+    `grey` is (height, width) in 0..1; the result lies in 0 (sharp) to 1. Crete et al., "The blur
+    effect: perception and estimation with a new no-reference perceptual blur metric", 2007, eq. 1-6.
+    """
+    if min(grey.shape) < kernel:
+        return 0.0
+    return max(_blur_along(grey, kernel), _blur_along(grey.T, kernel))
+
+
+def _blur_along(grey: np.ndarray, kernel: int) -> float:
+    padded = np.pad(grey, ((kernel // 2 + 1, kernel // 2), (0, 0)), mode="edge")
+    total = np.cumsum(padded, axis=0, dtype=np.float32)
+    blurred = (total[kernel:] - total[:-kernel]) / kernel
+    sharp_steps = np.abs(np.diff(grey, axis=0))
+    lost = np.maximum(0, sharp_steps - np.abs(np.diff(blurred, axis=0)))
+    variation = float(sharp_steps.sum())
+    return (variation - float(lost.sum())) / variation if variation > 1e-6 else 0.0
+
+
+def distances(phash: str, others: Sequence[str]) -> np.ndarray:
+    """The Hamming distances (len(others),) of a perceptual hash to others, in bits of 64."""
+    values = np.array([int(other, 16) for other in others], dtype=np.uint64)
+    return np.bitwise_count(values ^ np.uint64(int(phash, 16)))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a photo, mask or caption file; raises `InvalidImage` if it cannot be read."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InvalidImage(f"{path} has {size:,} bytes; {MAX_FILE_BYTES:,} is the limit")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_available_formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+    except UnidentifiedImageError:
+        raise InvalidImage(
+            f"{name} is not a photo in a known format (JPEG, PNG, WebP, BMP, TIFF"
+            + "".join(f", {extra}" for extra in ("AVIF", "HEIF") if extra in _available_formats())
+            + ")"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidImage(f"{name} has more than {MAX_PIXELS:,} pixels, the limit") from None
+    except _DECODER_ERRORS as error:
+        raise InvalidImage(f"{name} is damaged: {error}") from error
+    return image
+
+
+def _available_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
+    """Bring 16-bit grey (PNG, TIFF) to 8 bits by scale, where Pillow would clip."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float32)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+    return image
+
+
+def _alpha_mask(image: Image.Image, name: str) -> bytes | None:
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    low, high = alpha.getextrema()
+    if high == 0:
+        raise InvalidImage(f"{name} is fully transparent")
+    return None if low == 255 else _png(alpha)
+
+
+def _png(mask: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()

@@ -1,0 +1,213 @@
+"""Adding photos to a concept, all or nothing."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from . import images
+from .blobs import Staging
+from .clock import now
+from .edits import check_category_fits, concept_row, record_event, refresh, set_tags
+from .errors import InvalidImage
+from .names import check_category, check_name, check_text
+from .queries import category_of, show_concept
+from .records import Added, AddedImage, Duplicate, Warned
+from .sources import Source
+from .store import Store
+from .tables import Concept, Image
+
+Progress = Callable[[int, int], None]
+"""Called with how many of how many are done."""
+
+NUM_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A photo whose bytes, and whose mask's, are safely in the staging."""
+
+    source: Source
+    sha256: str
+    num_bytes: int
+    photo: images.Inspected
+    mask: str | None
+    mask_bytes: int | None
+
+
+def add(
+    store: Store,
+    name: str,
+    sources: Sequence[Source],
+    *,
+    category: str | None,
+    tags: Sequence[str],
+    notes: str | None,
+    on_progress: Progress | None,
+) -> Added:
+    """Create or extend a concept; see `Registry.add`."""
+    name = check_name(name)
+    tags = [check_name(tag, "tag") for tag in tags]
+    category = check_category(category) if category is not None else None
+    notes = check_text(notes, "notes") if notes is not None else None
+    check_category_fits(name, category_of(store.database, name), category)  # before reading photos
+    with store.receive() as staging:
+        received = _receive_all(sources, staging, on_progress)
+        staging.publish()
+        with store.database.write() as session:
+            concept = concept_row(session, name)
+            check_category_fits(name, concept and concept.category, category)
+            concept = concept or _new_concept(session, name, category)
+            added, duplicates = _insert(session, concept, received)
+            if notes is not None:
+                concept.notes = notes
+            set_tags(session, concept, add=tags)
+            refresh(session, concept)
+            record_event(session, concept, "add", images=[image.sha256 for image in added])
+        warnings = [warning for item in received for warning in _warnings(item)]
+        return Added(show_concept(store.database, name), added, duplicates, warnings)
+
+
+def _receive_all(
+    sources: Sequence[Source], staging: Staging, on_progress: Progress | None
+) -> list[Received]:
+    """Decode, hash and stage every photo, several at once; all bad ones are reported together."""
+    received: dict[int, Received] = {}
+    errors: dict[int, InvalidImage] = {}
+    with images.strict_decoding(), ThreadPoolExecutor(NUM_THREADS) as pool:
+        jobs = {pool.submit(_receive, source, staging): i for i, source in enumerate(sources)}
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                try:
+                    received[jobs[job]] = job.result()
+                except InvalidImage as error:
+                    errors[jobs[job]] = error
+                if on_progress is not None:
+                    on_progress(done, len(sources))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if errors:
+        raise _summary([errors[i] for i in sorted(errors)], len(sources))
+    return [received[i] for i in sorted(received)]
+
+
+def _receive(source: Source, staging: Staging) -> Received:
+    data = images.read_file(source.path)
+    photo = images.inspect(data, str(source.path))
+    mask = photo.alpha
+    if source.mask is not None:
+        mask_file = images.read_file(source.mask)
+        mask = images.read_mask(mask_file, str(source.mask), (photo.width, photo.height))
+    return Received(
+        source=source,
+        sha256=staging.write(data),
+        num_bytes=len(data),
+        photo=photo,
+        mask=staging.write(mask) if mask else None,
+        mask_bytes=len(mask) if mask else None,
+    )
+
+
+def _summary(errors: list[InvalidImage], num_sources: int) -> InvalidImage:
+    message = errors[0].message
+    if len(errors) > 1:
+        others = ", ".join(error.message for error in errors[1:4])
+        more = f" and {len(errors) - 4} more" if len(errors) > 4 else ""
+        message = f"{len(errors)} of {num_sources} files cannot be used: {message}, {others}{more}"
+    return InvalidImage(message, hint="leave out or replace it; nothing was added")
+
+
+def _new_concept(session: Session, name: str, category: str | None) -> Concept:
+    assert category is not None, "check_category_fits has seen to it"
+    moment = now()
+    concept = Concept(name=name, category=category, created=moment, updated=moment, search="")
+    session.add(concept)
+    session.flush()
+    record_event(session, concept, "create", category=category)
+    return concept
+
+
+def _insert(
+    session: Session, concept: Concept, received: Sequence[Received]
+) -> tuple[list[AddedImage], list[Duplicate]]:
+    """Insert the photos that are new to the concept, and say which resemble others in it."""
+    query = select(Image).where(Image.concept_id == concept.id).order_by(col(Image.id))
+    known = list(session.exec(query))
+    by_hash = {image.sha256: image for image in known}
+    added: list[AddedImage] = []
+    duplicates: list[Duplicate] = []
+    moment = now()
+    for item in received:
+        path = str(item.source.path)
+        if same := by_hash.get(item.sha256):
+            updated = _take_over(same, item)
+            duplicates.append(
+                Duplicate(path, item.sha256, same.sha256, same.filename, True, 0, updated)
+            )
+            continue
+        if near := _nearest(item.photo.phash, known):
+            image, distance = near
+            duplicates.append(
+                Duplicate(path, item.sha256, image.sha256, image.filename, False, distance, [])
+            )
+        image = _row(concept, item, moment)
+        known.append(image)
+        by_hash[image.sha256] = image
+        added.append(AddedImage(path, item.sha256))
+    session.add_all(known)
+    return added, duplicates
+
+
+def _nearest(phash: str, known: Sequence[Image]) -> tuple[Image, int] | None:
+    if not known:
+        return None
+    distances = images.distances(phash, [image.phash for image in known])
+    nearest = int(distances.argmin())
+    distance = int(distances[nearest])
+    return (known[nearest], distance) if distance <= images.NEAR else None
+
+
+def _take_over(image: Image, item: Received) -> list[str]:
+    """Give a photo that was added again its new caption and mask."""
+    updated: list[str] = []
+    if item.source.caption and item.source.caption != image.caption:
+        image.caption = item.source.caption
+        updated.append("caption")
+    if item.mask and item.mask != image.mask:
+        image.mask, image.mask_bytes = item.mask, item.mask_bytes
+        updated.append("mask")
+    return updated
+
+
+def _row(concept: Concept, item: Received, moment: str) -> Image:
+    assert concept.id is not None
+    return Image(
+        concept_id=concept.id,
+        sha256=item.sha256,
+        bytes=item.num_bytes,
+        filename=item.source.path.name,
+        format=item.photo.format,
+        width=item.photo.width,
+        height=item.photo.height,
+        caption=item.source.caption,
+        mask=item.mask,
+        mask_bytes=item.mask_bytes,
+        phash=item.photo.phash,
+        added=moment,
+    )
+
+
+def _warnings(item: Received) -> list[Warned]:
+    path, photo = str(item.source.path), item.photo
+    found: list[Warned] = []
+    if min(photo.width, photo.height) < images.SMALL:
+        size = f"{photo.width}x{photo.height}"
+        found.append(Warned("small", path, f"{size} is below {images.SMALL} pixels"))
+    if photo.blur > images.BLURRED:
+        found.append(Warned("blurred", path, f"looks blurred ({photo.blur:.2f} of 1)"))
+    if photo.frames > 1:
+        found.append(Warned("frames", path, f"has {photo.frames} frames; the first is used"))
+    return found

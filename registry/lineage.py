@@ -1,0 +1,261 @@
+"""What made what: runs, the versions they leave, scores, and the pictures drawn with them."""
+
+import json
+import secrets
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import bindparam
+from sqlmodel import Session, col, func, select
+
+from .blobs import CHUNK
+from .clock import now
+from .edits import existing_row, record_event, refresh
+from .errors import InvalidInput, NotFound
+from .names import check_name
+from .queries import compiled
+from .records import Lineage, LineageSource
+from .store import Store
+from .tables import (
+    Alias,
+    Artifact,
+    Concept,
+    Evaluation,
+    Generation,
+    GenerationVersion,
+    Image,
+    Metric,
+    Run,
+    RunImage,
+    Version,
+)
+from .tensors import check_weights
+
+RUN_STATUSES = ("running", "done", "interrupted", "failed")
+
+
+def begin_run(
+    store: Store,
+    name: str,
+    *,
+    method: str,
+    config: Mapping[str, Any],
+    base: str,
+    base_sha256: str,
+    seed: int,
+    packages: Mapping[str, str],
+) -> str:
+    """Record that a training begins; see `Registry.begin_run`."""
+    uid = secrets.token_hex(6)
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, name)
+        assert concept.id is not None
+        run = Run(
+            uid=uid,
+            concept_id=concept.id,
+            method=method,
+            config=json.dumps(config),
+            base=base,
+            base_sha256=base_sha256,
+            seed=seed,
+            packages=json.dumps(packages),
+            host=socket.gethostname(),
+            status="running",
+            started=now(),
+        )
+        session.add(run)
+        session.flush()
+        assert run.id is not None
+        photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
+        session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
+        record_event(session, concept, "train", run=uid, method=method)
+    return uid
+
+
+def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
+    """Record how a training ended; see `Registry.end_run`."""
+    if status not in RUN_STATUSES:
+        raise InvalidInput(f"{status!r} is no run status", hint=", ".join(RUN_STATUSES))
+    with store.database.write() as session:
+        run = _run_row(session, uid)
+        run.status, run.error, run.finished = status, error, now()
+        concept = session.get_one(Concept, run.concept_id)
+        record_event(session, concept, "trained", run=uid, status=status)
+
+
+def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, float]]) -> None:
+    """Record numbers of training steps; see `Registry.log_metrics`."""
+    with store.database.write() as session:
+        run = _run_row(session, uid)
+        assert run.id is not None
+        for stage, step, name, value in rows:
+            session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
+
+
+def add_version(
+    store: Store, name: str, files: Mapping[str, Path], *, run: str | None, kind: str
+) -> int:
+    """Store weights as the next version of a concept; see `Registry.add_version`."""
+    with store.receive() as staging:
+        stored: list[Artifact] = []
+        moment = now()
+        for file_name, path in files.items():
+            with path.open("rb") as file:
+                sha256 = staging.write(iter(lambda: file.read(CHUNK), b""))
+            staged = staging.path(sha256)
+            check_weights(staged)
+            stored.append(
+                Artifact(
+                    name=file_name,
+                    kind=kind,
+                    sha256=sha256,
+                    bytes=staged.stat().st_size,
+                    created=moment,
+                )
+            )
+        staging.publish()
+        with store.database.write() as session:
+            concept = existing_row(session, store.database, name)
+            assert concept.id is not None
+            highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
+            number = (session.exec(highest).one() or 0) + 1
+            run_id = _run_row(session, run).id if run is not None else None
+            version = Version(
+                concept_id=concept.id, number=number, run_id=run_id, created=moment
+            )
+            session.add(version)
+            session.flush()
+            for artifact in stored:
+                artifact.version_id = version.id
+            session.add_all(stored)
+            refresh(session, concept)
+            record_event(session, concept, "version", number=number, run=run)
+    return number
+
+
+def set_alias(store: Store, name: str, number: int, alias: str) -> None:
+    """Let `alias` stand for a version; see `Registry.set_alias`."""
+    check_name(alias, "alias")
+    if alias.isdigit():
+        raise InvalidInput(f'"{alias}" would be taken for a version number')
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, name)
+        version = _version_row(session, concept, number)
+        assert concept.id is not None and version.id is not None
+        session.merge(Alias(concept_id=concept.id, alias=alias, version_id=version.id))
+        record_event(session, concept, "alias", alias=alias, number=number)
+
+
+def add_evaluation(
+    store: Store,
+    name: str,
+    number: int,
+    *,
+    suite: str,
+    config: Mapping[str, Any],
+    scores: Mapping[str, Any],
+) -> None:
+    """Record the scores of a version; see `Registry.add_evaluation`."""
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, name)
+        version = _version_row(session, concept, number)
+        assert version.id is not None
+        session.add(
+            Evaluation(
+                version_id=version.id,
+                suite=suite,
+                config=json.dumps(config),
+                scores=json.dumps(scores),
+                created=now(),
+            )
+        )
+        record_event(session, concept, "evaluate", number=number, suite=suite)
+
+
+def add_generation(
+    store: Store,
+    output_sha256: str,
+    *,
+    prompt: str,
+    seed: int,
+    base: str,
+    base_sha256: str,
+    settings: Mapping[str, Any],
+    versions: Sequence[tuple[str, int]],
+) -> None:
+    """Record a picture; see `Registry.add_generation`."""
+    with store.database.write() as session:
+        picture = Generation(
+            output_sha256=output_sha256,
+            prompt=prompt,
+            seed=seed,
+            base=base,
+            base_sha256=base_sha256,
+            settings=json.dumps(settings),
+            created=now(),
+        )
+        session.add(picture)
+        session.flush()
+        assert picture.id is not None
+        for name, number in versions:
+            concept = existing_row(session, store.database, name)
+            version = _version_row(session, concept, number)
+            assert version.id is not None
+            session.add(GenerationVersion(generation_id=picture.id, version_id=version.id))
+
+
+_TRACE_SQL = compiled(
+    select(
+        Generation.id,
+        Generation.prompt,
+        Generation.seed,
+        Generation.base,
+        Generation.settings,
+        Concept.name,
+        Version.number,
+        Run.uid,
+        Run.method,
+        RunImage.sha256,
+    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    .outerjoin(GenerationVersion, col(GenerationVersion.generation_id) == col(Generation.id))
+    .outerjoin(Version, col(Version.id) == col(GenerationVersion.version_id))
+    .outerjoin(Concept, col(Concept.id) == col(Version.concept_id))
+    .outerjoin(Run, col(Run.id) == col(Version.run_id))
+    .outerjoin(RunImage, col(RunImage.run_id) == col(Run.id))
+    .where(Generation.output_sha256 == bindparam("sha256"))
+    .order_by(col(Generation.id).desc(), Concept.name, Version.number, RunImage.sha256)
+)
+
+
+def trace(store: Store, output_sha256: str) -> Lineage:
+    """From a picture back to the photos that taught it; see `Registry.trace`."""
+    rows = store.database.rows(_TRACE_SQL, sha256=output_sha256)
+    if not rows:
+        raise NotFound(f"no picture with the hash {output_sha256} was drawn with this registry")
+    latest, prompt, seed, base, settings = rows[0][:5]
+    photos: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for generation, *_, concept, number, run, method, sha256 in rows:
+        if generation == latest and concept is not None:
+            photos[concept, number, run, method] += [sha256] if sha256 else []
+    sources = [LineageSource(*key, images) for key, images in photos.items()]
+    return Lineage(prompt, seed, base, json.loads(settings), sources)
+
+
+def _run_row(session: Session, uid: str) -> Run:
+    run = session.exec(select(Run).where(Run.uid == uid)).one_or_none()
+    if run is None:
+        raise NotFound(f'there is no run "{uid}"')
+    return run
+
+
+def _version_row(session: Session, concept: Concept, number: int) -> Version:
+    query = select(Version).where(Version.concept_id == concept.id, Version.number == number)
+    version = session.exec(query).one_or_none()
+    if version is None:
+        raise NotFound(
+            f'"{concept.name}" has no version {number}', hint=f"concept show {concept.name}"
+        )
+    return version

@@ -1,0 +1,41 @@
+"""Where a registry lives: `concepts.db` and, beside it, `concepts.blobs/`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DATABASE_NAME = "concepts.db"
+ENVIRONMENT_VARIABLE = "CONCEPT_REGISTRY"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The paths of one registry. Nothing inside it is absolute, so both can be moved together."""
+
+    database: Path
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of stored files."""
+        return self.database.with_suffix(".blobs")
+
+
+def locate(path: str | os.PathLike[str] | None = None) -> Location:
+    """Find the registry: `path`, `$CONCEPT_REGISTRY`, `./concepts.db`, the user's data folder.
+
+    A folder stands for the `concepts.db` in it. The database need not exist yet.
+    """
+    if path is None:
+        path = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if path is None:
+        path = Path(DATABASE_NAME) if Path(DATABASE_NAME).exists() else _user_database()
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / DATABASE_NAME
+    return Location(path.absolute())
+
+
+def _user_database() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("conceptry", appauthor=False)) / DATABASE_NAME

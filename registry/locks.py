@@ -1,0 +1,64 @@
+"""One lock per registry: many writers of blobs together, or one that may delete them alone.
+
+The operating system owns it (a SQLite lock on `concepts.blobs/lock`), so it dies with its holder:
+a killed process leaves nothing that would have to be broken.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import ReadWriteLock, Timeout
+
+from .blobs import LOCK_NAME
+from .errors import RegistryBusy, StorageError
+
+
+class RegistryLock:
+    """The lock of the registry whose blobs are in `folder`; waits at most `timeout` seconds."""
+
+    def __init__(self, folder: Path, timeout: float) -> None:
+        self._folder = folder
+        self._timeout = timeout
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold off `gc`, `check --repair` and migrations, while blobs are written or copied.
+
+        Raises `RegistryBusy` when one of them is at work for longer than the time-out.
+        """
+        with self._acquired(exclusive=False, timeout=self._timeout):
+            yield
+
+    @contextmanager
+    def exclusive(self, *, wait: bool = True) -> Iterator[None]:
+        """Be the only process that writes or deletes blobs.
+
+        Raises `RegistryBusy` when others are at work for longer than the time-out, or at all
+        without `wait`.
+        """
+        with self._acquired(exclusive=True, timeout=self._timeout if wait else 0):
+            yield
+
+    @contextmanager
+    def _acquired(self, *, exclusive: bool, timeout: float) -> Iterator[None]:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = ReadWriteLock(self._folder / LOCK_NAME, is_singleton=False)
+            acquire = lock.acquire_write if exclusive else lock.acquire_read
+            held = acquire(timeout=timeout)
+        except Timeout:
+            others = "adding photos or training" if exclusive else "cleaning up or repairing"
+            raise RegistryBusy(
+                f"the registry {self._folder.with_suffix('.db')} is busy: "
+                f"another process is {others}",
+                hint="try again when it is done",
+            ) from None
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"cannot lock {self._folder}: {error}") from error
+        try:
+            yield
+        finally:
+            held.lock.release()
+            lock.close()

@@ -1,0 +1,236 @@
+"""What the registry tells: plain, frozen records. Their fields are the keys of the JSON interface."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptSummary:
+    """A concept as `list` shows it; counts, not contents. Sizes are in bytes."""
+
+    name: str
+    category: str
+    tags: list[str]
+    notes: str
+    images: int
+    versions: int
+    bytes: int
+    created: str
+    updated: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """A photo. Width and height are as seen, after EXIF rotation; `mask` is a SHA-256 or None."""
+
+    sha256: str
+    filename: str
+    format: str
+    width: int
+    height: int
+    bytes: int
+    caption: str | None
+    mask: str | None
+    added: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A training."""
+
+    run: str
+    method: str
+    status: str
+    base: str
+    base_sha256: str
+    seed: int
+    config: dict[str, Any]
+    packages: dict[str, str]
+    host: str
+    started: str
+    finished: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """A stored weights file."""
+
+    name: str
+    kind: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A numbered result: its aliases, the run that made it and its files."""
+
+    number: int
+    aliases: list[str]
+    run: str | None
+    created: str
+    artifacts: list[ArtifactRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """A concept with everything in it."""
+
+    name: str
+    category: str
+    tags: list[str]
+    notes: str
+    images: list[ImageRecord]
+    versions: list[VersionRecord]
+    runs: list[RunRecord]
+    bytes: int
+    created: str
+    updated: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of concepts, and how many there are in all."""
+
+    concepts: list[ConceptSummary]
+    total: int
+    page: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddedImage:
+    """A file that was added, and the photo it became."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A file that looks like a photo of the same concept.
+
+    `exact` files have the same bytes and are not stored twice; `updated` says which of caption
+    and mask the photo took over from it. The others are added all the same. `distance` counts the
+    differing bits of 64 in the perceptual hashes.
+    """
+
+    path: str
+    sha256: str
+    of: str
+    of_filename: str
+    exact: bool
+    distance: int
+    updated: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something about a file that may spoil a training. `code`: small, blurred or frames."""
+
+    code: str
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `add` did."""
+
+    concept: Concept
+    added: list[AddedImage]
+    duplicates: list[Duplicate]
+    warnings: list[Warned]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """A line of history."""
+
+    at: str
+    concept: str
+    action: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that `check` found. `path` is relative to the registry's folder.
+
+    Errors are `missing`, `truncated`, `damaged`, `database` and `search`; notes, which hurt
+    nothing, are `misnamed`, `orphan`, `foreign` and `temporary`.
+    """
+
+    kind: str
+    path: str
+    message: str
+    is_error: bool
+    sha256: str | None = None
+    concepts: list[str] = field(default_factory=list)
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check` looked at and found. `ok` if no error is left unrepaired."""
+
+    ok: bool
+    read_data: bool
+    blobs: int
+    bytes: int
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What `gc` removed, or with `dry_run` would have."""
+
+    removed: int
+    bytes: int
+    temporary: int
+    kept_young: int
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """Where a backup is and what it took; `copied` counts the blobs that were not there yet."""
+
+    path: str
+    concepts: int
+    blobs: int
+    copied: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleReport:
+    """An export file and what is in it."""
+
+    path: str
+    concepts: list[str]
+    blobs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """From a picture back to the photos that taught it."""
+
+    prompt: str
+    seed: int
+    base: str
+    settings: dict[str, Any]
+    sources: list["LineageSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class LineageSource:
+    """One concept in a picture: the version drawn, the run that made it, the photos it learnt."""
+
+    concept: str
+    version: int
+    run: str | None
+    method: str | None
+    images: list[str]

@@ -1,0 +1,412 @@
+"""The registry as everyone else sees it. Each method's work is in the module its name suggests."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from PIL.Image import Image
+
+from . import backup, bundle, edits, images, intake, lineage, queries, upkeep
+from .blobs import BlobStore
+from .database import Database
+from .errors import RegistryCorrupt, RegistryMissing, StorageError
+from .intake import Progress
+from .location import Location, locate
+from .locks import RegistryLock
+from .records import (
+    Added,
+    BackupReport,
+    BundleReport,
+    CheckReport,
+    Concept,
+    EventRecord,
+    GcReport,
+    ImageRecord,
+    Lineage,
+    Page,
+)
+from .sources import collect
+from .store import Store
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds to wait for another process before the registry counts as busy."""
+
+AnyPath = str | os.PathLike[str]
+
+
+class Registry:
+    """Personal concepts: their photos, what was learnt from them, and what made what.
+
+        with Registry.open("concepts.db", create=True) as registry:
+            registry.add("rex", ["photos/"], category="dog", tags=["pets"])
+            for concept in registry.find(tags=["pets"]).concepts:
+                print(concept.name, concept.images)
+
+    Every change is one transaction: it is there completely or not at all, also after a crash.
+    Several processes may use one registry; within a process, open one `Registry` per thread.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @classmethod
+    def open(
+        cls,
+        path: AnyPath | None = None,
+        *,
+        create: bool = False,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Self:
+        """Open a registry, bringing its schema up to date; with `create`, make one if need be.
+
+        Without `path` it is `$CONCEPT_REGISTRY`, `./concepts.db` or the one in the user's data
+        folder. Raises `RegistryMissing`, `RegistryCorrupt`, `RegistryTooNew`, and, after `timeout`
+        seconds, `RegistryBusy`.
+        """
+        location = locate(path)
+        _prepare(location, create)
+        database = Database(location.database, timeout=timeout)
+        try:
+            store = Store(
+                location=location,
+                database=database,
+                blobs=BlobStore(location.blobs),
+                lock=RegistryLock(location.blobs, timeout),
+            )
+            _bring_up_to_date(store, create)
+        except BaseException:
+            database.close()
+            raise
+        return cls(store)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._store.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def location(self) -> Location:
+        """The paths of the database and of the blobs."""
+        return self._store.location
+
+    # --- concepts -------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        paths: Iterable[AnyPath],
+        *,
+        category: str | None = None,
+        caption: str | None = None,
+        masks: AnyPath | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> Added:
+        """Create a concept from photos, or append photos to it: all of them or none.
+
+        `paths` are files, folders and patterns. `category` is the plain word for what it is, and
+        needed for a new concept. The caption of a photo is the `.txt` file beside it, else
+        `caption`; its mask is the picture of the same name in the folder `masks`, else its alpha
+        channel. Bytes are stored as they are. Photos already in the concept are not stored again
+        but take over a new caption or mask; near-duplicates, small and blurred photos are added
+        and reported.
+
+        Raises `InvalidInput` (a bad name or photo), `NotFound` (a path), `RegistryBusy` and
+        `StorageError`.
+        """
+        sources = collect(paths, caption=caption, masks=masks)
+        return intake.add(
+            self._store,
+            name,
+            sources,
+            category=category,
+            tags=tags,
+            notes=notes,
+            on_progress=on_progress,
+        )
+
+    def find(
+        self,
+        *,
+        text: str = "",
+        tags: Sequence[str] = (),
+        category: str | None = None,
+        sort: str = "name",
+        descending: bool = False,
+        limit: int = 50,
+        page: int = 1,
+    ) -> Page:
+        """One page of concepts: those with all `tags`, the `category`, and every word of `text`.
+
+        Words are looked for anywhere in name, category, tags, notes and captions, ignoring case.
+        `sort` is one of name, created, updated, images, versions and bytes. `limit` 0 means all.
+        """
+        return queries.find_concepts(
+            self._store.database,
+            text=text,
+            tags=tags,
+            category=category,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            page=page,
+        )
+
+    def show(self, name: str) -> Concept:
+        """Everything about one concept; raises `ConceptNotFound`, which suggests near names."""
+        return queries.show_concept(self._store.database, name)
+
+    def names(self) -> list[str]:
+        """The names of all concepts, sorted."""
+        return queries.names(self._store.database)
+
+    def edit(
+        self,
+        name: str,
+        *,
+        category: str | None = None,
+        notes: str | None = None,
+        tag: Sequence[str] = (),
+        untag: Sequence[str] = (),
+        captions: Mapping[str, str] | None = None,
+        remove_images: Sequence[str] = (),
+    ) -> Concept:
+        """Change what is known of a concept; what is None stays.
+
+        Photos are named by file name, hash, or the first 4 or more digits of it. Raises
+        `ConceptNotFound`, `NotFound` (a photo) and `InvalidInput`.
+        """
+        return edits.edit(
+            self._store,
+            name,
+            category=category,
+            notes=notes,
+            tag=tag,
+            untag=untag,
+            captions=captions or {},
+            remove_images=remove_images,
+        )
+
+    def rename(self, name: str, new_name: str) -> Concept:
+        """Give a concept another name; raises `ConceptNotFound` and `AlreadyExists`."""
+        return edits.rename(self._store, name, new_name)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Forget concepts, all or, if one does not exist, none. Their files stay until `gc`."""
+        edits.remove(self._store, names)
+
+    def history(self, name: str | None = None, *, limit: int = 0) -> list[EventRecord]:
+        """What was done, oldest first, to one concept (removed ones too) or to all.
+
+        The last `limit` events, 0 for all of them.
+        """
+        return queries.history(self._store.database, name, limit)
+
+    def read_photo(self, image: ImageRecord) -> Image:
+        """A photo of a concept, (height, width) as recorded, RGB, upright, white where transparent.
+
+        Raises `RegistryCorrupt` if its file is missing or damaged.
+        """
+        return images.read_photo(self._store.blobs.read(image.sha256), image.filename)
+
+    def read_mask(self, image: ImageRecord) -> Image | None:
+        """The subject mask of a photo, 8-bit grey of the photo's size, white on the subject."""
+        if image.mask is None:
+            return None
+        return images.open_stored_mask(self._store.blobs.read(image.mask))
+
+    def path_of(self, sha256: str) -> Path:
+        """The stored file of a photo, mask or artifact. Never write to it."""
+        return self._store.blobs.path(sha256)
+
+    # --- upkeep ---------------------------------------------------------------------------------
+
+    def check(
+        self,
+        *,
+        read_data: bool = False,
+        repair: bool = False,
+        look_in: AnyPath | None = None,
+        on_progress: Progress | None = None,
+    ) -> CheckReport:
+        """Compare the rows with the stored files; with `read_data` hash every file again.
+
+        `repair` puts misnamed files in place, sets damaged ones aside, renews search texts and
+        copies lost files back from wherever under `look_in` their bytes are found (a backup, the
+        original photos). It never deletes a photo, nor the row of one.
+        """
+        return upkeep.check(
+            self._store,
+            read_data=read_data,
+            repair=repair,
+            look_in=Path(look_in) if look_in is not None else None,
+            on_progress=on_progress,
+        )
+
+    def gc(self, *, grace: float = upkeep.DEFAULT_GRACE, dry_run: bool = False) -> GcReport:
+        """Delete stored files that nothing needs and that are older than `grace` seconds.
+
+        Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
+        nothing, if the database is damaged.
+        """
+        return upkeep.gc(self._store, grace=grace, dry_run=dry_run)
+
+    def backup(self, folder: AnyPath, *, on_progress: Progress | None = None) -> BackupReport:
+        """Copy the registry into a folder, where it is a registry again.
+
+        A folder with an earlier backup is brought up to date. Raises `AlreadyExists` for a folder
+        with other things in it, `RegistryCorrupt` if a stored file is damaged (the others are
+        copied all the same).
+        """
+        return backup.backup(self._store, Path(folder), on_progress)
+
+    def export_bundle(self, names: Sequence[str], path: AnyPath, *, overwrite: bool = False) -> BundleReport:
+        """Write concepts, with photos, runs and versions, to one portable file.
+
+        Left out: resume points of trainings and records of pictures. Raises `ConceptNotFound`,
+        `AlreadyExists` and `RegistryCorrupt`.
+        """
+        return bundle.export_bundle(self._store, names, Path(path), overwrite=overwrite)
+
+    def import_bundle(self, path: AnyPath, *, name: str | None = None) -> list[Concept]:
+        """Take in every concept of an exported file, or none; `name` renames a single one.
+
+        Raises `NotFound`, `InvalidBundle`, `InvalidImage`, `InvalidWeights` and `AlreadyExists`.
+        """
+        return bundle.import_bundle(self._store, Path(path), name=name)
+
+    # --- lineage --------------------------------------------------------------------------------
+
+    def begin_run(
+        self,
+        name: str,
+        *,
+        method: str,
+        config: Mapping[str, Any],
+        base: str,
+        base_sha256: str,
+        seed: int,
+        packages: Mapping[str, str],
+    ) -> str:
+        """Record that a training of a concept begins, from all its present photos; return its id."""
+        return lineage.begin_run(
+            self._store,
+            name,
+            method=method,
+            config=config,
+            base=base,
+            base_sha256=base_sha256,
+            seed=seed,
+            packages=packages,
+        )
+
+    def end_run(self, run: str, status: str, *, error: str | None = None) -> None:
+        """Record how a training ended: done, interrupted or failed."""
+        lineage.end_run(self._store, run, status, error=error)
+
+    def log_metrics(self, run: str, rows: Iterable[tuple[str, int, str, float]]) -> None:
+        """Record (stage, step, name, value) rows; a row logged again replaces the former."""
+        lineage.log_metrics(self._store, run, rows)
+
+    def add_version(
+        self,
+        name: str,
+        files: Mapping[str, AnyPath],
+        *,
+        run: str | None = None,
+        kind: str = "adapter",
+    ) -> int:
+        """Store safetensors files as the next version of a concept and return its number.
+
+        Raises `InvalidWeights` for anything but sound, finite safetensors.
+        """
+        paths = {file_name: Path(path) for file_name, path in files.items()}
+        return lineage.add_version(self._store, name, paths, run=run, kind=kind)
+
+    def set_alias(self, name: str, number: int, alias: str) -> None:
+        """Let a word such as `best` stand for a version; it may have stood for another before."""
+        lineage.set_alias(self._store, name, number, alias)
+
+    def add_evaluation(
+        self,
+        name: str,
+        number: int,
+        *,
+        suite: str,
+        config: Mapping[str, Any],
+        scores: Mapping[str, Any],
+    ) -> None:
+        """Record the scores of a version on a prompt suite."""
+        lineage.add_evaluation(
+            self._store, name, number, suite=suite, config=config, scores=scores
+        )
+
+    def add_generation(
+        self,
+        output_sha256: str,
+        *,
+        prompt: str,
+        seed: int,
+        base: str,
+        base_sha256: str,
+        settings: Mapping[str, Any],
+        versions: Sequence[tuple[str, int]],
+    ) -> None:
+        """Record a picture drawn with (concept, version) pairs, by the hash of its file."""
+        lineage.add_generation(
+            self._store,
+            output_sha256,
+            prompt=prompt,
+            seed=seed,
+            base=base,
+            base_sha256=base_sha256,
+            settings=settings,
+            versions=versions,
+        )
+
+    def trace(self, output_sha256: str) -> Lineage:
+        """From a picture back to the versions, runs and photos that made it: one query."""
+        return lineage.trace(self._store, output_sha256)
+
+
+def _prepare(location: Location, create: bool) -> None:
+    database = location.database
+    try:
+        if database.exists() and database.stat().st_size > 0:
+            return
+        if BlobStore(location.blobs).has_blobs():
+            raise RegistryCorrupt(
+                f"{location.blobs} holds stored files, but {database} is "
+                + ("empty" if database.exists() else "gone"),
+                hint="restore the database from a backup, or move the folder away",
+            )
+        if not create:
+            raise RegistryMissing(
+                f"there is no registry at {database}",
+                hint="concept add NAME PHOTO… --category WORD creates it",
+            )
+        location.blobs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot use {database}: {error.strerror}") from error
+
+
+def _bring_up_to_date(store: Store, create: bool) -> None:
+    if store.database.is_blank() and not create:
+        raise RegistryMissing(f"there is no registry at {store.location.database}")
+    if store.database.pending():
+        with store.lock.exclusive():
+            if store.database.pending():  # another process may have been faster
+                store.database.upgrade()

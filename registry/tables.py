@@ -1,0 +1,201 @@
+"""The tables of `concepts.db`.
+
+They describe today's schema for queries and type checkers. What creates and changes a database
+are the functions in `migrations.py`; a test holds the two equal.
+
+    concept ─┬─ tag
+             ├─ image ······ photos: original bytes, mask, caption
+             ├─ run ─┬─ run_image ······ which photos taught it
+             │       └─ metric
+             ├─ version ─┬─ alias ······ such as `best`
+             │           ├─ evaluation
+             │           └─ generation_version ─ generation ······ pictures
+             └─ event ······ history, which outlives its concept
+    run, version ── artifact ······ safetensors
+"""
+
+from typing import Any, ClassVar
+
+from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+
+def _parent(key: str, *, on_delete: str = "CASCADE", **options: Any) -> Any:
+    return Field(sa_column_args=[ForeignKey(key, ondelete=on_delete)], **options)
+
+
+class Concept(SQLModel, table=True):
+    """A name, the plain word for what it is, and what the owner says of it.
+
+    Ids are never used twice, so that events of a removed concept stay its own.
+    """
+
+    __table_args__: ClassVar[Any] = {"sqlite_autoincrement": True}
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    category: str = Field(index=True)
+    notes: str = ""
+    created: str
+    updated: str
+    search: str
+    """Everything a text search looks at, case-folded; see `queries.search_text`."""
+
+
+class Tag(SQLModel, table=True):
+    """A word that groups concepts."""
+
+    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    concept_id: int = _parent("concept.id", primary_key=True)
+    tag: str = Field(primary_key=True, index=True)
+
+
+class Image(SQLModel, table=True):
+    """A photo of a concept. Width and height are as seen, after EXIF rotation."""
+
+    __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "sha256"),)
+    id: int | None = Field(default=None, primary_key=True)
+    concept_id: int = _parent("concept.id")
+    sha256: str = Field(index=True)
+    bytes: int
+    filename: str
+    format: str
+    width: int
+    height: int
+    caption: str | None = None
+    mask: str | None = Field(default=None, index=True)
+    """SHA-256 of the subject mask, a grey PNG of the photo's size; white is subject."""
+    mask_bytes: int | None = None
+    phash: str
+    """64-bit perceptual hash, 16 hex digits."""
+    added: str
+
+
+class Run(SQLModel, table=True):
+    """One training of one concept, with all that made it what it is."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    uid: str = Field(unique=True)
+    concept_id: int = _parent("concept.id", index=True)
+    method: str
+    config: str
+    base: str
+    base_sha256: str
+    seed: int
+    packages: str
+    """JSON: the version of each package that shaped the result."""
+    host: str
+    status: str
+    started: str
+    finished: str | None = None
+    error: str | None = None
+
+
+class RunImage(SQLModel, table=True):
+    """A photo that a run was taught from, by hash, so that the record outlives the photo."""
+
+    __tablename__: ClassVar[Any] = "run_image"
+    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    run_id: int = _parent("run.id", primary_key=True)
+    sha256: str = Field(primary_key=True)
+
+
+class Metric(SQLModel, table=True):
+    """One number of one training step."""
+
+    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    run_id: int = _parent("run.id", primary_key=True)
+    stage: str = Field(primary_key=True)
+    step: int = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    value: float
+
+
+class Version(SQLModel, table=True):
+    """A numbered result of a concept."""
+
+    __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "number"),)
+    id: int | None = Field(default=None, primary_key=True)
+    concept_id: int = _parent("concept.id")
+    number: int
+    run_id: int | None = _parent("run.id", on_delete="SET NULL", default=None, index=True)
+    created: str
+
+
+class Alias(SQLModel, table=True):
+    """A word such as `best` that stands for a version of its concept."""
+
+    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    concept_id: int = _parent("concept.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    version_id: int = _parent("version.id", index=True)
+
+
+class Artifact(SQLModel, table=True):
+    """A stored safetensors file: what a version wears, or where a run resumes.
+
+    It belongs to a version or to a run, never to both.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int | None = _parent("run.id", default=None, index=True)
+    version_id: int | None = _parent("version.id", default=None, index=True)
+    name: str
+    kind: str
+    sha256: str = Field(index=True)
+    bytes: int
+    created: str
+
+
+class Evaluation(SQLModel, table=True):
+    """The scores of a version on a prompt suite."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = _parent("version.id", index=True)
+    suite: str
+    config: str
+    scores: str
+    created: str
+
+
+class Generation(SQLModel, table=True):
+    """A picture that was drawn, with all it takes to draw it again."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    output_sha256: str = Field(index=True)
+    prompt: str
+    seed: int
+    base: str
+    base_sha256: str
+    settings: str
+    created: str
+
+
+class GenerationVersion(SQLModel, table=True):
+    """A version that a picture was drawn with."""
+
+    __tablename__: ClassVar[Any] = "generation_version"
+    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
+    generation_id: int = _parent("generation.id", primary_key=True)
+    version_id: int = _parent("version.id", primary_key=True, index=True)
+
+
+class Event(SQLModel, table=True):
+    """Something that was done to a concept. No foreign key: history outlives its concept."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: str
+    concept_id: int = Field(index=True)
+    concept: str = Field(index=True)
+    """The name at that time."""
+    action: str
+    detail: str
+
+
+class AppliedMigration(SQLModel, table=True):
+    """A migration that this database has been through, and the program it needs since."""
+
+    __tablename__: ClassVar[Any] = "migration"
+    name: str = Field(primary_key=True)
+    position: int
+    needs: str
+    applied: str

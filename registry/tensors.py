@@ -1,0 +1,95 @@
+"""Weights files: sound safetensors or nothing. Pickle is refused unread."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .errors import InvalidWeights
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+_FINITE_CHUNK = 1 << 22
+
+
+class Tensor(NamedTuple):
+    """What a file says of one tensor; `dtype` in safetensors' words (F32, F16, BF16, …)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_weights(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file after checking that it is sound.
+
+    The header must be sane and cover the file exactly, every value must be finite, and the names,
+    shapes and dtypes must be `expected`, where that is given. Raises `InvalidWeights`.
+    """
+    with path.open("rb") as file:
+        if file.read(4).startswith(_PICKLE_STARTS):
+            raise InvalidWeights(
+                f"{path.name} is a pickle (a PyTorch checkpoint), which can run code when read",
+                hint="convert it to safetensors first",
+            )
+    try:
+        with safe_open(path, framework="np") as opened:
+            tensors = {
+                name: Tensor(part.get_dtype(), tuple(part.get_shape()))
+                for name in opened.keys()  # noqa: SIM118 (not a mapping)
+                for part in [opened.get_slice(name)]
+            }
+    except (SafetensorError, OSError) as error:
+        raise InvalidWeights(f"{path.name} is not a sound safetensors file: {error}") from None
+    if expected is not None:
+        _compare(path.name, tensors, expected)
+    _check_finite(path, tensors)
+    return tensors
+
+
+def _compare(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for what, keys in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has an unexpected", found.keys() - expected.keys()),
+    ):
+        if keys:
+            raise InvalidWeights(f"{name} {what} tensor: {min(keys)} ({len(keys)} in all)")
+    for key, tensor in expected.items():
+        if found[key] != tensor:
+            raise InvalidWeights(
+                f"{name}: tensor {key} is {found[key].dtype} {found[key].shape}, "
+                f"not {tensor.dtype} {tensor.shape}"
+            )
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    start = 8 + header_bytes
+    for name, tensor in tensors.items():
+        layout = _FLOAT_LAYOUTS.get(tensor.dtype)
+        first, last = header[name]["data_offsets"]
+        if layout is None or first == last:
+            continue
+        integer, exponent = layout
+        count = (last - first) // integer.itemsize
+        raw = np.memmap(path, dtype=integer, mode="r", offset=start + first, shape=(count,))
+        for begin in range(0, count, _FINITE_CHUNK):
+            if ((raw[begin : begin + _FINITE_CHUNK] & exponent) == exponent).any():
+                raise InvalidWeights(f"{path.name}: tensor {name} has values that are not finite")
+
+
+def _layout(integer: str, exponent: int) -> tuple[np.dtype, np.unsignedinteger]:
+    dtype = np.dtype(integer)
+    return dtype, dtype.type(exponent)
+
+
+_FLOAT_LAYOUTS = {
+    "F64": _layout("<u8", 0x7FF0_0000_0000_0000),
+    "F32": _layout("<u4", 0x7F80_0000),
+    "F16": _layout("<u2", 0x7C00),
+    "BF16": _layout("<u2", 0x7F80),
+}
+"""As which integers a float's bits can be read, and the exponent bits: all set means Inf or NaN."""
