@@ -123,11 +123,13 @@ class _Manifest(_Part):
         return sizes
 
 
-def export_bundle(store: Store, names: Sequence[str], path: Path, *, overwrite: bool) -> BundleReport:
+def export_bundle(
+    store: Store, names: Sequence[str], path: Path, *, overwrite: bool
+) -> BundleReport:
     """Write concepts to one file; see `Registry.export_bundle`."""
     if path.exists() and (path.is_dir() or not overwrite):
         raise AlreadyExists(
-            f"{path} exists", hint=f"concept export … {path} --force replaces a file"
+            f"{path} exists", hint=f"concept export {' '.join(names)} {path} --force"
         )
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     with store.lock.shared():
@@ -150,7 +152,9 @@ def export_bundle(store: Store, names: Sequence[str], path: Path, *, overwrite: 
     return BundleReport(str(path), concept_names, len(blobs), path.stat().st_size)
 
 
-def _write_entry(bundle: zipfile.ZipFile, name: str, chunks: Sequence[bytes] | Iterator[bytes]) -> None:
+def _write_entry(
+    bundle: zipfile.ZipFile, name: str, chunks: Sequence[bytes] | Iterator[bytes]
+) -> None:
     info = zipfile.ZipInfo(name, _MOMENT)
     info.external_attr = 0o644 << 16
     with bundle.open(info, "w", force_zip64=True) as entry:
@@ -203,7 +207,7 @@ def _describe_run(session: Session, run: Run) -> _RunPart:
 
 
 def _describe_version(
-    session: Session, version: Version, uids: Mapping[int | None, str]
+    session: Session, version: Version, uids: Mapping[int, str]
 ) -> _VersionPart:
     aliases = session.exec(select(Alias.alias).where(Alias.version_id == version.id))
     artifacts = session.exec(
@@ -214,7 +218,7 @@ def _describe_version(
     )
     return _VersionPart(
         number=version.number,
-        run=uids.get(version.run_id),
+        run=uids[version.run_id] if version.run_id is not None else None,
         created=version.created,
         aliases=list(aliases),
         artifacts=[
@@ -425,7 +429,6 @@ def _insert_concept(
     )
     session.add(concept)
     session.flush()
-    assert concept.id is not None
     set_tags(session, concept, add=part.tags)
     for image in part.images:
         photo = photos[image.sha256]
@@ -458,7 +461,6 @@ def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
     )
     session.add(run)
     session.flush()
-    assert run.id is not None
     session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in set(part.images))
     for stage, step, name, value in part.metrics:
         session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
@@ -476,7 +478,6 @@ def _insert_version(
     )
     session.add(version)
     session.flush()
-    assert version.id is not None
     for alias in part.aliases:
         session.add(Alias(concept_id=concept_id, alias=alias, version_id=version.id))
     for artifact in part.artifacts:
@@ -491,4 +492,3 @@ def _insert_version(
                 created=row.created,
             )
         )
-

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -29,7 +30,7 @@ def edit(
     """Change a concept; see `Registry.edit`."""
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
-        detail: dict[str, object] = {}
+        detail: dict[str, Any] = {}
         if category is not None:
             detail["category"] = concept.category = check_category(category)
         if notes is not None:
@@ -40,10 +41,10 @@ def edit(
         for image, caption in captions.items():
             row = _image_row(session, concept, image)
             row.caption = check_text(caption, "caption") or None
-            detail.setdefault("captions", {})[row.sha256] = row.caption  # pyright: ignore[reportAttributeAccessIssue]
+            detail.setdefault("captions", {})[row.sha256] = row.caption
         for row in [_image_row(session, concept, image) for image in remove_images]:
             session.delete(row)
-            detail.setdefault("removed_images", []).append(row.sha256)  # pyright: ignore[reportAttributeAccessIssue]
+            detail.setdefault("removed_images", []).append(row.sha256)
         refresh(session, concept)
         record_event(session, concept, "edit", **detail)
     return show_concept(store.database, name)
@@ -75,7 +76,7 @@ def remove(store: Store, concept_names: Sequence[str]) -> None:
 
 
 def check_category_fits(name: str, taken: str | None, category: str | None) -> None:
-    """Raise `InvalidInput` if a new concept lacks a category, or an old one (`taken`) has another."""
+    """Raise `InvalidInput` if a new concept lacks a category, or `taken` is another."""
     if taken is None and category is None:
         raise InvalidInput(
             f'"{name}" is new: say in a word what it is',
@@ -105,7 +106,6 @@ def set_tags(
     session: Session, concept: Concept, *, add: Sequence[str], remove: Sequence[str] = ()
 ) -> None:
     """Add and remove tags; one that is there already, or missing, is no error."""
-    assert concept.id is not None
     rows = session.exec(select(Tag).where(Tag.concept_id == concept.id))
     present = {row.tag: row for row in rows}
     for tag in remove:
@@ -132,7 +132,6 @@ def refresh(session: Session, concept: Concept) -> None:
 
 def record_event(session: Session, concept: Concept, action: str, **detail: object) -> None:
     """Write a line of history."""
-    assert concept.id is not None
     session.add(
         Event(
             at=now(),
@@ -159,4 +158,3 @@ def _image_row(session: Session, concept: Concept, image: str) -> Image:
     if len(found) > 1:
         raise InvalidInput(f'"{image}" fits {len(found)} photos; name one by its hash', hint=show)
     return found[0]
-

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -25,7 +24,21 @@ with contextlib.suppress(ImportError):
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+    ]
 )
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, at which it only warns."""
@@ -82,6 +95,8 @@ def inspect(data: bytes, name: str) -> Inspected:
     upright = ImageOps.exif_transpose(image)
     thumbnail = to_grey(upright)
     thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0)
+    import imagehash  # loads SciPy, which commands that read no photo need not wait for
+
     return Inspected(
         format=image.format or "",
         width=upright.width,
@@ -153,7 +168,7 @@ def blur_effect(grey: np.ndarray, kernel: int = 11) -> float:
     """No-reference blur metric: how little a picture changes when it is blurred once more.
 
     `grey` is (height, width) in 0..1; the result lies in 0 (sharp) to 1. Crete et al., "The blur
-    effect: perception and estimation with a new no-reference perceptual blur metric", 2007, eq. 1-6.
+    effect: perception and estimation with a new no-reference perceptual blur metric", 2007.
     """
     if min(grey.shape) < kernel:
         return 0.0

@@ -12,7 +12,7 @@ from .blobs import Staging
 from .clock import now
 from .edits import check_category_fits, concept_row, record_event, refresh, set_tags
 from .errors import InvalidImage
-from .names import check_category, check_name, check_text
+from .names import check_category, check_name, check_text, printable_name
 from .queries import category_of, show_concept
 from .records import Added, AddedImage, Duplicate, Warned
 from .sources import Source
@@ -65,7 +65,8 @@ def add(
                 concept.notes = notes
             set_tags(session, concept, add=tags)
             refresh(session, concept)
-            record_event(session, concept, "add", images=[image.sha256 for image in added])
+            if added:
+                record_event(session, concept, "add", images=[image.sha256 for image in added])
         warnings = [warning for item in received for warning in _warnings(item)]
         return Added(show_concept(store.database, name), added, duplicates, warnings)
 
@@ -183,12 +184,11 @@ def _take_over(image: Image, item: Received) -> list[str]:
 
 
 def _row(concept: Concept, item: Received, moment: str) -> Image:
-    assert concept.id is not None
     return Image(
         concept_id=concept.id,
         sha256=item.sha256,
         bytes=item.num_bytes,
-        filename=item.source.path.name,
+        filename=printable_name(item.source.path),
         format=item.photo.format,
         width=item.photo.width,
         height=item.photo.height,

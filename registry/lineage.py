@@ -16,7 +16,7 @@ from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_name
-from .queries import compiled
+from .queries import compiled, pick
 from .records import Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -52,7 +52,6 @@ def begin_run(
     uid = secrets.token_hex(6)
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
-        assert concept.id is not None
         run = Run(
             uid=uid,
             concept_id=concept.id,
@@ -68,7 +67,6 @@ def begin_run(
         )
         session.add(run)
         session.flush()
-        assert run.id is not None
         photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
         record_event(session, concept, "train", run=uid, method=method)
@@ -90,7 +88,6 @@ def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, floa
     """Record numbers of training steps; see `Registry.log_metrics`."""
     with store.database.write() as session:
         run = _run_row(session, uid)
-        assert run.id is not None
         for stage, step, name, value in rows:
             session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
 
@@ -119,13 +116,10 @@ def add_version(
         staging.publish()
         with store.database.write() as session:
             concept = existing_row(session, store.database, name)
-            assert concept.id is not None
             highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
             number = (session.exec(highest).one() or 0) + 1
             run_id = _run_row(session, run).id if run is not None else None
-            version = Version(
-                concept_id=concept.id, number=number, run_id=run_id, created=moment
-            )
+            version = Version(concept_id=concept.id, number=number, run_id=run_id, created=moment)
             session.add(version)
             session.flush()
             for artifact in stored:
@@ -144,7 +138,6 @@ def set_alias(store: Store, name: str, number: int, alias: str) -> None:
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
         version = _version_row(session, concept, number)
-        assert concept.id is not None and version.id is not None
         session.merge(Alias(concept_id=concept.id, alias=alias, version_id=version.id))
         record_event(session, concept, "alias", alias=alias, number=number)
 
@@ -162,7 +155,6 @@ def add_evaluation(
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
         version = _version_row(session, concept, number)
-        assert version.id is not None
         session.add(
             Evaluation(
                 version_id=version.id,
@@ -199,16 +191,14 @@ def add_generation(
         )
         session.add(picture)
         session.flush()
-        assert picture.id is not None
         for name, number in versions:
             concept = existing_row(session, store.database, name)
             version = _version_row(session, concept, number)
-            assert version.id is not None
             session.add(GenerationVersion(generation_id=picture.id, version_id=version.id))
 
 
 _TRACE_SQL = compiled(
-    select(
+    pick(
         Generation.id,
         Generation.prompt,
         Generation.seed,
@@ -219,7 +209,7 @@ _TRACE_SQL = compiled(
         Run.uid,
         Run.method,
         RunImage.sha256,
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
     .outerjoin(GenerationVersion, col(GenerationVersion.generation_id) == col(Generation.id))
     .outerjoin(Version, col(Version.id) == col(GenerationVersion.version_id))
     .outerjoin(Concept, col(Concept.id) == col(Version.concept_id))
@@ -240,7 +230,10 @@ def trace(store: Store, output_sha256: str) -> Lineage:
     for generation, *_, concept, number, run, method, sha256 in rows:
         if generation == latest and concept is not None:
             photos[concept, number, run, method] += [sha256] if sha256 else []
-    sources = [LineageSource(*key, images) for key, images in photos.items()]
+    sources = [
+        LineageSource(concept, number, run, method, images)
+        for (concept, number, run, method), images in photos.items()
+    ]
     return Lineage(prompt, seed, base, json.loads(settings), sources)
 
 

@@ -4,12 +4,13 @@ import json
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import bindparam, literal_column, union_all
+from sqlalchemy import bindparam, literal_column, select, union_all
 from sqlalchemy.dialects import sqlite
-from sqlmodel import col, func, select
+from sqlmodel import col, func
 
 from .database import Database
 from .errors import ConceptNotFound, InvalidInput
@@ -39,6 +40,11 @@ def compiled(statement: Any) -> str:
     return str(result)
 
 
+def pick(*columns: Any) -> Any:
+    """A SELECT of any number of columns; SQLModel's own types end at four."""
+    return select(*columns)
+
+
 def search_text(
     name: str, category: str, notes: str, tags: Sequence[str], captions: Sequence[str | None]
 ) -> str:
@@ -53,15 +59,15 @@ def fold(text: str) -> str:
 
 
 def _total(column: Any, *where: Any) -> Any:
-    return select(func.coalesce(func.sum(column), _ZERO)).where(*where).scalar_subquery()
+    return pick(func.coalesce(func.sum(column), _ZERO)).where(*where).scalar_subquery()
 
 
 def _count(column: Any, *where: Any) -> Any:
-    return select(func.count(column)).where(*where).scalar_subquery()
+    return pick(func.count(column)).where(*where).scalar_subquery()
 
 
 _OF_CONCEPT = col(Image.concept_id) == col(ConceptRow.id)
-_TAGS = select(func.group_concat(Tag.tag, _SPACE)).where(col(Tag.concept_id) == col(ConceptRow.id))
+_TAGS = pick(func.group_concat(Tag.tag, _SPACE)).where(col(Tag.concept_id) == col(ConceptRow.id))
 _NUM_IMAGES = _count(Image.id, _OF_CONCEPT)
 _NUM_VERSIONS = _count(Version.id, col(Version.concept_id) == col(ConceptRow.id))
 _BYTES = (
@@ -98,7 +104,7 @@ def find_concepts(
     limit: int = 50,
     page: int = 1,
 ) -> Page:
-    """The concepts that have all `tags`, the `category` and every word of `text`; see `Registry.find`."""
+    """The concepts that fit; see `Registry.find`."""
     if sort not in SORTS:
         raise InvalidInput(f"cannot sort by {sort!r}", hint="sort by " + ", ".join(SORTS))
     if page < 1 or limit < 0:
@@ -127,7 +133,7 @@ def find_concepts(
 @cache
 def _page_sql(sort: str, descending: bool, *filters: int) -> str:
     key = _SORT_COLUMNS[sort]
-    statement = select(
+    statement = pick(
         ConceptRow.name,
         ConceptRow.category,
         _TAGS.scalar_subquery(),
@@ -137,7 +143,7 @@ def _page_sql(sort: str, descending: bool, *filters: int) -> str:
         _BYTES,
         ConceptRow.created,
         ConceptRow.updated,
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
     statement = statement.where(*_conditions(*filters))
     statement = statement.order_by(key.desc() if descending else key, col(ConceptRow.name))
     return compiled(statement.limit(bindparam("limit")).offset(bindparam("offset")))
@@ -145,7 +151,7 @@ def _page_sql(sort: str, descending: bool, *filters: int) -> str:
 
 @cache
 def _count_sql(*filters: int) -> str:
-    return compiled(select(func.count(col(ConceptRow.id))).where(*_conditions(*filters)))
+    return compiled(pick(func.count(col(ConceptRow.id))).where(*_conditions(*filters)))
 
 
 def _conditions(num_words: int, num_tags: int, has_category: int) -> list[Any]:
@@ -153,7 +159,7 @@ def _conditions(num_words: int, num_tags: int, has_category: int) -> list[Any]:
         col(ConceptRow.search).like(bindparam(f"word{i}"), escape="\\") for i in range(num_words)
     ]
     for i in range(num_tags):
-        tagged = select(Tag.concept_id).where(Tag.tag == bindparam(f"tag{i}"))
+        tagged = pick(Tag.concept_id).where(Tag.tag == bindparam(f"tag{i}"))
         conditions.append(col(ConceptRow.id).in_(tagged))
     if has_category:
         conditions.append(ConceptRow.category == bindparam("category"))
@@ -167,17 +173,17 @@ def _escaped(word: str) -> str:
 
 
 _CONCEPT_SQL = compiled(
-    select(
+    pick(
         ConceptRow.id,
         ConceptRow.category,
         _TAGS.scalar_subquery(),
         ConceptRow.notes,
         ConceptRow.created,
         ConceptRow.updated,
-    ).where(ConceptRow.name == bindparam("name"))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    ).where(ConceptRow.name == bindparam("name"))
 )
 _IMAGES_SQL = compiled(
-    select(
+    pick(
         Image.sha256,
         Image.filename,
         Image.format,
@@ -188,12 +194,12 @@ _IMAGES_SQL = compiled(
         Image.mask,
         Image.added,
         func.coalesce(Image.mask_bytes, _ZERO),
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
     .where(Image.concept_id == bindparam("concept"))
     .order_by(col(Image.id))
 )
 _RUNS_SQL = compiled(
-    select(
+    pick(
         Run.uid,
         Run.method,
         Run.status,
@@ -206,15 +212,15 @@ _RUNS_SQL = compiled(
         Run.started,
         Run.finished,
         Run.error,
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
     .where(Run.concept_id == bindparam("concept"))
     .order_by(col(Run.id))
 )
 _VERSIONS_SQL = compiled(
-    select(
+    pick(
         Version.id,
         Version.number,
-        select(func.group_concat(Alias.alias, _SPACE))
+        pick(func.group_concat(Alias.alias, _SPACE))
         .where(col(Alias.version_id) == col(Version.id))
         .scalar_subquery(),
         Run.uid,
@@ -227,15 +233,15 @@ _VERSIONS_SQL = compiled(
 _ARTIFACT_COLUMNS = (Artifact.version_id, Artifact.name, Artifact.kind, Artifact.sha256)
 _ARTIFACTS_SQL = compiled(
     union_all(
-        select(*_ARTIFACT_COLUMNS, Artifact.bytes)
+        pick(*_ARTIFACT_COLUMNS, Artifact.bytes)
         .join(Version, col(Version.id) == col(Artifact.version_id))
         .where(Version.concept_id == bindparam("concept")),
-        select(*_ARTIFACT_COLUMNS, Artifact.bytes)
+        pick(*_ARTIFACT_COLUMNS, Artifact.bytes)
         .join(Run, col(Run.id) == col(Artifact.run_id))
         .where(Run.concept_id == bindparam("concept"), col(Artifact.version_id).is_(None)),
     )
 )
-_NAMES_SQL = compiled(select(ConceptRow.name).order_by(col(ConceptRow.name)))
+_NAMES_SQL = compiled(pick(ConceptRow.name).order_by(col(ConceptRow.name)))
 
 
 def show_concept(database: Database, name: str) -> Concept:
@@ -262,33 +268,30 @@ def show_concept(database: Database, name: str) -> Concept:
             VersionRecord(number, aliases.split() if aliases else [], run, at, artifacts[version])
             for version, number, aliases, run, at in versions
         ],
-        runs=[_run_record(*row) for row in runs],
+        runs=[_run_record(row) for row in runs],
         bytes=sum(row[5] + row[-1] for row in image_rows) + sum(row[-1] for row in stored),
         created=created,
         updated=updated,
     )
 
 
-def _run_record(*row: Any) -> RunRecord:
-    *head, config, packages, host, started, finished, error = row
-    loaded = json.loads(config), json.loads(packages)
-    return RunRecord(*head, *loaded, host, started, finished, error)
+def _run_record(row: tuple[Any, ...]) -> RunRecord:
+    *_, config, packages, _, _, _, _ = row
+    return replace(RunRecord(*row), config=json.loads(config), packages=json.loads(packages))
 
 
 _SEARCH_SQL = compiled(
-    select(
+    pick(
         ConceptRow.id,
         ConceptRow.search,
         ConceptRow.name,
         ConceptRow.category,
         ConceptRow.notes,
         _TAGS.scalar_subquery(),
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
 )
 _CAPTIONS_SQL = compiled(
-    select(Image.caption)
-    .where(Image.concept_id == bindparam("concept"))
-    .order_by(col(Image.id))
+    pick(Image.caption).where(Image.concept_id == bindparam("concept")).order_by(col(Image.id))
 )
 
 
@@ -313,14 +316,16 @@ def names(database: Database) -> list[str]:
 
 @cache
 def _history_sql(of_one: bool) -> str:
-    statement = select(Event.at, Event.concept, Event.action, Event.detail)
+    statement = pick(Event.at, Event.concept, Event.action, Event.detail)
     if of_one:
-        now_named = select(ConceptRow.id).where(ConceptRow.name == bindparam("name"))
-        once_named = select(Event.concept_id).where(Event.concept == bindparam("name"))
+        now_named = pick(ConceptRow.id).where(ConceptRow.name == bindparam("name"))
+        once_named = pick(Event.concept_id).where(Event.concept == bindparam("name"))
         statement = statement.where(
             col(Event.concept_id).in_(now_named) | col(Event.concept_id).in_(once_named)
         )
-    return compiled(statement.order_by(col(Event.id).desc()).limit(bindparam("limit")).offset(_ZERO))
+    return compiled(
+        statement.order_by(col(Event.id).desc()).limit(bindparam("limit")).offset(_ZERO)
+    )
 
 
 def history(database: Database, name: str | None, limit: int) -> list[EventRecord]:

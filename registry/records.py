@@ -1,4 +1,4 @@
-"""What the registry tells: plain, frozen records. Their fields are the keys of the JSON interface."""
+"""What the registry tells: frozen records, whose fields are the keys of the JSON interface."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -273,7 +273,9 @@ class Registry:
         """
         return backup.backup(self._store, Path(folder), on_progress)
 
-    def export_bundle(self, names: Sequence[str], path: AnyPath, *, overwrite: bool = False) -> BundleReport:
+    def export_bundle(
+        self, names: Sequence[str], path: AnyPath, *, overwrite: bool = False
+    ) -> BundleReport:
         """Write concepts, with photos, runs and versions, to one portable file.
 
         Left out: resume points of trainings and records of pictures. Raises `ConceptNotFound`,
@@ -301,7 +303,7 @@ class Registry:
         seed: int,
         packages: Mapping[str, str],
     ) -> str:
-        """Record that a training of a concept begins, from all its present photos; return its id."""
+        """Record that a training begins, from all present photos of a concept; return its id."""
         return lineage.begin_run(
             self._store,
             name,
@@ -350,9 +352,7 @@ class Registry:
         scores: Mapping[str, Any],
     ) -> None:
         """Record the scores of a version on a prompt suite."""
-        lineage.add_evaluation(
-            self._store, name, number, suite=suite, config=config, scores=scores
-        )
+        lineage.add_evaluation(self._store, name, number, suite=suite, config=config, scores=scores)
 
     def add_generation(
         self,

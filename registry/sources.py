@@ -1,5 +1,6 @@
 """From what the user names (files, folders, globs) to a list of photos with captions and masks."""
 
+import difflib
 import glob
 import os
 from collections import defaultdict
@@ -64,7 +65,17 @@ def _expand(path: str | os.PathLike[str]) -> list[Path]:
         if photos:
             return photos
         raise NotFound(f'no photo matches "{path}"')
-    raise NotFound(f"{path} does not exist")
+    raise NotFound(f"{path} does not exist", hint=_near(named))
+
+
+def _near(path: Path) -> str:
+    """What to type instead of a path that does not exist."""
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    siblings = (sibling.name for sibling in folder.iterdir())
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"did you mean {folder / near[0]}?" if near else f"ls {folder}"
 
 
 def _photos_in(folder: Path) -> list[Path]:

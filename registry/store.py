@@ -3,17 +3,17 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, literal_column, union_all
-from sqlmodel import col, func, select
+from sqlmodel import col, func
 
 from .blobs import BlobStore, Staging
 from .database import Database
 from .errors import ConceptryError
 from .location import Location
 from .locks import RegistryLock
-from .queries import compiled
+from .queries import compiled, pick
 from .tables import Artifact, Concept, Image, Run, Version
 
 
@@ -51,9 +51,7 @@ class Store:
 
     def uses(self, prefix: str = "") -> list[Use]:
         """The rows that need blobs whose hashes begin with `prefix`, ordered by hash."""
-        return [
-            Use(*row) for row in self.database.rows(_USES_SQL, low=prefix, high=prefix + "g")
-        ]
+        return [Use(*row) for row in self.database.rows(_USES_SQL, low=prefix, high=prefix + "g")]
 
     def _discard(self, hashes: Sequence[str]) -> None:
         """Remove new blobs that no row came to need; `gc` will do it if others are at work."""
@@ -65,13 +63,13 @@ class Store:
                     self.blobs.remove(sha256)
 
 
-def _within(column: object) -> tuple[object, object]:
-    return col(column) >= bindparam("low"), col(column) < bindparam("high")  # pyright: ignore[reportArgumentType]
+def _within(column: Any) -> tuple[Any, Any]:
+    return col(column) >= bindparam("low"), col(column) < bindparam("high")
 
 
 _USES_SQL = compiled(
     union_all(
-        select(
+        pick(
             Image.sha256,
             Image.bytes,
             Concept.name,
@@ -79,7 +77,7 @@ _USES_SQL = compiled(
         )
         .join(Concept, col(Concept.id) == col(Image.concept_id))
         .where(*_within(Image.sha256)),
-        select(
+        pick(
             Image.mask,
             Image.mask_bytes,
             Concept.name,
@@ -87,7 +85,7 @@ _USES_SQL = compiled(
         )
         .join(Concept, col(Concept.id) == col(Image.concept_id))
         .where(*_within(Image.mask)),
-        select(
+        pick(
             Artifact.sha256,
             Artifact.bytes,
             Concept.name,

@@ -31,7 +31,7 @@ class Concept(SQLModel, table=True):
     """
 
     __table_args__: ClassVar[Any] = {"sqlite_autoincrement": True}
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
     category: str = Field(index=True)
     notes: str = ""
@@ -53,7 +53,7 @@ class Image(SQLModel, table=True):
     """A photo of a concept. Width and height are as seen, after EXIF rotation."""
 
     __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "sha256"),)
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     concept_id: int = _parent("concept.id")
     sha256: str = Field(index=True)
     bytes: int
@@ -73,7 +73,7 @@ class Image(SQLModel, table=True):
 class Run(SQLModel, table=True):
     """One training of one concept, with all that made it what it is."""
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     uid: str = Field(unique=True)
     concept_id: int = _parent("concept.id", index=True)
     method: str
@@ -114,7 +114,7 @@ class Version(SQLModel, table=True):
     """A numbered result of a concept."""
 
     __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "number"),)
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     concept_id: int = _parent("concept.id")
     number: int
     run_id: int | None = _parent("run.id", on_delete="SET NULL", default=None, index=True)
@@ -136,7 +136,7 @@ class Artifact(SQLModel, table=True):
     It belongs to a version or to a run, never to both.
     """
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     run_id: int | None = _parent("run.id", default=None, index=True)
     version_id: int | None = _parent("version.id", default=None, index=True)
     name: str
@@ -149,7 +149,7 @@ class Artifact(SQLModel, table=True):
 class Evaluation(SQLModel, table=True):
     """The scores of a version on a prompt suite."""
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     version_id: int = _parent("version.id", index=True)
     suite: str
     config: str
@@ -160,7 +160,7 @@ class Evaluation(SQLModel, table=True):
 class Generation(SQLModel, table=True):
     """A picture that was drawn, with all it takes to draw it again."""
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     output_sha256: str = Field(index=True)
     prompt: str
     seed: int
@@ -182,7 +182,7 @@ class GenerationVersion(SQLModel, table=True):
 class Event(SQLModel, table=True):
     """Something that was done to a concept. No foreign key: history outlives its concept."""
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int = Field(default=None, primary_key=True)
     at: str
     concept_id: int = Field(index=True)
     concept: str = Field(index=True)

@@ -1,0 +1,58 @@
+# `make test` and `make check` install what they need into .venv by themselves.
+#
+# On a Linux machine without a CUDA GPU, the CPU build of torch saves gigabytes:
+#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PACKAGES := cli evaluation kernels methods models registry
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check format example kill bench clean
+
+help:
+	@echo "make test     run the tests"
+	@echo "make check    lint, format check, types"
+	@echo "make format   format and fix what can be fixed"
+	@echo "make example  build concepts.db.example again"
+	@echo "make kill     1,000 SIGKILLs over concept add"
+	@echo "make bench    measure the registry; writes bench/results"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.12 install")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+# The folders under their import name, for the type checker.
+build/typing/conceptry: Makefile
+	@rm -rf $@ && mkdir -p $@
+	@for package in $(PACKAGES); do ln -s ../../../$$package $@/$$package; done
+
+check: $(INSTALLED) build/typing/conceptry
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+example: $(INSTALLED)
+	$(BIN)/python tests/example_registry.py concepts.db.example
+
+kill: $(INSTALLED)
+	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/registry.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

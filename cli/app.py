@@ -1,0 +1,91 @@
+"""Assembles the commands; what they do is in their modules."""
+
+from typing import Annotated
+
+import typer
+
+from . import (
+    add,
+    backup,
+    bundles,
+    check,
+    edit,
+    gc,
+    history,
+    listing,
+    path,
+    rename,
+    rm,
+    show,
+)
+from .errors import EXIT_CODES_HELP
+from .framework import ConceptCommand, ConceptGroup, Session
+from .output import Output
+
+app = typer.Typer(
+    cls=ConceptGroup,
+    rich_markup_mode=None,  # rich help pages would double the start-up time
+    no_args_is_help=True,
+    epilog=EXIT_CODES_HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = (
+    ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
+    ("list", listing.list_concepts, "concept list beach --tag pets --sort updated --reverse"),
+    ("show", show.show, "concept show rex"),
+    ("edit", edit.edit, 'concept edit rex --tag old --caption 03.jpg="a dog on a sofa"'),
+    ("rename", rename.rename, "concept rename rex max"),
+    ("rm", rm.rm, "concept rm rex --yes"),
+    ("history", history.history, "concept history rex"),
+    ("path", path.path, "concept path rex | xargs -d '\\n' ls -l"),
+    ("export", bundles.export, "concept export rex mia pets.concept"),
+    ("import", bundles.import_, "concept import pets.concept"),
+    ("backup", backup.backup, "concept backup /mnt/disk/concepts"),
+    ("check", check.check, "concept check --read-data"),
+    ("gc", gc.gc, "concept gc --dry-run"),
+)
+for name, function, example in COMMANDS:
+    app.command(name, cls=ConceptCommand, epilog=f"\b\nExample:\n  {example}")(function)
+
+
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        number = version("conceptry")
+        Output(as_json=context.params.get("as_json", False)).lines(
+            {"version": number}, [f"conceptry {number}"]
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def concept(
+    context: typer.Context,
+    registry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The registry: concepts.db or its folder. Else $CONCEPT_REGISTRY, ./concepts.db, "
+            "then the user's data folder.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document.", is_eager=True)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the trace of an error.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            callback=_print_version,  # not eager, so that --json has been read
+        ),
+    ] = False,
+) -> None:
+    """Teach a text-to-image model your dog, doll or face, and keep track of hundreds of them."""
+    context.obj = Session()
+    context.obj.update(registry=registry, as_json=as_json, quiet=quiet, debug=debug)

@@ -1,0 +1,29 @@
+"""Arguments that several commands take, with their completion."""
+
+from typing import Annotated
+
+import typer
+
+
+def complete_concept(context: typer.Context, incomplete: str) -> list[str]:
+    """The concept names that begin with what was typed; never an error."""
+    from ..registry.completion import concept_names
+
+    return concept_names(context.find_root().params.get("registry"), incomplete)
+
+
+ConceptName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The concept's name.",
+        autocompletion=complete_concept,
+        show_default=False,
+    ),
+]
+ConceptNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME", help="Concept names.", autocompletion=complete_concept, show_default=False
+    ),
+]

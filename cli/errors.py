@@ -1,0 +1,80 @@
+"""From exceptions to exit codes and messages: one table, one place."""
+
+import traceback
+from enum import IntEnum
+from typing import Any
+
+import typer
+
+
+class ExitCode(IntEnum):
+    """What the exit status says."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    REGISTRY = 4
+    TRAINING = 5
+    INTERRUPTED = 130
+
+
+EXIT_CODES_HELP = """\b
+Exit codes:
+    0  done
+    1  a bug in this program
+    2  wrong usage or unusable input
+    3  a concept, file or registry that was named does not exist
+    4  the registry is busy, damaged, too new, or its disk refuses
+    5  training failed
+  130  interrupted"""
+
+
+class Failure(Exception):
+    """What a person or a program is told about an exception."""
+
+    def __init__(self, exit_code: ExitCode, code: str, message: str, hint: str | None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def document(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+
+def usage(message: str, hint: str) -> Failure:
+    """A call whose words do not make sense together; `hint` is one that would."""
+    return Failure(ExitCode.USAGE, "usage", message, hint)
+
+
+def explain(error: BaseException) -> Failure:
+    """Say what an exception means to the user; an unexpected one is a bug."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        message = _one_line(error.format_message()).replace("Value error, ", "")
+        return usage(message, f"{context.command_path} --help" if context else "concept --help")
+    if isinstance(error, (typer.Abort, KeyboardInterrupt)):
+        message = "interrupted; the registry is whole"
+        return Failure(ExitCode.INTERRUPTED, "interrupted", message, None)
+    from ..registry import errors as registry_errors  # not before an error has happened
+
+    table: tuple[tuple[type[registry_errors.ConceptryError], ExitCode], ...] = (
+        (registry_errors.InvalidInput, ExitCode.USAGE),
+        (registry_errors.NotFound, ExitCode.NOT_FOUND),
+        (registry_errors.RegistryError, ExitCode.REGISTRY),
+    )
+    for kind, exit_code in table:
+        if isinstance(error, kind):
+            return Failure(exit_code, error.code, _one_line(error.message), error.hint)
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    hint = "run it again with --debug and report the trace"
+    return Failure(ExitCode.BUG, "bug", f"unexpected {_one_line(summary)}", hint)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -1,0 +1,110 @@
+"""What all commands share: the global options, the error boundary, and the open registry."""
+
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .errors import ExitCode, explain
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+GLOBAL_OPTIONS = ("registry", "as_json", "quiet", "debug")
+
+
+@dataclass(slots=True)
+class Session:
+    """One invocation: which registry, and how to print."""
+
+    registry_path: str | None = None
+    output: Output = field(default_factory=Output)
+
+    def update(self, *, registry: str | None, as_json: bool, quiet: bool, **_: object) -> None:
+        """Take over global options; what was not given stays."""
+        self.registry_path = registry or self.registry_path
+        self.output.as_json |= as_json
+        self.output.quiet |= quiet
+
+    @contextmanager
+    def registry(self, *, create: bool = False) -> "Iterator[Registry]":
+        """The registry that the options name, open."""
+        from ..registry import Registry  # loads the database libraries
+
+        with Registry.open(self.registry_path, create=create) as registry:
+            yield registry
+
+
+class ConceptCommand(TyperCommand):
+    """A command that takes the global options too, so that they may stand at the end."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its own options, those of the whole program, then `--help`."""
+        own = super().get_params(ctx)
+        root = ctx.find_root().command
+        shared = [param for param in root.params if param.name in GLOBAL_OPTIONS]
+        return [*own[:-1], *shared, *own[-1:]] if root is not self else own
+
+    def invoke(self, ctx: Any) -> Any:
+        """Hand the global options to the session, the others to the command."""
+        given = {name: ctx.params.pop(name) for name in GLOBAL_OPTIONS if name in ctx.params}
+        if given:
+            ctx.obj.update(**given)
+        return super().invoke(ctx)
+
+
+class ConceptGroup(TyperGroup):
+    """The program. Every way in passes `main`, so this is where errors become exit codes."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "concept",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: ARG002 (the caller's wish does not matter here)
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line and exit; no exception leaves."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            status = super().main(
+                arguments,
+                prog_name,
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+            if status == ExitCode.INTERRUPTED:
+                raise KeyboardInterrupt
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the boundary)
+            status = _report(error, arguments)
+        sys.exit(status or 0)
+
+
+def _report(error: BaseException, arguments: Sequence[str]) -> int:
+    """Print what an exception means; the options are read again, as parsing may have failed."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    failure = explain(error)
+    output = Output(as_json="--json" in flags)
+    if "--debug" in flags:
+        traceback.print_exception(error)
+    if output.as_json:
+        output.result(failure.document())
+    else:
+        output.error(failure.message, failure.hint)
+    return failure.exit_code
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session that the root command began."""
+    return context.obj

@@ -1,0 +1,37 @@
+"""`concept gc`: free the room of what nothing needs."""
+
+import re
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .errors import usage
+from .framework import session_of
+from .output import count, size
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def gc(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    grace: Annotated[
+        str, typer.Option(metavar="TIME", help="Spare files younger than this: 90s, 30m, 2h, 7d.")
+    ] = "1h",
+) -> None:
+    """Delete stored files that nothing needs any more."""
+    session = session_of(context)
+    with session.registry() as registry:
+        report = registry.gc(grace=_duration(grace), dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    young = f"; {report.kept_young:,} too young to go" if report.kept_young else ""
+    files = count(report.removed + report.temporary, "file")
+    session.output.result(asdict(report), f"{verb} {files} ({size(report.bytes)}){young}")
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text)
+    if match is None:
+        raise usage(f"{text!r} is no time", "write 90s, 30m, 2h or 7d: concept gc --grace 2h")
+    return float(match[1]) * _SECONDS[match[2]]

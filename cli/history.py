@@ -1,0 +1,54 @@
+"""`concept history`: what was done."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import complete_concept
+from .framework import session_of
+from .output import count, printable
+
+if TYPE_CHECKING:
+    from ..registry.records import EventRecord
+
+
+def history(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A concept, present or removed; else all of them.",
+            autocompletion=complete_concept,
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="The last so many; 0 for all.")] = 50,
+) -> None:
+    """Show what was done to a concept, oldest first."""
+    session = session_of(context)
+    with session.registry() as registry:
+        events = registry.history(name, limit=limit)
+    session.output.lines(
+        {"events": [asdict(event) for event in events]}, [_line(event) for event in events]
+    )
+
+
+def _line(event: "EventRecord") -> str:
+    at = event.at[:19].replace("T", " ")
+    return printable(f"{at}  {event.concept}  {event.action}  {_describe(event.detail)}").rstrip()
+
+
+def _describe(detail: dict[str, Any]) -> str:
+    words: list[str] = []
+    for key, value in detail.items():
+        if key == "images":
+            words.append(count(len(value), "photo"))
+        elif isinstance(value, list):
+            words += [f"{key.replace('_', ' ')} {item}" for item in value]
+        elif isinstance(value, dict):
+            words += [f"{key.rstrip('s')} {item}={text or ''}" for item, text in value.items()]
+        elif value is not None:
+            words.append(f"{key} {value}")
+    return ", ".join(words).replace("\n", " ")

@@ -1,0 +1,40 @@
+"""`concept rm`: forget concepts."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .arguments import ConceptNames
+from .errors import usage
+from .framework import session_of
+from .output import count
+
+
+def rm(
+    context: typer.Context,
+    names: ConceptNames,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Forget concepts and their versions.
+
+    All of them or, if one does not exist, none. Their files stay until `concept gc`.
+    """
+    session = session_of(context)
+    names = list(dict.fromkeys(names))
+    with session.registry() as registry:
+        concepts = [registry.show(name) for name in names]
+        if not yes:
+            if session.output.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+                raise usage(
+                    "will not remove without --yes when nobody can be asked",
+                    f"concept rm {' '.join(names)} --yes",
+                )
+            photos = count(sum(len(concept.images) for concept in concepts), "photo")
+            versions = count(sum(len(concept.versions) for concept in concepts), "version")
+            typer.confirm(
+                f"Remove {', '.join(names)} ({photos}, {versions})?", abort=True, err=True
+            )
+        registry.remove(names)
+    session.output.result({"removed": names}, f"removed {', '.join(names)}")
+    session.output.note("the files stay until: concept gc")

@@ -1,0 +1,43 @@
+"""Fixtures for all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conceptry.registry import Registry
+from drawing import draw_folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees or touches the registry of the person who runs it."""
+    monkeypatch.delenv("CONCEPT_REGISTRY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home/data"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """Where the test's registry is, or will be."""
+    return tmp_path / "registry" / "concepts.db"
+
+
+@pytest.fixture
+def registry(database: Path) -> Iterator[Registry]:
+    """An empty registry."""
+    with Registry.open(database, create=True, timeout=5) as opened:
+        yield opened
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three drawn photos."""
+    return draw_folder(tmp_path / "photos", 3)
+
+
+@pytest.fixture
+def rex(registry: Registry, photos: Path) -> Registry:
+    """A registry with one concept, rex, a dog with three photos."""
+    registry.add("rex", [photos], category="dog", tags=["pets"])
+    return registry
