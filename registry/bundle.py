@@ -206,9 +206,7 @@ def _describe_run(session: Session, run: Run) -> _RunPart:
     )
 
 
-def _describe_version(
-    session: Session, version: Version, uids: Mapping[int, str]
-) -> _VersionPart:
+def _describe_version(session: Session, version: Version, uids: Mapping[int, str]) -> _VersionPart:
     aliases = session.exec(select(Alias.alias).where(Alias.version_id == version.id))
     artifacts = session.exec(
         select(Artifact).where(Artifact.version_id == version.id).order_by(col(Artifact.id))

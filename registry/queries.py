@@ -151,7 +151,7 @@ def _page_sql(sort: str, descending: bool, *filters: int) -> str:
 
 @cache
 def _count_sql(*filters: int) -> str:
-    return compiled(pick(func.count(col(ConceptRow.id))).where(*_conditions(*filters)))
+    return compiled(pick(func.count()).select_from(ConceptRow).where(*_conditions(*filters)))
 
 
 def _conditions(num_words: int, num_tags: int, has_category: int) -> list[Any]:

@@ -1,0 +1,82 @@
+"""Faults 1 and 2: kills in the middle of `add`, and the order of syncs that makes them harmless."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conceptry.registry import Registry
+from conceptry.registry.database import Database
+from drawing import draw_file
+from kill import PLANTS, run_kills
+from sqlalchemy import event
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+
+
+def test_fault_01_forty_kills_break_no_promise(tmp_path: Path) -> None:
+    outcome = run_kills(40, tmp_path)
+    assert outcome.violations == []
+    assert outcome.acknowledged > 0
+    inside_add = outcome.runs - outcome.moments["elsewhere (opening, decoding, between two adds)"]
+    assert inside_add >= 8, outcome.moments
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_fault_01_the_harness_sees_a_planted_wrong_order(plant: str, tmp_path: Path) -> None:
+    outcome = run_kills(40, tmp_path, plant=PLANTS[plant], stop_at_first=True)
+    assert outcome.violations
+
+
+def test_fault_02_sync_rename_sync_folder_commit(
+    registry: Registry, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    _record_file_calls(calls, monkeypatch)
+    engine = registry._store.database._engine
+    event.listen(engine, "commit", lambda _: calls.append(("commit", "concepts.db")))
+
+    photo = draw_file(tmp_path / "photo.png")
+    added = registry.add("rex", [photo], category="dog").added[0].sha256
+
+    blobs = database.with_suffix(".blobs")
+    final = str(blobs / added[:2] / added)
+    temporary = next(path for kind, path in calls if kind == "fsync" and "/tmp/" in path)
+    order = [
+        ("fsync", temporary),
+        ("rename", f"{temporary} -> {final}"),
+        ("fsync", str(blobs / added[:2])),
+        ("fsync", str(blobs)),
+        ("commit", "concepts.db"),
+    ]
+    positions = [calls.index(call) for call in order]
+    assert positions == sorted(positions), calls
+    assert calls[-1][0] == "commit"
+
+
+def test_fault_02_commits_are_durable(registry: Registry) -> None:
+    reader = registry._store.database.reader
+    settings = [
+        reader.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "foreign_keys")
+    ]
+    assert settings == ["wal", 2, 1]
+    assert isinstance(registry._store.database, Database)
+    with registry._store.database.write() as session:
+        written = session.connection().exec_driver_sql("PRAGMA synchronous").scalar()
+    assert written == 2
+
+
+def _record_file_calls(calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, rename = os.fsync, Path.replace
+
+    def record_sync(descriptor: int) -> None:
+        calls.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        sync(descriptor)
+
+    def record_rename(self: Path, target: Any) -> Path:
+        calls.append(("rename", f"{self} -> {target}"))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_rename)

@@ -1,0 +1,80 @@
+"""What the processes of the concurrency tests do; started fresh, as users' processes are."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conceptry.registry import Registry, RegistryBusy
+
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+def in_processes(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """Run `work` once per tuple of arguments, each in a process of its own, all at once."""
+    barrier = CONTEXT.Barrier(len(arguments))
+    queue = CONTEXT.Queue()
+    processes = [
+        CONTEXT.Process(target=_run, args=(work, queue, barrier, number, *args))
+        for number, args in enumerate(arguments)
+    ]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(30)
+    return [results[number] for number in range(len(arguments))]
+
+
+def _run(work: Callable[..., Any], queue: Any, barrier: Any, number: int, *args: Any) -> None:
+    import conceptry.registry.registry  # noqa: F401 (import before the start signal)
+
+    barrier.wait(60)
+    try:
+        result = work(*args)
+    except Exception as error:  # noqa: BLE001 (shown by the test that gets it)
+        result = repr(error)
+    queue.put((number, result))
+
+
+def add_several(database: str, names: list[str], folder: str, timeout: float) -> dict[str, str]:
+    """Add one concept after another; says of each whether it landed."""
+    outcomes: dict[str, str] = {}
+    for name in names:
+        try:
+            with Registry.open(database, create=True, timeout=timeout) as registry:
+                registry.add(name, [folder], category="dog")
+            outcomes[name] = "landed"
+        except RegistryBusy:
+            outcomes[name] = "busy"
+    return outcomes
+
+
+def append_photo(database: str, name: str, photo: str) -> str:
+    """Append one photo to a concept."""
+    with Registry.open(database, timeout=60) as registry:
+        return registry.add(name, [photo]).added[0].sha256
+
+
+def hold_lock(database: str, exclusive: bool) -> None:
+    """Take the registry's lock, say so, and hold it until killed."""
+    with Registry.open(database) as registry:
+        lock = registry._store.lock
+        with lock.exclusive() if exclusive else lock.shared():
+            sys.stdout.write("held\n")
+            sys.stdout.flush()
+            time.sleep(600)
+
+
+def kill(process: Any) -> None:
+    """End a process as a crash would."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+if __name__ == "__main__":
+    hold_lock(str(Path(sys.argv[1])), sys.argv[2] == "exclusive")
