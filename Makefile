@@ -10,13 +10,15 @@ INSTALLED := $(VENV)/installed
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format example kill bench clean
+.PHONY: help install demo test check format example readme kill bench clean
 
 help:
+	@echo "make demo     the README's session, on drawn photos"
 	@echo "make test     run the tests"
 	@echo "make check    lint, format check, types"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make example  build concepts.db.example again"
+	@echo "make readme   run the README's session and put its output there"
 	@echo "make kill     1,000 SIGKILLs over concept add"
 	@echo "make bench    measure the registry; writes bench/results"
 
@@ -27,6 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python tests/readme_session.py
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -47,6 +52,9 @@ format: $(INSTALLED)
 
 example: $(INSTALLED)
 	$(BIN)/python tests/example_registry.py concepts.db.example
+
+readme: $(INSTALLED)
+	@$(BIN)/python tests/readme_session.py --write
 
 kill: $(INSTALLED)
 	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json

@@ -67,6 +67,8 @@ class Database:
         Raises `RegistryBusy` if another process keeps writing for longer than the time-out, and
         `StorageError` if the disk refuses.
         """
+        with translated(self.path):
+            self._use_write_ahead_log()
         with (
             translated(self.path),
             Session(self._engine, expire_on_commit=False) as session,
@@ -85,9 +87,10 @@ class Database:
         Raises `RegistryTooNew` for a database that has been through unknown ones, and
         `RegistryCorrupt` for a SQLite file that is not a registry.
         """
+        was_blank = self.is_blank()  # asked first: another process may be creating it
         with translated(self.path):
             done = migrations.applied(self.reader)
-        if not done and not self.is_blank():
+        if not done and not was_blank:
             raise RegistryCorrupt(f"{self.path} is a SQLite database, but not a concept registry")
         known = {step.name for step in migrations.MIGRATIONS}
         unknown = [needs for name, needs in done if name not in known]
@@ -104,9 +107,8 @@ class Database:
         Hold the registry's exclusive lock.
         """
         with translated(self.path):
-            if self.is_blank():
-                self.reader.execute("PRAGMA journal_mode = WAL")
-            else:
+            self._use_write_ahead_log()
+            if not self.is_blank():
                 done = migrations.applied(self.reader)
                 self.copy_to(self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}"))
             migrations.upgrade(self.reader)
@@ -116,6 +118,11 @@ class Database:
         with translated(path), contextlib.closing(sqlite3.connect(path)) as target:
             self.reader.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")  # leave one self-contained file
+
+    def _use_write_ahead_log(self) -> None:
+        """Let readers go on while one writes; not yet so in a new database or a restored backup."""
+        if self.rows("PRAGMA journal_mode")[0][0] != "wal":
+            self.reader.execute("PRAGMA journal_mode = WAL")
 
     def damage(self) -> list[str]:
         """What SQLite's own checks say is wrong."""

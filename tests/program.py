@@ -1,0 +1,75 @@
+"""Runs the command, in this process or in one of its own, also under bad conditions."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conceptry.cli.app import app
+from conceptry.registry import locate
+from typer.testing import CliRunner, Result
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 60
+
+Argument = str | bytes | Path
+Run = Callable[..., Result]
+Ask = Callable[..., dict[str, Any]]
+
+
+def invoke(*arguments: str | Path, input: str | bytes | None = None) -> Result:  # noqa: A002
+    """Run `concept` in this process."""
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(app, words, input=input, prog_name="concept")
+
+
+def command(*arguments: Argument, prelude: str = "") -> list[Argument]:
+    """The words that start `concept`; `prelude` is Python that runs before it."""
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{interruptible}\n{prelude}\nfrom conceptry.cli import main; main()"
+    return [sys.executable, "-c", program, *arguments]
+
+
+def run_concept(
+    *arguments: Argument,
+    prelude: str = "",
+    env: Mapping[str, str] | None = None,
+    input: str | bytes | None = None,  # noqa: A002
+) -> subprocess.CompletedProcess[str]:
+    """Run `concept` to its end, with neither terminal nor input unless given."""
+    data = input.encode() if isinstance(input, str) else input
+    done = subprocess.run(
+        command(*arguments, prelude=prelude),
+        input=data or b"",
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def small_disk(max_bytes: int) -> str:
+    """A prelude under which no file can grow beyond `max_bytes`, as on a disk that is full."""
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({max_bytes},) * 2)"
+
+
+def error_of(done: Result | subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The error in what a command printed with --json."""
+    document = json.loads(done.stdout)
+    assert list(document) == ["error"]
+    return document["error"]
+
+
+def stored_files(database: Path) -> dict[str, bytes]:
+    """Every file in the blob folder with its bytes, but for the lock."""
+    folder = locate(database).blobs
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith("lock")
+    }
