@@ -3,6 +3,10 @@
 
 def main() -> None:
     """Run the command line; exits with one of `ExitCode`."""
-    from .app import app
+    import sys
 
+    try:
+        from .app import app
+    except KeyboardInterrupt:  # while it was still loading
+        sys.exit(130)
     app()

@@ -1,5 +1,6 @@
 """`concept add`: photos in."""
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -76,7 +77,7 @@ def add(
 
 def _stdin_paths() -> list[str]:
     """Paths from stdin, one a line, or separated by NUL as `find -print0` does."""
-    text = sys.stdin.read()
+    text = os.fsdecode(sys.stdin.buffer.read())
     return [path for path in text.split("\0" if "\0" in text else "\n") if path]
 
 

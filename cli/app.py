@@ -25,7 +25,7 @@ from .output import Output
 app = typer.Typer(
     cls=ConceptGroup,
     rich_markup_mode=None,  # rich help pages would double the start-up time
-    no_args_is_help=True,
+    invoke_without_command=True,
     epilog=EXIT_CODES_HELP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -87,5 +87,8 @@ def concept(
     ] = False,
 ) -> None:
     """Teach a text-to-image model your dog, doll or face, and keep track of hundreds of them."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+        raise typer.Exit
     context.obj = Session()
     context.obj.update(registry=registry, as_json=as_json, quiet=quiet, debug=debug)

@@ -9,7 +9,8 @@ def complete_concept(context: typer.Context, incomplete: str) -> list[str]:
     """The concept names that begin with what was typed; never an error."""
     from ..registry.completion import concept_names
 
-    return concept_names(context.find_root().params.get("registry"), incomplete)
+    path = context.params.get("registry") or context.find_root().params.get("registry")
+    return concept_names(path, incomplete)
 
 
 ConceptName = Annotated[

@@ -1,5 +1,6 @@
 """`concept export` and `concept import`: concepts as one portable file."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,10 @@ def import_(
     All of them or, if one cannot be, none.
     """
     session = session_of(context)
+    from ..registry import NotFound
+
+    if not os.path.exists(file):
+        raise NotFound(f"{file} does not exist", hint=f"ls {file.parent}")
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
     lines = [

@@ -70,11 +70,12 @@ def explain(error: BaseException) -> Failure:
     )
     for kind, exit_code in table:
         if isinstance(error, kind):
-            return Failure(exit_code, error.code, _one_line(error.message), error.hint)
+            hint = _one_line(error.hint) if error.hint else None
+            return Failure(exit_code, error.code, _one_line(error.message), hint)
     summary = "".join(traceback.format_exception_only(error)).strip()
     hint = "run it again with --debug and report the trace"
     return Failure(ExitCode.BUG, "bug", f"unexpected {_one_line(summary)}", hint)
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    return " ".join(message.splitlines())

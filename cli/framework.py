@@ -1,5 +1,7 @@
 """What all commands share: the global options, the error boundary, and the open registry."""
 
+import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from .output import Output
 if TYPE_CHECKING:
     from ..registry import Registry
 
+_TYPE_NAMES = re.compile(r" <[^>]*>$")
 GLOBAL_OPTIONS = ("registry", "as_json", "quiet", "debug")
 
 
@@ -51,6 +54,24 @@ class ConceptCommand(TyperCommand):
         shared = [param for param in root.params if param.name in GLOBAL_OPTIONS]
         return [*own[:-1], *shared, *own[-1:]] if root is not self else own
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line, without braces."""
+        pieces = [re.sub(r"[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+        return [piece.removesuffix("...") if "... " in piece else piece for piece in pieces]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments and options, without the names of Python types."""
+        arguments, options = [], []
+        for param in self.get_params(ctx):
+            is_argument = param.param_type_name == "argument"
+            if record := param.get_help_record(ctx):
+                name = _TYPE_NAMES.sub("", record[0])
+                (arguments if is_argument else options).append((name, record[1]))
+        for heading, records in (("Arguments", arguments), ("Options", options)):
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
     def invoke(self, ctx: Any) -> Any:
         """Hand the global options to the session, the others to the command."""
         given = {name: ctx.params.pop(name) for name in GLOBAL_OPTIONS if name in ctx.params}
@@ -72,6 +93,7 @@ class ConceptGroup(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run a command line and exit; no exception leaves."""
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it is told by our errors
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]

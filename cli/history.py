@@ -7,7 +7,7 @@ import typer
 
 from .arguments import complete_concept
 from .framework import session_of
-from .output import count, printable
+from .output import count
 
 if TYPE_CHECKING:
     from ..registry.records import EventRecord
@@ -24,7 +24,9 @@ def history(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="The last so many; 0 for all.")] = 50,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help="The last so many; 0 for all.")
+    ] = 50,
 ) -> None:
     """Show what was done to a concept, oldest first."""
     session = session_of(context)
@@ -37,14 +39,15 @@ def history(
 
 def _line(event: "EventRecord") -> str:
     at = event.at[:19].replace("T", " ")
-    return printable(f"{at}  {event.concept}  {event.action}  {_describe(event.detail)}").rstrip()
+    return f"{at}  {event.concept}  {event.action}  {_describe(event.detail)}".rstrip()
 
 
 def _describe(detail: dict[str, Any]) -> str:
     words: list[str] = []
     for key, value in detail.items():
-        if key == "images":
-            words.append(count(len(value), "photo"))
+        if key in ("images", "updated_images", "removed_images"):
+            verb = key.removesuffix("images").rstrip("_")
+            words.append(f"{count(len(value), 'photo')} {verb}".rstrip())
         elif isinstance(value, list):
             words += [f"{key.replace('_', ' ')} {item}" for item in value]
         elif isinstance(value, dict):

@@ -33,10 +33,18 @@ def list_concepts(
     category: Annotated[
         str | None, typer.Option("--category", "-c", metavar="WORD", help="Only of this category.")
     ] = None,
-    sort: Annotated[SortKey, typer.Option(help="What to sort by.")] = "name",
+    sort: Annotated[
+        SortKey,
+        typer.Option(
+            metavar="KEY",
+            help="What to sort by: name, created, updated, images, versions or bytes.",
+        ),
+    ] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Sort downwards.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Concepts on a page; 0 for all.")] = 50,
-    page: Annotated[int, typer.Option(min=1, help="Which page.")] = 1,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Concepts on a page; 0 for all.")
+    ] = 50,
+    page: Annotated[int, typer.Option(metavar="N", min=1, help="Which page.")] = 1,
 ) -> None:
     """List concepts, a page at a time."""
     session = session_of(context)
@@ -80,5 +88,5 @@ def _table(found: "Page") -> "Table":
 
 
 def _where(found: "Page") -> str:
-    pages = f", page {found.page} of {found.pages}" if found.pages > 1 else ""
+    pages = f", page {found.page} of {found.pages}" if max(found.pages, found.page) > 1 else ""
     return count(found.total, "concept") + pages

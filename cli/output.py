@@ -1,11 +1,15 @@
 """The only printer. Results go to stdout, everything else to stderr."""
 
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..registry.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -24,20 +28,20 @@ class Output:
     def result(self, document: dict[str, Any], *parts: "RenderableType") -> None:
         """Print what the command was asked for: the document as JSON, or the parts for people."""
         if self.as_json:
-            self._write(json.dumps(document, indent=2, ensure_ascii=False))
-        else:
-            with _quiet_on_broken_pipe():
-                console = _console(sys.stdout)
-                for part in parts:
-                    console.print(
-                        part, highlight=False, markup=False, soft_wrap=isinstance(part, str)
-                    )
+            self._write(_json(document))
+            return
+        rendered = io.StringIO()
+        console = _console(sys.stdout, rendered)
+        for part in parts:
+            if isinstance(part, str):
+                console.print(printable(part), highlight=False, markup=False, soft_wrap=True)
+            else:
+                console.print(part)
+        self._write(rendered.getvalue().removesuffix("\n"))
 
     def lines(self, document: dict[str, Any], lines: list[str]) -> None:
         """Print plain lines that other programs can read, or the document as JSON."""
-        self._write(
-            json.dumps(document, indent=2, ensure_ascii=False) if self.as_json else "\n".join(lines)
-        )
+        self._write(_json(document) if self.as_json else "\n".join(map(printable, lines)))
 
     def note(self, text: str, style: str = "") -> None:
         """Tell a person something besides the result."""
@@ -76,9 +80,9 @@ class Output:
             sys.stdout.flush()
 
 
-def printable(text: str) -> str:
-    """`text` without control characters, which a file name may hold and a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _json(document: dict[str, Any]) -> str:
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return json.dumps(document, indent=2, ensure_ascii=encoding != "utf8")
 
 
 def size(num_bytes: int) -> str:
@@ -101,10 +105,13 @@ def moment(text: str) -> str:
     return text[:16].replace("T", " ")
 
 
-def _console(stream: Any) -> "Console":
+def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
+    """A Rich console fit for `stream`; it writes there or to `target`."""
     from rich.console import Console
 
-    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH)
+    is_terminal = stream.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
+    return Console(file=target or stream, width=width, force_terminal=is_terminal)
 
 
 @contextmanager

@@ -6,9 +6,19 @@ from typing import Annotated
 import typer
 
 from .arguments import ConceptNames
-from .errors import usage
+from .errors import ExitCode, Failure, usage
 from .framework import session_of
 from .output import count
+
+
+def _confirm(question: str) -> None:
+    refused = Failure(ExitCode.INTERRUPTED, "refused", "nothing was removed", None)
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        raise refused from None
+    if not agreed:
+        raise refused
 
 
 def rm(
@@ -32,9 +42,7 @@ def rm(
                 )
             photos = count(sum(len(concept.images) for concept in concepts), "photo")
             versions = count(sum(len(concept.versions) for concept in concepts), "version")
-            typer.confirm(
-                f"Remove {', '.join(names)} ({photos}, {versions})?", abort=True, err=True
-            )
+            _confirm(f"Remove {', '.join(names)} ({photos}, {versions})?")
         registry.remove(names)
     session.output.result({"removed": names}, f"removed {', '.join(names)}")
     session.output.note("the files stay until: concept gc")

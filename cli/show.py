@@ -1,18 +1,19 @@
 """`concept show`: everything about one concept."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..registry.names import printable
 from .arguments import ConceptName
 from .framework import session_of
-from .output import count, moment, printable, size
+from .output import count, moment, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-    from rich.text import Text
 
     from ..registry.records import Concept
 
@@ -26,14 +27,15 @@ def show(context: typer.Context, name: ConceptName) -> None:
 
 
 def _render(concept: "Concept") -> "list[RenderableType]":
+    notes = f"notes: {concept.notes}" if concept.notes else ""
     facts = [
         f"{concept.name}, a {concept.category}: {count(len(concept.images), 'photo')}, "
         f"{count(len(concept.versions), 'version')}, {size(concept.bytes)}",
         f"tags: {' '.join(concept.tags)}" if concept.tags else "",
-        f"notes: {concept.notes}" if concept.notes else "",
+        *notes.splitlines(),
         f"created {moment(concept.created)}, updated {moment(concept.updated)} UTC",
     ]
-    parts: list[RenderableType] = [printable("\n".join(fact for fact in facts if fact))]
+    parts: list[RenderableType] = [fact for fact in facts if fact]
     if concept.images:
         parts += ["", _images(concept)]
     if concept.versions:
@@ -44,53 +46,58 @@ def _render(concept: "Concept") -> "list[RenderableType]":
 
 
 def _images(concept: "Concept") -> "Table":
-    table = _table("photo", "hash", "pixels", "format", "size", "mask", "caption")
-    for image in concept.images:
-        table.add_row(
-            _text(image.filename),
-            image.sha256[:8],
-            f"{image.width}x{image.height}",
-            image.format,
-            size(image.bytes),
-            "yes" if image.mask else "",
-            _text(image.caption or ""),
-        )
-    return table
+    headings = ("photo", "hash", "pixels", "format", "size", "mask", "caption")
+    return _table(
+        headings,
+        [
+            (
+                image.filename,
+                image.sha256[:8],
+                f"{image.width}x{image.height}",
+                image.format,
+                size(image.bytes),
+                "yes" if image.mask else "",
+                image.caption or "",
+            )
+            for image in concept.images
+        ],
+    )
 
 
 def _versions(concept: "Concept") -> "Table":
-    table = _table("version", "aliases", "run", "size", "created (UTC)")
-    for version in concept.versions:
-        table.add_row(
-            str(version.number),
-            " ".join(version.aliases),
-            version.run or "",
-            size(sum(artifact.bytes for artifact in version.artifacts)),
-            moment(version.created),
-        )
-    return table
+    return _table(
+        ("version", "aliases", "run", "size", "created (UTC)"),
+        [
+            (
+                str(version.number),
+                " ".join(version.aliases),
+                version.run or "",
+                size(sum(artifact.bytes for artifact in version.artifacts)),
+                moment(version.created),
+            )
+            for version in concept.versions
+        ],
+    )
 
 
 def _runs(concept: "Concept") -> "Table":
-    table = _table("run", "method", "status", "base", "seed", "started (UTC)")
-    for run in concept.runs:
-        table.add_row(
-            run.run, run.method, run.status, _text(run.base), str(run.seed), moment(run.started)
-        )
-    return table
+    return _table(
+        ("run", "method", "status", "base", "seed", "started (UTC)"),
+        [
+            (run.run, run.method, run.status, run.base, str(run.seed), moment(run.started))
+            for run in concept.runs
+        ],
+    )
 
 
-def _table(*headings: str) -> "Table":
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
-
-
-def _text(text: str) -> "Text":
-    from rich.text import Text
-
-    return Text(printable(text))

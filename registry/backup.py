@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .blobs import BlobStore, sync_folder
+from .blobs import BlobStore, sync_file, sync_folder
+from .database import explained
 from .errors import AlreadyExists, RegistryCorrupt, StorageError
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
@@ -21,11 +22,8 @@ def backup(
     The copy's database takes its name last, when all its blobs are safe.
     """
     target = Location(folder.absolute() / DATABASE_NAME)
-    _check_target(target, store.location)
-    unfinished = target.database.with_name(DATABASE_NAME + ".unfinished")
-    with store.lock.shared(), _writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)
+    _check_target(store, target)
+    with store.lock.shared(), _writing_to(target) as unfinished:
         store.database.copy_to(unfinished)
         num_blobs = copied = num_bytes = 0
         damaged: list[str] = []
@@ -40,7 +38,7 @@ def backup(
             if on_progress is not None:
                 on_progress(num_blobs, total)
         with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
+            sync_file(file)
         unfinished.replace(target.database)
         sync_folder(folder)
         concepts = store.database.rows("SELECT count(*) FROM concept")[0][0]
@@ -52,13 +50,20 @@ def backup(
     return BackupReport(str(folder), concepts, num_blobs, copied, num_bytes)
 
 
-def _check_target(target: Location, source: Location) -> None:
+def _check_target(store: Store, target: Location) -> None:
     folder = target.database.parent
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise AlreadyExists(f"{folder} is a file", hint="name a folder for the backup")
-    if target.database.resolve() == source.database.resolve():
+    if target.database.resolve() == store.location.database.resolve():
         raise AlreadyExists(f"{folder} is the registry itself", hint="name another folder")
-    if folder.exists() and not target.database.exists():
+    if target.database.exists():
+        if not _is_earlier(target.database, store):
+            raise AlreadyExists(
+                f"{target.database} is not an earlier backup of this registry, or has been "
+                "changed since",
+                hint="name another folder",
+            )
+    elif folder.exists():
         others = [name for name in os.listdir(folder) if not name.startswith("concepts.")]
         if others:
             raise AlreadyExists(
@@ -67,14 +72,53 @@ def _check_target(target: Location, source: Location) -> None:
             )
 
 
-@contextlib.contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def _is_earlier(database: Path, store: Store) -> bool:
+    """Whether the history in a database is a beginning of ours; folds its log into it."""
+    last = "SELECT id, at, concept, action FROM event ORDER BY id DESC LIMIT 1"
+    same = "SELECT 1 FROM event WHERE (id, at, concept, action) = (:id, :at, :concept, :action)"
+    keys = ("id", "at", "concept", "action")
     try:
-        yield
-    except (OSError, sqlite3.Error) as error:
+        # Where there is a log, only a read-only connection leaves it as it is.
+        mode = "ro" if os.path.exists(f"{database}-wal") else "rw"
+        uri = f"{database.as_uri()}?mode={mode}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
+            event = reader.execute(last).fetchone()
+        if event is not None and not store.database.rows(
+            same, **dict(zip(keys, event, strict=True))
+        ):
+            return False
+        with contextlib.closing(sqlite3.connect(database, timeout=1)) as writer:
+            writer.execute("PRAGMA journal_mode = DELETE")  # folds in, and removes, its log
+    except sqlite3.OperationalError as error:
+        raise explained(error, database) from error
+    except sqlite3.DatabaseError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _writing_to(target: Location) -> Iterator[Path]:
+    """The path for an unfinished database, which is gone whatever happens."""
+    folder = target.database.parent
+    unfinished = target.database.with_name(f"{DATABASE_NAME}.unfinished")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(unfinished)
+        yield unfinished
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.message
         raise StorageError(
-            f"cannot write {folder}: {error}", hint="the registry itself is unchanged"
+            f"cannot back up into {folder}/: {reason}",
+            hint="free some space or name another folder",
         ) from error
+    finally:
+        _remove(unfinished)
+
+
+def _remove(unfinished: Path) -> None:
+    for path in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _needed(store: Store) -> Iterator[Use]:

@@ -6,23 +6,34 @@ the manifest, photos that do not decode and weights that are not sound safetenso
 before anything is written under a final name. Names in a bundle are never used as paths.
 """
 
+import contextlib
 import json
+import math
 import os
+import secrets
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from sqlmodel import Session, col, select
 
 from . import images
 from .blobs import CHUNK, Staging, is_sha256, sync_file, sync_folder
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
-from .errors import AlreadyExists, InvalidBundle, InvalidImage, InvalidInput, NotFound, StorageError
-from .names import check_category, check_name, check_text
+from .errors import (
+    AlreadyExists,
+    InvalidBundle,
+    InvalidImage,
+    InvalidInput,
+    NotFound,
+    RegistryCorrupt,
+    StorageError,
+)
+from .names import check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, show_concept
 from .records import BundleReport, Concept
 from .store import Store
@@ -39,67 +50,98 @@ _BLOBS = "blobs/"
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # so that equal concepts make equal files
 
 
+def _checked(check: Callable[..., str], *arguments: str) -> Any:
+    return AfterValidator(lambda text: check(text, *arguments))
+
+
+def _no_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("is not a number")
+    return value
+
+
+def _no_number(alias: str) -> str:
+    if alias.isdigit():
+        raise ValueError("an alias is not a number")
+    return alias
+
+
+_MAX_INTEGER = (1 << 63) - 1
+_Name = Annotated[str, _checked(check_name)]
+_Tag = Annotated[str, _checked(check_name, "tag")]
+_AliasName = Annotated[str, _checked(check_name, "alias"), AfterValidator(_no_number)]
+_Category = Annotated[str, _checked(check_category)]
+_Text = Annotated[str, _checked(check_text, "text")]
+_Line = Annotated[str, _checked(check_line, "text")]
+_FileName = Annotated[str, _checked(check_file_name)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
+_Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
+_Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
+_Value = Annotated[float, AfterValidator(_no_nan)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class _ImagePart(_Part):
-    sha256: str
-    bytes: int = Field(ge=1)
-    filename: str
-    caption: str | None
-    mask: str | None
-    mask_bytes: int | None = Field(ge=1)
-    added: str
+    sha256: _Sha256
+    bytes: _Size
+    filename: _FileName
+    caption: _Text | None
+    mask: _Sha256 | None
+    mask_bytes: _Size | None
+    added: _Moment
 
 
 class _RunPart(_Part):
-    uid: str
-    method: str
+    uid: _Line
+    method: _Line
     config: dict[str, Any]
-    base: str
-    base_sha256: str
-    seed: int
-    packages: dict[str, str]
-    host: str
-    status: str
-    started: str
-    finished: str | None
-    error: str | None
-    images: list[str]
-    metrics: list[tuple[str, int, str, float]]
+    base: _Text
+    base_sha256: _Text
+    seed: _Integer
+    packages: dict[_Line, _Text]
+    host: _Text
+    status: Literal["running", "done", "interrupted", "failed"]
+    started: _Moment
+    finished: _Moment | None
+    error: _Text | None
+    images: list[_Sha256]
+    metrics: list[tuple[_Line, _Integer, _Line, _Value]]
 
 
 class _ArtifactPart(_Part):
-    name: str
-    kind: str
-    sha256: str
-    bytes: int = Field(ge=1)
-    created: str
+    name: _FileName
+    kind: _Line
+    sha256: _Sha256
+    bytes: _Size
+    created: _Moment
 
 
 class _EvaluationPart(_Part):
-    suite: str
+    suite: _Line
     config: dict[str, Any]
     scores: dict[str, Any]
-    created: str
+    created: _Moment
 
 
 class _VersionPart(_Part):
-    number: int = Field(ge=1)
-    run: str | None
-    created: str
-    aliases: list[str]
+    number: _Size
+    run: _Line | None
+    created: _Moment
+    aliases: list[_AliasName]
     artifacts: list[_ArtifactPart]
     evaluations: list[_EvaluationPart]
 
 
 class _ConceptPart(_Part):
-    name: str
-    category: str
-    notes: str
-    created: str
-    tags: list[str]
+    name: _Name
+    category: _Category
+    notes: _Text
+    created: _Moment
+    tags: list[_Tag]
     images: list[_ImagePart]
     runs: list[_RunPart]
     versions: list[_VersionPart]
@@ -108,35 +150,51 @@ class _ConceptPart(_Part):
 class _Manifest(_Part):
     format: str
     format_version: int
-    concepts: list[_ConceptPart] = Field(min_length=1)
+    concepts: list[_ConceptPart]
 
     def blobs(self) -> dict[str, int]:
-        """The size of every blob, by hash."""
+        """The size of every blob, by hash; raises `InvalidInput` for one of two sizes."""
         sizes: dict[str, int] = {}
+        for sha256, size in self._uses():
+            if sizes.setdefault(sha256, size) != size:
+                raise InvalidInput(f"the blob {sha256} has two sizes")
+        return sizes
+
+    def _uses(self) -> Iterator[tuple[str, int]]:
         for concept in self.concepts:
             for image in concept.images:
-                sizes[image.sha256] = image.bytes
+                yield image.sha256, image.bytes
                 if image.mask is not None and image.mask_bytes is not None:
-                    sizes[image.mask] = image.mask_bytes
+                    yield image.mask, image.mask_bytes
             for version in concept.versions:
-                sizes |= {artifact.sha256: artifact.bytes for artifact in version.artifacts}
-        return sizes
+                for artifact in version.artifacts:
+                    yield artifact.sha256, artifact.bytes
 
 
 def export_bundle(
     store: Store, names: Sequence[str], path: Path, *, overwrite: bool
 ) -> BundleReport:
     """Write concepts to one file; see `Registry.export_bundle`."""
-    if path.exists() and (path.is_dir() or not overwrite):
+    if not names:
+        raise InvalidInput("no concept was named", hint=f"concept export NAME {path}")
+    if os.path.isdir(path):
+        raise AlreadyExists(
+            f"{path} is a folder", hint=f"concept export {' '.join(names)} {path / 'NAME.concept'}"
+        )
+    if os.path.lexists(path) and not overwrite:
         raise AlreadyExists(
             f"{path} exists", hint=f"concept export {' '.join(names)} {path} --force"
         )
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    if not os.path.isdir(path.absolute().parent):
+        raise InvalidInput(
+            f"cannot write {path}: there is no such folder", hint=f"mkdir -p {path.parent}"
+        )
+    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
         blobs = manifest.blobs()
         try:
-            with unfinished.open("wb") as file:
+            with unfinished.open("xb") as file:
                 with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle:
                     _write_entry(bundle, _MANIFEST, [manifest.model_dump_json(indent=1).encode()])
                     for sha256 in sorted(blobs):
@@ -145,9 +203,13 @@ def export_bundle(
             unfinished.replace(path)
             sync_folder(path.absolute().parent)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}",
+                hint="free some space or name another file",
+            ) from error
         finally:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
     concept_names = [concept.name for concept in manifest.concepts]
     return BundleReport(str(path), concept_names, len(blobs), path.stat().st_size)
 
@@ -163,12 +225,26 @@ def _write_entry(
 
 
 def _describe(store: Store, names: Sequence[str]) -> _Manifest:
-    with store.database.write() as session:  # one transaction, so all is of one moment
-        concepts = [
-            _describe_concept(session, existing_row(session, store.database, name))
-            for name in names
-        ]
+    try:
+        with store.database.read() as session:
+            concepts = [
+                _describe_concept(session, existing_row(session, store.database, name))
+                for name in names
+            ]
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RegistryCorrupt(
+            f"{store.location.database} is damaged: {_first(error)}", hint="concept check"
+        ) from error
     return _Manifest(format=FORMAT, format_version=FORMAT_VERSION, concepts=concepts)
+
+
+def _first(error: Exception) -> str:
+    """What is wrong, and where in the manifest."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
@@ -253,7 +329,7 @@ def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept
             return _take_in(store, bundle, manifest, path)
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError) as error:
         raise InvalidBundle(f"{path} is not a sound bundle: {error}") from None
     except OSError as error:
         raise InvalidBundle(f"cannot read {path}: {error.strerror}") from error
@@ -297,9 +373,7 @@ def _read_manifest(bundle: zipfile.ZipFile, path: Path) -> _Manifest:
                 )
         manifest = _Manifest.model_validate_json(json.dumps(loaded))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidBundle(f"{path}: the manifest is wrong at {where}: {first['msg']}") from None
+        raise InvalidBundle(f"{path}: the manifest is wrong at {_first(error)}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, InvalidBundle):
             raise
@@ -313,12 +387,14 @@ def _check_manifest(
     manifest: _Manifest, entries: Mapping[str, zipfile.ZipInfo], path: Path
 ) -> None:
     """Hold the manifest to the rules that `add` and training hold to, and to what is there."""
+    if not manifest.concepts:
+        raise InvalidBundle(f"{path} holds no concept")
     try:
         for concept in manifest.concepts:
             _check_concept(concept)
+        sizes = {_BLOBS + sha256: size for sha256, size in manifest.blobs().items()}
     except InvalidInput as error:
         raise InvalidBundle(f"{path}: {error.message}") from None
-    sizes = {_BLOBS + sha256: size for sha256, size in manifest.blobs().items()}
     present = {name: info.file_size for name, info in entries.items() if name != _MANIFEST}
     for name in sizes.keys() | present.keys():
         if sizes.get(name) != present.get(name):
@@ -326,34 +402,23 @@ def _check_manifest(
 
 
 def _check_concept(concept: _ConceptPart) -> None:
-    check_name(concept.name)
-    check_category(concept.category)
-    check_text(concept.notes, "notes")
-    for tag in concept.tags:
-        check_name(tag, "tag")
-    for image in concept.images:
-        check_text(image.filename, "file name")
-        check_text(image.caption or "", "caption")
-        if (image.mask is None) != (image.mask_bytes is None):
-            raise InvalidInput(f"the mask of {image.filename} has no size")
-    hashes = [image.sha256 for image in concept.images]
-    numbers = [version.number for version in concept.versions]
-    aliases = [alias for version in concept.versions for alias in version.aliases]
+    """What concerns several fields; each by itself has been checked on reading."""
     runs = [run.uid for run in concept.runs]
     for what, values in (
-        ("photo", hashes),
-        ("version", numbers),
-        ("alias", aliases),
+        ("photo", [image.sha256 for image in concept.images]),
+        ("version", [version.number for version in concept.versions]),
+        ("alias", [alias for version in concept.versions for alias in version.aliases]),
         ("tag", concept.tags),
         ("run", runs),
     ):
         if len(set(values)) != len(values):
             raise InvalidInput(f"{concept.name} has the same {what} twice")
+    for image in concept.images:
+        if (image.mask is None) != (image.mask_bytes is None):
+            raise InvalidInput(f"the mask of {image.filename} has no size")
     for version in concept.versions:
         if version.run is not None and version.run not in runs:
             raise InvalidInput(f"version {version.number} of {concept.name} has an unknown run")
-        for alias in version.aliases:
-            check_name(alias, "alias")
 
 
 def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:
@@ -385,7 +450,8 @@ def _take_in(
         for concept in manifest.concepts:
             for version in concept.versions:
                 for artifact in version.artifacts:
-                    check_weights(staging.path(artifact.sha256))
+                    staged = staging.path(artifact.sha256)
+                    check_weights(staged, name=f"{path}: {artifact.name}")
         staging.publish()
         with store.database.write() as session:
             for concept in manifest.concepts:

@@ -12,10 +12,11 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, create_engine
+from sqlmodel import Session, SQLModel, create_engine
 
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
+from .tables import JSON_COLUMNS
 
 
 class Database:
@@ -43,7 +44,9 @@ class Database:
         """Run a read and return its rows; `sql` comes from `queries.compiled`."""
         try:
             return self.reader.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except UnicodeEncodeError:  # broken text is never stored, so it will not be found
+            return self.rows(sql, **{key: _encodable(value) for key, value in parameters.items()})
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise explained(error, self.path) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
@@ -58,7 +61,8 @@ class Database:
         try:
             yield
         finally:
-            self.reader.execute("COMMIT")
+            if self.reader.in_transaction:
+                self.rows("COMMIT")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
@@ -77,6 +81,13 @@ class Database:
             session.connection()  # take the write lock before anything is read
             yield session
 
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session in which all is of one moment."""
+        engine = self._engine.execution_options(reads_only=True)
+        with translated(self.path), Session(engine) as session, session.begin():
+            yield session
+
     def is_blank(self) -> bool:
         """Whether there is no table at all: the file was just created."""
         return self.rows("SELECT count(*) FROM sqlite_master")[0][0] == 0
@@ -87,11 +98,14 @@ class Database:
         Raises `RegistryTooNew` for a database that has been through unknown ones, and
         `RegistryCorrupt` for a SQLite file that is not a registry.
         """
-        was_blank = self.is_blank()  # asked first: another process may be creating it
+        # Blankness is asked first, for another process may be creating it.
+        if not (self.is_blank() or self._has_our_mark()):
+            raise RegistryCorrupt(
+                f"{self.path} is a SQLite database, but not a concept registry",
+                hint="name another one with --registry",
+            )
         with translated(self.path):
             done = migrations.applied(self.reader)
-        if not done and not was_blank:
-            raise RegistryCorrupt(f"{self.path} is a SQLite database, but not a concept registry")
         known = {step.name for step in migrations.MIGRATIONS}
         unknown = [needs for name, needs in done if name not in known]
         if unknown:
@@ -100,6 +114,9 @@ class Database:
                 hint=f'pip install --upgrade "conceptry>={unknown[-1]}"',
             )
         return len(done) < len(known)
+
+    def _has_our_mark(self) -> bool:
+        return self.rows("PRAGMA application_id")[0][0] == migrations.APPLICATION_ID
 
     def upgrade(self) -> None:
         """Bring the schema up to today's; a database with content is copied first.
@@ -132,7 +149,27 @@ class Database:
         except sqlite3.DatabaseError as error:
             return [str(error)]
         found = [] if lines == ["ok"] else lines
-        return found + [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
+        found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
+        return found or self._unreadable()
+
+    def _unreadable(self) -> list[str]:
+        """Tables with text that cannot be read, or is not the JSON that it should be."""
+        found: list[str] = []
+        for table in SQLModel.metadata.sorted_tables:
+            try:
+                for _ in self.reader.execute(f"SELECT * FROM {table.name}"):  # noqa: S608
+                    pass
+            except sqlite3.Error as error:
+                found.append(f"table {table.name}: {error}")
+        for table, column in JSON_COLUMNS:
+            query = f"SELECT count(*) FROM {table} WHERE NOT json_valid({column})"  # noqa: S608
+            if count := self.reader.execute(query).fetchone()[0]:
+                found.append(f"table {table}: {count} rows whose {column} is not JSON")
+        return found
+
+
+def _encodable(value: object) -> object:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -142,7 +179,8 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    only_reads = connection.get_execution_options().get("reads_only", False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager
@@ -152,13 +190,15 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise explained(error.orig, path) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explained(error, path) from error
 
 
 def explained(error: BaseException | None, path: Path) -> BaseException:
     """Our error for one of SQLite's, or the error itself where it would be a bug of ours."""
     code = getattr(error, "sqlite_errorcode", None)
+    if code is None and isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError)):
+        return _corrupt(path, error)  # text that is not UTF-8
     for codes, make in _EXPLANATIONS:
         if code is not None and code & 0xFF in codes:
             return make(path, error)

@@ -42,9 +42,13 @@ def edit(
             row = _image_row(session, concept, image)
             row.caption = check_text(caption, "caption") or None
             detail.setdefault("captions", {})[row.sha256] = row.caption
-        for row in [_image_row(session, concept, image) for image in remove_images]:
+        leaving = {
+            row.sha256: row for row in (_image_row(session, concept, i) for i in remove_images)
+        }
+        for row in leaving.values():
             session.delete(row)
-            detail.setdefault("removed_images", []).append(row.sha256)
+        if leaving:
+            detail["removed_images"] = list(leaving)
         refresh(session, concept)
         record_event(session, concept, "edit", **detail)
     return show_concept(store.database, name)
@@ -56,9 +60,7 @@ def rename(store: Store, name: str, new_name: str) -> ConceptRecord:
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
         if concept_row(session, new_name) is not None:
-            raise AlreadyExists(
-                f'"{new_name}" is taken', hint=f"choose another name, or concept rm {new_name}"
-            )
+            raise AlreadyExists(f'"{new_name}" is taken', hint=f"concept show {new_name}")
         concept.name = new_name
         refresh(session, concept)
         record_event(session, concept, "rename", was=name)
@@ -104,16 +106,16 @@ def existing_row(session: Session, database: Database, name: str) -> Concept:
 
 def set_tags(
     session: Session, concept: Concept, *, add: Sequence[str], remove: Sequence[str] = ()
-) -> None:
-    """Add and remove tags; one that is there already, or missing, is no error."""
+) -> list[str]:
+    """Add and remove tags; one that is there already, or missing, is no error. Returns the new."""
     rows = session.exec(select(Tag).where(Tag.concept_id == concept.id))
     present = {row.tag: row for row in rows}
     for tag in remove:
         if tag in present and tag not in add:
             session.delete(present[tag])
-    for tag in dict.fromkeys(add):
-        if tag not in present:
-            session.add(Tag(concept_id=concept.id, tag=tag))
+    new = [tag for tag in dict.fromkeys(add) if tag not in present]
+    session.add_all(Tag(concept_id=concept.id, tag=tag) for tag in new)
+    return new
 
 
 def refresh(session: Session, concept: Concept) -> None:

@@ -6,7 +6,6 @@ and every pixel has been decoded.
 
 import contextlib
 import io
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +53,6 @@ NEAR = 8
 recompressing move a hash by 0-4, cropping by 2-5 % by up to 16; different shots of one subject in
 one place lie 10 and more apart."""
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
 _THUMBNAIL = 512
 
 
@@ -91,22 +89,22 @@ def inspect(data: bytes, name: str) -> Inspected:
     Raises `InvalidImage`, naming `name`, for a format that is not allowed, a size above
     `MAX_PIXELS`, damaged data or a fully transparent picture.
     """
-    image = _decode(data, name)
-    frames = getattr(image, "n_frames", 1)
-    upright = ImageOps.exif_transpose(image)
-    thumbnail = to_grey(upright)
-    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
     import imagehash  # loads SciPy, which commands that read no photo need not wait for
 
-    return Inspected(
-        format=image.format or "",
-        width=upright.width,
-        height=upright.height,
-        frames=1 if image.format == "MPO" else frames,
-        phash=str(imagehash.phash(thumbnail)),
-        blur=blur_effect(np.asarray(thumbnail, dtype=np.float32)),
-        alpha=_alpha_mask(upright, name),
-    )
+    with _naming(name):
+        image = _decode(data, name)
+        upright = ImageOps.exif_transpose(image)
+        thumbnail = to_grey(upright)
+        thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
+        return Inspected(
+            format=image.format or "",
+            width=upright.width,
+            height=upright.height,
+            frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
+            phash=str(imagehash.phash(thumbnail)),
+            blur=blur_effect(np.asarray(thumbnail, dtype=np.float32)),
+            alpha=_alpha_mask(upright, name),
+        )
 
 
 def read_photo(data: bytes, name: str = "the photo") -> Image.Image:
@@ -114,12 +112,13 @@ def read_photo(data: bytes, name: str = "the photo") -> Image.Image:
 
     Raises `InvalidImage` as `inspect` does.
     """
-    upright = ImageOps.exif_transpose(_decode(data, name))
-    if not upright.has_transparency_data:
-        return _scaled_to_8_bits(upright).convert("RGB")
-    rgba = upright.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    with _naming(name):
+        upright = _scaled_to_8_bits(ImageOps.exif_transpose(_decode(data, name)))
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
@@ -128,36 +127,36 @@ def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
     A mask with transparency counts by its alpha channel. Raises `InvalidImage` if it is empty or
     its proportions are not those of the photo.
     """
-    image = ImageOps.exif_transpose(_decode(data, name))
-    if image.has_transparency_data:
-        mask = image.convert("RGBA").getchannel("A")
-        if mask.getextrema() == (255, 255):
+    with _naming(name):
+        image = _scaled_to_8_bits(ImageOps.exif_transpose(_decode(data, name)))
+        mask = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        if mask is None or mask.getextrema() == (255, 255):
             mask = to_grey(image)
-    else:
-        mask = to_grey(image)
-    if abs(mask.width * size[1] - mask.height * size[0]) > max(*mask.size, *size):
-        raise InvalidImage(
-            f"the mask {name} is {mask.width}x{mask.height}, its photo {size[0]}x{size[1]}"
-        )
-    if mask.getextrema() == (0, 0):
-        raise InvalidImage(f"the mask {name} is black all over: white marks the subject")
-    if mask.size != size:
-        mask = mask.resize(size, Image.Resampling.BILINEAR)
-    return _png(mask)
+        if abs(mask.width * size[1] - mask.height * size[0]) > max(*mask.size, *size):
+            raise InvalidImage(
+                f"the mask {name} is {mask.width}x{mask.height}, its photo {size[0]}x{size[1]}"
+            )
+        if mask.getextrema() == (0, 0):
+            raise InvalidImage(f"the mask {name} is black all over: white marks the subject")
+        if mask.size != size:
+            mask = mask.resize(size, Image.Resampling.BILINEAR)
+        return _png(mask)
 
 
 def open_stored_mask(data: bytes) -> Image.Image:
     """Decode a mask that `read_mask` or `inspect` made."""
-    return _decode(data, "the mask")
+    with _naming("the mask"):
+        return _decode(data, "the mask")
 
 
 def is_stored_mask(data: bytes, size: tuple[int, int]) -> bool:
     """Whether `data` is a mask as `read_mask` makes them, for a photo of `size`."""
     try:
-        mask = _decode(data, "the mask")
+        mask = open_stored_mask(data)
     except InvalidImage:
         return False
-    return (mask.format, mask.mode, mask.size) == ("PNG", "L", size)
+    looks_right = (mask.format, mask.mode, mask.size) == ("PNG", "L", size)
+    return looks_right and mask.getextrema() != (0, 0)
 
 
 def to_grey(image: Image.Image) -> Image.Image:
@@ -186,10 +185,14 @@ def _kept_variation(grey: np.ndarray, kernel: int) -> float:
     return float(np.minimum(before, after).sum()) / variation if variation > 1e-6 else 0.0
 
 
-def distances(phash: str, others: Sequence[str]) -> np.ndarray:
-    """The Hamming distances (len(others),) of a perceptual hash to others, in bits of 64."""
-    values = np.array([int(other, 16) for other in others], dtype=np.uint64)
-    return np.bitwise_count(values ^ np.uint64(int(phash, 16)))
+def hash_bits(phashes: Sequence[str]) -> np.ndarray:
+    """Perceptual hashes as numbers (len(phashes),), for `distances`."""
+    return np.array([int(phash, 16) for phash in phashes], dtype=np.uint64)
+
+
+def distances(phash: str, others: np.ndarray) -> np.ndarray:
+    """The Hamming distances of a perceptual hash to others from `hash_bits`, in bits of 64."""
+    return np.bitwise_count(others ^ np.uint64(int(phash, 16)))
 
 
 def read_file(path: Path) -> bytes:
@@ -203,22 +206,29 @@ def read_file(path: Path) -> bytes:
         raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into `InvalidImage` about `name`."""
+    try:
+        yield
+    except InvalidImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidImage(f"{name} has more than {MAX_PIXELS:,} pixels, the limit") from None
+    except Exception as error:
+        raise InvalidImage(f"{name} is damaged: {error}") from error
+
+
 def _decode(data: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_available_formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        image.load()
     except UnidentifiedImageError:
-        raise InvalidImage(
-            f"{name} is not a photo in a known format (JPEG, PNG, WebP, BMP, TIFF"
-            + "".join(f", {extra}" for extra in ("AVIF", "HEIF") if extra in _available_formats())
-            + ")"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidImage(f"{name} has more than {MAX_PIXELS:,} pixels, the limit") from None
-    except _DECODER_ERRORS as error:
-        raise InvalidImage(f"{name} is damaged: {error}") from error
+        extras = [extra for extra in ("AVIF", "HEIF") if extra in _available_formats()]
+        known = ", ".join(["JPEG", "PNG", "WebP", "BMP", "TIFF", *extras])
+        raise InvalidImage(f"{name} is not a photo in a known format ({known})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    image.load()
     return image
 
 
@@ -228,15 +238,19 @@ def _available_formats() -> list[str]:
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Bring 16-bit grey (PNG, TIFF) to 8 bits by scale, where Pillow would clip."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float32)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-    return image
+    """Bring deep grey (16-bit PNG, TIFF) to 8 bits by scale, where Pillow would clip."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("its values are not finite")
+    highest = float(values.max())
+    scale = 255.0 if image.mode == "F" and highest <= 1 else 1.0 if highest <= 255 else 1 / 257
+    return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
 
 
 def _alpha_mask(image: Image.Image, name: str) -> bytes | None:
+    image = _scaled_to_8_bits(image)
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")

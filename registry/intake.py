@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+import numpy as np
 from sqlmodel import Session, col, select
 
 from . import images
@@ -12,7 +13,7 @@ from .blobs import Staging
 from .clock import now
 from .edits import check_category_fits, concept_row, record_event, refresh, set_tags
 from .errors import InvalidImage
-from .names import check_category, check_name, check_text, printable_name
+from .names import check_category, check_name, check_text, printable
 from .queries import category_of, show_concept
 from .records import Added, AddedImage, Duplicate, Warned
 from .sources import Source
@@ -61,12 +62,13 @@ def add(
             check_category_fits(name, concept and concept.category, category)
             concept = concept or _new_concept(session, name, category)
             added, duplicates = _insert(session, concept, received)
-            if notes is not None:
-                concept.notes = notes
-            set_tags(session, concept, add=tags)
-            refresh(session, concept)
-            if added:
-                record_event(session, concept, "add", images=[image.sha256 for image in added])
+            changes = _changes(concept, added, duplicates, notes)
+            if new_tags := set_tags(session, concept, add=tags):
+                changes["tag"] = new_tags
+            if changes:
+                concept.notes = concept.notes if notes is None else notes
+                refresh(session, concept)
+                record_event(session, concept, "add", **changes)
         warnings = [warning for item in received for warning in _warnings(item)]
         return Added(show_concept(store.database, name), added, duplicates, warnings)
 
@@ -137,6 +139,7 @@ def _insert(
     """Insert the photos that are new to the concept, and say which resemble others in it."""
     query = select(Image).where(Image.concept_id == concept.id).order_by(col(Image.id))
     known = list(session.exec(query))
+    hashes = images.hash_bits([image.phash for image in known])
     by_hash = {image.sha256: image for image in known}
     added: list[AddedImage] = []
     duplicates: list[Duplicate] = []
@@ -149,26 +152,37 @@ def _insert(
                 Duplicate(path, item.sha256, same.sha256, same.filename, True, 0, updated)
             )
             continue
-        if near := _nearest(item.photo.phash, known):
-            image, distance = near
+        distances = images.distances(item.photo.phash, hashes)
+        if known and distances.min() <= images.NEAR:
+            nearest = int(distances.argmin())
+            near, distance = known[nearest], int(distances[nearest])
             duplicates.append(
-                Duplicate(path, item.sha256, image.sha256, image.filename, False, distance, [])
+                Duplicate(path, item.sha256, near.sha256, near.filename, False, distance, [])
             )
         image = _row(concept, item, moment)
         known.append(image)
+        hashes = np.append(hashes, images.hash_bits([image.phash]))
         by_hash[image.sha256] = image
         added.append(AddedImage(path, item.sha256))
     session.add_all(known)
     return added, duplicates
 
 
-def _nearest(phash: str, known: Sequence[Image]) -> tuple[Image, int] | None:
-    if not known:
-        return None
-    distances = images.distances(phash, [image.phash for image in known])
-    nearest = int(distances.argmin())
-    distance = int(distances[nearest])
-    return (known[nearest], distance) if distance <= images.NEAR else None
+def _changes(
+    concept: Concept,
+    added: Sequence[AddedImage],
+    duplicates: Sequence[Duplicate],
+    notes: str | None,
+) -> dict[str, object]:
+    """What history will say of an `add`."""
+    changes: dict[str, object] = {}
+    if added:
+        changes["images"] = [image.sha256 for image in added]
+    if updated := [double.sha256 for double in duplicates if double.updated]:
+        changes["updated_images"] = updated
+    if notes not in (None, concept.notes):
+        changes["notes"] = notes
+    return changes
 
 
 def _take_over(image: Image, item: Received) -> list[str]:
@@ -177,7 +191,8 @@ def _take_over(image: Image, item: Received) -> list[str]:
     if item.source.caption and item.source.caption != image.caption:
         image.caption = item.source.caption
         updated.append("caption")
-    if item.mask and item.mask != image.mask:
+    is_better = item.source.mask is not None or image.mask is None
+    if item.mask and item.mask != image.mask and is_better:
         image.mask, image.mask_bytes = item.mask, item.mask_bytes
         updated.append("mask")
     return updated
@@ -188,7 +203,7 @@ def _row(concept: Concept, item: Received, moment: str) -> Image:
         concept_id=concept.id,
         sha256=item.sha256,
         bytes=item.num_bytes,
-        filename=printable_name(item.source.path),
+        filename=printable(item.source.path.name),
         format=item.photo.format,
         width=item.photo.width,
         height=item.photo.height,

@@ -1,12 +1,13 @@
 """What made what: runs, the versions they leave, scores, and the pictures drawn with them."""
 
 import json
+import math
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, func, select
@@ -15,8 +16,8 @@ from .blobs import CHUNK
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
-from .names import check_name
-from .queries import compiled, pick
+from .names import check_file_name, check_name, plain_line, plain_text
+from .queries import compiled, loaded, pick
 from .records import Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -49,19 +50,23 @@ def begin_run(
     packages: Mapping[str, str],
 ) -> str:
     """Record that a training begins; see `Registry.begin_run`."""
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise InvalidInput(f"the seed {seed} does not fit into 64 bits")
     uid = secrets.token_hex(6)
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
         run = Run(
             uid=uid,
             concept_id=concept.id,
-            method=method,
-            config=json.dumps(config),
-            base=base,
-            base_sha256=base_sha256,
+            method=plain_line(method, "method"),
+            config=_json(config),
+            base=plain_text(base),
+            base_sha256=plain_text(base_sha256),
             seed=seed,
-            packages=json.dumps(packages),
-            host=socket.gethostname(),
+            packages=_json(
+                {plain_line(key, "package"): plain_text(value) for key, value in packages.items()}
+            ),
+            host=plain_text(socket.gethostname()),
             status="running",
             started=now(),
         )
@@ -77,6 +82,7 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
     """Record how a training ended; see `Registry.end_run`."""
     if status not in RUN_STATUSES:
         raise InvalidInput(f"{status!r} is no run status", hint=", ".join(RUN_STATUSES))
+    error = plain_text(error) if error is not None else None
     with store.database.write() as session:
         run = _run_row(session, uid)
         run.status, run.error, run.finished = status, error, now()
@@ -89,7 +95,17 @@ def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, floa
     with store.database.write() as session:
         run = _run_row(session, uid)
         for stage, step, name, value in rows:
-            session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
+            if math.isnan(value):
+                raise InvalidInput(f"{name} at step {step} of {stage} is not a number")
+            session.merge(
+                Metric(
+                    run_id=run.id,
+                    stage=plain_line(stage, "stage"),
+                    step=step,
+                    name=plain_line(name, "metric"),
+                    value=value,
+                )
+            )
 
 
 def add_version(
@@ -100,14 +116,16 @@ def add_version(
         stored: list[Artifact] = []
         moment = now()
         for file_name, path in files.items():
+            check_file_name(file_name)
+            check_weights(path)
             with path.open("rb") as file:
-                sha256 = staging.write(iter(lambda: file.read(CHUNK), b""))
+                sha256 = staging.write(_chunks(file))
             staged = staging.path(sha256)
-            check_weights(staged)
+            check_weights(staged, name=file_name)  # it may have been changed since
             stored.append(
                 Artifact(
                     name=file_name,
-                    kind=kind,
+                    kind=plain_line(kind, "kind"),
                     sha256=sha256,
                     bytes=staged.stat().st_size,
                     created=moment,
@@ -128,6 +146,10 @@ def add_version(
             refresh(session, concept)
             record_event(session, concept, "version", number=number, run=run)
     return number
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(CHUNK), b"")
 
 
 def set_alias(store: Store, name: str, number: int, alias: str) -> None:
@@ -158,9 +180,9 @@ def add_evaluation(
         session.add(
             Evaluation(
                 version_id=version.id,
-                suite=suite,
-                config=json.dumps(config),
-                scores=json.dumps(scores),
+                suite=plain_line(suite, "suite"),
+                config=_json(config),
+                scores=_json(scores),
                 created=now(),
             )
         )
@@ -186,7 +208,7 @@ def add_generation(
             seed=seed,
             base=base,
             base_sha256=base_sha256,
-            settings=json.dumps(settings),
+            settings=_json(settings),
             created=now(),
         )
         session.add(picture)
@@ -234,7 +256,12 @@ def trace(store: Store, output_sha256: str) -> Lineage:
         LineageSource(concept, number, run, method, images)
         for (concept, number, run, method), images in photos.items()
     ]
-    return Lineage(prompt, seed, base, json.loads(settings), sources)
+    return Lineage(prompt, seed, base, loaded(settings), sources)
+
+
+def _json(value: Any) -> str:
+    """JSON that is valid UTF-8, whatever broken text is in it."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def _run_row(session: Session, uid: str) -> Run:
@@ -246,7 +273,7 @@ def _run_row(session: Session, uid: str) -> Run:
 
 def _version_row(session: Session, concept: Concept, number: int) -> Version:
     query = select(Version).where(Version.concept_id == concept.id, Version.number == number)
-    version = session.exec(query).one_or_none()
+    version = session.exec(query).one_or_none() if 0 < number < 1 << 63 else None
     if version is None:
         raise NotFound(
             f'"{concept.name}" has no version {number}', hint=f"concept show {concept.name}"

@@ -16,8 +16,13 @@ class Location:
 
     @property
     def blobs(self) -> Path:
-        """The folder of stored files."""
-        return self.database.with_suffix(".blobs")
+        """The folder of stored files: `concepts.blobs` for `concepts.db`.
+
+        A database that is not called `.db` never shares the folder of one that is.
+        """
+        if self.database.suffix == ".db":
+            return self.database.with_suffix(".blobs")
+        return self.database.with_name(self.database.name + "-blobs")
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Location:
@@ -29,8 +34,8 @@ def locate(path: str | os.PathLike[str] | None = None) -> Location:
         path = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if path is None:
         path = Path(DATABASE_NAME) if Path(DATABASE_NAME).exists() else _user_database()
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
         path = path / DATABASE_NAME
     return Location(path.absolute())
 

@@ -7,19 +7,19 @@ a killed process leaves nothing that would have to be broken.
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from filelock import ReadWriteLock, Timeout
 
 from .blobs import LOCK_NAME
 from .errors import RegistryBusy, StorageError
+from .location import Location
 
 
 class RegistryLock:
-    """The lock of the registry whose blobs are in `folder`; waits at most `timeout` seconds."""
+    """The lock of the registry at `location`; waits at most `timeout` seconds."""
 
-    def __init__(self, folder: Path, timeout: float) -> None:
-        self._folder = folder
+    def __init__(self, location: Location, timeout: float) -> None:
+        self._location = location
         self._timeout = timeout
 
     @contextmanager
@@ -44,19 +44,19 @@ class RegistryLock:
     @contextmanager
     def _acquired(self, *, exclusive: bool, timeout: float) -> Iterator[None]:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = ReadWriteLock(self._folder / LOCK_NAME, is_singleton=False)
+            folder = self._location.blobs
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = ReadWriteLock(folder / LOCK_NAME, is_singleton=False)
             acquire = lock.acquire_write if exclusive else lock.acquire_read
             held = acquire(timeout=timeout)
         except Timeout:
             others = "adding photos or training" if exclusive else "cleaning up or repairing"
             raise RegistryBusy(
-                f"the registry {self._folder.with_suffix('.db')} is busy: "
-                f"another process is {others}",
+                f"the registry {self._location.database} is busy: another process is {others}",
                 hint="try again when it is done",
             ) from None
         except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"cannot lock {self._folder}: {error}") from error
+            raise StorageError(f"cannot lock {self._location.blobs}: {error}") from error
         try:
             yield
         finally:

@@ -88,6 +88,8 @@ def run_script(connection: sqlite3.Connection, script: str) -> None:
         if sqlite3.complete_statement(statement):
             connection.execute(statement)
             statement = ""
+    if statement.strip():
+        raise ValueError(f"the last statement lacks its semicolon: {statement.strip()}")
 
 
 @migration(needs="0.1.0")

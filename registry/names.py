@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from pathlib import PurePath
 
 from .errors import InvalidInput
 
@@ -10,9 +9,9 @@ MAX_NAME = 64
 MAX_CATEGORY = 64
 MAX_TEXT = 10_000
 
-_LAYOUT = {ord("\n"): " ", ord("\t"): " "}
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_JOINER = "\N{ZERO WIDTH JOINER}"  # holds emoji together
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_CATEGORY = re.compile(r"[^\W_]+(?:[ '-][^\W_]+)*")
 
 
 def check_name(name: str, what: str = "concept name") -> str:
@@ -29,7 +28,8 @@ def check_name(name: str, what: str = "concept name") -> str:
 def check_category(category: str) -> str:
     """Return the category, a plain word or a few (`dog`, `teddy bear`), single-spaced."""
     category = " ".join(category.split())
-    if _CATEGORY.fullmatch(category) and len(category) <= MAX_CATEGORY:
+    words = re.split("[ '-]", category)
+    if all(map(_is_word, words)) and len(category) <= MAX_CATEGORY:
         return category
     raise InvalidInput(
         f"{category!r} is not a category: give the plain word for what it is",
@@ -37,18 +37,51 @@ def check_category(category: str) -> str:
     )
 
 
+def _is_word(text: str) -> bool:
+    """Whether it consists of letters, marks and digits of any script, a letter or digit first."""
+    kinds = [unicodedata.category(character)[0] for character in text]
+    return bool(kinds) and kinds[0] in "LN" and set(kinds) <= set("LMN")
+
+
 def check_text(text: str, what: str) -> str:
     """Return a caption or a note, stripped; control characters and broken UTF-8 are refused."""
-    text = text.strip().replace("\r\n", "\n")
-    if any(
-        unicodedata.category(character) in ("Cc", "Cs") for character in text.translate(_LAYOUT)
-    ):
+    text = text.replace("\r\n", "\n").strip()
+    if any(_is_control(character) for character in text if character not in "\n\t"):
         raise InvalidInput(f"the {what} is not plain text: control characters or broken UTF-8")
     if len(text) > MAX_TEXT:
         raise InvalidInput(f"the {what} has {len(text):,} characters; {MAX_TEXT:,} is the limit")
     return text
 
 
-def printable_name(path: PurePath) -> str:
-    """The name of a file, with a replacement character for what cannot be stored or shown."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path.name)
+def check_line(text: str, what: str) -> str:
+    """Return a line of plain text as it is; an empty one is refused, as are control characters."""
+    if text and text == plain_text(text) and "\n" not in text:
+        return text
+    raise InvalidInput(f"the {what} {text[:40]!r} is not a line of plain text")
+
+
+def check_file_name(name: str) -> str:
+    """Return a file's name if it is one and can be shown; a path is refused."""
+    if name not in ("", ".", "..") and "/" not in name and name == printable(name):
+        return name
+    raise InvalidInput(f"{name!r} is not a file name")
+
+
+def plain_text(text: str) -> str:
+    """Any text made storable and showable: stripped, cut, control characters replaced."""
+    text = text.replace("\r\n", "\n").strip()[:MAX_TEXT].rstrip()
+    return "".join(c if c in "\n\t" or not _is_control(c) else _REPLACEMENT for c in text)
+
+
+def plain_line(text: str, what: str) -> str:
+    """Any text made a storable line; raises `InvalidInput` if nothing is left of it."""
+    return check_line(plain_text(printable(text)), what)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with a replacement character for what a terminal would obey."""
+    return "".join(c if c.isprintable() or c == _JOINER else _REPLACEMENT for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs")

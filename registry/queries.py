@@ -13,7 +13,7 @@ from sqlalchemy.dialects import sqlite
 from sqlmodel import col, func
 
 from .database import Database
-from .errors import ConceptNotFound, InvalidInput
+from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
 from .records import (
     ArtifactRecord,
     Concept,
@@ -27,8 +27,11 @@ from .records import (
 from .tables import Alias, Artifact, Event, Image, Run, Tag, Version
 from .tables import Concept as ConceptRow
 
+MAX_WORDS = 32
+MAX_SEARCH = 1_000
 SORTS = ("name", "created", "updated", "images", "versions", "bytes")
 
+_MAX_INTEGER = (1 << 63) - 1
 _ZERO, _SPACE = literal_column("0"), literal_column("' '")
 _DIALECT = sqlite.dialect(paramstyle="named")
 
@@ -109,7 +112,9 @@ def find_concepts(
         raise InvalidInput(f"cannot sort by {sort!r}", hint="sort by " + ", ".join(SORTS))
     if page < 1 or limit < 0:
         raise InvalidInput("pages count from 1, and a limit is 0 (all) or more")
-    words = fold(text).split()
+    words = list(dict.fromkeys(fold(text).split()))
+    if len(words) > MAX_WORDS or len(text) > MAX_SEARCH:
+        raise InvalidInput(f"search for at most {MAX_WORDS} words, {MAX_SEARCH:,} characters")
     filters = (len(words), len(tags), category is not None)
     parameters: dict[str, object] = {f"tag{i}": tag for i, tag in enumerate(tags)}
     parameters |= {f"word{i}": f"%{_escaped(word)}%" for i, word in enumerate(words)}
@@ -121,7 +126,7 @@ def find_concepts(
             _page_sql(sort, descending, *filters),
             **parameters,
             limit=limit or -1,
-            offset=limit * (page - 1),
+            offset=min(limit * (page - 1), _MAX_INTEGER),
         )
     concepts = [
         ConceptSummary(name, category, tags.split() if tags else [], *rest)
@@ -277,7 +282,7 @@ def show_concept(database: Database, name: str) -> Concept:
 
 def _run_record(row: tuple[Any, ...]) -> RunRecord:
     *_, config, packages, _, _, _, _ = row
-    return replace(RunRecord(*row), config=json.loads(config), packages=json.loads(packages))
+    return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
 
 
 _SEARCH_SQL = compiled(
@@ -301,6 +306,14 @@ def stale_concepts(database: Database) -> Iterator[tuple[int, str]]:
         captions = [row[0] for row in database.rows(_CAPTIONS_SQL, concept=concept_id)]
         if search != search_text(name, category, notes, (tags or "").split(), captions):
             yield concept_id, name
+
+
+def loaded(text: str) -> Any:
+    """The value of a JSON column; raises `RegistryCorrupt`."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RegistryCorrupt(f"the database is damaged: {error}", hint="concept check") from None
 
 
 def category_of(database: Database, name: str) -> str | None:
@@ -340,6 +353,6 @@ def history(database: Database, name: str | None, limit: int) -> list[EventRecor
     if name is not None and not rows:
         raise ConceptNotFound(name, names(database))
     return [
-        EventRecord(at, concept, action, json.loads(detail))
+        EventRecord(at, concept, action, loaded(detail))
         for at, concept, action, detail in reversed(rows)
     ]

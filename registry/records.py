@@ -159,7 +159,7 @@ class Problem:
     """Something that `check` found. `path` is relative to the registry's folder.
 
     Errors are `missing`, `truncated`, `damaged`, `database` and `search`; notes, which hurt
-    nothing, are `misnamed`, `orphan`, `foreign` and `temporary`.
+    nothing, are `misnamed`, `orphan`, `foreign`, `temporary` and `aside`.
     """
 
     kind: str

@@ -73,7 +73,7 @@ class Registry:
                 location=location,
                 database=database,
                 blobs=BlobStore(location.blobs),
-                lock=RegistryLock(location.blobs, timeout),
+                lock=RegistryLock(location, timeout),
             )
             _bring_up_to_date(store, create)
         except BaseException:

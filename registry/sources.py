@@ -43,7 +43,7 @@ def collect(
         files.update(dict.fromkeys(_expand(path)))
     if not files:
         raise InvalidInput("no photos were named", hint="concept add NAME PHOTO… --category WORD")
-    found = _masks_for(list(files), Path(masks)) if masks is not None else {}
+    found = _masks_for(list(files), _at_home(masks)) if masks is not None else {}
     if caption is not None:
         caption = check_text(caption, "caption")
     return [
@@ -52,10 +52,10 @@ def collect(
 
 
 def _expand(path: str | os.PathLike[str]) -> list[Path]:
-    named = Path(path).expanduser()
-    if named.is_dir():
+    named = _at_home(path)
+    if os.path.isdir(named):
         return _photos_in(named)
-    if named.exists():
+    if os.path.exists(named):
         if not named.is_file():
             raise InvalidInput(f"{named} is not a regular file")
         return [named]
@@ -64,18 +64,25 @@ def _expand(path: str | os.PathLike[str]) -> list[Path]:
         photos = [match for match in matches if _is_photo(match)]
         if photos:
             return photos
-        raise NotFound(f'no photo matches "{path}"')
+        raise NotFound(f'no photo matches "{path}"', hint=_near(named))
     raise NotFound(f"{path} does not exist", hint=_near(named))
+
+
+def _at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` expanded, unless something is called just that."""
+    return Path(path if os.path.exists(path) else os.path.expanduser(path))
 
 
 def _near(path: Path) -> str:
     """What to type instead of a path that does not exist."""
-    folder = path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    siblings = (sibling.name for sibling in folder.iterdir())
+    while not os.path.isdir(path.parent):
+        path = path.parent
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
     near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"did you mean {folder / near[0]}?" if near else f"ls {folder}"
+    return f"did you mean {path.parent / near[0]}?" if near else f"ls {path.parent}"
 
 
 def _photos_in(folder: Path) -> list[Path]:

@@ -199,3 +199,14 @@ class AppliedMigration(SQLModel, table=True):
     position: int
     needs: str
     applied: str
+
+
+JSON_COLUMNS = (
+    ("run", "config"),
+    ("run", "packages"),
+    ("evaluation", "config"),
+    ("evaluation", "scores"),
+    ("generation", "settings"),
+    ("event", "detail"),
+)
+"""The (table, column) pairs that hold JSON."""

@@ -1,6 +1,7 @@
 """Weights files: sound safetensors or nothing. Pickle is refused unread."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import InvalidWeights
+from .errors import InvalidWeights, NotFound
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _FINITE_CHUNK = 1 << 22
@@ -21,18 +22,18 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def check_weights(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def check_weights(
+    path: Path, expected: Mapping[str, Tensor] | None = None, *, name: str | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file after checking that it is sound.
 
     The header must be sane and cover the file exactly, every value must be finite, and the names,
-    shapes and dtypes must be `expected`, where that is given. Raises `InvalidWeights`.
+    shapes and dtypes must be `expected`, where that is given. Raises `InvalidWeights`, which calls
+    the file `name`, and `NotFound`.
     """
-    with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLE_STARTS):
-            raise InvalidWeights(
-                f"{path.name} is a pickle (a PyTorch checkpoint), which can run code when read",
-                hint="convert it to safetensors first",
-            )
+    name = name or path.name
+    if not os.path.isfile(path):
+        raise NotFound(f"the weights file {path} does not exist")
     try:
         with safe_open(path, framework="np") as opened:
             tensors = {
@@ -41,11 +42,21 @@ def check_weights(path: Path, expected: Mapping[str, Tensor] | None = None) -> d
                 for part in [opened.get_slice(name)]
             }
     except (SafetensorError, OSError) as error:
-        raise InvalidWeights(f"{path.name} is not a sound safetensors file: {error}") from None
+        if _looks_pickled(path):
+            raise InvalidWeights(
+                f"{name} is a pickle (a PyTorch checkpoint), which can run code when read",
+                hint="convert it to safetensors first",
+            ) from None
+        raise InvalidWeights(f"{name} is not a sound safetensors file: {error}") from None
     if expected is not None:
-        _compare(path.name, tensors, expected)
-    _check_finite(path, tensors)
+        _compare(name, tensors, expected)
+    _check_finite(path, name, tensors)
     return tensors
+
+
+def _looks_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(_PICKLE_STARTS)
 
 
 def _compare(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -63,7 +74,7 @@ def _compare(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tens
             )
 
 
-def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(path: Path, file_name: str, tensors: Mapping[str, Tensor]) -> None:
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
@@ -78,7 +89,7 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raw = np.memmap(path, dtype=integer, mode="r", offset=start + first, shape=(count,))
         for begin in range(0, count, _FINITE_CHUNK):
             if ((raw[begin : begin + _FINITE_CHUNK] & exponent) == exponent).any():
-                raise InvalidWeights(f"{path.name}: tensor {name} has values that are not finite")
+                raise InvalidWeights(f"{file_name}: tensor {name} has values that are not finite")
 
 
 def _layout(integer: str, exponent: int) -> tuple[np.dtype, np.unsignedinteger]:
@@ -91,5 +102,7 @@ _FLOAT_LAYOUTS = {
     "F32": _layout("<u4", 0x7F80_0000),
     "F16": _layout("<u2", 0x7C00),
     "BF16": _layout("<u2", 0x7F80),
+    "F8_E5M2": _layout("u1", 0x7C),
+    "F8_E4M3": _layout("u1", 0x7F),
 }
-"""As which integers a float's bits can be read, and the exponent bits: all set means Inf or NaN."""
+"""As which integers a float's bits can be read, and the bits that, all set, mean Inf or NaN."""

@@ -1,6 +1,5 @@
 """Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
 
-import contextlib
 import hashlib
 import os
 import time
@@ -47,7 +46,11 @@ def check(
         problems += scan.run(on_progress)
         problems += _stale_search(store, repair)
         if repair:
-            problems = _Repair(store, look_in).run(problems)
+            try:
+                problems = _Repair(store, look_in).run(problems)
+            except OSError as error:
+                path = error.filename or store.location.blobs
+                raise StorageError(f"cannot repair {path}: {error.strerror}") from error
         ok = all(problem.repaired for problem in problems if problem.is_error)
         return CheckReport(ok, read_data, scan.num_blobs, scan.num_bytes, problems)
 
@@ -246,8 +249,10 @@ def gc(store: Store, *, grace: float, dry_run: bool) -> GcReport:
 def _delete(file: StoredFile, dry_run: bool) -> None:
     if dry_run:
         return
-    with contextlib.suppress(FileNotFoundError):
-        file.path.unlink()
+    try:
+        file.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot delete {file.path}: {error.strerror}") from error
 
 
 def _sha256_of(path: Path) -> str:

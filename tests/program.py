@@ -1,9 +1,12 @@
 """Runs the command, in this process or in one of its own, also under bad conditions."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,15 @@ def small_disk(max_bytes: int) -> str:
     return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({max_bytes},) * 2)"
 
 
+UNPRIVILEGED = """
+import ctypes, sys
+if sys.platform == "linux":
+    version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(version_3, none) == 0
+"""
+"""A prelude under which even root is bound by the permissions of files, on Linux."""
+
+
 def error_of(done: Result | subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The error in what a command printed with --json."""
     document = json.loads(done.stdout)
@@ -73,3 +85,15 @@ def stored_files(database: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith("lock")
     }
+
+
+def change_rows(database: Path, statement: str) -> None:
+    """Change the database behind the registry's back, foreign keys or not."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+def make_old(path: Path, seconds: float = 7200) -> None:
+    """Let a file look as if it was written so long ago."""
+    moment = time.time() - seconds
+    os.utime(path, (moment, moment))

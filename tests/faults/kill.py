@@ -226,7 +226,7 @@ def row_before_blob() -> None:
             publish(self)
         leave(self, *error)
 
-    Staging.publish = lambda self: None  # pyright: ignore[reportAttributeAccessIssue]
+    Staging.publish = lambda self: None
     Staging.__exit__ = publish_late  # pyright: ignore[reportAttributeAccessIssue]
 
 

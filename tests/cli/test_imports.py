@@ -1,0 +1,177 @@
+"""What may import what, and that quick commands stay quick."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conceptry.cli.app import COMMANDS
+from drawing import draw_file
+from program import ROOT
+
+PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate")
+
+
+def run_python(program: str, *arguments: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+IN_ONE_PROCESS = f"""
+import json, sys
+from contextlib import suppress
+from conceptry.cli import main
+loaded = {{}}
+for line in json.loads(sys.argv[1]):
+    sys.argv[1:] = line
+    with suppress(SystemExit):
+        main()
+    loaded[" ".join(line)] = sorted(set({HEAVY}) & set(sys.modules))
+print()
+print(json.dumps(loaded))
+"""
+
+LINES = [
+    ["--help"],
+    ["add", "rex", "photo.png", "--category", "dog"],
+    ["list"],
+    ["show", "rex"],
+    ["edit", "rex", "--notes", "old"],
+    ["history"],
+    ["path"],
+    ["export", "rex", "rex.concept"],
+    ["rename", "rex", "max"],
+    ["import", "rex.concept"],
+    ["backup", "copy"],
+    ["check", "--read-data", "--repair"],
+    ["rm", "rex", "--yes"],
+    ["gc", "--grace", "0"],
+    ["show", "nobody"],
+]
+
+
+def test_no_registry_command_loads_a_deep_learning_library(tmp_path: Path) -> None:
+    draw_file(tmp_path / "photo.png")
+    registry = str(tmp_path / "concepts.db")
+    output = run_python(IN_ONE_PROCESS, json.dumps(LINES), CONCEPT_REGISTRY=registry)
+    assert "error" not in output.partition("Exit codes")[2]
+    assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in LINES}
+    assert {line[0] for line in LINES} >= {name for name, _, _ in COMMANDS}
+
+
+def test_help_loads_no_database_library() -> None:
+    program = f"""
+import sys
+sys.argv[1:] = ["--help"]
+from conceptry.cli import main
+try:
+    main()
+finally:
+    print([name for name in {("sqlmodel", "PIL", "numpy", *HEAVY)} if name in sys.modules])
+"""
+    assert run_python(program).splitlines()[-1] == "[]"
+
+
+def test_no_module_of_the_registry_loads_a_deep_learning_library() -> None:
+    modules = [f"conceptry.registry.{path.stem}" for path in (ROOT / "registry").glob("[a-z]*.py")]
+    program = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+print(sorted(set({HEAVY}) & set(sys.modules)))
+"""
+    assert "conceptry.registry.registry" in modules
+    assert run_python(program) == "[]\n"
+
+
+def test_other_libraries_find_no_foreign_packages_at_the_root(tmp_path: Path) -> None:
+    """Transformers and Diffusers look for an importable `kernels` of their own."""
+    program = f"""
+import os, sys
+os.chdir({str(ROOT)!r})
+sys.path.insert(0, {str(ROOT)!r})
+import transformers, diffusers
+from transformers import CLIPTextModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+print(CLIPTextModel.__name__, StableDiffusionPipeline.__name__, UNet2DConditionModel.__name__)
+"""
+    loaded = run_python(program, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert loaded == "CLIPTextModel StableDiffusionPipeline UNet2DConditionModel\n"
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The dotted names that a file of the product imports, ours as `conceptry.…`."""
+    package = ["conceptry", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            parts = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
+
+
+def imports_between_packages() -> set[tuple[str, str]]:
+    return {
+        (package, name.split(".")[1])
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for name in imports_of(path)
+        if name.startswith("conceptry.")
+    }
+
+
+def test_the_walk_sees_imports() -> None:
+    assert ("cli", "registry") in imports_between_packages()
+    assert "sqlmodel.Session" in set(imports_of(ROOT / "registry/edits.py"))
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert {who for who, what in imports_between_packages() if what == "cli"} <= {"cli"}
+
+
+@pytest.mark.parametrize("package", ["registry", "kernels"])
+def test_the_lowest_packages_import_no_other(package: str) -> None:
+    assert {what for who, what in imports_between_packages() if who == package} <= {package}
+
+
+@pytest.mark.parametrize(
+    ("package", "above"),
+    [
+        ("models", {"methods", "evaluation"}),
+        ("methods", {"evaluation"}),
+    ],
+)
+def test_dependencies_point_one_way(package: str, above: set[str]) -> None:
+    assert not {what for who, what in imports_between_packages() if who == package} & above
+
+
+def test_the_registry_names_no_deep_learning_library() -> None:
+    names = {
+        name.split(".")[0]
+        for path in (ROOT / "registry").rglob("*.py")
+        for name in imports_of(path)
+    }
+    assert not names & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_within_the_product_are_relative(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            absolute = isinstance(node, ast.ImportFrom) and not node.level and node.module
+            assert not str(absolute).startswith("conceptry"), path

@@ -1,0 +1,272 @@
+"""Holds the program to `cli/README.md`, the documented JSON interface, and the document to it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conceptry.cli.app import COMMANDS
+from conceptry.cli.errors import ExitCode, explain
+from conceptry.registry import Registry, errors
+from drawing import draw, draw_file
+from program import ROOT, Ask, Run, change_rows, make_old
+
+DOCUMENT = (ROOT / "cli/README.md").read_text(encoding="utf-8")
+EVERY_KEY = "…"
+PLAIN: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "null": lambda value: value is None,
+}
+
+
+# --- reading the document -------------------------------------------------------------------------
+
+
+def sections() -> dict[str, str]:
+    """The text under each heading."""
+    parts = re.split(r"^#+ (.+)$", DOCUMENT, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+SECTIONS = sections()
+
+
+def tables(title: str) -> Iterator[list[list[str]]]:
+    """The tables under a heading, as rows of cells, without the headings."""
+    for block in re.findall(r"(?:^\|.*\n)+", SECTIONS[title], flags=re.MULTILINE):
+        rows = [line.strip("| ").split(" | ") for line in block.splitlines()]
+        yield [[cell.strip(" `|") for cell in row] for row in rows[2:]]
+
+
+def keys(title: str) -> dict[str, str]:
+    """The type of each key of a document or object."""
+    found: dict[str, str] = {}
+    for key, kind, *_ in next(tables(title)):
+        found |= keys(kind) if key == EVERY_KEY else {key: kind}
+    return found
+
+
+def column(title: str, number: int, table: int) -> list[str]:
+    return [row[number] for row in list(tables(title))[table]]
+
+
+def examples(title: str) -> list[Any]:
+    blocks = re.findall(r"```json\n(.*?)```", SECTIONS[title], flags=re.DOTALL)
+    return [json.loads(block) for block in blocks]
+
+
+DOCUMENTS = [title for title in SECTIONS if title.startswith("concept ")]
+OBJECTS = [
+    title
+    for title in list(SECTIONS)[list(SECTIONS).index("Objects") + 1 :]
+    if not title.startswith("concept ")
+]
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+class Comparison:
+    """Compares JSON with the document, and remembers which objects it has met."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.whole = whole
+        self.met: set[str] = set()
+
+    def document(self, value: Any, title: str) -> None:
+        """`value` has the keys of a section, all of them if `whole`, and no others."""
+        self.met.add(title)
+        types = keys(title)
+        assert set(value) <= set(types), f"undocumented keys in {title}"
+        if self.whole:
+            assert set(types) == set(value), f"missing keys in {title}"
+        for key, item in value.items():
+            self.value(item, types[key], f"{title}.{key}")
+
+    def value(self, value: Any, kind: str, where: str) -> None:
+        """`value` is what a cell of a table says."""
+        if kind.startswith("list of "):
+            assert isinstance(value, list), where
+            for item in value:
+                self.value(item, kind.removeprefix("list of "), where)
+        elif kind in OBJECTS:
+            self.document(value, kind)
+        else:
+            assert any(PLAIN[word](value) for word in kind.split(" or ")), f"{where}: {value!r}"
+
+
+# --- the document by itself -----------------------------------------------------------------------
+
+
+def test_every_command_is_documented() -> None:
+    documented = {title.split()[1] for title in DOCUMENTS}
+    assert documented == {name for name, _, _ in COMMANDS} | {"--version"}
+
+
+def test_every_type_is_known() -> None:
+    for title in [*DOCUMENTS, *OBJECTS, "Errors", "error"]:
+        for kind in keys(title).values():
+            words = kind.removeprefix("list of ").split(" or ")
+            assert set(words) <= {*PLAIN, *OBJECTS}, title
+
+
+@pytest.mark.parametrize("title", [*DOCUMENTS, "Errors", "concept"])
+def test_examples_are_as_documented(title: str) -> None:
+    shown = examples(title)
+    assert len(shown) == (title != "concept show")
+    for example in shown:
+        Comparison(whole=False).document(example, title)
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    assert column("Exit codes", 0, 0) == [str(code.value) for code in ExitCode]
+
+
+def test_error_codes_are_those_of_the_program() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    known = {
+        (failure.code, str(failure.exit_code.value))
+        for failure in (
+            explain(kind("rex", []) if kind is errors.ConceptNotFound else kind("rex"))
+            for kind in kinds
+            if issubclass(kind, errors.ConceptryError) and kind is not errors.ConceptryError
+        )
+    }
+    known |= {("usage", "2"), ("bug", "1"), ("interrupted", "130")}
+    assert known == set(zip(column("error", 0, 1), column("error", 1, 1), strict=True))
+
+
+# --- the document and the program -----------------------------------------------------------------
+
+
+@pytest.fixture
+def compare() -> Callable[[Any, str], set[str]]:
+    """Compares a whole document with its section; returns the objects in it."""
+
+    def compare(document: Any, title: str) -> set[str]:
+        comparison = Comparison(whole=True)
+        comparison.document(document, title)
+        return comparison.met - {title}
+
+    return compare
+
+
+Compare = Callable[[Any, str], set[str]]
+
+
+def test_add(rex: Registry, ask: Ask, compare: Compare) -> None:
+    draw_file(Path("small.png"), 90, (300, 200))
+    draw(0).save("again.jpg")
+    done = ask("add", "rex", "photos", "small.png", "again.jpg", "--caption", "a dog")
+    assert compare(done, "concept add") == {"image", "added", "duplicate", "warning"}
+
+
+def test_show_and_what_prints_the_same(trained: Registry, ask: Ask, compare: Compare) -> None:
+    met = {"image", "version", "artifact", "run"}
+    assert compare(ask("show", "rex"), "concept show") == met
+    assert compare(ask("edit", "rex", "--notes", "old"), "concept edit") == met
+    assert compare(ask("rename", "rex", "max"), "concept rename") == met
+
+
+def test_show_of_a_photo_with_caption_and_mask(rex: Registry, ask: Ask, compare: Compare) -> None:
+    Path("masks").mkdir()
+    draw(1, mode="L").save("masks/00.png")
+    ask("add", "rex", "photos", "--masks", "masks", "--caption", "a dog")
+    shown = ask("show", "rex")
+    assert isinstance(shown["images"][0]["mask"], str)
+    compare(shown, "concept show")
+
+
+def test_list(rex: Registry, ask: Ask, compare: Compare) -> None:
+    assert compare(ask("list"), "concept list") == {"summary"}
+
+
+def test_rm(rex: Registry, ask: Ask, compare: Compare) -> None:
+    compare(ask("rm", "rex", "--yes"), "concept rm")
+
+
+def test_history(rex: Registry, ask: Ask, compare: Compare) -> None:
+    assert compare(ask("history"), "concept history") == {"event"}
+
+
+def test_every_action_in_history_is_documented(trained: Registry, ask: Ask) -> None:
+    trained.add_evaluation("rex", 1, suite="quick", config={}, scores={})
+    trained.edit("rex", notes="old")
+    ask("export", "rex", "rex.concept")
+    ask("import", "rex.concept", "--as", "max")
+    ask("rename", "max", "mo")
+    ask("rm", "mo", "--yes")
+    actions = {event["action"] for event in ask("history", "--limit", "0")["events"]}
+    [meaning] = [row[2] for row in next(tables("event")) if row[0] == "action"]
+    assert set(re.split(r", | or ", meaning)) == actions
+
+
+def test_path(rex: Registry, ask: Ask, compare: Compare) -> None:
+    compare(ask("path"), "concept path")
+    assert compare(ask("path", "rex"), "concept path NAME") == {"file"}
+
+
+def test_export_and_import(trained: Registry, ask: Ask, compare: Compare) -> None:
+    compare(ask("export", "rex", "rex.concept"), "concept export")
+    met = compare(ask("import", "rex.concept", "--as", "max"), "concept import")
+    assert met == {"concept", "image", "version", "artifact", "run"}
+
+
+def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:
+    compare(ask("backup", "copy"), "concept backup")
+
+
+def test_gc(rex: Registry, ask: Ask, compare: Compare) -> None:
+    compare(ask("gc", "--dry-run"), "concept gc")
+
+
+def test_version(ask: Ask, compare: Compare) -> None:
+    compare(ask("--version"), "concept --version")
+
+
+def test_check(rex: Registry, run: Run, compare: Compare) -> None:
+    rex.path_of(rex.show("rex").images[0].sha256).unlink()
+    document = json.loads(run("check", "--json").stdout)
+    assert compare(document, "concept check") == {"problem"}
+
+
+def test_every_kind_of_problem_is_documented(rex: Registry, run: Run) -> None:
+    documented = {(row[0], row[1]) for row in list(tables("problem"))[1]}
+    assert cause_every_problem(rex, run) == documented
+
+
+def test_errors(rex: Registry, run: Run, compare: Compare) -> None:
+    for line in (["show", "mia"], ["import", "nothing"], ["gc", "--grace", "x"]):
+        document = json.loads(run("--json", *line).stdout)
+        compare(document, "Errors")
+        compare(document["error"], "error")
+
+
+def cause_every_problem(rex: Registry, run: Run) -> set[tuple[str, str]]:
+    """Do every kind of damage; returns what `check` calls each, and whether it is an error."""
+    blobs = rex.location.blobs
+    rex.add("rex", [draw_file(Path(f"{i}.png"), 91 + i) for i in range(2)])
+    rex.add("mia", [draw_file(Path("mia.png"), 95)], category="cat")
+    missing, truncated, damaged, aside, moved = (
+        rex.path_of(image.sha256) for image in rex.show("rex").images
+    )
+    rex.remove(["mia"])
+    aside.write_bytes(b"x")
+    rex.check(repair=True)
+    missing.unlink()
+    truncated.write_bytes(b"x")
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    moved.rename(moved.with_name(moved.name.upper()))
+    (blobs / "notes.txt").touch()
+    (blobs / "tmp/123-old").touch()
+    make_old(blobs / "tmp/123-old")
+    change_rows(rex.location.database, "UPDATE concept SET search = ''")
+    found = json.loads(run("check", "--read-data", "--json").stdout)["problems"]
+    change_rows(rex.location.database, "INSERT INTO tag VALUES (999, 'dangling')")
+    found += json.loads(run("check", "--json").stdout)["problems"]
+    return {(problem["kind"], str(problem["is_error"]).lower()) for problem in found}
