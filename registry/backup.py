@@ -54,16 +54,16 @@ def _check_target(store: Store, target: Location) -> None:
     folder = target.database.parent
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise AlreadyExists(f"{folder} is a file", hint="name a folder for the backup")
-    if target.database.resolve() == store.location.database.resolve():
+    if os.path.realpath(target.database) == os.path.realpath(store.location.database):
         raise AlreadyExists(f"{folder} is the registry itself", hint="name another folder")
-    if target.database.exists():
+    if os.path.exists(target.database):
         if not _is_earlier(target.database, store):
             raise AlreadyExists(
                 f"{target.database} is not an earlier backup of this registry, or has been "
                 "changed since",
                 hint="name another folder",
             )
-    elif folder.exists():
+    elif os.path.exists(folder):
         others = [name for name in os.listdir(folder) if not name.startswith("concepts.")]
         if others:
             raise AlreadyExists(
@@ -90,6 +90,8 @@ def _is_earlier(database: Path, store: Store) -> bool:
         with contextlib.closing(sqlite3.connect(database, timeout=1)) as writer:
             writer.execute("PRAGMA journal_mode = DELETE")  # folds in, and removes, its log
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # it has no such table
+            return False
         raise explained(error, database) from error
     except sqlite3.DatabaseError:
         return False

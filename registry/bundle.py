@@ -34,7 +34,7 @@ from .errors import (
     StorageError,
 )
 from .names import check_category, check_file_name, check_line, check_name, check_text
-from .queries import category_of, show_concept
+from .queries import category_of, show_concept, to_json
 from .records import BundleReport, Concept
 from .store import Store
 from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
@@ -60,6 +60,11 @@ def _no_nan(value: float) -> float:
     return value
 
 
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    to_json(value)
+    return value
+
+
 def _no_number(alias: str) -> str:
     if alias.isdigit():
         raise ValueError("an alias is not a number")
@@ -75,9 +80,12 @@ _Text = Annotated[str, _checked(check_text, "text")]
 _Line = Annotated[str, _checked(check_line, "text")]
 _FileName = Annotated[str, _checked(check_file_name)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
+_Moment = Annotated[
+    str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}\.[0-9]{3}Z$")
+]
 _Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
+_Json = Annotated[dict[str, Any], AfterValidator(_storable)]
 _Value = Annotated[float, AfterValidator(_no_nan)]
 
 
@@ -98,7 +106,7 @@ class _ImagePart(_Part):
 class _RunPart(_Part):
     uid: _Line
     method: _Line
-    config: dict[str, Any]
+    config: _Json
     base: _Text
     base_sha256: _Text
     seed: _Integer
@@ -122,8 +130,8 @@ class _ArtifactPart(_Part):
 
 class _EvaluationPart(_Part):
     suite: _Line
-    config: dict[str, Any]
-    scores: dict[str, Any]
+    config: _Json
+    scores: _Json
     created: _Moment
 
 
@@ -519,8 +527,8 @@ def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
     run = Run(
         concept_id=concept_id,
         uid=os.urandom(6).hex() if taken else part.uid,
-        config=json.dumps(part.config),
-        packages=json.dumps(part.packages),
+        config=to_json(part.config),
+        packages=to_json(part.packages),
         **fields,
     )
     session.add(run)
@@ -551,8 +559,8 @@ def _insert_version(
             Evaluation(
                 version_id=version.id,
                 suite=row.suite,
-                config=json.dumps(row.config),
-                scores=json.dumps(row.scores),
+                config=to_json(row.config),
+                scores=to_json(row.scores),
                 created=row.created,
             )
         )

@@ -16,6 +16,7 @@ from sqlmodel import Session, SQLModel, create_engine
 
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
+from .names import findable
 from .tables import JSON_COLUMNS
 
 
@@ -44,8 +45,9 @@ class Database:
         """Run a read and return its rows; `sql` comes from `queries.compiled`."""
         try:
             return self.reader.execute(sql, parameters).fetchall()
-        except UnicodeEncodeError:  # broken text is never stored, so it will not be found
-            return self.rows(sql, **{key: _encodable(value) for key, value in parameters.items()})
+        except UnicodeEncodeError:
+            texts = {key: findable(v) for key, v in parameters.items() if isinstance(v, str)}
+            return self.rows(sql, **parameters | texts)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise explained(error, self.path) from error
 
@@ -166,10 +168,6 @@ class Database:
             if count := self.reader.execute(query).fetchone()[0]:
                 found.append(f"table {table}: {count} rows whose {column} is not JSON")
         return found
-
-
-def _encodable(value: object) -> object:
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

@@ -1,6 +1,5 @@
 """Changing what is known of a concept: category, notes, tags, captions, its name, its removal."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,8 @@ from sqlmodel import Session, col, select
 from .clock import now
 from .database import Database
 from .errors import AlreadyExists, ConceptNotFound, InvalidInput, NotFound
-from .names import check_category, check_name, check_text
-from .queries import names, search_text, show_concept
+from .names import check_category, check_name, check_text, findable
+from .queries import names, search_text, show_concept, to_json
 from .records import Concept as ConceptRecord
 from .store import Store
 from .tables import Concept, Event, Image, Tag
@@ -93,7 +92,7 @@ def check_category_fits(name: str, taken: str | None, category: str | None) -> N
 
 def concept_row(session: Session, name: str) -> Concept | None:
     """The row of a concept, if there is one."""
-    return session.exec(select(Concept).where(Concept.name == name)).one_or_none()
+    return session.exec(select(Concept).where(Concept.name == findable(name))).one_or_none()
 
 
 def existing_row(session: Session, database: Database, name: str) -> Concept:
@@ -140,7 +139,7 @@ def record_event(session: Session, concept: Concept, action: str, **detail: obje
             concept_id=concept.id,
             concept=concept.name,
             action=action,
-            detail=json.dumps(detail, ensure_ascii=False),
+            detail=to_json(detail),
         )
     )
 

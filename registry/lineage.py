@@ -1,6 +1,5 @@
 """What made what: runs, the versions they leave, scores, and the pictures drawn with them."""
 
-import json
 import math
 import secrets
 import socket
@@ -12,12 +11,12 @@ from typing import Any, BinaryIO
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, func, select
 
-from .blobs import CHUNK
+from .blobs import CHUNK, is_sha256
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
-from .names import check_file_name, check_name, plain_line, plain_text
-from .queries import compiled, loaded, pick
+from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
+from .queries import compiled, loaded, pick, to_json
 from .records import Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -50,8 +49,7 @@ def begin_run(
     packages: Mapping[str, str],
 ) -> str:
     """Record that a training begins; see `Registry.begin_run`."""
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise InvalidInput(f"the seed {seed} does not fit into 64 bits")
+    _check_integer(seed, "seed")
     uid = secrets.token_hex(6)
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
@@ -59,11 +57,11 @@ def begin_run(
             uid=uid,
             concept_id=concept.id,
             method=plain_line(method, "method"),
-            config=_json(config),
+            config=to_json(config),
             base=plain_text(base),
             base_sha256=plain_text(base_sha256),
             seed=seed,
-            packages=_json(
+            packages=to_json(
                 {plain_line(key, "package"): plain_text(value) for key, value in packages.items()}
             ),
             host=plain_text(socket.gethostname()),
@@ -95,6 +93,7 @@ def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, floa
     with store.database.write() as session:
         run = _run_row(session, uid)
         for stage, step, name, value in rows:
+            _check_integer(step, "step")
             if math.isnan(value):
                 raise InvalidInput(f"{name} at step {step} of {stage} is not a number")
             session.merge(
@@ -181,8 +180,8 @@ def add_evaluation(
             Evaluation(
                 version_id=version.id,
                 suite=plain_line(suite, "suite"),
-                config=_json(config),
-                scores=_json(scores),
+                config=to_json(config),
+                scores=to_json(scores),
                 created=now(),
             )
         )
@@ -201,6 +200,10 @@ def add_generation(
     versions: Sequence[tuple[str, int]],
 ) -> None:
     """Record a picture; see `Registry.add_generation`."""
+    check_text(prompt, "prompt")
+    _check_integer(seed, "seed")
+    if not is_sha256(output_sha256):
+        raise InvalidInput(f"{output_sha256!r} is not a SHA-256")
     with store.database.write() as session:
         picture = Generation(
             output_sha256=output_sha256,
@@ -208,7 +211,7 @@ def add_generation(
             seed=seed,
             base=base,
             base_sha256=base_sha256,
-            settings=_json(settings),
+            settings=to_json(settings),
             created=now(),
         )
         session.add(picture)
@@ -259,13 +262,13 @@ def trace(store: Store, output_sha256: str) -> Lineage:
     return Lineage(prompt, seed, base, loaded(settings), sources)
 
 
-def _json(value: Any) -> str:
-    """JSON that is valid UTF-8, whatever broken text is in it."""
-    return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
+def _check_integer(value: int, what: str) -> None:
+    if not -(1 << 63) <= value < 1 << 63:
+        raise InvalidInput(f"the {what} {value} does not fit into 64 bits")
 
 
 def _run_row(session: Session, uid: str) -> Run:
-    run = session.exec(select(Run).where(Run.uid == uid)).one_or_none()
+    run = session.exec(select(Run).where(Run.uid == findable(uid))).one_or_none()
     if run is None:
         raise NotFound(f'there is no run "{uid}"')
     return run

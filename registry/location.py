@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InvalidInput
+
 DATABASE_NAME = "concepts.db"
 ENVIRONMENT_VARIABLE = "CONCEPT_REGISTRY"
 
@@ -34,10 +36,17 @@ def locate(path: str | os.PathLike[str] | None = None) -> Location:
         path = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if path is None:
         path = Path(DATABASE_NAME) if Path(DATABASE_NAME).exists() else _user_database()
-    path = Path(os.path.expanduser(path))
+    path = Path(os.path.expanduser(plain_path(path)))
     if os.path.isdir(path):
         path = path / DATABASE_NAME
     return Location(path.absolute())
+
+
+def plain_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a system call takes; raises `InvalidInput` for one with a NUL in it."""
+    if "\0" in os.fspath(path):
+        raise InvalidInput(f"{os.fspath(path)!r} is not a path")
+    return Path(path)
 
 
 def _user_database() -> Path:

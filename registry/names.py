@@ -78,6 +78,11 @@ def plain_line(text: str, what: str) -> str:
     return check_line(plain_text(printable(text)), what)
 
 
+def findable(text: str) -> str:
+    """`text` as a query can take it; broken text is never stored, so it will not be found."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def printable(text: str) -> str:
     """`text` on one line, with a replacement character for what a terminal would obey."""
     return "".join(c if c.isprintable() or c == _JOINER else _REPLACEMENT for c in text)

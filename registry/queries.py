@@ -113,8 +113,10 @@ def find_concepts(
     if page < 1 or limit < 0:
         raise InvalidInput("pages count from 1, and a limit is 0 (all) or more")
     words = list(dict.fromkeys(fold(text).split()))
-    if len(words) > MAX_WORDS or len(text) > MAX_SEARCH:
-        raise InvalidInput(f"search for at most {MAX_WORDS} words, {MAX_SEARCH:,} characters")
+    if len(words) + len(tags) > MAX_WORDS or len(text) > MAX_SEARCH:
+        raise InvalidInput(
+            f"search for at most {MAX_WORDS} words and tags, {MAX_SEARCH:,} characters"
+        )
     filters = (len(words), len(tags), category is not None)
     parameters: dict[str, object] = {f"tag{i}": tag for i, tag in enumerate(tags)}
     parameters |= {f"word{i}": f"%{_escaped(word)}%" for i, word in enumerate(words)}
@@ -125,7 +127,7 @@ def find_concepts(
         rows = database.rows(
             _page_sql(sort, descending, *filters),
             **parameters,
-            limit=limit or -1,
+            limit=min(limit, _MAX_INTEGER) or -1,
             offset=min(limit * (page - 1), _MAX_INTEGER),
         )
     concepts = [
@@ -308,6 +310,18 @@ def stale_concepts(database: Database) -> Iterator[tuple[int, str]]:
             yield concept_id, name
 
 
+def to_json(value: object) -> str:
+    """The text of a JSON column: valid UTF-8, whatever broken text is in it.
+
+    Raises `InvalidInput` for NaN and infinity, which JSON does not have.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InvalidInput("a value is not a finite number; leave it out or make it null") from None
+    return text.encode(errors="replace").decode()
+
+
 def loaded(text: str) -> Any:
     """The value of a JSON column; raises `RegistryCorrupt`."""
     try:
@@ -346,7 +360,7 @@ def history(database: Database, name: str | None, limit: int) -> list[EventRecor
 
     Raises `ConceptNotFound` for a name that was never used.
     """
-    parameters: dict[str, object] = {"limit": limit or -1}
+    parameters: dict[str, object] = {"limit": min(limit, _MAX_INTEGER) or -1}
     if name is not None:
         parameters["name"] = name
     rows = database.rows(_history_sql(name is not None), **parameters)

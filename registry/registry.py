@@ -13,7 +13,7 @@ from .blobs import BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
 from .intake import Progress
-from .location import Location, locate
+from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
     Added,
@@ -252,7 +252,7 @@ class Registry:
             self._store,
             read_data=read_data,
             repair=repair,
-            look_in=Path(look_in) if look_in is not None else None,
+            look_in=plain_path(look_in) if look_in is not None else None,
             on_progress=on_progress,
         )
 
@@ -271,7 +271,7 @@ class Registry:
         with other things in it, `RegistryCorrupt` if a stored file is damaged (the others are
         copied all the same).
         """
-        return backup.backup(self._store, Path(folder), on_progress)
+        return backup.backup(self._store, plain_path(folder), on_progress)
 
     def export_bundle(
         self, names: Sequence[str], path: AnyPath, *, overwrite: bool = False
@@ -281,14 +281,14 @@ class Registry:
         Left out: resume points of trainings and records of pictures. Raises `ConceptNotFound`,
         `AlreadyExists` and `RegistryCorrupt`.
         """
-        return bundle.export_bundle(self._store, names, Path(path), overwrite=overwrite)
+        return bundle.export_bundle(self._store, names, plain_path(path), overwrite=overwrite)
 
     def import_bundle(self, path: AnyPath, *, name: str | None = None) -> list[Concept]:
         """Take in every concept of an exported file, or none; `name` renames a single one.
 
         Raises `NotFound`, `InvalidBundle`, `InvalidImage`, `InvalidWeights` and `AlreadyExists`.
         """
-        return bundle.import_bundle(self._store, Path(path), name=name)
+        return bundle.import_bundle(self._store, plain_path(path), name=name)
 
     # --- lineage --------------------------------------------------------------------------------
 
@@ -335,7 +335,7 @@ class Registry:
 
         Raises `InvalidWeights` for anything but sound, finite safetensors.
         """
-        paths = {file_name: Path(path) for file_name, path in files.items()}
+        paths = {file_name: plain_path(path) for file_name, path in files.items()}
         return lineage.add_version(self._store, name, paths, run=run, kind=kind)
 
     def set_alias(self, name: str, number: int, alias: str) -> None:

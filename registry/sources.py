@@ -111,7 +111,7 @@ def _sidecar_caption(photo: Path) -> str | None:
 
 
 def _masks_for(photos: list[Path], folder: Path) -> dict[Path, Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise NotFound(f"the mask folder {folder} does not exist")
     by_stem: defaultdict[str, list[Path]] = defaultdict(list)
     for photo in photos:

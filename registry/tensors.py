@@ -48,6 +48,9 @@ def check_weights(
                 hint="convert it to safetensors first",
             ) from None
         raise InvalidWeights(f"{name} is not a sound safetensors file: {error}") from None
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise InvalidWeights(f"{name}: tensor {key} is {tensor.dtype}, which nothing here uses")
     if expected is not None:
         _compare(name, tensors, expected)
     _check_finite(path, name, tensors)
@@ -106,3 +109,5 @@ _FLOAT_LAYOUTS = {
     "F8_E4M3": _layout("u1", 0x7F),
 }
 """As which integers a float's bits can be read, and the bits that, all set, mean Inf or NaN."""
+
+_DTYPES = {*_FLOAT_LAYOUTS, "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}

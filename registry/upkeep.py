@@ -32,7 +32,7 @@ def check(
     on_progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
     """Compare what the rows need with what is stored; see `Registry.check`."""
-    if look_in is not None and not look_in.is_dir():
+    if look_in is not None and not os.path.isdir(look_in):
         raise NotFound(f"the folder {look_in} does not exist")
     with store.lock.exclusive() if repair else store.lock.shared():
         damage = store.database.damage()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conceptry.registry import InvalidImage, InvalidInput, NotFound, Registry
+from conceptry.registry.blobs import Staging
 from conceptry.registry.records import Added
 from copies import copied
 from drawing import draw, draw_bytes, draw_file, draw_folder
@@ -410,6 +411,26 @@ def test_a_photo_that_fails_is_kept_where_another_concept_needs_it(
     with pytest.raises(ZeroDivisionError):
         mia.add("leo", [small], category="cat")
     assert mia.check(read_data=True).ok
+
+
+def test_a_file_that_another_process_came_to_need_meanwhile_is_kept(
+    mia: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = draw_folder(tmp_path / "more", 2, seed=9, size=SMALL)
+    publish = Staging.publish
+
+    def publish_and_fail(staging: Staging) -> None:
+        publish(staging)
+        monkeypatch.setattr(Staging, "publish", publish)
+        with Registry.open(mia.location.database) as other:
+            other.add("leo", [folder / "00.png"], category="cat")
+        raise RuntimeError("after publishing")
+
+    monkeypatch.setattr(Staging, "publish", publish_and_fail)
+    with pytest.raises(RuntimeError, match="after publishing"):
+        mia.add("mia", [folder])
+    assert len(mia.show("leo").images) == 1
+    assert mia.check(read_data=True).problems == []
 
 
 def test_all_bad_files_are_reported_together(registry: Registry, tmp_path: Path) -> None:
