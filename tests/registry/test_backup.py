@@ -239,3 +239,20 @@ def test_a_log_that_a_killed_process_left_beside_a_backup_does_no_harm(
     with Registry.open(target) as copy:
         assert copy.check(read_data=True).problems == []
         assert rows_of(copy.location.database) == rows_of(pets.location.database)
+
+
+@pytest.mark.parametrize("change", ["edit", "picture"])
+def test_a_backup_that_was_used_since_is_not_overwritten(
+    pets: Registry, target: Path, tmp_path: Path, change: str
+) -> None:
+    pets.backup(target)
+    with Registry.open(target) as copy:
+        if change == "edit":
+            copy.edit("rex", notes="changed in the backup")
+        else:
+            draw_with(copy, "d" * 64, ("rex", 1))
+        before = rows_of(copy.location.database)
+    pets.edit("mia", notes="changed in the registry")
+    with pytest.raises(AlreadyExists, match="has been changed since"):
+        pets.backup(target)
+    assert rows_of(target / "concepts.db") == before
