@@ -72,21 +72,22 @@ def _check_target(store: Store, target: Location) -> None:
             )
 
 
+_NEVER_DELETED = (
+    ("event", ("id", "at", "concept", "action")),
+    ("generation", ("id", "created", "output_sha256")),
+)
+"""Tables that only grow, so that the last row of an earlier copy is still in ours."""
+
+
 def _is_earlier(database: Path, store: Store) -> bool:
-    """Whether the history in a database is a beginning of ours; folds its log into it."""
-    last = "SELECT id, at, concept, action FROM event ORDER BY id DESC LIMIT 1"
-    same = "SELECT 1 FROM event WHERE (id, at, concept, action) = (:id, :at, :concept, :action)"
-    keys = ("id", "at", "concept", "action")
+    """Whether what a database records is a beginning of what ours does; folds its log into it."""
     try:
         # Where there is a log, only a read-only connection leaves it as it is.
         mode = "ro" if os.path.exists(f"{database}-wal") else "rw"
         uri = f"{database.as_uri()}?mode={mode}"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
-            event = reader.execute(last).fetchone()
-        if event is not None and not store.database.rows(
-            same, **dict(zip(keys, event, strict=True))
-        ):
-            return False
+            if not all(_has_last(store, reader, *table) for table in _NEVER_DELETED):
+                return False
         with contextlib.closing(sqlite3.connect(database, timeout=1)) as writer:
             writer.execute("PRAGMA journal_mode = DELETE")  # folds in, and removes, its log
     except sqlite3.OperationalError as error:
@@ -96,6 +97,20 @@ def _is_earlier(database: Path, store: Store) -> bool:
     except sqlite3.DatabaseError:
         return False
     return True
+
+
+def _has_last(
+    store: Store, reader: sqlite3.Connection, table: str, columns: tuple[str, ...]
+) -> bool:
+    """Whether our database has the last row of a table of another one."""
+    names = ", ".join(columns)
+    query = f"SELECT {names} FROM {table} ORDER BY id DESC LIMIT 1"  # noqa: S608
+    last = reader.execute(query).fetchone()
+    if last is None:
+        return True
+    values = ", ".join(f":{column}" for column in columns)
+    same = f"SELECT 1 FROM {table} WHERE ({names}) = ({values})"  # noqa: S608
+    return bool(store.database.rows(same, **dict(zip(columns, last, strict=True))))
 
 
 @contextlib.contextmanager

@@ -36,8 +36,9 @@ def locate(path: str | os.PathLike[str] | None = None) -> Location:
         path = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if path is None:
         path = Path(DATABASE_NAME) if Path(DATABASE_NAME).exists() else _user_database()
+    means_folder = os.fspath(path).endswith(("/", os.sep))
     path = Path(os.path.expanduser(plain_path(path)))
-    if os.path.isdir(path):
+    if means_folder or os.path.isdir(path):
         path = path / DATABASE_NAME
     return Location(path.absolute())
 

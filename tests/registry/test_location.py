@@ -58,6 +58,10 @@ def test_a_folder_stands_for_the_registry_in_it(
     assert found() == tmp_path / "pets/concepts.db"
 
 
+def test_a_slash_at_the_end_means_a_folder(tmp_path: Path) -> None:
+    assert found("not-yet/") == tmp_path / "not-yet/concepts.db"
+
+
 def test_a_home_folder_is_expanded(tmp_path: Path) -> None:
     assert found("~/pets.db") == tmp_path / "home/pets.db"
 
