@@ -12,7 +12,7 @@ from .output import count
 
 
 def _confirm(question: str) -> None:
-    refused = Failure(ExitCode.INTERRUPTED, "refused", "nothing was removed", None)
+    refused = Failure(ExitCode.INTERRUPTED, "interrupted", "nothing was removed", None)
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
