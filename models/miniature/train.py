@@ -1,0 +1,495 @@
+"""Train the miniature from nothing.
+
+    python -m conceptry.models.miniature.train all --out runs/miniature
+    python -m conceptry.models.miniature.train unet --out runs/miniature --images 1000000
+
+The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `unet` (with the text
+encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
+`identity`. Each writes a resume point every few minutes and goes on from it when started again; a
+run that was killed ends bit-equal to one that was not, on the same kind of machine.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+from transformers import CLIPTokenizer
+
+from .architecture import SIZE, make_clip, make_scheduler, make_unet, make_vae
+from .data import Batch, pairs_batch, prefetched, scenes_batch
+from .identity import IdentityEncoder
+from .tokenizer import make_tokenizer
+
+CAPTION_DROPOUT = 0.1
+SAVE_EVERY_SECONDS = 180.0
+LOG_EVERY_STEPS = 25
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Where a training happens and what earlier stages left there."""
+
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """The randomness of one step; it depends on nothing else."""
+        return torch.Generator().manual_seed(hash_of(self.seed, stage, step))
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """The pictures of a batch (B, 3, size, size) in -1..1."""
+        images = torch.from_numpy(batch.images).to(self.device)
+        return (images.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Token ids (B, 77)."""
+        encoded = self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        return encoded.input_ids.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 where a matrix product may use it."""
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def load(self, stage: str, module: nn.Module, part: str) -> None:
+        """Fill a module from the weights that a finished stage left."""
+        path = self.folder / f"{stage}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: train the stage {stage!r} first")
+        prefix = f"{part}."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in load_file(path).items()
+            if name.startswith(prefix)
+        }
+        module.load_state_dict(weights)
+
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One training. The loss that is minimised is the sum of what `losses` returns."""
+
+    name: str
+    images: int
+    batch: int
+    learning_rate: float
+    make_batch: Callable[..., Batch]
+    offset: int
+    build: Callable[[Workshop], nn.ModuleDict]
+    losses: Callable[[Any, Batch, Workshop, torch.Generator], Losses]
+    learns: tuple[str, ...]
+    slow: Mapping[str, float] = field(default_factory=dict)
+    """Parts that learn at a fraction of the rate."""
+    ema: float = 0.999
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+
+
+# --- what the stages minimise ---------------------------------------------------------------------
+
+
+def build_clip(workshop: Workshop) -> nn.ModuleDict:
+    """Both encoders, from nothing."""
+    return nn.ModuleDict({"clip": make_clip(workshop.tokenizer)})
+
+
+def clip_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """Symmetric cross-entropy over all pairs of a batch (Radford et al. 2021, figure 3)."""
+    del generator
+    with workshop.autocast():
+        output = modules["clip"](
+            input_ids=workshop.tokens(batch.captions), pixel_values=workshop.pixels(batch)
+        )
+    logits = output.logits_per_text.float()
+    target = torch.arange(len(logits), device=logits.device)
+    return {"clip": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
+
+
+def build_clip_tune(workshop: Workshop) -> nn.ModuleDict:
+    """The encoders as they are, the text encoder as the U-Net's training left it."""
+    modules: Any = build_clip(workshop)
+    workshop.load("clip", modules["clip"], "clip")
+    workshop.load("unet", modules["clip"].text_model, "text")
+    return modules
+
+
+def build_vae(workshop: Workshop) -> nn.ModuleDict:
+    """The autoencoder, from nothing."""
+    del workshop
+    return nn.ModuleDict({"vae": make_vae()})
+
+
+def vae_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """L1 of pixels and of their differences, and a touch of KL."""
+    pixels = workshop.pixels(batch)
+    with workshop.autocast():
+        posterior = modules["vae"].encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(workshop.device)
+        decoded = modules["vae"].decode(posterior.mean + posterior.std * noise).sample
+    decoded = decoded.float()
+    edges = sum((decoded.diff(dim=axis) - pixels.diff(dim=axis)).abs().mean() for axis in (2, 3))
+    return {
+        "pixels": (decoded - pixels).abs().mean(),
+        "edges": torch.as_tensor(edges),
+        "kl": 1e-6 * posterior.kl().float().mean(),
+    }
+
+
+def build_unet(workshop: Workshop) -> nn.ModuleDict:
+    """The U-Net from nothing, the text encoder from `clip`, and the frozen autoencoder."""
+    clip = make_clip(workshop.tokenizer)
+    workshop.load("clip", clip, "clip")
+    vae = make_vae()
+    workshop.load("vae", vae, "vae")
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, workshop))
+    return nn.ModuleDict({"unet": make_unet(), "text": clip.text_model, "vae": vae})
+
+
+@torch.no_grad()
+def _scaling_factor(vae: Any, workshop: Workshop) -> float:
+    """One over the standard deviation of latents, rounded so that every run agrees."""
+    vae.to(workshop.device)
+    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
+    latents = vae.encode(workshop.pixels(batch)).latent_dist.mean
+    return round(1 / float(latents.std()), 4)
+
+
+def unet_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """The simple diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out."""
+    pixels = workshop.pixels(batch)
+    count = len(batch.captions)
+    kept = (torch.rand(count, generator=generator) >= CAPTION_DROPOUT).tolist()
+    captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
+    timesteps = torch.randint(0, 1000, (count,), generator=generator).to(workshop.device)
+    vae = modules["vae"]
+    with workshop.autocast():
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator).to(workshop.device)
+        noisy = make_scheduler().add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        states = modules["text"](workshop.tokens(captions)).last_hidden_state
+        predicted = modules["unet"](noisy, timesteps, states).sample
+    return {"noise": F.mse_loss(predicted.float(), noise)}
+
+
+def build_identity(workshop: Workshop) -> nn.ModuleDict:
+    """The identity encoder, from nothing."""
+    del workshop
+    return nn.ModuleDict({"identity": IdentityEncoder()})
+
+
+def identity_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """Each picture finds its partner among all others (Chen et al. 2020, NT-Xent, τ = 0.07)."""
+    del generator
+    with workshop.autocast():
+        embedded = modules["identity"](workshop.pixels(batch)).float()
+    similar = embedded @ embedded.T / 0.07
+    similar = similar.masked_fill(
+        torch.eye(len(similar), dtype=torch.bool, device=similar.device), -1e4
+    )
+    partner = torch.arange(len(similar), device=similar.device) ^ 1
+    return {"identity": F.cross_entropy(similar, partner)}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="clip",
+            images=400_000,
+            batch=128,
+            learning_rate=1e-3,
+            make_batch=scenes_batch,
+            offset=1,
+            build=build_clip,
+            losses=clip_losses,
+            learns=("clip",),
+        ),
+        Stage(
+            name="vae",
+            images=200_000,
+            batch=32,
+            learning_rate=1.5e-3,
+            make_batch=scenes_batch,
+            offset=2,
+            build=build_vae,
+            losses=vae_losses,
+            learns=("vae",),
+            weight_decay=0.0,
+        ),
+        Stage(
+            name="unet",
+            images=1_000_000,
+            batch=64,
+            learning_rate=8e-4,
+            make_batch=scenes_batch,
+            offset=3,
+            build=build_unet,
+            losses=unet_losses,
+            learns=("unet", "text"),
+            slow={"text": 0.25},
+            ema=0.9995,
+        ),
+        Stage(
+            name="clip-tune",
+            images=200_000,
+            batch=128,
+            learning_rate=5e-4,
+            make_batch=scenes_batch,
+            offset=4,
+            build=build_clip_tune,
+            losses=clip_losses,
+            learns=(
+                "clip.vision_model",
+                "clip.visual_projection",
+                "clip.text_projection",
+                "clip.logit_scale",
+            ),
+        ),
+        Stage(
+            name="identity",
+            images=400_000,
+            batch=128,
+            learning_rate=1e-3,
+            make_batch=pairs_batch,
+            offset=5,
+            build=build_identity,
+            losses=identity_losses,
+            learns=("identity",),
+        ),
+    )
+}
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+class Training:
+    """One stage under way: modules, optimiser, moving average and the step it is at."""
+
+    def __init__(self, stage: Stage, workshop: Workshop) -> None:
+        self.stage = stage
+        self.workshop = workshop
+        with _seeded(hash_of(workshop.seed, stage.name, -1)):
+            self.modules: Any = stage.build(workshop)
+        self.modules.to(workshop.device, memory_format=torch.channels_last)
+        self.modules.requires_grad_(False)
+        self.learning: dict[str, nn.Parameter] = {}
+        for name, parameter in self.modules.named_parameters():
+            if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
+                self.learning[name] = parameter.requires_grad_(True)
+        self.average = {name: value.detach().clone() for name, value in self.learning.items()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.learning.items():
+            groups.setdefault(stage.slow.get(name.partition(".")[0], 1.0), []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "share": share} for share, params in groups.items()],
+            lr=stage.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=stage.weight_decay,
+        )
+        self.step = 0
+
+    def run(self, num_steps: int, num_workers: int, stop_at: int | None = None) -> None:
+        """Train up to `num_steps` in all; `stop_at` ends sooner, as a kill would, with a save."""
+        stage, folder = self.stage, self.workshop.folder
+        self._resume()
+        make = partial(
+            stage.make_batch,
+            split="taught",
+            offset=stage.offset + 100 * self.workshop.seed,
+            batch=stage.batch,
+            size=SIZE,
+        )
+        last = num_steps if stop_at is None else min(stop_at, num_steps)
+        saved = time.monotonic()
+        log = _Log(folder / f"{stage.name}.jsonl", stage.batch)
+        for batch in prefetched(make, range(self.step, last), num_workers):
+            losses = self._learn(batch, num_steps)
+            self.step += 1
+            log.add(self.step, losses)
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        if self.step == num_steps:
+            self.export()
+
+    def _learn(self, batch: Batch, num_steps: int) -> dict[str, Tensor]:
+        rate = self.stage.learning_rate * _schedule(self.step, num_steps, self.stage.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        generator = self.workshop.generator(self.stage.name, self.step)
+        losses = self.stage.losses(self.modules, batch, self.workshop, generator)
+        total = sum(losses.values(), torch.zeros((), device=self.workshop.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
+        self.optimizer.step()
+        keep = min(self.stage.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.values()), list(self.learning.values()), 1 - keep
+            )
+        return {name: value.detach() for name, value in losses.items()}
+
+    def save(self) -> None:
+        """Write the resume point; the former one stays until this one is complete."""
+        state = {f"now.{name}": value for name, value in self.learning.items()}
+        state |= {f"average.{name}": value for name, value in self.average.items()}
+        names: dict[Any, str] = {value: name for name, value in self.learning.items()}
+        for parameter, moments in self.optimizer.state.items():
+            state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
+        _write(self._resume_path, state, {"step": str(self.step)})
+
+    def _resume(self) -> None:
+        if not self._resume_path.exists():
+            return
+        state = load_file(self._resume_path)
+        for name, parameter in self.learning.items():
+            parameter.data.copy_(state[f"now.{name}"])
+            self.average[name].copy_(state[f"average.{name}"])
+            self.optimizer.state[parameter] = {
+                key: state[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        with safe_open(self._resume_path, "pt") as opened:
+            self.step = int(opened.metadata()["step"])
+
+    def export(self) -> None:
+        """Write the averaged weights of all that this stage touched, for later stages."""
+        weights = dict(self.modules.state_dict()) | self.average
+        _write(self.workshop.folder / f"{self.stage.name}.safetensors", weights, {})
+
+    @property
+    def _resume_path(self) -> Path:
+        return self.workshop.folder / f"{self.stage.name}.resume.safetensors"
+
+
+class _Log:
+    """Means of the losses, a line of JSON every few steps."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path = path
+        self._batch = batch
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._since = time.monotonic()
+
+    def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._count += 1
+        if step % LOG_EVERY_STEPS:
+            return
+        seconds = time.monotonic() - self._since
+        line = {
+            "step": step,
+            "images": step * self._batch,
+            **{name: round(float(total) / self._count, 5) for name, total in self._sums.items()},
+            "images_per_second": round(self._count * self._batch / seconds, 1),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._sums, self._count, self._since = {}, 0, time.monotonic()
+
+
+def hash_of(seed: int, stage: str, step: int) -> int:
+    """A 63-bit seed from (seed, stage, step), the same on every machine."""
+    digest = hashlib.sha256(f"{seed} {stage} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _schedule(step: int, num_steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to 2 %."""
+    done = min(1.0, step / max(1, num_steps))
+    cosine = 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+    return min(1.0, (step + 1) / warmup) * cosine
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(whole, unfinished, metadata)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def train(
+    stage: str,
+    folder: Path,
+    *,
+    images: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    num_workers: int = 1,
+    stop_at: int | None = None,
+) -> None:
+    """Run one stage, or go on with it; `images` overrides how many it sees in all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    recipe = STAGES[stage]
+    num_steps = (images or recipe.images) // recipe.batch
+    Training(recipe, Workshop(folder, chosen, seed)).run(num_steps, num_workers, stop_at)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    for stage in STAGES if options.stage == "all" else [options.stage]:
+        train(
+            stage,
+            options.out,
+            images=options.images,
+            seed=options.seed,
+            device=options.device,
+            num_workers=options.workers,
+        )
+
+
+if __name__ == "__main__":
+    main()
