@@ -97,6 +97,8 @@ class Stage:
     build: Callable[[Workshop], nn.ModuleDict]
     losses: Callable[[Any, Batch, Workshop, torch.Generator], Losses]
     learns: tuple[str, ...]
+    split: str = "taught"
+    """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
     """Parts that learn at a fraction of the rate."""
     ema: float = 0.999
@@ -323,7 +325,7 @@ class Training:
         self._resume()
         make = partial(
             stage.make_batch,
-            split="taught",
+            split=stage.split,
             offset=stage.offset + 100 * self.workshop.seed,
             batch=stage.batch,
             size=SIZE,
@@ -451,7 +453,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def train(
-    stage: str,
+    stage: Stage | str,
     folder: Path,
     *,
     images: int | None = None,
@@ -463,7 +465,7 @@ def train(
     """Run one stage, or go on with it; `images` overrides how many it sees in all."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    recipe = STAGES[stage]
+    recipe = STAGES[stage] if isinstance(stage, str) else stage
     num_steps = (images or recipe.images) // recipe.batch
     Training(recipe, Workshop(folder, chosen, seed)).run(num_steps, num_workers, stop_at)
 

@@ -1,0 +1,261 @@
+"""The judge: says what a picture of the drawn world shows, independently of what drew it.
+
+It learns from renders of identities that the base model never sees, and never from a generated
+picture. Train it, and measure it on fresh renders, with
+
+    python -m conceptry.evaluation.judge train --out runs/judge
+    python -m conceptry.evaluation.judge measure --out runs/judge
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+
+from ..models.miniature.data import Batch, scenes_batch
+from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
+from ..models.miniature.places import ACCESSORIES, PLACES
+from ..models.miniature.train import Losses, Stage, Workshop, train
+from ..models.miniature.world import STYLES, Scene
+
+COLOUR_NAMES = tuple(COLOURS)
+NOTHING = "nothing"
+WORN = (NOTHING, *ACCESSORIES)
+MAX_SUBJECTS = 3
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the judge sees in a picture.
+
+    `categories` are those it believes present, `colours` and `patterns` are of each of them, and
+    `confidence` is its belief (0..1) in every category.
+    """
+
+    categories: tuple[str, ...]
+    colours: dict[str, str]
+    patterns: dict[str, str]
+    num_subjects: int
+    place: str
+    style: str
+    accessory: str
+    confidence: dict[str, float]
+
+
+class Judge(nn.Module):
+    """A small convolutional classifier.
+
+    Each category looks at the picture by itself (a learnt attention over positions), so that
+    colours and patterns belong to a subject; place, style, accessory and number are of the whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 96, 128)
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.GroupNorm(8, after),
+                nn.SiLU(),
+                nn.Conv2d(after, after, 3, padding=1, groups=4),
+                nn.GroupNorm(8, after),
+                nn.SiLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.layers = nn.Sequential(*layers[:-1])  # 8x8 positions are left
+        width = widths[-1]
+        self.attention = nn.Conv2d(width, len(CATEGORIES), 1)
+        self.present = nn.Linear(width, 1)
+        self.colour = nn.Linear(width, len(COLOUR_NAMES))
+        self.pattern = nn.Linear(width, len(PATTERNS))
+        self.whole = nn.Sequential(nn.Linear(2 * width, 192), nn.SiLU())
+        self.place = nn.Linear(192, len(PLACES))
+        self.style = nn.Linear(192, len(STYLES))
+        self.accessory = nn.Linear(192, len(WORN))
+        self.count = nn.Linear(192, MAX_SUBJECTS)
+        self.kind = nn.Parameter(torch.zeros(len(CATEGORIES), width))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Logits for pictures (B, 3, 64, 64) in -1..1.
+
+        `present` (B, 12), `colour` (B, 12, 11) and `pattern` (B, 12, 4) are per category; `place`,
+        `style`, `accessory` and `count` (B, ·) of the picture.
+        """
+        features = self.layers(pixels)
+        flat = features.flatten(2)
+        weights = self.attention(features).flatten(2).softmax(-1)
+        subjects = torch.einsum("bkn,bcn->bkc", weights, flat) + self.kind
+        whole = self.whole(torch.cat([flat.mean(-1), flat.amax(-1)], dim=-1))
+        return {
+            "present": self.present(subjects).squeeze(-1),
+            "colour": self.colour(subjects),
+            "pattern": self.pattern(subjects),
+            "place": self.place(whole),
+            "style": self.style(whole),
+            "accessory": self.accessory(whole),
+            "count": self.count(whole),
+        }
+
+    @torch.no_grad()
+    def look(self, images: Sequence[Image.Image]) -> list[Seen]:
+        """Say what each picture shows; pictures of another size are scaled to 64x64."""
+        resized = [image.convert("RGB").resize((64, 64), Image.Resampling.BOX) for image in images]
+        stacked = np.stack([np.asarray(image) for image in resized])
+        device = self.kind.device
+        pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        logits = {name: value.float().cpu() for name, value in self(pixels).items()}
+        return [
+            _seen({name: value[i] for name, value in logits.items()}) for i in range(len(images))
+        ]
+
+
+def _seen(logits: dict[str, Tensor]) -> Seen:
+    belief = logits["present"].sigmoid()
+    chosen = [i for i in range(len(CATEGORIES)) if belief[i] > 0.5] or [int(belief.argmax())]
+    return Seen(
+        categories=tuple(CATEGORIES[i] for i in chosen),
+        colours={CATEGORIES[i]: COLOUR_NAMES[int(logits["colour"][i].argmax())] for i in chosen},
+        patterns={CATEGORIES[i]: PATTERNS[int(logits["pattern"][i].argmax())] for i in chosen},
+        num_subjects=int(logits["count"].argmax()) + 1,
+        place=PLACES[int(logits["place"].argmax())],
+        style=STYLES[int(logits["style"].argmax())],
+        accessory=WORN[int(logits["accessory"].argmax())],
+        confidence={name: float(belief[i]) for i, name in enumerate(CATEGORIES)},
+    )
+
+
+def targets_of(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """The ground truth of scenes in the shape of the judge's logits.
+
+    Colour is `IGNORED` where a category is absent or the style has no colours.
+    """
+    shape = (len(scenes), len(CATEGORIES))
+    present = torch.zeros(shape)
+    colour, pattern = (torch.full(shape, IGNORED) for _ in range(2))
+    for row, scene in enumerate(scenes):
+        for subject in scene.subjects:
+            who = subject.identity
+            column = CATEGORIES.index(who.category)
+            present[row, column] = 1
+            pattern[row, column] = PATTERNS.index(who.pattern)
+            if scene.style == "photo":
+                colour[row, column] = COLOUR_NAMES.index(who.colour)
+    worn = [next((s.accessory for s in scene.subjects if s.accessory), NOTHING) for scene in scenes]
+    return {
+        "present": present,
+        "colour": colour,
+        "pattern": pattern,
+        "place": torch.tensor([PLACES.index(scene.place) for scene in scenes]),
+        "style": torch.tensor([STYLES.index(scene.style) for scene in scenes]),
+        "accessory": torch.tensor([WORN.index(name) for name in worn]),
+        "count": torch.tensor([len(scene.subjects) - 1 for scene in scenes]),
+    }
+
+
+def _build(workshop: Workshop) -> nn.ModuleDict:
+    del workshop
+    return nn.ModuleDict({"judge": Judge()})
+
+
+def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator) -> Losses:
+    """Cross-entropy of every answer."""
+    del generator
+    with workshop.autocast():
+        logits = modules["judge"](workshop.pixels(batch))
+    targets = {name: value.to(workshop.device) for name, value in targets_of(batch.scenes).items()}
+    losses = {
+        name: F.cross_entropy(logits[name].float().flatten(0, -2), targets[name].flatten())
+        for name in targets.keys() - {"present"}
+    }
+    present = F.binary_cross_entropy_with_logits(logits["present"].float(), targets["present"])
+    return {name: losses[name] for name in sorted(losses)} | {"present": 4 * present}
+
+
+STAGE = Stage(
+    name="judge",
+    images=400_000,
+    batch=64,
+    learning_rate=2e-3,
+    make_batch=scenes_batch,
+    offset=6,
+    build=_build,
+    losses=_losses,
+    learns=("judge",),
+    split="judge",
+)
+
+
+def load_judge(path: Path) -> Judge:
+    """The judge from its weights file."""
+    judge = Judge()
+    weights = load_file(path)
+    judge.load_state_dict(
+        {name.removeprefix("judge."): value.float() for name, value in weights.items()}
+    )
+    return judge.eval()
+
+
+def measure(judge: Judge, num_scenes: int = 2000) -> dict[str, float]:
+    """Share of right answers on fresh renders of held-out identities.
+
+    `category` counts a picture as right if exactly its categories are seen; colour and pattern are
+    per subject, colour only where there is any.
+    """
+    right: dict[str, list[bool]] = {}
+    for step in range(-(-num_scenes // 100)):
+        batch = scenes_batch(step, split="held-out", offset=7, batch=100, size=64)
+        pictures = [Image.fromarray(picture.transpose(1, 2, 0)) for picture in batch.images]
+        for scene, seen in zip(batch.scenes, judge.look(pictures), strict=True):
+            for name, is_right in _answers(scene, seen):
+                right.setdefault(name, []).append(is_right)
+    return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
+
+
+def _answers(scene: Scene, seen: Seen) -> list[tuple[str, bool]]:
+    identities = [subject.identity for subject in scene.subjects]
+    worn = next((s.accessory for s in scene.subjects if s.accessory), NOTHING)
+    answers = [
+        ("category", set(seen.categories) == {who.category for who in identities}),
+        ("place", seen.place == scene.place),
+        ("style", seen.style == scene.style),
+        ("accessory", seen.accessory == worn),
+        ("count", seen.num_subjects == len(identities)),
+    ]
+    for who in identities:
+        if who.category in seen.categories:
+            answers.append(("pattern", seen.patterns[who.category] == who.pattern))
+            if scene.style == "photo":
+                answers.append(("colour", seen.colours[who.category] == who.colour))
+    return answers
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("train", "measure"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    if options.action == "train":
+        train(STAGE, options.out, images=options.images, num_workers=options.workers)
+    accuracy = measure(load_judge(options.out / "judge.safetensors"))
+    print(json.dumps(accuracy, indent=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The judge: its targets are the ground truth, and it learns."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conceptry.evaluation import judge
+from conceptry.models.miniature import train
+from conceptry.models.miniature.identities import CATEGORIES, split_of
+from conceptry.models.miniature.world import render, sample_scene
+
+
+def test_targets_are_the_ground_truth() -> None:
+    scenes = [sample_scene(seed, "judge") for seed in range(60)]
+    targets = judge.targets_of(scenes)
+    for row, scene in enumerate(scenes):
+        present = {CATEGORIES[i] for i in targets["present"][row].nonzero().flatten()}
+        assert present == {subject.identity.category for subject in scene.subjects}
+        assert targets["count"][row] + 1 == len(scene.subjects)
+        assert judge.PLACES[targets["place"][row]] == scene.place
+        for subject in scene.subjects:
+            who = subject.identity
+            colour = int(targets["colour"][row, CATEGORIES.index(who.category)])
+            if scene.style == "photo":
+                assert judge.COLOUR_NAMES[colour] == who.colour
+            else:
+                assert colour == judge.IGNORED
+
+
+def test_the_judge_never_meets_an_identity_of_the_base_model() -> None:
+    assert judge.STAGE.split == "judge"
+    scenes = [sample_scene(seed, judge.STAGE.split) for seed in range(50)]
+    splits = {split_of(subject.identity.seed) for scene in scenes for subject in scene.subjects}
+    assert splits == {"judge"}
+
+
+def test_a_perfect_verdict_scores_one_and_a_wrong_one_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = judge.Judge()
+
+    def cheat(wrong: bool) -> None:
+        def look(_images: object) -> list[judge.Seen]:
+            step = steps.pop(0)
+            scenes = judge.scenes_batch(step, split="held-out", offset=7, batch=100, size=64).scenes
+            logits = judge.targets_of(scenes)
+            return [_verdict(logits, row, wrong) for row in range(len(scenes))]
+
+        steps = [0]
+        monkeypatch.setattr(network, "look", look)
+
+    cheat(wrong=False)
+    assert set(judge.measure(network, 100).values()) == {1.0}
+    cheat(wrong=True)
+    assert judge.measure(network, 100)["place"] < 0.3
+
+
+def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.Seen:
+    logits = {
+        "present": (targets["present"][row] - 0.5) * 20,
+        "colour": _one_hot(targets["colour"][row].clamp(min=0), len(judge.COLOUR_NAMES)),
+        "pattern": _one_hot(targets["pattern"][row].clamp(min=0), len(judge.PATTERNS)),
+        "place": _one_hot((targets["place"][row] + wrong) % len(judge.PLACES), len(judge.PLACES)),
+        "style": _one_hot(targets["style"][row], len(judge.STYLES)),
+        "accessory": _one_hot(targets["accessory"][row], len(judge.WORN)),
+        "count": _one_hot(targets["count"][row], judge.MAX_SUBJECTS),
+    }
+    return judge._seen(logits)
+
+
+def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(index, count).float()
+
+
+def test_fifty_steps_lower_its_loss_and_it_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 10)
+    stage = dataclasses.replace(judge.STAGE, batch=16, warmup_steps=5)
+    train.train(stage, tmp_path, images=16 * 50, device="cpu", num_workers=0)
+    lines = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
+    names = lines[0].keys() - {"step", "images", "images_per_second"}
+    first, *_, last = [sum(line[name] for name in names) for line in lines]
+    assert last < first
+    loaded = judge.load_judge(tmp_path / "judge.safetensors")
+    seen = loaded.look([render(sample_scene(0)).image, render(sample_scene(1), 128).image])
+    assert len(seen) == 2
+    assert seen[0].categories
+    assert set(seen[0].confidence) == set(CATEGORIES)
