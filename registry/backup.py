@@ -4,10 +4,11 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from .blobs import BlobStore, sync_file, sync_folder
-from .database import explained
+from .database import Database, explained
 from .errors import AlreadyExists, RegistryCorrupt, StorageError
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
@@ -27,21 +28,24 @@ def backup(
         store.database.copy_to(unfinished)
         num_blobs = copied = num_bytes = 0
         damaged: list[str] = []
-        total = _count(store)
-        for use in _needed(store):
-            num_blobs += 1
-            num_bytes += use.bytes
-            try:
-                copied += _copy_blob(store.blobs, BlobStore(target.blobs), use)
-            except RegistryCorrupt as error:
-                damaged.append(error.message)
-            if on_progress is not None:
-                on_progress(num_blobs, total)
+        # What the copy needs, not what the registry does by now: a concept may have been removed.
+        with contextlib.closing(Database(unfinished, timeout=0)) as database:
+            copy = replace(store, database=database)
+            total = _count(copy)
+            for use in _needed(copy):
+                num_blobs += 1
+                num_bytes += use.bytes
+                try:
+                    copied += _copy_blob(store.blobs, BlobStore(target.blobs), use)
+                except RegistryCorrupt as error:
+                    damaged.append(error.message)
+                if on_progress is not None:
+                    on_progress(num_blobs, total)
+            concepts = database.rows("SELECT count(*) FROM concept")[0][0]
         with unfinished.open("rb+") as file:
             sync_file(file)
         unfinished.replace(target.database)
         sync_folder(folder)
-        concepts = store.database.rows("SELECT count(*) FROM concept")[0][0]
     if damaged:
         raise RegistryCorrupt(
             f"the backup in {folder} lacks {len(damaged)} of {num_blobs} files: {damaged[0]}",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .blobs import CHUNK, StoredFile, is_sha256, sync_folder
+from .blobs import StoredFile, is_sha256, sync_folder
 from .edits import refresh
 from .errors import NotFound, RegistryCorrupt, StorageError
 from .queries import stale_concepts
@@ -256,11 +256,8 @@ def _delete(file: StoredFile, dry_run: bool) -> None:
 
 
 def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()

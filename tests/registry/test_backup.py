@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conceptry.registry import AlreadyExists, Registry, RegistryCorrupt
+from conceptry.registry.database import Database
 from copies import copied
 from drawing import draw_file, draw_folder
 from fake_training import draw_with, train
@@ -256,3 +257,21 @@ def test_a_backup_that_was_used_since_is_not_overwritten(
     with pytest.raises(AlreadyExists, match="has been changed since"):
         pets.backup(target)
     assert rows_of(target / "concepts.db") == before
+
+
+def test_a_concept_removed_meanwhile_is_whole_in_the_backup(
+    pets: Registry, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_to = Database.copy_to
+    photos = len(pets.show("rex").images)
+
+    def copy_then_remove(self: Database, path: Path) -> None:
+        copy_to(self, path)
+        with Registry.open(pets.location.database) as other:
+            other.remove(["rex"])
+
+    monkeypatch.setattr(Database, "copy_to", copy_then_remove)
+    pets.backup(target)
+    with Registry.open(target) as copy:
+        assert len(copy.show("rex").images) == photos
+        assert copy.check(read_data=True).ok
