@@ -7,10 +7,12 @@ import typer
 from . import (
     add,
     backup,
+    bases,
     bundles,
     check,
     edit,
     gc,
+    generate,
     history,
     listing,
     path,
@@ -32,6 +34,8 @@ app = typer.Typer(
 
 COMMANDS = (
     ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
+    ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),
+    ("bases", bases.bases, "concept bases"),
     ("list", listing.list_concepts, "concept list beach --tag pets --sort updated --reverse"),
     ("show", show.show, "concept show rex"),
     ("edit", edit.edit, 'concept edit rex --tag old --caption 03.jpg="a dog on a sofa"'),

@@ -1,6 +1,7 @@
 """What all commands share: the global options, the error boundary, and the open registry."""
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -93,7 +94,7 @@ class ConceptGroup(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run a command line and exit; no exception leaves."""
-        logging.getLogger("PIL").addHandler(logging.NullHandler())  # it is told by our errors
+        _silence_libraries()
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -111,6 +112,13 @@ class ConceptGroup(TyperGroup):
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the boundary)
             status = _report(error, arguments)
         sys.exit(status or 0)
+
+
+def _silence_libraries() -> None:
+    """What goes wrong is told by our errors; a wish of the user's for more is left as it is."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:

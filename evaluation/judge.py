@@ -5,11 +5,12 @@ picture. Train it, and measure it on fresh renders, with
 
     python -m conceptry.evaluation.judge train --out runs/judge
     python -m conceptry.evaluation.judge measure --out runs/judge
+    python -m conceptry.evaluation.judge ship --out runs/judge
 """
 
 import argparse
-import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from ..models.miniature.data import Batch, scenes_batch
+from ..models.miniature.data import MAX_SUBJECTS, Batch, scenes_batch
 from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.places import ACCESSORIES, PLACES
 from ..models.miniature.train import Losses, Stage, Workshop, train
+from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world import STYLES, Scene
 
 COLOUR_NAMES = tuple(COLOURS)
 NOTHING = "nothing"
 WORN = (NOTHING, *ACCESSORIES)
-MAX_SUBJECTS = 3
 IGNORED = -100
 
 
@@ -56,55 +57,47 @@ class Seen:
 class Judge(nn.Module):
     """A small convolutional classifier.
 
-    Each category looks at the picture by itself (a learnt attention over positions), so that
-    colours and patterns belong to a subject; place, style, accessory and number are of the whole.
+    Each category looks at the picture by itself, so that colours and patterns belong to a subject,
+    and so does each accessory; place, style and number are of the whole.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96, 128)
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-                nn.Conv2d(after, after, 3, padding=1, groups=4),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-                nn.AvgPool2d(2),
-            ]
-        self.layers = nn.Sequential(*layers[:-1])  # 8x8 positions are left
-        width = widths[-1]
-        self.attention = nn.Conv2d(width, len(CATEGORIES), 1)
+        width, whole = Trunk.WIDTH, Trunk.WHOLE
+        self.trunk = Trunk()
+        self.subjects = Gaze(len(CATEGORIES))
+        self.kinds = nn.Parameter(torch.randn(len(CATEGORIES), width) / 10)
         self.present = nn.Linear(width, 1)
         self.colour = nn.Linear(width, len(COLOUR_NAMES))
-        self.pattern = nn.Linear(width, len(PATTERNS))
-        self.whole = nn.Sequential(nn.Linear(2 * width, 192), nn.SiLU())
-        self.place = nn.Linear(192, len(PLACES))
-        self.style = nn.Linear(192, len(STYLES))
-        self.accessory = nn.Linear(192, len(WORN))
-        self.count = nn.Linear(192, MAX_SUBJECTS)
-        self.kind = nn.Parameter(torch.zeros(len(CATEGORIES), width))
+        self.pattern = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.pattern.append(nn.Linear(width, len(PATTERNS)))
+        self.worn = Gaze(len(ACCESSORIES))
+        self.worn_kinds = nn.Parameter(torch.randn(len(ACCESSORIES), width) / 10)
+        self.nothing = nn.Linear(whole, 1)
+        self.place = nn.Linear(whole, len(PLACES))
+        self.style = nn.Linear(whole, len(STYLES))
+        self.count = nn.Linear(whole, MAX_SUBJECTS)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits for pictures (B, 3, 64, 64) in -1..1.
 
-        `present` (B, 12), `colour` (B, 12, 11) and `pattern` (B, 12, 4) are per category; `place`,
-        `style`, `accessory` and `count` (B, ·) of the picture.
+        `present` (B, 12), `colour` (B, 12, 11), `pattern` (B, 12, 4) and `where` (B, 12, 256), log
+        probabilities over 16x16 places, are per category; `place`, `style`, `accessory` and
+        `count` (B, ·) of the picture.
         """
-        features = self.layers(pixels)
-        flat = features.flatten(2)
-        weights = self.attention(features).flatten(2).softmax(-1)
-        subjects = torch.einsum("bkn,bcn->bkc", weights, flat) + self.kind
-        whole = self.whole(torch.cat([flat.mean(-1), flat.amax(-1)], dim=-1))
+        features, whole = self.trunk(pixels)
+        subjects, where = self.subjects(features)
+        worn, _ = self.worn(features)
+        worn = torch.einsum("bkc,kc->bk", worn, self.worn_kinds)
+        kinds = torch.einsum("bkc,kc->bk", subjects, self.kinds)
         return {
-            "present": self.present(subjects).squeeze(-1),
+            "present": kinds + self.present(subjects).squeeze(-1),
             "colour": self.colour(subjects),
             "pattern": self.pattern(subjects),
+            "where": where,
             "place": self.place(whole),
             "style": self.style(whole),
-            "accessory": self.accessory(whole),
+            "accessory": torch.cat([self.nothing(whole), worn], dim=-1),
             "count": self.count(whole),
         }
 
@@ -113,7 +106,7 @@ class Judge(nn.Module):
         """Say what each picture shows; pictures of another size are scaled to 64x64."""
         resized = [image.convert("RGB").resize((64, 64), Image.Resampling.BOX) for image in images]
         stacked = np.stack([np.asarray(image) for image in resized])
-        device = self.kind.device
+        device = self.kinds.device
         pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
@@ -170,7 +163,7 @@ def _build(workshop: Workshop) -> nn.ModuleDict:
 
 
 def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator) -> Losses:
-    """Cross-entropy of every answer."""
+    """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
     del generator
     with workshop.autocast():
         logits = modules["judge"](workshop.pixels(batch))
@@ -180,7 +173,22 @@ def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Gen
         for name in targets.keys() - {"present"}
     }
     present = F.binary_cross_entropy_with_logits(logits["present"].float(), targets["present"])
-    return {name: losses[name] for name in sorted(losses)} | {"present": 4 * present}
+    shares = _shares_of(batch).to(workshop.device)
+    where = -(shares * logits["where"]).sum() / shares.sum()
+    return {name: losses[name] for name in sorted(losses)} | {
+        "present": 4 * present,
+        "where": 0.2 * where,
+    }
+
+
+def _shares_of(batch: Batch) -> Tensor:
+    """Each category's subject as a distribution over places (B, 12, 256), 0 where absent."""
+    shares = torch.zeros(len(batch.scenes), len(CATEGORIES), batch.masks[0, 0].size)
+    for row, scene in enumerate(batch.scenes):
+        for mask, subject in zip(batch.masks[row], scene.subjects, strict=False):
+            column = CATEGORIES.index(subject.identity.category)
+            shares[row, column] = torch.from_numpy(mask).flatten().float()
+    return shares / shares.sum(-1, keepdim=True).clamp(min=1)
 
 
 STAGE = Stage(
@@ -197,8 +205,11 @@ STAGE = Stage(
 )
 
 
-def load_judge(path: Path) -> Judge:
-    """The judge from its weights file."""
+SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
+
+
+def load_judge(path: Path = SHIPPED) -> Judge:
+    """The judge that ships, or one from another weights file."""
     judge = Judge()
     weights = load_file(path)
     judge.load_state_dict(
@@ -241,20 +252,35 @@ def _answers(scene: Scene, seen: Seen) -> list[tuple[str, bool]]:
     return answers
 
 
+def ship(folder: Path) -> None:
+    """Put a trained judge into the package, half precision, with what it is worth beside it."""
+    weights = load_file(folder / f"{STAGE.name}.safetensors")
+    SHIPPED.parent.mkdir(exist_ok=True)
+    save_file({name: value.half() for name, value in weights.items()}, SHIPPED)
+    SHIPPED.chmod(0o644)
+    settings = json.loads((folder / f"{STAGE.name}.json").read_text())
+    record = {"accuracy": measure(load_judge(), 4000), "training": settings}
+    SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    shutil.copyfile(folder / f"{STAGE.name}.jsonl", SHIPPED.with_suffix(".jsonl"))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=("train", "measure"))
+    parser.add_argument("action", choices=("train", "measure", "ship"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     if options.action == "train":
         train(STAGE, options.out, images=options.images, num_workers=options.workers)
-    accuracy = measure(load_judge(options.out / "judge.safetensors"))
-    print(json.dumps(accuracy, indent=2))  # noqa: T201
+    elif options.action == "ship":
+        ship(options.out)
+    else:
+        accuracy = measure(load_judge(options.out / f"{STAGE.name}.safetensors"))
+        print(json.dumps(accuracy, indent=2))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -12,19 +12,26 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import PIL.Image
 
 from .identities import CATEGORIES, identity_seed, make_identity
 from .world import Rendered, Scene, describe, render, sample_scene
 
+MAX_SUBJECTS = 3
+MASK_SIZE = 16
 AHEAD = 6
 """Batches that each worker has ready or under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures (B, 3, size, size) as uint8, their sentences and their scenes."""
+    """Pictures (B, 3, size, size) as uint8, their sentences and their scenes.
+
+    `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none.
+    """
 
     images: np.ndarray
+    masks: np.ndarray
     captions: list[str]
     scenes: list[Scene]
 
@@ -63,7 +70,11 @@ def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) ->
 def _rendered(scenes: list[Scene], size: int) -> Batch:
     pictures: list[Rendered] = [render(scene, size) for scene in scenes]
     images = np.stack([np.asarray(picture.image) for picture in pictures]).transpose(0, 3, 1, 2)
-    return Batch(images, [describe(scene) for scene in scenes], scenes)
+    masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)
+    for row, picture in zip(masks, pictures, strict=True):
+        for i, mask in enumerate(picture.masks):
+            row[i] = mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX)
+    return Batch(images, masks, [describe(scene) for scene in scenes], scenes)
 
 
 def prefetched(

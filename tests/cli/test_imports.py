@@ -53,6 +53,8 @@ LINES = [
     ["edit", "rex", "--notes", "old"],
     ["history"],
     ["path"],
+    ["bases"],
+    ["generate", "a cat", "--base", "nobody"],
     ["export", "rex", "rex.concept"],
     ["rename", "rex", "max"],
     ["import", "rex.concept"],
@@ -64,7 +66,7 @@ LINES = [
 ]
 
 
-def test_no_registry_command_loads_a_deep_learning_library(tmp_path: Path) -> None:
+def test_no_command_loads_a_deep_learning_library_without_need(tmp_path: Path) -> None:
     draw_file(tmp_path / "photo.png")
     registry = str(tmp_path / "concepts.db")
     output = run_python(IN_ONE_PROCESS, json.dumps(LINES), CONCEPT_REGISTRY=registry)

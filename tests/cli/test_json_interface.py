@@ -12,6 +12,7 @@ from conceptry.cli.errors import ExitCode, explain
 from conceptry.registry import Registry, errors
 from drawing import draw, draw_file
 from program import ROOT, Ask, Run, change_rows, make_old
+from tiny_base import write_tiny_base
 
 DOCUMENT = (ROOT / "cli/README.md").read_text(encoding="utf-8")
 EVERY_KEY = "…"
@@ -180,6 +181,17 @@ def test_show_of_a_photo_with_caption_and_mask(rex: Registry, ask: Ask, compare:
     shown = ask("show", "rex")
     assert isinstance(shown["images"][0]["mask"], str)
     compare(shown, "concept show")
+
+
+def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    words = ("a cat", "--base", base, "-n", "1", "--steps", "1")
+    assert compare(ask("generate", *words), "concept generate") == {"picture"}
+    assert compare(ask("generate", *words, "--grid"), "concept generate") == {"picture"}
+
+
+def test_bases(ask: Ask, compare: Compare) -> None:
+    assert compare(ask("bases"), "concept bases") == {"base"}
 
 
 def test_list(rex: Registry, ask: Ask, compare: Compare) -> None:

@@ -1,0 +1,348 @@
+"""What the miniature can do, as the judge sees it.
+
+    python bench/miniature.py               # everything, about ten minutes on two cores
+    python bench/miniature.py prompts       # one part
+
+judge      the judge's accuracy on fresh renders of identities nobody has trained on
+prompts    pictures of 500 held-out prompts: is there what the prompt says?
+attention  is the peak of a category's token map inside its subject? On noised renders
+identity   does the identity encoder tell one individual from another of its category?
+diversity  how many different individuals 64 seeds of one bare prompt give
+time       seconds for 4 pictures, and for the whole command from a cold start
+
+Shares come with 95 % Wilson intervals. Writes bench/results/miniature.json, and the pictures of the
+first prompts beside it.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conceptry.evaluation.judge import load_judge, measure
+from conceptry.models.drawing import Settings, draw
+from conceptry.models.loading import load_base
+from conceptry.models.miniature.identities import CATEGORIES, identity_seed, make_identity
+from conceptry.models.miniature.shipped import load_identity_encoder
+from conceptry.models.miniature.world import Scene, Subject, describe, render, sample_scene
+from conceptry.models.pictures import contact_sheet
+from diffusers.models.attention_processor import Attention
+from environment import describe as describe_machine
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+
+RESULTS = Path(__file__).parent / "results"
+NUM_PROMPTS = 500
+NUM_ATTENTION = 400
+NUM_IDENTITIES = 1500
+NUM_SEEDS = 64
+SETTINGS = Settings(steps=25, guidance=5.0)
+Share = dict[str, Any]
+
+
+def share(right: Sequence[bool]) -> Share:
+    """A share with its 95 % Wilson score interval."""
+    n, z = len(right), 1.96
+    p = sum(right) / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return {
+        "mean": round(p, 4),
+        "low": round(middle - half, 4),
+        "high": round(middle + half, 4),
+        "n": n,
+    }
+
+
+# --- the judge and the prompts --------------------------------------------------------------------
+
+
+def judge() -> dict[str, Any]:
+    return measure(load_judge(), num_scenes=4000)
+
+
+def prompts() -> dict[str, Any]:
+    """Draw one picture for each prompt and ask the judge for what the prompt names."""
+    base, network = load_base(), load_judge()
+    scenes = [sample_scene(seed, "held-out") for seed in range(7_000_000, 7_000_000 + NUM_PROMPTS)]
+    right: defaultdict[str, list[bool]] = defaultdict(list)
+    shown: list[tuple[str, Image.Image]] = []
+    started = time.perf_counter()
+    for scene in scenes:
+        prompt = describe(scene)
+        (drawn,) = draw(base, prompt, [scene.seed], SETTINGS)
+        shown.append((prompt, drawn.image))
+        for name, is_right in _verdicts(scene, prompt, network.look([drawn.image])[0]):
+            right[name].append(is_right)
+    rows = [
+        ("   |   ".join(p for p, _ in shown[i : i + 6]), shown[i : i + 6]) for i in range(0, 48, 6)
+    ]
+    contact_sheet([(text, [image for _, image in row]) for text, row in rows]).save(
+        RESULTS / "miniature-prompts.png"
+    )
+    return {
+        "settings": {"steps": SETTINGS.steps, "guidance": SETTINGS.guidance},
+        "num_prompts": NUM_PROMPTS,
+        "seconds": round(time.perf_counter() - started, 1),
+        **{name: share(values) for name, values in sorted(right.items())},
+    }
+
+
+def _verdicts(scene: Scene, prompt: str, seen: Any) -> Iterator[tuple[str, bool]]:
+    """Whether the judge sees what a prompt names; nothing is asked that it leaves open."""
+    categories = {subject.identity.category for subject in scene.subjects}
+    if len(categories) == 1:
+        best = max(seen.confidence, key=seen.confidence.get)
+        yield "category", best in categories
+    elif len(categories) == 2:
+        yield "both of two present", categories <= set(seen.categories)
+    else:
+        yield "all of three present", categories <= set(seen.categories)
+    if scene.place in prompt:
+        yield "place", seen.place == scene.place
+    yield "style", seen.style == scene.style
+    for subject in scene.subjects:
+        if subject.accessory and subject.accessory in prompt:
+            yield "accessory", seen.accessory == subject.accessory
+        if _names_colour(subject, prompt):
+            who = subject.identity
+            yield "colour", seen.colours.get(who.category) == who.colour
+
+
+def _names_colour(subject: Subject, prompt: str) -> bool:
+    who = subject.identity
+    return bool(re.search(rf"\b{who.colour} (?:{who.pattern} )?{who.category}\b", prompt))
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """An attention processor that keeps cross-attention maps, averaged over heads."""
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        self.maps = maps
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            attn.head_to_batch_dim(project(states))
+            for project, states in (
+                (attn.to_q, hidden_states),
+                (attn.to_k, context),
+                (attn.to_v, context),
+            )
+        )
+        weights = attn.get_attention_scores(query, key)  # (B * heads, N, M)
+        if encoder_hidden_states is not None:
+            self.maps.append(weights.unflatten(0, (-1, attn.heads)).mean(1))
+        return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
+
+
+@contextmanager
+def _recorded(unet: Any) -> Iterator[list[Tensor]]:
+    maps: list[Tensor] = []
+    own = unet.attn_processors
+    unet.set_attn_processor(_Recorder(maps))
+    try:
+        yield maps
+    finally:
+        unet.set_attn_processor(own)
+
+
+@torch.no_grad()
+def attention() -> dict[str, Any]:
+    """Average over layers, heads and the middle third of the steps; see where the peak lies."""
+    base = load_base()
+    inside: list[bool] = []
+    area: list[float] = []
+    for seed in range(8_000_000, 8_000_000 + NUM_ATTENTION):
+        scene = sample_scene(seed, "held-out")
+        rendered = render(scene)
+        token_map = _token_maps(base.pipeline, scene, rendered.image)
+        for subject, box, grid in zip(scene.subjects, rendered.boxes(), token_map, strict=True):
+            if grid is None:
+                continue
+            peak = int(grid.argmax())
+            y, x = (peak // 16 + 0.5) / 16, (peak % 16 + 0.5) / 16
+            inside.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
+            area.append((box[2] - box[0]) * (box[3] - box[1]))
+            assert subject.identity.category
+    return share(inside) | {"mean_area_of_boxes": round(statistics.mean(area), 3)}
+
+
+def _token_maps(pipeline: Any, scene: Scene, image: Image.Image) -> list[Tensor | None]:
+    """The map (16, 16) of each subject's category token, flattened."""
+    prompt = describe(scene)
+    tokenizer, scheduler = pipeline.tokenizer, pipeline.scheduler
+    ids = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+    states = pipeline.text_encoder(ids).last_hidden_state
+    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
+    scheduler.set_timesteps(SETTINGS.steps)
+    third = SETTINGS.steps // 3
+    steps = scheduler.timesteps[third : SETTINGS.steps - third]
+    noise = torch.randn(
+        (len(steps), *latents.shape[1:]), generator=torch.Generator().manual_seed(scene.seed)
+    )
+    noisy = scheduler.add_noise(latents.expand_as(noise), noise, steps)
+    with _recorded(pipeline.unet) as maps:
+        pipeline.unet(noisy, steps, states.expand(len(steps), -1, -1))
+    whole = torch.zeros(16, 16, ids.shape[1])
+    for weights in maps:
+        side = math.isqrt(weights.shape[1])
+        square = weights.mean(0).T.reshape(1, -1, side, side)
+        whole += F.interpolate(square, size=(16, 16), mode="bilinear")[0].permute(1, 2, 0)
+    found: list[Tensor | None] = []
+    for subject in scene.subjects:
+        token = tokenizer(subject.identity.category, add_special_tokens=False).input_ids[0]
+        columns = (ids[0] == token).nonzero().flatten()
+        found.append(whole[..., columns[0]].flatten() if len(columns) else None)
+    return found
+
+
+# --- identity and diversity -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _embed(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return encoder(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def _pairs() -> tuple[Tensor, Tensor]:
+    """Similarities of one individual in two scenes, and of two of one category."""
+    import random
+
+    encoder = load_identity_encoder()
+    rng = random.Random("identity pairs")
+    ones: list[Image.Image] = []
+    twos: list[Image.Image] = []
+    others: list[Image.Image] = []
+    for i in range(NUM_IDENTITIES):
+        category = CATEGORIES[i % len(CATEGORIES)]
+        who, other = (make_identity(identity_seed(rng, "held-out"), category) for _ in range(2))
+        for identity, album in ((who, ones), (who, twos), (other, others)):
+            scene = sample_scene(
+                rng.randrange(1 << 40), "held-out", identity=identity, num_subjects=1, style="photo"
+            )
+            album.append(render(scene).image)
+    first, second, third = (_embed(encoder, album) for album in (ones, twos, others))
+    return (first * second).sum(-1), (first * third).sum(-1)
+
+
+def identity() -> dict[str, Any]:
+    """Area under the ROC curve, with a bootstrap interval."""
+    same, different = _pairs()
+
+    def auc(same: Tensor, different: Tensor) -> float:
+        order = torch.cat([same, different]).argsort().argsort().float() + 1
+        n, m = len(same), len(different)
+        return float((order[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(500):
+        pick = torch.randint(len(same), (len(same),), generator=generator)
+        draws.append(auc(same[pick], different[pick]))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {
+        "auc": round(auc(same, different), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "n": NUM_IDENTITIES,
+        "threshold_same_95": round(float(same.quantile(0.05)), 4),
+        "different_above_threshold": round(
+            float((different > same.quantile(0.05)).float().mean()), 4
+        ),
+    }
+
+
+def diversity() -> dict[str, Any]:
+    """How many pictures of a bare prompt are pairwise less alike than 95 % of true pairs are."""
+    base, encoder = load_base(), load_identity_encoder()
+    threshold = float(_pairs()[0].quantile(0.05))
+    counts: dict[str, int] = {}
+    for category in CATEGORIES:
+        drawn = draw(base, f"a photo of a {category}", range(NUM_SEEDS), SETTINGS, batch=32)
+        embedded = _embed(encoder, [one.image for one in drawn])
+        kept: list[int] = []
+        for i in range(NUM_SEEDS):
+            if all(float(embedded[i] @ embedded[j]) < threshold for j in kept):
+                kept.append(i)
+        counts[category] = len(kept)
+    return {"seeds": NUM_SEEDS, "median": statistics.median(counts.values()), "per_prompt": counts}
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def seconds() -> dict[str, Any]:
+    """Medians of five: 4 pictures of 25 steps after loading, and the whole command."""
+    base = load_base()
+    prompt = "a photo of a red teapot in the snow"
+    after_loading, cold = [], []
+    for seed in range(6):
+        started = time.perf_counter()
+        list(draw(base, prompt, range(4 * seed, 4 * seed + 4), SETTINGS))
+        after_loading.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        program = "from conceptry.cli import main; main()"
+        words = ["--registry", f"{folder}/concepts.db", "generate", prompt, "--out", folder]
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", program, *words, "--seed", "0"],
+                check=True,
+                capture_output=True,
+            )
+            cold.append(time.perf_counter() - started)
+    return {
+        "four_pictures_after_loading": round(statistics.median(after_loading[1:]), 2),
+        "first_time": round(after_loading[0], 2),
+        "whole_command": round(statistics.median(cold), 2),
+    }
+
+
+PARTS = {
+    "judge": judge,
+    "prompts": prompts,
+    "attention": attention,
+    "identity": identity,
+    "diversity": diversity,
+    "time": seconds,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    wanted = parser.parse_args().parts or list(PARTS)
+    path = RESULTS / "miniature.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results["environment"] = describe_machine()
+    for name in wanted:
+        results[name] = PARTS[name]()
+        print(name, json.dumps(results[name], indent=2))
+        path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Which base model a word means, and what of it is on this machine. Loads no weights."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..registry.errors import InvalidInput, NotFound, suggest
+
+DEFAULT_BASE = "miniature"
+SHIPPED = Path(__file__).parent / "miniature" / "weights"
+ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
+PIPELINE_FILE = "model_index.json"
+
+Kind = Literal["folder", "file", "hub"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model by name: where its weights are, not yet loaded.
+
+    `source` is the path of a diffusers folder or of a single file, or a hub repository; `config`
+    is the diffusers folder that describes a single file's shapes, where the user named one.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    about: str = ""
+    config: str | None = None
+
+    def is_at_hand(self) -> bool:
+        """Whether it can be loaded without a network."""
+        if self.kind == "hub":
+            return _is_cached(self.source)
+        return Path(self.source).exists()
+
+
+def find_base(name: str) -> Base:
+    """What `name` means: an alias, a diffusers folder, a .safetensors file or a hub repository.
+
+    An alias comes first; `./name` is always a path. Raises `NotFound` or `InvalidInput`.
+    """
+    aliases = read_aliases()
+    if name in aliases:
+        return aliases[name]
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix in (".safetensors", *_PICKLES):
+        return _from_path(name, path)
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return Base(name, "hub", name)
+    near = suggest(name, aliases).replace("concept list", "concept bases")
+    raise NotFound(f'there is no base model "{name}"', hint=near)
+
+
+def read_aliases() -> dict[str, Base]:
+    """The aliases by name: those shipped, then the user's, which may replace them."""
+    found = dict(_read(Path(__file__).with_name("bases.yaml")))
+    own = _own_file()
+    if own is not None:
+        found |= dict(_read(own))
+    return found
+
+
+def cached_bases() -> list[Base]:
+    """The pipelines in the hub's cache on this machine that no alias names."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    named = {base.source for base in read_aliases().values()}
+    names = sorted(repo.repo_id for repo in repositories if repo.repo_type == "model")
+    return [Base(name, "hub", name) for name in names if name not in named and _is_cached(name)]
+
+
+def _own_file() -> Path | None:
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        if not Path(named).is_file():
+            raise NotFound(f"${ENVIRONMENT_VARIABLE} names {named}, which is no file")
+        return Path(named)
+    import platformdirs
+
+    path = platformdirs.user_config_path("conceptry", appauthor=False) / "bases.yaml"
+    return path if path.is_file() else None
+
+
+def _read(path: Path) -> Iterator[tuple[str, Base]]:
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise InvalidInput(f"{path} does not map names to base models")
+    for name, entry in entries.items():
+        yield str(name), _from_entry(path, str(name), entry)
+
+
+def _from_entry(path: Path, name: str, entry: Any) -> Base:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
+        raise InvalidInput(f'{path}: "{name}" needs a source', hint="source: owner/name or a path")
+    if unknown := set(entry) - {"source", "config", "about"}:
+        raise InvalidInput(f'{path}: "{name}" has unknown keys: {", ".join(sorted(unknown))}')
+    source, about = entry["source"], str(entry.get("about", ""))
+    if source == "shipped":
+        return Base(name, "folder", str(SHIPPED), about)
+    if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):
+        return Base(name, "hub", source, about)
+    config = entry.get("config")
+    beside = path.parent
+    kind: Kind = "file" if _looks_like_a_file(source) else "folder"
+    where = beside / Path(source).expanduser()
+    return Base(
+        name, kind, str(where), about, config and str(beside / Path(str(config)).expanduser())
+    )
+
+
+def _looks_like_a_file(source: str) -> bool:
+    return Path(source).suffix in (".safetensors", *_PICKLES)
+
+
+def _from_path(name: str, path: Path) -> Base:
+    if path.suffix in _PICKLES:
+        raise InvalidInput(
+            f"{name} may run code when it is loaded; only safetensors is read",
+            hint="convert it, or look for a .safetensors file of the same model",
+        )
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise NotFound(f"{name} does not exist")
+        return Base(name, "file", str(path), config=_config_beside(path))
+    if not (path / PIPELINE_FILE).is_file():
+        raise InvalidInput(
+            f"{name} is not a base model: it has no {PIPELINE_FILE}",
+            hint="name a diffusers folder, a .safetensors file, or one of: concept bases",
+        )
+    return Base(name, "folder", str(path))
+
+
+def _config_beside(path: Path) -> str | None:
+    """`model/` beside `model.safetensors`, if it is a diffusers folder."""
+    folder = path.with_suffix("")
+    return str(folder) if (folder / PIPELINE_FILE).is_file() else None
+
+
+def _is_cached(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, PIPELINE_FILE), str)

@@ -1,0 +1,125 @@
+"""The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from PIL import Image
+
+from ..registry.errors import InvalidInput
+from .loading import LoadedBase
+
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What besides prompt and seed decides how a picture looks.
+
+    `size` is (width, height) in pixels, the base model's own by default; `guidance` is the
+    classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is w + 1).
+    """
+
+    steps: int = 25
+    guidance: float = 5.0
+    negative: str = ""
+    scheduler: str | None = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise InvalidInput(f"{self.steps} steps are not between 1 and 1000")
+        if not 0 <= self.guidance <= 100:
+            raise InvalidInput(f"a guidance of {self.guidance:g} is not between 0 and 100")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise InvalidInput(
+                f'there is no scheduler "{self.scheduler}"', hint=" or ".join(SCHEDULERS)
+            )
+        if self.size and any(side % 8 or not 8 <= side <= 4096 for side in self.size):
+            raise InvalidInput("width and height have to be multiples of 8, up to 4096")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture with its seed and the seeds of the batch in which it was drawn.
+
+    The pixels follow from seed and settings; drawn in another batch, they may differ in the last
+    bit, as sums are then taken in another order.
+    """
+
+    image: Image.Image
+    seed: int
+    batch_seeds: tuple[int, ...]
+
+
+def draw(
+    base: LoadedBase,
+    prompt: str,
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    batch: int = 4,
+) -> Iterator[Drawn]:
+    """Draw a prompt once for each seed, a batch at a time.
+
+    Raises `InvalidInput` for a prompt that the text encoder would have to cut.
+    """
+    check_length(base.pipeline, prompt)
+    check_length(base.pipeline, settings.negative)
+    for first in range(0, len(seeds), batch):
+        chunk = tuple(seeds[first : first + batch])
+        images = _draw_together(base.pipeline, prompt, chunk, settings)
+        for image, seed in zip(images, chunk, strict=True):
+            yield Drawn(image, seed, chunk)
+
+
+def _draw_together(
+    pipeline: Any, prompt: str, seeds: Sequence[int], settings: Settings
+) -> list[Image.Image]:
+    width, height = settings.size or (None, None)
+    own_scheduler = pipeline.scheduler
+    if settings.scheduler is not None:
+        pipeline.scheduler = _scheduler(settings.scheduler, own_scheduler.config)
+    try:
+        return pipeline(
+            prompt=[prompt] * len(seeds),
+            negative_prompt=[settings.negative] * len(seeds),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            width=width,
+            height=height,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images
+    finally:
+        pipeline.scheduler = own_scheduler
+
+
+def _scheduler(name: str, config: Any) -> Any:
+    """A scheduler on the base model's noise schedule; DDIM must not clip latents."""
+    options = {"clip_sample": False} if name == "ddim" else {}
+    return SCHEDULERS[name].from_config(config, **options)
+
+
+def check_length(pipeline: Any, prompt: str) -> None:
+    """Raise `InvalidInput` if a prompt has more tokens than the text encoder reads."""
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    limit = tokenizer.model_max_length
+    if len(ids) > limit:
+        kept = tokenizer.decode(ids[1 : limit - 1], skip_special_tokens=True)
+        raise InvalidInput(
+            f"the prompt has {len(ids) - 2} tokens; the text encoder reads {limit - 2}",
+            hint=f'shorten it: it would end after "…{kept[-40:]}"',
+        )
+
+
+def default_size(pipeline: Any) -> tuple[int, int]:
+    """Width and height that the base model draws by itself, in pixels."""
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return side, side

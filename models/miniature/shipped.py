@@ -1,0 +1,46 @@
+"""The encoders for evaluation that ship beside the base model."""
+
+import hashlib
+import json
+
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from ...registry.errors import InvalidWeights
+from ..bases import SHIPPED
+from .architecture import make_clip
+from .identity import IdentityEncoder
+
+
+def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
+    """The contrastive pair: the base model's own text encoder, and a picture encoder for it."""
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
+    clip = make_clip(tokenizer)
+    text = _read("text_encoder/model.safetensors")
+    clip.load_state_dict(
+        _read("clip.safetensors") | {f"text_model.{name}": value for name, value in text.items()}
+    )
+    return clip.eval(), tokenizer
+
+
+def load_identity_encoder() -> IdentityEncoder:
+    """The encoder that tells individuals apart."""
+    encoder = IdentityEncoder()
+    encoder.load_state_dict(_read("identity.safetensors"))
+    return encoder.eval()
+
+
+def _read(name: str) -> dict[str, Tensor]:
+    """Weights as float32, once their hash is that of the manifest."""
+    path = SHIPPED / name
+    promised = json.loads((SHIPPED / "manifest.json").read_text())["files"][name]["sha256"]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != promised:
+        raise InvalidWeights(
+            f"{path} is damaged: its hash is not that of the manifest",
+            hint="install conceptry again",
+        )
+    return {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in load_file(path).items()
+    }

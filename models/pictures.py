@@ -1,0 +1,105 @@
+"""Picture files: what is written into them, how they are named, and contact sheets."""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ..registry.errors import StorageError
+
+METADATA_KEY = "conceptry"
+_GAP = 8
+_PAPER = (255, 255, 255)
+_INK = (40, 40, 40)
+
+
+def save_picture(
+    image: Image.Image, folder: Path, stem: str, metadata: Mapping[str, Any]
+) -> tuple[Path, str]:
+    """Write a PNG that carries `metadata` as JSON; returns its path and SHA-256.
+
+    The file appears whole or not at all, and never replaces another: `rex-7.png`, `rex-7-2.png`, …
+    """
+    text = PngInfo()
+    text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+    encoded = io.BytesIO()
+    image.save(encoded, "png", pnginfo=text)
+    data = encoded.getvalue()
+    unfinished = folder / f".{stem}.{os.getpid()}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        path = _reserved(folder, stem)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
+    return path, hashlib.sha256(data).hexdigest()
+
+
+def _reserved(folder: Path, stem: str) -> Path:
+    """A new, empty file whose name nobody else has taken."""
+    for number in itertools.count(1):
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+    raise AssertionError
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """What `save_picture` wrote into a file; None for a picture of another origin."""
+    with Image.open(path) as image:
+        text = getattr(image, "text", {}).get(METADATA_KEY)
+    return json.loads(text) if text else None
+
+
+def file_stem(prompt: str, seed: int) -> str:
+    """A file name for a picture: `a-photo-of-a-cat-on-the-beach-7`."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
+    return f"{words or 'picture'}-{seed}"
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], *, side: int | None = None
+) -> Image.Image:
+    """Rows of square pictures, each under its caption; an empty caption takes no room.
+
+    `side` is the size of a picture on the sheet in pixels; small ones are enlarged to 128, unsharp
+    pixels kept visible.
+    """
+    tall = max(image.height for _, images in rows for image in images)
+    side = side or max(tall, 128)
+    font = ImageFont.load_default(max(11, side // 9))
+    line = round(font.size * 1.5)
+    columns = max(len(images) for _, images in rows)
+    heights = [side + _GAP + (line if caption else 0) for caption, _ in rows]
+    sheet = Image.new("RGB", (columns * (side + _GAP) + _GAP, sum(heights) + _GAP), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    top = _GAP
+    for (caption, images), height in zip(rows, heights, strict=True):
+        if caption:
+            pen.text((_GAP, top), _fitted(caption, font, sheet.width - 2 * _GAP), _INK, font)
+        for column, image in enumerate(images):
+            scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (_GAP + column * (side + _GAP), top + height - side - _GAP))
+        top += height
+    return sheet
+
+
+def _fitted(text: str, font: Any, width: int) -> str:
+    """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,144 @@
+"""`concept generate` and `concept bases`."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from conceptry.models.pictures import read_metadata
+from conceptry.registry import Registry
+from PIL import Image
+from program import Ask, Run, error_of, run_concept
+from tiny_base import write_tiny_base
+
+PROMPT = "a photo of a red cat on the beach"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny"))
+
+
+def test_pictures_are_written_told_and_recorded(ask: Ask, tiny: str, database: Path) -> None:
+    words = ("-n", "3", "--seed", "7", "--steps", "2", "--batch", "2", "--out", "album")
+    document = ask("generate", PROMPT, "--base", tiny, *words)
+    assert document["base"] == tiny
+    assert [image["seed"] for image in document["images"]] == [7, 8, 9]
+    assert document["grid"] is None
+    for image in document["images"]:
+        path = Path(image["path"])
+        assert path.parent == Path("album")
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
+        told = read_metadata(path)
+        assert told is not None
+        assert (told["prompt"], told["seed"]) == (PROMPT, image["seed"])
+        assert told["base_sha256"] == document["base_sha256"]
+        assert image["seed"] in told["settings"]["batch_seeds"]
+        with Registry.open(database) as registry:
+            record = registry.trace(image["sha256"])
+        assert (record.prompt, record.seed, record.base) == (PROMPT, image["seed"], tiny)
+        assert record.settings == told["settings"]
+        assert record.settings["steps"] == 2
+
+
+def test_the_same_call_draws_the_same_pixels(ask: Ask, tiny: str) -> None:
+    words = ("generate", PROMPT, "--base", tiny, "-n", "2", "--seed", "1", "--steps", "2")
+    first, second = (ask(*words)["images"] for _ in range(2))
+    for one, two in zip(first, second, strict=True):
+        assert one["path"] != two["path"]
+        assert Image.open(one["path"]).tobytes() == Image.open(two["path"]).tobytes()
+
+
+def test_without_a_seed_every_call_is_another_picture(ask: Ask, tiny: str) -> None:
+    words = ("generate", PROMPT, "--base", tiny, "-n", "1", "--steps", "1")
+    assert ask(*words)["images"][0]["seed"] != ask(*words)["images"][0]["seed"]
+
+
+def test_a_grid_holds_all_pictures(ask: Ask, tiny: str) -> None:
+    words = ("-n", "9", "--seed", "0", "--steps", "1", "--grid", "--size", "24x16")
+    document = ask("generate", PROMPT, "--base", tiny, *words)
+    with Image.open(document["images"][0]["path"]) as picture:
+        assert picture.size == (24, 16)
+    with Image.open(document["grid"]) as grid:
+        assert grid.width == 8 * 136 + 8  # eight in a row, the ninth below
+        assert grid.height > 2 * 136
+
+
+def test_people_are_told_the_paths(run: Run, tiny: str) -> None:
+    result = run("generate", PROMPT, "--base", tiny, "-n", "2", "--seed", "3", "--steps", "1")
+    stem = "pictures/a-photo-of-a-red-cat-on-the-beach"
+    assert result.stdout == f"{stem}-3.png\n{stem}-4.png\n"
+    assert "2 pictures, seeds 3 to 4" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code", "text"),
+    [
+        (["--base", "sd12"], 3, "not_found", "no base model"),
+        (["--base", "model.ckpt"], 2, "invalid_input", "only safetensors"),
+        (["--base", "gone.safetensors"], 3, "not_found", "does not exist"),
+        (["--size", "big"], 2, "usage", "is not a size"),
+        (["--steps", "0"], 2, "usage", "--steps"),
+        (["--scheduler", "magic"], 2, "usage", "--scheduler"),
+        (["-n", "0"], 2, "usage", "-n"),
+        (["--seed", "99999999999999999999"], 2, "usage", "63 bits"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_call_is_told_and_leaves_nothing(
+    run: Run, database: Path, words: list[str], exit_code: int, code: str, text: str
+) -> None:
+    result = run("--json", "generate", PROMPT, *words)
+    assert (result.exit_code, error_of(result)["code"]) == (exit_code, code)
+    assert text in error_of(result)["message"]
+    assert not Path("pictures").exists()
+    assert not database.exists()
+
+
+def test_a_long_prompt_is_told(run: Run, tiny: str) -> None:
+    result = run("--json", "generate", "cat " * 90, "--base", tiny)
+    assert result.exit_code == 2
+    assert "90 tokens" in error_of(result)["message"]
+
+
+def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -> None:
+    """Ctrl-C while the third picture is being drawn."""
+    prelude = """
+import os, signal
+from conceptry.models import pictures
+save, calls = pictures.save_picture, []
+def save_and_interrupt(*arguments):
+    calls.append(save(*arguments))
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return calls[-1]
+pictures.save_picture = save_and_interrupt
+"""
+    words = ("-n", "4", "--batch", "1", "--steps", "1", "--seed", "1", "--base", tiny)
+    done = run_concept("--registry", database, "generate", PROMPT, *words, prelude=prelude)
+    assert done.returncode == 130, done.stderr
+    found = sorted(Path("pictures").iterdir())
+    assert len(found) == 2
+    with Registry.open(database) as registry:
+        first = hashlib.sha256(found[0].read_bytes()).hexdigest()
+        assert registry.trace(first).seed == 1
+
+
+def test_libraries_stay_silent(tiny: str, database: Path) -> None:
+    words = ("-n", "1", "--steps", "1", "--seed", "1", "--base", tiny)
+    done = run_concept("--registry", database, "generate", PROMPT, *words)
+    assert done.stderr.splitlines() == [f"loading {tiny}", "1 picture, seed 1"]
+
+
+def test_bases_lists_aliases_and_what_is_at_hand(
+    ask: Ask, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bases.yaml").write_text(json.dumps({"mine": {"source": "./tiny"}}))
+    monkeypatch.setenv("CONCEPT_BASES", str(tmp_path / "bases.yaml"))
+    found = {base["name"]: base for base in ask("bases")["bases"]}
+    assert {"miniature", "sd15", "sd21", "sdxl", "mine"} <= set(found)
+    assert not found["mine"]["at_hand"]
+    write_tiny_base(tmp_path / "tiny")
+    assert {base["name"]: base["at_hand"] for base in ask("bases")["bases"]}["mine"]
+    assert [name for name, base in found.items() if base["is_default"]] == ["miniature"]
+    assert "sd2-community" in run("bases").stdout
