@@ -41,8 +41,10 @@ def save_picture(
         path = _reserved(folder, stem)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     return path, hashlib.sha256(data).hexdigest()
 
 

@@ -358,6 +358,7 @@ class Training:
             lr=stage.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=stage.weight_decay,
+            fused=True,
         )
         self.step = 0
 
