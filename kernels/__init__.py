@@ -1,1 +1,29 @@
-"""Attention that returns token maps, or only their moments, without writing the map."""
+"""Attention that returns token maps, or only their moments, without writing the map.
+
+`attend` and `map_distance` are the operations, `observe` brings them into a diffusers U-Net. Names
+are imported when first used: other libraries import this package by chance when they look for a
+`kernels` of their own.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import Attended, attend, map_distance
+    from .observation import Observation, observe
+
+_HOMES = {
+    "Attended": "attention",
+    "attend": "attention",
+    "map_distance": "attention",
+    "Observation": "observation",
+    "observe": "observation",
+}
+
+__all__ = ["Attended", "Observation", "attend", "map_distance", "observe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,174 @@
+"""What is asked of the kernels, checked: each argument is right before anything runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_HEAD_WIDTH = 256
+WANTS = ("maps", "moments")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Keys (B, H, M, D), values (B, H, M, D) and an additive bias (B, M) or None."""
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What besides the output: maps, moments, both or none."""
+
+    maps: bool = False
+    moments: bool = False
+    per_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Queries (B, H, N, D), key segments, and columns (B, T) of the first one, int64."""
+
+    q: Tensor
+    segments: tuple[Segment, ...]
+    columns: Tensor | None
+    wanted: Wanted
+    scale: float
+
+
+def make_problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_bias: Tensor | None,
+    extra: Sequence[tuple[Tensor, Tensor, Tensor | None]] | None,
+    columns: Tensor | Sequence[int] | None,
+    want: str | Sequence[str] | None,
+    per_head: bool,
+    scale: float | None,
+) -> Problem:
+    """Check the arguments of `attend`; raises `ValueError` that names the wrong one."""
+    check_queries(q)
+    segments = [Segment(k, v, key_bias), *(Segment(*parts) for parts in extra or ())]
+    for number, segment in enumerate(segments):
+        _check_segment(q, segment, "" if number == 0 else f"extra[{number - 1}] ")
+    _check_that_keys_are_left(q, segments)
+    wanted = _parse_want(want, per_head)
+    if (columns is None) == (wanted.maps or wanted.moments):
+        raise ValueError(
+            f"columns and want belong together: columns is {_said(columns)}, want is {want!r}"
+        )
+    checked = None if columns is None else check_columns(columns, q.shape[0], k.shape[2], q.device)
+    if wanted.moments and q.shape[1] * q.shape[2] < 2:
+        raise ValueError("want='moments' needs two values at least: q has one head and one query")
+    return Problem(q, tuple(segments), checked, wanted, check_scale(scale, q.shape[3]))
+
+
+def check_queries(q: Tensor) -> None:
+    """Four dimensions, none empty, of a dtype and width that the kernels know."""
+    if not isinstance(q, Tensor) or q.dim() != 4:
+        raise ValueError(f"q has to be (B, H, N, D), not {_said(q)}")
+    if q.dtype not in DTYPES:
+        names = ", ".join(_dtype_name(dtype) for dtype in DTYPES)
+        raise ValueError(f"q is {_dtype_name(q.dtype)}: expected {names}")
+    if 0 in q.shape:
+        raise ValueError(f"q is empty: {tuple(q.shape)}")
+    if q.shape[3] > MAX_HEAD_WIDTH:
+        raise ValueError(f"q has heads of width {q.shape[3]}: at most {MAX_HEAD_WIDTH}")
+
+
+def check_keys(q: Tensor, keys: Tensor, name: str, num_keys: int | None = None) -> None:
+    """Keys or values (B, H, M, D) that fit the queries."""
+    batch, heads, _, width = q.shape
+    expected = f"({batch}, {heads}, {'M' if num_keys is None else num_keys}, {width})"
+    fits = isinstance(keys, Tensor) and keys.dim() == 4
+    fits = fits and (keys.shape[0], keys.shape[1], keys.shape[3]) == (batch, heads, width)
+    if not fits or keys.shape[2] == 0 or num_keys not in (None, keys.shape[2]):
+        raise ValueError(f"{name} has to be {expected}, not {_said(keys)}")
+    if keys.dtype != q.dtype:
+        raise ValueError(f"{name} is {_dtype_name(keys.dtype)}, q is {_dtype_name(q.dtype)}")
+    if keys.device != q.device:
+        raise ValueError(f"{name} is on {keys.device}, q is on {q.device}")
+
+
+def _check_segment(q: Tensor, segment: Segment, where: str) -> None:
+    check_keys(q, segment.k, f"{where}k")
+    check_keys(q, segment.v, f"{where}v", segment.k.shape[2])
+    bias, name = segment.bias, f"{where}bias" if where else "key_bias"
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or bias.shape != (q.shape[0], segment.k.shape[2]):
+        expected = f"({q.shape[0]}, {segment.k.shape[2]})"
+        raise ValueError(f"{name} has to be (B, M) = {expected}, not {_said(bias)}")
+    if not bias.is_floating_point():
+        raise ValueError(f"{name} is {_dtype_name(bias.dtype)}: expected an additive float bias")
+    if bias.device != q.device:
+        raise ValueError(f"{name} is on {bias.device}, q is on {q.device}")
+    if bias.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which is not computed: detach it")
+
+
+def _check_that_keys_are_left(q: Tensor, segments: Sequence[Segment]) -> None:
+    """Every sample has to have a key whose bias is not -inf: else softmax is 0/0."""
+    if any(segment.bias is None for segment in segments):
+        return
+    highest = torch.stack([_highest(segment.bias) for segment in segments]).amax(0)
+    if not bool((highest > -math.inf).all()):
+        sample = int((highest == -math.inf).nonzero()[0])
+        raise ValueError(f"key_bias leaves no key in sample {sample} of {q.shape[0]}: all are -inf")
+
+
+def _highest(bias: Tensor | None) -> Tensor:
+    assert bias is not None
+    return bias.detach().float().amax(-1)
+
+
+def check_columns(
+    columns: Tensor | Sequence[int], batch: int, num_keys: int, device: torch.device
+) -> Tensor:
+    """Key indices as (B, T) int64 on `device`; on the CPU they are checked without a wait."""
+    given = columns if isinstance(columns, Tensor) else torch.tensor(columns)
+    if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
+        raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+    if given.dim() == 2 and given.shape[0] != batch:
+        raise ValueError(f"columns have {given.shape[0]} rows for a batch of {batch}")
+    low, high = int(given.min()), int(given.max())
+    if low < 0 or high >= num_keys:
+        wrong = low if low < 0 else high
+        raise ValueError(f"columns hold {wrong}, out of the range of {num_keys} keys")
+    rows = given if given.dim() == 2 else given.expand(batch, -1)
+    return rows.to(device=device, dtype=torch.int64).contiguous()
+
+
+def check_scale(scale: float | None, width: int) -> float:
+    """The scale of the scores, 1/√D unless given."""
+    if scale is None:
+        return width**-0.5
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: expected a finite number")
+    return float(scale)
+
+
+def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> Wanted:
+    words = [] if want is None else [want] if isinstance(want, str) else list(want)
+    if wrong := [word for word in words if word not in WANTS]:
+        raise ValueError(f"want holds {wrong[0]!r}: expected 'maps', 'moments', both or None")
+    if per_head and "maps" not in words:
+        raise ValueError("per_head is for want='maps'")
+    return Wanted("maps" in words, "moments" in words, per_head)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{_dtype_name(value.dtype)} {tuple(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

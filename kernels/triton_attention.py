@@ -1,0 +1,517 @@
+"""Attention with token maps and moments in Triton: the matrix lives in registers only.
+
+After FlashAttention-2 (Dao 2023, algorithms 1 and 2); what columns add is derived in README.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .problem import Problem, Wanted
+from .triton_common import (
+    LOG2_E,
+    cast,
+    dot,
+    load_rows,
+    padded_width,
+    rows_with_unit_stride,
+    scores,
+    store_rows,
+    strides,
+)
+
+TARGET_PROGRAMS = 512
+"""The backward pass splits the queries until about so many programs run: several on each SM."""
+
+
+# --- kernels --------------------------------------------------------------------------------------
+# BN queries and BM keys at a time; D the width of a head, BD the power of two above it.
+# Scores are kept times log2(e), since exp2 is what the hardware has.
+
+
+@triton.jit
+def _column(
+    q, K, BIAS, lse, c, stride, scale,
+    D: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """A[:, c] for a block of queries: [BN]."""
+    dims = tl.arange(0, BD)
+    k = tl.load(K + c * stride + dims, dims < D, other=0.0).to(tl.float32)
+    s = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
+    if HAS_BIAS:
+        s += tl.load(BIAS + c) * 1.4426950408889634
+    return tl.exp2(s - lse)
+
+
+@triton.jit
+def _forward(
+    Q, K, V, BIAS, OUT, LSE, ACC, TOP, TOTAL, COLUMNS, MAPS, PARTS,
+    q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m,
+    H, N, M, T, scale,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
+    WANT_MAPS: tl.constexpr, WANT_MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """Output of BN queries, one segment of keys after another.
+
+    The running softmax is carried from segment to segment in ACC, TOP and TOTAL; the last one
+    normalises and reads off the columns.
+    """
+    block = tl.program_id(0)
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    rows = block * BN + tl.arange(0, BN)
+    valid = rows < N
+    state = bh * N + rows  # where a row's state is
+    K += b * k_b + h * k_h
+    V += b * v_b + h * v_h
+    BIAS += b * M
+    q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)  # [BN, BD]
+    if IS_FIRST:
+        top = tl.full([BN], float("-inf"), tl.float32)
+        total = tl.zeros([BN], tl.float32)
+        acc = tl.zeros([BN, BD], tl.float32)
+    else:
+        top = tl.load(TOP + state, valid, other=0.0)
+        total = tl.load(TOTAL + state, valid, other=1.0)
+        acc = load_rows(ACC + bh * N * D, rows, N, D, D, BD)
+    for start in range(0, M, BM):
+        cols = start + tl.arange(0, BM)
+        k = load_rows(K, cols, M, k_m, D, BD)  # [BM, BD]
+        s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        higher = tl.maximum(top, tl.max(s, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)  # no key yet: exp2(-inf), not NaN
+        p = tl.exp2(s - level[:, None])
+        shrink = tl.exp2(top - level)
+        total = total * shrink + tl.sum(p, 1)
+        v = load_rows(V, cols, M, v_m, D, BD)  # [BM, BD]
+        acc = acc * shrink[:, None] + dot(cast(p, v.dtype), v)
+        top = higher
+    if not IS_LAST:
+        tl.store(TOP + state, top, valid)
+        tl.store(TOTAL + state, total, valid)
+        store_rows(ACC + bh * N * D, rows, N, D, acc, D, BD)
+    else:
+        lse = top + tl.log2(total)
+        tl.store(LSE + state, lse, valid)
+        out = acc / total[:, None]
+        store_rows(OUT + bh * N * D, rows, N, D, cast(out, OUT.dtype.element_ty), D, BD)
+        if WANT_MAPS or WANT_MOMENTS:
+            count = tl.minimum(N - block * BN, BN).to(tl.float32)
+            for t in range(T):
+                c = tl.load(COLUMNS + b * T + t)
+                p = _column(q, K, BIAS, lse, c, k_m, scale, D, BD, HAS_BIAS)  # [BN]
+                if WANT_MAPS:
+                    tl.store(MAPS + (bh * T + t) * N + rows, p, valid)
+                if WANT_MOMENTS:
+                    mean = tl.sum(tl.where(valid, p, 0.0), 0) / count
+                    gap = tl.where(valid, p - mean, 0.0)
+                    part = PARTS + ((bh * tl.num_programs(0) + block) * T + t) * 2
+                    tl.store(part, mean)
+                    tl.store(part + 1, tl.sum(gap * gap, 0))
+
+
+@triton.jit
+def _upstream(
+    p, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
+    USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """The gradient that enters A[rows, column t]; README.md, equation 3."""
+    g = tl.zeros_like(p)
+    if USES_MAPS:
+        g += tl.load(D_MAPS + b * map_b + h * map_h + t * N + rows, rows < N, other=0.0)
+    if USES_MOMENTS:
+        g += tl.load(OFFSET + b * T + t) + tl.load(SLOPE + b * T + t) * p
+    return g
+
+
+@triton.jit
+def _column_gradients(
+    dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+    BM: tl.constexpr, USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """Add to dp [BN, BM] what enters through the columns that lie in this block of keys."""
+    for t in range(T):
+        c = tl.load(COLUMNS + b * T + t)
+        if (c >= start) & (c < start + BM):
+            here = (cols == c)[None, :]
+            own = tl.sum(tl.where(here, p, 0.0), 1)  # A[:, c]
+            g = _upstream(
+                own, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
+                USES_MAPS, USES_MOMENTS,
+            )  # fmt: skip
+            dp += tl.where(here, g[:, None], 0.0)
+    return dp
+
+
+@triton.jit
+def _backward_q(
+    Q, K, V, BIAS, OUT, D_OUT, LSE, DELTA, D_Q, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
+    H, N, M, T, scale, plain_scale,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_FIRST: tl.constexpr,
+    USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """dQ of BN queries from one segment; the first also computes δ (README.md, equation 4)."""
+    block = tl.program_id(0)
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    rows = block * BN + tl.arange(0, BN)
+    valid = rows < N
+    K += b * k_b + h * k_h
+    V += b * v_b + h * v_h
+    BIAS += b * M
+    q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
+    d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
+    lse = tl.load(LSE + bh * N + rows, valid, other=float("inf"))  # A is 0 beyond the last query
+    if IS_FIRST:
+        out = load_rows(OUT + bh * N * D, rows, N, D, D, BD)
+        delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+        if USES_MAPS or USES_MOMENTS:
+            for t in range(T):
+                c = tl.load(COLUMNS + b * T + t)
+                p = _column(q, K, BIAS, lse, c, k_m, scale, D, BD, HAS_BIAS)
+                delta += p * _upstream(
+                    p, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
+                    USES_MAPS, USES_MOMENTS,
+                )  # fmt: skip
+        tl.store(DELTA + bh * N + rows, delta, valid)
+        acc = tl.zeros([BN, BD], tl.float32)
+    else:
+        delta = tl.load(DELTA + bh * N + rows, valid, other=0.0)
+        acc = load_rows(D_Q + bh * N * D, rows, N, D, D, BD).to(tl.float32)
+    for start in range(0, M, BM):
+        cols = start + tl.arange(0, BM)
+        k = load_rows(K, cols, M, k_m, D, BD)
+        p = tl.exp2(scores(q, k, BIAS, cols, M, scale, HAS_BIAS) - lse[:, None])  # [BN, BM]
+        v = load_rows(V, cols, M, v_m, D, BD)
+        dp = dot(d_out, tl.trans(v))
+        if IS_FIRST and (USES_MAPS or USES_MOMENTS):
+            dp = _column_gradients(
+                dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+                BM, USES_MAPS, USES_MOMENTS,
+            )  # fmt: skip
+        ds = p * (dp - delta[:, None]) * plain_scale
+        acc += dot(cast(ds, k.dtype), k)
+    store_rows(D_Q + bh * N * D, rows, N, D, cast(acc, D_Q.dtype.element_ty), D, BD)
+
+
+@triton.jit
+def _backward_kv(
+    Q, K, V, BIAS, D_OUT, LSE, DELTA, D_K, D_V, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
+    H, N, M, T, rows_per_split, scale, plain_scale,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of BM keys from a share of the queries; the shares are summed afterwards."""
+    start = tl.program_id(0) * BM
+    bh = tl.program_id(1).to(tl.int64)
+    share = tl.program_id(2)
+    b, h = bh // H, bh % H
+    cols = start + tl.arange(0, BM)
+    Q += b * q_b + h * q_h
+    BIAS += b * M
+    k = load_rows(K + b * k_b + h * k_h, cols, M, k_m, D, BD)
+    v = load_rows(V + b * v_b + h * v_h, cols, M, v_m, D, BD)
+    d_k = tl.zeros([BM, BD], tl.float32)
+    d_v = tl.zeros([BM, BD], tl.float32)
+    first = share * rows_per_split
+    for begin in range(first, tl.minimum(first + rows_per_split, N), BN):
+        rows = begin + tl.arange(0, BN)
+        valid = rows < N
+        q = load_rows(Q, rows, N, q_n, D, BD)
+        d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
+        lse = tl.load(LSE + bh * N + rows, valid, other=float("inf"))
+        delta = tl.load(DELTA + bh * N + rows, valid, other=0.0)
+        p = tl.exp2(scores(q, k, BIAS, cols, M, scale, HAS_BIAS) - lse[:, None])  # [BN, BM]
+        d_v += dot(cast(tl.trans(p), d_out.dtype), d_out)
+        dp = dot(d_out, tl.trans(v))
+        if USES_MAPS or USES_MOMENTS:
+            dp = _column_gradients(
+                dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+                BM, USES_MAPS, USES_MOMENTS,
+            )  # fmt: skip
+        ds = p * (dp - delta[:, None]) * plain_scale
+        d_k += dot(cast(tl.trans(ds), q.dtype), q)
+    whole = (share * tl.num_programs(1) + bh) * M * D
+    store_rows(D_K + whole, cols, M, D, cast(d_k, D_K.dtype.element_ty), D, BD)
+    store_rows(D_V + whole, cols, M, D, cast(d_v, D_V.dtype.element_ty), D, BD)
+
+
+# --- launchers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How a kernel is cut up: queries and keys at a time, warps, and loads in flight."""
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int]:
+        """As a kernel takes them."""
+        return {
+            "BN": self.queries,
+            "BM": self.keys,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
+    """So large that tensor cores are busy, so small that no register spills."""
+    if dtype == torch.float32:
+        return Blocks(32, 32, 4, 2)
+    wide = padded_width(width)
+    if wide <= 64:
+        return Blocks(128, 64, 4, 3)
+    return Blocks(64, 64, 4, 2) if wide <= 128 else Blocks(64, 32, 4, 2)
+
+
+def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
+    """Smaller than forward: twice as much is kept."""
+    wide = padded_width(width)
+    if dtype == torch.float32:
+        return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
+    if wide <= 64:
+        return Blocks(64, 64, 4, 2)
+    return Blocks(32, 64, 4, 1) if wide <= 128 else Blocks(32, 32, 8, 1)
+
+
+class _Inputs:
+    """What all launches of a problem share."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        flat: tuple[Tensor, ...],
+        biases: list[Tensor | None],
+        columns: Tensor | None,
+        scale: float,
+    ) -> None:
+        self.q = q
+        self.segments = list(zip(flat[::2], flat[1::2], biases, strict=True))
+        self.batch, self.heads, self.num_queries, self.width = q.shape
+        self.columns = columns
+        self.num_columns = 0 if columns is None else columns.shape[1]
+        self.scale = scale
+        self.nothing = q.new_empty(1, dtype=torch.float32)
+
+    @property
+    def rows(self) -> int:
+        """Batch times heads."""
+        return self.batch * self.heads
+
+    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Room for a result, not initialised."""
+        return self.q.new_empty(shape, dtype=dtype)
+
+    def bias(self, bias: Tensor | None) -> tuple[Tensor, bool]:
+        """A bias as the kernels take it, and whether there is one."""
+        if bias is None:
+            return self.nothing, False
+        return bias.float().contiguous(), True
+
+    def widths(self) -> dict[str, int]:
+        """The kernels' D and BD."""
+        return {"D": self.width, "BD": padded_width(self.width)}
+
+
+def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, LSE (B·H, N) in powers of two, per-head maps, and moments by block.
+
+    The first segment comes last: it holds the columns, and only then the softmax is complete.
+    """
+    blocks = forward_blocks(inputs.width, inputs.q.dtype)
+    rows, n, width, t = inputs.rows, inputs.num_queries, inputs.width, inputs.num_columns
+    num_blocks = triton.cdiv(n, blocks.queries)
+    output = inputs.new(*inputs.q.shape, dtype=inputs.q.dtype)
+    lse = inputs.new(rows, n)
+    carried = len(inputs.segments) > 1
+    acc = inputs.new(rows, n, width) if carried else inputs.nothing
+    top, total = (inputs.new(rows, n) if carried else inputs.nothing for _ in range(2))
+    maps = inputs.new(rows, t, n) if wanted.maps else inputs.nothing
+    parts = inputs.new(rows, num_blocks, t, 2) if wanted.moments else inputs.nothing
+    order = inputs.segments[1:] + inputs.segments[:1]
+    for number, (k, v, bias) in enumerate(order):
+        is_last = number == len(order) - 1
+        pointer, has_bias = inputs.bias(bias)
+        _forward[num_blocks, rows](
+            inputs.q, k, v, pointer, output, lse, acc, top, total,
+            inputs.nothing if inputs.columns is None else inputs.columns, maps, parts,
+            *strides(inputs.q, k, v),
+            inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E,
+            **inputs.widths(), **blocks.options(),
+            HAS_BIAS=has_bias, IS_FIRST=number == 0, IS_LAST=is_last,
+            WANT_MAPS=wanted.maps and is_last, WANT_MOMENTS=wanted.moments and is_last,
+        )  # fmt: skip
+    return output, lse, maps, parts
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnGradients:
+    """What enters through the columns: of maps, and of moments as offset + slope · A."""
+
+    maps: Tensor | None = None
+    offset: Tensor | None = None
+    slope: Tensor | None = None
+
+    def arguments(self, nothing: Tensor) -> list[Tensor]:
+        return [nothing if part is None else part for part in (self.maps, self.offset, self.slope)]
+
+    def strides(self) -> list[int]:
+        """From sample to sample and head to head; averaged maps have none between heads."""
+        return [0, 0] if self.maps is None else list(self.maps.stride()[:2])
+
+    def uses(self) -> dict[str, bool]:
+        return {"USES_MAPS": self.maps is not None, "USES_MOMENTS": self.offset is not None}
+
+
+def _launch_backward(
+    inputs: _Inputs,
+    output: Tensor,
+    lse: Tensor,
+    d_output: Tensor,
+    gradients: _ColumnGradients,
+) -> tuple[Tensor, list[Tensor]]:
+    """dQ, and dK, dV of each segment."""
+    blocks = backward_blocks(inputs.width, inputs.q.dtype)
+    q, n, rows = inputs.q, inputs.num_queries, inputs.rows
+    single = len(inputs.segments) == 1
+    d_q = inputs.new(*q.shape, dtype=q.dtype if single else torch.float32)
+    delta = inputs.new(rows, n)
+    columns = inputs.nothing if inputs.columns is None else inputs.columns
+    d_flat: list[Tensor] = []
+    for number, (k, v, bias) in enumerate(inputs.segments):
+        pointer, has_bias = inputs.bias(bias)
+        uses = gradients if number == 0 else _ColumnGradients()
+        shared = (columns, *uses.arguments(inputs.nothing), *strides(q, k, v), *uses.strides())
+        sizes = (inputs.heads, n, k.shape[2], inputs.num_columns)
+        scales = (inputs.scale * LOG2_E, inputs.scale)
+        options: dict[str, Any] = {
+            **inputs.widths(),
+            **blocks.options(),
+            **uses.uses(),
+            "HAS_BIAS": has_bias,
+        }
+        _backward_q[triton.cdiv(n, blocks.queries), rows](
+            q, k, v, pointer, output, d_output, lse, delta, d_q,
+            *shared, *sizes, *scales, IS_FIRST=number == 0, **options,
+        )  # fmt: skip
+        key_blocks = triton.cdiv(k.shape[2], blocks.keys)
+        splits, rows_per_split = split_queries(n, key_blocks * rows, blocks.queries)
+        dtype = k.dtype if splits == 1 else torch.float32
+        d_k, d_v = (inputs.new(splits, *k.shape, dtype=dtype) for _ in range(2))
+        _backward_kv[key_blocks, rows, splits](
+            q, k, v, pointer, d_output, lse, delta, d_k, d_v,
+            *shared, *sizes, rows_per_split, *scales, **options,
+        )  # fmt: skip
+        d_flat += [part[0] if splits == 1 else part.sum(0).to(k.dtype) for part in (d_k, d_v)]
+    return d_q.to(q.dtype), d_flat
+
+
+def split_queries(num_queries: int, programs: int, block: int) -> tuple[int, int]:
+    """Into how many shares, of how many queries, so that a few keys still fill the GPU."""
+    blocks = triton.cdiv(num_queries, block)
+    splits = max(1, min(blocks, TARGET_PROGRAMS // programs))
+    per_split = triton.cdiv(blocks, splits) * block
+    return triton.cdiv(num_queries, per_split), per_split
+
+
+# --- autograd -------------------------------------------------------------------------------------
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        q: Tensor,
+        columns: Tensor | None,
+        biases: list[Tensor | None],
+        wanted: Wanted,
+        scale: float,
+        *flat: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        q = rows_with_unit_stride(q)
+        flat = tuple(rows_with_unit_stride(part) for part in flat)
+        inputs = _Inputs(q, flat, biases, columns, scale)
+        output, lse, per_head, parts = _launch_forward(inputs, wanted)
+        maps = moments = mean = None
+        if wanted.maps:
+            per_head = per_head.unflatten(0, (inputs.batch, inputs.heads))
+            maps = per_head if wanted.per_head else per_head.mean(1)
+        if wanted.moments:
+            moments = _joined_moments(inputs, parts)
+            mean = moments[..., 0]
+        ctx.save_for_backward(q, columns, output, lse, mean, *flat)
+        ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
+        ctx.set_materialize_grads(False)
+        return output, maps, moments
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, columns, output, lse, mean, *flat = ctx.saved_tensors
+        inputs = _Inputs(q, tuple(flat), ctx.biases, columns, ctx.scale)
+        d_output = torch.zeros_like(output) if d_output is None else d_output.contiguous()
+        gradients = _column_gradients_of(inputs, ctx.wanted, mean, d_maps, d_moments)
+        d_q, d_flat = _launch_backward(inputs, output, lse, d_output, gradients)
+        return d_q, None, None, None, None, *d_flat
+
+
+def _joined_moments(inputs: _Inputs, parts: Tensor) -> Tensor:
+    """Moments of all from those of blocks (Chan et al. 1979, eq. 2.1), (B, T, 2)."""
+    block = forward_blocks(inputs.width, inputs.q.dtype).queries
+    starts = torch.arange(0, inputs.num_queries, block, device=parts.device)
+    counts = (inputs.num_queries - starts).clamp(max=block).to(torch.float32)
+    counts = counts.repeat(inputs.heads)[:, None]  # (H · blocks, 1)
+    per_sample = parts.unflatten(0, (inputs.batch, inputs.heads)).flatten(1, 2)
+    means, squares = per_sample.unbind(-1)  # (B, H · blocks, T)
+    whole = counts.sum()
+    mean = (means * counts).sum(1) / whole
+    spread = squares + counts * (means - mean[:, None]).square()
+    return torch.stack([mean, spread.sum(1) / (whole - 1)], dim=-1)
+
+
+def _column_gradients_of(
+    inputs: _Inputs,
+    wanted: Wanted,
+    mean: Tensor | None,
+    d_maps: Tensor | None,
+    d_moments: Tensor | None,
+) -> _ColumnGradients:
+    maps = offset = slope = None
+    if d_maps is not None:
+        maps = d_maps.float()
+        if wanted.per_head:
+            maps = maps.contiguous()
+        else:
+            shape = (-1, inputs.heads, -1, -1)
+            maps = (maps / inputs.heads).contiguous().unsqueeze(1).expand(shape)
+    if d_moments is not None:
+        assert mean is not None
+        count = inputs.heads * inputs.num_queries
+        slope = (2 * d_moments[..., 1] / (count - 1)).contiguous()
+        offset = (d_moments[..., 0] / count - slope * mean).contiguous()
+    return _ColumnGradients(maps, offset, slope)
+
+
+# --- the function ---------------------------------------------------------------------------------
+
+
+def attend_triton(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `attend_reference`; for float32, float16 and bfloat16."""
+    flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
+    biases = [segment.bias for segment in problem.segments]
+    return _TritonAttention.apply(  # pyright: ignore[reportReturnType]
+        problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
+    )
