@@ -1,0 +1,182 @@
+"""Watching the cross-attention of a diffusers U-Net: token maps or moments, layer by layer.
+
+    with observe(unet, columns=[4, 5], want="moments") as seen:
+        unet(latents, timesteps, states)
+    loss = sum(m[..., 0].square().sum() for m in seen.moments.values())
+
+Knows diffusers only by the shape of its attention modules; nothing of it is imported.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import attend
+from .problem import WANTS
+
+CROSS_ATTENTION = r".*attn2"
+"""The names of the layers in which pictures attend to text, in every Stable Diffusion."""
+
+
+@dataclass(slots=True)
+class Observation:
+    """What the watched layers gave, by their names in the order of the forward pass.
+
+    Of each layer, the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T, 2),
+    both as `attend` returns them. `backends` are those that computed them.
+    """
+
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    backends: set[str] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.maps.clear()
+        self.moments.clear()
+
+
+@contextmanager
+def observe(
+    unet: Any,
+    *,
+    columns: Tensor | Sequence[int],
+    want: str | Sequence[str] = "moments",
+    layers: str | Callable[[str], bool] = CROSS_ATTENTION,
+    per_head: bool = False,
+) -> Iterator[Observation]:
+    """Let the layers of a UNet2DConditionModel compute token maps or moments as they attend.
+
+    `columns` are token positions, (T,) or (B, T); `layers` says which attention layers are
+    watched, a regular expression for their whole names or a function of a name. The output of the
+    U-Net stays what it was, up to the last bits, and gradients flow through what is seen. After
+    the context the U-Net has its own processors again. With gradient checkpointing, call
+    `backward` inside the context, since layers are then computed again; they are recorded once.
+
+    Raises `ValueError` if no layer fits, or a layer is of a kind that cannot be watched.
+    """
+    words = [want] if isinstance(want, str) else list(want)
+    if not words or any(word not in WANTS for word in words):
+        raise ValueError(f"want is {want!r}: expected 'maps', 'moments' or both")
+    own = unet.attn_processors
+    names = [name.removesuffix(".processor") for name in own]
+    fits = layers if callable(layers) else re.compile(layers).fullmatch
+    watched = [name for name in names if fits(name)]
+    if not watched:
+        raise ValueError(f"no attention layer fits {layers!r}: there are {', '.join(names[:4])}, …")
+    for name in watched:
+        _check_layer(unet.get_submodule(name), name)
+    seen = Observation()
+    processors = own | {
+        f"{name}.processor": _WatchingProcessor(seen, name, columns, tuple(words), per_head)
+        for name in watched
+    }
+    unet.set_attn_processor(dict(processors))
+    try:
+        yield seen
+    finally:
+        unet.set_attn_processor(dict(own))
+
+
+def _check_layer(layer: Any, name: str) -> None:
+    """Only plain attention is known: one projection each, no extra keys, no spatial norm."""
+    unknown = [
+        part
+        for part in ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
+        if getattr(layer, part, None) is not None
+    ]
+    if unknown:
+        raise ValueError(f"the layer {name} has {unknown[0]}, which cannot be watched")
+
+
+class _WatchingProcessor:
+    """What diffusers' AttnProcessor2_0 computes, through `attend`."""
+
+    def __init__(
+        self,
+        seen: Observation,
+        name: str,
+        columns: Tensor | Sequence[int],
+        want: tuple[str, ...],
+        per_head: bool,
+    ) -> None:
+        self.seen = seen
+        self.name = name
+        self.columns = columns
+        self.want = want
+        self.per_head = per_head
+
+    @torch.compiler.disable(recursive=True)
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Attend, and keep what was seen."""
+        del temb
+        residual, shape = hidden_states, hidden_states.shape
+        if hidden_states.dim() == 4:
+            hidden_states = hidden_states.flatten(2).mT
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.mT).mT
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        attended = attend(
+            _by_head(query, attn.heads),
+            _by_head(key, attn.heads),
+            _by_head(value, attn.heads),
+            key_bias=_key_bias(attention_mask, key.shape[1]),
+            columns=self.columns,
+            want=self.want,
+            per_head=self.per_head,
+            scale=attn.scale,
+        )
+        self._record(attended)
+        output = attended.output.transpose(1, 2).flatten(2).to(query.dtype)
+        output = attn.to_out[1](attn.to_out[0](output))
+        if len(shape) == 4:
+            output = output.mT.reshape(shape)
+        if attn.residual_connection:
+            output = output + residual
+        return output / attn.rescale_output_factor
+
+    def _record(self, attended: Any) -> None:
+        if _in_backward():
+            return  # gradient checkpointing computes the layer again
+        if attended.maps is not None:
+            self.seen.maps[self.name] = attended.maps
+        if attended.moments is not None:
+            self.seen.moments[self.name] = attended.moments
+        self.seen.backends.add(attended.backend)
+
+
+def _by_head(states: Tensor, heads: int) -> Tensor:
+    """(B, N, H·D) to (B, H, N, D)."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _key_bias(mask: Tensor | None, num_keys: int) -> Tensor | None:
+    """A mask of keys, (B, M) or (B, 1, M) as the U-Net makes it of its own, as a bias (B, M)."""
+    if mask is None:
+        return None
+    bias = mask.squeeze(1) if mask.dim() == 3 and mask.shape[1] == 1 else mask
+    if bias.dim() != 2 or bias.shape[1] != num_keys:
+        raise ValueError(
+            f"attention_mask is {tuple(mask.shape)}: only masks of keys can be watched"
+        )
+    return bias
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

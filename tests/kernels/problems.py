@@ -1,0 +1,121 @@
+"""Random attention problems, and attention as plain torch computes it in the same dtype."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem by its sizes. `extra` are the lengths of further segments."""
+
+    dtype: str = "float32"
+    batch: int = 2
+    heads: int = 2
+    queries: int = 17
+    keys: int = 77
+    width: int = 40
+    bias: bool = False
+    extra: tuple[int, ...] = ()
+    columns: str = "some"
+    per_head: bool = False
+
+    def __str__(self) -> str:
+        words = [self.dtype, f"n{self.queries}", f"m{self.keys}", f"d{self.width}"]
+        words += ["bias"] * self.bias + [f"extra{n}" for n in self.extra]
+        words += [f"columns-{self.columns}"] * (self.columns != "some")
+        return "-".join(words + ["per_head"] * self.per_head)
+
+    def with_dtype(self, dtype: str) -> "Case":
+        return replace(self, dtype=dtype)
+
+
+@dataclass
+class Inputs:
+    """Tensors of a case in float64, whose values its dtype can hold."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    extra: list[tuple[Tensor, Tensor, Tensor | None]]
+    columns: Tensor
+    per_head: bool
+
+    def leaves(self) -> list[Tensor]:
+        return [self.q, self.k, self.v, *(part for k, v, _ in self.extra for part in (k, v))]
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype).requires_grad_(True)
+
+        extra = [(leaf(k), leaf(v), bias) for k, v, bias in self.extra]
+        return replace(self, q=leaf(self.q), k=leaf(self.k), v=leaf(self.v), extra=extra)
+
+    def arguments(self) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        """As `attend` takes them."""
+        options = {"key_bias": self.bias, "extra": self.extra, "columns": self.columns}
+        return (self.q, self.k, self.v), options | {"per_head": self.per_head}
+
+
+def make(case: Case, seed: int = 0) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = DTYPES[case.dtype]
+
+    def normal(*shape: int) -> Tensor:
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return value.to(dtype).double().to(DEVICE)
+
+    def bias(length: int) -> Tensor:
+        value = torch.randn(case.batch, length, generator=generator)
+        value[:, 1::5] = float("-inf")
+        return value.to(DEVICE)
+
+    b, h, d = case.batch, case.heads, case.width
+    return Inputs(
+        q=normal(b, h, case.queries, d),
+        k=normal(b, h, case.keys, d),
+        v=normal(b, h, case.keys, d),
+        bias=bias(case.keys) if case.bias else None,
+        extra=[
+            (normal(b, h, n, d), normal(b, h, n, d), bias(n) if i % 2 == 0 else None)
+            for i, n in enumerate(case.extra)
+        ],
+        columns=_columns(case, generator),
+        per_head=case.per_head,
+    )
+
+
+def _columns(case: Case, generator: torch.Generator) -> Tensor:
+    last = case.keys - 1
+    if case.columns == "all":
+        return torch.arange(case.keys)
+    if case.columns == "per-sample":
+        return torch.randint(0, case.keys, (case.batch, 3), generator=generator)
+    if case.columns == "edges":
+        return torch.tensor([0, last])
+    if case.columns == "repeated":
+        return torch.tensor([last, 0, last, last])
+    return torch.randint(0, case.keys, (2,), generator=generator)
+
+
+def plain_attention(inputs: Inputs) -> list[Tensor]:
+    """Output, maps and moments with the whole matrix in memory, all in the inputs' dtype."""
+    q, segments = inputs.q, [(inputs.k, inputs.v, inputs.bias), *inputs.extra]
+    scores = []
+    for k, _, bias in segments:
+        score = q @ k.mT * q.shape[-1] ** -0.5
+        scores.append(score if bias is None else score + bias[:, None, None, :].to(q.dtype))
+    weights = torch.cat(scores, -1).softmax(-1)
+    output = weights @ torch.cat([v for _, v, _ in segments], dim=2)
+    rows = inputs.columns.to(q.device)
+    rows = rows if rows.dim() == 2 else rows.expand(q.shape[0], -1)
+    columns = weights.gather(-1, rows[:, None, None, :].expand(*weights.shape[:3], -1))
+    maps = columns.mT if inputs.per_head else columns.mT.mean(1)
+    values = columns.permute(0, 3, 1, 2).flatten(2)
+    return [output, maps, torch.stack([values.mean(-1), values.var(-1)], -1)]

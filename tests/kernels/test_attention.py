@@ -1,0 +1,340 @@
+"""Attention with token maps against the same in float64, forward and backward, every backend."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conceptry.kernels import attend
+from conceptry.kernels.attention import BACKENDS, choose_backend
+from problems import DEVICE, DTYPES, Case, Inputs, make, plain_attention
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WANT = ("maps", "moments")
+WIDTHS = (32, 40, 64, 80, 160)
+FAST = ("torch", "triton")
+
+SMALL = [
+    *(Case(queries=n, keys=m) for n in (1, 17, 63, 111) for m in (1, 5, 64, 77, 111)),
+    *(Case(width=width, queries=33) for width in WIDTHS),
+    *(Case(columns=columns) for columns in ("all", "per-sample", "edges", "repeated")),
+    Case(bias=True),
+    Case(per_head=True),
+    Case(per_head=True, heads=5, batch=1, columns="per-sample"),
+    Case(extra=(64,)),
+    Case(extra=(20, 1, 33), bias=True, queries=65),
+    Case(heads=1, batch=1, queries=2),
+]
+HALF = [
+    Case(dtype=dtype, queries=65, width=width)
+    for dtype in ("float16", "bfloat16")
+    for width in WIDTHS
+] + [
+    Case(dtype=dtype, bias=True, extra=(33,), columns="repeated")
+    for dtype in ("float16", "bfloat16")
+]
+FULL = [
+    Case(dtype=dtype, batch=1, heads=2, queries=n, keys=m, width=width)
+    for dtype in DTYPES
+    for width in WIDTHS
+    for n in (1, 17, 63, 64, 111, 1024, 4096)
+    for m in (1, 5, 64, 77, 111, 4096)
+]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Every result is NaN until it is written, and whatever is not deterministic fails."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=FAST)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return forced(request.param, monkeypatch)
+
+
+def forced(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    if name == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("CONCEPTRY_ATTENTION", name)
+    return name
+
+
+def ours(inputs: Inputs) -> list[Tensor]:
+    tensors, options = inputs.arguments()
+    attended = attend(*tensors, want=WANT, **options)
+    assert attended.backend == os.environ["CONCEPTRY_ATTENTION"]
+    assert attended.output.dtype == inputs.q.dtype
+    assert attended.maps is not None
+    assert attended.moments is not None
+    return [attended.output, attended.maps, attended.moments]
+
+
+def with_gradients(results: list[Tensor], inputs: Inputs, seed: int = 1) -> list[Tensor]:
+    """Results, and the gradients that random upstream gradients on all of them give."""
+    generator = torch.Generator().manual_seed(seed)
+    upstream = [torch.randn(result.shape, generator=generator) for result in results]
+    # moments are thousand times smaller than outputs: let their gradients count as much
+    upstream[2] *= results[0].numel() / max(1, results[2].numel())
+    gradients = torch.autograd.grad(
+        results,
+        inputs.leaves(),
+        [up.to(result.device, result.dtype) for up, result in zip(upstream, results, strict=True)],
+    )
+    return [tensor.detach().double() for tensor in (*results, *gradients)]
+
+
+def check(case: Case) -> None:
+    inputs = make(case)
+    exact = inputs.to(torch.float64)
+    truth = with_gradients(plain_attention(exact), exact)
+    rounded = inputs.to(DTYPES[case.dtype])
+    plain = with_gradients(plain_attention(rounded), rounded)
+    found = with_gradients(ours(rounded), rounded)
+    floor = 4 * torch.finfo(DTYPES[case.dtype]).eps
+    names = ["output", "maps", "moments", "dq", "dk", "dv", *["extra"] * 9]
+    for name, got, theirs, true in zip(names, found, plain, truth, strict=False):
+        size = float(true.norm()) or 1.0
+        error, allowed = float((got - true).norm()), 2 * float((theirs - true).norm())
+        assert error <= max(allowed, floor * size), (
+            f"{name}: {error / size:.1e} of {allowed / size:.1e}"
+        )
+
+
+@pytest.mark.parametrize("case", SMALL + HALF, ids=str)
+def test_agrees_with_float64(case: Case, backend: str) -> None:
+    check(case)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_agrees_with_float64_on_the_whole_grid(case: Case, backend: str) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", [Case(), Case(bias=True, extra=(20,), per_head=True)], ids=str)
+def test_the_reference_is_plain_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("reference", monkeypatch)
+    inputs = make(case).to(torch.float64)
+    for got, true in zip(
+        with_gradients(ours(inputs), inputs),
+        with_gradients(plain_attention(inputs), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(got, true, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_maps_sum_to_one(dtype: str, backend: str) -> None:
+    case = Case(dtype=dtype, columns="all", queries=65, bias=True)
+    tensors, options = make(case).to(DTYPES[dtype]).arguments()
+    maps = attend(*tensors, want="maps", **options).maps
+    assert maps is not None
+    assert maps.dtype == torch.float32
+    assert torch.allclose(maps.sum(1), torch.ones_like(maps[:, 0]), atol=1e-5)
+
+
+def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("torch", monkeypatch)
+    inputs = make(Case(queries=5, keys=7, width=3, extra=(4,), bias=True)).to(torch.float64)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, k2: Tensor, v2: Tensor) -> tuple[Tensor, ...]:
+        extra = [(k2, v2, inputs.extra[0][2])]
+        attended = attend(q, k, v, key_bias=inputs.bias, extra=extra, columns=[0, 6, 6], want=WANT)
+        assert attended.maps is not None
+        assert attended.moments is not None
+        return attended.output, attended.maps, attended.moments
+
+    assert torch.autograd.gradcheck(run, inputs.leaves())
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2)], ids=str)
+def test_any_result_may_go_unused(used: tuple[int, ...], backend: str) -> None:
+    inputs = make(Case()).to(torch.float32)
+    exact = inputs.to(torch.float64)
+    found, truth = (
+        torch.autograd.grad(
+            sum(results[i].double().sin().sum() * 50**i for i in used),  # pyright: ignore[reportArgumentType]
+            given.leaves(),
+            allow_unused=True,
+        )
+        for results, given in ((ours(inputs), inputs), (plain_attention(exact), exact))
+    )
+    for got, true in zip(found, truth, strict=True):
+        if true is None:
+            assert got is None or not got.any()
+        else:
+            assert torch.allclose(got.double(), true, rtol=1e-4, atol=1e-7)
+
+
+def test_strided_inputs_are_taken_as_they_are(backend: str) -> None:
+    """Projections give (B, N, H, D), seen as (B, H, N, D)."""
+    inputs = make(Case(queries=33, width=32)).to(torch.float32)
+    plain = ours(inputs)
+    strided = [
+        part.detach().transpose(1, 2).contiguous().transpose(1, 2) for part in inputs.leaves()
+    ]
+    assert not strided[0].is_contiguous()
+    widest = [torch.stack([part, part], -1)[..., 0] for part in inputs.leaves()]
+    assert widest[0].stride(3) == 2
+    for q, k, v in (strided, widest):
+        attended = attend(q, k, v, columns=inputs.columns, want=WANT)
+        assert torch.equal(attended.output, plain[0])
+        assert torch.equal(attended.maps, plain[1])  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_inputs_give_the_same_bits(backend: str) -> None:
+    case = Case(queries=111, extra=(40,), columns="repeated")
+    first, second = (
+        with_gradients(ours(given), given) for given in [make(case).to(torch.float32)] * 2
+    )
+    assert all(one.equal(two) for one, two in zip(first, second, strict=True))
+
+
+def test_nothing_is_asked_nothing_is_given(backend: str) -> None:
+    inputs = make(Case()).to(torch.float32)
+    attended = attend(inputs.q, inputs.k, inputs.v)
+    assert attended.maps is None
+    assert attended.moments is None
+    expected = torch.nn.functional.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)
+    assert torch.allclose(attended.output, expected, atol=1e-5)
+
+
+def test_scale(backend: str) -> None:
+    inputs = make(Case()).to(torch.float32)
+    sharp = attend(inputs.q, inputs.k, inputs.v, scale=1.0).output
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        inputs.q, inputs.k, inputs.v, scale=1.0
+    )
+    assert torch.allclose(sharp, expected, atol=1e-5)
+
+
+def test_a_segment_of_repeated_keys_weighs_as_much_as_its_bias_says(backend: str) -> None:
+    """log k on each key equals k copies of it (DreamTuner's reference weight)."""
+    inputs = make(Case(keys=9)).to(torch.float32)
+    k, v = inputs.k.detach(), inputs.v.detach()
+    bias = torch.full((2, 9), 3.0, device=DEVICE).log()
+    weighted = attend(inputs.q, k, v, extra=[(k, v, bias)]).output
+    copied = attend(inputs.q, k, v, extra=[(k.repeat(1, 1, 3, 1), v.repeat(1, 1, 3, 1), None)])
+    assert torch.allclose(weighted, copied.output, atol=1e-5)
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor):
+                self.numel = max(
+                    self.numel, tensor.untyped_storage().size() // tensor.element_size()
+                )
+        return result
+
+
+def test_the_whole_matrix_is_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("torch", monkeypatch)
+    inputs = make(Case(batch=1, heads=4, queries=2048, keys=2048, width=8)).to(torch.float32)
+    with _Largest() as largest:
+        with_gradients(ours(inputs), inputs)
+    assert largest.numel * 4 <= 4 << 20 < 4 * 4 * 2048 * 2048
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+Q = torch.zeros(2, 3, 8, 32)
+K = torch.zeros(2, 3, 5, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"q": torch.zeros(2, 8, 96)}, r"q has to be \(B, H, N, D\), not float32 \(2, 8, 96\)"),
+        ({"q": Q[:, :, :0]}, "q is empty"),
+        ({"q": Q.int()}, "q is int32: expected float32, float16"),
+        ({"q": torch.zeros(2, 3, 8, 320)}, "q has heads of width 320: at most 256"),
+        (
+            {"k": torch.zeros(2, 3, 5, 16)},
+            r"k has to be \(2, 3, M, 32\), not float32 \(2, 3, 5, 16",
+        ),
+        ({"k": torch.zeros(1, 3, 5, 32)}, "k has to be"),
+        ({"v": torch.zeros(2, 3, 6, 32)}, r"v has to be \(2, 3, 5, 32\)"),
+        ({"k": K.half()}, "k is float16, q is float32"),
+        ({"v": K.to("meta")}, "v is on meta, q is on cpu"),
+        ({"key_bias": torch.zeros(2, 6)}, r"key_bias has to be \(B, M\) = \(2, 5\)"),
+        ({"key_bias": torch.zeros(2, 5).int()}, "key_bias is int32"),
+        ({"key_bias": torch.zeros(2, 5, requires_grad=True)}, "key_bias requires a gradient"),
+        ({"key_bias": torch.tensor([[0.0] * 5, [-torch.inf] * 5])}, "no key in sample 1 of 2"),
+        ({"extra": [(K, K[:, :, :4], None)]}, r"extra\[0\] v has to be"),
+        ({"extra": [(K, K, torch.zeros(2, 3))]}, r"extra\[0\] bias has to be"),
+        ({"columns": [5], "want": "maps"}, "columns hold 5, out of the range of 5 keys"),
+        ({"columns": [-1], "want": "maps"}, "columns hold -1, out of the range"),
+        ({"columns": [], "want": "maps"}, r"columns have to be integers \(T,\) or \(B, T\)"),
+        ({"columns": [0.5], "want": "maps"}, "columns have to be integers"),
+        ({"columns": torch.zeros(3, 1).long(), "want": "maps"}, "3 rows for a batch of 2"),
+        ({"columns": [0]}, "columns and want belong together"),
+        ({"want": "maps"}, "columns and want belong together"),
+        ({"columns": [0], "want": "everything"}, "want holds 'everything'"),
+        ({"columns": [0], "want": "moments", "per_head": True}, "per_head is for want='maps'"),
+        ({"scale": float("nan")}, "scale is nan"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"q": Q, "k": K, "v": K, **arguments}
+    with pytest.raises(ValueError, match=message):
+        attend(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+def test_moments_of_one_value_are_refused() -> None:
+    one = torch.zeros(1, 1, 1, 8)
+    with pytest.raises(ValueError, match="two values at least"):
+        attend(one, one, one, columns=[0], want="moments")
+
+
+def test_hidden_keys_in_one_segment_are_fine_if_another_has_some(backend: str) -> None:
+    inputs = make(Case(keys=5)).to(torch.float32)
+    k, v = inputs.k.detach(), inputs.v.detach()
+    hidden = torch.full((2, 5), -torch.inf, device=DEVICE)
+    attended = attend(
+        inputs.q, k, v, key_bias=hidden, extra=[(k, v, None)], columns=[1], want="maps"
+    )
+    assert torch.allclose(attended.output, attend(inputs.q, k, v).output, atol=1e-5)
+    assert not attended.maps.any()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+# --- which backend --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_can_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced(name, monkeypatch)
+    assert choose_backend(Q.to(DEVICE)) == name
+
+
+def test_without_a_wish_a_cpu_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONCEPTRY_ATTENTION", raising=False)
+    assert choose_backend(Q) == "torch"
+    assert choose_backend(Q.to(DEVICE)) == ("torch" if DEVICE == "cpu" else "triton")
+
+
+def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCEPTRY_ATTENTION", "magic")
+    with pytest.raises(ValueError, match="'magic': expected one of reference, torch, triton"):
+        attend(Q, K, K)
+    pytest.importorskip("triton")
+    monkeypatch.setenv("CONCEPTRY_ATTENTION", "triton")
+    with pytest.raises(ValueError, match="for float32, float16 and bfloat16"):
+        attend(Q.double(), K.double(), K.double())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="asks for triton, but the tensors are on cpu"):
+        attend(Q, K, K)

@@ -1,0 +1,276 @@
+"""Watching a U-Net: its output stays, what is seen is what a materialised map would show."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conceptry.kernels import observe
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+BLOCKS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": 16,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "SD 1.5": {"cross_attention_dim": 24, "attention_head_dim": 8},
+    "SD 2.1": {
+        "cross_attention_dim": 32,
+        "attention_head_dim": (4, 8),
+        "use_linear_projection": True,
+    },
+    "SDXL": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 48,
+        "attention_head_dim": (4, 8),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 20,
+    },
+}
+FULL_SHAPES: dict[str, dict[str, Any]] = {
+    "SD 1.5": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD 2.1": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "SDXL": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+COLUMNS = [2, 5, 6]
+
+
+def make_unet(options: dict[str, Any], *, small: bool = True) -> UNet2DConditionModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DConditionModel(**((BLOCKS if small else {}) | options))
+
+
+@pytest.fixture(params=list(SHAPES))
+def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
+    return make_unet(SHAPES[request.param])
+
+
+def inputs_for(unet: Any, batch: int = 2, side: int = 16) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    given: dict[str, Any] = {
+        "sample": normal(batch, 4, side, side),
+        "timestep": torch.tensor([10, 900][:batch]),
+        "encoder_hidden_states": normal(batch, 9, unet.config.cross_attention_dim),
+    }
+    if unet.config.addition_embed_type == "text_time":
+        pooled = unet.config.projection_class_embeddings_input_dim
+        pooled -= 6 * unet.config.addition_time_embed_dim
+        given["added_cond_kwargs"] = {
+            "text_embeds": normal(batch, pooled),
+            "time_ids": torch.ones(batch, 6),
+        }
+    return given
+
+
+class _Materialised:
+    """The map of a layer with everything in memory, as existing code computes it."""
+
+    def __init__(self, maps: dict[str, Tensor], name: str) -> None:
+        self.maps = maps
+        self.name = name
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+    ) -> Tensor:
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        weights = attn.get_attention_scores(query, key)
+        self.maps[self.name] = weights.unflatten(0, (-1, attn.heads))
+        return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
+
+
+def materialised(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The whole map (B, H, N, T) of every cross-attention layer."""
+    own, maps = unet.attn_processors, {}
+    names = [name for name in own if "attn2" in name]
+    replaced = {name: _Materialised(maps, name.removesuffix(".processor")) for name in names}
+    unet.set_attn_processor(own | replaced)
+    unet(**inputs)
+    unet.set_attn_processor(own)
+    return maps
+
+
+def check(unet: Any, inputs: dict[str, Any]) -> None:
+    plain = unet(**inputs).sample
+    truth = materialised(unet, inputs)
+    with observe(unet, columns=COLUMNS, want=("maps", "moments")) as seen:
+        watched = unet(**inputs).sample
+    assert torch.allclose(watched, plain, rtol=1e-4, atol=1e-5)
+    assert list(seen.maps) == list(seen.moments) == list(truth)
+    for name, whole in truth.items():
+        columns = whole[..., COLUMNS]
+        assert torch.allclose(seen.maps[name], columns.mean(1).mT, rtol=1e-4, atol=1e-7)
+        values = columns.permute(0, 3, 1, 2).flatten(2)
+        expected = torch.stack([values.mean(-1), values.var(-1)], -1)
+        assert torch.allclose(seen.moments[name], expected, rtol=1e-3, atol=1e-9)
+
+
+def test_output_and_maps_are_those_of_diffusers(unet: Any) -> None:
+    with torch.no_grad():
+        check(unet, inputs_for(unet))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FULL_SHAPES))
+def test_output_and_maps_at_full_size(name: str) -> None:
+    with torch.no_grad():
+        whole = make_unet(FULL_SHAPES[name], small=False)
+        check(whole, inputs_for(whole, side=32))
+
+
+def test_the_processors_are_given_back(unet: Any) -> None:
+    own = unet.attn_processors
+    with observe(unet, columns=COLUMNS):
+        assert unet.attn_processors != own
+    assert unet.attn_processors == own
+    with pytest.raises(ZeroDivisionError), observe(unet, columns=COLUMNS):
+        print(1 / 0)
+    assert unet.attn_processors == own
+
+
+def loss_of(seen: Any) -> Tensor:
+    return sum((m[..., 0] * 3 + m[..., 1] * 50).sum() for m in seen.moments.values())  # pyright: ignore[reportReturnType]
+
+
+def gradients(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    unet.zero_grad(set_to_none=True)
+    with observe(unet, columns=COLUMNS) as seen:
+        output = unet(**inputs).sample
+        (output.square().mean() + loss_of(seen)).backward()
+    assert len(seen.moments) == sum("attn2" in name for name in unet.attn_processors)
+    return {name: p.grad for name, p in unet.named_parameters() if p.grad is not None}
+
+
+def test_gradients_flow_through_what_is_seen(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    with observe(unet, columns=COLUMNS) as seen:
+        unet(**inputs)
+    found = torch.autograd.grad(loss_of(seen), list(unet.parameters()), allow_unused=True)
+    with_gradient = {
+        name
+        for (name, _), gradient in zip(unet.named_parameters(), found, strict=True)
+        if gradient is not None and gradient.any()
+    }
+    assert any("attn2.to_k" in name for name in with_gradient)
+    assert any("attn2.to_q" in name for name in with_gradient)
+    assert any("conv_in" in name for name in with_gradient)
+
+
+def test_gradient_checkpointing_changes_nothing(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    unet.train()
+    plain = gradients(unet, inputs)
+    unet.enable_gradient_checkpointing()
+    again = gradients(unet, inputs)
+    assert plain.keys() == again.keys()
+    assert all(torch.allclose(plain[name], again[name], rtol=1e-4, atol=1e-6) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (r"mid_block.*attn2", lambda name: name.startswith("mid_block") and "attn2" in name),
+        (lambda name: name.endswith("attn1"), lambda name: "attn1" in name),
+    ],
+    ids=["expression", "function"],
+)
+def test_layers_are_chosen(
+    unet: Any, layers: str | Callable[[str], bool], expected: Callable[[str], bool]
+) -> None:
+    with torch.no_grad(), observe(unet, columns=[0], layers=layers) as seen:
+        unet(**inputs_for(unet))
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    assert set(seen.moments) == set(filter(expected, names))
+
+
+def test_each_sample_may_have_its_own_columns(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    truth = materialised(unet, inputs)
+    with torch.no_grad(), observe(unet, columns=torch.tensor([[1], [4]]), want="maps") as seen:
+        unet(**inputs)
+    for name, whole in truth.items():
+        expected = torch.stack([whole[0, ..., 1].mean(0), whole[1, ..., 4].mean(0)])
+        assert torch.allclose(seen.maps[name][:, 0], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_masks_of_tokens_are_respected(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[:, 5:] = False
+    plain = unet(**inputs, encoder_attention_mask=mask).sample
+    with observe(unet, columns=COLUMNS, want="maps") as seen:
+        watched = unet(**inputs, encoder_attention_mask=mask).sample
+    assert torch.allclose(watched, plain, rtol=1e-4, atol=1e-5)
+    assert all(maps[:, 0].any() and not maps[:, 1:].any() for maps in seen.maps.values())
+
+
+def test_low_precision(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = unet(**inputs).sample
+        with observe(unet, columns=COLUMNS) as seen:
+            watched = unet(**inputs).sample
+    assert torch.allclose(watched.float(), plain.float(), rtol=0.05, atol=0.05)
+    assert {m.dtype for m in seen.moments.values()} == {torch.float32}
+
+
+def test_a_compiled_unet_can_be_watched() -> None:
+    """Attention itself stays out of the compiled graph: one break at each watched layer."""
+    unet = make_unet(SHAPES["SD 1.5"])
+    inputs = inputs_for(unet)
+    compiled = torch.compile(unet, backend="eager")
+    with torch.no_grad():
+        plain = compiled(**inputs).sample
+        with observe(unet, columns=COLUMNS) as eager:
+            unet(**inputs)
+        with observe(unet, columns=COLUMNS) as seen:
+            watched = compiled(**inputs).sample
+        assert torch.allclose(compiled(**inputs).sample, plain)
+    assert torch.allclose(watched, plain, rtol=1e-4, atol=1e-5)
+    assert seen.moments.keys() == eager.moments.keys()
+    assert all(torch.allclose(seen.moments[name], eager.moments[name]) for name in seen.moments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "attn3"}, "no attention layer fits 'attn3'"),
+        ({"want": "everything"}, "want is 'everything'"),
+        ({"want": ()}, "expected 'maps', 'moments' or both"),
+    ],
+    ids=str,
+)
+def test_a_wrong_wish_is_told(options: dict[str, Any], message: str) -> None:
+    unet = make_unet(SHAPES["SD 1.5"])
+    with pytest.raises(ValueError, match=message), observe(unet, columns=[0], **options):
+        pass
