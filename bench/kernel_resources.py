@@ -4,8 +4,8 @@
     python bench/kernel_resources.py --check     # compiles all the same, writes nothing
 
 Every kernel in float16, for the head widths of Stable Diffusion (SD 1.x 40, 80, 160; 2.x and SDXL
-64) and compute capabilities
-80 and 90: registers per thread, spilled bytes, shared memory. Exits with 1 if any spills.
+64), for sm_80 and sm_90: registers per thread, bytes spilled, shared memory. Exits with 1 if any
+kernel spills.
 """
 
 import argparse
@@ -81,19 +81,27 @@ def _type_of(name: str, constants: dict[str, Any]) -> str:
     return "fp32" if name.endswith("scale") else "i32"
 
 
-def resources(compiled: Any) -> dict[str, int]:
-    """Registers per thread, bytes spilled per thread and shared memory of a compiled kernel."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
+def resources(compiled: Any, architecture: int) -> dict[str, int]:
+    """Registers per thread, bytes spilled per thread and shared memory, as the assembler says."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    arch = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)
+    assert arch, architecture
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(compiled.asm["ptx"])
         told = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+            [tool, "-v", f"-arch={arch[1]}", source, "-o", source.with_suffix(".cubin")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    registers = re.search(r"Used (\d+) registers", told)
+    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
+    assert registers, told
+    assert spilled, told
     return {
-        "registers": numbers["REG"],
-        "spilled_bytes": numbers["STACK"] + numbers["LOCAL"],
+        "registers": int(registers[1]),
+        "spilled_bytes": sum(map(int, spilled)),
         "shared_bytes": compiled.metadata.shared,
     }
 
@@ -109,7 +117,7 @@ def table() -> list[dict[str, Any]]:
                 row = {"architecture": f"sm_{architecture}", "width": width, "kernel": name}
                 row |= {"queries": chosen.queries, "keys": chosen.keys}
                 row |= {"warps": chosen.num_warps, "stages": chosen.num_stages}
-                rows.append(row | resources(compiled))
+                rows.append(row | resources(compiled, architecture))
                 print(*rows[-1].values(), sep="\t", flush=True)
     return rows
 
