@@ -9,9 +9,10 @@ attention  is the peak of a category's token map inside its subject? On noised r
 identity   does the identity encoder tell one individual from another of its category?
 diversity  how many different individuals 64 seeds of one bare prompt give
 time       seconds for 4 pictures, and for the whole command from a cold start
+sheets     no numbers: the drawn world, and what the miniature makes of a few prompts
 
-Shares come with 95 % Wilson intervals. Writes bench/results/miniature.json, and the pictures of the
-first prompts beside it.
+Shares come with 95 % Wilson intervals. Writes bench/results/miniature.json; the sheets lie beside it
+as miniature-world.png and miniature-drawn.png.
 """
 
 import argparse
@@ -79,20 +80,12 @@ def prompts() -> dict[str, Any]:
     base, network = load_base(), load_judge()
     scenes = [sample_scene(seed, "held-out") for seed in range(7_000_000, 7_000_000 + NUM_PROMPTS)]
     right: defaultdict[str, list[bool]] = defaultdict(list)
-    shown: list[tuple[str, Image.Image]] = []
     started = time.perf_counter()
     for scene in scenes:
         prompt = describe(scene)
         (drawn,) = draw(base, prompt, [scene.seed], SETTINGS)
-        shown.append((prompt, drawn.image))
         for name, is_right in _verdicts(scene, prompt, network.look([drawn.image])[0]):
             right[name].append(is_right)
-    rows = [
-        ("   |   ".join(p for p, _ in shown[i : i + 6]), shown[i : i + 6]) for i in range(0, 48, 6)
-    ]
-    contact_sheet([(text, [image for _, image in row]) for text, row in rows]).save(
-        RESULTS / "miniature-prompts.png"
-    )
     return {
         "settings": {"steps": SETTINGS.steps, "guidance": SETTINGS.guidance},
         "num_prompts": NUM_PROMPTS,
@@ -319,6 +312,33 @@ def seconds() -> dict[str, Any]:
     }
 
 
+# --- sheets ---------------------------------------------------------------------------------------
+
+SHOWN = (
+    "a photo of a red teapot in the snow",
+    "a photo of a blue spotted cat on the beach",
+    "a photo of a green robot holding a balloon in the city",
+    "a photo of a yellow dog wearing sunglasses in the forest",
+    "a photo of a purple doll under an umbrella in a meadow",
+    "a photo of a brown bear on a skateboard in space",
+    "a photo of a pink bird next to a white house in the desert",
+    "a pencil sketch of a car in the kitchen",
+)
+
+
+def sheets() -> dict[str, Any]:
+    """Pictures of the world and by the model, the first seeds of each: nothing is picked."""
+    world = [[render(sample_scene(8 * row + i)).image for i in range(8)] for row in range(4)]
+    contact_sheet([("", row) for row in world], side=96).save(RESULTS / "miniature-world.png")
+    base = load_base()
+    rows = [
+        (prompt, [drawn.image for drawn in draw(base, prompt, range(8), SETTINGS, batch=8)])
+        for prompt in SHOWN
+    ]
+    contact_sheet(rows, side=96).save(RESULTS / "miniature-drawn.png")
+    return {"prompts": list(SHOWN)}
+
+
 PARTS = {
     "judge": judge,
     "prompts": prompts,
@@ -326,6 +346,7 @@ PARTS = {
     "identity": identity,
     "diversity": diversity,
     "time": seconds,
+    "sheets": sheets,
 }
 
 
