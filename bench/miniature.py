@@ -11,8 +11,8 @@ diversity  how many different individuals 64 seeds of one bare prompt give
 time       seconds for 4 pictures, and for the whole command from a cold start
 sheets     no numbers: the drawn world, and what the miniature makes of a few prompts
 
-Shares come with 95 % Wilson intervals. Writes bench/results/miniature.json; the sheets lie beside it
-as miniature-world.png and miniature-drawn.png.
+Shares come with 95 % Wilson intervals. Writes bench/results/miniature.json; the sheets lie beside
+it as miniature-world.png and miniature-drawn.png.
 """
 
 import argparse

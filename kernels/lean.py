@@ -20,7 +20,7 @@ def attend_lean(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]
     """See `attend_reference`."""
     flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
     biases = [segment.bias for segment in problem.segments]
-    output, maps, moments = _LeanAttention.apply(  # pyright: ignore[reportGeneralTypeIssues]
+    output, maps, moments = _LeanAttention.apply(
         problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
     )
     return output, maps, moments
@@ -30,7 +30,7 @@ class _LeanAttention(torch.autograd.Function):
     """Forward and backward by chunks of queries."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         q: Tensor,
         columns: Tensor | None,
@@ -64,7 +64,7 @@ class _LeanAttention(torch.autograd.Function):
         return output, maps, moments
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
@@ -187,14 +187,14 @@ class _Rows:
 
 def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
     """See `map_distance_reference`."""
-    return _LeanDistance.apply(q, k_a, k_b, weights, scale)  # pyright: ignore[reportReturnType]
+    return _LeanDistance.apply(q, k_a, k_b, weights, scale)
 
 
 class _LeanDistance(torch.autograd.Function):
     """Forward and backward by chunks of queries."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
         ours, target = (_Rows(q, [k, k], [None], None, scale) for k in (k_a, k_b))
@@ -207,9 +207,7 @@ class _LeanDistance(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_total: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights = ctx.saved_tensors
         ours, target = (_Rows(q, [k, k], [None], None, ctx.scale) for k in (k_a, k_b))
         factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(ours.dtype)

@@ -3,6 +3,9 @@
 After FlashAttention-2 (Dao 2023, algorithms 1 and 2); what columns add is derived in README.md.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (what Triton does to a function is beyond its types)
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -431,7 +434,7 @@ def split_queries(num_queries: int, programs: int, block: int) -> tuple[int, int
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         q: Tensor,
         columns: Tensor | None,
@@ -457,7 +460,7 @@ class _TritonAttention(torch.autograd.Function):
         return output, maps, moments
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, output, lse, mean, *flat = ctx.saved_tensors
@@ -512,6 +515,6 @@ def attend_triton(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | Non
     """See `attend_reference`; for float32, float16 and bfloat16."""
     flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
     biases = [segment.bias for segment in problem.segments]
-    return _TritonAttention.apply(  # pyright: ignore[reportReturnType]
+    return _TritonAttention.apply(
         problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
     )

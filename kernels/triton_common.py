@@ -1,5 +1,8 @@
 """What the Triton kernels share: loads, products, casts and scores."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (what Triton does to a function is beyond its types)
+
 import math
 import os
 

@@ -4,6 +4,9 @@ Two sweeps over the keys: the first finds both softmax sums, the second the squa
 three numbers per query is kept for the backward pass.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# (what Triton does to a function is beyond its types)
+
 from typing import Any
 
 import torch
@@ -153,7 +156,7 @@ def _backward_k(
 
 class _TritonDistance(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
         q, k_a, k_b = map(rows_with_unit_stride, (q, k_a, k_b))
@@ -171,9 +174,7 @@ class _TritonDistance(torch.autograd.Function):
         return parts.sum(1)
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_total: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights, *per_row = ctx.saved_tensors
         batch, heads, num_queries, _ = q.shape
         num_keys, rows = k_a.shape[2], batch * heads
@@ -205,4 +206,4 @@ def map_distance_triton(
     q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
 ) -> Tensor:
     """See `map_distance_reference`; for float32, float16 and bfloat16."""
-    return _TritonDistance.apply(q, k_a, k_b, weights, scale)  # pyright: ignore[reportReturnType]
+    return _TritonDistance.apply(q, k_a, k_b, weights, scale)

@@ -81,8 +81,9 @@ def contact_sheet(
     """
     tall = max(image.height for _, images in rows for image in images)
     side = side or max(tall, 128)
-    font = ImageFont.load_default(max(11, side // 9))
-    line = round(font.size * 1.5)
+    text_size = max(11, side // 9)
+    font = ImageFont.load_default(text_size)
+    line = round(text_size * 1.5)
     columns = max(len(images) for _, images in rows)
     heights = [side + _GAP + (line if caption else 0) for caption, _ in rows]
     sheet = Image.new("RGB", (columns * (side + _GAP) + _GAP, sum(heights) + _GAP), _PAPER)

@@ -20,7 +20,7 @@ def write_tiny_base(folder: Path, seed: int = 0) -> Path:
 
 def make_tiny_base() -> Any:
     """Two levels, 32 channels at most."""
-    tokenizer = make_tokenizer()
+    tokenizer: Any = make_tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -73,7 +73,8 @@ def _rendered(scenes: list[Scene], size: int) -> Batch:
     masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)
     for row, picture in zip(masks, pictures, strict=True):
         for i, mask in enumerate(picture.masks):
-            row[i] = mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX)
+            small = mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX)
+            row[i] = np.asarray(small)
     return Batch(images, masks, [describe(scene) for scene in scenes], scenes)
 
 

@@ -41,13 +41,13 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     for stage_name, part in (("text", "text_encoder"), ("unet", "unet"), ("vae", "vae")):
         parts[part].load_state_dict(parameters_of(unet_stage, stage_name))
     factor = scaling_factor(parts["vae"], Workshop(miniature, torch.device("cpu")))
-    parts["vae"].register_to_config(scaling_factor=factor)  # pyright: ignore[reportAttributeAccessIssue]
+    parts["vae"].register_to_config(scaling_factor=factor)
     for part in parts.values():
         part.half()
     pipeline = StableDiffusionPipeline(
-        **parts,  # pyright: ignore[reportArgumentType]
+        **parts,
         tokenizer=tokenizer,
-        scheduler=make_scheduler(),
+        scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,

@@ -59,11 +59,11 @@ def check(case: Case, columns: list[int] | None = None, reduction: str = "sum") 
         q, k_a, k_b = (part.to(dtype).requires_grad_(True) for part in tensors(case))
         return with_gradients(function(q, k_a, k_b), [q, k_a])
 
-    def theirs(*given: Tensor) -> Tensor:
-        return plain(*given, columns, reduction == "mean")
+    def theirs(q: Tensor, k_a: Tensor, k_b: Tensor) -> Tensor:
+        return plain(q, k_a, k_b, columns, reduction == "mean")
 
-    def ours(*given: Tensor) -> Tensor:
-        return map_distance(*given, columns=columns, reduction=reduction)
+    def ours(q: Tensor, k_a: Tensor, k_b: Tensor) -> Tensor:
+        return map_distance(q, k_a, k_b, columns=columns, reduction=reduction)
 
     truth = run(theirs, torch.float64)
     floor = 16 * torch.finfo(dtype).eps  # the difference of nearly equal maps loses digits
