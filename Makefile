@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format example readme kill bench clean
+.PHONY: help install demo test test-kernels test-slow check format example readme kill bench clean
 
 help:
 	@echo "make demo     the README's session, on drawn photos"
@@ -20,7 +20,9 @@ help:
 	@echo "make example  build concepts.db.example again"
 	@echo "make readme   run the README's session and put its output there"
 	@echo "make kill     1,000 SIGKILLs over concept add"
-	@echo "make bench    measure the registry; writes bench/results"
+	@echo "make bench    measure registry, miniature and attention; writes bench/results"
+	@echo "make test-kernels   every size of the attention kernels; hours without a GPU"
+	@echo "make test-slow      models of full size, with random weights"
 
 install: $(INSTALLED)
 
@@ -40,6 +42,12 @@ test: $(INSTALLED)
 build/typing/conceptry: Makefile
 	@rm -rf $@ && mkdir -p $@
 	@for package in $(PACKAGES); do ln -s ../../../$$package $@/$$package; done
+
+test-kernels: $(INSTALLED)
+	$(BIN)/pytest tests/kernels -m grid
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
 
 check: $(INSTALLED) build/typing/conceptry
 	$(BIN)/ruff check .
@@ -61,6 +69,9 @@ kill: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/registry.py
+	$(BIN)/python bench/miniature.py
+	$(BIN)/python bench/attention.py
+	$(BIN)/python bench/kernel_resources.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
