@@ -9,6 +9,7 @@ picture. Train it, and measure it on fresh renders, with
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from ..models.miniature.places import ACCESSORIES, PLACES
 from ..models.miniature.train import Losses, Stage, Workshop, train
 from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world import STYLES, Scene
+from ..registry.errors import InvalidWeights
 
 COLOUR_NAMES = tuple(COLOURS)
 NOTHING = "nothing"
@@ -208,8 +210,19 @@ STAGE = Stage(
 SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
-def load_judge(path: Path = SHIPPED) -> Judge:
-    """The judge that ships, or one from another weights file."""
+def load_judge(path: Path | None = None) -> Judge:
+    """The judge that ships, or one from another weights file.
+
+    Raises `InvalidWeights` if the one that ships is not what it was.
+    """
+    if path is None:
+        path = SHIPPED
+        promised = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        if hashlib.sha256(path.read_bytes()).hexdigest() != promised:
+            raise InvalidWeights(
+                f"{path} is damaged: its hash is not the one beside it",
+                hint="install conceptry again",
+            )
     judge = Judge()
     weights = load_file(path)
     judge.load_state_dict(
@@ -258,8 +271,11 @@ def ship(folder: Path) -> None:
     SHIPPED.parent.mkdir(exist_ok=True)
     save_file({name: value.half() for name, value in weights.items()}, SHIPPED)
     SHIPPED.chmod(0o644)
-    settings = json.loads((folder / f"{STAGE.name}.json").read_text())
-    record = {"accuracy": measure(load_judge(), 4000), "training": settings}
+    record = {
+        "sha256": hashlib.sha256(SHIPPED.read_bytes()).hexdigest(),
+        "accuracy": measure(load_judge(SHIPPED), 4000),
+        "training": json.loads((folder / f"{STAGE.name}.json").read_text()),
+    }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     shutil.copyfile(folder / f"{STAGE.name}.jsonl", SHIPPED.with_suffix(".jsonl"))
 

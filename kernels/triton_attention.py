@@ -276,7 +276,7 @@ def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     wide = padded_width(width)
     if wide <= 64:
         return Blocks(128, 64, 8, 3)
-    return Blocks(64, 64, 8, 2) if wide <= 128 else Blocks(64, 32, 8, 2)
+    return Blocks(128, 32, 8, 2) if wide <= 128 else Blocks(32, 32, 4, 2)
 
 
 def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
@@ -285,8 +285,8 @@ def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     if dtype == torch.float32:
         return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
     if wide <= 64:
-        return Blocks(64, 64, 8, 2)
-    return Blocks(32, 64, 8, 1) if wide <= 128 else Blocks(32, 32, 8, 1)
+        return Blocks(64, 32, 4, 2)
+    return Blocks(32, 32, 4, 2) if wide <= 128 else Blocks(16, 32, 8, 1)
 
 
 class _Inputs:
