@@ -26,20 +26,19 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from conceptry.evaluation.judge import load_judge, measure
+from conceptry.kernels import observe
 from conceptry.models.drawing import Settings, draw
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES, identity_seed, make_identity
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world import Scene, Subject, describe, render, sample_scene
 from conceptry.models.pictures import contact_sheet
-from diffusers.models.attention_processor import Attention
 from environment import describe as describe_machine
 from PIL import Image
 from torch import Tensor
@@ -123,41 +122,6 @@ def _names_colour(subject: Subject, prompt: str) -> bool:
 # --- attention ------------------------------------------------------------------------------------
 
 
-class _Recorder:
-    """An attention processor that keeps cross-attention maps, averaged over heads."""
-
-    def __init__(self, maps: list[Tensor]) -> None:
-        self.maps = maps
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None
-    ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            attn.head_to_batch_dim(project(states))
-            for project, states in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, context),
-                (attn.to_v, context),
-            )
-        )
-        weights = attn.get_attention_scores(query, key)  # (B * heads, N, M)
-        if encoder_hidden_states is not None:
-            self.maps.append(weights.unflatten(0, (-1, attn.heads)).mean(1))
-        return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
-
-
-@contextmanager
-def _recorded(unet: Any) -> Iterator[list[Tensor]]:
-    maps: list[Tensor] = []
-    own = unet.attn_processors
-    unet.set_attn_processor(_Recorder(maps))
-    try:
-        yield maps
-    finally:
-        unet.set_attn_processor(own)
-
-
 @torch.no_grad()
 def attention() -> dict[str, Any]:
     """Average over layers, heads and the middle third of the steps; see where the peak lies."""
@@ -168,14 +132,13 @@ def attention() -> dict[str, Any]:
         scene = sample_scene(seed, "held-out")
         rendered = render(scene)
         token_map = _token_maps(base.pipeline, scene, rendered.image)
-        for subject, box, grid in zip(scene.subjects, rendered.boxes(), token_map, strict=True):
+        for box, grid in zip(rendered.boxes(), token_map, strict=True):
             if grid is None:
                 continue
             peak = int(grid.argmax())
             y, x = (peak // 16 + 0.5) / 16, (peak % 16 + 0.5) / 16
             inside.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
             area.append((box[2] - box[0]) * (box[3] - box[1]))
-            assert subject.identity.category
     return share(inside) | {"mean_area_of_boxes": round(statistics.mean(area), 3)}
 
 
@@ -185,7 +148,7 @@ def _token_maps(pipeline: Any, scene: Scene, image: Image.Image) -> list[Tensor 
     tokenizer, scheduler = pipeline.tokenizer, pipeline.scheduler
     ids = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
     states = pipeline.text_encoder(ids).last_hidden_state
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
     scheduler.set_timesteps(SETTINGS.steps)
     third = SETTINGS.steps // 3
@@ -194,19 +157,26 @@ def _token_maps(pipeline: Any, scene: Scene, image: Image.Image) -> list[Tensor 
         (len(steps), *latents.shape[1:]), generator=torch.Generator().manual_seed(scene.seed)
     )
     noisy = scheduler.add_noise(latents.expand_as(noise), noise, steps)
-    with _recorded(pipeline.unet) as maps:
+    columns = [_column(tokenizer, ids, subject) for subject in scene.subjects]
+    named = [column for column in columns if column is not None]
+    if not named:
+        return [None] * len(columns)
+    with observe(pipeline.unet, columns=named, want="maps") as seen:
         pipeline.unet(noisy, steps, states.expand(len(steps), -1, -1))
-    whole = torch.zeros(16, 16, ids.shape[1])
-    for weights in maps:
-        side = math.isqrt(weights.shape[1])
-        square = weights.mean(0).T.reshape(1, -1, side, side)
-        whole += F.interpolate(square, size=(16, 16), mode="bilinear")[0].permute(1, 2, 0)
-    found: list[Tensor | None] = []
-    for subject in scene.subjects:
-        token = tokenizer(subject.identity.category, add_special_tokens=False).input_ids[0]
-        columns = (ids[0] == token).nonzero().flatten()
-        found.append(whole[..., columns[0]].flatten() if len(columns) else None)
-    return found
+    whole = torch.zeros(len(named), 16, 16)
+    for maps in seen.maps.values():  # (steps, T, N)
+        side = math.isqrt(maps.shape[-1])
+        square = maps.mean(0).unflatten(-1, (side, side))[None]
+        whole += F.interpolate(square, size=(16, 16), mode="bilinear")[0]
+    flat = iter(whole.flatten(1))
+    return [None if column is None else next(flat) for column in columns]
+
+
+def _column(tokenizer: Any, ids: Tensor, subject: Subject) -> int | None:
+    """Where a subject's category stands in the prompt."""
+    token = tokenizer(subject.identity.category, add_special_tokens=False).input_ids[0]
+    places = (ids[0] == token).nonzero().flatten()
+    return int(places[0]) if len(places) else None
 
 
 # --- identity and diversity -----------------------------------------------------------------------
