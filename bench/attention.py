@@ -176,10 +176,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     rows: list[dict[str, Any]] = []
-    for model, batch in itertools.product(SHAPES, options.batch):
-        if options.only not in (None, model):
-            continue
-        for shape in SHAPES[model]:
+    models = [options.only] if options.only else list(SHAPES)
+    for model in models:
+        for batch, shape in itertools.product(options.batch, SHAPES[model]):
             measured = Bench(shape, batch, device, dtype).measure(options.rounds)
             heads, positions, width = shape
             row = {"model": model, "batch": batch, "heads": heads}

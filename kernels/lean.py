@@ -64,7 +64,7 @@ class _LeanAttention(torch.autograd.Function):
         return output, maps, moments
 
     @staticmethod
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
@@ -207,7 +207,9 @@ class _LeanDistance(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_total: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights = ctx.saved_tensors
         ours, target = (_Rows(q, [k, k], [None], None, ctx.scale) for k in (k_a, k_b))
         factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(ours.dtype)

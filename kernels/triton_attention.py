@@ -460,7 +460,7 @@ class _TritonAttention(torch.autograd.Function):
         return output, maps, moments
 
     @staticmethod
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, output, lse, mean, *flat = ctx.saved_tensors

@@ -174,7 +174,9 @@ class _TritonDistance(torch.autograd.Function):
         return parts.sum(1)
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_total: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights, *per_row = ctx.saved_tensors
         batch, heads, num_queries, _ = q.shape
         num_keys, rows = k_a.shape[2], batch * heads
