@@ -98,8 +98,9 @@ def check(case: Case) -> None:
     found = with_gradients(ours(rounded), rounded)
     floor = 4 * torch.finfo(DTYPES[case.dtype]).eps
     names = ["output", "maps", "moments", "dq", "dk", "dv", *["extra"] * 9]
+    largest = max(float(gradient.norm()) for gradient in truth[3:])
     for name, got, theirs, true in zip(names, found, plain, truth, strict=False):
-        size = float(true.norm()) or 1.0
+        size = float(true.norm()) or 64 * largest  # of a single key: large terms that cancel
         error, allowed = float((got - true).norm()), 2 * float((theirs - true).norm())
         assert error <= max(allowed, floor * size), (
             f"{name}: {error / size:.1e} of {allowed / size:.1e}"
@@ -169,7 +170,7 @@ def test_any_result_may_go_unused(used: tuple[int, ...], backend: str) -> None:
         if true is None:
             assert got is None or not got.any()
         else:
-            assert torch.allclose(got.double(), true, rtol=1e-4, atol=1e-7)
+            assert float((got.double() - true).norm()) < 1e-4 * float(true.norm())
 
 
 def test_strided_inputs_are_taken_as_they_are(backend: str) -> None:
