@@ -70,11 +70,11 @@ def read_aliases() -> dict[str, Base]:
 
 def cached_bases() -> list[Base]:
     """The pipelines in the hub's cache on this machine that no alias names."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     named = {base.source for base in read_aliases().values()}

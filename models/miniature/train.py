@@ -437,8 +437,10 @@ class Training:
             parameter.data.copy_(state[f"now.{name}"])
             self.average[name].copy_(state[f"average.{name}"])
             self.optimizer.state[parameter] = {
-                key: state[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu")
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": state[f"step.{name}"].to(parameter.device).clone(),
+                # laid out like the parameter: the fused optimiser goes by memory, not by index
+                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq.{name}"]),
             }
         with safe_open(self._resume_path, "pt") as opened:
             self.step = int(opened.metadata()["step"])
