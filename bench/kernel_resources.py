@@ -27,6 +27,7 @@ from conceptry.kernels import triton_attention, triton_distance
 from conceptry.kernels.triton_common import padded_width
 from environment import describe
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 RESULTS = Path(__file__).parent / "results" / "kernel-resources.json"
@@ -83,9 +84,9 @@ def _type_of(name: str, constants: dict[str, Any]) -> str:
 
 def resources(compiled: Any, architecture: int) -> dict[str, int]:
     """Registers per thread, bytes spilled per thread and shared memory, as the assembler says."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    tool = get_ptxas(architecture).path
     arch = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)
-    assert arch, architecture
+    assert arch, "no target in the assembly"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(compiled.asm["ptx"])

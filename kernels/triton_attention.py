@@ -286,7 +286,7 @@ def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
         return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
     if wide <= 64:
         return Blocks(64, 32, 4, 2)
-    return Blocks(32, 32, 4, 2) if wide <= 128 else Blocks(16, 32, 8, 1)
+    return Blocks(64, 32, 8, 1) if wide <= 128 else Blocks(16, 32, 8, 1)
 
 
 class _Inputs:
