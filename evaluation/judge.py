@@ -9,7 +9,6 @@ picture. Train it, and measure it on fresh renders, with
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -24,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
+from ..models.loading import check_hash, hash_of
 from ..models.miniature.data import MAX_SUBJECTS, Batch, scenes_batch
 from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.places import ACCESSORIES, PLACES
 from ..models.miniature.train import Losses, Stage, Workshop, train
 from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world import STYLES, Scene
-from ..registry.errors import InvalidWeights
 
 COLOUR_NAMES = tuple(COLOURS)
 NOTHING = "nothing"
@@ -218,11 +217,7 @@ def load_judge(path: Path | None = None) -> Judge:
     if path is None:
         path = SHIPPED
         promised = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        if hashlib.sha256(path.read_bytes()).hexdigest() != promised:
-            raise InvalidWeights(
-                f"{path} is damaged: its hash is not the one beside it",
-                hint="install conceptry again",
-            )
+        check_hash(path, promised)
     judge = Judge()
     weights = load_file(path)
     judge.load_state_dict(
@@ -272,7 +267,7 @@ def ship(folder: Path) -> None:
     save_file({name: value.half() for name, value in weights.items()}, SHIPPED)
     SHIPPED.chmod(0o644)
     record = {
-        "sha256": hashlib.sha256(SHIPPED.read_bytes()).hexdigest(),
+        "sha256": hash_of(SHIPPED),
         "accuracy": measure(load_judge(SHIPPED), 4000),
         "training": json.loads((folder / f"{STAGE.name}.json").read_text()),
     }

@@ -79,11 +79,6 @@ def attend(
         per_head=per_head,
         scale=scale,
     )
-    return run(problem)
-
-
-def run(problem: Problem) -> Attended:
-    """Answer a problem that has been checked."""
     backend = choose_backend(problem.q)
     output, maps, moments = _implementation(backend)(problem)
     return Attended(output, _single(maps), _single(moments), backend)

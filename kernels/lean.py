@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .problem import Problem, Segment, Wanted
+from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20
 """Of one chunk of A; what is done to it then stays in a CPU's cache."""
@@ -40,7 +41,6 @@ class _LeanAttention(torch.autograd.Function):
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rows = _Rows(q, flat, biases, columns, scale)
-        batch, heads, num_queries, _ = q.shape
         output = torch.empty_like(q, memory_format=torch.contiguous_format)
         picked = rows.new_picked()
         for chunk in rows.chunks():
@@ -52,15 +52,11 @@ class _LeanAttention(torch.autograd.Function):
         ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
         maps = moments = None
         if picked is not None and wanted.maps:
-            maps = picked.transpose(-1, -2)
-            maps = maps.contiguous() if wanted.per_head else maps.mean(1)
+            maps = maps_of(picked, wanted)
         if picked is not None and wanted.moments:
-            values = picked.permute(0, 3, 1, 2).flatten(2)
-            variance, mean = torch.var_mean(values, dim=-1, correction=1)
-            moments = torch.stack([mean, variance], dim=-1)
-            ctx.mean = mean
+            moments = moments_of(picked)
+            ctx.mean = moments[..., 0].detach()
         ctx.set_materialize_grads(False)
-        assert batch * heads * num_queries
         return output, maps, moments
 
     @staticmethod

@@ -24,7 +24,7 @@ def attend_reference(problem: Problem) -> Results:
         return output, None, None
     index = problem.columns[:, None, None, :].expand(*weights.shape[:3], -1)
     columns = weights.gather(-1, index)  # (B, H, N, T)
-    maps = _maps(columns, problem.wanted) if problem.wanted.maps else None
+    maps = maps_of(columns, problem.wanted) if problem.wanted.maps else None
     moments = moments_of(columns) if problem.wanted.moments else None
     return output, maps, moments
 
@@ -34,7 +34,8 @@ def _scores(q: Tensor, segment: Segment, scale: float, dtype: torch.dtype) -> Te
     return scores if segment.bias is None else scores + segment.bias[:, None, None, :].to(dtype)
 
 
-def _maps(columns: Tensor, wanted: Wanted) -> Tensor:
+def maps_of(columns: Tensor, wanted: Wanted) -> Tensor:
+    """Columns (B, H, N, T) as maps: (B, T, N), or (B, H, T, N) per head."""
     per_head = columns.transpose(-1, -2)
     return per_head if wanted.per_head else per_head.mean(1)
 

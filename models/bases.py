@@ -51,7 +51,7 @@ def find_base(name: str) -> Base:
     if name in aliases:
         return aliases[name]
     path = Path(name).expanduser()
-    if path.exists() or path.suffix in (".safetensors", *_PICKLES):
+    if path.exists() or _looks_like_a_file(name):
         return _from_path(name, path)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return Base(name, "hub", name)

@@ -117,9 +117,3 @@ def check_length(pipeline: Any, prompt: str) -> None:
             f"the prompt has {len(ids) - 2} tokens; the text encoder reads {limit - 2}",
             hint=f'shorten it: it would end after "…{kept[-40:]}"',
         )
-
-
-def default_size(pipeline: Any) -> tuple[int, int]:
-    """Width and height that the base model draws by itself, in pixels."""
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    return side, side

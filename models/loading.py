@@ -49,7 +49,7 @@ def load_base(
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     with _without_bars():
         if base.kind == "file":
-            pipeline, sha256 = _from_file(base, dtype, offline), _hash_of(Path(base.source))
+            pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
             folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
             sha256 = _folder_hash(folder)
@@ -143,7 +143,7 @@ def _folder_hash(folder: Path) -> str:
     index = json.loads((folder / PIPELINE_FILE).read_text())
     parts = [name for name, value in sorted(index.items()) if isinstance(value, list) and value[0]]
     files = [path for name in parts for path in sorted((folder / name).glob("*.safetensors"))]
-    hashes = {path.relative_to(folder).as_posix(): _hash_of(path) for path in files}
+    hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
     _compare_with_manifest(folder, hashes)
     return hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
 
@@ -154,14 +154,23 @@ def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
         return
     promised = json.loads(path.read_text())["files"]
     for name, sha256 in hashes.items():
-        if promised.get(name, {}).get("sha256") != sha256:
-            raise InvalidWeights(
-                f"{folder / name} is damaged: its hash is not that of the manifest",
-                hint="install conceptry again",
-            )
+        _compare(folder / name, sha256, promised.get(name, {}).get("sha256"))
 
 
-def _hash_of(path: Path) -> str:
+def check_hash(path: Path, promised: str) -> None:
+    """Raise `InvalidWeights` if a shipped file is not what its record says."""
+    _compare(path, hash_of(path) if path.is_file() else None, promised)
+
+
+def _compare(path: Path, found: str | None, promised: str | None) -> None:
+    if found != promised:
+        raise InvalidWeights(
+            f"{path} is damaged: its hash is not that of the manifest",
+            hint="install conceptry again",
+        )
+
+
+def hash_of(path: Path) -> str:
     """SHA-256 of a file; the hub's cache names large files by theirs."""
     if path.is_symlink() and len(name := path.resolve().name) == 64:
         return name

@@ -8,7 +8,6 @@ so that any later stage, or `unet` with `--start`, can go on from them.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..bases import SHIPPED
-from ..loading import MANIFEST
+from ..loading import MANIFEST, hash_of
 from .architecture import make_clip, make_scheduler, make_unet, make_vae
 from .tokenizer import make_tokenizer
 from .train import STAGES, Workshop, parameters_of, scaling_factor
@@ -92,7 +91,7 @@ def write_manifest(folder: Path) -> None:
         path.chmod(0o644)
         tensors = load_file(path)
         files[path.relative_to(folder).as_posix()] = {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hash_of(path),
             "bytes": path.stat().st_size,
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
         }

@@ -1,14 +1,13 @@
 """The encoders for evaluation that ship beside the base model."""
 
-import hashlib
 import json
 
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from ...registry.errors import InvalidWeights
 from ..bases import SHIPPED
+from ..loading import MANIFEST, check_hash
 from .architecture import make_clip
 from .identity import IdentityEncoder
 
@@ -34,12 +33,8 @@ def load_identity_encoder() -> IdentityEncoder:
 def _read(name: str) -> dict[str, Tensor]:
     """Weights as float32, once their hash is that of the manifest."""
     path = SHIPPED / name
-    promised = json.loads((SHIPPED / "manifest.json").read_text())["files"][name]["sha256"]
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != promised:
-        raise InvalidWeights(
-            f"{path} is damaged: its hash is not that of the manifest",
-            hint="install conceptry again",
-        )
+    promised = json.loads((SHIPPED / MANIFEST).read_text())["files"][name]["sha256"]
+    check_hash(path, promised)
     return {
         key: value.float() if value.is_floating_point() else value
         for key, value in load_file(path).items()
