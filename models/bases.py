@@ -39,7 +39,9 @@ class Base:
         """Whether it can be loaded without a network."""
         if self.kind == "hub":
             return _is_cached(self.source)
-        return Path(self.source).exists()
+        if self.kind == "folder":
+            return (Path(self.source) / PIPELINE_FILE).is_file()
+        return Path(self.source).is_file()
 
 
 def find_base(name: str) -> Base:

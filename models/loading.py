@@ -45,6 +45,7 @@ def load_base(
     or SDXL.
     """
     base = find_base(name)
+    _check_is_there(base)
     chosen = torch.device(device or _best_device())
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     with _without_bars():
@@ -58,6 +59,14 @@ def load_base(
     pipeline.to(chosen)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedBase(base, pipeline, sha256)
+
+
+def _check_is_there(base: Base) -> None:
+    if base.kind != "hub" and not base.is_at_hand():
+        raise NotFound(
+            f"the base model {base.name} should be at {base.source}: there is none",
+            hint="concept bases lists what is at hand",
+        )
 
 
 def _best_device() -> str:

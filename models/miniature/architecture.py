@@ -8,12 +8,12 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from .tokenizer import MAX_TOKENS
 
 SIZE = 64
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 12
 TEXT_WIDTH = 160
 
 
 def make_vae() -> AutoencoderKL:
-    """Pictures (B, 3, 64, 64) to latents (B, 4, 16, 16) and back."""
+    """Pictures (B, 3, 64, 64) to latents (B, 12, 16, 16) and back."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -29,7 +29,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Noisy latents (B, 4, 16, 16), timesteps (B,) and text states (B, 77, 160) to noise."""
+    """Noisy latents (B, 12, 16, 16), timesteps (B,) and text states (B, 77, 160) to noise."""
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=LATENT_CHANNELS,

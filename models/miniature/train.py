@@ -38,6 +38,7 @@ from .tokenizer import make_tokenizer
 
 CAPTION_DROPOUT = 0.1
 MAX_SNR = 5.0
+SUBJECT_WEIGHT = 4.0
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
 
@@ -155,17 +156,26 @@ def build_vae(workshop: Workshop) -> nn.ModuleDict:
 def vae_losses(
     modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
-    """L1 of pixels and of their differences, and a touch of KL."""
+    """L1 and squares of pixels, L1 of their differences, and a touch of KL.
+
+    Subjects are a sixth of a picture's pixels and nearly all of what it is about: their pixels
+    count five times. L1 alone settles for the median of two colours; the squares do not.
+    """
     pixels = workshop.pixels(batch)
+    subjects = torch.from_numpy(batch.masks).to(workshop.device).amax(1, keepdim=True) / 255
+    weight = 1 + SUBJECT_WEIGHT * F.interpolate(subjects, size=SIZE, mode="bilinear")
+    weight = weight / weight.mean()
     with workshop.autocast():
         posterior = modules["vae"].encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(workshop.device)
         decoded = modules["vae"].decode(posterior.mean + posterior.std * noise).sample
-    decoded = decoded.float()
-    edges = sum((decoded.diff(dim=axis) - pixels.diff(dim=axis)).abs().mean() for axis in (2, 3))
+    error = decoded.float() - pixels
+    across, down = error.diff(dim=3), error.diff(dim=2)
     return {
-        "pixels": (decoded - pixels).abs().mean(),
-        "edges": torch.as_tensor(edges),
+        "pixels": (error.abs() * weight).mean(),
+        "squares": 2 * (error.square() * weight).mean(),
+        "edges": (across.abs() * weight[..., :-1]).mean()
+        + (down.abs() * weight[..., :-1, :]).mean(),
         "kl": 1e-6 * posterior.kl().float().mean(),
     }
 
@@ -256,15 +266,16 @@ STAGES = {
         ),
         Stage(
             name="vae",
-            images=200_000,
-            batch=32,
-            learning_rate=1.5e-3,
+            images=112_000,
+            batch=16,
+            learning_rate=2e-3,
             make_batch=scenes_batch,
             offset=2,
             build=build_vae,
             losses=vae_losses,
             learns=("vae",),
             weight_decay=0.0,
+            warmup_steps=100,
         ),
         Stage(
             name="unet",

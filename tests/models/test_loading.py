@@ -87,6 +87,18 @@ def test_a_repository_that_is_not_here_is_told(
         load_base("me/nothing", offline=True)
 
 
+@pytest.mark.parametrize("source", ["./gone", "./gone.safetensors", "./empty"])
+def test_an_alias_of_what_is_not_there_is_told(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    aliases = tmp_path / "bases.yaml"
+    aliases.write_text(f"mine: {{source: {source}}}")
+    monkeypatch.setenv("CONCEPT_BASES", str(aliases))
+    with pytest.raises(NotFound, match="mine should be at"):
+        load_base("mine")
+
+
 def test_damaged_weights_are_told(copied: Path) -> None:
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
