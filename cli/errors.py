@@ -67,6 +67,8 @@ def explain(error: BaseException) -> Failure:
         (registry_errors.InvalidInput, ExitCode.USAGE),
         (registry_errors.NotFound, ExitCode.NOT_FOUND),
         (registry_errors.RegistryError, ExitCode.REGISTRY),
+        (registry_errors.TrainingFailed, ExitCode.TRAINING),
+        (registry_errors.TrainingInterrupted, ExitCode.INTERRUPTED),
     )
     for kind, exit_code in table:
         if isinstance(error, kind):

@@ -100,6 +100,18 @@ class StorageError(RegistryError):
     code = "storage"
 
 
+class TrainingFailed(ConceptryError):
+    """A training cannot go on: numbers that are not finite, or no memory."""
+
+    code = "training_failed"
+
+
+class TrainingInterrupted(ConceptryError):
+    """A training was stopped; its state is saved."""
+
+    code = "interrupted"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Say which of `known` look like `name`, or how to list them all."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

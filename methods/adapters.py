@@ -1,0 +1,197 @@
+"""What methods learn and pipelines wear: vectors for new tokens, and changes of weights.
+
+An adapter is put on with `inject` and taken off with `eject`, in reverse order; after that the
+pipeline's modules are the very ones that it had.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AddedToken
+
+
+class Adapter(Protocol):
+    """Something that a pipeline can wear."""
+
+    def inject(self, pipeline: Any) -> None:
+        """Put it on. Raises `RuntimeError` if it is on already."""
+        ...
+
+    def eject(self, pipeline: Any) -> None:
+        """Take it off."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors, by names that `from_state` of its class knows."""
+        ...
+
+
+@contextmanager
+def wearing(pipeline: Any, adapters: Sequence[Adapter]) -> Iterator[None]:
+    """Put adapters on, one after another, and take them off again whatever happens."""
+    with ExitStack() as stack:
+        for adapter in adapters:
+            adapter.inject(pipeline)
+            stack.callback(adapter.eject, pipeline)
+        yield
+
+
+# --- new tokens -----------------------------------------------------------------------------------
+
+
+class ExtendedEmbedding(nn.Module):
+    """An embedding with further rows: ids from `first` on are those of `vectors` (n, d)."""
+
+    def __init__(self, base: nn.Module, vectors: nn.Parameter, first: int) -> None:
+        super().__init__()
+        self.base = base
+        self.vectors = vectors
+        self.first = first
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (…,) to vectors (…, d)."""
+        new = (ids >= self.first) & (ids < self.first + len(self.vectors))
+        known = self.base(torch.where(new, 0, ids))
+        own = self.vectors.to(known)[torch.where(new, ids - self.first, 0)]
+        return torch.where(new.unsqueeze(-1), own, known)
+
+
+@dataclass(slots=True)
+class TokenEmbedding:
+    """Vectors for the placeholder tokens of a subject, (n, d) for each text encoder.
+
+    `tokens` are the placeholders' names; no two concepts in one pipeline may share them.
+    """
+
+    tokens: tuple[str, ...]
+    vectors: list[nn.Parameter]
+    _worn: list[tuple[Any, Any, Any, nn.Module]] = field(default_factory=list)
+
+    @classmethod
+    def from_words(cls, pipeline: Any, tokens: Sequence[str], words: str) -> "TokenEmbedding":
+        """Every vector starts as the mean of the vectors of some words."""
+        vectors: list[nn.Parameter] = []
+        for tokenizer, encoder in text_encoders(pipeline):
+            ids = torch.tensor(tokenizer(words, add_special_tokens=False).input_ids)
+            with torch.no_grad():
+                mean = encoder.get_input_embeddings()(ids.to(encoder.device)).float().mean(0)
+            vectors.append(nn.Parameter(mean.repeat(len(tokens), 1)))
+        return cls(tuple(tokens), vectors)
+
+    @classmethod
+    def from_state(cls, tokens: Sequence[str], state: Mapping[str, Tensor]) -> "TokenEmbedding":
+        """From what `state` returned."""
+        names = sorted(name for name in state if name.startswith("token."))
+        return cls(tuple(tokens), [nn.Parameter(state[name].float()) for name in names])
+
+    def state(self) -> dict[str, Tensor]:
+        """`token.0` (n, d), and `token.1` where there are two text encoders."""
+        return {f"token.{i}": vectors.detach() for i, vectors in enumerate(self.vectors)}
+
+    def inject(self, pipeline: Any) -> None:
+        """Let the pipeline's tokenizers know the tokens, and its text encoders their vectors."""
+        if self._worn:
+            raise RuntimeError(f"{self.tokens[0]} is on already")
+        names = ("tokenizer", "tokenizer_2")
+        for name, (tokenizer, encoder), vectors in zip(
+            names, text_encoders(pipeline), self.vectors, strict=False
+        ):
+            extended = copy.deepcopy(tokenizer)
+            extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
+            (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
+            base = encoder.get_input_embeddings()
+            encoder.set_input_embeddings(ExtendedEmbedding(base, vectors, first))
+            setattr(pipeline, name, extended)
+            self._worn.append((name, tokenizer, encoder, base))
+            _read_at_end_token(encoder, tokenizer)
+
+    def eject(self, pipeline: Any) -> None:
+        """Give the pipeline its own tokenizers and embeddings back."""
+        for name, tokenizer, encoder, base in reversed(self._worn):
+            encoder.set_input_embeddings(base)
+            setattr(pipeline, name, tokenizer)
+        self._worn.clear()
+
+
+def _read_at_end_token(encoder: Any, tokenizer: Any) -> None:
+    """Let the pooled vector be read at the end token.
+
+    Configurations from before 2023 (`eos_token_id: 2`) make transformers read it at the highest id,
+    which a new token would be.
+    """
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) == 2:
+            module.eos_token_id = tokenizer.eos_token_id
+
+
+def text_encoders(pipeline: Any) -> Iterator[tuple[Any, Any]]:
+    """(tokenizer, text encoder) of SD 1.x and 2.x; both pairs of SDXL."""
+    for ending in ("", "_2"):
+        tokenizer = getattr(pipeline, f"tokenizer{ending}", None)
+        if tokenizer is not None:
+            yield tokenizer, getattr(pipeline, f"text_encoder{ending}")
+
+
+# --- changed weights ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class WeightChange:
+    """Changes of a U-Net's weights: whole differences, or products of two thin matrices (LoRA).
+
+    W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
+    (up (out, r), down (r, in)). Names are those of the U-Net's parameters.
+    """
+
+    deltas: dict[str, Tensor]
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    strength: float = 1.0
+    _own: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightChange":
+        """From what `state` returned."""
+        deltas, factors = {}, {}
+        for name, tensor in state.items():
+            kind, _, parameter = name.partition(".")
+            if kind == "delta":
+                deltas[parameter] = tensor
+            elif kind == "up":
+                factors[parameter] = tensor, state[f"down.{parameter}"]
+        return cls(deltas, factors, strength)
+
+    def state(self) -> dict[str, Tensor]:
+        """`delta.NAME`, or `up.NAME` and `down.NAME`."""
+        state = {f"delta.{name}": tensor for name, tensor in self.deltas.items()}
+        for name, (up, down) in self.factors.items():
+            state |= {f"up.{name}": up, f"down.{name}": down}
+        return state
+
+    def inject(self, pipeline: Any) -> None:
+        """Add the changes to the U-Net's weights; its own are kept aside."""
+        if self._own:
+            raise RuntimeError("these weights are changed already")
+        parameters = dict(pipeline.unet.named_parameters())
+        for name in (*self.deltas, *self.factors):
+            parameter = parameters[name]
+            self._own[name] = parameter.data
+            change = self._change(name, parameter)
+            parameter.data = (parameter.data.float() + self.strength * change).to(parameter.dtype)
+
+    def _change(self, name: str, parameter: Tensor) -> Tensor:
+        if name in self.deltas:
+            return self.deltas[name].to(parameter.device, torch.float32)
+        up, down = (part.to(parameter.device, torch.float32) for part in self.factors[name])
+        return (up @ down.flatten(1)).reshape(parameter.shape)
+
+    def eject(self, pipeline: Any) -> None:
+        """Give the U-Net its own weights back, bit for bit."""
+        parameters = dict(pipeline.unet.named_parameters())
+        for name, own in self._own.items():
+            parameters[name].data = own
+        self._own.clear()

@@ -1,0 +1,49 @@
+"""What a version of a concept is on disk: one safetensors file that says what it fits."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..registry.errors import InvalidWeights
+
+FORMAT = "conceptry-adapter 1"
+FILE_NAME = "adapter.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fits:
+    """What an adapter was made for: a base model's weights, a category, tokens in a prompt."""
+
+    base_sha256: str
+    method: str
+    category: str
+    num_tokens: int
+    names_category: bool
+
+
+def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
+    """Write an adapter's tensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, {"format": FORMAT, "fits": json.dumps(asdict(fits))})
+
+
+def read_artifact(path: Path) -> tuple[dict[str, Tensor], Fits]:
+    """The tensors and what they fit. Raises `InvalidWeights` for another kind of file."""
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InvalidWeights(f"{path.name} is no adapter that this program can read")
+            fits = Fits(**json.loads(metadata["fits"]))
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InvalidWeights(f"{path.name} is no sound adapter: {error}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+        raise InvalidWeights(f"{path.name} holds values that are not finite")
+    return state, fits

@@ -1,0 +1,58 @@
+"""What is minimised: the diffusion loss, and losses on attention that any method takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("sum", "mean")
+
+
+def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the U-Net is to predict, as the scheduler's `prediction_type` says.
+
+    The noise ε (Ho et al. 2020, eq. 14), the velocity v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans and Ho 2022,
+    appendix D) or x₀ itself. All shapes are those of `latents`, (B, C, h, w).
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"prediction_type is {kind!r}: expected epsilon, v_prediction or sample")
+
+
+def diffusion_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error of each sample (B,), in float32."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+
+def moment_matching_loss(
+    moments: Mapping[str, Tensor],
+    *,
+    mean_weight: float,
+    variance_weight: float,
+    reduction: str = "sum",
+) -> Tensor:
+    """AttnDreamBooth's cross-attention map regularisation (arXiv 2406.05000, eq. 4 and 5).
+
+    `moments` holds for each layer (B, n + 1, 2): mean and unbiased variance of the token maps of n
+    [V] tokens and, last, of the category. With λ_μ and λ_σ the weights,
+
+        1/layers · Σ_layers Σ_batch 1/n Σ_V [ λ_μ (μ_V - μ_cat)² + λ_σ (σ²_V - σ²_cat)² ]
+
+    Gradients flow into both columns. The batch is summed, as the official code does;
+    `reduction="mean"` averages it.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected 'sum' or 'mean'")
+    weights = next(iter(moments.values())).new_tensor([mean_weight, variance_weight])
+    layers = [
+        ((own[:, :-1] - own[:, -1:]).square() * weights).sum(-1).mean(-1)  # (B,)
+        for own in moments.values()
+    ]
+    per_sample = torch.stack(layers).mean(0)
+    return per_sample.sum() if reduction == "sum" else per_sample.mean()

@@ -1,0 +1,110 @@
+"""What a method is: its stages and settings. How a stage is run is in `engine.py`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..registry.errors import InvalidInput, NotFound, suggest
+from .config import TrainingSettings
+
+Learns = Literal["embedding", "cross-attention", "unet"]
+_MODULES = ("attndreambooth", "dreambooth", "textual_inversion")
+DEFAULT_METHOD = "attndreambooth"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training; its numbers are the settings of the same name.
+
+    `learns` is the embedding of the new tokens, the U-Net's cross-attention layers, or all of it.
+    """
+
+    name: str
+    learns: Learns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to teach a concept.
+
+    With `names_category` the concept stands in a prompt as its tokens and its category, `[V] dog`,
+    else as its tokens alone.
+    """
+
+    name: str
+    about: str
+    paper: str
+    settings: type[TrainingSettings]
+    stages: tuple[Stage, ...]
+    names_category: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Settings of a method that are known to work, and what for."""
+
+    name: str
+    about: str
+    settings: TrainingSettings
+
+
+@cache
+def all_methods() -> dict[str, Method]:
+    """The methods by name."""
+    found = (import_module(f".{name}", __package__).METHOD for name in _MODULES)
+    return {method.name: method for method in found}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name. Raises `NotFound`."""
+    methods = all_methods()
+    if name not in methods:
+        near = suggest(name, methods).replace("concept list", "concept methods")
+        raise NotFound(f'there is no method "{name}"', hint=near)
+    return methods[name]
+
+
+def read_presets(method: Method) -> dict[str, Preset]:
+    """The presets of a method by name, each a change of the settings' defaults."""
+    path = Path(__file__).parent / "presets" / f"{method.name}.yaml"
+    entries: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: _preset(method, name, entry) for name, entry in entries.items()}
+
+
+def _preset(method: Method, name: str, entry: dict[str, Any]) -> Preset:
+    return Preset(name, entry["about"], method.settings().updated(entry.get("settings", {})))
+
+
+def find_preset(method: Method, name: str | None, base: str) -> Preset:
+    """The preset of a name; without one, that of the base model's name, else `paper`."""
+    presets = read_presets(method)
+    if name is None:
+        return presets.get(base, presets["paper"])
+    if name not in presets:
+        raise NotFound(
+            f'{method.name} has no preset "{name}"', hint=f"there are {', '.join(presets)}"
+        )
+    return presets[name]
+
+
+def settings_of(
+    method: Method, *, preset: str | None = None, base: str, overrides: tuple[str, ...] = ()
+) -> TrainingSettings:
+    """A preset's settings with overrides such as `stage3.steps=300`."""
+    settings = find_preset(method, preset, base).settings.with_overrides(overrides)
+    if not any(stage.steps for stage in settings.stages().values()):
+        raise InvalidInput("all stages have 0 steps", hint="--set STAGE.steps=N")
+    return settings
+
+
+def active_stages(method: Method, settings: TrainingSettings) -> Iterator[tuple[Stage, Any]]:
+    """The stages that have steps, with their settings."""
+    numbers = settings.stages()
+    for stage in method.stages:
+        if numbers[stage.name].steps:
+            yield stage, numbers[stage.name]

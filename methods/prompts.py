@@ -1,0 +1,129 @@
+"""Prompts that name concepts: `<rex>`, `<rex@3>`, `<rex@best>`, `<rex:0.8>`. Loads no weights."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from ..registry import Registry
+from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
+from ..registry.records import Concept, VersionRecord
+from .artifact import FILE_NAME
+
+MAX_STRENGTH = 4.0
+_BRACKETS = re.compile(r"<([^<>\s]*)>")
+_MENTION = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:@([a-z0-9][a-z0-9_-]*))?(?::([\d.]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A concept in a prompt, as it was written."""
+
+    text: str
+    name: str
+    version: str | None
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A version of a concept that a prompt asks for; `path` is its adapter."""
+
+    mention: Mention
+    concept: Concept
+    version: VersionRecord
+    path: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        """`rex@3`."""
+        return f"{self.concept.name}@{self.version.number}"
+
+    def tokens(self, count: int) -> tuple[str, ...]:
+        """Names of its placeholder tokens, which no other version of any concept has."""
+        return tuple(f"<{self.label}#{i}>" for i in range(count))
+
+
+def mentions(prompt: str) -> list[Mention]:
+    """The concepts that a prompt names, each once, in order.
+
+    Raises `InvalidInput` for angle brackets that hold something else, for one concept in two
+    versions or strengths, and for text that is no text.
+    """
+    if not prompt.strip():
+        raise InvalidInput("the prompt is empty", hint='concept generate "a photo of <NAME>"')
+    if "\0" in prompt or any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
+        raise InvalidInput("the prompt is not plain text")
+    found: dict[str, Mention] = {}
+    for match in _BRACKETS.finditer(prompt):
+        mention = _mention(match.group(0), match.group(1))
+        if found.setdefault(mention.name, mention) != mention:
+            raise InvalidInput(
+                f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}"
+            )
+    return list(found.values())
+
+
+def _mention(text: str, inside: str) -> Mention:
+    match = _MENTION.fullmatch(inside)
+    if match is None:
+        raise InvalidInput(
+            f"{text} names no concept", hint="<rex>, <rex@3>, <rex@best> or <rex:0.8>"
+        )
+    name, version, strength = match.groups()
+    try:
+        value = float(strength or 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_STRENGTH:
+        raise InvalidInput(f"{text}: a strength lies between 0 and {MAX_STRENGTH:g}")
+    return Mention(text, name, version, value)
+
+
+def choose(registry: Registry, prompt: str) -> list[Chosen]:
+    """The versions that a prompt asks for; without a version the one called `best`, or the latest.
+
+    Raises `ConceptNotFound`, `NotFound` for a version that there is not or a concept that has not
+    been trained, and `RegistryCorrupt` if its stored file is damaged.
+    """
+    return [_choose(registry, mention) for mention in mentions(prompt)]
+
+
+def _choose(registry: Registry, mention: Mention) -> Chosen:
+    concept = registry.show(mention.name)
+    version = _version(concept, mention)
+    for artifact in version.artifacts:
+        if artifact.name == FILE_NAME:
+            path = registry.path_of(artifact.sha256)
+            _check_whole(path.read_bytes(), artifact.sha256, concept.name)
+            return Chosen(mention, concept, version, str(path), artifact.sha256)
+    raise NotFound(f"{concept.name}@{version.number} has no adapter that can be worn")
+
+
+def _version(concept: Concept, mention: Mention) -> VersionRecord:
+    if not concept.versions:
+        raise NotFound(f"{concept.name} has not been trained", hint=f"concept train {concept.name}")
+    wanted = mention.version
+    by_word: dict[str, VersionRecord] = {}
+    for version in concept.versions:
+        by_word |= {str(version.number): version} | dict.fromkeys(version.aliases, version)
+    if wanted is None:
+        return by_word.get("best") or max(concept.versions, key=lambda each: each.number)
+    if wanted not in by_word:
+        raise NotFound(
+            f"{concept.name} has no version {wanted}", hint=f"there are {', '.join(by_word)}"
+        )
+    return by_word[wanted]
+
+
+def _check_whole(data: bytes, sha256: str, name: str) -> None:
+    """A flipped bit would draw another picture in silence."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RegistryCorrupt(
+            f"the stored weights of {name} are damaged", hint="concept check --read-data"
+        )
+
+
+def replaced(prompt: str, phrases: dict[str, str]) -> str:
+    """The prompt with each mention, as written, replaced by a phrase."""
+    return _BRACKETS.sub(lambda match: phrases[match.group(0)], prompt)

@@ -1,0 +1,73 @@
+"""Where an interrupted training goes on: one safetensors file, replaced whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..registry.errors import InvalidWeights
+
+FORMAT = "conceptry-resume 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """The state of a training: stages that are done, and the step that `stage` has come to.
+
+    `learned` is everything learned so far; `optimizer` and `average` are those of `stage`.
+    """
+
+    done: tuple[str, ...] = ()
+    stage: str = ""
+    step: int = 0
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+_GROUPS = ("learned", "optimizer", "average")
+
+
+def write_resume_point(path: Path, point: ResumePoint) -> None:
+    """Write the file; a kill at any moment leaves the former one or this one."""
+    tensors = {
+        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        for group in _GROUPS
+        for name, tensor in getattr(point, group).items()
+    }
+    place = {"done": point.done, "stage": point.stage, "step": point.step}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_resume_point(path: Path) -> ResumePoint:
+    """Read the file. Raises `InvalidWeights` if it is none."""
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+            for name in opened.keys():  # noqa: SIM118 (no mapping)
+                group, _, rest = name.partition(".")
+                groups[group][rest] = opened.get_tensor(name)
+        if metadata.get("format") != FORMAT:
+            raise InvalidWeights(f"{path} is no resume point of this program")
+        place = json.loads(metadata["place"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InvalidWeights(f"{path} is no sound resume point: {error}") from error
+    return ResumePoint(
+        done=tuple(place["done"]), stage=place["stage"], step=place["step"], **groups
+    )

@@ -1,0 +1,38 @@
+"""Textual Inversion (Gal et al. 2022): a new word, and nothing else, is learned."""
+
+from dataclasses import dataclass, field
+
+from .config import StageSettings, TrainingSettings
+from .method import Method, Stage
+
+TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "a close-up photo of a {}",
+    "a good photo of a {}",
+    "a cropped photo of the {}",
+    "a bright photo of the {}",
+    "a photo of one {}",
+    "a photo of my {}",
+)
+"""Written for this project, after the kind of those in the paper's supplement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextualInversionSettings(TrainingSettings):
+    """Rate and steps as the paper has them for latent diffusion, section 4.1."""
+
+    prompts: tuple[str, ...] = TEMPLATES
+    embedding: StageSettings = field(
+        default_factory=lambda: StageSettings(steps=5000, learning_rate=5e-3, batch=4)
+    )
+
+
+METHOD = Method(
+    name="textual-inversion",
+    about="learns a word for the subject; small and composable, likeness limited",
+    paper="arXiv 2208.01618",
+    settings=TextualInversionSettings,
+    stages=(Stage("embedding", learns="embedding"),),
+    names_category=False,
+)

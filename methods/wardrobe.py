@@ -1,0 +1,88 @@
+"""From a prompt that names concepts to a pipeline that wears them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..models.drawing import Drawn, Settings, draw
+from ..models.loading import LoadedBase
+from ..registry.errors import InvalidInput
+from .adapters import Adapter, TokenEmbedding, WeightChange, wearing
+from .artifact import Fits, read_artifact
+from .prompts import Chosen, replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Dressed:
+    """A prompt as the text encoder gets it, and the tokens of each concept in it."""
+
+    prompt: str
+    tokens: dict[str, tuple[str, ...]]
+
+
+@contextmanager
+def dressed(base: LoadedBase, prompt: str, chosen: Sequence[Chosen]) -> Iterator[Dressed]:
+    """Let the pipeline wear the versions that a prompt asks for.
+
+    Changes of weights add up, each by its strength; tokens stand side by side. Raises
+    `InvalidInput` if one of them was taught on another base model.
+    """
+    adapters: list[Adapter] = []
+    phrases: dict[str, str] = {}
+    tokens: dict[str, tuple[str, ...]] = {}
+    for each in chosen:
+        state, fits = read_artifact(Path(each.path))
+        _check_base(base, each, fits)
+        names = each.tokens(fits.num_tokens)
+        embedding = TokenEmbedding.from_state(names, state)
+        _weaken(embedding, base, fits.category, each.mention.strength)
+        adapters.append(embedding)
+        change = WeightChange.from_state(state, each.mention.strength)
+        if change.deltas or change.factors:
+            adapters.append(change)
+        words = " ".join(names)
+        phrases[each.mention.text] = f"{words} {fits.category}" if fits.names_category else words
+        tokens[each.mention.name] = names
+    with wearing(base.pipeline, adapters):
+        yield Dressed(replaced(prompt, phrases) if phrases else prompt, tokens)
+
+
+def _check_base(base: LoadedBase, chosen: Chosen, fits: Fits) -> None:
+    if fits.base_sha256 != base.sha256:
+        taught_on = next(
+            (run.base for run in chosen.concept.runs if run.base_sha256 == fits.base_sha256), None
+        )
+        raise InvalidInput(
+            f"{chosen.label} was taught on another base model than {base.base.name}",
+            hint=f"--base {taught_on}" if taught_on else f"concept train {chosen.concept.name}",
+        )
+
+
+def _weaken(embedding: TokenEmbedding, base: LoadedBase, category: str, strength: float) -> None:
+    """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+    if strength == 1:
+        return
+    plain = TokenEmbedding.from_words(base.pipeline, embedding.tokens, category)
+    with torch.no_grad():
+        embedding.vectors = [
+            nn.Parameter(torch.lerp(start, own.to(start.device), strength))
+            for start, own in zip(plain.vectors, embedding.vectors, strict=True)
+        ]
+
+
+def draw_concepts(
+    base: LoadedBase,
+    prompt: str,
+    chosen: Sequence[Chosen],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    batch: int = 4,
+) -> Iterator[Drawn]:
+    """Draw a prompt that names concepts, once for each seed; see `models.drawing.draw`."""
+    with dressed(base, prompt, chosen) as worn:
+        yield from draw(base, worn.prompt, seeds, settings, batch=batch)

@@ -1,0 +1,173 @@
+"""The engine: what learns, how it goes on, and how it ends when it cannot."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.methods.engine import Hooks, StepReport, Subject, Training
+from conceptry.methods.method import find_method, settings_of
+from conceptry.methods.resume import ResumePoint, read_resume_point, write_resume_point
+from conceptry.registry.errors import InvalidWeights, TrainingFailed, TrainingInterrupted
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+SMALL = ("augmentation.crops=4",)
+THREE = (*SMALL, *(f"stage{i}.{word}" for i in (1, 2, 3) for word in ("steps=3", "batch=4")))
+Photos = list[Image.Image]
+
+
+def train(
+    pipeline: Any,
+    photos: Photos,
+    path: Path,
+    overrides: tuple[str, ...] = THREE,
+    method: str = "attndreambooth",
+    **hooks: Any,
+) -> dict[str, Tensor]:
+    settings = settings_of(find_method(method), base="tiny", overrides=overrides)
+    subject = Subject(photos=photos, category="dog", tokens=("<v>",))
+    if settings.prior.weight:
+        subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in photos])
+    training = Training(
+        pipeline, find_method(method), settings, subject, seed=7, hooks=Hooks(**hooks)
+    )
+    return training.run(path / "resume.safetensors").state()
+
+
+def stops_after(count: int) -> Callable[[], bool]:
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= count
+
+
+def changed(before: dict[str, Tensor], module: Any) -> set[str]:
+    return {name for name, value in module.named_parameters() if not value.equal(before[name])}
+
+
+def copied(module: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def test_each_stage_changes_what_it_names_and_nothing_else(
+    pipeline: Any, photos: Photos, tmp_path: Path
+) -> None:
+    unet, vae, text = (copied(p) for p in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    seen: dict[str, set[str]] = {}
+    tokens: dict[str, Tensor] = {}
+
+    def look(report: StepReport) -> None:
+        seen[report.stage] = changed(unet, pipeline.unet)
+        tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().vectors.clone()
+
+    train(pipeline, photos, tmp_path, on_step=look)
+    assert seen["stage1"] == set()
+    assert seen["stage2"] == {name for name in unet if ".attn2." in name}
+    assert seen["stage3"] == set(unet)
+    assert tokens["stage1"].equal(tokens["stage3"])
+    assert not changed(vae, pipeline.vae)
+    assert not changed(text, pipeline.text_encoder)
+    assert not changed(unet, pipeline.unet), "the U-Net has its own weights back"
+
+
+@pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("rank=2",), ("prior.weight=1",)])
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_training_that_was_stopped_ends_bit_equal(
+    steps: int, extra: tuple[str, ...], pipeline: Any, photos: Photos, tmp_path: Path
+) -> None:
+    overrides = (*THREE, *extra)
+    whole = train(pipeline, photos, tmp_path / "whole", overrides)
+    with pytest.raises(TrainingInterrupted, match="after step"):
+        train(pipeline, photos, tmp_path, overrides, should_stop=stops_after(steps))
+    done: list[StepReport] = []
+    resumed = train(pipeline, photos, tmp_path, overrides, on_step=done.append)
+    assert len(done) == 9 - steps
+    assert resumed.keys() == whole.keys()
+    assert all(resumed[name].equal(whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])
+def test_every_method_learns(method: str, pipeline: Any, photos: Photos, tmp_path: Path) -> None:
+    """On one crop and a large rate, the diffusion loss falls."""
+    stage = {"textual-inversion": "embedding", "dreambooth": "unet"}.get(method, "stage3")
+    overrides = [f"{stage}.steps=60", f"{stage}.batch=8", f"{stage}.learning_rate=3e-3"]
+    overrides += ["augmentation.crops=1", "prior.weight=0"]
+    if method == "attndreambooth":
+        overrides += ["stage1.steps=0", "stage2.steps=0"]
+    losses: list[float] = []
+    train(
+        pipeline,
+        photos[:1],
+        tmp_path,
+        tuple(overrides),
+        method,
+        on_step=lambda report: losses.append(report.losses["diffusion"]),
+    )
+    assert sum(losses[-15:]) < sum(losses[:15])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    pipeline: Any, photos: Photos, tmp_path: Path
+) -> None:
+    losses: dict[str, list[dict[str, float]]] = {"1": [], "3": []}
+    for parts, kept in losses.items():
+        overrides = (*THREE, f"gradient_accumulation={parts}")
+        train(
+            pipeline,
+            photos,
+            tmp_path / parts,
+            overrides,
+            on_step=lambda report, kept=kept: kept.append(report.losses),
+        )
+    for whole, accumulated in zip(losses["1"], losses["3"], strict=True):
+        assert accumulated == pytest.approx(whole, rel=1e-4)
+
+
+def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
+    pipeline: Any, photos: Photos, tmp_path: Path
+) -> None:
+    modules = [(name, id(module)) for name, module in pipeline.unet.named_modules()]
+    state = train(pipeline, photos, tmp_path, (*THREE, "rank=2"))
+    assert [(name, id(module)) for name, module in pipeline.unet.named_modules()] == modules
+    ups = [tensor for name, tensor in state.items() if name.startswith("up.")]
+    assert {tensor.shape[1] for tensor in ups} == {2}
+    assert any(tensor.ne(0).any() for tensor in ups)
+    assert not any(name.startswith("delta.") for name in state)
+
+
+def test_numbers_that_are_not_finite_end_it_before_the_update(
+    pipeline: Any, photos: Photos, tmp_path: Path
+) -> None:
+    steps: list[StepReport] = []
+
+    def spoil(report: StepReport) -> None:
+        steps.append(report)
+        if len(steps) == 4:
+            with torch.no_grad():
+                pipeline.unet.conv_out.bias.fill_(float("nan"))
+
+    with pytest.raises(TrainingFailed, match="stage2, step 2: a loss or gradient is not finite"):
+        train(pipeline, photos, tmp_path, on_step=spoil)
+    kept = read_resume_point(tmp_path / "resume.safetensors")
+    assert kept.done == ("stage1",)
+    assert all(torch.isfinite(value).all() for value in kept.learned.values())
+
+
+def test_a_kill_while_saving_leaves_the_former_point(tmp_path: Path) -> None:
+    path = tmp_path / "resume.safetensors"
+    write_resume_point(path, ResumePoint(stage="stage1", step=5, learned={"a": torch.ones(2)}))
+    (tmp_path / "resume.safetensors.unfinished").write_bytes(b"half of it")
+    assert read_resume_point(path).step == 5
+
+
+@pytest.mark.parametrize("text", [b"", b"not weights"])
+def test_what_is_no_resume_point_is_told(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "resume.safetensors"
+    path.write_bytes(text)
+    with pytest.raises(InvalidWeights, match="no sound resume point"):
+        read_resume_point(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(InvalidWeights, match="resume point"):
+        read_resume_point(path)
