@@ -88,6 +88,15 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
         record_event(session, concept, "trained", run=uid, status=status)
 
 
+def resume_run(store: Store, uid: str) -> None:
+    """Record that a run goes on; see `Registry.resume_run`."""
+    with store.database.write() as session:
+        run = _run_row(session, uid)
+        run.status, run.error, run.finished = "running", None, None
+        concept = session.get_one(Concept, run.concept_id)
+        record_event(session, concept, "resume", run=uid)
+
+
 def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, float]]) -> None:
     """Record numbers of training steps; see `Registry.log_metrics`."""
     with store.database.write() as session:

@@ -22,9 +22,22 @@ class Location:
 
         A database that is not called `.db` never shares the folder of one that is.
         """
+        return self._beside("blobs")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of trainings under way: `concepts.runs` for `concepts.db`."""
+        return self._beside("runs")
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what can be made again: `concepts.cache` for `concepts.db`."""
+        return self._beside("cache")
+
+    def _beside(self, what: str) -> Path:
         if self.database.suffix == ".db":
-            return self.database.with_suffix(".blobs")
-        return self.database.with_name(self.database.name + "-blobs")
+            return self.database.with_suffix(f".{what}")
+        return self.database.with_name(f"{self.database.name}-{what}")
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Location:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from PIL.Image import Image
 
-from . import backup, bundle, edits, images, intake, lineage, queries, upkeep
+from . import backup, bundle, edits, images, intake, lineage, queries, running, upkeep
 from .blobs import BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
@@ -314,6 +315,22 @@ class Registry:
             seed=seed,
             packages=packages,
         )
+
+    def resume_run(self, run: str) -> None:
+        """Record that a run that was interrupted goes on."""
+        lineage.resume_run(self._store, run)
+
+    def training_lock(self, name: str) -> AbstractContextManager[None]:
+        """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""
+        return running.training_lock(self.location, name)
+
+    def run_folder(self, run: str) -> Path:
+        """A folder for what only a run under way needs, such as where it goes on."""
+        return running.run_folder(self.location, run)
+
+    def remove_run_folder(self, run: str) -> None:
+        """Remove that folder."""
+        running.remove_run_folder(self.location, run)
 
     def end_run(self, run: str, status: str, *, error: str | None = None) -> None:
         """Record how a training ended: done, interrupted or failed."""

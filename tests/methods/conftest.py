@@ -1,31 +1,34 @@
 """A base model that is quick to train on, and photos for it."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
+from conceptry.models.loading import LoadedBase, load_base
 from PIL import Image
-from tiny_base import make_tiny_base
+from tiny_base import write_tiny_base
 
 
 @pytest.fixture(scope="session")
-def _one_pipeline() -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipeline = make_tiny_base()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def _one_base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
+    return load_base(str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny")))
 
 
 @pytest.fixture
-def pipeline(_one_pipeline: Any) -> Any:
+def base(_one_base: LoadedBase) -> LoadedBase:
     """A tiny Stable Diffusion of random weights, each test's own."""
-    return copy.deepcopy(_one_pipeline)
+    return replace(_one_base, pipeline=copy.deepcopy(_one_base.pipeline))
 
 
 @pytest.fixture
-def photos() -> list[Image.Image]:
+def pipeline(base: LoadedBase) -> Any:
+    """Its pipeline."""
+    return base.pipeline
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
     """Three photos of 40x32."""
     return [
         Image.radial_gradient("L").resize((40, 32)).rotate(40 * i).convert("RGB") for i in (0, 1, 2)

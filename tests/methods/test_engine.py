@@ -17,21 +17,21 @@ from torch import Tensor
 
 SMALL = ("augmentation.crops=4",)
 THREE = (*SMALL, *(f"stage{i}.{word}" for i in (1, 2, 3) for word in ("steps=3", "batch=4")))
-Photos = list[Image.Image]
+Pictures = list[Image.Image]
 
 
 def train(
     pipeline: Any,
-    photos: Photos,
+    pictures: Pictures,
     path: Path,
     overrides: tuple[str, ...] = THREE,
     method: str = "attndreambooth",
     **hooks: Any,
 ) -> dict[str, Tensor]:
     settings = settings_of(find_method(method), base="tiny", overrides=overrides)
-    subject = Subject(photos=photos, category="dog", tokens=("<v>",))
+    subject = Subject(photos=pictures, category="dog", tokens=("<v>",))
     if settings.prior.weight:
-        subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in photos])
+        subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
     training = Training(
         pipeline, find_method(method), settings, subject, seed=7, hooks=Hooks(**hooks)
     )
@@ -52,7 +52,7 @@ def copied(module: Any) -> dict[str, Tensor]:
 
 
 def test_each_stage_changes_what_it_names_and_nothing_else(
-    pipeline: Any, photos: Photos, tmp_path: Path
+    pipeline: Any, pictures: Pictures, tmp_path: Path
 ) -> None:
     unet, vae, text = (copied(p) for p in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     seen: dict[str, set[str]] = {}
@@ -62,7 +62,7 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
         seen[report.stage] = changed(unet, pipeline.unet)
         tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().vectors.clone()
 
-    train(pipeline, photos, tmp_path, on_step=look)
+    train(pipeline, pictures, tmp_path, on_step=look)
     assert seen["stage1"] == set()
     assert seen["stage2"] == {name for name in unet if ".attn2." in name}
     assert seen["stage3"] == set(unet)
@@ -75,21 +75,23 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
 @pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("rank=2",), ("prior.weight=1",)])
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_a_training_that_was_stopped_ends_bit_equal(
-    steps: int, extra: tuple[str, ...], pipeline: Any, photos: Photos, tmp_path: Path
+    steps: int, extra: tuple[str, ...], pipeline: Any, pictures: Pictures, tmp_path: Path
 ) -> None:
     overrides = (*THREE, *extra)
-    whole = train(pipeline, photos, tmp_path / "whole", overrides)
+    whole = train(pipeline, pictures, tmp_path / "whole", overrides)
     with pytest.raises(TrainingInterrupted, match="after step"):
-        train(pipeline, photos, tmp_path, overrides, should_stop=stops_after(steps))
+        train(pipeline, pictures, tmp_path, overrides, should_stop=stops_after(steps))
     done: list[StepReport] = []
-    resumed = train(pipeline, photos, tmp_path, overrides, on_step=done.append)
+    resumed = train(pipeline, pictures, tmp_path, overrides, on_step=done.append)
     assert len(done) == 9 - steps
     assert resumed.keys() == whole.keys()
     assert all(resumed[name].equal(whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])
-def test_every_method_learns(method: str, pipeline: Any, photos: Photos, tmp_path: Path) -> None:
+def test_every_method_learns(
+    method: str, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
     """On one crop and a large rate, the diffusion loss falls."""
     stage = {"textual-inversion": "embedding", "dreambooth": "unet"}.get(method, "stage3")
     overrides = [f"{stage}.steps=60", f"{stage}.batch=8", f"{stage}.learning_rate=3e-3"]
@@ -99,7 +101,7 @@ def test_every_method_learns(method: str, pipeline: Any, photos: Photos, tmp_pat
     losses: list[float] = []
     train(
         pipeline,
-        photos[:1],
+        pictures[:1],
         tmp_path,
         tuple(overrides),
         method,
@@ -109,14 +111,14 @@ def test_every_method_learns(method: str, pipeline: Any, photos: Photos, tmp_pat
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    pipeline: Any, photos: Photos, tmp_path: Path
+    pipeline: Any, pictures: Pictures, tmp_path: Path
 ) -> None:
     losses: dict[str, list[dict[str, float]]] = {"1": [], "3": []}
     for parts, kept in losses.items():
         overrides = (*THREE, f"gradient_accumulation={parts}")
         train(
             pipeline,
-            photos,
+            pictures,
             tmp_path / parts,
             overrides,
             on_step=lambda report, kept=kept: kept.append(report.losses),
@@ -126,10 +128,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
-    pipeline: Any, photos: Photos, tmp_path: Path
+    pipeline: Any, pictures: Pictures, tmp_path: Path
 ) -> None:
     modules = [(name, id(module)) for name, module in pipeline.unet.named_modules()]
-    state = train(pipeline, photos, tmp_path, (*THREE, "rank=2"))
+    state = train(pipeline, pictures, tmp_path, (*THREE, "rank=2"))
     assert [(name, id(module)) for name, module in pipeline.unet.named_modules()] == modules
     ups = [tensor for name, tensor in state.items() if name.startswith("up.")]
     assert {tensor.shape[1] for tensor in ups} == {2}
@@ -138,7 +140,7 @@ def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
 
 
 def test_numbers_that_are_not_finite_end_it_before_the_update(
-    pipeline: Any, photos: Photos, tmp_path: Path
+    pipeline: Any, pictures: Pictures, tmp_path: Path
 ) -> None:
     steps: list[StepReport] = []
 
@@ -149,7 +151,7 @@ def test_numbers_that_are_not_finite_end_it_before_the_update(
                 pipeline.unet.conv_out.bias.fill_(float("nan"))
 
     with pytest.raises(TrainingFailed, match="stage2, step 2: a loss or gradient is not finite"):
-        train(pipeline, photos, tmp_path, on_step=spoil)
+        train(pipeline, pictures, tmp_path, on_step=spoil)
     kept = read_resume_point(tmp_path / "resume.safetensors")
     assert kept.done == ("stage1",)
     assert all(torch.isfinite(value).all() for value in kept.learned.values())

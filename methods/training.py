@@ -1,0 +1,293 @@
+"""`train` and `resume`: from a concept in a registry to a new version of it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..models.drawing import Settings as DrawingSettings
+from ..models.drawing import draw
+from ..models.loading import LoadedBase
+from ..registry import Registry
+from ..registry.errors import (
+    ConceptryError,
+    InvalidInput,
+    NotFound,
+    TrainingFailed,
+    TrainingInterrupted,
+)
+from ..registry.records import Concept, RunRecord
+from .artifact import FILE_NAME, Fits, write_artifact
+from .config import TrainingSettings
+from .engine import Hooks, StepReport, Subject, Training, seed_of
+from .method import DEFAULT_METHOD, Method, find_method, settings_of
+
+RESUME_FILE = "resume.safetensors"
+PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
+METRICS_EVERY = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """A stage of a run: how many steps, and the mean loss of its last tenth."""
+
+    name: str
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left: version `version` of a concept."""
+
+    concept: str
+    run: str
+    version: int
+    method: str
+    seconds: float
+    stages: list[StageSummary]
+
+
+def train(
+    registry: Registry,
+    name: str,
+    base: LoadedBase,
+    *,
+    method: str = DEFAULT_METHOD,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    hooks: Hooks | None = None,
+) -> Trained:
+    """Teach a concept of a registry to a base model; the result is its next version.
+
+    Without `preset` it is that of the base model's name, or the paper's; `overrides` change single
+    settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state, and
+    `resume` goes on.
+
+    Raises `NotFound` for an unknown concept, method or preset, `InvalidInput` for settings out of
+    range or a concept without photos, `RegistryBusy` if it is being trained already,
+    `TrainingFailed` and `TrainingInterrupted`.
+    """
+    chosen = find_method(method)
+    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    with registry.training_lock(registry.show(name).name):
+        concept = registry.show(name)
+        if not concept.images:
+            raise InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
+        run = registry.begin_run(
+            name,
+            method=chosen.name,
+            config=settings.to_mapping() | {"photos": [image.sha256 for image in concept.images]},
+            base=base.base.name,
+            base_sha256=base.sha256,
+            seed=seed,
+            packages={package: installed_version(package) for package in PACKAGES},
+        )
+        return _run(registry, concept, run, base, chosen, settings, seed, hooks or Hooks())
+
+
+def resume(
+    registry: Registry, name: str, base: LoadedBase, *, hooks: Hooks | None = None
+) -> Trained:
+    """Go on with the latest training of a concept that did not end, as it was set up then.
+
+    Raises `NotFound` if there is none or its state is lost, `InvalidInput` if the base model or
+    the photos are others by now.
+    """
+    with registry.training_lock(registry.show(name).name):
+        concept = registry.show(name)
+        record = resumable_run(concept)
+        if record.base_sha256 != base.sha256:
+            raise InvalidInput(
+                f"run {record.run} of {name} was on another base model",
+                hint=f"--base {record.base}",
+            )
+        method = find_method(record.method)
+        config = dict(record.config)
+        concept = _with_photos(concept, config.pop("photos"))
+        settings = method.settings().updated(config)
+        registry.resume_run(record.run)
+        return _run(
+            registry, concept, record.run, base, method, settings, record.seed, hooks or Hooks()
+        )
+
+
+def resumable_run(concept: Concept) -> RunRecord:
+    """The latest run of a concept, if it did not end. Raises `NotFound`."""
+    latest = max(concept.runs, key=lambda run: run.started, default=None)
+    if latest is None or latest.status == "done":
+        raise NotFound(
+            f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+        )
+    return latest
+
+
+def _with_photos(concept: Concept, wanted: Sequence[str]) -> Concept:
+    """The concept with the photos that a run began with, in their order."""
+    by_hash = {image.sha256: image for image in concept.images}
+    if missing := [sha256 for sha256 in wanted if sha256 not in by_hash]:
+        raise InvalidInput(
+            f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
+            hint=f"concept train {concept.name}",
+        )
+    return replace(concept, images=[by_hash[sha256] for sha256 in wanted])
+
+
+def _run(
+    registry: Registry,
+    concept: Concept,
+    run: str,
+    base: LoadedBase,
+    method: Method,
+    settings: TrainingSettings,
+    seed: int,
+    hooks: Hooks,
+) -> Trained:
+    started = time.monotonic()
+    folder = registry.run_folder(run)
+    metrics = _Metrics(registry, run)
+    subject = Subject(
+        photos=[registry.read_photo(image) for image in concept.images],
+        category=concept.category,
+        tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
+    )
+
+    def on_step(report: StepReport) -> None:
+        metrics.add(report)
+        hooks.on_step(report)
+
+    with _recorded(registry, concept.name, run):
+        if settings.prior.weight:
+            count = settings.prior.num_images
+            pictures = class_pictures(registry, base, concept.category, count)
+            subject = replace(subject, class_pictures=pictures)
+        training = Training(
+            base.pipeline,
+            method,
+            settings,
+            subject,
+            seed=seed,
+            hooks=replace(hooks, on_step=on_step),
+        )
+        try:
+            learned = training.run(folder / RESUME_FILE)
+        finally:
+            metrics.flush()
+        fits = Fits(
+            base_sha256=base.sha256,
+            method=method.name,
+            category=concept.category,
+            num_tokens=settings.num_tokens,
+            names_category=method.names_category,
+        )
+        write_artifact(folder / FILE_NAME, learned.state(), fits)
+        number = registry.add_version(concept.name, {FILE_NAME: folder / FILE_NAME}, run=run)
+    registry.remove_run_folder(run)
+    seconds = round(time.monotonic() - started, 1)
+    return Trained(concept.name, run, number, method.name, seconds, metrics.summary())
+
+
+@contextmanager
+def _recorded(registry: Registry, name: str, run: str) -> Iterator[None]:
+    """Record how a run ends, and say how it goes on."""
+    goes_on = f"concept train {name} --resume"
+    try:
+        yield
+    except TrainingInterrupted as error:
+        registry.end_run(run, "interrupted")
+        raise TrainingInterrupted(f"{name}: {error.message}; saved", hint=goes_on) from None
+    except TrainingFailed as error:
+        registry.end_run(run, "failed", error=error.message)
+        raise TrainingFailed(f"{name}: {error.message}", hint=error.hint) from error
+    except ConceptryError as error:
+        registry.end_run(run, "failed", error=error.message)
+        raise
+    except KeyboardInterrupt:
+        registry.end_run(run, "interrupted")
+        raise
+    except Exception as error:
+        registry.end_run(run, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    registry.end_run(run, "done")
+
+
+@dataclass(slots=True)
+class _Metrics:
+    """Losses on their way into the registry, some steps at a time."""
+
+    registry: Registry
+    run: str
+    _rows: list[tuple[str, int, str, float]] = field(default_factory=list)
+    _totals: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, report: StepReport) -> None:
+        self._totals.setdefault(report.stage, []).append(sum(report.losses.values()))
+        self._rows += [
+            (report.stage, report.step, name, value) for name, value in report.losses.items()
+        ]
+        if report.step % METRICS_EVERY == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        self.registry.log_metrics(self.run, self._rows)
+        self._rows.clear()
+
+    def summary(self) -> list[StageSummary]:
+        """Of the steps since the last resume."""
+        return [
+            StageSummary(stage, len(totals), _mean(totals[-max(1, len(totals) // 10) :]))
+            for stage, totals in self._totals.items()
+        ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 5)
+
+
+# --- class pictures -------------------------------------------------------------------------------
+
+
+def class_pictures(
+    registry: Registry,
+    base: LoadedBase,
+    category: str,
+    count: int,
+    *,
+    on_drawn: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """Pictures of a bare category for prior preservation, drawn once by the base model.
+
+    They are kept in the registry's cache, and are the same for every concept of the category.
+    """
+    folder = registry.location.cache / "class-pictures" / f"{base.sha256[:16]}-{category}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:05}.png" for i in range(count)]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    prompt = f"a photo of a {category}"
+    seeds = [seed_of(i, "class picture") % (1 << 32) for i in missing]
+    drawn = draw(base, prompt, seeds, DrawingSettings(steps=25, guidance=5.0), batch=8)
+    for done, (i, picture) in enumerate(zip(missing, drawn, strict=True), 1):
+        _save(picture.image, paths[i])
+        if on_drawn:
+            on_drawn(done, len(missing))
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    picture.save(unfinished, "png")
+    unfinished.replace(path)
+
+
+def plan(settings: TrainingSettings) -> Mapping[str, Any]:
+    """What a training would do: steps and pictures of each stage."""
+    return {
+        name: {"steps": stage.steps, "pictures": stage.steps * stage.batch}
+        for name, stage in settings.stages().items()
+    }
