@@ -19,6 +19,8 @@ from . import (
     rename,
     rm,
     show,
+    teaching,
+    train,
 )
 from .errors import EXIT_CODES_HELP
 from .framework import ConceptCommand, ConceptGroup, Session
@@ -34,6 +36,9 @@ app = typer.Typer(
 
 COMMANDS = (
     ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
+    ("train", train.train, "concept train rex --set stage3.steps=300"),
+    ("methods", teaching.methods, "concept methods"),
+    ("presets", teaching.presets, "concept presets miniature --method attndreambooth"),
     ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),
     ("bases", bases.bases, "concept bases"),
     ("list", listing.list_concepts, "concept list beach --tag pets --sort updated --reverse"),

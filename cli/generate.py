@@ -15,6 +15,7 @@ from .output import count
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..methods.prompts import Chosen
     from ..models.drawing import Settings
     from ..models.loading import LoadedBase
     from ..registry import Registry
@@ -80,21 +81,26 @@ def generate(
     grid: Annotated[bool, typer.Option("--grid", help="Also put all of them on a sheet.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
-    """Draw pictures of a prompt.
+    """Draw pictures of a prompt; <rex> in it stands for the concept rex.
 
-    What made a picture is kept in the registry and in the picture itself.
+    <rex@2> is a version, <rex@best> an alias, <rex:0.8> a strength. What made a picture is kept in
+    the registry and in the picture itself.
     """
     session = session_of(context)
     width_and_height = _parse_size(size) if size else None
+    from ..methods.prompts import choose, mentions
     from ..models.bases import find_base
 
-    find_base(base)  # a wrong name is told before anything is loaded or made
+    find_base(base)  # a wrong word is told before anything is loaded or made
+    names_concepts = bool(mentions(prompt))
     first = secrets.randbelow(1 << 32) if seed is None else seed
     if first + num_pictures > MAX_SEED:
         raise usage(f"the seed {first} does not fit into 63 bits", "--seed 0")
-    with session.registry(create=True) as registry:
+    with session.registry(create=not names_concepts) as registry:
+        chosen = choose(registry, prompt)
         session.output.note(f"loading {base}")
-        from ..models.drawing import Settings, draw
+        from ..methods.wardrobe import draw_concepts
+        from ..models.drawing import Settings
         from ..models.loading import load_base
 
         settings = Settings(
@@ -106,9 +112,10 @@ def generate(
         )
         loaded = load_base(base, offline=offline)
         seeds = range(first, first + num_pictures)
-        album = _Album(registry, loaded, prompt, settings, out)
+        album = _Album(registry, loaded, prompt, chosen, settings, out)
+        drawing = draw_concepts(loaded, prompt, chosen, seeds, settings, batch=batch)
         with session.output.progress("drawing") as advance:
-            for done, drawn in enumerate(draw(loaded, prompt, seeds, settings, batch=batch), 1):
+            for done, drawn in enumerate(drawing, 1):
                 album.add(drawn.image, drawn.seed, drawn.batch_seeds)
                 if advance:
                     advance(done, num_pictures)
@@ -132,6 +139,7 @@ class _Album:
         registry: "Registry",
         base: "LoadedBase",
         prompt: str,
+        chosen: "Sequence[Chosen]",
         settings: "Settings",
         folder: Path,
     ) -> None:
@@ -139,6 +147,7 @@ class _Album:
         self._registry = registry
         self._base = base
         self._prompt = prompt
+        self._chosen = chosen
         self._settings = settings
         self._folder = folder
         self._pictures: list[Image.Image] = []
@@ -154,8 +163,17 @@ class _Album:
             "base_sha256": self._base.sha256,
             "settings": asdict(self._settings) | {"batch_seeds": list(batch_seeds)},
         }
-        path, sha256 = save_picture(picture, self._folder, file_stem(self._prompt, seed), made_by)
-        self._registry.add_generation(sha256, **made_by, versions=[])
+        versions = [
+            {"concept": each.concept.name, "version": each.version.number, "sha256": each.sha256}
+            for each in self._chosen
+        ]
+        stem = file_stem(self._prompt, seed)
+        path, sha256 = save_picture(picture, self._folder, stem, made_by | {"versions": versions})
+        self._registry.add_generation(
+            sha256,
+            **made_by,
+            versions=[(each.concept.name, each.version.number) for each in self._chosen],
+        )
         self._pictures.append(picture)
         self.images.append(
             {"path": str(path), "seed": seed, "sha256": sha256, "prompt": self._prompt}

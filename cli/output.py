@@ -74,6 +74,31 @@ class Output:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[str, int, int, str], None] | None]:
+        """As `progress`, for work in stages: yields what takes (stage, done, total, text)."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = (
+            "[progress.description]{task.description}",
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            "[dim]{task.fields[text]}",
+        )
+        with Progress(*columns, console=_console(sys.stderr), transient=True) as bars:
+            tasks: dict[str, Any] = {}
+
+            def show(stage: str, done: int, total: int, text: str) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total, text="")
+                bars.update(tasks[stage], completed=done, total=total, text=text)
+
+            yield show
+
     def _write(self, text: str) -> None:
         with _quiet_on_broken_pipe():
             sys.stdout.write(text + "\n" if text else "")

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..registry.errors import InvalidWeights
 
 FORMAT = "conceptry-adapter 1"
-FILE_NAME = "adapter.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
 from ..registry.records import Concept, VersionRecord
-from .artifact import FILE_NAME
 
+FILE_NAME = "adapter.safetensors"
+"""What a version of a concept is stored as."""
 MAX_STRENGTH = 4.0
 _BRACKETS = re.compile(r"<([^<>\s]*)>")
 _MENTION = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:@([a-z0-9][a-z0-9_-]*))?(?::([\d.]+))?")

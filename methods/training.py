@@ -1,13 +1,14 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
+import torch
 from PIL import Image
 
 from ..models.drawing import Settings as DrawingSettings
@@ -17,15 +18,15 @@ from ..registry import Registry
 from ..registry.errors import (
     ConceptryError,
     InvalidInput,
-    NotFound,
     TrainingFailed,
     TrainingInterrupted,
 )
-from ..registry.records import Concept, RunRecord
-from .artifact import FILE_NAME, Fits, write_artifact
+from ..registry.records import Concept
+from .artifact import Fits, write_artifact
 from .config import TrainingSettings
 from .engine import Hooks, StepReport, Subject, Training, seed_of
-from .method import DEFAULT_METHOD, Method, find_method, settings_of
+from .method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
+from .prompts import FILE_NAME
 
 RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
@@ -77,9 +78,7 @@ def train(
     chosen = find_method(method)
     settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     with registry.training_lock(registry.show(name).name):
-        concept = registry.show(name)
-        if not concept.images:
-            raise InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
+        concept = _with_images(registry.show(name))
         run = registry.begin_run(
             name,
             method=chosen.name,
@@ -102,7 +101,7 @@ def resume(
     """
     with registry.training_lock(registry.show(name).name):
         concept = registry.show(name)
-        record = resumable_run(concept)
+        record = registry.resumable_run(name)
         if record.base_sha256 != base.sha256:
             raise InvalidInput(
                 f"run {record.run} of {name} was on another base model",
@@ -118,14 +117,12 @@ def resume(
         )
 
 
-def resumable_run(concept: Concept) -> RunRecord:
-    """The latest run of a concept, if it did not end. Raises `NotFound`."""
-    latest = max(concept.runs, key=lambda run: run.started, default=None)
-    if latest is None or latest.status == "done":
-        raise NotFound(
-            f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+def _with_images(concept: Concept) -> Concept:
+    if not concept.images:
+        raise InvalidInput(
+            f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
         )
-    return latest
+    return concept
 
 
 def _with_photos(concept: Concept, wanted: Sequence[str]) -> Concept:
@@ -152,17 +149,13 @@ def _run(
     started = time.monotonic()
     folder = registry.run_folder(run)
     metrics = _Metrics(registry, run)
-    subject = Subject(
-        photos=[registry.read_photo(image) for image in concept.images],
-        category=concept.category,
-        tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
-    )
 
     def on_step(report: StepReport) -> None:
         metrics.add(report)
         hooks.on_step(report)
 
     with _recorded(registry, concept.name, run):
+        subject = _subject(registry, concept, settings)
         if settings.prior.weight:
             count = settings.prior.num_images
             pictures = class_pictures(registry, base, concept.category, count)
@@ -191,6 +184,14 @@ def _run(
     registry.remove_run_folder(run)
     seconds = round(time.monotonic() - started, 1)
     return Trained(concept.name, run, number, method.name, seconds, metrics.summary())
+
+
+def _subject(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:
+    return Subject(
+        photos=[registry.read_photo(image) for image in concept.images],
+        category=concept.category,
+        tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
+    )
 
 
 @contextmanager
@@ -250,6 +251,88 @@ def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 5)
 
 
+# --- what it would cost ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """A stage as it would be: `seconds` for all its steps."""
+
+    name: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a training would take: seconds, bytes of memory at the peak, bytes on the disk.
+
+    `disk_bytes` counts the resume point, which goes away, and the version, which stays.
+    """
+
+    concept: str
+    method: str
+    base: str
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    stages: list[StageEstimate]
+
+
+def estimate(
+    registry: Registry,
+    name: str,
+    base: LoadedBase,
+    *,
+    method: str = DEFAULT_METHOD,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Estimate:
+    """Try three steps of each stage and multiply; leaves no trace. Raises what `train` raises.
+
+    Without class pictures, which DreamBooth draws the first time for a category.
+    """
+    chosen = find_method(method)
+    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    concept = _with_images(registry.show(name))
+    trial = settings.updated({"augmentation": {"crops": 2}})
+    for stage, numbers in active_stages(chosen, settings):
+        trial = trial.updated({stage.name: {"steps": min(3, numbers.steps)}})
+    subject = _subject(registry, concept, trial)
+    subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
+    taken: dict[str, float] = {}  # the last step of a stage: the first one warms up
+
+    def on_step(report: StepReport) -> None:
+        taken[report.stage] = report.seconds
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / RESUME_FILE
+        hooks = Hooks(on_step=on_step)
+        learned = Training(base.pipeline, chosen, trial, subject, seed=0, hooks=hooks).run(path)
+        learned_bytes = sum(tensor.nbytes for tensor in learned.state().values())
+        disk_bytes = 3 * path.stat().st_size + learned_bytes  # with two moments of each weight
+    stages = [
+        StageEstimate(stage.name, numbers.steps, round(numbers.steps * taken[stage.name], 1))
+        for stage, numbers in active_stages(chosen, settings)
+    ]
+    seconds = round(sum(stage.seconds for stage in stages), 1)
+    return Estimate(name, chosen.name, base.base.name, seconds, _peak_memory(), disk_bytes, stages)
+
+
+def _square(photo: Image.Image, base: LoadedBase) -> Image.Image:
+    side = base.pipeline.unet.config.sample_size * base.pipeline.vae_scale_factor
+    return photo.resize((side, side))
+
+
+def _peak_memory() -> int:
+    """Of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 # --- class pictures -------------------------------------------------------------------------------
 
 
@@ -283,11 +366,3 @@ def _save(picture: Image.Image, path: Path) -> None:
     unfinished = path.with_suffix(".unfinished")
     picture.save(unfinished, "png")
     unfinished.replace(path)
-
-
-def plan(settings: TrainingSettings) -> Mapping[str, Any]:
-    """What a training would do: steps and pictures of each stage."""
-    return {
-        name: {"steps": stage.steps, "pictures": stage.steps * stage.batch}
-        for name, stage in settings.stages().items()
-    }

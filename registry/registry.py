@@ -27,6 +27,7 @@ from .records import (
     ImageRecord,
     Lineage,
     Page,
+    RunRecord,
 )
 from .sources import collect
 from .store import Store
@@ -319,6 +320,10 @@ class Registry:
     def resume_run(self, run: str) -> None:
         """Record that a run that was interrupted goes on."""
         lineage.resume_run(self._store, run)
+
+    def resumable_run(self, name: str) -> RunRecord:
+        """The latest training of a concept, if it did not end. Raises `NotFound`."""
+        return running.resumable_run(self.show(name))
 
     def training_lock(self, name: str) -> AbstractContextManager[None]:
         """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""

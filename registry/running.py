@@ -15,8 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import RegistryBusy, StorageError
+from .errors import NotFound, RegistryBusy, StorageError
 from .location import Location
+from .records import Concept, RunRecord
 
 
 @contextmanager
@@ -54,3 +55,13 @@ def run_folder(location: Location, run: str) -> Path:
 def remove_run_folder(location: Location, run: str) -> None:
     """Remove what only a run under way needs."""
     shutil.rmtree(location.runs / run, ignore_errors=True)
+
+
+def resumable_run(concept: Concept) -> RunRecord:
+    """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
+    latest = max(concept.runs, key=lambda run: run.started, default=None)
+    if latest is None or latest.status == "done":
+        raise NotFound(
+            f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+        )
+    return latest

@@ -20,6 +20,7 @@ PLAIN: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "boolean": lambda value: isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "object": lambda value: isinstance(value, dict),
     "null": lambda value: value is None,
 }
@@ -190,6 +191,28 @@ def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
     assert compare(ask("generate", *words, "--grid"), "concept generate") == {"picture"}
 
 
+def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    words = ["rex", "--base", base, "--set", "augmentation.crops=2", "--set", "prior.num_images=2"]
+    words += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=1")]
+    estimated = Comparison(whole=False)
+    estimated.document(ask("train", *words, "--dry-run"), "concept train")
+    assert estimated.met == {"concept train", "estimate", "stage estimate"}
+    trained = Comparison(whole=False)
+    trained.document(ask("train", *words), "concept train")
+    rex.edit("rex", remove_images=[image.sha256 for image in rex.show("rex").images])
+    failed = run("--json", "train", *words)
+    assert failed.exit_code == ExitCode.USAGE
+    trained.document(json.loads(failed.stdout), "concept train")
+    assert trained.met == {"concept train", "trained", "stage", "failure"}
+
+
+def test_methods_and_presets(ask: Ask, compare: Compare) -> None:
+    assert compare(ask("methods"), "concept methods") == {"method"}
+    assert compare(ask("presets"), "concept presets") == {"preset"}
+    assert compare(ask("presets", "paper"), "concept presets") == {"preset"}
+
+
 def test_bases(ask: Ask, compare: Compare) -> None:
     assert compare(ask("bases"), "concept bases") == {"base"}
 
@@ -209,6 +232,7 @@ def test_history(rex: Registry, ask: Ask, compare: Compare) -> None:
 def test_every_action_in_history_is_documented(trained: Registry, ask: Ask) -> None:
     trained.add_evaluation("rex", 1, suite="quick", config={}, scores={})
     trained.edit("rex", notes="old")
+    trained.resume_run(trained.show("rex").runs[0].run)
     ask("export", "rex", "rex.concept")
     ask("import", "rex.concept", "--as", "max")
     ask("rename", "max", "mo")

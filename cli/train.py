@@ -1,0 +1,245 @@
+"""`concept train`: teach concepts to a base model."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import complete_concept
+from .errors import Failure, explain, usage
+from .framework import Session, session_of
+from .output import count, size
+
+if TYPE_CHECKING:
+    from ..methods.engine import StepReport
+    from ..methods.training import Estimate, Trained
+    from ..models.loading import LoadedBase
+    from ..registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What the options ask for."""
+
+    method: str
+    preset: str | None
+    overrides: list[str]
+    seed: int
+    resume: bool
+
+
+def train(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="Concept names.",
+            autocompletion=complete_concept,
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every concept.")] = False,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", "-t", metavar="TAG", help="With --all: those with this tag."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="How; concept methods lists them.")
+    ] = "attndreambooth",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET",
+            help="Which settings; by default those for the base model, else the paper's.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(metavar="BASE", help="The base model; concept bases lists some.")
+    ] = "miniature",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: stage3.steps=300."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Of all that is random.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that did not end.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try some steps, and say what it would take.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+) -> None:
+    """Teach concepts to a base model, one after another; each result is a new version.
+
+    Ctrl-C stops at the next step and saves; a second one stops at once.
+    """
+    session = session_of(context)
+    if bool(names) == everything:
+        raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
+    if resume and (overrides or preset):
+        raise usage("--resume goes on as it began", "concept train NAME --resume")
+    if tag and not everything:
+        raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
+    wish = _Wish(method=method, preset=preset, overrides=overrides or [], seed=seed, resume=resume)
+    with session.registry() as registry:
+        chosen = _chosen(registry, names, tag or [])
+        _check(registry, chosen, wish, base)
+        session.output.note(f"loading {base}")
+        from ..models.loading import load_base
+
+        loaded = load_base(base, offline=offline)
+        if dry_run:
+            _tell_estimates(session, registry, chosen, wish, loaded)
+            return
+        queue = _Queue(session, registry, loaded, wish)
+        with _stopping_politely(session) as is_asked:
+            for name in chosen:
+                queue.train(name, is_asked)
+                if is_asked():
+                    break
+    queue.tell()
+
+
+def _chosen(registry: "Registry", names: list[str] | None, tags: list[str]) -> list[str]:
+    if names:
+        return list(dict.fromkeys(names))
+    found = registry.find(tags=tags, limit=0).concepts
+    if not found:
+        raise usage("no concept fits", "concept list --tag TAG")
+    return [concept.name for concept in found]
+
+
+def _check(registry: "Registry", names: list[str], wish: _Wish, base: str) -> None:
+    """Tell a wrong word before anything is loaded."""
+    from ..methods.method import find_method, settings_of
+    from ..models.bases import find_base
+
+    settings_of(
+        find_method(wish.method),
+        preset=wish.preset,
+        base=find_base(base).name,
+        overrides=tuple(wish.overrides),
+    )
+    for name in names:
+        registry.show(name)
+        if wish.resume:
+            registry.resumable_run(name)
+
+
+class _Queue:
+    """Trains one concept after another; one that fails does not stop the rest."""
+
+    def __init__(
+        self, session: Session, registry: "Registry", base: "LoadedBase", wish: _Wish
+    ) -> None:
+        self._session = session
+        self._registry = registry
+        self._base = base
+        self._wish = wish
+        self._done: list[Trained] = []
+        self._failed: list[tuple[str, Failure]] = []
+
+    def train(self, name: str, is_asked_to_stop: Any) -> None:
+        """Train one."""
+        from ..methods import training
+        from ..methods.engine import Hooks
+        from ..registry.errors import ConceptryError
+
+        wish, output = self._wish, self._session.output
+        output.note(f"teaching {name}", style="bold")
+        try:
+            with output.steps() as show:
+                hooks = Hooks(on_step=_told(show), should_stop=is_asked_to_stop)
+                if wish.resume:
+                    done = training.resume(self._registry, name, self._base, hooks=hooks)
+                else:
+                    done = training.train(
+                        self._registry,
+                        name,
+                        self._base,
+                        method=wish.method,
+                        preset=wish.preset,
+                        overrides=wish.overrides,
+                        seed=wish.seed,
+                        hooks=hooks,
+                    )
+        except ConceptryError as error:
+            failure = explain(error)
+            self._failed.append((name, failure))
+            if not output.as_json:
+                output.error(failure.message, failure.hint)
+            return
+        self._done.append(done)
+        output.note(f"{name}@{done.version} is ready, {done.seconds:.0f} s")
+
+    def tell(self) -> None:
+        """Print what came out; ends with the first failure's exit code."""
+        document: dict[str, Any] = {
+            "runs": [asdict(done) for done in self._done],
+            "failed": [
+                {"concept": name, **failure.document()["error"]} for name, failure in self._failed
+            ],
+        }
+        lines = [f"{done.concept}@{done.version}" for done in self._done]
+        self._session.output.lines(document, lines)
+        if self._failed:
+            sys.exit(self._failed[0][1].exit_code)
+        if len(self._done) == 1:
+            name = self._done[0].concept
+            self._session.output.note(f'next: concept generate "a photo of <{name}>"')
+
+
+def _told(show: Any) -> Any:
+    def on_step(report: "StepReport") -> None:
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
+        rate = f"{1 / report.seconds:.1f} steps/s" if report.seconds else ""
+        show(report.stage, report.step, report.num_steps, f"{losses}  {rate}")
+
+    return on_step if show else lambda _: None
+
+
+@contextmanager
+def _stopping_politely(session: Session) -> Iterator[Any]:
+    """The first Ctrl-C asks to stop, the second one stops."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        session.output.note("stopping after this step; once more to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tell_estimates(
+    session: Session, registry: "Registry", names: list[str], wish: _Wish, base: "LoadedBase"
+) -> None:
+    from ..methods.training import estimate
+
+    told = [
+        estimate(
+            registry, name, base, method=wish.method, preset=wish.preset, overrides=wish.overrides
+        )
+        for name in names
+    ]
+    session.output.lines({"estimates": [asdict(each) for each in told]}, list(map(_line, told)))
+
+
+def _line(told: "Estimate") -> str:
+    stages = ", ".join(f"{stage.name} {count(stage.steps, 'step')}" for stage in told.stages)
+    return (
+        f"{told.concept}: {told.method} on {told.base}, {stages}: about {told.seconds:.0f} s, "
+        f"{size(told.memory_bytes)} of memory, {size(told.disk_bytes)} on the disk"
+    )

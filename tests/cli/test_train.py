@@ -1,0 +1,120 @@
+"""`concept train`, and `concept generate` with what came of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conceptry.models.pictures import read_metadata
+from conceptry.registry import Registry
+from drawing import draw_folder
+from program import Ask, Run, error_of
+from tiny_base import write_tiny_base
+
+SHORT = ["--set", "augmentation.crops=2"]
+SHORT += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny"))
+
+
+def test_from_photos_to_pictures(rex: Registry, run: Run, ask: Ask, tiny: str) -> None:
+    result = run("train", "rex", "--base", tiny, *SHORT)
+    assert (result.exit_code, result.stdout) == (0, "rex@1\n")
+    assert 'next: concept generate "a photo of <rex>"' in result.stderr
+    drawn = ask("generate", "a photo of <rex>", "--base", tiny, "-n", "1", "--steps", "2")
+    (picture,) = drawn["images"]
+    told = read_metadata(Path(picture["path"]))
+    assert told is not None
+    assert [(each["concept"], each["version"]) for each in told["versions"]] == [("rex", 1)]
+    lineage = rex.trace(picture["sha256"])
+    assert [source.concept for source in lineage.sources] == ["rex"]
+
+
+def test_one_that_fails_does_not_stop_the_rest(rex: Registry, run: Run, tiny: str) -> None:
+    rex.add("mia", [draw_folder(Path("cats"), 2)], category="cat", tags=["pets"])
+    rex.edit("mia", remove_images=[image.sha256 for image in rex.show("mia").images])
+    result = run("--json", "train", "--all", "--tag", "pets", "--base", tiny, *SHORT)
+    document = json.loads(result.stdout)
+    assert result.exit_code == 2
+    assert [done["concept"] for done in document["runs"]] == ["rex"]
+    assert [(each["concept"], each["code"]) for each in document["failed"]] == [
+        ("mia", "invalid_input")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "text"),
+    [
+        ([], 2, "name concepts, or ask for all"),
+        (["rex", "--all"], 2, "name concepts, or ask for all"),
+        (["rex", "--tag", "pets"], 2, "--tag goes with --all"),
+        (["--all", "--tag", "cars"], 2, "no concept fits"),
+        (["rexx"], 3, "did you mean rex?"),
+        (["rex", "--method", "dreamboth"], 3, "did you mean dreambooth"),
+        (["rex", "--preset", "papre"], 3, "there are paper"),
+        (["rex", "--set", "stage3.stepz=1"], 2, "did you mean stage3.steps?"),
+        (["rex", "--set", "stage3.steps"], 2, "--set NAME=VALUE"),
+        (["rex", "--set", "stage3.learning_rate=fast"], 2, "expected a number"),
+        (["rex", "--base", "sd12"], 3, "no base model"),
+        (["rex", "--resume"], 3, "concept train rex"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_loaded(
+    words: list[str], exit_code: int, text: str, rex: Registry, run: Run
+) -> None:
+    result = run("train", *words)
+    assert result.exit_code == exit_code
+    assert text in result.stderr
+    assert "loading" not in result.stderr
+    assert not rex.show("rex").runs
+
+
+def test_a_concept_in_a_prompt_has_to_be_trained(rex: Registry, run: Run) -> None:
+    for prompt, exit_code, text in (
+        ("a photo of <rex>", 3, "concept train rex"),
+        ("a photo of <rexx>", 3, "did you mean rex?"),
+        ("a photo of <rex@>", 2, "names no concept"),
+        ("a photo of <Rex>", 2, "names no concept"),
+        ("", 2, "the prompt is empty"),
+    ):
+        result = run("generate", prompt)
+        assert (result.exit_code, text in result.stderr) == (exit_code, True), prompt
+
+
+def test_a_concept_beyond_the_text_encoders_limit_is_told(
+    rex: Registry, run: Run, tiny: str
+) -> None:
+    run("train", "rex", "--base", tiny, *SHORT)
+    result = run("--json", "generate", "cat " * 74 + "<rex>", "--base", tiny)
+    assert result.exit_code == 2
+    assert "the prompt has 76 tokens; the text encoder reads 75" in error_of(result)["message"]
+
+
+def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: str) -> None:
+    many = [*SHORT, "--set", "stage3.steps=2000"]
+    program = "from conceptry.cli import main; main()"
+    words = ["train", "rex", "--base", tiny, *many]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not any(run.status == "running" for run in rex.show("rex").runs):
+            time.sleep(0.1)
+            assert process.poll() is None
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "-> concept train rex --resume" in told
+    (interrupted,) = rex.show("rex").runs
+    assert interrupted.status == "interrupted"
+    folder = rex.run_folder(interrupted.run)
+    assert (folder / "resume.safetensors").exists()
+    stopped = run("train", "rex", "--base", tiny, "--resume", "--set", "stage3.steps=1")
+    assert stopped.exit_code == 2
+    assert "--resume goes on as it began" in stopped.stderr
