@@ -4,6 +4,7 @@
     python bench/miniature.py prompts       # one part
 
 judge      the judge's accuracy on fresh renders of identities nobody has trained on
+autoencoder  the judge on pictures that went through the autoencoder: what a U-Net could reach
 prompts    pictures of 500 held-out prompts: is there what the prompt says?
 attention  is the peak of a category's token map inside its subject? On noised renders
 identity   does the identity encoder tell one individual from another of its category?
@@ -46,6 +47,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 RESULTS = Path(__file__).parent / "results"
 NUM_PROMPTS = 500
+NUM_RECONSTRUCTED = 500
 NUM_ATTENTION = 400
 NUM_IDENTITIES = 1500
 NUM_SEEDS = 64
@@ -72,6 +74,40 @@ def share(right: Sequence[bool]) -> Share:
 
 def judge() -> dict[str, Any]:
     return measure(load_judge(), num_scenes=4000)
+
+
+@torch.no_grad()
+def autoencoder() -> dict[str, Any]:
+    """Encode and decode held-out pictures, and ask the judge for what they show."""
+    vae, network = load_base().pipeline.vae, load_judge()
+    scenes = [
+        sample_scene(seed, "held-out", style="photo")
+        for seed in range(9_000_000, 9_000_000 + NUM_RECONSTRUCTED)
+    ]
+    pixels = _pixels([render(scene).image for scene in scenes])
+    decoded = torch.cat(
+        [
+            vae.decode(vae.encode(some).latent_dist.mean).sample.clamp(-1, 1)
+            for some in pixels.split(50)
+        ]
+    )
+    images = [
+        Image.fromarray(((one + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+        for one in decoded
+    ]
+    right: defaultdict[str, list[bool]] = defaultdict(list)
+    for scene, seen in zip(scenes, network.look(images), strict=True):
+        categories = {subject.identity.category for subject in scene.subjects}
+        right["all categories"].append(categories == set(seen.categories))
+        for subject in scene.subjects:
+            who = subject.identity
+            right["colour"].append(seen.colours.get(who.category) == who.colour)
+            if subject.accessory:
+                right["accessory"].append(seen.accessory == subject.accessory)
+    return {
+        "mean_absolute_error": round(float((decoded - pixels).abs().mean()), 4),
+        **{name: share(values) for name, values in sorted(right.items())},
+    }
 
 
 def prompts() -> dict[str, Any]:
@@ -179,13 +215,18 @@ def _column(tokenizer: Any, ids: Tensor, subject: Subject) -> int | None:
     return int(places[0]) if len(places) else None
 
 
+def _pixels(images: Sequence[Image.Image]) -> Tensor:
+    """(B, 3, h, w) in -1..1."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 # --- identity and diversity -----------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _embed(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return encoder(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    return encoder(_pixels(images))
 
 
 def _pairs() -> tuple[Tensor, Tensor]:
@@ -311,6 +352,7 @@ def sheets() -> dict[str, Any]:
 
 PARTS = {
     "judge": judge,
+    "autoencoder": autoencoder,
     "prompts": prompts,
     "attention": attention,
     "identity": identity,

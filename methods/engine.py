@@ -109,7 +109,7 @@ class Training:
         )
         self.embedding = TokenEmbedding.from_words(pipeline, subject.tokens, subject.category)
         self.prompts = [prompt.replace("{}", self._phrase) for prompt in settings.prompts]
-        self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
 
     @property
@@ -484,10 +484,10 @@ class _Part:
             return torch.randn((batch, *shape), generator=generator).to(device)
 
         device, shape = run.accelerator.device, training.pool.mean.shape[1:]
-        prompts, num_timesteps = index(training.prompts), training.noise_scheduler.config
+        prompts = index(training.prompts)
         latents = training.pool.sample(index(training.pool), noise())
         timesteps = torch.randint(
-            num_timesteps.num_train_timesteps, (batch,), generator=generator
+            training.noise_scheduler.config.num_train_timesteps, (batch,), generator=generator
         ).to(device)
         own_noise, classes = noise(), training.class_pool
         class_latents = classes.sample(index(classes), noise()) if classes else latents[:0]
@@ -515,7 +515,7 @@ def _make_optimizer(
     parameters: list[nn.Parameter], numbers: StageSettings, settings: TrainingSettings
 ) -> torch.optim.Optimizer:
     """AdamW (0.9, 0.999) at a constant rate."""
-    options = {"lr": numbers.learning_rate, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": numbers.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]

@@ -37,8 +37,10 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     unet_stage = load_file(miniature / "unet.safetensors")
     clip = make_clip(tokenizer)
     parts = {"text_encoder": clip.text_model, "unet": make_unet(), "vae": make_vae()}
-    for stage_name, part in (("text", "text_encoder"), ("unet", "unet"), ("vae", "vae")):
-        parts[part].load_state_dict(parameters_of(unet_stage, stage_name))
+    parts["text_encoder"].load_state_dict(parameters_of(unet_stage, "text"))
+    parts["unet"].load_state_dict(parameters_of(unet_stage, "unet"))
+    decoder_stage = load_file(miniature / "decoder.safetensors")
+    parts["vae"].load_state_dict(parameters_of(decoder_stage, "vae"))
     factor = scaling_factor(parts["vae"], Workshop(miniature, torch.device("cpu")))
     parts["vae"].register_to_config(scaling_factor=factor)
     for part in parts.values():
@@ -102,7 +104,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def restore(folder: Path, source: Path = SHIPPED) -> None:
-    """Write the files that `clip`, `vae` and `unet` left, from the weights that ship."""
+    """Write the files that the stages left, from the weights that ship."""
     folder.mkdir(parents=True, exist_ok=True)
     text = _prefixed("text", load_file(source / "text_encoder" / "model.safetensors"))
     unet = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
@@ -113,6 +115,7 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
         ("clip", clip),
         ("clip-tune", clip),
         ("vae", vae),
+        ("decoder", vae),
         ("unet", text | vae | _prefixed("unet", unet)),
         ("identity", _prefixed("identity", load_file(source / "identity.safetensors"))),
     ):

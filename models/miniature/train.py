@@ -3,7 +3,8 @@
     python -m conceptry.models.miniature.train all --out runs/miniature
     python -m conceptry.models.miniature.train unet --out runs/miniature --images 1000000
 
-The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `unet` (with the text
+The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `decoder` (the
+autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
 encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
 `identity`. Each writes a resume point every few minutes and goes on from it when started again; a
 run that was killed ends bit-equal to one that was not, on the same kind of machine.
@@ -156,19 +157,50 @@ def build_vae(workshop: Workshop) -> nn.ModuleDict:
 def vae_losses(
     modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
-    """L1 and squares of pixels, L1 of their differences, and a touch of KL.
+    """How far what comes back is from what went in, and a touch of KL."""
+    pixels = workshop.pixels(batch)
+    with workshop.autocast():
+        posterior = modules["vae"].encode(pixels).latent_dist
+        decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
+    kl = 1e-6 * posterior.kl().float().mean()
+    return _reconstruction_losses(decoded, pixels, batch) | {"kl": kl}
+
+
+def build_decoder(workshop: Workshop) -> nn.ModuleDict:
+    """The autoencoder as it is."""
+    modules: Any = build_vae(workshop)
+    workshop.load("vae", modules["vae"], "vae")
+    return modules
+
+
+def decoder_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """The same without the KL: the latent space stays, so that a U-Net can be trained beside it."""
+    pixels = workshop.pixels(batch)
+    with workshop.autocast():
+        with torch.no_grad():
+            posterior = modules["vae"].encode(pixels).latent_dist
+        decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
+    return _reconstruction_losses(decoded, pixels, batch)
+
+
+def _decode_sample(
+    vae: Any, posterior: Any, workshop: Workshop, generator: torch.Generator
+) -> Tensor:
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(workshop.device)
+    return vae.decode(posterior.mean + posterior.std * noise).sample
+
+
+def _reconstruction_losses(decoded: Tensor, pixels: Tensor, batch: Batch) -> Losses:
+    """L1 and squares of pixels, and L1 of their differences.
 
     Subjects are a sixth of a picture's pixels and nearly all of what it is about: their pixels
     count five times. L1 alone settles for the median of two colours; the squares do not.
     """
-    pixels = workshop.pixels(batch)
-    subjects = torch.from_numpy(batch.masks).to(workshop.device).amax(1, keepdim=True) / 255
+    subjects = torch.from_numpy(batch.masks).to(pixels.device).amax(1, keepdim=True) / 255
     weight = 1 + SUBJECT_WEIGHT * F.interpolate(subjects, size=SIZE, mode="bilinear")
     weight = weight / weight.mean()
-    with workshop.autocast():
-        posterior = modules["vae"].encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(workshop.device)
-        decoded = modules["vae"].decode(posterior.mean + posterior.std * noise).sample
     error = decoded.float() - pixels
     across, down = error.diff(dim=3), error.diff(dim=2)
     return {
@@ -176,7 +208,6 @@ def vae_losses(
         "squares": 2 * (error.square() * weight).mean(),
         "edges": (across.abs() * weight[..., :-1]).mean()
         + (down.abs() * weight[..., :-1, :]).mean(),
-        "kl": 1e-6 * posterior.kl().float().mean(),
     }
 
 
@@ -278,6 +309,19 @@ STAGES = {
             warmup_steps=100,
         ),
         Stage(
+            name="decoder",
+            images=200_000,
+            batch=16,
+            learning_rate=1e-3,
+            make_batch=scenes_batch,
+            offset=6,
+            build=build_decoder,
+            losses=decoder_losses,
+            learns=("vae.decoder", "vae.post_quant_conv"),
+            weight_decay=0.0,
+            warmup_steps=100,
+        ),
+        Stage(
             name="unet",
             images=1_000_000,
             batch=64,
@@ -352,14 +396,15 @@ class Training:
             self.modules: Any = stage.build(workshop)
         self.modules.to(workshop.device, memory_format=torch.channels_last)
         self.modules.requires_grad_(False)
-        if start is not None:
-            self.modules.load_state_dict(load_file(start))
+        self.start = start
         if compiled:
             _compile_blocks(self.modules)
         self.learning: dict[str, nn.Parameter] = {}
         for name, parameter in self.modules.named_parameters():
             if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
                 self.learning[name] = parameter.requires_grad_(True)
+        if start is not None:
+            self._begin_from(load_file(start))
         self.average = {name: value.detach().clone() for name, value in self.learning.items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.learning.items():
@@ -399,6 +444,12 @@ class Training:
         if self.step == num_steps:
             self.export()
 
+    def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over what an earlier run learned; layers of another shape begin anew."""
+        for name, parameter in self.learning.items():
+            if name in weights and weights[name].shape == parameter.shape:
+                parameter.data.copy_(weights[name])
+
     def _write_settings(self, num_steps: int) -> None:
         stage = self.stage
         settings = {
@@ -407,6 +458,9 @@ class Training:
             "seed": self.workshop.seed,
             "device": self.workshop.device.type,
             "torch": torch.__version__,
+            "start_sha256": hashlib.sha256(self.start.read_bytes()).hexdigest()
+            if self.start
+            else None,
             **{name: getattr(stage, name) for name in _SETTINGS},
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
@@ -550,7 +604,8 @@ def train(
 ) -> None:
     """Run one stage, or go on with it; `images` overrides how many it sees in all.
 
-    `start` is what an earlier run of the stage left, to begin from instead of from nothing.
+    `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
+    that have another shape by now begin anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

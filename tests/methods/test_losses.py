@@ -1,5 +1,7 @@
 """The losses are those of the papers."""
 
+from typing import Any
+
 import pytest
 import torch
 from conceptry.kernels import attend
@@ -57,7 +59,7 @@ def test_moment_matching_is_the_papers_formula(batch: int, num_tokens: int) -> N
 
 def test_the_mean_is_the_sum_by_the_batch() -> None:
     moments = {"a": torch.rand(4, 3, 2), "b": torch.rand(4, 3, 2)}
-    weights = {"mean_weight": 1.0, "variance_weight": 1.0}
+    weights: dict[str, Any] = {"mean_weight": 1.0, "variance_weight": 1.0}
     whole = moment_matching_loss(moments, **weights)
     assert moment_matching_loss(moments, reduction="mean", **weights) == pytest.approx(whole / 4)
     with pytest.raises(ValueError, match="reduction is 'max'"):
@@ -67,10 +69,10 @@ def test_the_mean_is_the_sum_by_the_batch() -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_targets_lead_back_to_the_picture(kind: str) -> None:
     """From the noisy latents and the target, x0 can be computed: which target it is matters."""
-    scheduler = DDPMScheduler.from_config(make_scheduler().config, prediction_type=kind)
+    scheduler: Any = DDPMScheduler.from_config(make_scheduler().config, prediction_type=kind)
     latents, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     timesteps = torch.tensor([10, 700])
-    noisy = scheduler.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+    noisy = scheduler.add_noise(latents, noise, timesteps)
     target = diffusion_target(scheduler, latents, noise, timesteps)
     alpha = scheduler.alphas_cumprod[timesteps][:, None, None, None]
     back = {

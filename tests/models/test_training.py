@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conceptry.models.miniature import train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 STEPS = 50
 
@@ -59,6 +60,19 @@ def test_a_stage_that_was_stopped_ends_bit_equal(
     ours, whole = (load_file(place / f"{stage}.safetensors") for place in (tmp_path, workshop))
     assert ours.keys() == whole.keys()
     assert all(ours[name].equal(whole[name]) for name in ours)
+
+
+def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> None:
+    workshop = train.Workshop(tmp_path, torch.device("cpu"))
+    stage = train.STAGES["identity"]
+    fresh = train.Training(stage, workshop).learning
+    earlier = {name: torch.full(value.shape, 0.5) for name, value in fresh.items()}
+    other, *same = fresh
+    earlier[other] = torch.ones(2, 2)
+    save_file(earlier, tmp_path / "earlier.safetensors")
+    begun = train.Training(stage, workshop, start=tmp_path / "earlier.safetensors").learning
+    assert all(begun[name].eq(0.5).all() for name in same)
+    assert begun[other].equal(fresh[other])
 
 
 def test_a_stage_without_its_forerunner_says_which(tmp_path: Path) -> None:
