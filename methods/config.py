@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, cast, get_type_hints
 
 import yaml
 
@@ -84,17 +84,18 @@ class Settings:
 
 def _check(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
     """One value against its type and range."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    plain = kind if isinstance(kind, type) else tuple
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+    plain: type = kind if isinstance(kind, type) else tuple
+    fits = isinstance(value, (int, float) if plain is float else plain)
+    if not fits or (isinstance(value, bool) and plain is not bool):
         raise InvalidInput(f"{name} is {value!r}: expected {_named(plain)}")
-    if plain is tuple and not (value and all(isinstance(part, str) for part in value)):
-        raise InvalidInput(f"{name} is {value!r}: expected a list of texts")
-    if metadata.get("choices") and value not in metadata["choices"]:
-        raise InvalidInput(f"{name} is {value!r}: expected {' or '.join(metadata['choices'])}")
-    low, high = metadata.get("low"), metadata.get("high")
-    if low is not None and not low <= value <= high:
+    if plain is tuple:
+        texts = cast("tuple[Any, ...]", value)
+        if not texts or not all(isinstance(part, str) for part in texts):
+            raise InvalidInput(f"{name} is {value!r}: expected a list of texts")
+    choices, low, high = (metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise InvalidInput(f"{name} is {value!r}: expected {' or '.join(choices)}")
+    if low is not None and high is not None and not low <= value <= high:
         raise InvalidInput(f"{name} is {value:g}: expected {low:g} to {high:g}")
 
 

@@ -337,7 +337,8 @@ class _StageRun:
 
     def _clip(self) -> float:
         limit = self.settings.max_grad_norm or math.inf
-        return float(self.accelerator.clip_grad_norm_(self.learning.values(), limit))
+        norm: Any = self.accelerator.clip_grad_norm_(self.learning.values(), limit)
+        return float(norm)
 
     def _parts(self, step: int) -> Iterator["_Part"]:
         """The step's batch, of this process, in as many parts as gradients are accumulated over."""
