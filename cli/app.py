@@ -40,6 +40,7 @@ COMMANDS = (
     ("methods", teaching.methods, "concept methods"),
     ("presets", teaching.presets, "concept presets miniature --method attndreambooth"),
     ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),
+    ("reproduce", generate.reproduce, "concept reproduce pictures/a-photo-of-rex-7.png"),
     ("bases", bases.bases, "concept bases"),
     ("list", listing.list_concepts, "concept list beach --tag pets --sort updated --reverse"),
     ("show", show.show, "concept show rex"),

@@ -1,8 +1,6 @@
-"""`concept generate`: pictures out."""
+"""`concept generate`: pictures out. `concept reproduce`: the same again."""
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,22 +11,26 @@ from .framework import session_of
 from .output import count
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from ..methods.generating import Picture
+    from ..methods.prompt_files import Defaults
+    from ..models.request import Request
 
-    from ..methods.prompts import Chosen
-    from ..models.drawing import Settings
-    from ..models.loading import LoadedBase
-    from ..registry import Registry
-
-MAX_PICTURES = 10_000
-MAX_SEED = (1 << 63) - 1
+_OUT = Path("pictures")
 
 
 def generate(
     context: typer.Context,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
-    ],
+        str | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw all prompts of a .txt, .yaml, .csv or .jsonl file.",
+            show_default=False,
+        ),
+    ] = None,
     base: Annotated[
         str,
         typer.Option(
@@ -37,14 +39,15 @@ def generate(
         ),
     ] = "miniature",
     num_pictures: Annotated[
-        int, typer.Option("-n", metavar="N", min=1, max=MAX_PICTURES, help="How many pictures.")
+        int,
+        typer.Option("-n", metavar="N", min=1, max=10_000, help="How many pictures of a prompt."),
     ] = 4,
     seed: Annotated[
         int | None,
         typer.Option(
             metavar="SEED",
             min=0,
-            help="Seed of the first picture, the others follow it; random if left out.",
+            help="Seed of a prompt's first picture, its others follow; random if left out.",
             show_default=False,
         ),
     ] = None,
@@ -75,123 +78,128 @@ def generate(
     batch: Annotated[
         int, typer.Option(metavar="N", min=1, max=256, help="Pictures to draw at once.")
     ] = 4,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(
-        "pictures"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = _OUT,
     grid: Annotated[bool, typer.Option("--grid", help="Also put all of them on a sheet.")] = False,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also draw where each word of a concept looks.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw pictures of a prompt; <rex> in it stands for the concept rex.
 
     <rex@2> is a version, <rex@best> an alias, <rex:0.8> a strength. What made a picture is kept in
-    the registry and in the picture itself.
+    the registry and in the picture itself, so that concept reproduce can draw it again.
     """
     session = session_of(context)
-    width_and_height = _parse_size(size) if size else None
-    from ..methods.prompts import choose, mentions
+    if (prompt is None) == (prompts is None):
+        raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
+    from ..methods.prompt_files import Defaults, parse_size
+    from ..methods.prompts import choose
     from ..models.bases import find_base
+    from ..models.request import Settings
 
+    settings = Settings(
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        scheduler=scheduler,
+        size=parse_size(size) if size else None,
+    )
     find_base(base)  # a wrong word is told before anything is loaded or made
-    names_concepts = bool(mentions(prompt))
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    if first + num_pictures > MAX_SEED:
-        raise usage(f"the seed {first} does not fit into 63 bits", "--seed 0")
-    with session.registry(create=not names_concepts) as registry:
-        chosen = choose(registry, prompt)
+    requests = _requests(prompt, prompts, Defaults(n=num_pictures, seed=first, settings=settings))
+    with session.registry(create=not _names_concepts(requests)) as registry:
+        for request in requests:
+            choose(registry, request.prompt)
         session.output.note(f"loading {base}")
-        from ..methods.wardrobe import draw_concepts
-        from ..models.drawing import Settings
+        from ..methods import generating
         from ..models.loading import load_base
 
-        settings = Settings(
-            steps=steps,
-            guidance=guidance,
-            negative=negative,
-            scheduler=scheduler,
-            size=width_and_height,
-        )
         loaded = load_base(base, offline=offline)
-        seeds = range(first, first + num_pictures)
-        album = _Album(registry, loaded, prompt, chosen, settings, out)
-        drawing = draw_concepts(loaded, prompt, chosen, seeds, settings, batch=batch)
+        total = sum(len(request.seeds) for request in requests)
+        pictures: list[Picture] = []
         with session.output.progress("drawing") as advance:
-            for done, drawn in enumerate(drawing, 1):
-                album.add(drawn.image, drawn.seed, drawn.batch_seeds)
+            for picture in generating.generate(
+                registry, loaded, requests, out, batch=batch, with_maps=maps
+            ):
+                pictures.append(picture)
                 if advance:
-                    advance(done, num_pictures)
+                    advance(len(pictures), total)
+    sheet = str(generating.save_grid(pictures, out)) if grid else None
     document: dict[str, Any] = {
-        "images": album.images,
+        "images": [_told(picture) for picture in pictures],
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
-        "grid": album.save_grid() if grid else None,
+        "grid": sheet,
     }
-    lines = [image["path"] for image in album.images] + [document["grid"]] * grid
-    session.output.lines(document, lines)
-    which = f"seeds {seeds[0]} to {seeds[-1]}" if num_pictures > 1 else f"seed {seeds[0]}"
-    session.output.note(f"{count(num_pictures, 'picture')}, {which}")
+    paths = [path for each in pictures for path in (each.path, each.maps) if path]
+    session.output.lines(document, [*map(str, paths), *([sheet] if sheet else [])])
+    session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
 
-class _Album:
-    """The pictures of one call: each is written, then recorded."""
+def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "list[Request]":
+    from ..methods.prompt_files import make_request, read_prompts
 
-    def __init__(
-        self,
-        registry: "Registry",
-        base: "LoadedBase",
-        prompt: str,
-        chosen: "Sequence[Chosen]",
-        settings: "Settings",
-        folder: Path,
-    ) -> None:
-        self.images: list[dict[str, Any]] = []
-        self._registry = registry
-        self._base = base
-        self._prompt = prompt
-        self._chosen = chosen
-        self._settings = settings
-        self._folder = folder
-        self._pictures: list[Image.Image] = []
-
-    def add(self, picture: "Image.Image", seed: int, batch_seeds: Sequence[int]) -> None:
-        """Keep a picture."""
-        from ..models.pictures import file_stem, save_picture
-
-        made_by = {
-            "prompt": self._prompt,
-            "seed": seed,
-            "base": self._base.base.name,
-            "base_sha256": self._base.sha256,
-            "settings": asdict(self._settings) | {"batch_seeds": list(batch_seeds)},
-        }
-        versions = [
-            {"concept": each.concept.name, "version": each.version.number, "sha256": each.sha256}
-            for each in self._chosen
-        ]
-        stem = file_stem(self._prompt, seed)
-        path, sha256 = save_picture(picture, self._folder, stem, made_by | {"versions": versions})
-        self._registry.add_generation(
-            sha256,
-            **made_by,
-            versions=[(each.concept.name, each.version.number) for each in self._chosen],
-        )
-        self._pictures.append(picture)
-        self.images.append(
-            {"path": str(path), "seed": seed, "sha256": sha256, "prompt": self._prompt}
-        )
-
-    def save_grid(self) -> str:
-        """Put all pictures on a sheet, at most eight in a row; returns its path."""
-        from ..models.pictures import contact_sheet, file_stem, save_picture
-
-        rows = [self._pictures[i : i + 8] for i in range(0, len(self._pictures), 8)]
-        sheet = contact_sheet([(self._prompt if i == 0 else "", row) for i, row in enumerate(rows)])
-        stem = file_stem(self._prompt, self.images[0]["seed"])
-        path, _ = save_picture(sheet, self._folder, f"{stem}-grid", {"prompt": self._prompt})
-        return str(path)
+    if path is not None:
+        return read_prompts(path, defaults)
+    return [make_request(prompt or "", defaults)]
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and (height.isdecimal() or not height)):
-        raise usage(f"{text!r} is not a size", "--size 512 or --size 768x512")
-    return int(width), int(height or width)
+def _names_concepts(requests: "list[Request]") -> bool:
+    from ..methods.prompts import mentions
+
+    found = [mentions(request.prompt) for request in requests]
+    return any(found)
+
+
+def _seeds(requests: "list[Request]") -> str:
+    ranges = dict.fromkeys((request.seeds[0], request.seeds[-1]) for request in requests)
+    if len(ranges) > 1:
+        return "seeds as the file says"
+    ((first, last),) = ranges
+    return f"seeds {first} to {last}" if last > first else f"seed {first}"
+
+
+def _told(picture: "Picture") -> dict[str, Any]:
+    return {
+        "path": str(picture.path),
+        "seed": picture.seed,
+        "sha256": picture.sha256,
+        "prompt": picture.prompt,
+        "maps": str(picture.maps) if picture.maps else None,
+    }
+
+
+def reproduce(
+    context: typer.Context,
+    picture: Annotated[
+        Path,
+        typer.Argument(metavar="PICTURE", help="A picture of concept generate."),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+) -> None:
+    """Draw a picture again from what it says of its making, and compare the pixels.
+
+    On the machine and with the packages that drew it they are the same; elsewhere nearly so.
+    """
+    session = session_of(context)
+    from ..methods.made import read_made
+
+    made = read_made(picture)
+    with session.registry(create=not made.versions) as registry:
+        session.output.note(f"loading {base or made.base}")
+        from ..methods import generating
+        from ..models.loading import load_base
+
+        loaded = load_base(base or made.base, offline=offline)
+        again, is_same = generating.reproduce(registry, loaded, picture, out)
+    document = {"image": _told(again), "is_same": is_same}
+    session.output.lines(document, [str(again.path)])
+    session.output.note("the same pixels" if is_same else "the pixels differ")

@@ -1,1 +1,77 @@
-"""How a concept is taught: a file per method, one training engine."""
+"""How a concept is taught and drawn: a file per method, one engine, and Python calls for it all.
+
+    from conceptry.methods import generate, train
+
+Everything that `concept train`, `generate` and `reproduce` do is one of these calls; each is
+loaded when it is first asked for, as most of them need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..models.request import Request, Settings
+    from .engine import Hooks, StepReport
+    from .generating import Picture, generate, reproduce, save_grid
+    from .made import Made, read_made
+    from .method import all_methods, find_method, read_presets, settings_of
+    from .prompt_files import Defaults, read_prompts
+    from .training import Estimate, StageSummary, Trained, class_pictures, estimate, resume, train
+
+_HOMES = {
+    "Defaults": ".prompt_files",
+    "Estimate": ".training",
+    "Hooks": ".engine",
+    "Made": ".made",
+    "Picture": ".generating",
+    "Request": "..models.request",
+    "Settings": "..models.request",
+    "StageSummary": ".training",
+    "StepReport": ".engine",
+    "Trained": ".training",
+    "all_methods": ".method",
+    "class_pictures": ".training",
+    "estimate": ".training",
+    "find_method": ".method",
+    "generate": ".generating",
+    "read_made": ".made",
+    "read_presets": ".method",
+    "read_prompts": ".prompt_files",
+    "reproduce": ".generating",
+    "resume": ".training",
+    "save_grid": ".generating",
+    "settings_of": ".method",
+    "train": ".training",
+}
+
+__all__ = [
+    "Defaults",
+    "Estimate",
+    "Hooks",
+    "Made",
+    "Picture",
+    "Request",
+    "Settings",
+    "StageSummary",
+    "StepReport",
+    "Trained",
+    "all_methods",
+    "class_pictures",
+    "estimate",
+    "find_method",
+    "generate",
+    "read_made",
+    "read_presets",
+    "read_prompts",
+    "reproduce",
+    "resume",
+    "save_grid",
+    "settings_of",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

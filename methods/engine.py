@@ -27,7 +27,7 @@ from .config import StageSettings, TrainingSettings
 from .losses import diffusion_loss, diffusion_target, moment_matching_loss
 from .method import Method, Stage, active_stages
 from .photos import encode_pictures, varied_crops
-from .resume import ResumePoint, read_resume_point, write_resume_point
+from .resume_point import ResumePoint, read_resume_point, write_resume_point
 
 SAVE_EVERY_SECONDS = 120.0
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..registry import Registry
@@ -81,18 +82,23 @@ def _mention(text: str, inside: str) -> Mention:
     return Mention(text, name, version, value)
 
 
-def choose(registry: Registry, prompt: str) -> list[Chosen]:
+def choose(
+    registry: Registry, prompt: str, *, pinned: Mapping[str, int] | None = None
+) -> list[Chosen]:
     """The versions that a prompt asks for; without a version the one called `best`, or the latest.
+
+    `pinned` says which versions they are, whatever the prompt says: of a concept, its number.
 
     Raises `ConceptNotFound`, `NotFound` for a version that there is not or a concept that has not
     been trained, and `RegistryCorrupt` if its stored file is damaged.
     """
-    return [_choose(registry, mention) for mention in mentions(prompt)]
+    pinned = pinned or {}
+    return [_choose(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
 
 
-def _choose(registry: Registry, mention: Mention) -> Chosen:
+def _choose(registry: Registry, mention: Mention, pinned: int | None) -> Chosen:
     concept = registry.show(mention.name)
-    version = _version(concept, mention)
+    version = _version(concept, mention.version if pinned is None else str(pinned))
     for artifact in version.artifacts:
         if artifact.name == FILE_NAME:
             path = registry.path_of(artifact.sha256)
@@ -101,10 +107,9 @@ def _choose(registry: Registry, mention: Mention) -> Chosen:
     raise NotFound(f"{concept.name}@{version.number} has no adapter that can be worn")
 
 
-def _version(concept: Concept, mention: Mention) -> VersionRecord:
+def _version(concept: Concept, wanted: str | None) -> VersionRecord:
     if not concept.versions:
         raise NotFound(f"{concept.name} has not been trained", hint=f"concept train {concept.name}")
-    wanted = mention.version
     by_word: dict[str, VersionRecord] = {}
     for version in concept.versions:
         by_word |= {str(version.number): version} | dict.fromkeys(version.aliases, version)

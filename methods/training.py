@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
-from ..models.drawing import Settings as DrawingSettings
 from ..models.drawing import draw
 from ..models.loading import LoadedBase
+from ..models.request import Settings as DrawingSettings
 from ..registry import Registry
 from ..registry.errors import (
     ConceptryError,

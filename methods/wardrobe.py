@@ -8,47 +8,52 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..models.drawing import Drawn, Settings, draw
 from ..models.loading import LoadedBase
 from ..registry.errors import InvalidInput
 from .adapters import Adapter, TokenEmbedding, WeightChange, wearing
 from .artifact import Fits, read_artifact
-from .prompts import Chosen, replaced
+from .prompts import Chosen, Mention, replaced
 
 
 @dataclass(frozen=True, slots=True)
-class Dressed:
-    """A prompt as the text encoder gets it, and the tokens of each concept in it."""
+class Worn:
+    """A concept that a pipeline wears: its placeholder tokens, and how it is said in a prompt."""
 
-    prompt: str
-    tokens: dict[str, tuple[str, ...]]
+    mention: Mention
+    category: str
+    tokens: tuple[str, ...]
+    phrase: str
 
 
 @contextmanager
-def dressed(base: LoadedBase, prompt: str, chosen: Sequence[Chosen]) -> Iterator[Dressed]:
-    """Let the pipeline wear the versions that a prompt asks for.
+def dressed(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[Worn]]:
+    """Let the pipeline wear the versions that a prompt asks for; see `spelled_out`.
 
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
     `InvalidInput` if one of them was taught on another base model.
     """
     adapters: list[Adapter] = []
-    phrases: dict[str, str] = {}
-    tokens: dict[str, tuple[str, ...]] = {}
+    worn: list[Worn] = []
     for each in chosen:
         state, fits = read_artifact(Path(each.path))
         _check_base(base, each, fits)
-        names = each.tokens(fits.num_tokens)
-        embedding = TokenEmbedding.from_state(names, state)
+        tokens = each.tokens(fits.num_tokens)
+        embedding = TokenEmbedding.from_state(tokens, state)
         _weaken(embedding, base, fits.category, each.mention.strength)
         adapters.append(embedding)
         change = WeightChange.from_state(state, each.mention.strength)
         if change.deltas or change.factors:
             adapters.append(change)
-        words = " ".join(names)
-        phrases[each.mention.text] = f"{words} {fits.category}" if fits.names_category else words
-        tokens[each.mention.name] = names
+        words = " ".join(tokens)
+        phrase = f"{words} {fits.category}" if fits.names_category else words
+        worn.append(Worn(each.mention, fits.category, tokens, phrase))
     with wearing(base.pipeline, adapters):
-        yield Dressed(replaced(prompt, phrases) if phrases else prompt, tokens)
+        yield worn
+
+
+def spelled_out(prompt: str, worn: Sequence[Worn]) -> str:
+    """The prompt as the text encoder gets it: `<rex>` becomes its tokens and category."""
+    return replaced(prompt, {each.mention.text: each.phrase for each in worn})
 
 
 def _check_base(base: LoadedBase, chosen: Chosen, fits: Fits) -> None:
@@ -72,17 +77,3 @@ def _weaken(embedding: TokenEmbedding, base: LoadedBase, category: str, strength
             nn.Parameter(torch.lerp(start, own.to(start.device), strength))
             for start, own in zip(plain.vectors, embedding.vectors, strict=True)
         ]
-
-
-def draw_concepts(
-    base: LoadedBase,
-    prompt: str,
-    chosen: Sequence[Chosen],
-    seeds: Sequence[int],
-    settings: Settings,
-    *,
-    batch: int = 4,
-) -> Iterator[Drawn]:
-    """Draw a prompt that names concepts, once for each seed; see `models.drawing.draw`."""
-    with dressed(base, prompt, chosen) as worn:
-        yield from draw(base, worn.prompt, seeds, settings, batch=batch)

@@ -10,39 +10,13 @@ from PIL import Image
 
 from ..registry.errors import InvalidInput
 from .loading import LoadedBase
+from .request import Settings
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What besides prompt and seed decides how a picture looks.
-
-    `size` is (width, height) in pixels, the base model's own by default; `guidance` is the
-    classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is w + 1).
-    """
-
-    steps: int = 25
-    guidance: float = 5.0
-    negative: str = ""
-    scheduler: str | None = None
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise InvalidInput(f"{self.steps} steps are not between 1 and 1000")
-        if not 0 <= self.guidance <= 100:
-            raise InvalidInput(f"a guidance of {self.guidance:g} is not between 0 and 100")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise InvalidInput(
-                f'there is no scheduler "{self.scheduler}"', hint=" or ".join(SCHEDULERS)
-            )
-        if self.size and any(side % 8 or not 8 <= side <= 4096 for side in self.size):
-            raise InvalidInput("width and height have to be multiples of 8, up to 4096")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,11 @@ def test_people_are_told_the_paths(run: Run, tiny: str) -> None:
         (["--base", "sd12"], 3, "not_found", "no base model"),
         (["--base", "model.ckpt"], 2, "invalid_input", "only safetensors"),
         (["--base", "gone.safetensors"], 3, "not_found", "does not exist"),
-        (["--size", "big"], 2, "usage", "is not a size"),
+        (["--size", "big"], 2, "invalid_input", "is not a size"),
         (["--steps", "0"], 2, "usage", "--steps"),
         (["--scheduler", "magic"], 2, "usage", "--scheduler"),
         (["-n", "0"], 2, "usage", "-n"),
-        (["--seed", "99999999999999999999"], 2, "usage", "63 bits"),
+        (["--seed", "99999999999999999999"], 2, "invalid_input", "63 bits"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -92,6 +93,45 @@ def test_a_wrong_call_is_told_and_leaves_nothing(
     assert (result.exit_code, error_of(result)["code"]) == (exit_code, code)
     assert text in error_of(result)["message"]
     assert not Path("pictures").exists()
+    assert not database.exists()
+
+
+def test_a_prompt_or_a_file_of_prompts_is_needed(run: Run) -> None:
+    for words in ([], ["a cat", "--prompts", "prompts.txt"]):
+        result = run("--json", "generate", *words)
+        assert (result.exit_code, error_of(result)["code"]) == (2, "usage")
+
+
+def test_a_file_of_prompts_is_drawn(ask: Ask, run: Run, tiny: str) -> None:
+    Path("wanted.csv").write_text("prompt,n,seed\na cat,,\na dog,1,9\n")
+    words = ("generate", "--prompts", "wanted.csv", "-n", "2", "--seed", "5", "--steps", "1")
+    document = ask(*words, "--base", tiny, "--grid")
+    told = [(image["prompt"], image["seed"]) for image in document["images"]]
+    assert told == [("a cat", 5), ("a cat", 6), ("a dog", 9)]
+    with Image.open(document["grid"]) as grid:
+        assert grid.height > 2 * 136
+    assert "3 pictures, seeds as the file says" in run(*words, "--base", tiny).stderr
+
+
+def test_a_picture_is_drawn_again(ask: Ask, run: Run, tiny: str, database: Path) -> None:
+    words = ("generate", PROMPT, "--base", tiny, "-n", "3", "--seed", "1", "--steps", "2")
+    picture = ask(*words, "--maps")["images"][2]
+    assert Path(picture["maps"]).exists()
+    again = ask("reproduce", picture["path"], "--out", "again")
+    assert again["is_same"]
+    assert again["image"]["sha256"] == picture["sha256"]
+    assert Path(again["image"]["path"]).parent == Path("again")
+    assert "the same pixels" in run("reproduce", picture["path"]).stderr
+    shutil.rmtree(database.parent)
+    assert ask("reproduce", picture["path"])["is_same"]  # no concept, so no registry is needed
+
+
+def test_a_picture_of_another_origin_is_told(run: Run, database: Path) -> None:
+    Image.new("RGB", (8, 8)).save("mine.png")
+    for path, exit_code, text in (("mine.png", 2, "does not say"), ("gone.png", 3, "not exist")):
+        result = run("--json", "reproduce", path)
+        assert result.exit_code == exit_code
+        assert text in error_of(result)["message"]
     assert not database.exists()
 
 

@@ -56,6 +56,8 @@ LINES = [
     ["bases"],
     ["generate", "a cat", "--base", "nobody"],
     ["generate", "a photo of <nobody>"],
+    ["generate", "--prompts", "photo.png"],
+    ["reproduce", "photo.png"],
     ["train", "nobody"],
     ["train", "rex", "--set", "stage9.steps=1"],
     ["methods"],

@@ -188,7 +188,10 @@ def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny")
     words = ("a cat", "--base", base, "-n", "1", "--steps", "1")
     assert compare(ask("generate", *words), "concept generate") == {"picture"}
-    assert compare(ask("generate", *words, "--grid"), "concept generate") == {"picture"}
+    drawn = ask("generate", *words, "--grid", "--maps")
+    assert compare(drawn, "concept generate") == {"picture"}
+    again = ask("reproduce", drawn["images"][0]["path"])
+    assert compare(again, "concept reproduce") == {"picture"}
 
 
 def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Path) -> None:

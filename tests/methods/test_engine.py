@@ -9,7 +9,7 @@ import pytest
 import torch
 from conceptry.methods.engine import Hooks, StepReport, Subject, Training
 from conceptry.methods.method import find_method, settings_of
-from conceptry.methods.resume import ResumePoint, read_resume_point, write_resume_point
+from conceptry.methods.resume_point import ResumePoint, read_resume_point, write_resume_point
 from conceptry.registry.errors import InvalidWeights, TrainingFailed, TrainingInterrupted
 from PIL import Image
 from safetensors.torch import save_file

@@ -10,9 +10,10 @@ from conceptry.methods.artifact import read_artifact
 from conceptry.methods.engine import Hooks
 from conceptry.methods.prompts import choose
 from conceptry.methods.training import Trained, resume, train
-from conceptry.methods.wardrobe import draw_concepts
-from conceptry.models.drawing import Settings
+from conceptry.methods.wardrobe import dressed, spelled_out
+from conceptry.models.drawing import draw
 from conceptry.models.loading import LoadedBase
+from conceptry.models.request import Settings
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound, RegistryBusy, TrainingInterrupted
 from drawing import draw_file
@@ -28,7 +29,8 @@ def teach(registry: Registry, base: LoadedBase, **options: Any) -> Trained:
 
 
 def pixels(registry: Registry, base: LoadedBase, prompt: str) -> np.ndarray:
-    (drawn,) = draw_concepts(base, prompt, choose(registry, prompt), [5], DRAWING)
+    with dressed(base, choose(registry, prompt)) as worn:
+        (drawn,) = draw(base, spelled_out(prompt, worn), [5], DRAWING)
     return np.asarray(drawn.image, dtype=int)
 
 

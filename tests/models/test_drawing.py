@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conceptry.models.drawing import SCHEDULERS, Drawn, Settings, draw
+from conceptry.models.drawing import SCHEDULERS, Drawn, draw
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.request import Settings
 from conceptry.registry import InvalidInput
 
 PROMPT = "a photo of a red cat on the beach"

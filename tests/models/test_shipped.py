@@ -12,12 +12,13 @@ import pytest
 import torch
 from conceptry.evaluation import judge
 from conceptry.models import bases, loading
-from conceptry.models.drawing import Settings, draw
+from conceptry.models.drawing import draw
 from conceptry.models.loading import load_base
 from conceptry.models.miniature import shipped
 from conceptry.models.miniature.export import MAX_BYTES, restore
 from conceptry.models.miniature.train import STAGES
 from conceptry.models.miniature.world import describe, render, sample_scene
+from conceptry.models.request import Settings
 from conceptry.registry import InvalidWeights
 from PIL import Image
 from safetensors.torch import load_file

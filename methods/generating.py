@@ -1,0 +1,160 @@
+"""`generate` and `reproduce`: from prompts that name concepts to picture files, and back again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..models.drawing import Drawn, draw
+from ..models.loading import LoadedBase
+from ..models.pictures import contact_sheet, file_stem, save_picture
+from ..models.request import Request
+from ..registry import Registry
+from ..registry.errors import InvalidInput, NotFound
+from .heatmaps import collected_maps, heat_sheet, words_of
+from .made import read_made
+from .prompts import Chosen, choose
+from .wardrobe import Worn, dressed, spelled_out
+
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that was written and recorded; `maps` is the file with its heat-maps."""
+
+    path: Path
+    seed: int
+    sha256: str
+    prompt: str
+    maps: Path | None
+    image: Image.Image
+
+
+def generate(
+    registry: Registry,
+    base: LoadedBase,
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    batch: int = 4,
+    with_maps: bool = False,
+) -> Iterator[Picture]:
+    """Draw requests into a folder, `batch` pictures at a time; each is there once it is yielded.
+
+    What made a picture is written into it and into the registry. All prompts are checked before
+    the first is drawn. Raises what `choose` and `dressed` raise.
+    """
+    wanted = [(request, choose(registry, request.prompt)) for request in requests]
+    for chosen, group in groupby(wanted, key=lambda each: each[1]):
+        with dressed(base, chosen) as worn:
+            for request, _ in group:
+                record = _Record(registry, base, request, chosen, folder)
+                for drawn, heat in _drawn(base, request, worn, batch, with_maps):
+                    yield record.keep(drawn, heat)
+
+
+def _drawn(
+    base: LoadedBase, request: Request, worn: Sequence[Worn], batch: int, with_maps: bool
+) -> Iterator[tuple[Drawn, Image.Image | None]]:
+    """Pictures of a request and, if wished, their sheets of heat-maps."""
+    pipeline, settings = base.pipeline, request.settings
+    prompt = spelled_out(request.prompt, worn)
+    drawing = draw(base, prompt, request.seeds, settings, batch=batch)
+    if not with_maps:
+        yield from ((drawn, None) for drawn in drawing)
+        return
+    words = words_of(pipeline, prompt, worn)
+    maps: Iterator[Tensor] = iter(())
+    with collected_maps(pipeline, words, is_guided=settings.guidance > 1) as collected:
+        for drawn in drawing:
+            if drawn.seed == drawn.batch_seeds[0]:
+                maps = iter(collected.take())
+            yield drawn, heat_sheet(drawn.image, next(maps), words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Keeps pictures: the file, then the row that says what made it."""
+
+    registry: Registry
+    base: LoadedBase
+    request: Request
+    chosen: Sequence[Chosen]
+    folder: Path
+
+    def keep(self, drawn: Drawn, heat: Image.Image | None) -> Picture:
+        made_by = {
+            "prompt": self.request.prompt,
+            "seed": drawn.seed,
+            "base": self.base.base.name,
+            "base_sha256": self.base.sha256,
+            "settings": asdict(self.request.settings)
+            | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None},
+        }
+        versions = [
+            {"concept": each.concept.name, "version": each.version.number, "sha256": each.sha256}
+            for each in self.chosen
+        ]
+        stem = file_stem(self.request.prompt, drawn.seed)
+        told = made_by | {"versions": versions}
+        path, sha256 = save_picture(drawn.image, self.folder, stem, told)
+        maps = save_picture(heat, self.folder, f"{stem}-maps", told)[0] if heat else None
+        self.registry.add_generation(
+            sha256,
+            **made_by,
+            versions=[(each.concept.name, each.version.number) for each in self.chosen],
+        )
+        return Picture(path, drawn.seed, sha256, self.request.prompt, maps, drawn.image)
+
+
+def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
+    """Put pictures on a sheet, a row or more for each prompt; returns its path."""
+    rows: list[tuple[str, list[Image.Image]]] = []
+    for prompt, group in groupby(pictures, key=lambda picture: picture.prompt):
+        images = [picture.image for picture in group]
+        rows += [
+            ("" if i else prompt, images[i : i + GRID_COLUMNS])
+            for i in range(0, len(images), GRID_COLUMNS)
+        ]
+    stem = file_stem(pictures[0].prompt, pictures[0].seed)
+    told = {"grid": [picture.sha256 for picture in pictures]}
+    return save_picture(contact_sheet(rows), folder, f"{stem}-grid", told)[0]
+
+
+# --- again ----------------------------------------------------------------------------------------
+
+
+def reproduce(
+    registry: Registry, base: LoadedBase, path: Path, folder: Path
+) -> tuple[Picture, bool]:
+    """Draw a picture again; also returns whether all pixels are the same.
+
+    They are on the machine that drew it and with the same packages; elsewhere sums are taken in
+    another order. Raises `InvalidInput` for another base model, `NotFound` for versions that are
+    gone or are others by now, and what `read_made` raises.
+    """
+    made = read_made(path)
+    if made.base_sha256 != base.sha256:
+        raise InvalidInput(
+            f"{path} was drawn by another base model than {base.base.name}",
+            hint=f"--base {made.base}",
+        )
+    chosen = choose(
+        registry, made.prompt, pinned={name: number for name, (number, _) in made.versions.items()}
+    )
+    for each in chosen:
+        if made.versions.get(each.concept.name, (0, ""))[1] != each.sha256:
+            raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
+    request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
+    record = _Record(registry, base, request, chosen, folder)
+    with dressed(base, chosen) as worn:
+        drawing = _drawn(base, request, worn, len(made.batch_seeds), made.with_maps)
+        drawn, heat = next(each for each in drawing if each[0].seed == made.seed)
+        picture = record.keep(drawn, heat)
+    with Image.open(path) as before:
+        is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()
+    return picture, is_same
