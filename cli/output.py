@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..registry.names import printable
 
 if TYPE_CHECKING:
+    from PIL import Image
     from rich.console import Console, RenderableType
+    from rich.progress import Progress
+    from rich.text import Text
 
 _PIPE_WIDTH = 240
 """Columns when no terminal is there to say: wide enough that nothing is cut."""
@@ -75,8 +78,8 @@ class Output:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[str, int, int, str], None] | None]:
-        """As `progress`, for work in stages: yields what takes (stage, done, total, text)."""
+    def steps(self) -> "Iterator[StepsShown | None]":
+        """As `progress`, for work in stages."""
         if self.quiet or self.as_json or not sys.stderr.isatty():
             yield None
             return
@@ -90,19 +93,52 @@ class Output:
             "[dim]{task.fields[text]}",
         )
         with Progress(*columns, console=_console(sys.stderr), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def show(stage: str, done: int, total: int, text: str) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total, text="")
-                bars.update(tasks[stage], completed=done, total=total, text=text)
-
-            yield show
+            yield StepsShown(bars)
 
     def _write(self, text: str) -> None:
         with _quiet_on_broken_pipe():
             sys.stdout.write(text + "\n" if text else "")
             sys.stdout.flush()
+
+
+class StepsShown:
+    """Bars of stages on a terminal, and pictures above them."""
+
+    def __init__(self, bars: "Progress") -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def step(self, stage: str, done: int, total: int, text: str) -> None:
+        """Move a stage's bar; `text` stands beside it."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total, text="")
+        self._bars.update(self._tasks[stage], completed=done, total=total, text=text)
+
+    def pictures(self, caption: str, images: "list[Image.Image]") -> None:
+        """Show a strip of pictures, if the terminal has the colours for it."""
+        console = self._bars.console
+        if console.color_system == "truecolor":
+            console.print(caption, highlight=False, markup=False)
+            console.print(_as_text(images, console.width))
+
+
+def _as_text(images: "list[Image.Image]", width: int) -> "Text":
+    """Pictures side by side as half blocks: two pixels to a character."""
+    from PIL import Image
+    from rich.text import Text
+
+    side = min(32, width // len(images) - 1)
+    strip = Image.new("RGB", (len(images) * (side + 1), side - side % 2))
+    for i, image in enumerate(images):
+        strip.paste(image.convert("RGB").resize((side, side)), (i * (side + 1), 0))
+    pixels: Any = strip.load()
+    text = Text()
+    for y in range(0, strip.height, 2):
+        for x in range(strip.width):
+            upper, lower = (f"rgb({','.join(map(str, pixels[x, y + i]))})" for i in (0, 1))
+            text.append("▀", f"{upper} on {lower}")
+        text.append("\n")
+    return text
 
 
 def _json(document: dict[str, Any]) -> str:

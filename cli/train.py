@@ -3,8 +3,9 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,9 @@ from .framework import Session, session_of
 from .output import count, size
 
 if TYPE_CHECKING:
-    from ..methods.engine import StepReport
+    from PIL import Image
+
+    from ..methods.engine import Hooks, StepReport
     from ..methods.training import Estimate, Trained
     from ..models.loading import LoadedBase
     from ..registry import Registry
@@ -30,6 +33,8 @@ class _Wish:
     overrides: list[str]
     seed: int
     resume: bool
+    preview_every: int
+    tensorboard: Path | None
 
 
 def train(
@@ -73,6 +78,16 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try some steps, and say what it would take.")
     ] = False,
+    preview_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Draw a strip of previews every N steps; 0 draws none."
+        ),
+    ] = 100,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write losses for TensorBoard.", show_default=False),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Teach concepts to a base model, one after another; each result is a new version.
@@ -86,7 +101,15 @@ def train(
         raise usage("--resume goes on as it began", "concept train NAME --resume")
     if tag and not everything:
         raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
-    wish = _Wish(method=method, preset=preset, overrides=overrides or [], seed=seed, resume=resume)
+    wish = _Wish(
+        method=method,
+        preset=preset,
+        overrides=overrides or [],
+        seed=seed,
+        resume=resume,
+        preview_every=preview_every,
+        tensorboard=tensorboard,
+    )
     with session.registry() as registry:
         chosen = _chosen(registry, names, tag or [])
         _check(registry, chosen, wish, base)
@@ -147,28 +170,13 @@ class _Queue:
 
     def train(self, name: str, is_asked_to_stop: Any) -> None:
         """Train one."""
-        from ..methods import training
-        from ..methods.engine import Hooks
         from ..registry.errors import ConceptryError
 
-        wish, output = self._wish, self._session.output
+        output = self._session.output
         output.note(f"teaching {name}", style="bold")
         try:
-            with output.steps() as show:
-                hooks = Hooks(on_step=_told(show), should_stop=is_asked_to_stop)
-                if wish.resume:
-                    done = training.resume(self._registry, name, self._base, hooks=hooks)
-                else:
-                    done = training.train(
-                        self._registry,
-                        name,
-                        self._base,
-                        method=wish.method,
-                        preset=wish.preset,
-                        overrides=wish.overrides,
-                        seed=wish.seed,
-                        hooks=hooks,
-                    )
+            with self._hooks(name, is_asked_to_stop) as hooks:
+                done = self._train(name, hooks)
         except ConceptryError as error:
             failure = explain(error)
             self._failed.append((name, failure))
@@ -177,11 +185,60 @@ class _Queue:
             return
         self._done.append(done)
         output.note(f"{name}@{done.version} is ready, {done.seconds:.0f} s")
+        if done.previews:
+            output.note(f"previews: {done.previews}")
+
+    def _train(self, name: str, hooks: "Hooks") -> "Trained":
+        from ..methods import training
+
+        wish = self._wish
+        if wish.resume:
+            return training.resume(self._registry, name, self._base, hooks=hooks)
+        return training.train(
+            self._registry,
+            name,
+            self._base,
+            method=wish.method,
+            preset=wish.preset,
+            overrides=wish.overrides,
+            seed=wish.seed,
+            hooks=hooks,
+        )
+
+    @contextmanager
+    def _hooks(self, name: str, is_asked_to_stop: Any) -> "Iterator[Hooks]":
+        """What is shown and written while one is taught."""
+        from ..methods.engine import Hooks
+        from ..methods.tensorboard import written_for_tensorboard
+
+        wish = self._wish
+        log = (
+            written_for_tensorboard(wish.tensorboard / name)
+            if wish.tensorboard
+            else nullcontext(lambda _: None)
+        )
+        with log as write, self._session.output.steps() as shown:
+
+            def on_step(report: "StepReport") -> None:
+                write(report)
+                if shown:
+                    shown.step(report.stage, report.step, report.num_steps, _line_of(report))
+
+            def on_preview(stage: str, step: int, images: "list[Image.Image]") -> None:
+                if shown:
+                    shown.pictures(f"{stage}, step {step}", images)
+
+            yield Hooks(
+                on_step=on_step,
+                on_preview=on_preview,
+                preview_every=wish.preview_every,
+                should_stop=is_asked_to_stop,
+            )
 
     def tell(self) -> None:
         """Print what came out; ends with the first failure's exit code."""
         document: dict[str, Any] = {
-            "runs": [asdict(done) for done in self._done],
+            "runs": [_document(done) for done in self._done],
             "failed": [
                 {"concept": name, **failure.document()["error"]} for name, failure in self._failed
             ],
@@ -195,13 +252,14 @@ class _Queue:
             self._session.output.note(f'next: concept generate "a photo of <{name}>"')
 
 
-def _told(show: Any) -> Any:
-    def on_step(report: "StepReport") -> None:
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
-        rate = f"{1 / report.seconds:.1f} steps/s" if report.seconds else ""
-        show(report.stage, report.step, report.num_steps, f"{losses}  {rate}")
+def _document(done: "Trained") -> dict[str, Any]:
+    return asdict(done) | {"previews": str(done.previews) if done.previews else None}
 
-    return on_step if show else lambda _: None
+
+def _line_of(report: "StepReport") -> str:
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
+    rate = f"{1 / report.seconds:.1f} steps/s" if report.seconds else ""
+    return f"{losses}  {rate}"
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..kernels import observe
+from ..models.drawing import draw_batch
 from ..registry.errors import InvalidInput, TrainingFailed, TrainingInterrupted
+from . import previews
 from .adapters import TokenEmbedding, WeightChange
 from .conditioning import Conditioning, encode, token_columns
 from .config import StageSettings, TrainingSettings
@@ -76,6 +78,10 @@ class Hooks:
     on_step: Callable[[StepReport], None] = lambda _: None
     on_saved: Callable[[Path], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+    on_preview: Callable[[str, int, list[Image.Image]], None] = lambda *_: None
+    """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
+    preview_every: int = 0
+    """0 draws none."""
 
 
 class Training:
@@ -297,6 +303,8 @@ class _StageRun:
             losses = self._step(step)
             seconds = time.monotonic() - started
             hooks.on_step(StepReport(self.stage.name, step + 1, num_steps, losses, seconds))
+            if self._is_preview_due(step + 1):
+                hooks.on_preview(self.stage.name, step + 1, self._preview())
             stops = hooks.should_stop()
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self._save(step + 1, point.done, resume_path)
@@ -405,6 +413,23 @@ class _StageRun:
         )
         is_mean = self.settings.loss_reduction == "mean"
         return loss * (count / self.numbers.batch) if is_mean else loss
+
+    def _is_preview_due(self, step: int) -> bool:
+        every = self.training.hooks.preview_every
+        is_time = bool(every) and (step % every == 0 or step == self.numbers.steps)
+        return is_time and self.accelerator.is_main_process
+
+    def _preview(self) -> list[Image.Image]:
+        """Pictures with what has been learned so far; drawing them changes nothing."""
+        training = self.training
+        unet = training.pipeline.unet.eval()
+        prompts = [prompt.replace("{}", training._phrase) for prompt in previews.PROMPTS]
+        seeds = [seed_of(training.seed, "preview", i) for i in range(len(prompts))]
+        try:
+            with self.accelerator.autocast():
+                return draw_batch(training.pipeline, prompts, seeds, previews.SETTINGS)
+        finally:
+            unet.train()
 
     # --- resume points ----------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class CollectedMaps:
 def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:
     """A picture and, beside it, each of its maps (T, h, w) over it, from its lowest to its peak."""
     over = [_overlaid(image, each) for each in maps]
-    return contact_sheet([("picture, " + ", ".join(word.label for word in words), [image, *over])])
+    return contact_sheet([(["picture", *(word.label for word in words)], [image, *over])])
 
 
 def _overlaid(image: Image.Image, heat: Tensor) -> Image.Image:

@@ -22,10 +22,12 @@ from ..registry.errors import (
     TrainingInterrupted,
 )
 from ..registry.records import Concept
+from ..registry.running import PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
 from .engine import Hooks, StepReport, Subject, Training, seed_of
 from .method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
+from .previews import add_strip
 from .prompts import FILE_NAME
 
 RESUME_FILE = "resume.safetensors"
@@ -52,6 +54,8 @@ class Trained:
     method: str
     seconds: float
     stages: list[StageSummary]
+    previews: Path | None
+    """The sheet of strips, if `Hooks.preview_every` asked for some."""
 
 
 def train(
@@ -148,11 +152,16 @@ def _run(
 ) -> Trained:
     started = time.monotonic()
     folder = registry.run_folder(run)
+    previews = folder / PREVIEWS_FILE
     metrics = _Metrics(registry, run)
 
     def on_step(report: StepReport) -> None:
         metrics.add(report)
         hooks.on_step(report)
+
+    def on_preview(stage: str, step: int, images: list[Image.Image]) -> None:
+        add_strip(previews, f"{stage}, step {step}", images)
+        hooks.on_preview(stage, step, images)
 
     with _recorded(registry, concept.name, run):
         subject = _subject(registry, concept, settings)
@@ -166,7 +175,7 @@ def _run(
             settings,
             subject,
             seed=seed,
-            hooks=replace(hooks, on_step=on_step),
+            hooks=replace(hooks, on_step=on_step, on_preview=on_preview),
         )
         try:
             learned = training.run(folder / RESUME_FILE)
@@ -181,9 +190,16 @@ def _run(
         )
         write_artifact(folder / FILE_NAME, learned.state(), fits)
         number = registry.add_version(concept.name, {FILE_NAME: folder / FILE_NAME}, run=run)
-    registry.remove_run_folder(run)
-    seconds = round(time.monotonic() - started, 1)
-    return Trained(concept.name, run, number, method.name, seconds, metrics.summary())
+    registry.tidy_run_folder(run)
+    return Trained(
+        concept=concept.name,
+        run=run,
+        version=number,
+        method=method.name,
+        seconds=round(time.monotonic() - started, 1),
+        stages=metrics.summary(),
+        previews=previews if previews.exists() else None,
+    )
 
 
 def _subject(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:

@@ -48,22 +48,23 @@ def draw(
     check_length(base.pipeline, settings.negative)
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
-        images = _draw_together(base.pipeline, prompt, chunk, settings)
+        images = draw_batch(base.pipeline, [prompt] * len(chunk), chunk, settings)
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
 
 
-def _draw_together(
-    pipeline: Any, prompt: str, seeds: Sequence[int], settings: Settings
+def draw_batch(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
 ) -> list[Image.Image]:
+    """Draw each prompt with its seed, all at once."""
     width, height = settings.size or (None, None)
     own_scheduler = pipeline.scheduler
     if settings.scheduler is not None:
         pipeline.scheduler = _scheduler(settings.scheduler, own_scheduler.config)
     try:
         return pipeline(
-            prompt=[prompt] * len(seeds),
-            negative_prompt=[settings.negative] * len(seeds),
+            prompt=list(prompts),
+            negative_prompt=[settings.negative] * len(prompts),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             width=width,

@@ -72,12 +72,12 @@ def file_stem(prompt: str, seed: int) -> str:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], *, side: int | None = None
+    rows: Sequence[tuple[str | Sequence[str], Sequence[Image.Image]]], *, side: int | None = None
 ) -> Image.Image:
     """Rows of square pictures, each under its caption; an empty caption takes no room.
 
-    `side` is the size of a picture on the sheet in pixels; small ones are enlarged to 128, unsharp
-    pixels kept visible.
+    A row may have a caption for each of its pictures instead. `side` is the size of a picture on
+    the sheet in pixels; small ones are enlarged to 128, unsharp pixels kept visible.
     """
     tall = max(image.height for _, images in rows for image in images)
     side = side or max(tall, 128)
@@ -90,8 +90,11 @@ def contact_sheet(
     pen = ImageDraw.Draw(sheet)
     top = _GAP
     for (caption, images), height in zip(rows, heights, strict=True):
-        if caption:
-            pen.text((_GAP, top), _fitted(caption, font, sheet.width - 2 * _GAP), _INK, font)
+        whole = isinstance(caption, str)
+        room = sheet.width - 2 * _GAP if whole else side
+        for column, text in enumerate([caption] if whole else caption):
+            place = (_GAP + column * (side + _GAP), top)
+            pen.text(place, _fitted(text, font, room), _INK, font)
         for column, image in enumerate(images):
             scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(scaled, (_GAP + column * (side + _GAP), top + height - side - _GAP))

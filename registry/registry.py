@@ -261,6 +261,8 @@ class Registry:
     def gc(self, *, grace: float = upkeep.DEFAULT_GRACE, dry_run: bool = False) -> GcReport:
         """Delete stored files that nothing needs and that are older than `grace` seconds.
 
+        With them go the resume points of trainings that nothing goes on with any more.
+
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
         nothing, if the database is damaged.
         """
@@ -333,9 +335,9 @@ class Registry:
         """A folder for what only a run under way needs, such as where it goes on."""
         return running.run_folder(self.location, run)
 
-    def remove_run_folder(self, run: str) -> None:
-        """Remove that folder."""
-        running.remove_run_folder(self.location, run)
+    def tidy_run_folder(self, run: str) -> None:
+        """Remove what only a run under way needs; its previews stay."""
+        running.tidy_run_folder(self.location, run)
 
     def end_run(self, run: str, status: str, *, error: str | None = None) -> None:
         """Record how a training ended: done, interrupted or failed."""

@@ -2,22 +2,28 @@
 
     concepts.runs/
         rex.lock            held by the process that trains rex
-        1f0c92a7be44/       a run: where it goes on, previews; removed when it is done
+        1f0c92a7be44/       a run: where it goes on, until it is done, and its previews
 
 Nothing in here is part of the registry's promises: a backup leaves it out, and a run whose folder
 is lost begins again.
 """
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from sqlmodel import col, select
 
+from .blobs import StoredFile
 from .errors import NotFound, RegistryBusy, StorageError
 from .location import Location
 from .records import Concept, RunRecord
+from .store import Store
+from .tables import Run
+
+PREVIEWS_FILE = "previews.png"
+"""What stays of a run's folder when the run is done."""
 
 
 @contextmanager
@@ -52,9 +58,38 @@ def run_folder(location: Location, run: str) -> Path:
     return folder
 
 
-def remove_run_folder(location: Location, run: str) -> None:
-    """Remove what only a run under way needs."""
-    shutil.rmtree(location.runs / run, ignore_errors=True)
+def tidy_run_folder(location: Location, run: str) -> None:
+    """Remove what only a run under way needs; its previews stay."""
+    folder = location.runs / run
+    for path in folder.iterdir():
+        if path.name != PREVIEWS_FILE:
+            path.unlink()
+    remove_if_empty(folder)
+
+
+def leftovers(store: Store) -> Iterator[StoredFile]:
+    """Files of runs that were removed, or that nothing goes on with any more."""
+    with store.database.read() as session:
+        rows = session.exec(
+            select(Run.uid, Run.concept_id, Run.status).order_by(col(Run.started), col(Run.id))
+        ).all()
+    latest = {concept_id: uid for uid, concept_id, _ in rows}
+    resumable = {
+        uid for uid, concept, status in rows if status != "done" and latest[concept] == uid
+    }
+    known = {uid for uid, _, _ in rows}
+    for path in store.location.runs.glob("*/*"):
+        run, is_preview = path.parent.name, path.name == PREVIEWS_FILE
+        if run not in resumable and not (is_preview and run in known):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                yield StoredFile(path, run, status.st_size, status.st_mtime)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run whose files are gone."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def resumable_run(concept: Concept) -> RunRecord:

@@ -13,6 +13,7 @@ from .edits import refresh
 from .errors import NotFound, RegistryCorrupt, StorageError
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
+from .running import leftovers, remove_if_empty
 from .store import Store, Use
 from .tables import Concept
 
@@ -238,11 +239,13 @@ def gc(store: Store, *, grace: float, dry_run: bool) -> GcReport:
                 _delete(file, dry_run)
                 removed += 1
                 num_bytes += file.size
-        for file in store.blobs.files("tmp"):
+        for file in (*store.blobs.files("tmp"), *leftovers(store)):
             if file.modified <= oldest_spared:
                 _delete(file, dry_run)
                 temporary += 1
                 num_bytes += file.size
+                if file.path.parent.parent == store.location.runs:
+                    remove_if_empty(file.path.parent)
         return GcReport(removed, num_bytes, temporary, kept_young, dry_run)
 
 

@@ -15,6 +15,7 @@ import pytest
 from conceptry.registry import Registry, blobs, intake, locate
 from drawing import draw_bytes, draw_file
 from program import Run, command, error_of, run_concept, stored_files
+from tiny_base import write_tiny_base
 
 HOSTILE = ["two\nlines", "red\x1b[31m", "bell\x07", "back\x08", "left\u202eright", b"caf\xe9"]
 
@@ -235,6 +236,22 @@ def test_rm_with_yes_does_not_ask(rex: Registry, at_terminal: AtTerminal) -> Non
     assert b"[y/N]" not in terminal.read_until(b"concept gc")
     assert terminal.status() == 0
     assert rex.names() == []
+
+
+def test_previews_are_shown_where_there_are_colours(
+    rex: Registry, at_terminal: AtTerminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = str(write_tiny_base(tmp_path / "tiny"))
+    words = ["rex", "--base", base, "--preview-every", "2", "--set", "augmentation.crops=2"]
+    words += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps={2 * (i == 1)}")]
+    for colours, shown in (("truecolor", True), ("", False)):
+        monkeypatch.setenv("COLORTERM", colours)
+        monkeypatch.setenv("TERM", "xterm")
+        terminal = at_terminal("train", *words)
+        text = terminal.read_until(b"next:")
+        assert ("▀" in text.decode()) == shown
+        assert (b"stage1, step 2" in text) == shown
+        assert terminal.status() == 0
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------

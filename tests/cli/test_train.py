@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from conceptry.models.pictures import read_metadata
 from conceptry.registry import Registry
 from drawing import draw_folder
+from PIL import Image
 from program import Ask, Run, error_of
 from tiny_base import write_tiny_base
 
@@ -46,6 +49,59 @@ def test_one_that_fails_does_not_stop_the_rest(rex: Registry, run: Run, tiny: st
     assert [(each["concept"], each["code"]) for each in document["failed"]] == [
         ("mia", "invalid_input")
     ]
+
+
+def test_previews_are_kept_until_the_concept_goes(
+    rex: Registry, ask: Ask, run: Run, tiny: str
+) -> None:
+    (done,) = ask("train", "rex", "--base", tiny, *SHORT, "--preview-every", "1")["runs"]
+    with Image.open(done["previews"]) as sheet:
+        assert sheet.width == 4 * (128 + 8) + 8
+        assert sheet.height > 6 * 128  # two steps of three stages
+    ask("gc", "--grace", "0")
+    assert Path(done["previews"]).exists()
+    assert (
+        ask("train", "rex", "--base", tiny, *SHORT, "--preview-every", "0")["runs"][0]["previews"]
+        is None
+    )
+    ask("rm", "rex", "--yes")
+    assert ask("gc", "--grace", "0")["temporary"] == 1
+    assert not Path(done["previews"]).parent.exists()
+
+
+def test_losses_are_written_for_tensorboard(
+    rex: Registry, ask: Ask, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int]] = []
+
+    class Writer:
+        def __init__(self, log_dir: str) -> None:
+            assert log_dir == "events/rex"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            assert value > 0
+            written.append((name, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0))
+
+    module: Any = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    ask("train", "rex", "--base", tiny, *SHORT, "--tensorboard", "events")
+    assert ("stage1/diffusion", 1) in written
+    assert ("stage3/steps per second", 2) in written
+    assert written[-1] == ("closed", 0)
+
+
+def test_tensorboard_that_is_not_installed_is_told(
+    rex: Registry, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run("train", "rex", "--base", tiny, *SHORT, "--tensorboard", "events")
+    assert result.exit_code == 2
+    assert "pip install tensorboard" in result.stderr
+    assert not rex.show("rex").runs
 
 
 @pytest.mark.parametrize(

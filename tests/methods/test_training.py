@@ -17,6 +17,7 @@ from conceptry.models.request import Settings
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound, RegistryBusy, TrainingInterrupted
 from drawing import draw_file
+from PIL import Image
 from safetensors.torch import load_file
 
 SHORT = ("augmentation.crops=4", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
@@ -188,3 +189,37 @@ def test_a_run_goes_on_with_the_photos_that_it_began_with(
     rex.edit("rex", remove_images=["new.png"])
     with pytest.raises(InvalidInput, match="1 of the photos that the run of rex began with"):
         resume(rex, "rex", base)
+
+
+def test_previews_change_nothing_of_what_is_learned(rex: Registry, base: LoadedBase) -> None:
+    strips: list[tuple[str, int, int]] = []
+
+    def on_preview(stage: str, step: int, images: list[Image.Image]) -> None:
+        strips.append((stage, step, len(images)))
+
+    shown = teach(rex, base, hooks=Hooks(on_preview=on_preview, preview_every=2))
+    plain = teach(rex, base)
+    assert strips == [(f"stage{i}", 2, 4) for i in (1, 2, 3)]
+    assert shown.previews is not None
+    assert plain.previews is None
+    one, two = (rex.show("rex").versions[i].artifacts[0].sha256 for i in (0, 1))
+    assert one == two
+
+
+def test_a_resumed_training_goes_on_with_its_previews(rex: Registry, base: LoadedBase) -> None:
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=replace(stop_after(3), preview_every=1))
+    trained = resume(rex, "rex", base, hooks=Hooks(preview_every=1))
+    with Image.open(str(trained.previews)) as sheet:
+        assert 6 * 150 < sheet.height < 7 * 150  # all six strips, each once
+
+
+def test_gc_keeps_the_resume_point_that_a_training_goes_on_from(
+    rex: Registry, base: LoadedBase
+) -> None:
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            teach(rex, base, hooks=stop_after(3))
+    assert rex.gc(grace=0).temporary == 1  # that of the first, which nothing goes on with
+    assert resume(rex, "rex", base).version == 1
+    assert rex.gc(grace=0).temporary == 0
