@@ -27,11 +27,13 @@ AHEAD = 6
 class Batch:
     """Pictures (B, 3, size, size) as uint8, their sentences and their scenes.
 
-    `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none.
+    `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none;
+    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well.
     """
 
     images: np.ndarray
     masks: np.ndarray
+    foregrounds: np.ndarray
     captions: list[str]
     scenes: list[Scene]
 
@@ -73,9 +75,13 @@ def _rendered(scenes: list[Scene], size: int) -> Batch:
     masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)
     for row, picture in zip(masks, pictures, strict=True):
         for i, mask in enumerate(picture.masks):
-            small = mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX)
-            row[i] = np.asarray(small)
-    return Batch(images, masks, [describe(scene) for scene in scenes], scenes)
+            row[i] = _small(mask)
+    foregrounds = np.stack([_small(picture.foreground) for picture in pictures])
+    return Batch(images, masks, foregrounds, [describe(scene) for scene in scenes], scenes)
+
+
+def _small(mask: PIL.Image.Image) -> np.ndarray:
+    return np.asarray(mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX))
 
 
 def prefetched(

@@ -39,8 +39,8 @@ from .tokenizer import make_tokenizer
 
 CAPTION_DROPOUT = 0.1
 MAX_SNR, MORE_SNR = 5.0, 0.25
-SUBJECT_WEIGHT = 4.0
-SUBJECT_NOISE_WEIGHT = 3.0
+FOREGROUND_WEIGHT = 4.0
+FOREGROUND_NOISE_WEIGHT = 3.0
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
 
@@ -196,11 +196,11 @@ def _decode_sample(
 def _reconstruction_losses(decoded: Tensor, pixels: Tensor, batch: Batch) -> Losses:
     """L1 and squares of pixels, and L1 of their differences.
 
-    Subjects are a sixth of a picture's pixels and nearly all of what it is about: their pixels
+    The foreground is a fifth of a picture's pixels and nearly all of what it is about: its pixels
     count five times. L1 alone settles for the median of two colours; the squares do not.
     """
-    subjects = torch.from_numpy(batch.masks).to(pixels.device).amax(1, keepdim=True) / 255
-    weight = 1 + SUBJECT_WEIGHT * F.interpolate(subjects, size=SIZE, mode="bilinear")
+    foreground = torch.from_numpy(batch.foregrounds).to(pixels.device)[:, None] / 255
+    weight = 1 + FOREGROUND_WEIGHT * F.interpolate(foreground, size=SIZE, mode="bilinear")
     weight = weight / weight.mean()
     error = decoded.float() - pixels
     across, down = error.diff(dim=3), error.diff(dim=2)
@@ -240,8 +240,8 @@ def unet_losses(
 
     Each timestep weighs (min(SNR, 5) + 1/4) / SNR: nearly clean pictures do not take the model's
     attention from what they show (Hang et al. 2023, section 3.4), and the noisiest steps, where it
-    is decided which colour goes where, count as much as those in between. Subjects' positions
-    weigh four times: a sixth of the picture, most of what a caption says.
+    is decided which colour goes where, count as much as those in between. The foreground weighs
+    four times: a fifth of the picture, most of what a caption says.
     """
     pixels = workshop.pixels(batch)
     count = len(batch.captions)
@@ -259,8 +259,8 @@ def unet_losses(
         predicted = modules["unet"](noisy, timesteps, states).sample
     signal = scheduler.alphas_cumprod.to(workshop.device)[timesteps]
     snr = signal / (1 - signal)
-    subjects = torch.from_numpy(batch.masks).to(workshop.device).amax(1, keepdim=True) / 255
-    weight = 1 + SUBJECT_NOISE_WEIGHT * subjects
+    foreground = torch.from_numpy(batch.foregrounds).to(workshop.device)[:, None] / 255
+    weight = 1 + FOREGROUND_NOISE_WEIGHT * foreground
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
 

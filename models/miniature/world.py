@@ -58,10 +58,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A picture, RGB, and for each subject its mask in 8-bit grey, of the same size."""
+    """A picture, RGB, and for each subject its mask in 8-bit grey, of the same size.
+
+    `foreground` is all but the place: the subjects, and what they wear, hold or sit on.
+    """
 
     image: Image.Image
     masks: tuple[Image.Image, ...]
+    foreground: Image.Image
 
     def boxes(self) -> list[tuple[float, float, float, float]]:
         """The bounding box of each subject: left, top, right, bottom as shares of the picture."""
@@ -150,21 +154,32 @@ def render(scene: Scene, size: int = 64) -> Rendered:
     rng = random.Random(f"details {scene.seed}")
     side = size * SUPERSAMPLING
     canvas = draw_place(scene.place, side, rng).convert("RGBA")
+    foreground = Image.new("L", canvas.size)
     masks: list[Image.Image] = []
     for subject in scene.subjects:
-        masks = _draw(canvas, masks, subject, side, rng)
+        masks = _draw(canvas, masks, foreground, subject, side, rng)
     picture = canvas.convert("RGB")
     if scene.style == "pencil sketch":
         picture = _sketched(picture)
     return Rendered(
-        picture.reduce(SUPERSAMPLING), tuple(mask.reduce(SUPERSAMPLING) for mask in masks)
+        picture.reduce(SUPERSAMPLING),
+        tuple(mask.reduce(SUPERSAMPLING) for mask in masks),
+        foreground.reduce(SUPERSAMPLING),
     )
 
 
 def _draw(
-    canvas: Image.Image, masks: list[Image.Image], subject: Subject, side: int, rng: random.Random
+    canvas: Image.Image,
+    masks: list[Image.Image],
+    foreground: Image.Image,
+    subject: Subject,
+    side: int,
+    rng: random.Random,
 ) -> list[Image.Image]:
-    """Draw one subject over the canvas; returns all masks, with what it hides taken out."""
+    """Draw one subject over the canvas, and on the foreground where it is.
+
+    Returns all masks, with what it hides taken out.
+    """
     height = max(8, round(subject.height * side))
     left = round(subject.x * side - height / 2)
     top = round(subject.foot * side - height * 0.97)
@@ -178,6 +193,9 @@ def _draw(
     mask = _alone(figure, (left, top), canvas.size)
     hidden = mask
     around = (left - height // 2, top - height // 2)
+    foreground.paste(255, (0, 0), mask)
+    if extra is not None:
+        foreground.paste(255, around, extra.getchannel("A"))
     if extra is not None and behind:
         canvas.paste(extra, around, extra)
     canvas.paste(figure, (left, top), figure)
