@@ -24,9 +24,12 @@ _PIPE_WIDTH = 240
 class Output:
     """Prints for people or, `as_json`, one document for programs."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, is_silent: bool = False
+    ) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.quiet = quiet or is_silent
+        self.is_silent = is_silent
 
     def result(self, document: dict[str, Any], *parts: "RenderableType") -> None:
         """Print what the command was asked for: the document as JSON, or the parts for people."""
@@ -96,6 +99,8 @@ class Output:
             yield StepsShown(bars)
 
     def _write(self, text: str) -> None:
+        if self.is_silent:
+            return
         with _quiet_on_broken_pipe():
             sys.stdout.write(text + "\n" if text else "")
             sys.stdout.flush()

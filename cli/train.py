@@ -13,7 +13,7 @@ import typer
 from .arguments import complete_concept
 from .errors import Failure, explain, usage
 from .framework import Session, session_of
-from .output import count, size
+from .output import Output, count, size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,6 +88,9 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Also write losses for TensorBoard.", show_default=False),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Train on N GPUs at once.")
+    ] = 1,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Teach concepts to a base model, one after another; each result is a new version.
@@ -95,6 +98,8 @@ def train(
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
+    from ..methods.processes import is_first, launch, num_processes
+
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
     if resume and (overrides or preset):
@@ -113,6 +118,10 @@ def train(
     with session.registry() as registry:
         chosen = _chosen(registry, names, tag or [])
         _check(registry, chosen, wish, base)
+        if processes > 1 and num_processes() == 1:
+            sys.exit(launch(sys.argv[1:], processes))
+        if not is_first():
+            session.output = Output(is_silent=True)
         session.output.note(f"loading {base}")
         from ..models.loading import load_base
 
@@ -170,6 +179,7 @@ class _Queue:
 
     def train(self, name: str, is_asked_to_stop: Any) -> None:
         """Train one."""
+        from ..methods.processes import num_processes
         from ..registry.errors import ConceptryError
 
         output = self._session.output
@@ -178,6 +188,8 @@ class _Queue:
             with self._hooks(name, is_asked_to_stop) as hooks:
                 done = self._train(name, hooks)
         except ConceptryError as error:
+            if num_processes() > 1:
+                raise  # the others cannot follow any further
             failure = explain(error)
             self._failed.append((name, failure))
             if not output.as_json:
@@ -264,21 +276,22 @@ def _line_of(report: "StepReport") -> str:
 
 @contextmanager
 def _stopping_politely(session: Session) -> Iterator[Any]:
-    """The first Ctrl-C asks to stop, the second one stops."""
+    """The first Ctrl-C, or SIGTERM, asks to stop; a second Ctrl-C stops."""
     asked = False
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _: object) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
         session.output.note("stopping after this step; once more to stop at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell_estimates(

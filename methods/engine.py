@@ -29,6 +29,7 @@ from .config import StageSettings, TrainingSettings
 from .losses import diffusion_loss, diffusion_target, moment_matching_loss
 from .method import Method, Stage, active_stages
 from .photos import encode_pictures, varied_crops
+from .processes import agreed
 from .resume_point import ResumePoint, read_resume_point, write_resume_point
 
 SAVE_EVERY_SECONDS = 120.0
@@ -115,8 +116,21 @@ class Training:
         )
         self.embedding = TokenEmbedding.from_words(pipeline, subject.tokens, subject.category)
         self.prompts = [prompt.replace("{}", self._phrase) for prompt in settings.prompts]
+        self._check_batches()
         self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
+
+    def _check_batches(self) -> None:
+        """Each process has to have a part in each step, or the others would wait for it."""
+        processes = self.accelerator.num_processes
+        shares = processes * self.settings.gradient_accumulation
+        for stage, numbers in active_stages(self.method, self.settings):
+            if processes > 1 and numbers.batch < shares:
+                raise InvalidInput(
+                    f"a batch of {numbers.batch} in {stage.name} is too small for "
+                    f"{processes} processes",
+                    hint=f"--set {stage.name}.batch={shares}",
+                )
 
     @property
     def _phrase(self) -> str:
@@ -143,7 +157,8 @@ class Training:
                     continue
                 _StageRun(self, stage, numbers).run(point, resume_path)
                 point = ResumePoint(done=(*point.done, stage.name), learned=self._learned())
-                write_resume_point(resume_path, point)
+                if self.accelerator.is_main_process:
+                    write_resume_point(resume_path, point)
             return Learned(self.embedding, self._weight_change())
         except torch.OutOfMemoryError as error:
             raise TrainingFailed(
@@ -305,7 +320,7 @@ class _StageRun:
             hooks.on_step(StepReport(self.stage.name, step + 1, num_steps, losses, seconds))
             if self._is_preview_due(step + 1):
                 hooks.on_preview(self.stage.name, step + 1, self._preview())
-            stops = hooks.should_stop()
+            stops = agreed(hooks.should_stop())
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self._save(step + 1, point.done, resume_path)
                 saved = time.monotonic()

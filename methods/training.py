@@ -26,8 +26,9 @@ from ..registry.running import PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
 from .engine import Hooks, StepReport, Subject, Training, seed_of
-from .method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
+from .method import DEFAULT_METHOD, active_stages, find_method, settings_of
 from .previews import add_strip
+from .processes import is_first, told
 from .prompts import FILE_NAME
 
 RESUME_FILE = "resume.safetensors"
@@ -79,6 +80,8 @@ def train(
     range or a concept without photos, `RegistryBusy` if it is being trained already,
     `TrainingFailed` and `TrainingInterrupted`.
     """
+    if not is_first():
+        return _follow(registry, base)
     chosen = find_method(method)
     settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     with registry.training_lock(registry.show(name).name):
@@ -92,7 +95,8 @@ def train(
             seed=seed,
             packages={package: installed_version(package) for package in PACKAGES},
         )
-        return _run(registry, concept, run, base, chosen, settings, seed, hooks or Hooks())
+        plan = _Plan(concept, run, chosen.name, settings, seed)
+        return _run(registry, base, plan, hooks or Hooks())
 
 
 def resume(
@@ -103,6 +107,8 @@ def resume(
     Raises `NotFound` if there is none or its state is lost, `InvalidInput` if the base model or
     the photos are others by now.
     """
+    if not is_first():
+        return _follow(registry, base)
     with registry.training_lock(registry.show(name).name):
         concept = registry.show(name)
         record = registry.resumable_run(name)
@@ -116,9 +122,8 @@ def resume(
         concept = _with_photos(concept, config.pop("photos"))
         settings = method.settings().updated(config)
         registry.resume_run(record.run)
-        return _run(
-            registry, concept, record.run, base, method, settings, record.seed, hooks or Hooks()
-        )
+        plan = _Plan(concept, record.run, method.name, settings, record.seed)
+        return _run(registry, base, plan, hooks or Hooks())
 
 
 def _with_images(concept: Concept) -> Concept:
@@ -140,17 +145,20 @@ def _with_photos(concept: Concept, wanted: Sequence[str]) -> Concept:
     return replace(concept, images=[by_hash[sha256] for sha256 in wanted])
 
 
-def _run(
-    registry: Registry,
-    concept: Concept,
-    run: str,
-    base: LoadedBase,
-    method: Method,
-    settings: TrainingSettings,
-    seed: int,
-    hooks: Hooks,
-) -> Trained:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A run as it was recorded: all that a process has to know to take part in it."""
+
+    concept: Concept
+    run: str
+    method: str
+    settings: TrainingSettings
+    seed: int
+
+
+def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Trained:
     started = time.monotonic()
+    concept, run = plan.concept, plan.run
     folder = registry.run_folder(run)
     previews = folder / PREVIEWS_FILE
     metrics = _Metrics(registry, run)
@@ -163,43 +171,51 @@ def _run(
         add_strip(previews, f"{stage}, step {step}", images)
         hooks.on_preview(stage, step, images)
 
+    own_hooks = replace(hooks, on_step=on_step, on_preview=on_preview)
     with _recorded(registry, concept.name, run):
-        subject = _subject(registry, concept, settings)
-        if settings.prior.weight:
-            count = settings.prior.num_images
-            pictures = class_pictures(registry, base, concept.category, count)
-            subject = replace(subject, class_pictures=pictures)
-        training = Training(
-            base.pipeline,
-            method,
-            settings,
-            subject,
-            seed=seed,
-            hooks=replace(hooks, on_step=on_step, on_preview=on_preview),
-        )
+        training = _training(registry, base, plan, own_hooks)
+        told(plan)
         try:
             learned = training.run(folder / RESUME_FILE)
         finally:
             metrics.flush()
         fits = Fits(
             base_sha256=base.sha256,
-            method=method.name,
+            method=plan.method,
             category=concept.category,
-            num_tokens=settings.num_tokens,
-            names_category=method.names_category,
+            num_tokens=plan.settings.num_tokens,
+            names_category=training.method.names_category,
         )
         write_artifact(folder / FILE_NAME, learned.state(), fits)
         number = registry.add_version(concept.name, {FILE_NAME: folder / FILE_NAME}, run=run)
     registry.tidy_run_folder(run)
-    return Trained(
+    trained = Trained(
         concept=concept.name,
         run=run,
         version=number,
-        method=method.name,
+        method=plan.method,
         seconds=round(time.monotonic() - started, 1),
         stages=metrics.summary(),
         previews=previews if previews.exists() else None,
     )
+    return told(trained)
+
+
+def _follow(registry: Registry, base: LoadedBase) -> Trained:
+    """Take part in what the first process runs; see `processes`."""
+    plan: _Plan = told()
+    training = _training(registry, base, plan, Hooks())
+    training.run(registry.run_folder(plan.run) / RESUME_FILE)
+    return told()
+
+
+def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
+    subject, prior = _subject(registry, plan.concept, plan.settings), plan.settings.prior
+    if prior.weight:
+        pictures = class_pictures(registry, base, plan.concept.category, prior.num_images)
+        subject = replace(subject, class_pictures=pictures)
+    method = find_method(plan.method)
+    return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
 
 def _subject(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:

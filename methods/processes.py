@@ -1,0 +1,122 @@
+"""Several processes, one for each GPU, that train one concept together.
+
+The first one talks to the registry; the others follow what it tells them. They are started by
+`launch` or by `accelerate launch`, which both say so in the environment.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from tempfile import TemporaryFile
+from typing import Any
+
+from ..registry.errors import InvalidInput
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+
+
+def num_processes() -> int:
+    """How many there are, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that talks to the registry and to people."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def told(message: Any = None) -> Any:
+    """What the first process tells all others; returns once everyone has it.
+
+    All processes have to call this as often; alone, a process tells itself.
+    """
+    if num_processes() == 1:
+        return message
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from torch.distributed import broadcast_object_list
+
+    # making the state joins the group
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    holder = [message]
+    broadcast_object_list(holder, device=device)
+    return holder[0]
+
+
+def agreed(flag: bool) -> bool:
+    """The first process's flag, in all of them."""
+    return bool(told(flag)) if num_processes() > 1 else flag
+
+
+def launch(arguments: Sequence[str], count: int) -> int:
+    """Run `python -m conceptry.cli` in `count` processes; returns the first one's exit code.
+
+    What the others print is kept back, unless one fails; then all are ended. Ctrl-C reaches them
+    by itself.
+    """
+    available = _num_gpus()
+    if available and count > available:
+        raise InvalidInput(f"there are {available} GPUs for {count} processes")
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    if not available:
+        shared |= {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "conceptry.cli", *arguments]
+    before = signal.getsignal(signal.SIGINT)
+    with TemporaryFile() as kept_back:
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(count):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                streams: Any = {"stdout": kept_back, "stderr": kept_back} if rank else {}
+                started.append(subprocess.Popen(command, env=os.environ | shared | own, **streams))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            failed = _wait(started)
+        finally:
+            _end(started)
+            signal.signal(signal.SIGINT, before)
+        if failed is not started[0]:
+            kept_back.seek(0)
+            sys.stderr.write(kept_back.read().decode(errors="replace"))
+        return failed.returncode
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Until the first has ended or another one has failed; returns which."""
+    first, *others = started
+    while first.poll() is None:
+        if failed := next((each for each in others if each.poll()), None):
+            first.terminate()
+            return failed
+        time.sleep(_POLL_SECONDS)
+    return first
+
+
+def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,89 @@
+"""Two processes that train one concept together, as two GPUs would."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.methods.artifact import read_artifact
+from conceptry.registry import Registry
+from program import command
+from tiny_base import write_tiny_base
+
+WORDS = ["--set", "augmentation.crops=4", "--set", "prior.weight=1", "--set", "prior.num_images=2"]
+WORDS += [
+    word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2", "--set", f"stage{i}.batch=3")
+]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    return str(write_tiny_base(tmp_path / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CONCEPT_REGISTRY", str(database))
+
+
+def teach(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("train", "rex", *words), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
+    (version,) = (each for each in registry.show("rex").versions if each.number == number)
+    return read_artifact(registry.path_of(version.artifacts[0].sha256))[0]
+
+
+def test_two_processes_learn_what_one_learns(rex: Registry, tiny: str) -> None:
+    """All but the order of sums is the same: batches of three are split two to one."""
+    for words in ([], ["--processes", "2"]):
+        done = teach("--base", tiny, *WORDS, "--json", *words)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["runs"][0]["concept"] == "rex"
+    alone, together = weights(rex, 1), weights(rex, 2)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
+
+
+def test_a_batch_that_is_too_small_is_told(rex: Registry, tiny: str) -> None:
+    done = teach("--base", tiny, *WORDS, "--processes", "2", "--set", "stage3.batch=1")
+    assert done.returncode == 2
+    assert "--set stage3.batch=2" in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_ctrl_c_saves_for_all(rex: Registry, tiny: str) -> None:
+    words: list[Any] = ["train", "rex", "--base", tiny, *WORDS, "--set", "stage1.steps=3000"]
+    running = subprocess.Popen(
+        command(*words, "--processes", "2"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not _has_metrics(rex):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "--resume" in errors
+    (run,) = rex.show("rex").runs
+    assert run.status == "interrupted"
+
+
+def _has_metrics(registry: Registry) -> bool:
+    return bool(list(registry.location.runs.glob("*/"))) and any(
+        registry._store.database.rows("SELECT 1 FROM metric LIMIT 1")
+    )
