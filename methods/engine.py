@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from .config import StageSettings, TrainingSettings
 from .losses import diffusion_loss, diffusion_target, moment_matching_loss
 from .method import Method, Stage, active_stages
 from .photos import encode_pictures, varied_crops
+from .precision import cast, make_accelerator
 from .processes import agreed
 from .resume_point import ResumePoint, read_resume_point, write_resume_point
 
@@ -107,7 +107,7 @@ class Training:
         self.subject = subject
         self.seed = seed
         self.hooks = hooks or Hooks()
-        self.accelerator = Accelerator(mixed_precision=_precision(settings.mixed_precision))
+        self.accelerator = make_accelerator(settings.mixed_precision)
         pipeline.to(self.accelerator.device)
         for part in (pipeline.unet, pipeline.vae, *_encoders(pipeline)):
             part.requires_grad_(False)
@@ -119,6 +119,7 @@ class Training:
         self._check_batches()
         self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
+        self._dtypes = [(part, part.dtype) for part in (pipeline.unet, *_encoders(pipeline))]
 
     def _check_batches(self) -> None:
         """Each process has to have a part in each step, or the others would wait for it."""
@@ -146,7 +147,6 @@ class Training:
         Raises `TrainingFailed` where a loss or gradient is not finite or memory runs out,
         `TrainingInterrupted` once `should_stop` says so and the state is saved.
         """
-        unet = self.pipeline.unet
         self.embedding.inject(self.pipeline)
         try:
             self._prepare()
@@ -168,11 +168,18 @@ class Training:
         finally:
             self._restore()
             self.embedding.eject(self.pipeline)
-            unet.eval()
 
     def _prepare(self) -> None:
-        """Encode all photos, and lay the U-Net out for what is to be learned."""
+        """Encode all photos, and lay the models out for what is to be learned.
+
+        What learns is float32, whatever the base model came in: a step of 1e-6 would be lost in
+        the rounding of half precision. So are text encoders, which see no autocast.
+        """
         unet, settings = self.pipeline.unet, self.settings
+        for encoder in _encoders(self.pipeline):
+            cast(encoder, torch.float32)
+        if self.accelerator.mixed_precision == "no":
+            cast(unet, torch.float32)
         crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
         self.pool = encode_pictures(self.pipeline, crops)
         self.class_pool = None
@@ -186,8 +193,11 @@ class Training:
             self._add_lora()
         for stage, _ in active_stages(self.method, settings):
             for name, parameter in self.learning(stage).items():
-                if not name.startswith("token.") and not settings.rank and name not in self._own:
+                if name.startswith("token."):
+                    continue
+                if not settings.rank and name not in self._own:
                     self._own[name] = parameter.detach().to("cpu", copy=True)
+                parameter.data = parameter.data.float()
 
     def _add_lora(self) -> None:
         from peft import LoraConfig
@@ -214,7 +224,9 @@ class Training:
             unet.unload_lora()
         if self.settings.gradient_checkpointing:
             unet.disable_gradient_checkpointing()
-        unet.requires_grad_(False)
+        for part, dtype in self._dtypes:
+            cast(part, dtype)
+        unet.requires_grad_(False).eval()
 
     # --- what learns ------------------------------------------------------------------------------
 
@@ -249,7 +261,8 @@ class Training:
         if self.settings.rank:
             return WeightChange({}, dict(_lora_factors(parameters)))
         deltas = {
-            name: (parameters[name].detach().cpu() - own).half() for name, own in self._own.items()
+            name: (parameters[name].detach().cpu() - own.float()).half()
+            for name, own in self._own.items()
         }
         return WeightChange(deltas) if deltas else None
 
@@ -578,12 +591,6 @@ def _lora_factors(
             up = parameters[name.replace(".lora_A.", ".lora_B.")]
             layer = name.partition(".lora_A.")[0]
             yield f"{layer}.weight", (up.detach().cpu().clone(), down.detach().cpu().clone())
-
-
-def _precision(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 def _encoders(pipeline: Any) -> Iterator[nn.Module]:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .config import Augmentation
+from .precision import cast
 
 ENCODED_AT_ONCE = 4
 
@@ -32,15 +33,18 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pictures(pipeline: Any, pictures: Sequence[Image.Image]) -> LatentPool:
-    """Encode pictures of one size."""
+    """Encode pictures of one size, in float32: SDXL's autoencoder overflows in half precision."""
     vae = pipeline.vae
+    own_dtype = vae.dtype
+    cast(vae, torch.float32)
     means, stds = [], []
     for first in range(0, len(pictures), ENCODED_AT_ONCE):
         chunk = pictures[first : first + ENCODED_AT_ONCE]
-        pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device, vae.dtype)
+        pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device)
         posterior = vae.encode(pixels).latent_dist
-        means.append(posterior.mean.float())
-        stds.append(posterior.std.float())
+        means.append(posterior.mean)
+        stds.append(posterior.std)
+    cast(vae, own_dtype)
     scale = vae.config.scaling_factor
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     return LatentPool((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)

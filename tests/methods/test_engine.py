@@ -72,6 +72,26 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
     assert not changed(unet, pipeline.unet), "the U-Net has its own weights back"
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_small_steps_are_not_lost_in_half_precision(
+    rank: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    """A base model in bfloat16 learns as it does in float32, and is given back as it came."""
+    tiny_rate = (*THREE, f"rank={rank}", *(f"stage{i}.learning_rate=1e-6" for i in (2, 3)))
+    whole = train(pipeline, pictures, tmp_path / "whole", tiny_rate)
+    pipeline.to(torch.bfloat16)
+    before = copied(pipeline.unet)
+    words = (*tiny_rate, "mixed_precision=bf16")
+    half = train(pipeline, pictures, tmp_path / "half", words)
+    assert not changed(before, pipeline.unet)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {each.dtype for part in parts for each in part.parameters()} == {torch.bfloat16}
+    for name, value in whole.items():
+        if not name.startswith(("token.", "down.")):  # the steps of what begins elsewhere
+            kept = (half[name].float() != 0).float().mean()
+            assert kept > 0.8 * (value.float() != 0).float().mean()
+
+
 @pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("rank=2",), ("prior.weight=1",)])
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_a_training_that_was_stopped_ends_bit_equal(
