@@ -113,7 +113,9 @@ def _near(name: str, known: Sequence[str], at: str) -> str:
 
 
 def _parsed(text: str) -> Any:
-    """A value as YAML reads it, but 1e-4 is a number."""
+    """A value as YAML reads it, but 1e-4 is a number, and no and off are words."""
+    if text.strip().lower() in ("yes", "no", "on", "off"):
+        return text.strip()
     try:
         return float(text) if re.fullmatch(r"[-+\d.]+[eE][-+]?\d+", text) else yaml.safe_load(text)
     except yaml.YAMLError:

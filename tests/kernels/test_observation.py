@@ -7,6 +7,7 @@ import pytest
 import torch
 from conceptry.kernels import observe
 from diffusers import UNet2DConditionModel
+from full_size import UNETS, make_full_unet
 from torch import Tensor
 
 BLOCKS = {
@@ -36,33 +37,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 6 * 8 + 20,
     },
 }
-FULL_SHAPES: dict[str, dict[str, Any]] = {
-    "SD 1.5": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "SD 2.1": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "SDXL": {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "cross_attention_dim": 2048,
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
 COLUMNS = [2, 5, 6]
 
 
-def make_unet(options: dict[str, Any], *, small: bool = True) -> UNet2DConditionModel:
+def make_unet(options: dict[str, Any]) -> UNet2DConditionModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet2DConditionModel(**((BLOCKS if small else {}) | options))
+        return UNet2DConditionModel(**(BLOCKS | options))
 
 
 @pytest.fixture(params=list(SHAPES))
@@ -141,10 +122,11 @@ def test_output_and_maps_are_those_of_diffusers(unet: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(FULL_SHAPES))
+@pytest.mark.parametrize("name", list(UNETS))
 def test_output_and_maps_at_full_size(name: str) -> None:
-    with torch.no_grad():
-        whole = make_unet(FULL_SHAPES[name], small=False)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = make_full_unet(name)
         check(whole, inputs_for(whole, side=32))
 
 
