@@ -27,9 +27,12 @@ class Fits:
 
 
 def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
-    """Write an adapter's tensors."""
+    """Write an adapter's tensors; equal ones give equal files.
+
+    Hence the one entry of metadata: safetensors writes several in no order.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, {"format": FORMAT, "fits": json.dumps(asdict(fits))})
+    save_file(tensors, path, {FORMAT: json.dumps(asdict(fits))})
 
 
 def read_artifact(path: Path) -> tuple[dict[str, Tensor], Fits]:
@@ -37,9 +40,9 @@ def read_artifact(path: Path) -> tuple[dict[str, Tensor], Fits]:
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if FORMAT not in metadata:
                 raise InvalidWeights(f"{path.name} is no adapter that this program can read")
-            fits = Fits(**json.loads(metadata["fits"]))
+            fits = Fits(**json.loads(metadata[FORMAT]))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InvalidWeights(f"{path.name} is no sound adapter: {error}") from error

@@ -159,6 +159,7 @@ class Training:
                 point = ResumePoint(done=(*point.done, stage.name), learned=self._learned())
                 if self.accelerator.is_main_process:
                     write_resume_point(resume_path, point)
+                    self.hooks.on_saved(resume_path)
             return Learned(self.embedding, self._weight_change())
         except torch.OutOfMemoryError as error:
             raise TrainingFailed(

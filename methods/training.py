@@ -171,7 +171,11 @@ def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Tra
         add_strip(previews, f"{stage}, step {step}", images)
         hooks.on_preview(stage, step, images)
 
-    own_hooks = replace(hooks, on_step=on_step, on_preview=on_preview)
+    def on_saved(path: Path) -> None:
+        metrics.flush()
+        hooks.on_saved(path)
+
+    own_hooks = replace(hooks, on_step=on_step, on_preview=on_preview, on_saved=on_saved)
     with _recorded(registry, concept.name, run):
         training = _training(registry, base, plan, own_hooks)
         told(plan)
