@@ -13,7 +13,7 @@ PACKAGES := cli evaluation kernels methods models registry
 .PHONY: help install demo test test-kernels test-slow check format example readme kill bench clean
 
 help:
-	@echo "make demo     the README's session, on drawn photos"
+	@echo "make demo     teach the sample dog to the miniature, and draw it"
 	@echo "make test     run the tests"
 	@echo "make check    lint, format check, types"
 	@echo "make format   format and fix what can be fixed"
@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python tests/readme_session.py
+	@$(BIN)/python demo.py
 
 test: $(INSTALLED)
 	$(BIN)/pytest
