@@ -93,10 +93,10 @@ def _known(registry: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _save_sheet(images: Sequence[dict[str, Any]], path: Path) -> None:
-    photos = [Image.open(photo) for photo in sorted(PHOTOS.glob("*.png"))]
+    photos = [_opened(photo) for photo in sorted(PHOTOS.glob("*.png"))]
     rows: list[tuple[str, list[Image.Image]]] = [("the photos", photos[:PER_PROMPT])]
     rows += [
-        (prompt, [Image.open(image["path"]) for image in images if image["prompt"] == prompt])
+        (prompt, [_opened(image["path"]) for image in images if image["prompt"] == prompt])
         for prompt in PROMPTS
     ]
     left, right = rows[: len(rows) // 2 + 1], rows[len(rows) // 2 + 1 :]
@@ -105,6 +105,10 @@ def _save_sheet(images: Sequence[dict[str, Any]], path: Path) -> None:
     whole.paste(sheets[0], (0, 0))
     whole.paste(sheets[1], (sheets[0].width, 0))
     whole.save(path)
+
+
+def _opened(path: str | Path) -> Image.Image:
+    return Image.open(path)
 
 
 if __name__ == "__main__":

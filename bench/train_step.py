@@ -101,7 +101,7 @@ def _materialised(unet: Any, *, columns: Tensor, want: str) -> Iterator[_Maps]:
 @contextmanager
 def _usual_way() -> Iterator[None]:
     ours = engine.observe
-    engine.observe = _materialised  # pyright: ignore[reportAttributeAccessIssue]
+    engine.observe = _materialised
     try:
         yield
     finally:

@@ -119,7 +119,8 @@ class Training:
         self._check_batches()
         self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
-        self._dtypes = [(part, part.dtype) for part in (pipeline.unet, *_encoders(pipeline))]
+        parts: tuple[Any, ...] = (pipeline.unet, *_encoders(pipeline))
+        self._dtypes = [(part, part.dtype) for part in parts]
 
     def _check_batches(self) -> None:
         """Each process has to have a part in each step, or the others would wait for it."""

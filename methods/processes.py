@@ -73,12 +73,13 @@ def launch(arguments: Sequence[str], count: int) -> int:
     command = [sys.executable, "-m", "conceptry.cli", *arguments]
     before = signal.getsignal(signal.SIGINT)
     with TemporaryFile() as kept_back:
-        started: list[subprocess.Popen[bytes]] = []
+        started: list[subprocess.Popen[Any]] = []
         try:
             for rank in range(count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                streams: Any = {"stdout": kept_back, "stderr": kept_back} if rank else {}
-                started.append(subprocess.Popen(command, env=os.environ | shared | own, **streams))
+                streams: dict[str, Any] = {"stdout": kept_back, "stderr": kept_back} if rank else {}
+                environment = os.environ | shared | own
+                started.append(subprocess.Popen(command, env=environment, **streams))
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             failed = _wait(started)
         finally:
@@ -90,7 +91,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         return failed.returncode
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+def _wait(started: Sequence[subprocess.Popen[Any]]) -> subprocess.Popen[Any]:
     """Until the first has ended or another one has failed; returns which."""
     first, *others = started
     while first.poll() is None:
@@ -101,7 +102,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]
     return first
 
 
-def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(started: Sequence[subprocess.Popen[Any]]) -> None:
     for process in started:
         try:
             process.wait(_GRACE_SECONDS)

@@ -44,7 +44,8 @@ _TEXTS: dict[str, tuple[tuple[int, int, int, str], ...]] = {
 
 def make_full_unet(name: str) -> UNet2DConditionModel:
     """The U-Net alone, in the default type."""
-    return UNet2DConditionModel(**({"sample_size": 64} | UNETS[name]))
+    options: dict[str, Any] = {"sample_size": 64} | UNETS[name]
+    return UNet2DConditionModel(**options)
 
 
 def make_full_size(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
