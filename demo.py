@@ -1,6 +1,6 @@
 """From five pictures of a dog to new ones of it, by the commands that you would type.
 
-    python demo.py [FOLDER] [--base BASE] [words for concept train]
+    python demo.py [--out FOLDER] [--base BASE] [words for concept train]
 
 Everything lands in FOLDER (build/demo): a registry, the pictures, and demo.png with the photos
 above what was drawn. Interrupted, it goes on where it was; finished, it only draws again.
@@ -40,10 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/demo"))
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--base", default="miniature")
     options, training_words = parser.parse_known_args()
-    folder: Path = options.folder
+    folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     registry = ["--registry", str(folder / "concepts.db")]
     base = ["--base", options.base]

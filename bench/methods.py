@@ -25,6 +25,7 @@ import json
 import random
 import resource
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 from conceptry.evaluation.judge import load_judge
-from conceptry.methods import Settings, all_methods, train
+from conceptry.methods import Settings, all_methods, find_method, settings_of, train
+from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.methods.prompts import choose
 from conceptry.methods.wardrobe import dressed, spelled_out
 from conceptry.models.drawing import draw
@@ -82,15 +84,15 @@ class Prompt:
 
 PROMPTS = (
     *(
-        Prompt(f"a photo of {{}} {place}", place=place)
+        Prompt(f"a photo of a {{}} {place}", place=place)
         for place in ("on the beach", "in the snow", "in space", "in the kitchen", "in the desert")
     ),
     *(
-        Prompt(f"a photo of {{}} {worn}", accessory=worn)
+        Prompt(f"a photo of a {{}} {worn}", accessory=worn)
         for worn in ("wearing a hat", "wearing sunglasses", "holding a balloon")
     ),
     *(
-        Prompt(f"a photo of {{}} {worn} {place}", place=place, accessory=worn)
+        Prompt(f"a photo of a {{}} {worn} {place}", place=place, accessory=worn)
         for worn, place in (
             ("on a skateboard", "in the city"),
             ("under an umbrella", "in the snow"),
@@ -98,10 +100,10 @@ PROMPTS = (
     ),
     Prompt("a photo of a red {}", colour="red"),
     Prompt("a photo of a blue {} in a meadow", place="in a meadow", colour="blue"),
-    Prompt("a photo of {} next to a mug", second="mug"),
-    Prompt("a photo of {} and a cat in the forest", place="in the forest", second="cat"),
-    Prompt("a pencil sketch of {}", style="pencil sketch"),
-    Prompt("a pencil sketch of {} in the desert", place="in the desert", style="pencil sketch"),
+    Prompt("a photo of a {} next to a mug", second="mug"),
+    Prompt("a photo of a {} and a cat in the forest", place="in the forest", second="cat"),
+    Prompt("a pencil sketch of a {}", style="pencil sketch"),
+    Prompt("a pencil sketch of a {} in the desert", place="in the desert", style="pencil sketch"),
 )
 
 
@@ -193,6 +195,7 @@ def scored(
 ) -> dict[str, Any]:
     """Teach, draw and score; a row for the results."""
     row: dict[str, Any] = {"individual": who.name, "method": method, "seconds": 0.0}
+    row["made_by"] = _made_by(base, method)
     name, chosen = who.identity.category, []
     if method != BASE:
         trained = train(registry, who.name, base, method=method, preset="miniature", seed=seed)
@@ -203,7 +206,7 @@ def scored(
     row["pictures"] = []
     with dressed(base, chosen) as worn:
         for number, prompt in enumerate(prompts_for(who.identity.category)):
-            text = spelled_out(prompt.text.replace("{}", _worded(prompt.text, name)), worn)
+            text = spelled_out(prompt.text.replace("{}", name), worn)
             images = [drawn.image for drawn in draw(base, text, SEEDS, SETTINGS)]
             for drawn_seed, image in zip(SEEDS, images, strict=True):
                 scores = _scores(who, prompt, image)
@@ -216,9 +219,13 @@ def scored(
     return row
 
 
-def _worded(text: str, name: str) -> str:
-    """A category takes an article where the prompt has none; a concept does not."""
-    return name if name.startswith("<") or "red {}" in text or "blue {}" in text else f"a {name}"
+def _made_by(base: LoadedBase, method: str) -> dict[str, Any]:
+    """What must not change between rows that are compared."""
+    made_by: dict[str, Any] = {"base_sha256": base.sha256, "seeds": list(SEEDS)}
+    if method != BASE:
+        settings = settings_of(find_method(method), preset="miniature", base=base.base.name)
+        made_by["settings"] = json.loads(json.dumps(settings.to_mapping()))
+    return made_by
 
 
 def _scores(who: Individual, prompt: Prompt, image: Image.Image) -> dict[str, Any]:
@@ -322,6 +329,32 @@ def _interval(
     }
 
 
+def differences(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """AttnDreamBooth less each other method, on the same individuals, resampled together."""
+    by_method: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_method[row["method"]][row["individual"]] = row
+    ours = by_method.pop(DEFAULT_METHOD, {})
+    return {
+        method: {name: _difference(ours, theirs, SCORES[name]) for name in HEADLINES}
+        for method, theirs in by_method.items()
+    }
+
+
+def _difference(
+    ours: dict[str, Any], theirs: dict[str, Any], score: Callable[[Sequence[dict[str, Any]]], float]
+) -> dict[str, float]:
+    both = sorted(ours.keys() & theirs.keys())
+    rng = random.Random(0)
+
+    def of(names: Sequence[str]) -> float:
+        return score([ours[name] for name in names]) - score([theirs[name] for name in names])
+
+    draws = [of(rng.choices(both, k=len(both))) for _ in range(1000)]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {"mean": round(of(both), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
 def write_sheet(
     folder: Path, rows: Sequence[dict[str, Any]], subjects: Sequence[Individual]
 ) -> None:
@@ -356,6 +389,9 @@ def main() -> None:
     done = {(row["individual"], row["method"]) for row in rows}
     subjects = list(individuals(options.split, options.identities))
     base = load_base()
+    for row in rows:
+        if row["made_by"] != _made_by(base, row["method"]):
+            sys.exit(f"{log} holds a row of {row['method']} made otherwise: begin in a new folder")
     with Registry.open(options.out / "concepts.db", create=True) as registry:
         for who in subjects:
             _add(registry, who, options.out)
@@ -383,6 +419,7 @@ def main() -> None:
             "prompts": [prompt.text for prompt in PROMPTS],
             "peak_memory_bytes": peak,
             "methods": result,
+            "differences": differences(rows),
         }
         (RESULTS / "methods.json").write_text(json.dumps(document, indent=2) + "\n")
         write_sheet(options.out, rows, subjects)

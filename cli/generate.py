@@ -117,23 +117,26 @@ def generate(
 
         loaded = load_base(base, offline=offline)
         total = sum(len(request.seeds) for request in requests)
-        pictures: list[Picture] = []
+        told: list[dict[str, Any]] = []
+        for_grid: list[Picture] = []
         with session.output.progress("drawing") as advance:
             for picture in generating.generate(
                 registry, loaded, requests, out, batch=batch, with_maps=maps
             ):
-                pictures.append(picture)
+                told.append(_told(picture))
+                if grid:
+                    for_grid.append(picture)
                 if advance:
-                    advance(len(pictures), total)
-    sheet = str(generating.save_grid(pictures, out)) if grid else None
+                    advance(len(told), total)
+    sheet = str(generating.save_grid(for_grid, out)) if grid else None
     document: dict[str, Any] = {
-        "images": [_told(picture) for picture in pictures],
+        "images": told,
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
         "grid": sheet,
     }
-    paths = [path for each in pictures for path in (each.path, each.maps) if path]
-    session.output.lines(document, [*map(str, paths), *([sheet] if sheet else [])])
+    paths = [path for each in told for path in (each["path"], each["maps"]) if path]
+    session.output.lines(document, [*paths, *([sheet] if sheet else [])])
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
 

@@ -98,11 +98,11 @@ def train(
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
-    from ..methods.processes import is_first, launch, num_processes
+    from ..methods.processes import is_first, launch, num_processes, own_device
 
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
-    if resume and (overrides or preset):
+    if resume and (overrides or preset or _given(context, "method", "seed")):
         raise usage("--resume goes on as it began", "concept train NAME --resume")
     if tag and not everything:
         raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
@@ -118,14 +118,14 @@ def train(
     with session.registry() as registry:
         chosen = _chosen(registry, names, tag or [])
         _check(registry, chosen, wish, base)
-        if processes > 1 and num_processes() == 1:
+        if processes > 1 and num_processes() == 1 and not dry_run:
             sys.exit(launch(sys.argv[1:], processes))
         if not is_first():
             session.output = Output(is_silent=True)
         session.output.note(f"loading {base}")
         from ..models.loading import load_base
 
-        loaded = load_base(base, offline=offline)
+        loaded = load_base(base, device=own_device(), offline=offline)
         if dry_run:
             _tell_estimates(session, registry, chosen, wish, loaded)
             return
@@ -136,6 +136,12 @@ def train(
                 if is_asked():
                     break
     queue.tell()
+
+
+def _given(context: typer.Context, *names: str) -> bool:
+    """Whether any of these options stands on the command line."""
+    sources = [context.get_parameter_source(name) for name in names]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
 def _chosen(registry: "Registry", names: list[str] | None, tags: list[str]) -> list[str]:
@@ -240,8 +246,13 @@ class _Queue:
                 if shown:
                     shown.pictures(f"{stage}, step {step}", images)
 
+            def on_class_picture(done: int, total: int) -> None:
+                if shown:
+                    shown.step("class pictures", done, total, "")
+
             yield Hooks(
                 on_step=on_step,
+                on_class_picture=on_class_picture,
                 on_preview=on_preview,
                 preview_every=wish.preview_every,
                 should_stop=is_asked_to_stop,

@@ -84,6 +84,18 @@ class TokenEmbedding:
         return cls(tuple(tokens), vectors)
 
     @classmethod
+    def rare(
+        cls, pipeline: Any, tokens: Sequence[str], generator: torch.Generator
+    ) -> "TokenEmbedding":
+        """Vectors that mean nothing yet: drawn with the mean and spread of all words' vectors."""
+        vectors: list[nn.Parameter] = []
+        for _, encoder in text_encoders(pipeline):
+            table = encoder.get_input_embeddings().weight.detach().float()
+            noise = torch.randn((len(tokens), table.shape[1]), generator=generator)
+            vectors.append(nn.Parameter(table.mean(0) + table.std(0) * noise.to(table.device)))
+        return cls(tuple(tokens), vectors)
+
+    @classmethod
     def from_state(cls, tokens: Sequence[str], state: Mapping[str, Tensor]) -> "TokenEmbedding":
         """From what `state` returned."""
         names = sorted(name for name in state if name.startswith("token."))

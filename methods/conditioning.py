@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.drawing import check_length
 from ..registry.errors import InvalidInput
-from .adapters import text_encoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
     a prompt that the text encoder would have to cut.
     """
     for prompt in prompts:
-        _check_length(pipeline, prompt)
+        check_length(pipeline, prompt)
     device = pipeline.unet.device
     encoded = pipeline.encode_prompt(
         prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -42,16 +42,6 @@ def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
     sizes = torch.tensor([size, size, 0, 0, size, size], device=device, dtype=states.dtype)
     added = {"text_embeds": pooled, "time_ids": sizes.repeat(len(prompts), 1)}
     return Conditioning(states, added)
-
-
-def _check_length(pipeline: Any, prompt: str) -> None:
-    for tokenizer, _ in text_encoders(pipeline):
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) > tokenizer.model_max_length:
-            raise InvalidInput(
-                f'"{prompt}" has {len(ids) - 2} tokens; the text encoder reads '
-                f"{tokenizer.model_max_length - 2}"
-            )
 
 
 def token_columns(pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str) -> list[int]:

@@ -184,7 +184,7 @@ class TrainingSettings(Settings):
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     loss_reduction: str = setting("sum", choices=("sum", "mean"))
     """Over the batch, of the attention losses."""
-    mixed_precision: str = setting("auto", choices=("auto", "no", "fp16", "bf16"))
+    mixed_precision: str = setting("auto", choices=("auto", "no", "bf16"))
     """auto is bf16 on a GPU that has it, else no."""
     gradient_accumulation: int = setting(1, low=1, high=1024)
     """Each step's batch is worked off in as many parts."""
@@ -193,6 +193,12 @@ class TrainingSettings(Settings):
     """Decay of the moving average that becomes the result; 0 takes the last weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     prior: Prior = field(default_factory=Prior)
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        for prompt in self.prompts:
+            if "{}" not in prompt:
+                raise InvalidInput(f"the training prompt {prompt!r} has no {{}} for the concept")
 
     def stages(self) -> dict[str, StageSettings]:
         """The stages by name, in order."""

@@ -1,7 +1,7 @@
 """The one training loop. A method says which stages there are; this runs them.
 
 What a step draws at random follows from (seed, stage, step), so a training that was interrupted
-and resumed ends bit-equal, on one kind of machine, to one that was not.
+and resumed ends bit-equal to one that was not, on a CPU; on a GPU up to the order of its sums.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from .losses import diffusion_loss, diffusion_target, moment_matching_loss
 from .method import Method, Stage, active_stages
 from .photos import encode_pictures, varied_crops
 from .precision import cast, make_accelerator
-from .processes import agreed
+from .processes import agreed, told
 from .resume_point import ResumePoint, read_resume_point, write_resume_point
 
 SAVE_EVERY_SECONDS = 120.0
@@ -79,6 +79,8 @@ class Hooks:
     on_step: Callable[[StepReport], None] = lambda _: None
     on_saved: Callable[[Path], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+    on_class_picture: Callable[[int, int], None] = lambda *_: None
+    """Gets how many class pictures are drawn, and of how many."""
     on_preview: Callable[[str, int, list[Image.Image]], None] = lambda *_: None
     """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
     preview_every: int = 0
@@ -114,13 +116,30 @@ class Training:
         self.size = settings.resolution or (
             pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         )
-        self.embedding = TokenEmbedding.from_words(pipeline, subject.tokens, subject.category)
+        self.embedding = self._first_embedding()
         self.prompts = [prompt.replace("{}", self._phrase) for prompt in settings.prompts]
+        self._check_resolution()
         self._check_batches()
         self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
-        parts: tuple[Any, ...] = (pipeline.unet, *_encoders(pipeline))
+        parts: tuple[Any, ...] = (pipeline.unet, pipeline.vae, *_encoders(pipeline))
         self._dtypes = [(part, part.dtype) for part in parts]
+
+    def _first_embedding(self) -> TokenEmbedding:
+        """Where vectors learn they begin as the category's; where they do not, as a rare word."""
+        pipeline, subject = self.pipeline, self.subject
+        if any(stage.learns == "embedding" for stage in self.method.stages):
+            return TokenEmbedding.from_words(pipeline, subject.tokens, subject.category)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "rare word"))
+        return TokenEmbedding.rare(pipeline, subject.tokens, generator)
+
+    def _check_resolution(self) -> None:
+        factor = self.pipeline.vae_scale_factor
+        if self.size % factor or self.size < 2 * factor:
+            raise InvalidInput(
+                f"resolution is {self.size}: expected a multiple of {factor}",
+                hint=f"--set resolution={max(2, round(self.size / factor)) * factor}",
+            )
 
     def _check_batches(self) -> None:
         """Each process has to have a part in each step, or the others would wait for it."""
@@ -145,8 +164,8 @@ class Training:
     def run(self, resume_path: Path) -> Learned:
         """Run the stages; goes on from `resume_path` if it is there, and writes it now and then.
 
-        Raises `TrainingFailed` where a loss or gradient is not finite or memory runs out,
-        `TrainingInterrupted` once `should_stop` says so and the state is saved.
+        Raises `TrainingFailed` where a loss or gradient is not finite, `StorageError` if the state
+        cannot be saved, `TrainingInterrupted` once `should_stop` says so and it is saved.
         """
         self.embedding.inject(self.pipeline)
         try:
@@ -162,14 +181,9 @@ class Training:
                     write_resume_point(resume_path, point)
                     self.hooks.on_saved(resume_path)
             return Learned(self.embedding, self._weight_change())
-        except torch.OutOfMemoryError as error:
-            raise TrainingFailed(
-                "the GPU has too little memory for these settings",
-                hint="--preset low-vram, or --set gradient_accumulation=4",
-            ) from error
         finally:
-            self._restore()
             self.embedding.eject(self.pipeline)
+            self._restore()
 
     def _prepare(self) -> None:
         """Encode all photos, and lay the models out for what is to be learned.
@@ -180,6 +194,7 @@ class Training:
         unet, settings = self.pipeline.unet, self.settings
         for encoder in _encoders(self.pipeline):
             cast(encoder, torch.float32)
+        cast(self.pipeline.vae, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
             cast(unet, torch.float32)
         crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
@@ -188,7 +203,8 @@ class Training:
         if settings.prior.weight:
             if not self.subject.class_pictures:
                 raise InvalidInput("prior preservation needs class pictures")
-            self.class_pool = encode_pictures(self.pipeline, self.subject.class_pictures)
+            sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
+            self.class_pool = encode_pictures(self.pipeline, sized)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if settings.rank:
@@ -340,6 +356,7 @@ class _StageRun:
                 self._save(step + 1, point.done, resume_path)
                 saved = time.monotonic()
             if stops:
+                told()  # nobody leaves before the first process has saved
                 raise TrainingInterrupted(
                     f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
                 )
@@ -348,6 +365,7 @@ class _StageRun:
                 value.data.copy_(self.average[name])
         for parameter in self.learning.values():
             parameter.requires_grad_(False)
+        self.accelerator.free_memory()  # it would keep the moments of every stage
 
     def _step(self, step: int) -> dict[str, float]:
         """One update. Raises `TrainingFailed` before it, if a loss or gradient is not finite."""
@@ -358,7 +376,7 @@ class _StageRun:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 for name, value in self._backward(part).items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        losses = {name: float(value) for name, value in sums.items()}
+        losses = {name: float(self._of_all(value)) for name, value in sums.items()}
         norm = self._clip()
         if not all(map(math.isfinite, [norm, *losses.values()])):
             raise TrainingFailed(
@@ -372,6 +390,11 @@ class _StageRun:
                 list(self.average.values()), list(self.learning.values()), 1 - self.settings.ema
             )
         return losses
+
+    def _of_all(self, share: Tensor) -> Tensor:
+        """The sum of what each process has of a loss."""
+        accelerator: Any = self.accelerator
+        return accelerator.reduce(share, "sum") if accelerator.num_processes > 1 else share
 
     def _clip(self) -> float:
         limit = self.settings.max_grad_norm or math.inf
@@ -467,10 +490,9 @@ class _StageRun:
         if not self.accelerator.is_main_process:
             return
         moments = {
-            f"{key}.{name}": value
+            f"{key}.{name}": torch.as_tensor(value)
             for name, parameter in self.learning.items()
             for key, value in self.optimizer.state[parameter].items()
-            if isinstance(value, Tensor)
         }
         point = ResumePoint(
             done=done,
@@ -488,11 +510,8 @@ class _StageRun:
             state: dict[str, Any] = {}
             for key in {key.partition(".")[0] for key in point.optimizer}:
                 value = point.optimizer.get(f"{key}.{name}")
-                if value is not None and value.dim() == 0:
-                    state[key] = value.clone()
-                elif value is not None:
-                    # laid out like the parameter: fused optimisers go by memory, not by index
-                    state[key] = torch.empty_like(parameter).copy_(value)
+                if value is not None:
+                    state[key] = _as_state_of(parameter, value)
             self.optimizer.state[parameter] = state
         for name, value in point.average.items():
             self.average[name].copy_(value)
@@ -582,6 +601,16 @@ def _make_optimizer(
             ) from error
         return AdamW8bit(parameters, **options)
     return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """What an optimiser keeps for a parameter, as it was before it was stored."""
+    if value.dim() == 0 and not value.is_floating_point():
+        return int(value)
+    if value.shape == parameter.shape:
+        # laid out like the parameter: fused optimisers go by memory, not by index
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device)
 
 
 def _lora_factors(

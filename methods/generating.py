@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..models.drawing import Drawn, draw
+from ..models.drawing import Drawn, check_length, draw
 from ..models.loading import LoadedBase
 from ..models.pictures import contact_sheet, file_stem, save_picture
 from ..models.request import Request
@@ -63,6 +63,7 @@ def _drawn(
     """Pictures of a request and, if wished, their sheets of heat-maps."""
     pipeline, settings = base.pipeline, request.settings
     prompt = spelled_out(request.prompt, worn)
+    check_length(pipeline, prompt)
     drawing = draw(base, prompt, request.seeds, settings, batch=batch)
     if not with_maps:
         yield from ((drawn, None) for drawn in drawing)
@@ -70,8 +71,8 @@ def _drawn(
     words = words_of(pipeline, prompt, worn)
     maps: Iterator[Tensor] = iter(())
     with collected_maps(pipeline, words, is_guided=settings.guidance > 1) as collected:
-        for drawn in drawing:
-            if drawn.seed == drawn.batch_seeds[0]:
+        for i, drawn in enumerate(drawing):
+            if i % batch == 0:
                 maps = iter(collected.take())
             yield drawn, heat_sheet(drawn.image, next(maps), words)
 
@@ -102,7 +103,9 @@ class _Record:
         stem = file_stem(self.request.prompt, drawn.seed)
         told = made_by | {"versions": versions}
         path, sha256 = save_picture(drawn.image, self.folder, stem, told)
-        maps = save_picture(heat, self.folder, f"{stem}-maps", told)[0] if heat else None
+        maps = (
+            save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": told})[0] if heat else None
+        )
         self.registry.add_generation(
             sha256,
             **made_by,

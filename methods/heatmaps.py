@@ -83,9 +83,7 @@ class CollectedMaps:
         """Take the maps (B, T, N) of one pass of the U-Net over latents of `size` (h, w)."""
         for each in maps:
             own = each[len(each) // 2 :] if self._is_guided else each
-            scale = (size[0] * size[1] / own.shape[-1]) ** 0.5
-            height, width = round(size[0] / scale), round(size[1] / scale)
-            square = own.detach().float().cpu().unflatten(-1, (height, width))
+            square = own.detach().float().cpu().unflatten(-1, _shrunk(size, own.shape[-1]))
             whole = F.interpolate(square, size=size, mode="bicubic")
             self._sum = whole if self._sum is None else self._sum + whole
             self._count += 1
@@ -97,6 +95,14 @@ class CollectedMaps:
         mean = (self._sum / self._count).clamp(min=0)
         self._sum, self._count = None, 0
         return mean
+
+
+def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:
+    """(h, w) of a layer with so many places: the U-Net halves sizes, and rounds up."""
+    height, width = size
+    while height * width > places:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
 
 
 def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:

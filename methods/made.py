@@ -32,7 +32,9 @@ def read_made(path: Path) -> Made:
         raise NotFound(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
-    if told is None or "settings" not in told:
+    if isinstance(told, dict) and "maps_of" in told:
+        raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
+    if not isinstance(told, dict) or "settings" not in told:
         raise InvalidImage(f"{path} does not say what made it", hint="a picture of ours does")
     try:
         settings = dict(told["settings"])
@@ -40,6 +42,8 @@ def read_made(path: Path) -> Made:
         with_maps = bool(settings.pop("maps", False))
         if settings["size"]:
             settings["size"] = tuple(settings["size"])
+        if told["seed"] not in batch_seeds:
+            raise ValueError("its seed is not in its batch")
         versions = {each["concept"]: (each["version"], each["sha256"]) for each in told["versions"]}
         return Made(
             str(told["base"]),

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from .config import Augmentation
-from .precision import cast
 
 ENCODED_AT_ONCE = 4
 
@@ -33,18 +32,15 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pictures(pipeline: Any, pictures: Sequence[Image.Image]) -> LatentPool:
-    """Encode pictures of one size, in float32: SDXL's autoencoder overflows in half precision."""
+    """Encode pictures of one size."""
     vae = pipeline.vae
-    own_dtype = vae.dtype
-    cast(vae, torch.float32)
     means, stds = [], []
     for first in range(0, len(pictures), ENCODED_AT_ONCE):
         chunk = pictures[first : first + ENCODED_AT_ONCE]
-        pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device)
+        pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device, vae.dtype)
         posterior = vae.encode(pixels).latent_dist
-        means.append(posterior.mean)
-        stds.append(posterior.std)
-    cast(vae, own_dtype)
+        means.append(posterior.mean.float())
+        stds.append(posterior.std.float())
     scale = vae.config.scaling_factor
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     return LatentPool((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)

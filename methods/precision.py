@@ -7,7 +7,7 @@ from torch import nn
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """An accelerator of `no`, `fp16`, `bf16`, or what the device is best at with `auto`.
+    """An accelerator of `no`, `bf16`, or `auto`: bf16 on a GPU that has it, else `no`.
 
     Accelerate has one precision for a whole process; a script may train twice.
     """
@@ -16,7 +16,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def _best() -> str:
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:

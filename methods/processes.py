@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -25,6 +26,15 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def own_device() -> str | None:
+    """The GPU of this process; None where there is only one process, or no GPU."""
+    import torch
+
+    if num_processes() == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def is_first() -> bool:
     """Whether this is the process that talks to the registry and to people."""
     return os.environ.get("RANK", "0") == "0"
@@ -37,15 +47,23 @@ def told(message: Any = None) -> Any:
     """
     if num_processes() == 1:
         return message
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
     from torch.distributed import broadcast_object_list
 
-    # making the state joins the group
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     holder = [message]
-    broadcast_object_list(holder, device=device)
+    broadcast_object_list(holder, device=join())
     return holder[0]
+
+
+def join() -> Any:
+    """Meet the other processes, unless that was done; returns the device of this one.
+
+    They may wait for hours where the first one draws class pictures.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=use_cpu, timeout=timedelta(hours=24)).device
 
 
 def agreed(flag: bool) -> bool:
@@ -71,7 +89,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
     if not available:
         shared |= {"ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "conceptry.cli", *arguments]
-    before = signal.getsignal(signal.SIGINT)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with TemporaryFile() as kept_back:
         started: list[subprocess.Popen[Any]] = []
         try:
@@ -81,10 +99,12 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 environment = os.environ | shared | own
                 started.append(subprocess.Popen(command, env=environment, **streams))
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in started])
             failed = _wait(started)
         finally:
             _end(started)
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if failed is not started[0]:
             kept_back.seek(0)
             sys.stderr.write(kept_back.read().decode(errors="replace"))
@@ -92,10 +112,13 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
 
 def _wait(started: Sequence[subprocess.Popen[Any]]) -> subprocess.Popen[Any]:
-    """Until the first has ended or another one has failed; returns which."""
+    """Until the first has ended or another one has failed; returns which.
+
+    One that was interrupted has not failed: the first may still be saving.
+    """
     first, *others = started
     while first.poll() is None:
-        if failed := next((each for each in others if each.poll()), None):
+        if failed := next((each for each in others if each.poll() not in (None, 0, 130)), None):
             first.terminate()
             return failed
         time.sleep(_POLL_SECONDS)

@@ -1,6 +1,7 @@
 """Files of prompts, each with settings of its own: text, YAML, CSV or JSON lines."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ def _yaml(text: str) -> Iterator[Entry]:
 
 
 def _csv(text: str) -> Iterator[Entry]:
-    rows = csv.DictReader(text.splitlines(), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in rows:
             if None in row:

@@ -4,15 +4,18 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
+from ..registry.names import check_text
 from ..registry.records import Concept, VersionRecord
 
 FILE_NAME = "adapter.safetensors"
 """What a version of a concept is stored as."""
 MAX_STRENGTH = 4.0
-_BRACKETS = re.compile(r"<([^<>\s]*)>")
+_BRACKETS = re.compile(r"<([^<>]*)>")
 _MENTION = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:@([a-z0-9][a-z0-9_-]*))?(?::([\d.]+))?")
 
 
@@ -54,8 +57,7 @@ def mentions(prompt: str) -> list[Mention]:
     """
     if not prompt.strip():
         raise InvalidInput("the prompt is empty", hint='concept generate "a photo of <NAME>"')
-    if "\0" in prompt or any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
-        raise InvalidInput("the prompt is not plain text")
+    check_text(prompt, "the prompt")
     found: dict[str, Mention] = {}
     for match in _BRACKETS.finditer(prompt):
         mention = _mention(match.group(0), match.group(1))
@@ -102,7 +104,11 @@ def _choose(registry: Registry, mention: Mention, pinned: int | None) -> Chosen:
     for artifact in version.artifacts:
         if artifact.name == FILE_NAME:
             path = registry.path_of(artifact.sha256)
-            _check_whole(path.read_bytes(), artifact.sha256, concept.name)
+            if _sha256_of(path, path.stat().st_mtime_ns) != artifact.sha256:
+                raise RegistryCorrupt(
+                    f"the stored weights of {concept.name} are damaged",
+                    hint="concept check --read-data",
+                )
             return Chosen(mention, concept, version, str(path), artifact.sha256)
     raise NotFound(f"{concept.name}@{version.number} has no adapter that can be worn")
 
@@ -122,12 +128,12 @@ def _version(concept: Concept, wanted: str | None) -> VersionRecord:
     return by_word[wanted]
 
 
-def _check_whole(data: bytes, sha256: str, name: str) -> None:
-    """A flipped bit would draw another picture in silence."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise RegistryCorrupt(
-            f"the stored weights of {name} are damaged", hint="concept check --read-data"
-        )
+@cache
+def _sha256_of(path: Path, modified: int) -> str:
+    """Of a file's bytes, once as long as it stays as it is: a flipped bit would draw in silence."""
+    del modified
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replaced(prompt: str, phrases: dict[str, str]) -> str:

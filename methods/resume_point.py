@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registry.errors import InvalidWeights
+from ..registry.blobs import sync_folder
+from ..registry.errors import InvalidWeights, StorageError
 
 FORMAT = "conceptry-resume 1"
 
@@ -34,24 +36,30 @@ _GROUPS = ("learned", "optimizer", "average")
 
 
 def write_resume_point(path: Path, point: ResumePoint) -> None:
-    """Write the file; a kill at any moment leaves the former one or this one."""
+    """Write the file; a kill at any moment leaves the former one or this one.
+
+    Raises `StorageError` if the disk refuses.
+    """
     tensors = {
         f"{group}.{name}": tensor.detach().cpu().contiguous()
         for group in _GROUPS
         for name, tensor in getattr(point, group).items()
     }
     place = {"done": point.done, "stage": point.stage, "step": point.step}
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot save to {path}: {error}", hint="make room; the last saved state is still there"
+        ) from error
 
 
 def read_resume_point(path: Path) -> ResumePoint:

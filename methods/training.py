@@ -1,12 +1,13 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ from .config import TrainingSettings
 from .engine import Hooks, StepReport, Subject, Training, seed_of
 from .method import DEFAULT_METHOD, active_stages, find_method, settings_of
 from .previews import add_strip
-from .processes import is_first, told
+from .processes import is_first, join, num_processes, told
 from .prompts import FILE_NAME
 
 RESUME_FILE = "resume.safetensors"
@@ -80,6 +81,7 @@ def train(
     range or a concept without photos, `RegistryBusy` if it is being trained already,
     `TrainingFailed` and `TrainingInterrupted`.
     """
+    join()
     if not is_first():
         return _follow(registry, base)
     chosen = find_method(method)
@@ -89,7 +91,7 @@ def train(
         run = registry.begin_run(
             name,
             method=chosen.name,
-            config=settings.to_mapping() | {"photos": [image.sha256 for image in concept.images]},
+            config=settings.to_mapping() | _taught_from(concept),
             base=base.base.name,
             base_sha256=base.sha256,
             seed=seed,
@@ -107,6 +109,7 @@ def resume(
     Raises `NotFound` if there is none or its state is lost, `InvalidInput` if the base model or
     the photos are others by now.
     """
+    join()
     if not is_first():
         return _follow(registry, base)
     with registry.training_lock(registry.show(name).name):
@@ -119,7 +122,7 @@ def resume(
             )
         method = find_method(record.method)
         config = dict(record.config)
-        concept = _with_photos(concept, config.pop("photos"))
+        concept = _as_it_was(concept, config.pop("photos"), config.pop("category"))
         settings = method.settings().updated(config)
         registry.resume_run(record.run)
         plan = _Plan(concept, record.run, method.name, settings, record.seed)
@@ -134,15 +137,20 @@ def _with_images(concept: Concept) -> Concept:
     return concept
 
 
-def _with_photos(concept: Concept, wanted: Sequence[str]) -> Concept:
-    """The concept with the photos that a run began with, in their order."""
+def _taught_from(concept: Concept) -> dict[str, Any]:
+    """What of a concept a run is made from; edits must not change a run under way."""
+    return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
+
+
+def _as_it_was(concept: Concept, wanted: Sequence[str], category: str) -> Concept:
+    """The concept with the photos that a run began with, in their order, and its category."""
     by_hash = {image.sha256: image for image in concept.images}
     if missing := [sha256 for sha256 in wanted if sha256 not in by_hash]:
         raise InvalidInput(
             f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
             hint=f"concept train {concept.name}",
         )
-    return replace(concept, images=[by_hash[sha256] for sha256 in wanted])
+    return replace(concept, images=[by_hash[sha256] for sha256 in wanted], category=category)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,8 @@ def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Tra
         hooks.on_step(report)
 
     def on_preview(stage: str, step: int, images: list[Image.Image]) -> None:
-        add_strip(previews, f"{stage}, step {step}", images)
+        with suppress(OSError):  # a preview is not worth a training
+            add_strip(previews, f"{stage}, step {step}", images)
         hooks.on_preview(stage, step, images)
 
     def on_saved(path: Path) -> None:
@@ -216,7 +225,9 @@ def _follow(registry: Registry, base: LoadedBase) -> Trained:
 def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
     subject, prior = _subject(registry, plan.concept, plan.settings), plan.settings.prior
     if prior.weight:
-        pictures = class_pictures(registry, base, plan.concept.category, prior.num_images)
+        pictures = class_pictures(
+            registry, base, plan.concept.category, prior.num_images, hooks=hooks
+        )
         subject = replace(subject, class_pictures=pictures)
     method = find_method(plan.method)
     return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
@@ -239,6 +250,12 @@ def _recorded(registry: Registry, name: str, run: str) -> Iterator[None]:
     except TrainingInterrupted as error:
         registry.end_run(run, "interrupted")
         raise TrainingInterrupted(f"{name}: {error.message}; saved", hint=goes_on) from None
+    except torch.OutOfMemoryError as error:
+        registry.end_run(run, "failed", error="out of memory")
+        raise TrainingFailed(
+            f"{name}: the GPU has too little memory for these settings",
+            hint="--preset low-vram, or --set gradient_accumulation=4",
+        ) from error
     except TrainingFailed as error:
         registry.end_run(run, "failed", error=error.message)
         raise TrainingFailed(f"{name}: {error.message}", hint=error.hint) from error
@@ -328,6 +345,8 @@ def estimate(
 
     Without class pictures, which DreamBooth draws the first time for a category.
     """
+    if num_processes() > 1:
+        raise InvalidInput("an estimate is made by one process", hint="leave --processes out")
     chosen = find_method(method)
     settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     concept = _with_images(registry.show(name))
@@ -378,12 +397,14 @@ def class_pictures(
     category: str,
     count: int,
     *,
-    on_drawn: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> list[Image.Image]:
     """Pictures of a bare category for prior preservation, drawn once by the base model.
 
     They are kept in the registry's cache, and are the same for every concept of the category.
+    Raises `TrainingInterrupted` when the hooks ask to stop; those that are drawn stay.
     """
+    hooks = hooks or Hooks()
     folder = registry.location.cache / "class-pictures" / f"{base.sha256[:16]}-{category}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:05}.png" for i in range(count)]
@@ -393,8 +414,9 @@ def class_pictures(
     drawn = draw(base, prompt, seeds, DrawingSettings(steps=25, guidance=5.0), batch=8)
     for done, (i, picture) in enumerate(zip(missing, drawn, strict=True), 1):
         _save(picture.image, paths[i])
-        if on_drawn:
-            on_drawn(done, len(missing))
+        hooks.on_class_picture(done, len(missing))
+        if hooks.should_stop():
+            raise TrainingInterrupted(f"stopped after class picture {done} of {len(missing)}")
     return [Image.open(path).convert("RGB") for path in paths]
 
 

@@ -64,7 +64,7 @@ def draw_batch(
     try:
         return pipeline(
             prompt=list(prompts),
-            negative_prompt=[settings.negative] * len(prompts),
+            negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             width=width,
@@ -83,12 +83,14 @@ def _scheduler(name: str, config: Any) -> Any:
 
 def check_length(pipeline: Any, prompt: str) -> None:
     """Raise `InvalidInput` if a prompt has more tokens than the text encoder reads."""
-    tokenizer = pipeline.tokenizer
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    limit = tokenizer.model_max_length
-    if len(ids) > limit:
-        kept = tokenizer.decode(ids[1 : limit - 1], skip_special_tokens=True)
-        raise InvalidInput(
-            f"the prompt has {len(ids) - 2} tokens; the text encoder reads {limit - 2}",
-            hint=f'shorten it: it would end after "…{kept[-40:]}"',
-        )
+    for tokenizer in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)):
+        if tokenizer is None:
+            continue
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        limit = tokenizer.model_max_length
+        if len(ids) > limit:
+            kept = tokenizer.decode(ids[1 : limit - 1], skip_special_tokens=True)
+            raise InvalidInput(
+                f"the prompt has {len(ids) - 2} tokens; the text encoder reads {limit - 2}",
+                hint=f'shorten it: it would end after "…{kept[-40:]}"',
+            )

@@ -57,6 +57,8 @@ def load_base(
             pipeline = _from_folder(base, folder, dtype)
     _check_kind(base, pipeline)
     pipeline.to(chosen)
+    if chosen.type == "cuda":
+        pipeline.vae.enable_slicing()  # a batch of SDXL's decoder would take tens of gigabytes
     pipeline.set_progress_bar_config(disable=True)
     return LoadedBase(base, pipeline, sha256)
 

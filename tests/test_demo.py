@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[1] / "demo.py"
 def start(folder: Path, base: str) -> subprocess.Popen[str]:
     words = ["--set", "augmentation.crops=4", "--set", "stage3.steps=60"]
     return subprocess.Popen(
-        [sys.executable, DEMO, folder, "--base", base, *words],
+        [sys.executable, DEMO, "--out", folder, "--base", base, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -174,3 +174,4 @@ def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: st
     stopped = run("train", "rex", "--base", tiny, "--resume", "--set", "stage3.steps=1")
     assert stopped.exit_code == 2
     assert "--resume goes on as it began" in stopped.stderr
+    assert run("train", "rex", "--base", tiny, "--resume", "--seed", "1").exit_code == 2

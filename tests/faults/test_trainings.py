@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from conceptry.registry import Registry
-from conceptry.registry.errors import ConceptryError
-from program import command, error_of, run_concept
+from program import command, error_of, run_concept, small_disk
 from tiny_base import write_tiny_base
 
 WORDS = ["--preview-every", "0", "--set", "augmentation.crops=2"]
@@ -161,6 +160,18 @@ def test_fault_23_a_loss_that_is_not_finite_ends_with_5_and_keeps_the_last_point
     assert result_of(rex) == whole
 
 
+def test_fault_07_a_disk_that_is_full_while_a_training_saves(
+    lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
+) -> None:
+    full = SAVE_EACH_STEP + small_disk(100_000)
+    failed = run_concept(*lines["begin"], prelude=full)
+    assert failed.returncode == 4, failed.stderr
+    assert "cannot save to" in failed.stderr
+    assert rex.show("rex").runs[0].status == "failed"
+    assert run_concept(*lines["go on"]).returncode == 0
+    assert result_of(rex) == whole
+
+
 @pytest.mark.parametrize(
     ("prompt", "exit_code", "text"),
     [
@@ -215,5 +226,4 @@ def test_fault_25_a_concept_beyond_the_encoders_limit_is_never_cut(
     done = run_concept("generate", "cat " * 74 + "<rex>", "--base", base, "--json")
     assert done.returncode == 2
     assert "the text encoder reads 75" in error_of(done)["message"]
-    with pytest.raises(ConceptryError):
-        rex.trace("0" * 64)
+    assert not Path("pictures").exists()

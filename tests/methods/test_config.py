@@ -35,6 +35,8 @@ def test_values_are_read(words: str, name: str, value: Any) -> None:
         ("gradient_checkpointing=yes", "true or false"),
         ("mixed_precision=fp8", "expected"),
         ("prompts=[]", "a list of texts"),
+        ('prompts=["a photo"]', "has no {}"),
+        ("mixed_precision=fp16", "expected auto or no or bf16"),
         ("stage3.step=1", "there is no setting"),
         ("=1", "sets nothing"),
     ],

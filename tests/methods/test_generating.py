@@ -15,6 +15,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidImage, InvalidInput, NotFound
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 SETTINGS = Settings(steps=2, guidance=3.0)
 SHORT = ("augmentation.crops=2", "num_tokens=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
@@ -79,7 +80,18 @@ def test_what_cannot_be_drawn_again_is_told(
     plain, broken = tmp_path / "plain.png", tmp_path / "broken.png"
     picture.image.save(plain)
     broken.write_bytes(picture.path.read_bytes()[:20])
-    for path, error in ((plain, InvalidImage), (broken, InvalidImage), (Path("gone"), NotFound)):
+    odd = tmp_path / "odd.png"
+    text = PngInfo()
+    text.add_itxt("conceptry", "3")
+    picture.image.save(odd, pnginfo=text)
+    (with_maps,) = generate(taught, base, [request("<rex>")], tmp_path, with_maps=True)
+    for path, error in (
+        (plain, InvalidImage),
+        (broken, InvalidImage),
+        (odd, InvalidImage),
+        (Path(str(with_maps.maps)), InvalidImage),
+        (Path("gone"), NotFound),
+    ):
         with pytest.raises(error):
             reproduce(taught, base, path, tmp_path)
     with pytest.raises(InvalidInput, match="another base model"):
@@ -141,6 +153,17 @@ def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
     assert abs(float(heat[0, 6:].mean()) - 2) < 0.15
     with pytest.raises(ValueError, match="nothing has been drawn"):
         collected.take()
+
+
+def test_sizes_that_are_halved_to_odd_ones_are_known(base: LoadedBase, tmp_path: Path) -> None:
+    words = words_of(base.pipeline, "a cat", [])
+    settings = Settings(steps=1, size=(40, 56))
+    with collected_maps(base.pipeline, words, is_guided=True) as collected:
+        list(draw(base, "a cat", (1,), settings))
+        assert collected.take().shape == (1, 2, 28, 20)
+    collected = CollectedMaps(is_guided=False)
+    collected.add([torch.rand(1, 1, 6 * 8)], (41, 64))
+    assert collected.take().shape == (1, 1, 41, 64)
 
 
 def test_a_sheet_shows_the_picture_and_a_map_for_each_word(

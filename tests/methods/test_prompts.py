@@ -38,6 +38,8 @@ def test_mentions_are_read() -> None:
         ("a \0 cat", "not plain text"),
         ("a \ud800 cat", "not plain text"),
         ("<>", "names no concept"),
+        ("<my dog>", "names no concept"),
+        ("a \x1b cat", "not plain text"),
         ("<Rex>", "names no concept"),
         ("<rex@>", "names no concept"),
         ("<rex:>", "names no concept"),
