@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conceptry.registry import Registry
+from drawing import draw_folder
 from program import command, error_of, run_concept, small_disk
 from tiny_base import write_tiny_base
 
@@ -71,14 +72,15 @@ def lines(
     return {"begin": [*begin, *WORDS], "go on": [*begin, "--resume", "--preview-every", "0"]}
 
 
-@pytest.fixture
-def whole(lines: dict[str, list[str]], rex: Registry, tmp_path: Path) -> tuple[str, list[Any]]:
+@pytest.fixture(scope="module")
+def whole(_tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Any]]:
     """What a training leaves that nothing stops: the hash of its weights, and all losses."""
-    folder = tmp_path / "undisturbed"
-    rex.backup(folder)
-    done = run_concept("--registry", folder, *lines["begin"])
-    assert done.returncode == 0, done.stderr
-    with Registry.open(folder) as registry:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with Registry.open(folder / "concepts.db", create=True) as registry:
+        registry.add("rex", [draw_folder(folder / "photos", 3)], category="dog", tags=["pets"])
+        words = ["--registry", folder, "train", "rex", "--base", _tiny, *WORDS]
+        done = run_concept(*words, env={"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
         return result_of(registry)
 
 
@@ -163,7 +165,7 @@ def test_fault_23_a_loss_that_is_not_finite_ends_with_5_and_keeps_the_last_point
 def test_fault_07_a_disk_that_is_full_while_a_training_saves(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
-    full = SAVE_EACH_STEP + small_disk(100_000)
+    full = SAVE_EACH_STEP + small_disk(600_000)
     failed = run_concept(*lines["begin"], prelude=full)
     assert failed.returncode == 4, failed.stderr
     assert "cannot save to" in failed.stderr
