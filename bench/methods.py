@@ -166,11 +166,9 @@ def _renders(identity: Identity, rng: random.Random, count: int) -> list[Image.I
     return [render(scene).image for scene in scenes]
 
 
-@torch.no_grad()
 def embed(images: Sequence[Image.Image]) -> Tensor:
     """Unit vectors (B, d)."""
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return _encoder()(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    return _encoder().embed(images)
 
 
 @cache
@@ -315,15 +313,13 @@ SCORES: dict[str, Callable[[Sequence[dict[str, Any]]], float]] = {
 HEADLINES = ("prompt", "identity", "recognised", "both")
 
 
-def _interval(
-    rows: Sequence[dict[str, Any]], score: Callable[[Sequence[dict[str, Any]]], float]
-) -> dict[str, float]:
-    """Mean, with the 2.5 and 97.5 % quantiles of 1,000 resamplings of individuals."""
+def _interval(items: Sequence[Any], score: Callable[[Sequence[Any]], float]) -> dict[str, float]:
+    """Score, with the 2.5 and 97.5 % quantiles of 1,000 resamplings of individuals."""
     rng = random.Random(0)
-    draws = [score(rng.choices(rows, k=len(rows))) for _ in range(1000)]
+    draws = [score(rng.choices(items, k=len(items))) for _ in range(1000)]
     low, high = np.quantile(draws, (0.025, 0.975))
     return {
-        "mean": round(score(rows), 4),
+        "mean": round(score(items), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
     }
@@ -344,15 +340,11 @@ def differences(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _difference(
     ours: dict[str, Any], theirs: dict[str, Any], score: Callable[[Sequence[dict[str, Any]]], float]
 ) -> dict[str, float]:
-    both = sorted(ours.keys() & theirs.keys())
-    rng = random.Random(0)
 
     def of(names: Sequence[str]) -> float:
         return score([ours[name] for name in names]) - score([theirs[name] for name in names])
 
-    draws = [of(rng.choices(both, k=len(both))) for _ in range(1000)]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return {"mean": round(of(both), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return _interval(sorted(ours.keys() & theirs.keys()), of)
 
 
 def write_sheet(

@@ -225,11 +225,6 @@ def _pixels(images: Sequence[Image.Image]) -> Tensor:
 # --- identity and diversity -----------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _embed(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
-    return encoder(_pixels(images))
-
-
 def _pairs() -> tuple[Tensor, Tensor]:
     """Similarities of one individual in two scenes, and of two of one category."""
     import random
@@ -247,7 +242,7 @@ def _pairs() -> tuple[Tensor, Tensor]:
                 rng.randrange(1 << 40), "held-out", identity=identity, num_subjects=1, style="photo"
             )
             album.append(render(scene).image)
-    first, second, third = (_embed(encoder, album) for album in (ones, twos, others))
+    first, second, third = (encoder.embed(album) for album in (ones, twos, others))
     return (first * second).sum(-1), (first * third).sum(-1)
 
 
@@ -285,7 +280,7 @@ def diversity() -> dict[str, Any]:
     counts: dict[str, int] = {}
     for category in CATEGORIES:
         drawn = draw(base, f"a photo of a {category}", range(NUM_SEEDS), SETTINGS, batch=32)
-        embedded = _embed(encoder, [one.image for one in drawn])
+        embedded = encoder.embed([one.image for one in drawn])
         kept: list[int] = []
         for i in range(NUM_SEEDS):
             if all(float(embedded[i] @ embedded[j]) < threshold for j in kept):

@@ -34,6 +34,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from eager_attention import EagerProcessor
 from full_size import make_full_size
 
 RESULTS = Path(__file__).parent / "results" / "train-step.json"
@@ -63,33 +64,15 @@ class _Maps:
         return torch.stack([columns.mean(-1), columns.var(-1)], -1)
 
 
-class _EagerProcessor:
-    """Attention by three matrix products with the probabilities in memory."""
-
-    def __init__(self, maps: _Maps, name: str | None) -> None:
-        self.maps = maps
-        self.name = name
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any
-    ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(context))
-        value = attn.head_to_batch_dim(attn.to_v(context))
-        weights = attn.get_attention_scores(query, key)
-        if self.name:
-            self.maps.whole[self.name] = weights.unflatten(0, (-1, attn.heads))
-        return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
-
-
 @contextmanager
 def _materialised(unet: Any, *, columns: Tensor, want: str) -> Iterator[_Maps]:
     """What `observe` does, at full cost."""
     del want
     own, maps = unet.attn_processors, _Maps(columns)
     eager = {
-        name: _EagerProcessor(maps, name.removesuffix(".processor") if "attn2" in name else None)
+        name: EagerProcessor(
+            maps.whole, name.removesuffix(".processor") if "attn2" in name else None
+        )
         for name in own
     }
     unet.set_attn_processor(eager)

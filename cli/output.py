@@ -68,35 +68,37 @@ class Output:
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None] | None]:
         """Show a bar with ETA on a terminal; yields what to call with (done, total), or None."""
-        if self.quiet or self.as_json or not sys.stderr.isatty():
-            yield None
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=_console(sys.stderr), transient=True
-        ) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        with self._bars(40) as bars:
+            if bars is None:
+                yield None
+                return
+            task = bars.add_task(label, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
 
     @contextmanager
     def steps(self) -> "Iterator[StepsShown | None]":
         """As `progress`, for work in stages."""
+        with self._bars(24, "[dim]{task.fields[text]}") as bars:
+            yield StepsShown(bars) if bars else None
+
+    @contextmanager
+    def _bars(self, width: int, *further: str) -> "Iterator[Progress | None]":
+        """Bars on a terminal; None where nobody looks."""
         if self.quiet or self.as_json or not sys.stderr.isatty():
             yield None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        columns = (
+        with Progress(
             "[progress.description]{task.description}",
-            BarColumn(bar_width=24),
+            BarColumn(width),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            "[dim]{task.fields[text]}",
-        )
-        with Progress(*columns, console=_console(sys.stderr), transient=True) as bars:
-            yield StepsShown(bars)
+            *further,
+            console=_console(sys.stderr),
+            transient=True,
+        ) as bars:
+            yield bars
 
     def _write(self, text: str) -> None:
         if self.is_silent:

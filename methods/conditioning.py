@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.drawing import check_length
 from ..registry.errors import InvalidInput
 
 
@@ -27,11 +26,8 @@ class Conditioning:
 def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
     """Encode prompts as the pipeline itself does; gradients flow into the embedding.
 
-    `size` is the side of the pictures in pixels, of which SDXL is told. Raises `InvalidInput` for
-    a prompt that the text encoder would have to cut.
+    `size` is the side of the pictures in pixels, of which SDXL is told.
     """
-    for prompt in prompts:
-        check_length(pipeline, prompt)
     device = pipeline.unet.device
     encoded = pipeline.encode_prompt(
         prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -207,7 +207,3 @@ class TrainingSettings(Settings):
             for each in fields(self)
             if isinstance(value := getattr(self, each.name), StageSettings)
         }
-
-    def with_stage(self, name: str, **changes: Any) -> Self:
-        """These settings with a stage changed."""
-        return replace(self, **{name: replace(self.stages()[name], **changes)})

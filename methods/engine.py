@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..kernels import observe
-from ..models.drawing import draw_batch
+from ..models.drawing import check_length, draw_batch
 from ..registry.errors import InvalidInput, TrainingFailed, TrainingInterrupted
 from . import previews
-from .adapters import TokenEmbedding, WeightChange
+from .adapters import TokenEmbedding, WeightChange, text_encoders
 from .conditioning import Conditioning, encode, token_columns
 from .config import StageSettings, TrainingSettings
 from .losses import diffusion_loss, diffusion_target, moment_matching_loss
@@ -111,18 +111,20 @@ class Training:
         self.hooks = hooks or Hooks()
         self.accelerator = make_accelerator(settings.mixed_precision)
         pipeline.to(self.accelerator.device)
-        for part in (pipeline.unet, pipeline.vae, *_encoders(pipeline)):
+        encoders = [encoder for _, encoder in text_encoders(pipeline)]
+        for part in (pipeline.unet, pipeline.vae, *encoders):
             part.requires_grad_(False)
         self.size = settings.resolution or (
             pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         )
         self.embedding = self._first_embedding()
         self.prompts = [prompt.replace("{}", self._phrase) for prompt in settings.prompts]
+        self.class_prompt = f"a photo of a {subject.category}"
         self._check_resolution()
         self._check_batches()
         self.noise_scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._own: dict[str, Tensor] = {}
-        parts: tuple[Any, ...] = (pipeline.unet, pipeline.vae, *_encoders(pipeline))
+        parts: tuple[Any, ...] = (pipeline.unet, pipeline.vae, *encoders)
         self._dtypes = [(part, part.dtype) for part in parts]
 
     def _first_embedding(self) -> TokenEmbedding:
@@ -192,7 +194,9 @@ class Training:
         the rounding of half precision. So are text encoders, which see no autocast.
         """
         unet, settings = self.pipeline.unet, self.settings
-        for encoder in _encoders(self.pipeline):
+        for prompt in (*self.prompts, self.class_prompt):
+            check_length(self.pipeline, prompt)
+        for _, encoder in text_encoders(self.pipeline):
             cast(encoder, torch.float32)
         cast(self.pipeline.vae, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
@@ -310,7 +314,7 @@ class _StageRun:
         self.watches = bool(numbers.mean_weight or numbers.variance_weight)
         self.columns = self._columns() if self.watches else None
         self.states = self._fixed_states()
-        self.class_states = self._encode([f"a photo of a {training.subject.category}"])
+        self.class_states = self._encode([training.class_prompt])
 
     def _columns(self) -> Tensor:
         """(P, n + 1): of each prompt, where the tokens and the category stand."""
@@ -432,28 +436,27 @@ class _StageRun:
         return {name: value.detach() for name, value in losses.items()}
 
     def _diffusion(self, part: "_Part") -> Tensor:
-        conditioning = self.states.pick(part.prompts) if self.states else None
-        prompts = [self.training.prompts[i] for i in part.prompts.tolist()]
-        errors = self._errors(part.latents, part.noise, part.timesteps, conditioning, prompts)
+        states = self.states.pick(part.prompts) if self.states else self._encoded(part.prompts)
+        errors = self._errors(part.latents, part.noise, part.timesteps, states)
         return errors.sum() / self.numbers.batch
 
+    def _encoded(self, index: Tensor) -> Conditioning:
+        """The prompts of an index (B,) with the embedding as it is now, equal ones once."""
+        training = self.training
+        unique, places = index.unique(return_inverse=True)
+        prompts = [training.prompts[i] for i in unique.tolist()]
+        return encode(training.pipeline, prompts, training.size).pick(places)
+
     def _prior(self, part: "_Part") -> Tensor:
-        first = self.class_states.pick(torch.zeros_like(part.prompts))
-        errors = self._errors(part.class_latents, part.class_noise, part.timesteps, first, [])
+        states = self.class_states.pick(torch.zeros_like(part.prompts))
+        errors = self._errors(part.class_latents, part.class_noise, part.timesteps, states)
         return self.settings.prior.weight * errors.sum() / self.numbers.batch
 
     def _errors(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        conditioning: Conditioning | None,
-        prompts: list[str],
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
         scheduler = self.training.noise_scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        if conditioning is None:
-            conditioning = encode(self.training.pipeline, prompts, self.training.size)
         predicted = self.model(noisy, timesteps, conditioning)
         return diffusion_loss(predicted, diffusion_target(scheduler, latents, noise, timesteps))
 
@@ -622,12 +625,6 @@ def _lora_factors(
             up = parameters[name.replace(".lora_A.", ".lora_B.")]
             layer = name.partition(".lora_A.")[0]
             yield f"{layer}.weight", (up.detach().cpu().clone(), down.detach().cpu().clone())
-
-
-def _encoders(pipeline: Any) -> Iterator[nn.Module]:
-    for name in ("text_encoder", "text_encoder_2"):
-        if (encoder := getattr(pipeline, name, None)) is not None:
-            yield encoder
 
 
 def seed_of(seed: int, *place: str | int) -> int:

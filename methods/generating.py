@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..models.drawing import Drawn, check_length, draw
+from ..models.drawing import Drawn, draw
 from ..models.loading import LoadedBase
 from ..models.pictures import contact_sheet, file_stem, save_picture
 from ..models.request import Request
@@ -63,7 +63,6 @@ def _drawn(
     """Pictures of a request and, if wished, their sheets of heat-maps."""
     pipeline, settings = base.pipeline, request.settings
     prompt = spelled_out(request.prompt, worn)
-    check_length(pipeline, prompt)
     drawing = draw(base, prompt, request.seeds, settings, batch=batch)
     if not with_maps:
         yield from ((drawn, None) for drawn in drawing)

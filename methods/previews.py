@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..models.pictures import contact_sheet
+from ..models.pictures import contact_sheet, replace_picture
 from ..models.request import Settings
 
 PROMPTS = (
@@ -27,9 +27,7 @@ def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
     if path.exists():
         with Image.open(path) as sheet:
             strip = _stacked(sheet, strip)
-    unfinished = path.with_suffix(".unfinished")
-    strip.save(unfinished, "png")
-    unfinished.replace(path)
+    replace_picture(strip, path)
 
 
 def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..models.drawing import draw
 from ..models.loading import LoadedBase
+from ..models.pictures import replace_picture
 from ..models.request import Settings as DrawingSettings
 from ..registry import Registry
 from ..registry.errors import (
@@ -413,14 +414,8 @@ def class_pictures(
     seeds = [seed_of(i, "class picture") % (1 << 32) for i in missing]
     drawn = draw(base, prompt, seeds, DrawingSettings(steps=25, guidance=5.0), batch=8)
     for done, (i, picture) in enumerate(zip(missing, drawn, strict=True), 1):
-        _save(picture.image, paths[i])
+        replace_picture(picture.image, paths[i])
         hooks.on_class_picture(done, len(missing))
         if hooks.should_stop():
             raise TrainingInterrupted(f"stopped after class picture {done} of {len(missing)}")
     return [Image.open(path).convert("RGB") for path in paths]
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    picture.save(unfinished, "png")
-    unfinished.replace(path)

@@ -42,13 +42,19 @@ def draw(
 ) -> Iterator[Drawn]:
     """Draw a prompt once for each seed, a batch at a time.
 
-    Raises `InvalidInput` for a prompt that the text encoder would have to cut.
+    Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut.
     """
     check_length(base.pipeline, prompt)
     check_length(base.pipeline, settings.negative)
+    return _drawing(base.pipeline, prompt, seeds, settings, batch)
+
+
+def _drawing(
+    pipeline: Any, prompt: str, seeds: Sequence[int], settings: Settings, batch: int
+) -> Iterator[Drawn]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
-        images = draw_batch(base.pipeline, [prompt] * len(chunk), chunk, settings)
+        images = draw_batch(pipeline, [prompt] * len(chunk), chunk, settings)
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
 

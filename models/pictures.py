@@ -48,6 +48,13 @@ def save_picture(
     return path, hashlib.sha256(data).hexdigest()
 
 
+def replace_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG in place of what was there; whoever looks meanwhile finds one of the two."""
+    unfinished = path.with_suffix(".unfinished")
+    image.save(unfinished, "png")
+    unfinished.replace(path)
+
+
 def _reserved(folder: Path, stem: str) -> Path:
     """A new, empty file whose name nobody else has taken."""
     for number in itertools.count(1):

@@ -1,8 +1,11 @@
 """The identity encoder: one individual in two scenes lies nearer than two of one category."""
 
 import itertools
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
@@ -39,3 +42,9 @@ class IdentityEncoder(nn.Module):
         weights = self.attention(features).flatten(2).softmax(-1)
         pooled = torch.einsum("bkn,bcn->bkc", weights, features.flatten(2)).flatten(1)
         return F.normalize(self.project(pooled), dim=-1)
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed pictures of 64x64."""
+        stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        return self(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)

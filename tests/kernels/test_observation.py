@@ -7,6 +7,7 @@ import pytest
 import torch
 from conceptry.kernels import observe
 from diffusers import UNet2DConditionModel
+from eager_attention import EagerProcessor
 from full_size import UNETS, make_full_unet
 from torch import Tensor
 
@@ -72,29 +73,11 @@ def inputs_for(unet: Any, batch: int = 2, side: int = 16) -> dict[str, Any]:
     return given
 
 
-class _Materialised:
-    """The map of a layer with everything in memory, as existing code computes it."""
-
-    def __init__(self, maps: dict[str, Tensor], name: str) -> None:
-        self.maps = maps
-        self.name = name
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
-    ) -> Tensor:
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        weights = attn.get_attention_scores(query, key)
-        self.maps[self.name] = weights.unflatten(0, (-1, attn.heads))
-        return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
-
-
 def materialised(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The whole map (B, H, N, T) of every cross-attention layer."""
     own, maps = unet.attn_processors, {}
     names = [name for name in own if "attn2" in name]
-    replaced = {name: _Materialised(maps, name.removesuffix(".processor")) for name in names}
+    replaced = {name: EagerProcessor(maps, name.removesuffix(".processor")) for name in names}
     unet.set_attn_processor(own | replaced)
     unet(**inputs)
     unet.set_attn_processor(own)

@@ -130,7 +130,7 @@ def test_class_pictures_are_drawn_once(
     teach(rex, base, method="dreambooth", overrides=overrides)
     drawn = sorted(rex.location.cache.rglob("*.png"))
     assert len(drawn) == 3
-    monkeypatch.setattr("conceptry.methods.training._save", _never)
+    monkeypatch.setattr("conceptry.methods.training.replace_picture", _never)
     teach(rex, base, method="dreambooth", overrides=overrides)
 
 
