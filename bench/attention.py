@@ -19,6 +19,7 @@ GPU as torch counts it, on a CPU the largest tensor. Writes bench/results/attent
 import argparse
 import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -152,9 +153,10 @@ class Bench:
         told: dict[str, Any] = {name: {} for name in STEPS}
         for what, backward in (("forward", False), ("forward_backward", True)):
             times: dict[str, list[float]] = {name: [] for name in STEPS}
+            order = random.Random(0)
             for round_ in range(rounds + 1):
-                for name, step in STEPS.items():
-                    taken = self.seconds(step, backward=backward)
+                for name in order.sample(list(STEPS), len(STEPS)):  # each leaves caches to the next
+                    taken = self.seconds(STEPS[name], backward=backward)
                     times[name] += [taken] if round_ else []  # the first warms up
             for name, values in times.items():
                 ratios = [a / b for a, b in zip(values, times["sdpa"], strict=True)]

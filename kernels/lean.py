@@ -4,8 +4,9 @@ For training on a CPU. A chunk of rows of A is computed in float32, used and dro
 pass computes it again.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from .problem import Problem, Segment, Wanted
 from .reference import maps_of, moments_of
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 """Of one chunk of A; what is done to it then stays in a CPU's cache."""
 
 
@@ -44,10 +45,10 @@ class _LeanAttention(torch.autograd.Function):
         output = torch.empty_like(q, memory_format=torch.contiguous_format)
         picked = rows.new_picked()
         for chunk in rows.chunks():
-            weights = rows.weights(chunk)  # (B, H, n, M)
-            output[:, :, chunk] = (weights @ rows.v).to(q.dtype)
+            seen = rows.weights(chunk) @ rows.values[chunk.samples]  # (b, H, n, D + T)
+            output[chunk.queries] = seen[..., : q.shape[-1]]
             if picked is not None:
-                picked[:, :, chunk] = weights.gather(-1, rows.index(weights))
+                picked[chunk.queries] = seen[..., q.shape[-1] :]
         ctx.save_for_backward(q, columns, *flat)
         ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
         maps = moments = None
@@ -65,25 +66,18 @@ class _LeanAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
         rows = _Rows(q, flat, ctx.biases, columns, ctx.scale)
-        d_q = torch.zeros_like(rows.q)
-        d_k, d_v = torch.zeros_like(rows.k), torch.zeros_like(rows.v)
-        upstream = _Upstream(ctx, rows, d_maps, d_moments)
+        upstream = _Upstream(ctx, rows, d_output, d_maps, d_moments)
+        d_q, d_k = torch.empty_like(rows.q), torch.zeros_like(rows.k)
+        d_v = torch.zeros_like(rows.k)
         for chunk in rows.chunks():
             weights = rows.weights(chunk)
-            if d_output is not None:
-                d_out = d_output[:, :, chunk].to(rows.dtype)
-                d_v += weights.mT @ d_out
-                d_weights = d_out @ rows.v.mT
-            else:
-                d_weights = torch.zeros_like(weights)
-            if upstream.exists:
-                index = rows.index(weights)
-                gradient = upstream.of(chunk, weights.gather(-1, index))
-                d_weights.scatter_add_(-1, index, gradient)
-            inner = (weights * d_weights).sum(-1, keepdim=True)
-            d_scores = d_weights.sub_(inner).mul_(weights).mul_(ctx.scale)
-            d_q[:, :, chunk] = d_scores @ rows.k
-            d_k += d_scores.mT @ rows.q[:, :, chunk]
+            d_seen = upstream.of(chunk, weights)
+            d_v[chunk.samples] += weights.mT @ d_seen[..., : q.shape[-1]]
+            d_weights = d_seen @ rows.values[chunk.samples].mT
+            d_scores = _softmax_backward(d_weights, weights)
+            d_q[chunk.queries] = d_scores @ rows.k[chunk.samples]
+            d_k[chunk.samples] += d_scores.mT @ rows.q[chunk.queries]
+        d_k *= ctx.scale
         d_flat: list[Tensor] = []
         start = 0
         for k in flat[::2]:
@@ -92,13 +86,24 @@ class _LeanAttention(torch.autograd.Function):
         return d_q.to(q.dtype), None, None, None, None, *d_flat
 
 
+def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
+    """A (dA - rowsum(A dA)), in one pass."""
+    return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+
+
 class _Upstream:
-    """The gradient that enters A through its columns; see README.md, equation 3."""
+    """What enters [o | A_c] from outside; see README.md, equation 3."""
 
     def __init__(
-        self, ctx: Any, rows: "_Rows", d_maps: Tensor | None, d_moments: Tensor | None
+        self,
+        ctx: Any,
+        rows: "_Rows",
+        d_output: Tensor | None,
+        d_maps: Tensor | None,
+        d_moments: Tensor | None,
     ) -> None:
-        self.exists = d_maps is not None or d_moments is not None
+        self._rows = rows
+        self._output = d_output
         self._maps = None
         self._affine = None
         heads, num_queries = rows.q.shape[1:3]
@@ -111,19 +116,33 @@ class _Upstream:
             offset = d_moments[..., 0] / count - slope * ctx.mean
             self._affine = offset[:, None, None, :], slope[:, None, None, :]
 
-    def of(self, chunk: slice, picked: Tensor) -> Tensor:
-        """For columns `picked` (B, H, n, T) of a chunk of A."""
-        gradient = torch.zeros_like(picked)
-        if self._maps is not None:
-            gradient += self._maps[:, :, chunk]
+    def of(self, chunk: "_Chunk", weights: Tensor) -> Tensor:
+        """(b, H, n, D + T) for a chunk of A."""
+        rows = self._rows
+        gradient = weights.new_empty(*weights.shape[:3], rows.values.shape[-1])
+        width = rows.q.shape[-1]
+        output, columns = gradient[..., :width], gradient[..., width:]
+        output[:] = 0 if self._output is None else self._output[chunk.queries]
+        columns[:] = 0 if self._maps is None else self._maps[chunk.queries]
         if self._affine is not None:
-            offset, slope = self._affine
-            gradient += offset + slope * picked
+            offset, slope = (part[chunk.samples] for part in self._affine)
+            columns += offset + slope * rows.columns_of(chunk, weights)
         return gradient
 
 
+class _Chunk(NamedTuple):
+    """Indices of some rows of A: into what is (B, …), and into what is (B, H, N, …)."""
+
+    samples: slice
+    queries: tuple[slice, slice, slice]
+
+
 class _Rows:
-    """Computes A for a chunk of queries over all segments."""
+    """Computes A for a chunk of queries over all segments.
+
+    Beside the values stand one-hot vectors of the columns of interest, [v | e], so that the product
+    with A is [o | A_c]: the columns cost as much as T more dimensions of v, in both directions.
+    """
 
     def __init__(
         self,
@@ -138,11 +157,18 @@ class _Rows:
             Segment(k, v, bias) for k, v, bias in zip(flat[::2], flat[1::2], biases, strict=True)
         ]
         self.q = q.to(self.dtype)
-        self.k = torch.cat([segment.k for segment in segments], dim=2).to(self.dtype)
-        self.v = torch.cat([segment.v for segment in segments], dim=2).to(self.dtype)
-        self._bias = self._joined_bias(segments)
+        self.k = _joined([segment.k for segment in segments]).to(self.dtype) * scale
         self._columns = columns
-        self._scale = scale
+        self.values = self._values([segment.v for segment in segments])
+        self._bias = self._joined_bias(segments)
+
+    def _values(self, segments: list[Tensor]) -> Tensor:
+        joined = _joined(segments).to(self.dtype)
+        if self._columns is None:
+            return joined
+        one_hot = joined.new_zeros(joined.shape[0], joined.shape[2], self._columns.shape[1])
+        one_hot.scatter_(1, self._columns.unsqueeze(1), 1)  # (B, M, T)
+        return torch.cat([joined, one_hot[:, None].expand(-1, joined.shape[1], -1, -1)], dim=-1)
 
     def _joined_bias(self, segments: list[Segment]) -> Tensor | None:
         if all(segment.bias is None for segment in segments):
@@ -155,18 +181,22 @@ class _Rows:
         ]
         return torch.cat(parts, dim=1)[:, None, None, :]
 
-    def chunks(self) -> Iterator[slice]:
-        """Slices of queries, so many that a chunk of A has `CHUNK_BYTES`."""
+    def chunks(self) -> Iterator[_Chunk]:
+        """Whole samples, or else a part of one's queries, of about `CHUNK_BYTES` of A."""
         batch, heads, num_queries, _ = self.q.shape
-        row_bytes = batch * heads * self.k.shape[2] * self.q.element_size()
-        size = max(1, CHUNK_BYTES // row_bytes)
-        return (slice(first, first + size) for first in range(0, num_queries, size))
+        fitting = max(1, CHUNK_BYTES // (heads * self.k.shape[2] * self.q.element_size()))
+        size = math.ceil(num_queries / math.ceil(num_queries / fitting))
+        num_samples = max(1, fitting // num_queries)
+        for sample in range(0, batch, num_samples):
+            samples = slice(sample, sample + num_samples)
+            for first in range(0, num_queries, size):
+                yield _Chunk(samples, (samples, slice(None), slice(first, first + size)))
 
-    def weights(self, chunk: slice) -> Tensor:
-        """A (B, H, n, M) for a slice of queries."""
-        scores = (self.q[:, :, chunk] * self._scale) @ self.k.mT
+    def weights(self, chunk: _Chunk) -> Tensor:
+        """A (b, H, n, M) of a chunk."""
+        scores = self.q[chunk.queries] @ self.k[chunk.samples].mT
         if self._bias is not None:
-            scores += self._bias
+            scores += self._bias[chunk.samples]
         return scores.softmax(-1)
 
     def new_picked(self) -> Tensor | None:
@@ -175,10 +205,15 @@ class _Rows:
             return None
         return self.q.new_empty(*self.q.shape[:3], self._columns.shape[1])
 
-    def index(self, weights: Tensor) -> Tensor:
-        """The columns' indices, as `gather` takes them."""
+    def columns_of(self, chunk: _Chunk, weights: Tensor) -> Tensor:
+        """(b, H, n, T) of a chunk of A."""
         assert self._columns is not None
-        return self._columns[:, None, None, :].expand(*weights.shape[:3], -1)
+        index = self._columns[chunk.samples, None, None, :]
+        return weights.gather(-1, index.expand(*weights.shape[:3], -1))
+
+
+def _joined(segments: list[Tensor]) -> Tensor:
+    return segments[0] if len(segments) == 1 else torch.cat(segments, dim=2)
 
 
 def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
@@ -197,7 +232,8 @@ class _LeanDistance(torch.autograd.Function):
         total = ours.q.new_zeros(q.shape[0])
         for chunk in ours.chunks():
             gap = ours.weights(chunk) - target.weights(chunk)
-            total += (gap.square_() * weights[:, None, None, :]).sum((1, 2, 3))
+            squares = gap.square_() * weights[chunk.samples, None, None, :]
+            total[chunk.samples] += squares.sum((1, 2, 3))
         ctx.save_for_backward(q, k_a, k_b, weights)
         ctx.scale = scale
         return total
@@ -212,8 +248,8 @@ class _LeanDistance(torch.autograd.Function):
         d_q, d_k = torch.zeros_like(ours.q), torch.zeros_like(ours.k)
         for chunk in ours.chunks():
             own = ours.weights(chunk)
-            d_own = (own - target.weights(chunk)) * factor
-            d_scores = own * (d_own - (own * d_own).sum(-1, keepdim=True)) * ctx.scale
-            d_q[:, :, chunk] = d_scores @ ours.k
-            d_k += d_scores.mT @ ours.q[:, :, chunk]
-        return d_q.to(q.dtype), d_k.to(k_a.dtype), None, None, None
+            d_own = (own - target.weights(chunk)) * factor[chunk.samples]
+            d_scores = _softmax_backward(d_own, own)
+            d_q[chunk.queries] = d_scores @ ours.k[chunk.samples]
+            d_k[chunk.samples] += d_scores.mT @ ours.q[chunk.queries]
+        return d_q.to(q.dtype), (d_k * ctx.scale).to(k_a.dtype), None, None, None
