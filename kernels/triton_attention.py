@@ -46,7 +46,7 @@ def _column(
     k = tl.load(K + c * stride + dims, dims < D, other=0.0).to(tl.float32)
     s = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
     if HAS_BIAS:
-        s += tl.load(BIAS + c) * 1.4426950408889634
+        s += tl.load(BIAS + c) * LOG2_E
     return tl.exp2(s - lse)
 
 
@@ -351,7 +351,7 @@ def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Te
             inputs.q, k, v, pointer, output, lse, acc, top, total,
             inputs.nothing if inputs.columns is None else inputs.columns, maps, parts,
             *strides(inputs.q, k, v),
-            inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E,
+            inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E.value,
             **inputs.widths(), **blocks.options(),
             HAS_BIAS=has_bias, IS_FIRST=number == 0, IS_LAST=is_last,
             WANT_MAPS=wanted.maps and is_last, WANT_MOMENTS=wanted.moments and is_last,
@@ -398,7 +398,7 @@ def _launch_backward(
         uses = gradients if number == 0 else _ColumnGradients()
         shared = (columns, *uses.arguments(inputs.nothing), *strides(q, k, v), *uses.strides())
         sizes = (inputs.heads, n, k.shape[2], inputs.num_columns)
-        scales = (inputs.scale * LOG2_E, inputs.scale)
+        scales = (inputs.scale * LOG2_E.value, inputs.scale)
         options: dict[str, Any] = {
             **inputs.widths(),
             **blocks.options(),

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def scores(q, k, BIAS, cols, num_keys, scale, HAS_BIAS: tl.constexpr):
     """Scores times log2(e), -inf beyond the last key: [BN, BM]."""
     s = dot(q, tl.trans(k)) * scale
     if HAS_BIAS:
-        s += tl.load(BIAS + cols, cols < num_keys, other=0.0)[None, :] * 1.4426950408889634
+        s += tl.load(BIAS + cols, cols < num_keys, other=0.0)[None, :] * LOG2_E
     return tl.where((cols < num_keys)[None, :], s, float("-inf"))
 
 

@@ -167,7 +167,7 @@ class _TritonDistance(torch.autograd.Function):
         parts = q.new_empty(batch, heads * grid[0], dtype=torch.float32)
         _forward[grid](
             q, k_a, k_b, weights, *per_row, parts, *strides(q, k_a, k_b),
-            heads, num_queries, k_a.shape[2], scale * LOG2_E, **_options(q),
+            heads, num_queries, k_a.shape[2], scale * LOG2_E.value, **_options(q),
         )  # fmt: skip
         ctx.save_for_backward(q, k_a, k_b, weights, *per_row)
         ctx.scale = scale
@@ -183,7 +183,7 @@ class _TritonDistance(torch.autograd.Function):
         blocks = backward_blocks(q.shape[3], q.dtype)
         factor = (2 * ctx.scale * d_total).float().contiguous()
         inputs = (q, k_a, k_b, weights, *per_row, factor)
-        sizes = (*strides(q, k_a, k_b), heads, num_queries, num_keys, ctx.scale * LOG2_E)
+        sizes = (*strides(q, k_a, k_b), heads, num_queries, num_keys, ctx.scale * LOG2_E.value)
         d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         _backward_q[triton.cdiv(num_queries, blocks.queries), rows](
             *inputs, d_q, *sizes, **_options(q)
