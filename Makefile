@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python demo.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The folders under their import name, for the type checker.
 build/typing/conceptry: Makefile

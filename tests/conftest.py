@@ -8,8 +8,11 @@ import pytest
 from conceptry.registry import Registry
 from drawing import draw_folder
 
+# Before anything imports Triton or torch:
 if not Path("/dev/nvidia0").exists():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+    os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers that share cores wait for each other's threads
 
 
 @pytest.fixture(autouse=True)

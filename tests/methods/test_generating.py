@@ -140,6 +140,19 @@ def test_maps_are_the_means_over_layers_and_steps(base: LoadedBase, guidance: fl
     torch.testing.assert_close(maps.sum(1), torch.ones(2, 8, 8), atol=1e-4, rtol=0)
 
 
+def test_maps_are_of_the_prompt_not_of_the_negative_one(base: LoadedBase) -> None:
+    """In the first step, guided or not, the prompt meets the same latents."""
+    words = words_of(base.pipeline, "a red cat", [])
+
+    def maps(guidance: float) -> torch.Tensor:
+        settings = Settings(steps=1, guidance=guidance, negative="two blue dogs on a beach")
+        with collected_maps(base.pipeline, words, is_guided=guidance > 1) as collected:
+            list(draw(base, "a red cat", (1, 2), settings))
+            return collected.take()
+
+    torch.testing.assert_close(maps(3.0), maps(1.0))
+
+
 def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
     collected = CollectedMaps(is_guided=False)
     fine = torch.zeros(1, 1, 8, 4)
