@@ -2,7 +2,10 @@
 
     python bench/methods.py --out runs/methods          # hours on two cores; goes on where it was
     python bench/methods.py --out runs/methods --report # only the tables and the sheet, again
-    python bench/methods.py --out runs/tuning --split tuning --identities 4   # to choose settings
+
+To choose settings, on other individuals:
+
+    python bench/methods.py --out runs/a --split tuning --methods dreambooth --set unet.steps=300
 
 Each of 12 individuals, one of each category, is taught from five renders by each method with its
 `miniature` preset, and drawn for 16 prompts with 4 seeds. The base model gets the category's name
@@ -16,7 +19,7 @@ recognised  share of those pictures that are nearer to the individual than to ea
             its category (chance: 0.048)
 both        harmonic mean of prompt and recognised
 
-Tuning individuals and those measured are different ones. Writes bench/results/methods.json and,
+Writes bench/results/methods.json and,
 beside it, methods.png: an individual for each row, its photos, then a picture by each method.
 """
 
@@ -189,14 +192,16 @@ def _mean(vectors: Tensor) -> Tensor:
 
 
 def scored(
-    base: LoadedBase, registry: Registry, who: Individual, method: str, seed: int
+    base: LoadedBase, registry: Registry, who: Individual, method: str, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Teach, draw and score; a row for the results."""
     row: dict[str, Any] = {"individual": who.name, "method": method, "seconds": 0.0}
-    row["made_by"] = _made_by(base, method)
+    row["made_by"] = _made_by(base, method, overrides)
     name, chosen = who.identity.category, []
     if method != BASE:
-        trained = train(registry, who.name, base, method=method, preset="miniature", seed=seed)
+        trained = train(
+            registry, who.name, base, method=method, preset="miniature", overrides=overrides
+        )
         row |= {"seconds": trained.seconds, "stages": [s.loss for s in trained.stages]}
         name = f"<{who.name}@{trained.version}>"
         chosen = choose(registry, name)
@@ -217,11 +222,13 @@ def scored(
     return row
 
 
-def _made_by(base: LoadedBase, method: str) -> dict[str, Any]:
+def _made_by(base: LoadedBase, method: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What must not change between rows that are compared."""
     made_by: dict[str, Any] = {"base_sha256": base.sha256, "seeds": list(SEEDS)}
     if method != BASE:
-        settings = settings_of(find_method(method), preset="miniature", base=base.base.name)
+        settings = settings_of(
+            find_method(method), preset="miniature", base=base.base.name, overrides=tuple(overrides)
+        )
         made_by["settings"] = json.loads(json.dumps(settings.to_mapping()))
     return made_by
 
@@ -374,7 +381,10 @@ def main() -> None:
     parser.add_argument("--identities", type=int, default=len(CATEGORIES))
     parser.add_argument("--methods", nargs="*", default=[BASE, *all_methods()])
     parser.add_argument("--report", action="store_true", help="teach nothing")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
     options = parser.parse_args()
+    if options.overrides and options.split == "measured":
+        sys.exit("what is measured are the presets: --set goes with --split tuning")
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "rows.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -382,7 +392,7 @@ def main() -> None:
     subjects = list(individuals(options.split, options.identities))
     base = load_base()
     for row in rows:
-        if row["made_by"] != _made_by(base, row["method"]):
+        if row["made_by"] != _made_by(base, row["method"], options.overrides):
             sys.exit(f"{log} holds a row of {row['method']} made otherwise: begin in a new folder")
     with Registry.open(options.out / "concepts.db", create=True) as registry:
         for who in subjects:
@@ -390,7 +400,7 @@ def main() -> None:
             for method in options.methods:
                 if options.report or (who.name, method) in done:
                     continue
-                row = scored(base, registry, who, method, seed=0)
+                row = scored(base, registry, who, method, options.overrides)
                 rows.append(row)
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
