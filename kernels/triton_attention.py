@@ -37,8 +37,24 @@ TARGET_PROGRAMS = 512
 
 
 @triton.jit
+def _load_state(TOP, TOTAL, state, valid, dtype: tl.constexpr):
+    """What makes A of scores: A = exp2(s - level) · inverse, 0 beyond the last query; [BN] each.
+
+    Half precision bears the rounding of the logarithm, and needs a register less.
+    """
+    level = tl.load(TOP + state, valid, other=float("inf"))
+    total = tl.load(TOTAL + state, valid, other=1.0)
+    if dtype == tl.float32:
+        inverse = 1 / total
+    else:
+        level += tl.log2(total)
+        inverse = tl.full(level.shape, 1.0, tl.float32)
+    return level, inverse
+
+
+@triton.jit
 def _column(
-    q, K, BIAS, lse, c, stride, scale,
+    q, K, BIAS, level, inverse, c, stride, scale,
     D: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """A[:, c] for a block of queries: [BN]."""
@@ -47,12 +63,12 @@ def _column(
     s = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
     if HAS_BIAS:
         s += tl.load(BIAS + c) * LOG2_E
-    return tl.exp2(s - lse)
+    return tl.exp2(s - level) * inverse
 
 
 @triton.jit
 def _forward(
-    Q, K, V, BIAS, OUT, LSE, ACC, TOP, TOTAL, COLUMNS, MAPS, PARTS,
+    Q, K, V, BIAS, OUT, ACC, TOP, TOTAL, COLUMNS, MAPS, PARTS,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m,
     H, N, M, T, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -94,20 +110,18 @@ def _forward(
         v = load_rows(V, cols, M, v_m, D, BD)  # [BM, BD]
         acc = acc * shrink[:, None] + dot(cast(p, v.dtype), v)
         top = higher
+    tl.store(TOP + state, top, valid)
+    tl.store(TOTAL + state, total, valid)
     if not IS_LAST:
-        tl.store(TOP + state, top, valid)
-        tl.store(TOTAL + state, total, valid)
         store_rows(ACC + bh * N * D, rows, N, D, acc, D, BD)
     else:
-        lse = top + tl.log2(total)
-        tl.store(LSE + state, lse, valid)
         out = acc / total[:, None]
         store_rows(OUT + bh * N * D, rows, N, D, cast(out, OUT.dtype.element_ty), D, BD)
         if WANT_MAPS or WANT_MOMENTS:
             count = tl.minimum(N - block * BN, BN).to(tl.float32)
             for t in range(T):
                 c = tl.load(COLUMNS + b * T + t)
-                p = _column(q, K, BIAS, lse, c, k_m, scale, D, BD, HAS_BIAS)  # [BN]
+                p = _column(q, K, BIAS, top, 1 / total, c, k_m, scale, D, BD, HAS_BIAS)  # [BN]
                 if WANT_MAPS:
                     tl.store(MAPS + (bh * T + t) * N + rows, p, valid)
                 if WANT_MOMENTS:
@@ -133,27 +147,37 @@ def _upstream(
 
 
 @triton.jit
-def _column_gradients(
-    dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-    BM: tl.constexpr, USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+def _with_columns(
+    p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+    COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Add to dp [BN, BM] what enters through the columns that lie in this block of keys."""
+    """Add to dp [BN, BM] what enters through the columns that lie in this block of keys.
+
+    In float32, p becomes there what δ was computed with: where A is nearly 1, dp - δ is a small
+    rest, which the rounding of products that were summed in another order would swamp.
+    """
     for t in range(T):
         c = tl.load(COLUMNS + b * T + t)
         if (c >= start) & (c < start + BM):
             here = (cols == c)[None, :]
-            own = tl.sum(tl.where(here, p, 0.0), 1)  # A[:, c]
+            if q.dtype == tl.float32:
+                own = _column(q, K, BIAS, level, inverse, c, k_m, scale, D, BD, HAS_BIAS)
+                p = tl.where(here, own[:, None], p)
+            else:
+                own = tl.sum(tl.where(here, p, 0.0), 1)
             g = _upstream(
                 own, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
                 USES_MAPS, USES_MOMENTS,
             )  # fmt: skip
             dp += tl.where(here, g[:, None], 0.0)
-    return dp
+    return p, dp
 
 
 @triton.jit
 def _backward_q(
-    Q, K, V, BIAS, OUT, D_OUT, LSE, DELTA, D_Q, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    Q, K, V, BIAS, OUT, D_OUT, TOP, TOTAL, DELTA, D_Q, COLUMNS, D_MAPS, OFFSET, SLOPE,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
     H, N, M, T, scale, plain_scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -171,14 +195,14 @@ def _backward_q(
     BIAS += b * M
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
     d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
-    lse = tl.load(LSE + bh * N + rows, valid, other=float("inf"))  # A is 0 beyond the last query
+    level, inverse = _load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
     if IS_FIRST:
         out = load_rows(OUT + bh * N * D, rows, N, D, D, BD)
         delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
         if USES_MAPS or USES_MOMENTS:
             for t in range(T):
                 c = tl.load(COLUMNS + b * T + t)
-                p = _column(q, K, BIAS, lse, c, k_m, scale, D, BD, HAS_BIAS)
+                p = _column(q, K, BIAS, level, inverse, c, k_m, scale, D, BD, HAS_BIAS)
                 delta += p * _upstream(
                     p, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
                     USES_MAPS, USES_MOMENTS,
@@ -191,13 +215,15 @@ def _backward_q(
     for start in range(0, M, BM):
         cols = start + tl.arange(0, BM)
         k = load_rows(K, cols, M, k_m, D, BD)
-        p = tl.exp2(scores(q, k, BIAS, cols, M, scale, HAS_BIAS) - lse[:, None])  # [BN, BM]
+        s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        p = tl.exp2(s - level[:, None]) * inverse[:, None]
         v = load_rows(V, cols, M, v_m, D, BD)
         dp = dot(d_out, tl.trans(v))
         if IS_FIRST and (USES_MAPS or USES_MOMENTS):
-            dp = _column_gradients(
-                dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-                BM, USES_MAPS, USES_MOMENTS,
+            p, dp = _with_columns(
+                p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+                COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+                D, BD, BM, HAS_BIAS, USES_MAPS, USES_MOMENTS,
             )  # fmt: skip
         ds = p * (dp - delta[:, None]) * plain_scale
         acc += dot(cast(ds, k.dtype), k)
@@ -206,7 +232,7 @@ def _backward_q(
 
 @triton.jit
 def _backward_kv(
-    Q, K, V, BIAS, D_OUT, LSE, DELTA, D_K, D_V, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    Q, K, V, BIAS, D_OUT, TOP, TOTAL, DELTA, D_K, D_V, COLUMNS, D_MAPS, OFFSET, SLOPE,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
     H, N, M, T, rows_per_split, scale, plain_scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -220,7 +246,8 @@ def _backward_kv(
     cols = start + tl.arange(0, BM)
     Q += b * q_b + h * q_h
     BIAS += b * M
-    k = load_rows(K + b * k_b + h * k_h, cols, M, k_m, D, BD)
+    K += b * k_b + h * k_h
+    k = load_rows(K, cols, M, k_m, D, BD)
     v = load_rows(V + b * v_b + h * v_h, cols, M, v_m, D, BD)
     d_k = tl.zeros([BM, BD], tl.float32)
     d_v = tl.zeros([BM, BD], tl.float32)
@@ -230,15 +257,17 @@ def _backward_kv(
         valid = rows < N
         q = load_rows(Q, rows, N, q_n, D, BD)
         d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
-        lse = tl.load(LSE + bh * N + rows, valid, other=float("inf"))
+        level, inverse = _load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
         delta = tl.load(DELTA + bh * N + rows, valid, other=0.0)
-        p = tl.exp2(scores(q, k, BIAS, cols, M, scale, HAS_BIAS) - lse[:, None])  # [BN, BM]
+        s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        p = tl.exp2(s - level[:, None]) * inverse[:, None]
         d_v += dot(cast(tl.trans(p), d_out.dtype), d_out)
         dp = dot(d_out, tl.trans(v))
         if USES_MAPS or USES_MOMENTS:
-            dp = _column_gradients(
-                dp, p, cols, COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-                BM, USES_MAPS, USES_MOMENTS,
+            p, dp = _with_columns(
+                p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+                COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
+                D, BD, BM, HAS_BIAS, USES_MAPS, USES_MOMENTS,
             )  # fmt: skip
         ds = p * (dp - delta[:, None]) * plain_scale
         d_k += dot(cast(tl.trans(ds), q.dtype), q)
@@ -328,8 +357,10 @@ class _Inputs:
         return {"D": self.width, "BD": padded_width(self.width)}
 
 
-def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, LSE (B·H, N) in powers of two, per-head maps, and moments by block.
+def _launch_forward(
+    inputs: _Inputs, wanted: Wanted
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Output, largest score and softmax sum (B·H, N), per-head maps, and moments by block.
 
     The first segment comes last: it holds the columns, and only then the softmax is complete.
     """
@@ -337,10 +368,8 @@ def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Te
     rows, n, width, t = inputs.rows, inputs.num_queries, inputs.width, inputs.num_columns
     num_blocks = triton.cdiv(n, blocks.queries)
     output = inputs.new(*inputs.q.shape, dtype=inputs.q.dtype)
-    lse = inputs.new(rows, n)
-    carried = len(inputs.segments) > 1
-    acc = inputs.new(rows, n, width) if carried else inputs.nothing
-    top, total = (inputs.new(rows, n) if carried else inputs.nothing for _ in range(2))
+    top, total = (inputs.new(rows, n) for _ in range(2))
+    acc = inputs.new(rows, n, width) if len(inputs.segments) > 1 else inputs.nothing
     maps = inputs.new(rows, t, n) if wanted.maps else inputs.nothing
     parts = inputs.new(rows, num_blocks, t, 2) if wanted.moments else inputs.nothing
     order = inputs.segments[1:] + inputs.segments[:1]
@@ -348,7 +377,7 @@ def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Te
         is_last = number == len(order) - 1
         pointer, has_bias = inputs.bias(bias)
         _forward[num_blocks, rows](
-            inputs.q, k, v, pointer, output, lse, acc, top, total,
+            inputs.q, k, v, pointer, output, acc, top, total,
             inputs.nothing if inputs.columns is None else inputs.columns, maps, parts,
             *strides(inputs.q, k, v),
             inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E.value,
@@ -356,7 +385,7 @@ def _launch_forward(inputs: _Inputs, wanted: Wanted) -> tuple[Tensor, Tensor, Te
             HAS_BIAS=has_bias, IS_FIRST=number == 0, IS_LAST=is_last,
             WANT_MAPS=wanted.maps and is_last, WANT_MOMENTS=wanted.moments and is_last,
         )  # fmt: skip
-    return output, lse, maps, parts
+    return output, (top, total), maps, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +410,7 @@ class _ColumnGradients:
 def _launch_backward(
     inputs: _Inputs,
     output: Tensor,
-    lse: Tensor,
+    state: tuple[Tensor, Tensor],
     d_output: Tensor,
     gradients: _ColumnGradients,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -406,7 +435,7 @@ def _launch_backward(
             "HAS_BIAS": has_bias,
         }
         _backward_q[triton.cdiv(n, blocks.queries), rows](
-            q, k, v, pointer, output, d_output, lse, delta, d_q,
+            q, k, v, pointer, output, d_output, *state, delta, d_q,
             *shared, *sizes, *scales, IS_FIRST=number == 0, **options,
         )  # fmt: skip
         key_blocks = triton.cdiv(k.shape[2], blocks.keys)
@@ -414,7 +443,7 @@ def _launch_backward(
         dtype = k.dtype if splits == 1 else torch.float32
         d_k, d_v = (inputs.new(splits, *k.shape, dtype=dtype) for _ in range(2))
         _backward_kv[key_blocks, rows, splits](
-            q, k, v, pointer, d_output, lse, delta, d_k, d_v,
+            q, k, v, pointer, d_output, *state, delta, d_k, d_v,
             *shared, *sizes, rows_per_split, *scales, **options,
         )  # fmt: skip
         d_flat += [part[0] if splits == 1 else part.sum(0).to(k.dtype) for part in (d_k, d_v)]
@@ -446,7 +475,7 @@ class _TritonAttention(torch.autograd.Function):
         q = rows_with_unit_stride(q)
         flat = tuple(rows_with_unit_stride(part) for part in flat)
         inputs = _Inputs(q, flat, biases, columns, scale)
-        output, lse, per_head, parts = _launch_forward(inputs, wanted)
+        output, state, per_head, parts = _launch_forward(inputs, wanted)
         maps = moments = mean = None
         if wanted.maps:
             per_head = per_head.unflatten(0, (inputs.batch, inputs.heads))
@@ -454,7 +483,7 @@ class _TritonAttention(torch.autograd.Function):
         if wanted.moments:
             moments = _joined_moments(inputs, parts)
             mean = moments[..., 0]
-        ctx.save_for_backward(q, columns, output, lse, mean, *flat)
+        ctx.save_for_backward(q, columns, output, *state, mean, *flat)
         ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
         ctx.set_materialize_grads(False)
         return output, maps, moments
@@ -463,11 +492,11 @@ class _TritonAttention(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, columns, output, lse, mean, *flat = ctx.saved_tensors
+        q, columns, output, top, total, mean, *flat = ctx.saved_tensors
         inputs = _Inputs(q, tuple(flat), ctx.biases, columns, ctx.scale)
         d_output = torch.zeros_like(output) if d_output is None else d_output.contiguous()
         gradients = _column_gradients_of(inputs, ctx.wanted, mean, d_maps, d_moments)
-        d_q, d_flat = _launch_backward(inputs, output, lse, d_output, gradients)
+        d_q, d_flat = _launch_backward(inputs, output, (top, total), d_output, gradients)
         return d_q, None, None, None, None, *d_flat
 
 

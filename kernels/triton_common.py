@@ -27,7 +27,8 @@ def cast(x, dtype: tl.constexpr):
     """Float32 to another dtype, to the nearest. Triton's interpreter would cut bfloat16 off."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = bits.to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

@@ -1,5 +1,7 @@
 """Random attention problems, and attention as plain torch computes it in the same dtype."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +107,10 @@ def _columns(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def plain_attention(inputs: Inputs) -> list[Tensor]:
-    """Output, maps and moments with the whole matrix in memory, all in the inputs' dtype."""
+    """Output and maps with the whole matrix in memory, in the inputs' dtype; moments of those.
+
+    Moments are at least float32: in float16 their gradients would overflow.
+    """
     q, segments = inputs.q, [(inputs.k, inputs.v, inputs.bias), *inputs.extra]
     scores = []
     for k, _, bias in segments:
@@ -118,4 +123,24 @@ def plain_attention(inputs: Inputs) -> list[Tensor]:
     columns = weights.gather(-1, rows[:, None, None, :].expand(*weights.shape[:3], -1))
     maps = columns.mT if inputs.per_head else columns.mT.mean(1)
     values = columns.permute(0, 3, 1, 2).flatten(2)
+    values = values.to(torch.promote_types(q.dtype, torch.float32))
     return [output, maps, torch.stack([values.mean(-1), values.var(-1)], -1)]
+
+
+Answers = tuple[list[Tensor], list[Tensor], list[Tensor]]
+"""Results and gradients: ours, torch's in the same dtype, and the truth."""
+
+
+def mean_norms(case: Case, answers: Callable[[Case, int], Answers]) -> Tensor:
+    """Of our errors, torch's errors, and the true values, (R, 3), each the root of a mean square.
+
+    The mean is over so many seeds that there are 32 queries: the errors of one query are chance.
+    """
+    squares = [
+        [
+            [float(part.square().sum()) for part in (got - true, theirs - true, true)]
+            for got, theirs, true in zip(*answers(case, seed), strict=True)
+        ]
+        for seed in range(math.ceil(32 / case.queries))
+    ]
+    return torch.tensor(squares, dtype=torch.float64).mean(0).sqrt()
