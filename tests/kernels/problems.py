@@ -134,13 +134,14 @@ Answers = tuple[list[Tensor], list[Tensor], list[Tensor]]
 def mean_norms(case: Case, answers: Callable[[Case, int], Answers]) -> Tensor:
     """Of our errors, torch's errors, and the true values, (R, 3), each the root of a mean square.
 
-    The mean is over so many seeds that there are 32 queries: the errors of one query are chance.
+    The mean is over so many seeds that there are 32 rows of A: the errors of few are chance.
     """
+    rows = case.batch * case.heads * case.queries
     squares = [
         [
             [float(part.square().sum()) for part in (got - true, theirs - true, true)]
             for got, theirs, true in zip(*answers(case, seed), strict=True)
         ]
-        for seed in range(math.ceil(32 / case.queries))
+        for seed in range(math.ceil(32 / rows))
     ]
     return torch.tensor(squares, dtype=torch.float64).mean(0).sqrt()
