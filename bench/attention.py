@@ -167,6 +167,18 @@ class Bench:
         return told
 
 
+def sums(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each model and batch size, times of all its shapes together, to sdpa's."""
+    told: dict[str, dict[str, float]] = {}
+    for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in rows):
+        own = [row["steps"] for row in rows if (row["model"], row["batch"]) == (model, batch)]
+        total = {name: sum(steps[name]["forward_backward_ms"] for steps in own) for name in STEPS}
+        told[f"{model}, batch {batch}"] = {
+            name: round(value / total["sdpa"], 3) for name, value in total.items()
+        }
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -188,7 +200,8 @@ def main() -> None:
             rows.append(row | {"steps": measured})
             ratios = {name: told["forward_backward_ratio"] for name, told in measured.items()}
             print(*row.values(), ratios, flush=True)
-    document: dict[str, Any] = {"environment": describe(), "dtype": str(dtype), "rows": rows}
+    document: dict[str, Any] = {"environment": describe(), "dtype": str(dtype)}
+    document |= {"forward_backward_ratios": sums(rows), "rows": rows}
     if device == "cuda":
         document["gpu"] = torch.cuda.get_device_name()
     if options.only is None:

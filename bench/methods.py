@@ -19,8 +19,8 @@ recognised  share of those pictures that are nearer to the individual than to ea
             its category (chance: 0.048)
 both        harmonic mean of prompt and recognised
 
-Writes bench/results/methods.json and,
-beside it, methods.png: an individual for each row, its photos, then a picture by each method.
+Writes bench/results/methods.json and, beside it, methods.png: an individual for each row, its
+photos, then a picture by each method.
 """
 
 import argparse

@@ -283,17 +283,20 @@ def diversity() -> dict[str, Any]:
     thresholds = {"half": float(same.quantile(0.5)), "strict": float(same.quantile(0.05))}
     counts: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in thresholds}
     for category in CATEGORIES:
-        settings = (f"a photo of a {category}", range(NUM_SEEDS), SETTINGS)
+        prompt = f"a photo of a {category}"
         someone, *others = (
             make_identity(identity_seed(rng, "held-out"), category) for _ in range(NUM_SEEDS + 1)
         )
         albums = {
-            "drawn": [one.image for one in draw(base, *settings, batch=32)],
+            "drawn": [
+                one.image for one in draw(base, prompt, range(NUM_SEEDS), SETTINGS, batch=32)
+            ],
             "renders of 64": [_render_of(who, rng) for who in others],
             "renders of one": [_render_of(someone, rng) for _ in others],
         }
         for kind, album in albums.items():
-            alike = encoder.embed(album) @ encoder.embed(album).T
+            embedded = encoder.embed(album)
+            alike = embedded @ embedded.T
             for name, threshold in thresholds.items():
                 counts[name][kind].append(_num_different(alike, threshold))
     return {
