@@ -41,6 +41,7 @@ from conceptry.models.miniature.identities import CATEGORIES, Identity, identity
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world import Scene, Subject, describe, render, sample_scene
 from conceptry.models.pictures import contact_sheet
+from conceptry.models.pixels import to_pixels
 from conceptry.models.request import Settings
 from environment import describe as describe_machine
 from PIL import Image
@@ -86,7 +87,7 @@ def autoencoder() -> dict[str, Any]:
         sample_scene(seed, "held-out", style="photo")
         for seed in range(9_000_000, 9_000_000 + NUM_RECONSTRUCTED)
     ]
-    pixels = _pixels([render(scene).image for scene in scenes])
+    pixels = to_pixels([render(scene).image for scene in scenes])
     decoded = torch.cat(
         [
             vae.decode(vae.encode(some).latent_dist.mean).sample.clamp(-1, 1)
@@ -188,8 +189,8 @@ def _token_maps(pipeline: Any, scene: Scene, image: Image.Image) -> list[Tensor 
     tokenizer, scheduler = pipeline.tokenizer, pipeline.scheduler
     ids = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
     states = pipeline.text_encoder(ids).last_hidden_state
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
+    encoded = pipeline.vae.encode(to_pixels([image])).latent_dist.mean
+    latents = encoded * pipeline.vae.config.scaling_factor
     scheduler.set_timesteps(SETTINGS.steps)
     third = SETTINGS.steps // 3
     steps = scheduler.timesteps[third : SETTINGS.steps - third]
@@ -217,12 +218,6 @@ def _column(tokenizer: Any, ids: Tensor, subject: Subject) -> int | None:
     token = tokenizer(subject.identity.category, add_special_tokens=False).input_ids[0]
     places = (ids[0] == token).nonzero().flatten()
     return int(places[0]) if len(places) else None
-
-
-def _pixels(images: Sequence[Image.Image]) -> Tensor:
-    """(B, 3, h, w) in -1..1."""
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- identity and diversity -----------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""How a result is judged: metrics, prompt suites, reports."""
+"""Scores of what a concept draws, the suites they are from, and the choice of the best version."""

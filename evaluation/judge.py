@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,6 +29,7 @@ from ..models.miniature.places import ACCESSORIES, PLACES
 from ..models.miniature.train import Losses, Stage, Workshop, train
 from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world import STYLES, Scene
+from ..models.pixels import to_pixels
 
 COLOUR_NAMES = tuple(COLOURS)
 NOTHING = "nothing"
@@ -106,9 +106,7 @@ class Judge(nn.Module):
     def look(self, images: Sequence[Image.Image]) -> list[Seen]:
         """Say what each picture shows; pictures of another size are scaled to 64x64."""
         resized = [image.convert("RGB").resize((64, 64), Image.Resampling.BOX) for image in images]
-        stacked = np.stack([np.asarray(image) for image in resized])
-        device = self.kinds.device
-        pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        pixels = to_pixels(resized).to(self.kinds.device)
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
             _seen({name: value[i] for name, value in logits.items()}) for i in range(len(images))

@@ -68,8 +68,9 @@ def _drawn(
         yield from ((drawn, None) for drawn in drawing)
         return
     words = words_of(pipeline, prompt, worn)
+    columns = [word.column for word in words]
     maps: Iterator[Tensor] = iter(())
-    with collected_maps(pipeline, words, is_guided=settings.guidance > 1) as collected:
+    with collected_maps(pipeline, columns, is_guided=settings.guidance > 1) as collected:
         for i, drawn in enumerate(drawing):
             if i % batch == 0:
                 maps = iter(collected.take())

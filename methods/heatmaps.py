@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels import observe
+from ..kernels.observation import CROSS_ATTENTION
 from ..models.pictures import contact_sheet
 from .wardrobe import Worn
 
@@ -51,9 +52,9 @@ def words_of(pipeline: Any, prompt: str, worn: Sequence[Worn]) -> list[Word]:
 
 @contextmanager
 def collected_maps(
-    pipeline: Any, words: Sequence[Word], *, is_guided: bool
+    pipeline: Any, columns: Sequence[int], *, is_guided: bool, layers: str = CROSS_ATTENTION
 ) -> Iterator["CollectedMaps"]:
-    """Collect the token maps of all cross-attention layers while the pipeline draws.
+    """Collect token maps while the pipeline draws, of the layers that `observe` would watch.
 
     With guidance the first half of the U-Net's batch sees the negative prompt and is left out.
     """
@@ -63,7 +64,7 @@ def collected_maps(
         collected.add(list(seen.maps.values()), tuple(arguments[0].shape[-2:]))
         seen.clear()
 
-    with observe(pipeline.unet, columns=[word.column for word in words], want="maps") as seen:
+    with observe(pipeline.unet, columns=columns, want="maps", layers=layers) as seen:
         hook = pipeline.unet.register_forward_hook(after_pass)
         try:
             yield collected

@@ -17,7 +17,7 @@ from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
 from .queries import compiled, loaded, pick, to_json
-from .records import Lineage, LineageSource
+from .records import EvaluationRecord, Lineage, LineageSource
 from .store import Store
 from .tables import (
     Alias,
@@ -195,6 +195,33 @@ def add_evaluation(
             )
         )
         record_event(session, concept, "evaluate", number=number, suite=suite)
+
+
+_EVALUATIONS_SQL = compiled(
+    pick(
+        Version.number,
+        Evaluation.suite,
+        Evaluation.config,
+        Evaluation.scores,
+        Evaluation.created,
+    )
+    .join(Version, col(Version.id) == col(Evaluation.version_id))
+    .join(Concept, col(Concept.id) == col(Version.concept_id))
+    .where(col(Concept.name) == bindparam("name"))
+    .order_by(col(Evaluation.id))
+)
+
+
+def evaluations(store: Store, name: str) -> list[EvaluationRecord]:
+    """What was scored of a concept, oldest first; see `Registry.evaluations`."""
+    with store.database.read() as session:
+        concept = existing_row(session, store.database, name)
+    return [
+        EvaluationRecord(number, suite, loaded(config), loaded(scores), created)
+        for number, suite, config, scores, created in store.database.rows(
+            _EVALUATIONS_SQL, name=concept.name
+        )
+    ]
 
 
 def add_generation(

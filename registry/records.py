@@ -90,6 +90,17 @@ class Concept:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """The scores of a version on a prompt suite, and all that they depend on."""
+
+    version: int
+    suite: str
+    config: dict[str, Any]
+    scores: dict[str, Any]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page of concepts, and how many there are in all."""
 

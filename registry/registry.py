@@ -22,6 +22,7 @@ from .records import (
     BundleReport,
     CheckReport,
     Concept,
+    EvaluationRecord,
     EventRecord,
     GcReport,
     ImageRecord,
@@ -377,6 +378,10 @@ class Registry:
     ) -> None:
         """Record the scores of a version on a prompt suite."""
         lineage.add_evaluation(self._store, name, number, suite=suite, config=config, scores=scores)
+
+    def evaluations(self, name: str) -> list[EvaluationRecord]:
+        """What was scored of a concept, oldest first. Raises `NotFound`."""
+        return lineage.evaluations(self._store, name)
 
     def add_generation(
         self,

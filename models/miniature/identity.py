@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+
+from ..pixels import to_pixels
 
 WIDTH = 64
 
@@ -46,5 +47,4 @@ class IdentityEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """Embed pictures of 64x64."""
-        stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-        return self(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        return self(to_pixels(images))

@@ -18,9 +18,9 @@ from conceptry.models.miniature import shipped
 from conceptry.models.miniature.export import MAX_BYTES, restore
 from conceptry.models.miniature.train import STAGES
 from conceptry.models.miniature.world import describe, render, sample_scene
+from conceptry.models.pixels import to_pixels
 from conceptry.models.request import Settings
 from conceptry.registry import InvalidWeights
-from PIL import Image
 from safetensors.torch import load_file
 
 MANIFEST = json.loads((bases.SHIPPED / "manifest.json").read_text())
@@ -107,8 +107,7 @@ def test_the_judge_is_as_good_as_is_said_of_it() -> None:
 def test_the_clip_pair_matches_pictures_with_their_sentences() -> None:
     clip, tokenizer = shipped.load_clip()
     scenes = [sample_scene(seed, "held-out") for seed in range(32)]
-    pictures = np.stack([np.asarray(render(scene).image) for scene in scenes])
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = to_pixels([render(scene).image for scene in scenes])
     tokens = tokenizer(
         [describe(scene) for scene in scenes], padding="max_length", return_tensors="pt"
     )
@@ -126,15 +125,9 @@ def test_the_identity_encoder_knows_one_from_another() -> None:
         )
         for i, scene in enumerate(scenes)
     ]
-
-    def embed(images: list[Image.Image]) -> torch.Tensor:
-        stacked = np.stack([np.asarray(image) for image in images])
-        return encoder(torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1)
-
-    with torch.no_grad():
-        first, second = (
-            embed([render(scene).image for scene in group]) for group in (scenes, again)
-        )
+    first, second = (
+        encoder.embed([render(scene).image for scene in group]) for group in (scenes, again)
+    )
     assert ((first @ second.T).argmax(-1) == torch.arange(24)).float().mean() > 0.7
 
 

@@ -1,0 +1,197 @@
+"""The networks that scores are made with: CLIP, DINO and, in the drawn world, our own.
+
+`miniature` names those that ship with the program. Any other word is a hub repository or a folder
+that transformers can load, with the preprocessing that its own files ask for.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+from ..models.miniature.shipped import load_clip, load_identity_encoder
+from ..models.pixels import to_pixels
+from ..registry.errors import InvalidInput, NotFound
+from .judge import Judge, load_judge
+from .wanted import SHIPPED, Wanted, shipped_hash
+
+_AT_ONCE = 32
+
+
+class PictureEncoder(Protocol):
+    """Turns pictures into vectors whose cosine says how alike they are."""
+
+    name: str
+    sha256: str
+
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors (B, d), float32 on the CPU."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """What an evaluation scores with; what is None is not scored."""
+
+    clip: "ClipEncoder"
+    dino: "DinoEncoder | None" = None
+    identity: "OwnIdentityEncoder | None" = None
+    judge: Judge | None = None
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Of each: its name and the hash of its weights."""
+        parts: dict[str, PictureEncoder | None] = {
+            "clip": self.clip,
+            "dino": self.dino,
+            "identity": self.identity,
+        }
+        told = {
+            kind: {"name": part.name, "sha256": part.sha256} for kind, part in parts.items() if part
+        }
+        return told | ({"judge": shipped_hash("judge")} if self.judge else {})
+
+
+def load_encoders(wanted: Wanted, *, device: Any = "cpu", offline: bool = False) -> Encoders:
+    """Load what is wanted. Raises `NotFound` and `InvalidInput` with what to type instead."""
+    return Encoders(
+        clip=ClipEncoder.load(wanted.clip, device, offline),
+        dino=DinoEncoder.load(wanted.dino, device, offline) if wanted.dino else None,
+        identity=OwnIdentityEncoder() if wanted.is_drawn_world else None,
+        judge=load_judge() if wanted.is_drawn_world else None,
+    )
+
+
+@dataclass(slots=True)
+class ClipEncoder:
+    """CLIP (Radford et al. 2021): pictures and texts in one space."""
+
+    name: str
+    sha256: str
+    _model: Any
+    _tokenizer: Any
+    _processor: Any
+
+    @classmethod
+    def load(cls, name: str, device: Any = "cpu", offline: bool = False) -> "ClipEncoder":
+        """The shipped pair, a hub repository or a folder."""
+        if name == SHIPPED:
+            model, tokenizer = load_clip()
+            return cls(name, shipped_hash("clip")["sha256"], model, tokenizer, None)
+        model = _loaded(name, "clip", device, offline)
+        if not isinstance(model, CLIPModel):
+            raise InvalidInput(f"{name} is a {type(model).__name__}, not a CLIP", hint="--clip ID")
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
+        return cls(name, _hash_of_weights(model), model, tokenizer, _processor_of(name, offline))
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `PictureEncoder`."""
+        found = [
+            self._model.get_image_features(pixel_values=pixels).pooler_output
+            for pixels in _prepared(images, self._processor, self._model)
+        ]
+        return F.normalize(torch.cat(found).float().cpu(), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, d); what is beyond CLIP's 77 tokens is cut."""
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        tokens = tokens.to(self._model.device)
+        features = self._model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        )
+        return F.normalize(features.pooler_output.float().cpu(), dim=-1)
+
+
+@dataclass(slots=True)
+class DinoEncoder:
+    """DINO or DINOv2 (Caron et al. 2021): the class token of the last layer."""
+
+    name: str
+    sha256: str
+    _model: Any
+    _processor: Any
+
+    @classmethod
+    def load(cls, name: str, device: Any = "cpu", offline: bool = False) -> "DinoEncoder":
+        """A hub repository or a folder."""
+        model = _loaded(name, "dino", device, offline)
+        return cls(name, _hash_of_weights(model), model, _processor_of(name, offline))
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `PictureEncoder`."""
+        found = [
+            self._model(pixel_values=pixels).last_hidden_state[:, 0]
+            for pixels in _prepared(images, self._processor, self._model)
+        ]
+        return F.normalize(torch.cat(found).float().cpu(), dim=-1)
+
+
+class OwnIdentityEncoder:
+    """The encoder of the drawn world that tells individuals apart."""
+
+    name = SHIPPED
+
+    def __init__(self) -> None:
+        self.sha256 = shipped_hash("identity")["sha256"]
+        self._model = load_identity_encoder()
+
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `PictureEncoder`."""
+        return self._model.embed([_small(image) for image in images])
+
+
+def _prepared(images: Sequence[Image.Image], processor: Any, model: Any) -> list[Tensor]:
+    """Pixels as a model wants them, some pictures at a time."""
+    chunks = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
+    prepared = [
+        to_pixels([_small(image) for image in chunk])
+        if processor is None
+        else processor(images=list(chunk), return_tensors="pt").pixel_values
+        for chunk in chunks
+    ]
+    return [pixels.to(model.device, model.dtype) for pixels in prepared]
+
+
+def _small(image: Image.Image) -> Image.Image:
+    """A picture at the size of the drawn world."""
+    return image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
+
+
+def _processor_of(name: str, offline: bool) -> Any:
+    """Preprocessing by Pillow, whatever else is installed: scores must not depend on that."""
+    try:
+        return AutoImageProcessor.from_pretrained(name, backend="pil", local_files_only=offline)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{name} does not say how its pictures are prepared") from error
+
+
+def _loaded(name: str, kind: str, device: Any, offline: bool) -> Any:
+    try:
+        model = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=offline)
+    except (OSError, ValueError) as error:
+        why = "is not on this machine" if offline else "cannot be loaded"
+        instead = "--clip miniature" if kind == "clip" else "--dino none"
+        raise NotFound(
+            f"the encoder {name} {why}: {str(error).splitlines()[0][:160]}",
+            hint=f"--{kind} FOLDER, or {instead}",
+        ) from error
+    return model.eval().to(device)
+
+
+def _hash_of_weights(model: nn.Module) -> str:
+    """Of all tensors by name: the same for a hub repository and a folder that was saved from it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

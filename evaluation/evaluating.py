@@ -1,0 +1,243 @@
+"""`evaluate`: draw a suite with a version of a concept, score it, and keep both."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..methods.heatmaps import collected_maps
+from ..methods.prompts import Chosen
+from ..methods.wardrobe import Worn, dressed, spelled_out
+from ..models.drawing import draw
+from ..models.loading import LoadedBase
+from ..registry import Registry
+from ..registry.errors import InvalidInput
+from .encoders import Encoders
+from .picture_cache import PictureCache
+from .plan import Plan
+from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
+from .regions import Looks, looks_of, regions_of_photos, telling_layers
+from .scoring import Picture, Portrait, Scorer, diversity, portrait
+from .suites import SuitePrompt
+
+BATCH = 4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who is drawn: a version of a concept or, without one, a plain category."""
+
+    category: str
+    photos: Sequence[Image.Image]
+    masks: Sequence[Image.Image | None]
+    chosen: Chosen | None = None
+
+    @classmethod
+    def of(cls, registry: Registry, chosen: Chosen) -> "Subject":
+        """A version with the photos of its concept. Raises `InvalidInput` if it has none."""
+        concept = chosen.concept
+        if not concept.images:
+            raise InvalidInput(f"{concept.name} has no photos to compare with")
+        return cls(
+            concept.category,
+            [registry.read_photo(image) for image in concept.images],
+            [registry.read_mask(image) for image in concept.images],
+            chosen,
+        )
+
+    @property
+    def phrase(self) -> str:
+        """How a prompt names it."""
+        return self.chosen.mention.text if self.chosen else self.category
+
+
+def evaluate(
+    registry: Registry,
+    base: LoadedBase,
+    encoders: Encoders,
+    plan: Plan,
+    *,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Score what a plan names, and keep the result in the registry.
+
+    Pictures that were drawn before are not drawn again. Raises what `choose` and `dressed` raise.
+    """
+    subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
+    cache = PictureCache(registry.location.cache / "evaluations")
+    found = Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
+    if found.version:
+        document = found.document()
+        registry.add_evaluation(
+            found.concept,
+            found.version,
+            suite=plan.suite.name,
+            config=found.made_by,
+            scores={name: document[name] for name in ("scores", "prompts", "others")},
+        )
+    return found
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """One evaluation; `seconds` says where its time went."""
+
+    base: LoadedBase
+    encoders: Encoders
+    cache: PictureCache
+    plan: Plan
+    subjects: Sequence[Subject]
+    seconds: dict[str, float] = field(default_factory=lambda: {"drawing": 0.0, "scoring": 0.0})
+
+    def run(self, on_progress: Progress | None = None) -> Evaluation:
+        """Draw, or find, and score every picture of the suite."""
+        total = len(self.plan.suite.prompts) * len(self.plan.seeds)
+        portraits = self._timed("scoring", self._portraits)
+        scorer = Scorer(self.encoders, portraits)
+        scored: list[PromptScores] = []
+        with ExitStack() as stack:
+            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack)
+            for prompt in self.plan.suite.prompts:
+                scored.append(self._prompt(prompt, studio, scorer))
+                if on_progress:
+                    on_progress(len(scored) * len(self.plan.seeds), total)
+        return self.plan.evaluation(
+            scored, summary(scored, *self.plan.metrics), self.encoders.hashes()
+        )
+
+    def _prompt(self, prompt: SuitePrompt, studio: "_Studio", scorer: Scorer) -> PromptScores:
+        found: list[PictureScores] = []
+        vectors: list[Tensor] = []
+        for first in range(0, len(self.plan.seeds), BATCH):
+            seeds = self.plan.seeds[first : first + BATCH]
+            drawn = self._timed("drawing", lambda some=seeds: studio.pictures(prompt, some))
+            rows, embedded = self._timed(
+                "scoring", lambda some=drawn: scorer.score(prompt, [each for _, each in some])
+            )
+            vectors.append(embedded)
+            for seed, (key, _), row in zip(seeds, drawn, rows, strict=True):
+                found.append(PictureScores(seed, key, row))
+        scores = mean_scores(found)
+        varied = diversity(torch.cat(vectors))
+        if varied is not None:
+            scores["diversity"] = round(varied, 4)
+        return PromptScores(studio.told(prompt), prompt.tests, scores, found)
+
+    def _portraits(self) -> list[Portrait]:
+        return [
+            portrait(
+                self.encoders,
+                subject.category,
+                subject.photos,
+                masks_of(self.base, subject),
+            )
+            for subject in self.subjects
+        ]
+
+    def _timed(self, what: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        self.seconds[what] += time.perf_counter() - started
+        return result
+
+
+def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
+    """The masks of a subject's photos: those in the registry, else by the base's attention."""
+    lacking = [
+        photo for photo, mask in zip(subject.photos, subject.masks, strict=True) if mask is None
+    ]
+    found = iter(regions_of_photos(base, lacking, subject.category) if lacking else [])
+    return [next(found) if mask is None else mask for mask in subject.masks]
+
+
+class _Studio:
+    """Draws what the cache lacks; the pipeline is dressed when it first has to draw."""
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        cache: PictureCache,
+        plan: Plan,
+        subjects: Sequence[Subject],
+        stack: ExitStack,
+    ) -> None:
+        self._base = base
+        self._cache = cache
+        self._plan = plan
+        self._subjects = subjects
+        self._stack = stack
+        self._worn: list[Worn] | None = None
+
+    def told(self, prompt: SuitePrompt) -> str:
+        """The prompt as a person would write it."""
+        return prompt.filled(
+            *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
+        )
+
+    def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, Picture]]:
+        """Pictures of some seeds, each with its key in the cache."""
+        keys = [self._key(prompt, seed, seeds) for seed in seeds]
+        found = [self._cache.get(key) for key in keys]
+        if None in found:
+            found = [
+                self._cache.put(key, picture)
+                for key, picture in zip(keys, self._drawn(prompt, seeds), strict=True)
+            ]
+        return [(key, each) for key, each in zip(keys, found, strict=True) if each]
+
+    def _key(self, prompt: SuitePrompt, seed: int, seeds: Sequence[int]) -> str:
+        """By content: the weights that are worn stand for the concept's name."""
+        phrases = [
+            f"[{subject.chosen.sha256}]" if subject.chosen else subject.category
+            for subject in self._subjects
+        ]
+        return PictureCache.key(
+            {
+                "base": self._base.sha256,
+                "prompt": prompt.filled(*phrases, category=self._subjects[0].category),
+                "seed": seed,
+                "batch": list(seeds),
+                "settings": asdict(self._plan.settings),
+            }
+        )
+
+    def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[Picture]:
+        if self._worn is None:
+            chosen = [subject.chosen for subject in self._subjects if subject.chosen]
+            self._worn = self._stack.enter_context(dressed(self._base, chosen))
+        worn = {each.mention.text: each for each in self._worn}
+        text = spelled_out(self.told(prompt), self._worn)
+        pipeline, settings = self._base.pipeline, self._plan.settings
+        who = [worn.get(subject.phrase, subject.category) for subject in self._subjects]
+        looks = looks_of(pipeline, text, who)
+        columns = sorted({column for each in looks for column in each.all})
+        drawing = draw(self._base, text, seeds, settings, batch=len(seeds))
+        layers = telling_layers(pipeline.unet)
+        with collected_maps(
+            pipeline, columns, is_guided=settings.guidance > 1, layers=layers
+        ) as collected:
+            images = [drawn.image for drawn in drawing]
+            maps = collected.take()  # (B, T, h, w)
+        for image, each in zip(images, maps, strict=True):
+            yield Picture(image, _by_subject(each, looks, columns))
+
+
+def _by_subject(maps: Tensor, looks: Sequence[Looks], columns: Sequence[int]) -> Tensor:
+    """Maps (T, h, w) of columns to (S, 2, h, w): of all words of a subject, and of its own."""
+    rows = [
+        torch.stack(
+            [
+                maps[[columns.index(column) for column in chosen]].mean(0)
+                for chosen in (each.all, each.own)
+            ]
+        )
+        for each in looks
+    ]
+    return torch.stack(rows)

@@ -1,0 +1,106 @@
+"""What is to be scored and how. Loads no weights: what was scored before is found without them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..methods.prompts import Chosen
+from ..models.request import Settings
+from ..registry import Registry
+from ..registry.errors import InvalidInput
+from .record import SCORING, Evaluation, Interval, PromptScores
+from .suites import Suite
+from .wanted import Wanted
+
+BARE = "base model"
+"""What is scored where no concept is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Versions, as many as the suite's prompts have slots, on one base model.
+
+    Without versions it is the bare base model. Raises `InvalidInput` if numbers do not fit.
+    """
+
+    chosen: tuple[Chosen, ...]
+    suite: Suite
+    wanted: Wanted
+    base: str
+    base_sha256: str
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.chosen and len(self.chosen) != self.suite.num_subjects:
+            names = " and ".join(each.concept.name for each in self.chosen)
+            raise InvalidInput(
+                f"the suite {self.suite.name} is for {self.suite.num_subjects} concepts in a "
+                f"picture, not for {names}",
+                hint="name two concepts" if self.suite.num_subjects == 2 else "--suite living",
+            )
+
+    @property
+    def metrics(self) -> tuple[str, str]:
+        """The prompt score and the identity score that versions are chosen by."""
+        prompt = "seen" if self.wanted.is_drawn_world else "clip_t"
+        identity = "dino" if self.wanted.dino else "clip_i"
+        identity = "identity" if self.wanted.is_drawn_world else identity
+        return prompt, identity + ("_subject" if self.suite.num_subjects > 1 else "")
+
+    def made_by(self, hashes: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""
+        made_by = {
+            "scoring": SCORING,
+            "suite_sha256": self.suite.sha256,
+            "base": self.base,
+            "base_sha256": self.base_sha256,
+            "weights": [each.sha256 for each in self.chosen],
+            "photos": [
+                [[image.sha256, image.mask] for image in each.concept.images]
+                for each in self.chosen
+            ],
+            "seeds": self.seeds,
+            "settings": asdict(self.settings),
+            "encoders": hashes,
+            "chosen_by": self.metrics,
+        }
+        return json.loads(json.dumps(made_by))
+
+    def evaluation(
+        self,
+        prompts: list[PromptScores],
+        scores: dict[str, Interval],
+        hashes: Mapping[str, Any],
+    ) -> Evaluation:
+        """The record of what was found."""
+        first, *others = self.chosen or (None,)
+        return Evaluation(
+            concept=first.concept.name if first else BARE,
+            version=first.version.number if first else 0,
+            others=[each.label for each in others if each],
+            suite=self.suite.name,
+            scores=scores,
+            prompts=prompts,
+            made_by=self.made_by(hashes),
+        )
+
+    def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
+        """What was found before in the very same way, if it was."""
+        first, *others = self.chosen
+        made_by = self.made_by(hashes)
+        labels = [each.label for each in others]
+        for record in reversed(registry.evaluations(first.concept.name)):
+            same = record.version == first.version.number and record.config == made_by
+            if same and record.scores.get("others") == labels:
+                return Evaluation.from_document(
+                    {
+                        "concept": first.concept.name,
+                        "version": record.version,
+                        "suite": record.suite,
+                        "made_by": made_by,
+                        **record.scores,
+                    }
+                )
+        return None

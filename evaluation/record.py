@@ -1,0 +1,127 @@
+"""What an evaluation found, and how it was made: plain records, kept in the registry.
+
+Loads no weights, so that what has been scored before is told at once.
+"""
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCORING = 1
+"""Counts changes of how scores are computed; records of another number are not used again."""
+HARMONIC = "both"
+NUM_RESAMPLINGS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, and the 2.5 and 97.5 % quantiles of its bootstrap."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PictureScores:
+    """A picture, by its hash in the cache, and what it scored."""
+
+    seed: int
+    picture: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """A prompt as it was drawn, the means of its pictures' scores, and the pictures."""
+
+    prompt: str
+    tests: str
+    scores: dict[str, float]
+    pictures: list[PictureScores]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of a version on a suite. `made_by` says all that they depend on."""
+
+    concept: str
+    version: int
+    others: list[str]
+    """In suites for two concepts: the other one, `mia@2`."""
+    suite: str
+    scores: dict[str, Interval]
+    prompts: list[PromptScores]
+    made_by: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """`rex@2`, or `rex@2 and mia@1`."""
+        return " and ".join([f"{self.concept}@{self.version}", *self.others])
+
+    @property
+    def both(self) -> float:
+        """Harmonic mean of the prompt and the identity score: what versions are chosen by."""
+        return self.scores[HARMONIC].mean
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Evaluation":
+        """The opposite of `document`."""
+        prompts = [
+            PromptScores(
+                **{**prompt, "pictures": [PictureScores(**each) for each in prompt["pictures"]]}
+            )
+            for prompt in document["prompts"]
+        ]
+        scores = {name: Interval(**each) for name, each in document["scores"].items()}
+        return cls(**{**document, "prompts": prompts, "scores": scores})
+
+
+def summary(
+    prompts: Sequence[PromptScores], prompt_metric: str, identity_metric: str
+) -> dict[str, Interval]:
+    """Means over prompts, each prompt counted once, with intervals from resampling prompts."""
+    rows = [prompt.scores for prompt in prompts]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    rng = random.Random(0)
+    draws = [rows] + [rng.choices(rows, k=len(rows)) for _ in range(NUM_RESAMPLINGS)]
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for draw in draws:
+        means: dict[str, float] = {}
+        for name in names:
+            values = [row[name] for row in draw if name in row]
+            if values:
+                means[name] = statistics.fmean(values)
+        if prompt_metric in means and identity_metric in means:
+            means[HARMONIC] = harmonic_mean(means[prompt_metric], means[identity_metric])
+        for name, value in means.items():
+            found[name].append(value)
+    return {name: _interval(values[0], values[1:]) for name, values in found.items()}
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """Of two scores; 0 where one of them is not above 0."""
+    return 2 * a * b / (a + b) if min(a, b) > 0 else 0.0
+
+
+def _interval(mean: float, draws: Sequence[float]) -> Interval:
+    ordered = sorted(draws) or [mean]
+    last = len(ordered) - 1
+    low, high = (ordered[round(share * last)] for share in (0.025, 0.975))
+    return Interval(round(mean, 4), round(low, 4), round(high, 4))
+
+
+def mean_scores(pictures: Sequence[PictureScores]) -> dict[str, float]:
+    """Means of what pictures scored, over those that have the score."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for picture in pictures:
+        for name, value in picture.scores.items():
+            found[name].append(value)
+    return {name: round(statistics.fmean(values), 4) for name, values in found.items()}

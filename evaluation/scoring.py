@@ -1,0 +1,187 @@
+"""From pictures to scores.
+
+clip_t       cosine of CLIP's vectors of picture and prompt, the prompt without the token but with
+             the category: `a photo of a dog on the beach`
+clip_i       cosine of CLIP's vectors, mean over the photos
+dino         the same with DINO
+identity     the same with the drawn world's encoder; only where the prompt keeps the looks
+…_subject    of the three above: within the subject's region, grey elsewhere, in picture and photos
+replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
+seen         share of what the prompt asks for that the judge sees, in the drawn world: the
+             categories, the style and, where named, place, accessory and colour (seen_place, …)
+focus        share of the concept's token map that falls on its region
+leak         with two concepts, share of the first one's token map that falls on the other's region
+
+Scores of a second concept end in `_other`.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .encoders import Encoders, PictureEncoder
+from .judge import Judge, Seen
+from .regions import as_mask, inside_only, region, share_inside
+from .suites import SuitePrompt
+
+REPLAY_ABOVE = 0.95
+"""A picture nearer than this to a photo is taken for a copy of it."""
+PAINTED = "photo"
+"""The style of a prompt that asks for no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """What a subject looks like: unit vectors (P, d) of its photos by each encoder.
+
+    `inside` are those of the photos with grey outside their masks.
+    """
+
+    category: str
+    whole: Mapping[str, Tensor]
+    inside: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture and the maps (S, 2, h, w) of its subjects: of all its words, and of its own."""
+
+    image: Image.Image
+    maps: Tensor
+
+
+def picture_encoders(encoders: Encoders) -> dict[str, PictureEncoder]:
+    """The encoders that compare pictures, by the name of their score."""
+    found = {"clip_i": encoders.clip, "dino": encoders.dino, "identity": encoders.identity}
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+
+def portrait(
+    encoders: Encoders,
+    category: str,
+    photos: Sequence[Image.Image],
+    masks: Sequence[Image.Image],
+) -> Portrait:
+    """Embed the photos of a subject; masks are white on it."""
+    inside = [inside_only(photo, mask) for photo, mask in zip(photos, masks, strict=True)]
+    parts = picture_encoders(encoders).items()
+    return Portrait(
+        category,
+        whole={name: encoder.embed(photos) for name, encoder in parts},
+        inside={name: encoder.embed(inside) for name, encoder in parts},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Scores pictures of one or two subjects."""
+
+    encoders: Encoders
+    subjects: Sequence[Portrait]
+
+    def score(
+        self, prompt: SuitePrompt, pictures: Sequence[Picture]
+    ) -> tuple[list[dict[str, float]], Tensor]:
+        """Scores of each picture of a prompt, and CLIP's vectors of them (B, d)."""
+        images = [picture.image for picture in pictures]
+        rows: list[dict[str, float]] = [{} for _ in images]
+        vectors = {name: e.embed(images) for name, e in picture_encoders(self.encoders).items()}
+        self._text(rows, prompt, vectors["clip_i"])
+        if len(self.subjects) == 1:
+            self._whole(rows, prompt, vectors)
+        for number, subject in enumerate(self.subjects):
+            suffix = "_other" if number else ""
+            regions = [region(picture.maps[:, 0]) for picture in pictures]
+            self._inside(rows, prompt, subject, images, [r[number] for r in regions], suffix)
+            for row, picture, inside in zip(rows, pictures, regions, strict=True):
+                own = picture.maps[number, 1]
+                row[f"focus{suffix}"] = share_inside(own, inside[number])
+                if len(self.subjects) > 1:
+                    row[f"leak{suffix}"] = share_inside(own, inside[1 - number] & ~inside[number])
+        if self.encoders.judge is not None:
+            self._judged(rows, prompt, images, self.encoders.judge)
+        rounded = [{name: round(value, 4) for name, value in row.items()} for row in rows]
+        return rounded, vectors["clip_i"]
+
+    def _text(self, rows: list[dict[str, float]], prompt: SuitePrompt, vectors: Tensor) -> None:
+        categories = [subject.category for subject in self.subjects]
+        plain = prompt.filled(*categories, category=categories[0])
+        (text,) = self.encoders.clip.embed_texts([plain])
+        for row, vector in zip(rows, vectors, strict=True):
+            row["clip_t"] = float(vector @ text)
+
+    def _whole(
+        self, rows: list[dict[str, float]], prompt: SuitePrompt, vectors: Mapping[str, Tensor]
+    ) -> None:
+        (subject,) = self.subjects
+        for name, found in vectors.items():
+            cosines = found @ subject.whole[name].T  # (B, P)
+            for row, each in zip(rows, cosines, strict=True):
+                if _counts(name, prompt):
+                    row[name] = float(each.mean())
+        by = "dino" if "dino" in vectors else "clip_i"
+        nearest = (vectors[by] @ subject.whole[by].T).amax(-1)
+        for row, each in zip(rows, nearest, strict=True):
+            row["replay"] = float(each)
+
+    def _inside(
+        self,
+        rows: list[dict[str, float]],
+        prompt: SuitePrompt,
+        subject: Portrait,
+        images: Sequence[Image.Image],
+        regions: Sequence[Tensor],
+        suffix: str,
+    ) -> None:
+        cut = [inside_only(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
+        for name, encoder in picture_encoders(self.encoders).items():
+            if not _counts(name, prompt):
+                continue
+            cosines = (encoder.embed(cut) @ subject.inside[name].T).mean(-1)
+            for row, each in zip(rows, cosines, strict=True):
+                row[f"{name}_subject{suffix}"] = float(each)
+
+    def _judged(
+        self,
+        rows: list[dict[str, float]],
+        prompt: SuitePrompt,
+        images: Sequence[Image.Image],
+        judge: Judge,
+    ) -> None:
+        for row, seen in zip(rows, judge.look(images), strict=True):
+            asked = self._asked(prompt, seen)
+            row["seen"] = statistics.fmean(asked.values())
+            row |= {f"seen_{name}": float(is_seen) for name, is_seen in asked.items()}
+
+    def _asked(self, prompt: SuitePrompt, seen: Seen) -> dict[str, bool]:
+        """What the prompt asks for, and whether the judge sees it."""
+        category = self.subjects[0].category
+        others = [subject.category for subject in self.subjects[1:]]
+        second = prompt.second_for(category)
+        asked = {"category": category in seen.categories}
+        asked["style"] = seen.style == prompt.sees.get("style", PAINTED)
+        for name in ("place", "accessory"):
+            if name in prompt.sees:
+                asked[name] = getattr(seen, name) == prompt.sees[name]
+        if "colour" in prompt.sees:
+            asked["colour"] = seen.colours.get(category) == prompt.sees["colour"]
+        if second or others:
+            asked["second"] = all(word in seen.categories for word in (second, *others) if word)
+        return asked
+
+
+def _counts(name: str, prompt: SuitePrompt) -> bool:
+    """Identity is not asked of pictures that should look otherwise."""
+    return name != "identity" or prompt.keeps_looks
+
+
+def diversity(vectors: Tensor) -> float | None:
+    """Mean of 1 - cosine over pairs of pictures (B, d) of one prompt; None for a single one."""
+    if len(vectors) < 2:
+        return None
+    first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    return float(1 - (vectors[first] * vectors[second]).sum(-1).mean())

@@ -1,0 +1,160 @@
+"""Prompt suites: what is drawn to be scored, and what each prompt tests. Loads no weights.
+
+A suite is a YAML file,
+
+    about: what it is for
+    prompts:
+      - {text: "a photo of a {} on the beach", tests: place}
+      - {text: "a red {}", tests: colour, looks: other}
+
+or a text file with a prompt per line. `{}` is where the concept goes. `looks: other` marks prompts
+that ask for another look than that of the photos. `{other}` is a second concept. In suites for the
+drawn world, `{second}` is the first of the words in `second` that is not the concept's own
+category, and `sees` says what else the judge has to see.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..registry.errors import InvalidInput, NotFound, suggest
+
+SHIPPED = Path(__file__).parent / "suites"
+SEEN_THINGS = ("place", "accessory", "colour", "style")
+_SLOT, _OTHER, _SECOND = "{}", "{other}", "{second}"
+_KEYS = {"text", "tests", "looks", "second", "sees"}
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePrompt:
+    """A prompt with slots, and what is tested by it."""
+
+    text: str
+    tests: str = "prompt"
+    keeps_looks: bool = True
+    """Whether the subject should look as in its photos: no other colour, material or style."""
+    second: tuple[str, ...] = ()
+    sees: Mapping[str, str] = field(default_factory=dict)
+
+    def filled(self, *phrases: str, category: str) -> str:
+        """The prompt with the phrases of its subjects, the first of which is of `category`."""
+        text = self.text.replace(_SECOND, self.second_for(category) or "")
+        for slot, phrase in zip((_SLOT, _OTHER), phrases, strict=False):
+            text = _with_article(text, slot, phrase)
+        return text
+
+    def second_for(self, category: str) -> str | None:
+        """The plain thing beside the subject."""
+        return next((word for word in self.second if word != category), None)
+
+
+def _with_article(text: str, slot: str, phrase: str) -> str:
+    """`a {}` becomes `an owl`."""
+    if phrase[:1].lower() in "aeiou":
+        text = re.sub(rf"\b([Aa]) {re.escape(slot)}", rf"\1n {slot}", text)
+    return text.replace(slot, phrase)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Prompts that are drawn and scored together."""
+
+    name: str
+    about: str
+    prompts: tuple[SuitePrompt, ...]
+
+    @property
+    def num_subjects(self) -> int:
+        """How many concepts a prompt takes, one or two."""
+        return 2 if _OTHER in self.prompts[0].text else 1
+
+    @property
+    def sha256(self) -> str:
+        """Of what it asks for."""
+        asked = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def shipped_suites() -> dict[str, Suite]:
+    """The suites that come with the program, by name."""
+    return {path.stem: read_suite(path) for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find_suite(name: str) -> Suite:
+    """A shipped suite, or one's own file. Raises `NotFound` and `InvalidInput`."""
+    if (SHIPPED / f"{name}.yaml").is_file() and re.fullmatch(r"[a-z-]+", name):
+        return read_suite(SHIPPED / f"{name}.yaml")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return read_suite(path)
+    names = [each.stem for each in sorted(SHIPPED.glob("*.yaml"))]
+    hint = suggest(name, names)
+    known = f"there are {', '.join(names)}; a file of your own works too"
+    raise NotFound(
+        f'there is no suite "{name}"', hint=known if hint.startswith("concept ") else hint
+    )
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a suite file. Raises `InvalidInput` that names the file and the prompt."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            return _from_entries(path, yaml.safe_load(text))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise InvalidInput(f"{path} cannot be read as a suite: {problem}") from error
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    prompts = [{"text": line} for line in lines if line and not line.startswith("#")]
+    return _from_entries(path, {"prompts": prompts})
+
+
+def _from_entries(path: Path, document: Any) -> Suite:
+    entries = document.get("prompts") if isinstance(document, Mapping) else document
+    if not entries or not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
+    about = str(document.get("about", "")) if isinstance(document, Mapping) else ""
+    prompts = tuple(_prompt(path, i, entry) for i, entry in enumerate(entries, 1))
+    if len({_OTHER in prompt.text for prompt in prompts}) > 1:
+        raise InvalidInput(f"{path}: {_OTHER} stands in some prompts only", hint="make it two")
+    return Suite(path.stem, about, prompts)
+
+
+def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
+    where = f"{path}, prompt {number}"
+    entry = {"text": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
+        raise InvalidInput(f"{where} has no text", hint='{text: "a photo of a {} on the beach"}')
+    if unknown := set(entry) - _KEYS:
+        raise InvalidInput(
+            f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}",
+            hint=f"known are {', '.join(sorted(_KEYS))}",
+        )
+    text = entry["text"]
+    if _SLOT not in text:
+        raise InvalidInput(f'{where} has no slot: "{text}"', hint="{} is where the concept goes")
+    if wrong := set(re.findall(r"{[^{}]*}", text)) - {_SLOT, _OTHER, _SECOND}:
+        raise InvalidInput(f"{where} has an unknown slot {min(wrong)}", hint="{} or {other}")
+    if entry.get("looks", "own") not in ("own", "other"):
+        raise InvalidInput(f"{where}: looks are own or other")
+    sees = entry.get("sees", {})
+    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
+        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
+    second = tuple(entry.get("second", ()))
+    if (_SECOND in text) != bool(second):
+        raise InvalidInput(f"{where}: {_SECOND} and second go together")
+    return SuitePrompt(
+        text=text,
+        tests=str(entry.get("tests", "prompt")),
+        keeps_looks=entry.get("looks", "own") == "own",
+        second=second,
+        sees=dict(sees),
+    )

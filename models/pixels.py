@@ -1,0 +1,14 @@
+"""From pictures to what a network sees."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as float32 (B, 3, H, W) in -1..1."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
