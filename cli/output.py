@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console, RenderableType
     from rich.progress import Progress
+    from rich.table import Table
     from rich.text import Text
 
 _PIPE_WIDTH = 240
@@ -151,6 +152,26 @@ def _as_text(images: "list[Image.Image]", width: int) -> "Text":
 def _json(document: dict[str, Any]) -> str:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     return json.dumps(document, indent=2, ensure_ascii=encoding != "utf8")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0) -> "Table":
+    """A plain table; its last `numbers` columns are set flush right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, heading in enumerate(headings):
+        is_number = i >= len(headings) - numbers
+        made.add_column(
+            heading,
+            style="bold" if i == 0 else "",
+            justify="right" if is_number else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
 
 
 def size(num_bytes: int) -> str:

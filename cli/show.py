@@ -1,15 +1,13 @@
 """`concept show`: everything about one concept."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
-from ..registry.names import printable
 from .arguments import ConceptName
 from .framework import session_of
-from .output import count, moment, size
+from .output import count, moment, size, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,7 +45,7 @@ def _render(concept: "Concept") -> "list[RenderableType]":
 
 def _images(concept: "Concept") -> "Table":
     headings = ("photo", "hash", "pixels", "format", "size", "mask", "caption")
-    return _table(
+    return table(
         headings,
         [
             (
@@ -65,7 +63,7 @@ def _images(concept: "Concept") -> "Table":
 
 
 def _versions(concept: "Concept") -> "Table":
-    return _table(
+    return table(
         ("version", "aliases", "run", "size", "created (UTC)"),
         [
             (
@@ -81,23 +79,10 @@ def _versions(concept: "Concept") -> "Table":
 
 
 def _runs(concept: "Concept") -> "Table":
-    return _table(
+    return table(
         ("run", "method", "status", "base", "seed", "started (UTC)"),
         [
             (run.run, run.method, run.status, run.base, str(run.seed), moment(run.started))
             for run in concept.runs
         ],
     )
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return table

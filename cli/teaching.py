@@ -1,13 +1,11 @@
 """`concept methods` and `concept presets`: the ways to teach, and their settings."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .framework import session_of
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from .output import table
 
 
 def methods(context: typer.Context) -> None:
@@ -26,8 +24,8 @@ def methods(context: typer.Context) -> None:
         }
         for method in all_methods().values()
     ]
-    columns = {"name": "name", "about": "about", "paper": "paper", "presets": "presets"}
-    session.output.result({"methods": found}, _table(found, columns))
+    rows = [(m["name"], m["about"], m["paper"], " ".join(m["presets"])) for m in found]
+    session.output.result({"methods": found}, table(("name", "about", "paper", "presets"), rows))
 
 
 def presets(
@@ -53,8 +51,9 @@ def presets(
             {"name": preset.name, "about": preset.about, "settings": preset.settings.to_mapping()}
             for preset in read_presets(chosen).values()
         ]
-        table = _table(found, {"name": "name", "about": "about"})
-        session.output.result({"method": chosen.name, "presets": found}, table)
+        rows = [(each["name"], each["about"]) for each in found]
+        document = {"method": chosen.name, "presets": found}
+        session.output.result(document, table(("name", "about"), rows))
         return
     preset = find_preset(chosen, name, "")
     document = {
@@ -63,9 +62,8 @@ def presets(
             {"name": preset.name, "about": preset.about, "settings": preset.settings.to_mapping()}
         ],
     }
-    rows = [{"setting": key, "value": _plain(value)} for key, value in preset.settings.flat()]
-    table = _table(rows, {"setting": "setting", "value": "value"})
-    session.output.result(document, table)
+    rows = [(key, _plain(value)) for key, value in preset.settings.flat()]
+    session.output.result(document, table(("setting", "value"), rows))
 
 
 def _plain(value: Any) -> str:
@@ -75,17 +73,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _table(rows: list[dict[str, Any]], columns: dict[str, str]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, heading in enumerate(columns.values()):
-        table.add_column(heading, style="bold" if i == 0 else "", overflow="fold")
-    for row in rows:
-        cells = (row[key] for key in columns)
-        table.add_row(*(Text(" ".join(c) if isinstance(c, list) else str(c)) for c in cells))
-    return table

@@ -7,9 +7,11 @@ that transformers can load, with the preprocessing that its own files ask for.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
@@ -44,6 +46,12 @@ class Encoders:
     identity: "OwnIdentityEncoder | None" = None
     judge: Judge | None = None
 
+    def to(self, device: Any) -> None:
+        """Move the large ones."""
+        self.clip.model.to(device)
+        if self.dino is not None:
+            self.dino.model.to(device)
+
     def hashes(self) -> dict[str, dict[str, str]]:
         """Of each: its name and the hash of its weights."""
         parts: dict[str, PictureEncoder | None] = {
@@ -57,11 +65,11 @@ class Encoders:
         return told | ({"judge": shipped_hash("judge")} if self.judge else {})
 
 
-def load_encoders(wanted: Wanted, *, device: Any = "cpu", offline: bool = False) -> Encoders:
+def load_encoders(wanted: Wanted, *, offline: bool = False) -> Encoders:
     """Load what is wanted. Raises `NotFound` and `InvalidInput` with what to type instead."""
     return Encoders(
-        clip=ClipEncoder.load(wanted.clip, device, offline),
-        dino=DinoEncoder.load(wanted.dino, device, offline) if wanted.dino else None,
+        clip=ClipEncoder.load(wanted.clip, offline=offline),
+        dino=DinoEncoder.load(wanted.dino, offline=offline) if wanted.dino else None,
         identity=OwnIdentityEncoder() if wanted.is_drawn_world else None,
         judge=load_judge() if wanted.is_drawn_world else None,
     )
@@ -73,28 +81,29 @@ class ClipEncoder:
 
     name: str
     sha256: str
-    _model: Any
+    model: Any
     _tokenizer: Any
     _processor: Any
 
     @classmethod
-    def load(cls, name: str, device: Any = "cpu", offline: bool = False) -> "ClipEncoder":
+    def load(cls, name: str, *, offline: bool = False) -> "ClipEncoder":
         """The shipped pair, a hub repository or a folder."""
         if name == SHIPPED:
             model, tokenizer = load_clip()
             return cls(name, shipped_hash("clip")["sha256"], model, tokenizer, None)
-        model = _loaded(name, "clip", device, offline)
+        source = _source(name, "clip", offline)
+        model = _loaded(source, name, "clip")
         if not isinstance(model, CLIPModel):
             raise InvalidInput(f"{name} is a {type(model).__name__}, not a CLIP", hint="--clip ID")
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
-        return cls(name, _hash_of_weights(model), model, tokenizer, _processor_of(name, offline))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return cls(name, _hash_of_weights(model), model, tokenizer, _processor_of(source))
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """See `PictureEncoder`."""
         found = [
-            self._model.get_image_features(pixel_values=pixels).pooler_output
-            for pixels in _prepared(images, self._processor, self._model)
+            self.model.get_image_features(pixel_values=pixels).pooler_output
+            for pixels in _prepared(images, self._processor, self.model)
         ]
         return F.normalize(torch.cat(found).float().cpu(), dim=-1)
 
@@ -104,8 +113,8 @@ class ClipEncoder:
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
-        tokens = tokens.to(self._model.device)
-        features = self._model.get_text_features(
+        tokens = tokens.to(self.model.device)
+        features = self.model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
         return F.normalize(features.pooler_output.float().cpu(), dim=-1)
@@ -117,21 +126,22 @@ class DinoEncoder:
 
     name: str
     sha256: str
-    _model: Any
+    model: Any
     _processor: Any
 
     @classmethod
-    def load(cls, name: str, device: Any = "cpu", offline: bool = False) -> "DinoEncoder":
+    def load(cls, name: str, *, offline: bool = False) -> "DinoEncoder":
         """A hub repository or a folder."""
-        model = _loaded(name, "dino", device, offline)
-        return cls(name, _hash_of_weights(model), model, _processor_of(name, offline))
+        source = _source(name, "dino", offline)
+        model = _loaded(source, name, "dino")
+        return cls(name, _hash_of_weights(model), model, _processor_of(source))
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """See `PictureEncoder`."""
         found = [
-            self._model(pixel_values=pixels).last_hidden_state[:, 0]
-            for pixels in _prepared(images, self._processor, self._model)
+            self.model(pixel_values=pixels).last_hidden_state[:, 0]
+            for pixels in _prepared(images, self._processor, self.model)
         ]
         return F.normalize(torch.cat(found).float().cpu(), dim=-1)
 
@@ -167,25 +177,36 @@ def _small(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
 
 
-def _processor_of(name: str, offline: bool) -> Any:
+def _processor_of(source: str) -> Any:
     """Preprocessing by Pillow, whatever else is installed: scores must not depend on that."""
     try:
-        return AutoImageProcessor.from_pretrained(name, backend="pil", local_files_only=offline)
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{name} does not say how its pictures are prepared") from error
+        raise InvalidInput(f"{source} does not say how its pictures are prepared") from error
 
 
-def _loaded(name: str, kind: str, device: Any, offline: bool) -> Any:
+def _source(name: str, kind: str, offline: bool) -> str:
+    """What to load: offline, the folder in the hub's cache, as its name might be looked up."""
+    if not offline or Path(name).is_dir():
+        return name
     try:
-        model = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=offline)
+        return snapshot_download(name, local_files_only=True)
+    except (OSError, ValueError) as error:  # hub errors are both
+        raise _missing(name, kind, "is not on this machine") from error
+
+
+def _loaded(source: str, name: str, kind: str) -> Any:
+    try:
+        model = AutoModel.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as error:
-        why = "is not on this machine" if offline else "cannot be loaded"
-        instead = "--clip miniature" if kind == "clip" else "--dino none"
-        raise NotFound(
-            f"the encoder {name} {why}: {str(error).splitlines()[0][:160]}",
-            hint=f"--{kind} FOLDER, or {instead}",
-        ) from error
-    return model.eval().to(device)
+        first_line = str(error).splitlines()[0][:160]
+        raise _missing(name, kind, f"cannot be loaded: {first_line}") from error
+    return model.eval()
+
+
+def _missing(name: str, kind: str, why: str) -> NotFound:
+    instead = "--clip miniature" if kind == "clip" else "--dino none"
+    return NotFound(f"the encoder {name} {why}", hint=f"--{kind} FOLDER, or {instead}")
 
 
 def _hash_of_weights(model: nn.Module) -> str:

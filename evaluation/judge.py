@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from ..models.loading import check_hash, hash_of
+from ..models.hashes import check_hash, hash_of
 from ..models.miniature.data import MAX_SUBJECTS, Batch, scenes_batch
 from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.places import ACCESSORIES, PLACES

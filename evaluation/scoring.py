@@ -28,8 +28,6 @@ from .judge import Judge, Seen
 from .regions import as_mask, inside_only, region, share_inside
 from .suites import SuitePrompt
 
-REPLAY_ABOVE = 0.95
-"""A picture nearer than this to a photo is taken for a copy of it."""
 PAINTED = "photo"
 """The style of a prompt that asks for no other."""
 

@@ -68,6 +68,8 @@ class Suite:
     name: str
     about: str
     prompts: tuple[SuitePrompt, ...]
+    fits: tuple[str, ...] = ()
+    """Categories for which it is the one to take."""
 
     @property
     def num_subjects(self) -> int:
@@ -101,6 +103,12 @@ def find_suite(name: str) -> Suite:
     )
 
 
+def suite_for(category: str) -> Suite:
+    """The shipped suite for a category: that which names it, else `objects`."""
+    suites = shipped_suites()
+    return next((each for each in suites.values() if category in each.fits), suites["objects"])
+
+
 def read_suite(path: Path) -> Suite:
     """Read a suite file. Raises `InvalidInput` that names the file and the prompt."""
     try:
@@ -125,7 +133,8 @@ def _from_entries(path: Path, document: Any) -> Suite:
     prompts = tuple(_prompt(path, i, entry) for i, entry in enumerate(entries, 1))
     if len({_OTHER in prompt.text for prompt in prompts}) > 1:
         raise InvalidInput(f"{path}: {_OTHER} stands in some prompts only", hint="make it two")
-    return Suite(path.stem, about, prompts)
+    fits = tuple(document.get("fits", ())) if isinstance(document, Mapping) else ()
+    return Suite(path.stem, about, prompts, fits)
 
 
 def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:

@@ -108,11 +108,12 @@ def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:
 
 def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:
     """A picture and, beside it, each of its maps (T, h, w) over it, from its lowest to its peak."""
-    over = [_overlaid(image, each) for each in maps]
+    over = [overlaid(image, each) for each in maps]
     return contact_sheet([(["picture", *(word.label for word in words)], [image, *over])])
 
 
-def _overlaid(image: Image.Image, heat: Tensor) -> Image.Image:
+def overlaid(image: Image.Image, heat: Tensor) -> Image.Image:
+    """A picture in grey under the colours of a map (h, w), from its lowest value to its peak."""
     low, high = heat.min(), heat.max()
     level = (heat - low) / (high - low).clamp(min=1e-12)
     level = F.interpolate(level[None, None], size=(image.height, image.width), mode="bilinear")

@@ -1,7 +1,5 @@
 """From a base model's name to a pipeline in memory, and the hash that says which one it was."""
 
-import hashlib
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
-from .bases import DEFAULT_BASE, PIPELINE_FILE, Base, find_base
-
-MANIFEST = "manifest.json"
+from .bases import DEFAULT_BASE, Base, find_base
+from .hashes import hash_of, hash_of_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def load_base(
             pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
             folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
-            sha256 = _folder_hash(folder)
+            sha256 = hash_of_folder(folder)
             pipeline = _from_folder(base, folder, dtype)
     _check_kind(base, pipeline)
     pipeline.to(chosen)
@@ -144,49 +141,6 @@ def _check_kind(base: Base, pipeline: Any) -> None:
         raise InvalidInput(
             f"{base.name} is a {type(pipeline).__name__}: only SD 1.x, 2.x and SDXL are known"
         )
-
-
-# --- which weights --------------------------------------------------------------------------------
-
-
-def _folder_hash(folder: Path) -> str:
-    """One hash for the weights of a diffusers folder, compared with its manifest if it has one."""
-    index = json.loads((folder / PIPELINE_FILE).read_text())
-    parts = [name for name, value in sorted(index.items()) if isinstance(value, list) and value[0]]
-    files = [path for name in parts for path in sorted((folder / name).glob("*.safetensors"))]
-    hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
-    _compare_with_manifest(folder, hashes)
-    return hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
-
-
-def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
-    path = folder / MANIFEST
-    if not path.exists():
-        return
-    promised = json.loads(path.read_text())["files"]
-    for name, sha256 in hashes.items():
-        _compare(folder / name, sha256, promised.get(name, {}).get("sha256"))
-
-
-def check_hash(path: Path, promised: str) -> None:
-    """Raise `InvalidWeights` if a shipped file is not what its record says."""
-    _compare(path, hash_of(path) if path.is_file() else None, promised)
-
-
-def _compare(path: Path, found: str | None, promised: str | None) -> None:
-    if found != promised:
-        raise InvalidWeights(
-            f"{path} is damaged: its hash is not that of the manifest",
-            hint="install conceptry again",
-        )
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file; the hub's cache names large files by theirs."""
-    if path.is_symlink() and len(name := path.resolve().name) == 64:
-        return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _short(error: Exception) -> str:

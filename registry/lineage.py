@@ -116,6 +116,16 @@ def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, floa
             )
 
 
+def metrics(store: Store, uid: str) -> list[tuple[str, int, str, float]]:
+    """The numbers of a run, in the order of its stages; see `Registry.metrics`."""
+    with store.database.read() as session:
+        run = _run_row(session, uid)
+        rows = session.exec(select(Metric).where(Metric.run_id == run.id)).all()
+        found = [(row.stage, row.step, row.name, row.value) for row in rows]
+        order = {stage: number for number, stage in enumerate(loaded(run.config))}
+    return sorted(found, key=lambda row: (order.get(row[0], len(order)), *row[:3]))
+
+
 def add_version(
     store: Store, name: str, files: Mapping[str, Path], *, run: str | None, kind: str
 ) -> int:
@@ -197,31 +207,19 @@ def add_evaluation(
         record_event(session, concept, "evaluate", number=number, suite=suite)
 
 
-_EVALUATIONS_SQL = compiled(
-    pick(
-        Version.number,
-        Evaluation.suite,
-        Evaluation.config,
-        Evaluation.scores,
-        Evaluation.created,
-    )
-    .join(Version, col(Version.id) == col(Evaluation.version_id))
-    .join(Concept, col(Concept.id) == col(Version.concept_id))
-    .where(col(Concept.name) == bindparam("name"))
-    .order_by(col(Evaluation.id))
-)
-
-
 def evaluations(store: Store, name: str) -> list[EvaluationRecord]:
     """What was scored of a concept, oldest first; see `Registry.evaluations`."""
     with store.database.read() as session:
         concept = existing_row(session, store.database, name)
-    return [
-        EvaluationRecord(number, suite, loaded(config), loaded(scores), created)
-        for number, suite, config, scores, created in store.database.rows(
-            _EVALUATIONS_SQL, name=concept.name
-        )
-    ]
+        rows = session.exec(
+            select(Version.number, Evaluation)
+            .where(Evaluation.version_id == Version.id, Version.concept_id == concept.id)
+            .order_by(col(Evaluation.id))
+        ).all()
+        return [
+            EvaluationRecord(number, row.suite, loaded(row.config), loaded(row.scores), row.created)
+            for number, row in rows
+        ]
 
 
 def add_generation(

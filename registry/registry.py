@@ -348,6 +348,10 @@ class Registry:
         """Record (stage, step, name, value) rows; a row logged again replaces the former."""
         lineage.log_metrics(self._store, run, rows)
 
+    def metrics(self, run: str) -> list[tuple[str, int, str, float]]:
+        """What was logged of a run: (stage, step, name, value), stage after stage."""
+        return lineage.metrics(self._store, run)
+
     def add_version(
         self,
         name: str,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..bases import SHIPPED
-from ..loading import MANIFEST, hash_of
+from ..hashes import MANIFEST, hash_of
 from .architecture import make_clip, make_scheduler, make_unet, make_vae
 from .tokenizer import make_tokenizer
 from .train import STAGES, Workshop, parameters_of, scaling_factor

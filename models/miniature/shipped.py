@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..bases import SHIPPED
-from ..loading import MANIFEST, check_hash
+from ..hashes import MANIFEST, check_hash
 from .architecture import make_clip
 from .identity import IdentityEncoder
 

@@ -216,6 +216,18 @@ def test_methods_and_presets(ask: Ask, compare: Compare) -> None:
     assert compare(ask("presets", "paper"), "concept presets") == {"preset"}
 
 
+def test_eval(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    short = [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=1")]
+    ask("train", "rex", "--base", base, "--set", "augmentation.crops=2", *short)
+    Path("mine.txt").write_text("a {} asleep\n")
+    words = ("--suite", "mine.txt", "--steps", "1", "--clip", "miniature", "--dino", "none")
+    found = ask("eval", "rex", *words, "--versions", "all", "--mark-best", "--report", "report")
+    met = {"evaluation", "prompt scores", "picture scores", "best version"}
+    assert compare(found, "concept eval") == met
+    assert compare(ask("suites"), "concept suites") == {"suite", "suite prompt"}
+
+
 def test_bases(ask: Ask, compare: Compare) -> None:
     assert compare(ask("bases"), "concept bases") == {"base"}
 

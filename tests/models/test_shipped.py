@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conceptry.evaluation import judge
-from conceptry.models import bases, loading
+from conceptry.models import bases, hashes
 from conceptry.models.drawing import draw
 from conceptry.models.loading import load_base
 from conceptry.models.miniature import shipped
@@ -136,5 +136,5 @@ def test_the_weights_can_be_trained_further(tmp_path: Path) -> None:
     ours = load_file(tmp_path / "unet.safetensors")
     shipped_unet = load_file(bases.SHIPPED / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(ours[f"unet.{name}"].equal(value.float()) for name, value in shipped_unet.items())
-    assert loading.MANIFEST not in {path.name for path in tmp_path.iterdir()}
+    assert hashes.MANIFEST not in {path.name for path in tmp_path.iterdir()}
     assert {path.stem for path in tmp_path.iterdir()} == set(STAGES)

@@ -1,0 +1,220 @@
+"""`concept eval`: which version is best, in numbers. `concept suites`: what they are drawn for."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import ConceptNames
+from .errors import usage
+from .framework import Session, session_of
+from .output import count, table
+
+if TYPE_CHECKING:
+    from ..evaluation.plan import Plan
+    from ..evaluation.record import Evaluation, Interval
+
+_SHOWN = (
+    "both",
+    "seen",
+    "clip_t",
+    "identity",
+    "dino",
+    "clip_i",
+    "replay",
+    "diversity",
+    "focus",
+    "leak",
+)
+
+
+def evaluate(
+    context: typer.Context,
+    names: ConceptNames,
+    versions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="all, or numbers and aliases: 1,2 or best; by default what a prompt would get.",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUITE",
+            help="Prompts to draw: a name of concept suites, or a file of your own.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Pictures of each prompt.")
+    ] = 4,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="The base model; by default the one that the version was taught on.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
+    guidance: Annotated[
+        float, typer.Option(metavar="X", min=0, max=100, help="How closely to follow prompts.")
+    ] = 5.0,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="CLIP to score with: a hub repository, a folder, or miniature.",
+            show_default=False,
+        ),
+    ] = None,
+    dino: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="DINO or DINOv2 to score with, or none.", show_default=False
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write report.html, scores.csv and scores.json.",
+            show_default=False,
+        ),
+    ] = None,
+    best: Annotated[
+        bool,
+        typer.Option("--mark-best", help="Let best stand for the version that scored highest."),
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+) -> None:
+    """Draw a suite of prompts with versions of concepts, and score the pictures.
+
+    What was scored before in the same way is told at once; pictures that were drawn before are not
+    drawn again. Best is the highest harmonic mean of prompt and identity score.
+    """
+    session = session_of(context)
+    from ..evaluation import running
+    from ..models.request import Settings
+
+    wish = running.Wish(
+        names=list(dict.fromkeys(names)),
+        versions=versions,
+        suite=suite,
+        base=base,
+        num_seeds=seeds,
+        settings=Settings(steps=steps, guidance=guidance),
+        clip=clip,
+        dino=dino,
+    )
+    if best and versions is None:
+        raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
+    with session.registry() as registry:
+        found = _scored(session, registry, wish, offline)
+        marked = running.mark_best(registry, found) if best else {}
+        page = _reported(registry, found, report) if report else None
+    document: dict[str, Any] = {
+        "results": [each.document() for each in found],
+        "best": [{"concept": name, "version": number} for name, number in marked.items()],
+        "report": str(page) if page else None,
+    }
+    session.output.result(document, *([] if session.output.as_json else _render(found)))
+    for name, number in marked.items():
+        session.output.note(f"best of {name} is version {number}")
+    if page:
+        session.output.note(f"report: {page}")
+
+
+def _reported(registry: Any, found: "list[Evaluation]", folder: Path) -> Path:
+    from ..evaluation.report import write_report
+
+    return write_report(registry, found, folder)
+
+
+def _scored(session: Session, registry: Any, wish: Any, offline: bool) -> "list[Evaluation]":
+    from ..evaluation.running import score
+
+    found: list[Evaluation] = []
+    with session.output.progress("drawing") as advance:
+
+        def on_start(plan: "Plan") -> None:
+            names = " and ".join(each.label for each in plan.chosen)
+            total = len(plan.suite.prompts) * len(plan.seeds)
+            session.output.note(f"{names}: {plan.suite.name}, {count(total, 'picture')}")
+
+        def on_progress(done: int, total: int) -> None:
+            if advance:
+                advance(done, total)
+
+        found.extend(
+            score(registry, wish, offline=offline, on_start=on_start, on_progress=on_progress)
+        )
+    return found
+
+
+def _render(found: "list[Evaluation]") -> list[Any]:
+    names = [name for name in _SHOWN if any(name in each.scores for each in found)]
+    rows = [
+        [each.label, each.suite, *(_told(each.scores.get(name)) for name in names)]
+        for each in found
+    ]
+    headings = ("version", "suite", *(name.replace("_", "-") for name in names))
+    return [table(headings, rows, numbers=len(names)), "", *_meanings(found)]
+
+
+def _told(score: "Interval | None") -> str:
+    """`0.92 (0.88-0.95)`."""
+    return f"{score.mean:.2f} ({score.low:.2f}-{score.high:.2f})" if score else ""
+
+
+def _meanings(found: "list[Evaluation]") -> list[str]:
+    from ..evaluation.record import REPLAY_ABOVE
+
+    ways = {tuple(each.made_by["chosen_by"]) for each in found}
+    lines = [f"both: harmonic mean of {a} and {b}" for a, b in sorted(ways)]
+    lines.append("with 95 % intervals from resampling prompts")
+    for each in found:
+        copies = [
+            (prompt.prompt, picture.seed)
+            for prompt in each.prompts
+            for picture in prompt.pictures
+            if picture.scores.get("replay", 0) > REPLAY_ABOVE
+        ]
+        if copies:
+            prompt, seed = copies[0]
+            lines.append(
+                f"{each.label}: {count(len(copies), 'picture')} close to a photo, "
+                f'such as "{prompt}", seed {seed}'
+            )
+    return lines
+
+
+def suites(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="SUITE", help="Show all of its prompts.", show_default=False),
+    ] = None,
+) -> None:
+    """List the prompt suites for concept eval, or the prompts of one of them."""
+    session = session_of(context)
+    from ..evaluation.suites import find_suite, shipped_suites
+
+    if name is None:
+        found = list(shipped_suites().values())
+        rows = [(each.name, str(len(each.prompts)), each.about) for each in found]
+        told = [
+            {"name": each.name, "about": each.about, "prompts": [asdict(p) for p in each.prompts]}
+            for each in found
+        ]
+        session.output.result({"suites": told}, table(("name", "prompts", "about"), rows))
+        return
+    suite = find_suite(name)
+    told = [
+        {"name": suite.name, "about": suite.about, "prompts": [asdict(p) for p in suite.prompts]}
+    ]
+    prompts = [(prompt.tests, prompt.text) for prompt in suite.prompts]
+    session.output.result({"suites": told}, table(("tests", "prompt"), prompts))

@@ -1,0 +1,232 @@
+"""A report of evaluations: one HTML page that needs no network, and the numbers as CSV and JSON."""
+
+import base64
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from ..methods.heatmaps import overlaid
+from ..registry import Registry
+from ..registry.errors import ConceptNotFound, StorageError
+from .charts import curves, scatter
+from .picture_cache import PictureCache
+from .record import REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
+
+NUM_WORST = 12
+_LARGEST = 768
+_LOSSLESS = 256
+_PHOTO_SIDE = 160
+COLUMNS = (
+    "both",
+    "seen",
+    "clip_t",
+    "identity",
+    "dino",
+    "clip_i",
+    "identity_subject",
+    "dino_subject",
+    "clip_i_subject",
+    "replay",
+    "diversity",
+    "focus",
+    "leak",
+)
+MEANINGS = {
+    "both": "harmonic mean of the prompt score and the identity score; the best version is chosen "
+    "by it",
+    "seen": "share of what the prompt names that the judge sees",
+    "clip_t": "CLIP's cosine of picture and prompt, without the token but with the category",
+    "identity": "cosine of the drawn world's identity encoder, picture and photos",
+    "dino": "DINO's cosine of picture and photos",
+    "clip_i": "CLIP's cosine of picture and photos",
+    "replay": "highest cosine with one of the photos, by DINO, else CLIP",
+    "diversity": "one less CLIP's cosine, between pictures of one prompt",
+    "focus": "share of the token's attention that falls on the subject",
+    "leak": "share of the first token's attention that falls on the other subject",
+}
+
+
+def write_report(registry: Registry, found: Sequence[Evaluation], folder: Path) -> Path:
+    """Write report.html, scores.csv and scores.json into a folder; returns the page's path.
+
+    Raises `StorageError` if the folder cannot be written to.
+    """
+    page = _page(registry, found)
+    files = {
+        "report.html": page,
+        "scores.csv": _csv(found),
+        "scores.json": json.dumps([each.document() for each in found], indent=1) + "\n",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            unfinished = folder / f".{name}.unfinished"
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(folder / name)
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+    return folder / "report.html"
+
+
+def _csv(found: Sequence[Evaluation]) -> str:
+    """A line for each picture and score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["version", "suite", "prompt", "tests", "seed", "score", "value"])
+    for each in found:
+        for prompt in each.prompts:
+            for picture in prompt.pictures:
+                place = [each.label, each.suite, prompt.prompt, prompt.tests, picture.seed]
+                writer.writerows([*place, name, value] for name, value in picture.scores.items())
+    return text.getvalue()
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture on the page."""
+
+    id: str
+    version: str
+    prompt: str
+    seed: int
+    source: str
+    heat: str
+    scores: list[tuple[str, str]]
+    worth: float
+    is_copy: bool
+
+
+def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
+    environment = Environment(
+        loader=PackageLoader("conceptry.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = PictureCache(registry.location.cache / "evaluations")
+    shown = [list(_shown(each, number, pictures)) for number, each in enumerate(found)]
+    names = [name for name in COLUMNS if any(name in each.scores for each in found)]
+    return environment.get_template("report.html.j2").render(
+        title=", ".join(dict.fromkeys(each.label for each in found)),
+        evaluations=found,
+        names=names,
+        meanings={name: MEANINGS[name] for name in names if name in MEANINGS},
+        rows=_rows(found, shown),
+        worst=sorted((one for each in shown for one in each), key=lambda one: one.worth)[
+            :NUM_WORST
+        ],
+        scatter=Markup(scatter(found)),  # noqa: S704 (drawn by us, with names escaped)
+        curves=[(name, Markup(drawing)) for name, drawing in _curves(registry, found)],  # noqa: S704
+        photos=list(_photos(registry, found)),
+    )
+
+
+def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[dict[str, Any]]:
+    """A row for each prompt, the worst first: its pictures by version."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for each, pictures in zip(found, shown, strict=True):
+        left = iter(pictures)
+        for number, prompt in enumerate(each.prompts):
+            own = [next(left) for _ in prompt.pictures]
+            new = {"prompt": _plain(prompt.prompt, found), "tests": prompt.tests}
+            row = rows.setdefault((each.suite, str(number)), new | {"cells": {}, "worth": []})
+            row["cells"][each.label] = own
+            row["worth"] += [one.worth for one in own]
+    for row in rows.values():
+        row["worth"] = sum(row["worth"]) / max(1, len(row["worth"]))
+    return sorted(rows.values(), key=lambda row: row["worth"])
+
+
+def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
+    """The prompt without versions, which head the columns; with several concepts, without names."""
+    is_one = len({each.concept for each in found}) == 1
+    return re.sub(r"<([^<>@]+)@[^<>]*>", r"<\1>" if is_one else "<…>", prompt)
+
+
+def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_Shown]:
+    for row, prompt in enumerate(each.prompts):
+        for picture in prompt.pictures:
+            kept = pictures.get(picture.picture)
+            heats = [overlaid(kept.image, own[1]) for own in kept.maps] if kept else []
+            yield _Shown(
+                id=f"p{number}-{row}-{picture.seed}",
+                version=each.label,
+                prompt=_plain(prompt.prompt, [each]),
+                seed=picture.seed,
+                source=_as_source(kept.image) if kept else "",
+                heat=_as_source(_beside(heats)) if heats else "",
+                scores=[(name, f"{value:.2f}") for name, value in picture.scores.items()],
+                worth=_worth(each, picture),
+                is_copy=picture.scores.get("replay", 0.0) > REPLAY_ABOVE,
+            )
+
+
+def _worth(each: Evaluation, picture: PictureScores) -> float:
+    """What a picture is ordered by: both of its scores, or the one that it has."""
+    by_prompt, by_identity = each.made_by["chosen_by"]
+    first = picture.scores.get(by_prompt, 0.0)
+    second = picture.scores.get(by_identity)
+    return first if second is None else harmonic_mean(first, second)
+
+
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    width, height = images[0].size
+    sheet = Image.new("RGB", (width * len(images), height))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i * width, 0))
+    return sheet
+
+
+def _as_source(image: Image.Image) -> str:
+    """A picture as a data URI: small ones as they are, large ones as WebP."""
+    encoded = io.BytesIO()
+    if max(image.size) <= _LOSSLESS:
+        image.save(encoded, "png", optimize=True)
+        kind = "png"
+    else:
+        image = image.convert("RGB")
+        image.thumbnail((_LARGEST, _LARGEST))
+        image.save(encoded, "webp", quality=85)
+        kind = "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _photos(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[str, list[str]]]:
+    """The photos of each concept, small."""
+    for name in dict.fromkeys(each.concept for each in found):
+        try:
+            concept = registry.show(name)
+        except ConceptNotFound:
+            continue
+        sources: list[str] = []
+        for image in concept.images:
+            photo = registry.read_photo(image)
+            photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
+            sources.append(_as_source(photo))
+        yield name, sources
+
+
+def _curves(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[str, str]]:
+    """The losses of the training behind each version."""
+    for label, name, number in dict.fromkeys((e.label, e.concept, e.version) for e in found):
+        try:
+            concept = registry.show(name)
+        except ConceptNotFound:
+            continue
+        run = next((each.run for each in concept.versions if each.number == number), None)
+        metrics = registry.metrics(run) if run else []
+        if metrics:
+            yield label, curves(metrics)

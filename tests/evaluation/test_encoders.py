@@ -1,0 +1,136 @@
+"""CLIP and DINO against transformers' own computation, from folders that are written here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.evaluation.encoders import ClipEncoder, DinoEncoder, load_encoders
+from conceptry.evaluation.wanted import SHIPPED, wanted_for
+from conceptry.models.bases import find_base
+from conceptry.models.miniature.tokenizer import make_tokenizer
+from conceptry.registry.errors import InvalidInput, NotFound
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+DINO_STATISTICS: dict[str, Any] = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def pictures() -> list[Image.Image]:
+    wide = Image.radial_gradient("L").resize((300, 200)).convert("RGB")
+    return [wide, wide.rotate(90, expand=True), Image.new("RGB", (224, 224), "red")]
+
+
+def write_clip(folder: Path, *, full: bool = False) -> CLIPModel:
+    """ViT-B/32 in its true shape, or small."""
+    tokenizer: Any = make_tokenizer()
+    ids: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer),
+    }
+    text = CLIPTextConfig(**ids) if full else CLIPTextConfig(**SMALL, **ids, num_attention_heads=2)
+    vision = CLIPVisionConfig() if full else CLIPVisionConfig(**SMALL, num_attention_heads=2)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    model = CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    return model
+
+
+def write_dino(folder: Path, kind: str, *, full: bool = False) -> Any:
+    """ViT-S/16, or DINOv2, in its true shape or small."""
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 6,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+    }
+    sizes = sizes if full else {**SMALL, "num_attention_heads": 2}
+    if kind == "dino":
+        model: Any = ViTModel(ViTConfig(**sizes, patch_size=16), add_pooling_layer=False)
+    else:
+        del sizes["intermediate_size"]
+        model = Dinov2Model(Dinov2Config(**sizes, patch_size=14, image_size=518))
+    model.eval().save_pretrained(folder)
+    ViTImageProcessor(**DINO_STATISTICS).save_pretrained(folder)
+    return model
+
+
+SIZES = [False, pytest.param(True, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("full", SIZES, ids=["small", "full"])
+def test_clip_is_transformers_own(tmp_path: Path, full: bool) -> None:
+    model = write_clip(tmp_path, full=full)
+    encoder = ClipEncoder.load(str(tmp_path), offline=True)
+    texts = ["a photo of a dog", "a red cat on the beach"]
+    tokens: Any = make_tokenizer()(texts, padding="max_length", return_tensors="pt")
+    pixels = CLIPImageProcessor()(images=pictures(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        output = model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels
+        )
+    torch.testing.assert_close(encoder.embed(pictures()), output.image_embeds)
+    torch.testing.assert_close(encoder.embed_texts(texts), output.text_embeds)
+
+
+@pytest.mark.parametrize("full", SIZES, ids=["small", "full"])
+@pytest.mark.parametrize("kind", ["dino", "dinov2"])
+def test_dino_is_the_class_token(tmp_path: Path, kind: str, full: bool) -> None:
+    model = write_dino(tmp_path, kind, full=full)
+    encoder = DinoEncoder.load(str(tmp_path), offline=True)
+    processor = ViTImageProcessor(**DINO_STATISTICS)
+    pixels = processor(images=pictures(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        tokens = model(pixel_values=pixels).last_hidden_state[:, 0]
+    expected = torch.nn.functional.normalize(tokens, dim=-1)
+    torch.testing.assert_close(encoder.embed(pictures()), expected)
+
+
+def test_the_hash_is_of_the_weights(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a").save_pretrained(tmp_path / "b")
+    write_clip(tmp_path / "c")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    hashes = [ClipEncoder.load(str(tmp_path / name)).sha256 for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_vectors_do_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    encoder = ClipEncoder.load(SHIPPED)
+    many = pictures() * 14
+    torch.testing.assert_close(encoder.embed(many)[:3], encoder.embed(pictures()))
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="is not on this machine") as caught:
+        DinoEncoder.load("facebook/dino-vits16", offline=True)
+    assert "--dino none" in (caught.value.hint or "")
+    write_dino(tmp_path, "dino")
+    with pytest.raises(InvalidInput, match="not a CLIP"):
+        ClipEncoder.load(str(tmp_path))
+
+
+def test_the_miniature_is_scored_by_what_ships() -> None:
+    wanted = wanted_for(find_base("miniature"))
+    encoders = load_encoders(wanted)
+    assert encoders.judge is not None
+    assert encoders.dino is None
+    assert encoders.hashes() == wanted.known_hashes()

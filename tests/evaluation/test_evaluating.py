@@ -1,0 +1,176 @@
+"""Versions are scored, remembered, and drawn only once."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conceptry.evaluation import evaluating
+from conceptry.evaluation.encoders import Encoders
+from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
+from conceptry.evaluation.picture_cache import PictureCache
+from conceptry.evaluation.plan import BARE
+from conceptry.evaluation.record import Evaluation
+from conceptry.evaluation.running import Wish, mark_best, score
+from conceptry.methods.prompts import choose
+from conceptry.models.loading import LoadedBase
+from conceptry.models.request import Settings
+from conceptry.registry import Registry
+from conceptry.registry.errors import InvalidInput, NotFound
+from drawing import draw_file
+from PIL import Image
+from to_score import ALONE, TOGETHER, plan_of
+
+
+def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
+    taught: Registry, base: LoadedBase, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(taught, base, "<rex>")
+    progress: list[tuple[int, int]] = []
+    first = evaluate(
+        taught, base, encoders, plan, on_progress=lambda *numbers: progress.append(numbers)
+    )
+    assert progress == [(5, 10), (10, 10)]
+    assert [len(prompt.pictures) for prompt in first.prompts] == [5, 5]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something is drawn")
+
+    monkeypatch.setattr(evaluating, "draw", refuse)
+    monkeypatch.setattr(evaluating, "dressed", refuse)
+    assert evaluate(taught, base, encoders, plan) == first
+    assert plan.recorded(taught, encoders.hashes()) == first
+    assert taught.evaluations("rex")[0].version == 2
+
+
+def test_a_damaged_or_missing_picture_is_drawn_again(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    plan = plan_of(taught, base, "<rex>")
+    first = evaluate(taught, base, encoders, plan)
+    cache = PictureCache(taught.location.cache / "evaluations")
+    keys = [picture.picture for prompt in first.prompts for picture in prompt.pictures]
+    cache.path(keys[0]).write_bytes(b"\x89PNG")
+    cache.path(keys[7]).with_suffix(".safetensors").unlink()
+    assert evaluate(taught, base, encoders, plan) == first
+
+
+@pytest.mark.parametrize("change", ["version", "seeds", "settings", "suite", "photos", "encoders"])
+def test_what_scores_depend_on_is_part_of_the_record(
+    taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path, change: str
+) -> None:
+    plan = plan_of(taught, base, "<rex>")
+    evaluate(taught, base, encoders, plan)
+    hashes = encoders.hashes()
+    if change == "version":
+        plan = plan_of(taught, base, "<rex@1>")
+    elif change == "seeds":
+        plan = replace(plan, seeds=(0,))
+    elif change == "settings":
+        plan = replace(plan, settings=Settings(steps=3))
+    elif change == "suite":
+        plan = replace(plan, suite=replace(ALONE, prompts=ALONE.prompts[:1]))
+    elif change == "photos":
+        taught.add("rex", [draw_file(tmp_path / "new.png", seed=99)])
+        plan = plan_of(taught, base, "<rex>")
+    else:
+        hashes = hashes | {"clip": {"name": "other", "sha256": "0" * 64}}
+    assert plan.recorded(taught, hashes) is None
+
+
+def test_the_picture_is_the_one_that_generate_draws(
+    taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path
+) -> None:
+    from conceptry.methods import Request, generate
+
+    plan = replace(plan_of(taught, base, "<rex>"), seeds=(0, 1, 2, 3))
+    found = evaluate(taught, base, encoders, plan)
+    cache = PictureCache(taught.location.cache / "evaluations")
+    request = Request(prompt="a photo of a <rex>", seeds=plan.seeds, settings=plan.settings)
+    drawn = list(generate(taught, base, [request], tmp_path, with_maps=True))
+    for one, other in zip(found.prompts[0].pictures, drawn, strict=True):
+        with Image.open(cache.path(one.picture)) as image:
+            assert image.tobytes() == other.image.tobytes()
+
+
+def test_two_concepts_in_a_picture(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
+    plan = plan_of(taught, base, "<rex> <mia>", TOGETHER)
+    found = evaluate(taught, base, encoders, plan)
+    assert found.label == "rex@2 and mia@1"
+    assert {"leak", "leak_other", "focus", "seen_second", "identity_subject_other"} <= set(
+        found.scores
+    )
+    assert plan.recorded(taught, encoders.hashes()) == found
+    with pytest.raises(InvalidInput, match="is for 2 concepts"):
+        plan_of(taught, base, "<rex>", TOGETHER)
+    with pytest.raises(InvalidInput, match="is for 1 concepts"):
+        plan_of(taught, base, "<rex> <mia>")
+
+
+def test_the_bare_base_model_is_scored_by_its_category(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    concept = taught.show("rex")
+    photos = [taught.read_photo(image) for image in concept.images]
+    plan = replace(plan_of(taught, base, "<rex>"), chosen=())
+    cache = PictureCache(taught.location.cache / "evaluations")
+    subject = Subject("dog", photos, [None] * len(photos))
+    found = Evaluator(base, encoders, cache, plan, [subject]).run()
+    assert found.concept == BARE
+    assert found.prompts[0].prompt == "a photo of a dog"
+    assert found.scores["focus"].mean > 0
+
+
+def test_records_survive_json(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
+    found = evaluate(taught, base, encoders, plan_of(taught, base, "<mia>"))
+    assert Evaluation.from_document(found.document()) == found
+
+
+# --- by wish --------------------------------------------------------------------------------------
+
+
+def wish(base: LoadedBase, *names: str, **options: Any) -> Wish:
+    options = {"clip": "miniature", "dino": "none", "suite": "objects", "num_seeds": 1} | options
+    settings = Settings(steps=1, guidance=1.0)
+    return Wish(names=names, base=base.base.name, settings=settings, **options)
+
+
+def test_versions_are_named_as_in_prompts(taught: Registry, base: LoadedBase) -> None:
+    def labels(versions: str | None) -> list[str]:
+        return [each.label for each in score(taught, wish(base, "rex", versions=versions))]
+
+    assert labels(None) == ["rex@2"]
+    assert labels("all") == ["rex@1", "rex@2"]
+    taught.set_alias("rex", 1, "best")
+    assert labels("best, 2") == ["rex@1", "rex@2"]
+    assert labels(None) == ["rex@1"]
+
+
+def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> None:
+    found = list(score(taught, wish(base, "rex", "mia", versions="all")))
+    marked = mark_best(taught, found)
+    assert set(marked) == {"rex", "mia"}
+    mine = [each for each in found if each.concept == "rex"]
+    best = max(mine, key=lambda each: (each.both, each.version))
+    assert choose(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"versions": "9"}, NotFound, "has no version 9"),
+        ({"versions": ""}, InvalidInput, "names no versions"),
+        ({"suite": "nothing"}, NotFound, "there is no suite"),
+        ({"suite": "multi-subject"}, InvalidInput, "two concepts"),
+        ({"clip": "nobody/clip"}, NotFound, "nobody/clip is not on this machine"),
+        ({"dino": "nobody/dino"}, NotFound, "nobody/dino is not on this machine"),
+    ],
+    ids=str,
+)
+def test_nothing_is_left_of_a_wish_that_cannot_be(
+    taught: Registry, base: LoadedBase, options: dict[str, Any], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(score(taught, wish(base, "rex", **options), offline=True))
+    assert taught.evaluations("rex") == []
+    assert not (taught.location.cache / "evaluations").exists()

@@ -1,0 +1,175 @@
+"""The report is one page that needs nothing else."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conceptry.evaluation.charts import curves, scatter
+from conceptry.evaluation.encoders import Encoders
+from conceptry.evaluation.evaluating import evaluate
+from conceptry.evaluation.record import Evaluation
+from conceptry.evaluation.report import write_report
+from conceptry.models.loading import LoadedBase
+from conceptry.registry import Registry
+from conceptry.registry.errors import StorageError
+from PIL import Image
+from to_score import plan_of
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+NEW_BROWSER = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+
+
+@pytest.fixture
+def found(taught: Registry, base: LoadedBase, encoders: Encoders) -> list[Evaluation]:
+    return [
+        evaluate(taught, base, encoders, plan_of(taught, base, name))
+        for name in ("<rex@1>", "<rex@2>")
+    ]
+
+
+class _Page(HTMLParser):
+    """Counts what is on a page, and what it asks the network for."""
+
+    VOID = frozenset(("meta", "img", "br", "link", "input"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in self.VOID and tag != "path":
+            self.open.append(tag)
+        self.sources += [given["src"] or ""] if "src" in given else []
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.links += [given["href"] or ""] if "href" in given else []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_it_holds_every_picture_and_asks_no_network(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    path = write_report(taught, found, tmp_path / "report")
+    text = path.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    pictures = [one for each in found for prompt in each.prompts for one in prompt.pictures]
+    num_photos, num_worst = len(taught.show("rex").images), 12
+    assert len(page.sources) == 2 * len(pictures) + num_worst + num_photos
+    for each in found:
+        assert f"{each.scores['seen'].mean:.3f}" in text
+
+
+def test_the_numbers_are_beside_it(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    folder = write_report(taught, found, tmp_path / "report").parent
+    documents = json.loads((folder / "scores.json").read_text())
+    assert [Evaluation.from_document(each) for each in documents] == found
+    with (folder / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    mine = [row for row in rows if row["version"] == "rex@1" and row["score"] == "seen"]
+    assert len(mine) == 10
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "scores.csv",
+        "scores.json",
+    }
+
+
+def test_pictures_that_are_gone_leave_a_gap(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    shutil.rmtree(taught.location.cache / "evaluations")
+    text = write_report(taught, found, tmp_path / "report").read_text(encoding="utf-8")
+    assert "no longer there" in text
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(StorageError, match="cannot write into"):
+        write_report(taught, found, tmp_path / "report")
+
+
+def test_names_are_escaped_and_numbers_are_in_the_frame(found: list[Evaluation]) -> None:
+    drawing = scatter(found)
+    for name in ("cx", "cy"):
+        for value in re.findall(rf'{name}="([\d.]+)"', drawing):
+            assert 0 < float(value) < 520
+    assert "rex@1" in drawing
+    assert scatter([]) == ""
+    drawing = curves([("<a>", step, "x&y", 1 / step) for step in range(1, 500)])
+    assert "&lt;a&gt;" in drawing
+    assert "x&amp;y" in drawing
+    assert drawing.count("L") < 130
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt install chromium")
+@pytest.mark.parametrize("size", ["1200,1600", "390,1600"], ids=["desk", "phone"])
+def test_a_browser_shows_it(
+    taught: Registry, found: list[Evaluation], tmp_path: Path, size: str
+) -> None:
+    """Pictures are drawn, and a phone does not have to scroll sideways."""
+    path = write_report(taught, found, tmp_path / "report")
+    probe = path.with_name("probe.html")
+    width, _ = size.split(",")
+    measure = (
+        "<script>onload = () => document.title = document.documentElement.scrollWidth + ' ' + "
+        "[...document.images].filter(i => i.complete && i.naturalWidth).length</script></body>"
+    )
+    text = path.read_text(encoding="utf-8").replace('loading="lazy"', "")
+    probe.write_text(text.replace("</body>", measure), encoding="utf-8")
+    shot = tmp_path / "shot.png"
+    shown = subprocess.run(
+        [
+            str(BROWSER),
+            *NEW_BROWSER,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={size}",
+            f"--screenshot={shot}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = re.search(r"<title>(\d+) (\d+)</title>", shown.stdout)
+    assert title, shown.stderr[-2000:]
+    pictures = len(re.findall('<img[^>]* src="data', text))
+    assert int(title[2]) == pictures
+    assert int(title[1]) <= max(int(width), 500), "headless windows are 500 wide at least"
+    with Image.open(shot) as image:
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 100

@@ -1,0 +1,111 @@
+"""Prompt suites: those that ship, and files of one's own."""
+
+from pathlib import Path
+
+import pytest
+from conceptry.evaluation.suites import SuitePrompt, find_suite, shipped_suites, suite_for
+from conceptry.methods.prompts import mentions
+from conceptry.models.miniature.identities import CATEGORIES, COLOURS
+from conceptry.models.miniature.places import ACCESSORIES, PLACES
+from conceptry.models.miniature.world import STYLES
+from conceptry.registry.errors import InvalidInput, NotFound
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_shipped_suites_are_whole(name: str) -> None:
+    suite = find_suite(name)
+    assert len(suite.prompts) == (16 if name == "miniature" else 25)
+    assert len({prompt.text for prompt in suite.prompts}) == len(suite.prompts)
+    assert suite.num_subjects == (2 if name == "multi-subject" else 1)
+    assert all(prompt.tests for prompt in suite.prompts)
+    for prompt in suite.prompts:
+        text = prompt.filled("<rex@1>", "<mia@2>", category="dog")
+        assert [each.name for each in mentions(text)] == ["rex", "mia"][: suite.num_subjects]
+        assert "{" not in text
+
+
+def test_the_judge_knows_what_the_drawn_suite_asks_for() -> None:
+    known = {"place": PLACES, "accessory": ACCESSORIES, "colour": COLOURS, "style": STYLES}
+    for prompt in find_suite("miniature").prompts:
+        for name, value in prompt.sees.items():
+            assert value in known[name]
+            assert value in prompt.text
+        assert set(prompt.second) <= set(CATEGORIES)
+
+
+def test_looks_are_other_where_the_prompt_says_so() -> None:
+    for suite in shipped_suites().values():
+        for prompt in suite.prompts:
+            if prompt.tests in ("colour", "style", "material"):
+                assert not prompt.keeps_looks, prompt.text
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "filled"),
+    [
+        ("a photo of a {} asleep", "dog", "a photo of a dog asleep"),
+        ("a photo of a {} asleep", "owl", "a photo of an owl asleep"),
+        ("A {} and its {}", "owl", "An owl and its owl"),
+        ("a photo of a {} asleep", "<owl@1>", "a photo of a <owl@1> asleep"),
+        ("a red {}", "owl", "a red owl"),
+    ],
+)
+def test_slots_are_filled(text: str, phrase: str, filled: str) -> None:
+    assert SuitePrompt(text).filled(phrase, category="dog") == filled
+
+
+def test_a_subject_does_not_meet_its_own_kind() -> None:
+    prompt = SuitePrompt("a {} next to a {second}", second=("mug", "house"))
+    assert prompt.filled("<x>", category="dog") == "a <x> next to a mug"
+    assert prompt.filled("<x>", category="mug") == "a <x> next to a house"
+
+
+def test_a_suite_is_chosen_by_category() -> None:
+    assert suite_for("dog").name == "living"
+    assert suite_for("teapot").name == "objects"
+
+
+def test_own_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text('prompts:\n  - "a {} in Rome"\n  - {text: "a blue {}", looks: other}\n')
+    first, second = find_suite(str(path)).prompts
+    assert (first.text, first.keeps_looks, second.keeps_looks) == ("a {} in Rome", True, False)
+    lines = tmp_path / "mine.txt"
+    lines.write_text("# places\na {} in Rome\n\na {} in Oslo\n")
+    assert [prompt.text for prompt in find_suite(str(lines)).prompts] == [
+        "a {} in Rome",
+        "a {} in Oslo",
+    ]
+    assert find_suite(str(path)).sha256 != find_suite(str(lines)).sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no prompts"),
+        ("prompts: []", "holds no prompts"),
+        ("prompts: [a dog]", "prompt 1 has no slot"),
+        ("prompts: ['a {} in Rome', 'a {name}, {}']", "prompt 2 has an unknown slot"),
+        ("prompts: [{tests: place}]", "prompt 1 has no text"),
+        ("prompts: [{text: 'a {}', weight: 3}]", "unknown keys: weight"),
+        ("prompts: [{text: 'a {}', looks: odd}]", "looks are own or other"),
+        ("prompts: [{text: 'a {}', sees: {weather: rain}}]", "what is seen are"),
+        ("prompts: [{text: 'a {} and a {second}'}]", "go together"),
+        ("prompts: ['a {}', 'a {} and a {other}']", "stands in some prompts only"),
+        ("prompts: [", "cannot be read as a suite"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        find_suite(str(path))
+
+
+def test_an_unknown_suite_gets_a_hint() -> None:
+    with pytest.raises(NotFound) as caught:
+        find_suite("livin")
+    assert caught.value.hint == "did you mean living?"
+    with pytest.raises(NotFound) as caught:
+        find_suite("zzz")
+    assert "objects" in (caught.value.hint or "")
