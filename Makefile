@@ -20,7 +20,7 @@ help:
 	@echo "make example  build concepts.db.example again"
 	@echo "make readme   run the README's session and put its output there"
 	@echo "make kill     1,000 SIGKILLs over concept add"
-	@echo "make bench    measure registry, miniature and attention; writes bench/results"
+	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
 	@echo "make test-kernels   every size of the attention kernels; hours without a GPU"
 	@echo "make test-slow      models of full size, with random weights"
 
@@ -72,6 +72,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/miniature.py
 	$(BIN)/python bench/attention.py
 	$(BIN)/python bench/kernel_resources.py
+	$(BIN)/python bench/evaluation.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -2,8 +2,9 @@
 
     python demo.py [--out FOLDER] [--base BASE] [words for concept train]
 
-Everything lands in FOLDER (build/demo): a registry, the pictures, and demo.png with the photos
-above what was drawn. Interrupted, it goes on where it was; finished, it only draws again.
+Everything lands in FOLDER (build/demo): a registry, the pictures, demo.png with the photos above
+what was drawn and, on the miniature, report/report.html with scores. Interrupted, it goes on where
+it was; finished, it only draws again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conceptry.models.bases import DEFAULT_BASE
 from conceptry.models.miniature.sample import CATEGORY
 from conceptry.models.miniature.sample import FOLDER as PHOTOS
 from conceptry.models.pictures import contact_sheet
@@ -33,6 +35,7 @@ PROMPTS = (
     "a pencil sketch of <rex>",
 )
 PER_PROMPT = 4
+SCORED = ("--seeds", "2")
 
 
 def main() -> None:
@@ -64,6 +67,10 @@ def main() -> None:
     sheet = folder / "demo.png"
     _save_sheet(json.loads(drawn)["images"], sheet)
     print(f"\nthe photos, and what was drawn: {sheet}")
+    if options.base == DEFAULT_BASE:  # for others, encoders would have to be fetched
+        report = folder / "report"
+        _concept("eval", NAME, *SCORED, "--report", str(report), *base, *registry, "--quiet")
+        print(f"scores, and the worst pictures first: {report / 'report.html'}")
 
 
 def _concept(*words: str) -> str:

@@ -28,3 +28,24 @@ ConceptNames = Annotated[
         metavar="NAME", help="Concept names.", autocompletion=complete_concept, show_default=False
     ),
 ]
+
+SuiteName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SUITE",
+        help="Prompts to score with: a name of concept suites, or a file of your own.",
+        show_default=False,
+    ),
+]
+ClipName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help="CLIP to score with: a hub repository, a folder, or miniature.",
+        show_default=False,
+    ),
+]
+DinoName = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="DINO or DINOv2 to score with, or none.", show_default=False),
+]

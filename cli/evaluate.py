@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import ConceptNames
+from .arguments import ClipName, ConceptNames, DinoName, SuiteName
 from .errors import usage
 from .framework import Session, session_of
 from .output import count, table
@@ -40,14 +40,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    suite: Annotated[
-        str | None,
+    checkpoints: Annotated[
+        bool,
         typer.Option(
-            metavar="SUITE",
-            help="Prompts to draw: a name of concept suites, or a file of your own.",
-            show_default=False,
+            "--all-checkpoints",
+            help="What trainings kept of their way, too; the best becomes a version called best.",
         ),
-    ] = None,
+    ] = False,
+    suite: SuiteName = None,
     seeds: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Pictures of each prompt.")
     ] = 4,
@@ -63,20 +63,8 @@ def evaluate(
     guidance: Annotated[
         float, typer.Option(metavar="X", min=0, max=100, help="How closely to follow prompts.")
     ] = 5.0,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID",
-            help="CLIP to score with: a hub repository, a folder, or miniature.",
-            show_default=False,
-        ),
-    ] = None,
-    dino: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID", help="DINO or DINOv2 to score with, or none.", show_default=False
-        ),
-    ] = None,
+    clip: ClipName = None,
+    dino: DinoName = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +91,7 @@ def evaluate(
     wish = running.Wish(
         names=list(dict.fromkeys(names)),
         versions=versions,
+        all_checkpoints=checkpoints,
         suite=suite,
         base=base,
         num_seeds=seeds,
@@ -110,20 +99,22 @@ def evaluate(
         clip=clip,
         dino=dino,
     )
-    if best and versions is None:
+    if checkpoints and versions:
+        raise usage("--all-checkpoints takes all versions", "leave --versions out")
+    if best and versions is None and not checkpoints:
         raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
     with session.registry() as registry:
         found = _scored(session, registry, wish, offline)
-        marked = running.mark_best(registry, found) if best else {}
+        marked = running.mark_best(registry, found) if best or checkpoints else []
         page = _reported(registry, found, report) if report else None
     document: dict[str, Any] = {
         "results": [each.document() for each in found],
-        "best": [{"concept": name, "version": number} for name, number in marked.items()],
+        "best": [{"concept": each.concept, "version": each.version} for each in marked],
         "report": str(page) if page else None,
     }
     session.output.result(document, *([] if session.output.as_json else _render(found)))
-    for name, number in marked.items():
-        session.output.note(f"best of {name} is version {number}")
+    for each in marked:
+        session.output.note(f"best of {each.concept} is version {each.version}")
     if page:
         session.output.note(f"report: {page}")
 

@@ -19,11 +19,14 @@ def gc(
     grace: Annotated[
         str, typer.Option(metavar="TIME", help="Spare files younger than this: 90s, 30m, 2h, 7d.")
     ] = "1h",
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also what trainings kept of their way.")
+    ] = False,
 ) -> None:
     """Delete stored files that nothing needs any more."""
     session = session_of(context)
     with session.registry() as registry:
-        report = registry.gc(grace=_duration(grace), dry_run=dry_run)
+        report = registry.gc(grace=_duration(grace), dry_run=dry_run, checkpoints=checkpoints)
     verb = "would remove" if dry_run else "removed"
     young = f"; {report.kept_young:,} too young to go" if report.kept_young else ""
     files = count(report.removed + report.temporary, "file")

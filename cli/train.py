@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import complete_concept
+from .arguments import ClipName, DinoName, SuiteName, complete_concept
 from .errors import Failure, explain, usage
 from .framework import Session, session_of
 from .output import Output, count, size
@@ -18,6 +18,8 @@ from .output import Output, count, size
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..evaluation.record import Evaluation
+    from ..evaluation.running import Wish as ToScore
     from ..methods.engine import Hooks, StepReport
     from ..methods.training import Estimate, Trained
     from ..models.loading import LoadedBase
@@ -34,7 +36,14 @@ class _Wish:
     seed: int
     resume: bool
     preview_every: int
+    keep_every: int
+    eval_every: int
+    stop_early: bool
+    suite: str | None
+    clip: str | None
+    dino: str | None
     tensorboard: Path | None
+    offline: bool
 
 
 def train(
@@ -84,6 +93,28 @@ def train(
             metavar="N", min=0, help="Draw a strip of previews every N steps; 0 draws none."
         ),
     ] = 100,
+    keep_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Keep a checkpoint every N steps of the last stage, for concept eval.",
+        ),
+    ] = 0,
+    eval_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Keep and score one every N steps; in the end the best one gets the alias best.",
+        ),
+    ] = 0,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="Stop when scores do not rise any more.")
+    ] = False,
+    suite: SuiteName = None,
+    clip: ClipName = None,
+    dino: DinoName = None,
     tensorboard: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also write losses for TensorBoard.", show_default=False),
@@ -104,6 +135,10 @@ def train(
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
     if resume and (overrides or preset or _given(context, "method", "seed")):
         raise usage("--resume goes on as it began", "concept train NAME --resume")
+    if stop_early and not eval_every:
+        raise usage("--stop-early needs scores", "concept train NAME --eval-every 50 --stop-early")
+    if keep_every and eval_every:
+        raise usage("--eval-every keeps what it scores", "leave --keep-every out")
     if tag and not everything:
         raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
     wish = _Wish(
@@ -113,7 +148,14 @@ def train(
         seed=seed,
         resume=resume,
         preview_every=preview_every,
+        keep_every=keep_every,
+        eval_every=eval_every,
+        stop_early=stop_early,
+        suite=suite,
+        clip=clip,
+        dino=dino,
         tensorboard=tensorboard,
+        offline=offline,
     )
     with session.registry() as registry:
         chosen = _chosen(registry, names, tag or [])
@@ -135,6 +177,7 @@ def train(
                 queue.train(name, is_asked)
                 if is_asked():
                     break
+        queue.choose()
     queue.tell()
 
 
@@ -182,6 +225,7 @@ class _Queue:
         self._wish = wish
         self._done: list[Trained] = []
         self._failed: list[tuple[str, Failure]] = []
+        self._best: list[Evaluation] = []
 
     def train(self, name: str, is_asked_to_stop: Any) -> None:
         """Train one."""
@@ -192,7 +236,7 @@ class _Queue:
         output.note(f"teaching {name}", style="bold")
         try:
             with self._hooks(name, is_asked_to_stop) as hooks:
-                done = self._train(name, hooks)
+                done = self._train(name, self._watched(name, hooks))
         except ConceptryError as error:
             if num_processes() > 1:
                 raise  # the others cannot follow any further
@@ -205,6 +249,67 @@ class _Queue:
         output.note(f"{name}@{done.version} is ready, {done.seconds:.0f} s")
         if done.previews:
             output.note(f"previews: {done.previews}")
+
+    def _watched(self, name: str, hooks: "Hooks") -> "Hooks":
+        """With what is kept and scored on the way; scores are of the first process."""
+        from ..methods.processes import is_first
+
+        wish, output = self._wish, self._session.output
+        hooks.checkpoint_every = wish.keep_every or wish.eval_every
+        if not wish.eval_every or not is_first():
+            return hooks
+        from ..evaluation.choosing import Watch
+
+        def on_score(found: "Evaluation") -> None:
+            told = ", ".join(f"{each} {found.scores[each].mean:.3f}" for each in found.headlines)
+            output.note(f"{found.checkpoint}: {told}")
+
+        watch = Watch(
+            self._registry,
+            self._base,
+            self._to_score([name]),
+            wish.eval_every,
+            stop_early=wish.stop_early,
+            on_score=on_score,
+            offline=wish.offline,
+        )
+        return watch.hooks(hooks)
+
+    def choose(self) -> None:
+        """Score all that was kept, if that is wished, and mark the best."""
+        from ..methods.processes import is_first
+
+        if not self._wish.eval_every or not self._done or not is_first():
+            return
+        from ..evaluation.running import mark_best, score
+
+        output = self._session.output
+        output.note("scoring what was kept")
+        wish = self._to_score([done.concept for done in self._done])
+        with output.progress("drawing") as advance:
+            found = score(
+                self._registry,
+                wish,
+                base=self._base,
+                offline=self._wish.offline,
+                on_progress=advance,
+            )
+            self._best = mark_best(self._registry, list(found))
+        for each in self._best:
+            output.note(f"best of {each.concept} is version {each.version}")
+
+    def _to_score(self, names: list[str]) -> "ToScore":
+        from ..evaluation.running import Wish as ToScore
+
+        wish = self._wish
+        return ToScore(
+            names=names,
+            all_checkpoints=True,
+            suite=wish.suite,
+            base=self._base.base.name,
+            clip=wish.clip,
+            dino=wish.dino,
+        )
 
     def _train(self, name: str, hooks: "Hooks") -> "Trained":
         from ..methods import training
@@ -265,6 +370,7 @@ class _Queue:
             "failed": [
                 {"concept": name, **failure.document()["error"]} for name, failure in self._failed
             ],
+            "best": [{"concept": each.concept, "version": each.version} for each in self._best],
         }
         lines = [f"{done.concept}@{done.version}" for done in self._done]
         self._session.output.lines(document, lines)

@@ -1,4 +1,4 @@
-"""`evaluate`: draw a suite with a version of a concept, score it, and keep both."""
+"""`evaluate`: draw a suite with a version of a concept, and score it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,44 +66,40 @@ def evaluate(
     *,
     on_progress: Progress | None = None,
 ) -> Evaluation:
-    """Score what a plan names, and keep the result in the registry.
+    """Score what a plan names; the registry gives the photos and keeps the pictures.
 
-    Pictures that were drawn before are not drawn again. Raises what `choose` and `dressed` raise.
+    Pictures that were drawn before are not drawn again. Raises what `dressed` raises.
     """
     subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache(registry.location.cache / "evaluations")
-    found = Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
-    if found.version:
-        document = found.document()
-        registry.add_evaluation(
-            found.concept,
-            found.version,
-            suite=plan.suite.name,
-            config=found.made_by,
-            scores={name: document[name] for name in ("scores", "prompts", "others")},
-        )
-    return found
+    return Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
 
 
 @dataclass(slots=True)
 class Evaluator:
-    """One evaluation; `seconds` says where its time went."""
+    """One evaluation; `seconds` says where its time went.
+
+    Of a pipeline that is dressed already, `worn` says in what, and `portraits` are of its subjects,
+    since the photos have to be looked at by the bare base model.
+    """
 
     base: LoadedBase
     encoders: Encoders
     cache: PictureCache
     plan: Plan
     subjects: Sequence[Subject]
+    worn: list[Worn] | None = None
+    portraits: Sequence[Portrait] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"drawing": 0.0, "scoring": 0.0})
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
         """Draw, or find, and score every picture of the suite."""
         total = len(self.plan.suite.prompts) * len(self.plan.seeds)
-        portraits = self._timed("scoring", self._portraits)
+        portraits = self.portraits or self._timed("scoring", self._portraits)
         scorer = Scorer(self.encoders, portraits)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack)
+            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.worn)
             for prompt in self.plan.suite.prompts:
                 scored.append(self._prompt(prompt, studio, scorer))
                 if on_progress:
@@ -167,13 +163,14 @@ class _Studio:
         plan: Plan,
         subjects: Sequence[Subject],
         stack: ExitStack,
+        worn: list[Worn] | None,
     ) -> None:
         self._base = base
         self._cache = cache
         self._plan = plan
         self._subjects = subjects
         self._stack = stack
-        self._worn: list[Worn] | None = None
+        self._worn = worn
 
     def told(self, prompt: SuitePrompt) -> str:
         """The prompt as a person would write it."""

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..methods.prompts import Chosen
+from ..methods.prompts import Chosen, Mention
+from ..models.hashes import hash_of
 from ..models.request import Settings
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from ..registry.records import Concept, VersionRecord
+from ..registry.running import CHECKPOINT_PREFIX
 from .record import SCORING, Evaluation, Interval, PromptScores
 from .suites import Suite
 from .wanted import Wanted
@@ -84,11 +87,14 @@ class Plan:
             scores=scores,
             prompts=prompts,
             made_by=self.made_by(hashes),
+            checkpoint=checkpoint_of(first) if first else None,
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
         """What was found before in the very same way, if it was."""
         first, *others = self.chosen
+        if checkpoint_of(first):
+            return None
         made_by = self.made_by(hashes)
         labels = [each.label for each in others]
         for record in reversed(registry.evaluations(first.concept.name)):
@@ -104,3 +110,19 @@ class Plan:
                     }
                 )
         return None
+
+
+def checkpoints(registry: Registry, concept: Concept, run: str) -> list[Chosen]:
+    """What a training kept of its way, to be drawn like a version."""
+    found: list[Chosen] = []
+    for path in registry.checkpoints(run):
+        name = path.stem.removeprefix(CHECKPOINT_PREFIX)
+        version = VersionRecord(0, [name], run, concept.updated, [])
+        mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
+        found.append(Chosen(mention, concept, version, str(path), hash_of(path)))
+    return found
+
+
+def checkpoint_of(chosen: Chosen) -> str | None:
+    """The name of a checkpoint; None for a version."""
+    return None if chosen.version.number else chosen.version.aliases[0]

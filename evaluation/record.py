@@ -62,11 +62,18 @@ class Evaluation:
     scores: dict[str, Interval]
     prompts: list[PromptScores]
     made_by: dict[str, Any]
+    checkpoint: str | None = None
+    """What a training kept of its way, which is no version yet: `stage3-000100`."""
 
     @property
     def label(self) -> str:
-        """`rex@2`, or `rex@2 and mia@1`."""
-        return " and ".join([f"{self.concept}@{self.version}", *self.others])
+        """`rex@2`, `rex@stage3-000100`, or `rex@2 and mia@1`."""
+        return " and ".join([f"{self.concept}@{self.checkpoint or self.version}", *self.others])
+
+    @property
+    def headlines(self) -> list[str]:
+        """The scores that decide which version is best, and their mean, where there are any."""
+        return [name for name in (*self.made_by["chosen_by"], HARMONIC) if name in self.scores]
 
     @property
     def both(self) -> float:

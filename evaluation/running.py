@@ -1,17 +1,18 @@
 """`concept eval` as a call: which versions on which suite, scored now or told from the record."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ..methods.prompts import Chosen, choose
+from ..methods.prompts import FILE_NAME, Chosen, choose
 from ..models.bases import Base, find_base
 from ..models.hashes import hash_of_base
 from ..models.request import Settings
 from ..registry import Registry
-from ..registry.errors import InvalidInput
-from .plan import Plan
+from ..registry.errors import InvalidInput, NotFound
+from ..registry.records import Concept
+from .plan import Plan, checkpoints
 from .record import Evaluation
 from .suites import Suite, find_suite, suite_for
 from .wanted import Wanted, wanted_for
@@ -28,11 +29,13 @@ class Wish:
     `versions` is `all`, or version numbers and aliases with commas between; without it, of each
     concept the one that a prompt would get. `suite` and `base` are, if left out, those that fit
     the concept's category and the base model that it was taught on. `clip` and `dino` are encoders
-    as `wanted_for` takes them.
+    as `wanted_for` takes them. `all_checkpoints` takes, instead of `versions`, all that trainings
+    kept of their way and what these ended with.
     """
 
     names: Sequence[str]
     versions: str | None = None
+    all_checkpoints: bool = False
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
@@ -45,6 +48,7 @@ def score(
     registry: Registry,
     wish: Wish,
     *,
+    base: "LoadedBase | None" = None,
     offline: bool = False,
     on_start: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -53,9 +57,10 @@ def score(
 
     All names are checked before anything is loaded. In suites for two concepts, every pair of the
     concepts is scored. Raises `NotFound` for concepts, versions, suites, base models and encoders
-    that are not there, `InvalidInput` for suites that do not fit.
+    that are not there, `InvalidInput` for suites that do not fit. `base` is taken where it is the
+    one that is wanted, and has to be bare.
     """
-    wanted = [_Wanted.of(registry, wish, chosen) for chosen in _casts(registry, wish)]
+    wanted = [_Wanted.of(wish, chosen) for chosen in _casts(registry, wish)]
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
     for each in wanted:
         plan = each.plan_unloaded(wish)
@@ -66,16 +71,18 @@ def score(
         key = (each.base, each.encoders)
         if key not in loaded:
             loaded.clear()  # one base model at a time
-            loaded[key] = _loaded(each, offline)
-        base, encoders = loaded[key]
-        plan = each.plan(wish, base.sha256)
+            loaded[key] = _loaded(each, base, offline)
+        at_hand, encoders = loaded[key]
+        plan = each.plan(wish, at_hand.sha256)
         found = plan.recorded(registry, encoders.hashes())
         if found is None:
             from .evaluating import evaluate
 
             if on_start:
                 on_start(plan)
-            found = evaluate(registry, base, encoders, plan, on_progress=on_progress)
+            found = evaluate(registry, at_hand, encoders, plan, on_progress=on_progress)
+            if found.version:
+                keep(registry, found)
         yield found
 
 
@@ -91,7 +98,28 @@ def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
         each = [_versions(registry, name, wish.versions) for name in dict.fromkeys(wish.names)]
         return [(a, b) for some, others in combinations(each, 2) for a in some for b in others]
     names = dict.fromkeys(wish.names)
+    if wish.all_checkpoints:
+        return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name)]
     return [(chosen,) for name in names for chosen in _versions(registry, name, wish.versions)]
+
+
+def _with_checkpoints(registry: Registry, name: str) -> list[Chosen]:
+    """What the trainings of a concept kept of their way, each before what it ended with."""
+    concept = registry.show(name)
+    found: list[Chosen] = []
+    for run in concept.runs:
+        kept = checkpoints(registry, concept, run.run)
+        versions = [version for version in concept.versions if version.run == run.run]
+        made = {artifact.sha256 for version in versions for artifact in version.artifacts}
+        found += [each for each in kept if each.sha256 not in made]
+        for version in versions if kept else ():
+            found += choose(registry, f"<{name}@{version.number}>")
+    if not found:
+        raise NotFound(
+            f"no training of {name} kept checkpoints",
+            hint=f"concept train {name} --keep-every 50",
+        )
+    return found
 
 
 def _versions(registry: Registry, name: str, wanted: str | None) -> list[Chosen]:
@@ -121,16 +149,10 @@ class _Wanted:
     encoders: Wanted
 
     @classmethod
-    def of(cls, registry: Registry, wish: Wish, cast: tuple[Chosen, ...]) -> "_Wanted":
-        del registry
+    def of(cls, wish: Wish, cast: tuple[Chosen, ...]) -> "_Wanted":
         base = find_base(wish.base or _taught_on(cast[0]))
         encoders = wanted_for(base, clip=wish.clip, dino=wish.dino)
-        if wish.suite:
-            suite = find_suite(wish.suite)
-        elif encoders.is_drawn_world:
-            suite = find_suite("miniature")
-        else:
-            suite = suite_for(cast[0].concept.category)
+        suite = suite_of(wish, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
 
     def plan_unloaded(self, wish: Wish) -> Plan | None:
@@ -150,18 +172,28 @@ class _Wanted:
         )
 
 
+def suite_of(wish: Wish, encoders: Wanted, concept: Concept) -> Suite:
+    """The suite that is wished for, else the one that fits."""
+    if wish.suite:
+        return find_suite(wish.suite)
+    return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
+
+
 def _taught_on(chosen: Chosen) -> str:
     """The base model of the run that made a version."""
     runs = {run.run: run.base for run in chosen.concept.runs}
     return runs.get(chosen.version.run or "", "miniature")
 
 
-def _loaded(wanted: _Wanted, offline: bool) -> "tuple[LoadedBase, Encoders]":
+def _loaded(
+    wanted: _Wanted, at_hand: "LoadedBase | None", offline: bool
+) -> "tuple[LoadedBase, Encoders]":
     from ..models.loading import load_base
     from .encoders import load_encoders
 
     encoders = load_encoders(wanted.encoders, offline=offline)  # what may be missing comes first
-    base = load_base(wanted.base.name, offline=offline)
+    is_it = at_hand is not None and at_hand.base == wanted.base
+    base = at_hand if at_hand and is_it else load_base(wanted.base.name, offline=offline)
     encoders.to(base.pipeline.device)
     return base, encoders
 
@@ -169,15 +201,48 @@ def _loaded(wanted: _Wanted, offline: bool) -> "tuple[LoadedBase, Encoders]":
 # --- the best -------------------------------------------------------------------------------------
 
 
-def mark_best(registry: Registry, found: Sequence[Evaluation]) -> dict[str, int]:
-    """Let `best` stand for the version of each concept that scored best; returns their numbers.
+def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluation]:
+    """Let `best` stand for what scored best of each concept; returns these, as versions.
 
-    Best is the highest harmonic mean of prompt and identity score; of equal ones the latest.
+    Best is the highest harmonic mean of prompt and identity score; of equal ones the latest. A
+    checkpoint becomes a version by it.
     """
     best: dict[str, Evaluation] = {}
-    for each in sorted(found, key=lambda one: (one.both, one.version)):
-        if not each.others:
+    for each in found:
+        if not each.others and each.both >= best.get(each.concept, each).both:
             best[each.concept] = each
-    for name, each in best.items():
-        registry.set_alias(name, each.version, "best")
-    return {name: each.version for name, each in best.items()}
+    marked = [_as_version(registry, each) for each in best.values()]
+    for each in marked:
+        registry.set_alias(each.concept, each.version, "best")
+    return marked
+
+
+def _as_version(registry: Registry, found: Evaluation) -> Evaluation:
+    """A checkpoint made a version, unless it was before; its scores are kept with it."""
+    if found.checkpoint is None:
+        return found
+    concept = registry.show(found.concept)
+    (sha256,) = found.made_by["weights"]
+    known = (v.number for v in concept.versions for a in v.artifacts if a.sha256 == sha256)
+    if (number := next(known, None)) is None:
+        kept = [each for run in concept.runs for each in checkpoints(registry, concept, run.run)]
+        chosen = next(each for each in kept if each.sha256 == sha256)
+        run = chosen.version.run
+        number = registry.add_version(concept.name, {FILE_NAME: chosen.path}, run=run)
+    before, now = f"<{concept.name}@0>", f"<{concept.name}@{number}>"
+    prompts = [replace(each, prompt=each.prompt.replace(before, now)) for each in found.prompts]
+    made = replace(found, version=number, checkpoint=None, prompts=prompts)
+    keep(registry, made)
+    return made
+
+
+def keep(registry: Registry, found: Evaluation) -> None:
+    """Keep the scores of a version in the registry."""
+    document = found.document()
+    registry.add_evaluation(
+        found.concept,
+        found.version,
+        suite=found.suite,
+        config=found.made_by,
+        scores={name: document[name] for name in ("scores", "prompts", "others")},
+    )

@@ -7,7 +7,7 @@ and resumed ends bit-equal to one that was not, on a CPU; on a GPU up to the ord
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,19 @@ class Learned:
         return self.embedding.state() | (self.weights.state() if self.weights else {})
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is learned after a step of the last stage; the pipeline wears it meanwhile.
+
+    `phrase` is the concept in a prompt, `[V] dog`.
+    """
+
+    stage: str
+    step: int
+    learned: Learned
+    phrase: str
+
+
 @dataclass(slots=True)
 class Hooks:
     """What a training tells while it runs, and asks."""
@@ -85,6 +98,12 @@ class Hooks:
     """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
     preview_every: int = 0
     """0 draws none."""
+    on_checkpoint: Callable[["Checkpoint"], None] = lambda _: None
+    """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
+    checkpoint_every: int = 0
+    """0 makes none."""
+    is_enough: Callable[[], bool] = lambda: False
+    """Asked after each checkpoint; the training then ends as if all steps were done."""
 
 
 class Training:
@@ -355,6 +374,11 @@ class _StageRun:
             hooks.on_step(StepReport(self.stage.name, step + 1, num_steps, losses, seconds))
             if self._is_preview_due(step + 1):
                 hooks.on_preview(self.stage.name, step + 1, self._preview())
+            if self._is_checkpoint_due(step + 1):
+                if self.accelerator.is_main_process:
+                    self._checkpoint(step + 1)
+                if agreed(hooks.is_enough()):
+                    break
             stops = agreed(hooks.should_stop())
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 self._save(step + 1, point.done, resume_path)
@@ -364,9 +388,7 @@ class _StageRun:
                 raise TrainingInterrupted(
                     f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
                 )
-        if self.average:
-            for name, value in self.learning.items():
-                value.data.copy_(self.average[name])
+        self._put(self.average)
         for parameter in self.learning.values():
             parameter.requires_grad_(False)
         self.accelerator.free_memory()  # it would keep the moments of every stage
@@ -474,6 +496,30 @@ class _StageRun:
         every = self.training.hooks.preview_every
         is_time = bool(every) and (step % every == 0 or step == self.numbers.steps)
         return is_time and self.accelerator.is_main_process
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        """In the last stage, but for its end, which is the result itself."""
+        *_, (last, _) = active_stages(self.training.method, self.settings)
+        every = self.training.hooks.checkpoint_every
+        return bool(every) and self.stage == last and not step % every and step < self.numbers.steps
+
+    def _checkpoint(self, step: int) -> None:
+        training = self.training
+        before = {name: self.learning[name].detach().clone() for name in self.average}
+        self._put(self.average)
+        learned = Learned(training.embedding, training._weight_change())
+        checkpoint = Checkpoint(self.stage.name, step, learned, training._phrase)
+        unet = training.pipeline.unet.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                training.hooks.on_checkpoint(checkpoint)
+        finally:
+            unet.train()
+            self._put(before)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.learning[name].data.copy_(value)
 
     def _preview(self) -> list[Image.Image]:
         """Pictures with what has been learned so far; drawing them changes nothing."""

@@ -24,10 +24,10 @@ from ..registry.errors import (
     TrainingInterrupted,
 )
 from ..registry.records import Concept
-from ..registry.running import PREVIEWS_FILE
+from ..registry.running import CHECKPOINT_PREFIX, PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
-from .engine import Hooks, StepReport, Subject, Training, seed_of
+from .engine import Checkpoint, Hooks, StepReport, Subject, Training, seed_of
 from .method import DEFAULT_METHOD, active_stages, find_method, settings_of
 from .previews import add_strip
 from .processes import is_first, join, num_processes, told
@@ -185,7 +185,27 @@ def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Tra
         metrics.flush()
         hooks.on_saved(path)
 
-    own_hooks = replace(hooks, on_step=on_step, on_preview=on_preview, on_saved=on_saved)
+    def on_checkpoint(checkpoint: Checkpoint) -> None:
+        name = f"{CHECKPOINT_PREFIX}{checkpoint.stage}-{checkpoint.step:06}.safetensors"
+        unfinished = folder / f"{name}.unfinished"
+        write_artifact(unfinished, checkpoint.learned.state(), fits)
+        unfinished.replace(folder / name)
+        hooks.on_checkpoint(checkpoint)
+
+    own_hooks = replace(
+        hooks,
+        on_step=on_step,
+        on_preview=on_preview,
+        on_saved=on_saved,
+        on_checkpoint=on_checkpoint,
+    )
+    fits = Fits(
+        base_sha256=base.sha256,
+        method=plan.method,
+        category=concept.category,
+        num_tokens=plan.settings.num_tokens,
+        names_category=find_method(plan.method).names_category,
+    )
     with _recorded(registry, concept.name, run):
         training = _training(registry, base, plan, own_hooks)
         told(plan)
@@ -193,13 +213,6 @@ def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Tra
             learned = training.run(folder / RESUME_FILE)
         finally:
             metrics.flush()
-        fits = Fits(
-            base_sha256=base.sha256,
-            method=plan.method,
-            category=concept.category,
-            num_tokens=plan.settings.num_tokens,
-            names_category=training.method.names_category,
-        )
         write_artifact(folder / FILE_NAME, learned.state(), fits)
         number = registry.add_version(concept.name, {FILE_NAME: folder / FILE_NAME}, run=run)
     registry.tidy_run_folder(run)

@@ -259,15 +259,22 @@ class Registry:
             on_progress=on_progress,
         )
 
-    def gc(self, *, grace: float = upkeep.DEFAULT_GRACE, dry_run: bool = False) -> GcReport:
+    def gc(
+        self,
+        *,
+        grace: float = upkeep.DEFAULT_GRACE,
+        dry_run: bool = False,
+        checkpoints: bool = False,
+    ) -> GcReport:
         """Delete stored files that nothing needs and that are older than `grace` seconds.
 
-        With them go the resume points of trainings that nothing goes on with any more.
+        With them go the resume points of trainings that nothing goes on with any more and, with
+        `checkpoints`, what trainings that are done kept of their way.
 
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
         nothing, if the database is damaged.
         """
-        return upkeep.gc(self._store, grace=grace, dry_run=dry_run)
+        return upkeep.gc(self._store, grace=grace, dry_run=dry_run, checkpoints=checkpoints)
 
     def backup(self, folder: AnyPath, *, on_progress: Progress | None = None) -> BackupReport:
         """Copy the registry into a folder, where it is a registry again.
@@ -336,8 +343,12 @@ class Registry:
         """A folder for what only a run under way needs, such as where it goes on."""
         return running.run_folder(self.location, run)
 
+    def checkpoints(self, run: str) -> list[Path]:
+        """The adapters that a training kept of its way, in its order."""
+        return running.checkpoints(self.location, run)
+
     def tidy_run_folder(self, run: str) -> None:
-        """Remove what only a run under way needs; its previews stay."""
+        """Remove what only a run under way needs; its previews and checkpoints stay."""
         running.tidy_run_folder(self.location, run)
 
     def end_run(self, run: str, status: str, *, error: str | None = None) -> None:

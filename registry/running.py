@@ -23,7 +23,17 @@ from .store import Store
 from .tables import Run
 
 PREVIEWS_FILE = "previews.png"
-"""What stays of a run's folder when the run is done."""
+CHECKPOINT_PREFIX = "checkpoint-"
+
+
+def stays(name: str) -> bool:
+    """Whether a file stays in a run's folder when the run is done."""
+    return name == PREVIEWS_FILE or name.startswith(CHECKPOINT_PREFIX)
+
+
+def checkpoints(location: Location, run: str) -> list[Path]:
+    """What a run kept of its way, as adapters, in the order of their names."""
+    return sorted((location.runs / run).glob(f"{CHECKPOINT_PREFIX}*.safetensors"))
 
 
 @contextmanager
@@ -59,15 +69,15 @@ def run_folder(location: Location, run: str) -> Path:
 
 
 def tidy_run_folder(location: Location, run: str) -> None:
-    """Remove what only a run under way needs; its previews stay."""
+    """Remove what only a run under way needs; its previews and checkpoints stay."""
     folder = location.runs / run
     for path in folder.iterdir():
-        if path.name != PREVIEWS_FILE:
+        if not stays(path.name):
             path.unlink()
     remove_if_empty(folder)
 
 
-def leftovers(store: Store) -> Iterator[StoredFile]:
+def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[StoredFile]:
     """Files of runs that were removed, or that nothing goes on with any more."""
     with store.database.read() as session:
         rows = session.exec(
@@ -79,8 +89,9 @@ def leftovers(store: Store) -> Iterator[StoredFile]:
     }
     known = {uid for uid, _, _ in rows}
     for path in store.location.runs.glob("*/*"):
-        run, is_preview = path.parent.name, path.name == PREVIEWS_FILE
-        if run not in resumable and not (is_preview and run in known):
+        run, is_kept = path.parent.name, stays(path.name)
+        is_kept &= not (with_checkpoints and path.name.startswith(CHECKPOINT_PREFIX))
+        if run not in resumable and not (is_kept and run in known):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 yield StoredFile(path, run, status.st_size, status.st_mtime)

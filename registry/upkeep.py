@@ -218,7 +218,7 @@ def _stale_search(store: Store, repair: bool) -> list[Problem]:
     ]
 
 
-def gc(store: Store, *, grace: float, dry_run: bool) -> GcReport:
+def gc(store: Store, *, grace: float, dry_run: bool, checkpoints: bool) -> GcReport:
     """Delete the blobs that no row needs; see `Registry.gc`."""
     with store.lock.exclusive():
         if damage := store.database.damage():
@@ -239,7 +239,7 @@ def gc(store: Store, *, grace: float, dry_run: bool) -> GcReport:
                 _delete(file, dry_run)
                 removed += 1
                 num_bytes += file.size
-        for file in (*store.blobs.files("tmp"), *leftovers(store)):
+        for file in (*store.blobs.files("tmp"), *leftovers(store, with_checkpoints=checkpoints)):
             if file.modified <= oldest_spared:
                 _delete(file, dry_run)
                 temporary += 1

@@ -175,3 +175,34 @@ def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: st
     assert stopped.exit_code == 2
     assert "--resume goes on as it began" in stopped.stderr
     assert run("train", "rex", "--base", tiny, "--resume", "--seed", "1").exit_code == 2
+
+
+def test_what_is_kept_is_scored_and_the_best_is_marked(
+    rex: Registry, run: Run, ask: Ask, tiny: str
+) -> None:
+    Path("one.txt").write_text("a photo of a {}")
+    words = ("--base", tiny, "--suite", "one.txt", "--clip", "miniature", "--dino", "none")
+    done = run("train", "rex", *SHORT, *words, "--eval-every", "1", "--stop-early")
+    assert done.exit_code == 0, done.output
+    assert "stage3-000001: clip_t" in done.stderr
+    (best,) = [version.number for version in rex.show("rex").versions if version.aliases]
+    assert f"best of rex is version {best}" in done.stderr
+    document = ask("eval", "rex", "--all-checkpoints", *words, "--steps", "1")
+    assert len(document["results"]) == 2
+    assert [each["concept"] for each in document["best"]] == ["rex"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stop-early"], "needs scores"),
+        (["--keep-every", "2", "--eval-every", "2"], "keeps what it scores"),
+    ],
+    ids=str,
+)
+def test_words_about_checkpoints_have_to_make_sense(
+    rex: Registry, run: Run, words: list[str], message: str
+) -> None:
+    done = run("--json", "train", "rex", *words)
+    assert done.exit_code == 2
+    assert message in error_of(done)["message"]

@@ -11,7 +11,7 @@ from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BARE
 from conceptry.evaluation.record import Evaluation
-from conceptry.evaluation.running import Wish, mark_best, score
+from conceptry.evaluation.running import Wish, keep, mark_best, score
 from conceptry.methods.prompts import choose
 from conceptry.models.loading import LoadedBase
 from conceptry.models.request import Settings
@@ -39,6 +39,8 @@ def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
     monkeypatch.setattr(evaluating, "draw", refuse)
     monkeypatch.setattr(evaluating, "dressed", refuse)
     assert evaluate(taught, base, encoders, plan) == first
+    assert plan.recorded(taught, encoders.hashes()) is None
+    keep(taught, first)
     assert plan.recorded(taught, encoders.hashes()) == first
     assert taught.evaluations("rex")[0].version == 2
 
@@ -60,7 +62,8 @@ def test_what_scores_depend_on_is_part_of_the_record(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path, change: str
 ) -> None:
     plan = plan_of(taught, base, "<rex>")
-    evaluate(taught, base, encoders, plan)
+    keep(taught, evaluate(taught, base, encoders, plan))
+    assert plan.recorded(taught, encoders.hashes())
     hashes = encoders.hashes()
     if change == "version":
         plan = plan_of(taught, base, "<rex@1>")
@@ -100,6 +103,7 @@ def test_two_concepts_in_a_picture(taught: Registry, base: LoadedBase, encoders:
     assert {"leak", "leak_other", "focus", "seen_second", "identity_subject_other"} <= set(
         found.scores
     )
+    keep(taught, found)
     assert plan.recorded(taught, encoders.hashes()) == found
     with pytest.raises(InvalidInput, match="is for 2 concepts"):
         plan_of(taught, base, "<rex>", TOGETHER)
@@ -148,7 +152,7 @@ def test_versions_are_named_as_in_prompts(taught: Registry, base: LoadedBase) ->
 
 def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> None:
     found = list(score(taught, wish(base, "rex", "mia", versions="all")))
-    marked = mark_best(taught, found)
+    marked = {each.concept: each.version for each in mark_best(taught, found)}
     assert set(marked) == {"rex", "mia"}
     mine = [each for each in found if each.concept == "rex"]
     best = max(mine, key=lambda each: (each.both, each.version))

@@ -1,0 +1,114 @@
+"""Scores while a concept is being taught, and when to stop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..methods.engine import Checkpoint, Hooks
+from ..methods.prompts import Chosen, Mention
+from ..methods.wardrobe import Worn
+from ..models.loading import LoadedBase
+from ..registry import Registry
+from ..registry.errors import InvalidInput
+from ..registry.records import VersionRecord
+from .encoders import Encoders, load_encoders
+from .evaluating import Evaluator, Subject, masks_of
+from .picture_cache import PictureCache
+from .plan import Plan
+from .record import Evaluation
+from .running import Wish, suite_of
+from .scoring import Portrait, portrait
+from .suites import Suite
+from .wanted import Wanted, wanted_for
+
+PATIENCE = 2
+"""Checkpoints in a row without a better score, after which a training has had enough."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
+
+    Made before the training, whose pipeline has to be bare. `wish` names the concept, and by what
+    it is scored. `on_score` gets each score. Raises what `score` raises.
+    """
+
+    registry: Registry
+    base: LoadedBase
+    wish: Wish
+    every: int
+    stop_early: bool = False
+    on_score: Callable[[Evaluation], None] = lambda _: None
+    offline: bool = False
+    found: list[Evaluation] = field(default_factory=list)
+    _wanted: Wanted = field(init=False)
+    _suite: Suite = field(init=False)
+    _encoders: Encoders = field(init=False)
+    _subject: Subject = field(init=False)
+    _portraits: list[Portrait] = field(init=False)
+
+    def __post_init__(self) -> None:
+        (name,), wish = self.wish.names, self.wish
+        concept = self.registry.show(name)
+        if not concept.images:
+            raise InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
+        self._wanted = wanted_for(self.base.base, clip=wish.clip, dino=wish.dino)
+        self._suite = suite_of(wish, self._wanted, concept)
+        self._encoders = load_encoders(self._wanted, offline=self.offline)
+        self._encoders.to(self.base.pipeline.device)
+        mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
+        chosen = Chosen(mention, concept, VersionRecord(0, [""], None, "", []), "", "")
+        self._subject = Subject.of(self.registry, chosen)
+        masks = masks_of(self.base, self._subject)
+        self._portraits = [portrait(self._encoders, concept.category, self._subject.photos, masks)]
+
+    def hooks(self, hooks: Hooks) -> Hooks:
+        """The hooks of a training that is watched."""
+        return replace(
+            hooks,
+            checkpoint_every=self.every,
+            on_checkpoint=self._score,
+            is_enough=lambda: self.stop_early and self.is_enough,
+        )
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the last `PATIENCE` checkpoints were no better than the best before them."""
+        scores = [each.both for each in self.found]
+        before, last = scores[:-PATIENCE], scores[-PATIENCE:]
+        return bool(before) and max(last) <= max(before)
+
+    def _score(self, checkpoint: Checkpoint) -> None:
+        """Draw with the pipeline as it is, and keep no picture: they are of weights in motion."""
+        chosen = self._subject.chosen
+        assert chosen is not None
+        name = f"{checkpoint.stage}-{checkpoint.step:06}"
+        now = replace(chosen, version=replace(chosen.version, aliases=[name]))
+        plan = Plan(
+            chosen=(now,),
+            suite=self._suite,
+            wanted=self._wanted,
+            base=self.base.base.name,
+            base_sha256=self.base.sha256,
+            seeds=(0,),
+            settings=self.wish.settings,
+        )
+        worn = Worn(
+            now.mention,
+            self._subject.category,
+            checkpoint.learned.embedding.tokens,
+            checkpoint.phrase,
+        )
+        with TemporaryDirectory() as folder:
+            evaluator = Evaluator(
+                self.base,
+                self._encoders,
+                PictureCache(Path(folder)),
+                plan,
+                [replace(self._subject, chosen=now)],
+                worn=[worn],
+                portraits=self._portraits,
+            )
+            self.found.append(evaluator.run())
+        self.on_score(self.found[-1])

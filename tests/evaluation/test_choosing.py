@@ -1,0 +1,165 @@
+"""Checkpoints: kept on the way, scored, and the best of them made a version."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conceptry.evaluation import choosing
+from conceptry.evaluation.choosing import Watch
+from conceptry.evaluation.record import Evaluation, Interval
+from conceptry.evaluation.running import Wish, mark_best, score
+from conceptry.evaluation.wanted import Wanted
+from conceptry.methods import Hooks, train
+from conceptry.methods.prompts import choose
+from conceptry.models.loading import LoadedBase
+from conceptry.models.request import Settings
+from conceptry.registry import Registry
+from conceptry.registry.errors import NotFound
+from to_score import DRAWN_WORLD
+
+SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
+
+
+def wish(folder: Path, **options: Any) -> Wish:
+    """A suite of one prompt."""
+    (folder / "one.txt").write_text("a photo of a {}")
+    return Wish(names=["rex"], suite=str(folder / "one.txt"), num_seeds=1, **options)
+
+
+def teach(registry: Registry, base: LoadedBase, steps: int, hooks: Hooks, *more: str) -> int:
+    overrides = (*SHORT, f"stage3.steps={steps}", *more)
+    return train(registry, "rex", base, overrides=overrides, seed=1, hooks=hooks).version
+
+
+def stored(registry: Registry, number: int) -> bytes:
+    (chosen,) = choose(registry, f"<rex@{number}>")
+    return Path(chosen.path).read_bytes()
+
+
+def kept(registry: Registry, number: int) -> list[Path]:
+    versions = {version.number: version.run for version in registry.show("rex").versions}
+    return registry.checkpoints(versions[number] or "")
+
+
+@pytest.fixture(autouse=True)
+def _shipped_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shipped(*_: Any, **__: Any) -> Wanted:
+        return DRAWN_WORLD
+
+    for module in ("choosing", "running"):
+        monkeypatch.setattr(f"conceptry.evaluation.{module}.wanted_for", shipped)
+
+
+@pytest.mark.parametrize("more", [(), ("ema=0.5",), ("rank=2",)], ids=["whole", "ema", "lora"])
+def test_a_checkpoint_is_what_a_shorter_training_ends_with(
+    rex: Registry, base: LoadedBase, more: tuple[str, ...]
+) -> None:
+    """To the bit; and keeping it changes nothing of what comes after."""
+    long = teach(rex, base, 5, Hooks(checkpoint_every=2), *more)
+    assert [path.name for path in kept(rex, long)] == [
+        "checkpoint-stage3-000002.safetensors",
+        "checkpoint-stage3-000004.safetensors",
+    ]
+    plain = teach(rex, base, 5, Hooks(), *more)
+    short = teach(rex, base, 2, Hooks(checkpoint_every=2), *more)
+    assert stored(rex, long) == stored(rex, plain)
+    assert kept(rex, long)[0].read_bytes() == stored(rex, short)
+    assert kept(rex, short) == kept(rex, plain) == []
+
+
+def test_scoring_on_the_way_changes_nothing(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    plain = teach(rex, base, 4, Hooks())
+    watch = Watch(rex, base, wish(tmp_path), 2)
+    watched = teach(rex, base, 4, watch.hooks(Hooks()))
+    assert stored(rex, plain) == stored(rex, watched)
+    assert [each.label for each in watch.found] == ["rex@stage3-000002"]
+    assert watch.found[0].scores["seen"].mean >= 0
+    assert not (rex.location.cache / "evaluations").exists()
+
+
+def test_what_is_drawn_on_the_way_is_what_the_checkpoint_draws(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """But for the rounding of what is stored."""
+    watch = Watch(rex, base, wish(tmp_path), 2)
+    number = teach(rex, base, 4, watch.hooks(Hooks()))
+    (before,) = watch.found
+    wanted = wish(tmp_path, all_checkpoints=True, base=base.base.name)
+    found, last = score(rex, wanted, base=base)
+    assert (found.checkpoint, last.version) == ("stage3-000002", number)
+    assert found.prompts[0].scores == pytest.approx(before.prompts[0].scores, abs=0.01)
+    assert last.prompts[0].scores != pytest.approx(before.prompts[0].scores, abs=0.01)
+
+
+def scored(both: float, **changes: Any) -> Evaluation:
+    base = {"concept": "rex", "version": 1, "others": [], "suite": "s", "prompts": []}
+    scores = {"both": Interval(both, both, both)}
+    return Evaluation(**{**base, "scores": scores, "made_by": {}, **changes})
+
+
+def test_a_training_has_had_enough_when_scores_do_not_rise(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    watch = Watch(rex, base, wish(tmp_path), 1)
+    enough: list[bool] = []
+    for both in (0.1, 0.3, 0.2, 0.4, 0.39, 0.4):
+        watch.found.append(scored(both))
+        enough.append(watch.is_enough)
+    assert enough == [False, False, False, False, False, True]
+
+
+def test_stopped_early_it_is_done_and_its_version_is_of_that_step(
+    rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "PATIENCE", 1)
+    watch = Watch(rex, base, wish(tmp_path), 1, stop_early=True)
+    hooks = watch.hooks(Hooks())
+
+    def score_it(checkpoint: Any) -> None:
+        watch.found.append(scored(0.5 if checkpoint.step < 3 else 0.1))
+
+    number = teach(rex, base, 9, replace(hooks, on_checkpoint=score_it))
+    assert len(watch.found) == 2, "the second was no better"
+    assert [run.status for run in rex.show("rex").runs] == ["done"]
+    assert stored(rex, number) == stored(rex, teach(rex, base, 2, Hooks()))
+
+
+def test_the_best_checkpoint_becomes_a_version(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    first = teach(rex, base, 3, Hooks(checkpoint_every=1))
+    settings = Settings(steps=1)
+    wanted = wish(tmp_path, all_checkpoints=True, base=base.base.name, settings=settings)
+    found = list(score(rex, wanted))
+    assert [each.label for each in found] == ["rex@stage3-000001", "rex@stage3-000002", "rex@1"]
+    top = scored(9.0).scores["both"]
+    found[1] = replace(found[1], scores=found[1].scores | {"both": top})
+    (best,) = mark_best(rex, found)
+    assert (first, best.version) == (1, 2)
+    assert stored(rex, 2) == kept(rex, 1)[1].read_bytes()
+    (chosen,) = choose(rex, "<rex>")
+    assert (chosen.version.number, chosen.version.aliases) == (2, ["best"])
+    again = list(score(rex, wanted))
+    assert [each.label for each in again] == ["rex@stage3-000001", "rex@1", "rex@2"]
+    assert again[2].prompts[0].prompt.endswith("<rex@2>")
+    assert again[2].scores["both"] == top, "told from the record"
+    (best,) = mark_best(rex, found)
+    assert best.version == 2, "no second version of the same weights"
+
+
+def test_without_checkpoints_there_is_a_line(rex: Registry, base: LoadedBase) -> None:
+    teach(rex, base, 1, Hooks())
+    with pytest.raises(NotFound, match="kept checkpoints") as caught:
+        list(score(rex, Wish(names=["rex"], all_checkpoints=True)))
+    assert "--keep-every" in (caught.value.hint or "")
+
+
+def test_checkpoints_stay_until_they_are_asked_to_go(rex: Registry, base: LoadedBase) -> None:
+    number = teach(rex, base, 3, Hooks(checkpoint_every=1))
+    assert rex.gc(grace=-1).temporary == 0
+    assert len(kept(rex, number)) == 2
+    assert rex.gc(grace=-1, checkpoints=True).temporary == 2
+    assert kept(rex, number) == []
