@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python demo.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The folders under their import name, for the type checker.
 build/typing/conceptry: Makefile
