@@ -19,7 +19,8 @@ recognised   share of those pictures that are nearer to the individual than to e
              of its category (chance: 0.048)
 both         harmonic mean of `seen` and `recognised`
 
-Intervals are from resampling individuals. Writes bench/results/methods.json and, beside it,
+Intervals are from resampling individuals. What a training takes is measured by itself, afterwards,
+with all cores. Writes bench/results/methods.json and, beside it,
 methods.png: an individual for each row, its photos, then a picture by each method.
 """
 
@@ -28,7 +29,9 @@ import json
 import random
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +73,7 @@ SHOWN = (0, 4, 8, 10, 12)
 HEADLINES = ("seen", "likeness", "recognised", "both")
 
 Row = dict[str, Any]
-"""An individual, a method, seconds of training, mean scores, and for the sheet, pictures."""
+"""An individual, a method, mean scores, and for the sheet, paths of pictures."""
 
 
 # --- subjects -------------------------------------------------------------------------------------
@@ -171,8 +174,8 @@ class Laboratory:
             return False
         return True
 
-    def version(self, who: Individual, method: str) -> tuple[int, float] | None:
-        """The version of an individual by a method's settings, and the seconds that it took."""
+    def version(self, who: Individual, method: str) -> int | None:
+        """The version of an individual by a method's settings, if it has been taught."""
         if method == BARE:
             return None
         settings = settings_of(
@@ -189,7 +192,7 @@ class Laboratory:
             if run is None or run.method != method or run.base_sha256 != self.base.sha256:
                 continue
             if all(run.config.get(name) == value for name, value in wanted.items()):
-                return version.number, _seconds_between(run.started, run.finished)
+                return version.number
         return None
 
     # --- scoring ----------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ class Laboratory:
         cache = PictureCache(self.registry.location.cache / "evaluations")
         for who in self.subjects:
             for method in self.methods:
-                version, seconds = self.version(who, method) or (0, 0.0)
+                version = self.version(who, method)
                 chosen = choose(self.registry, f"<{who.name}@{version}>") if version else []
                 plan = Plan(
                     chosen=tuple(chosen),
@@ -222,15 +225,10 @@ class Laboratory:
                 own = _own_scores(who, suite, found, cache)
                 scores = {name: score.mean for name, score in found.scores.items()} | own
                 shown = [str(cache.path(found.prompts[i].pictures[0].picture)) for i in SHOWN]
-                row: Row = {"individual": who.name, "method": method, "seconds": seconds}
-                row |= {"scores": scores, "shown": shown, "cost": evaluator.seconds}
+                row: Row = {"individual": who.name, "method": method}
+                row |= {"scores": scores, "shown": shown}
                 print(who.name, method, {name: round(scores[name], 3) for name in HEADLINES})
                 yield row
-
-
-def _seconds_between(started: str, finished: str | None) -> float:
-    first, last = (np.datetime64(each[:23]) for each in (started, finished or started))
-    return float((last - first) / np.timedelta64(1, "s"))
 
 
 def _own_scores(
@@ -261,11 +259,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        seconds = [row["seconds"] for row in own]
         told[method] = {
             "individuals": len(own),
-            "seconds_median": statistics.median(seconds),
-            "seconds_max": max(seconds),
             "scores": {
                 name: _interval([row["scores"][name] for row in own]) for name in _names(own)
             },
@@ -323,6 +318,33 @@ def write_sheet(rows: Sequence[Row], subjects: Sequence[Individual], path: Path)
     contact_sheet(lines, side=96).save(path)
 
 
+# --- what a training takes ------------------------------------------------------------------------
+
+
+def cost_of(method: str) -> dict[str, float]:
+    """Seconds of teaching the first individual, and the peak memory, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--out", "-", "--cost-of", method],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tell_cost(method: str) -> None:
+    """Teach the first individual in a registry that goes away again, and print what it took."""
+    (who,) = individuals("measured", 1)
+    base = load_base()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        with Registry.open(out / "concepts.db", create=True) as registry:
+            _add(registry, who, out)
+            trained = train(registry, who.name, base, method=method, preset="miniature")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": trained.seconds, "peak_memory_bytes": peak}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -333,8 +355,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["all"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--teach", action="store_true", help="teach, and score nothing")
+    parser.add_argument("--cost-of", metavar="METHOD", help="print what a training takes")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
     options = parser.parse_args()
+    if options.cost_of:
+        tell_cost(options.cost_of)
+        return
     if options.overrides and options.split == "measured":
         sys.exit("what is measured are the presets: --set goes with --split tuning")
     methods = [BARE, *all_methods()] if options.methods == ["all"] else options.methods
@@ -360,10 +386,10 @@ def main() -> None:
             "base_sha256": base.sha256,
             "seeds": options.seeds,
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "cost": {method: cost_of(method) for method in methods if method != BARE},
             "methods": result,
             "differences": differences(rows),
-            "rows": [{k: v for k, v in row.items() if k not in ("shown", "cost")} for row in rows],
+            "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
         }
         (RESULTS / "methods.json").write_text(json.dumps(document, indent=1) + "\n")
 

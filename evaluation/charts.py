@@ -127,7 +127,7 @@ def _frame(across: _Axis, up: _Axis, below: str, beside: str) -> str:
         f'<text x="{(_EDGE + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">'
         f"{escape(below)}</text>"
     )
-    lines.append(f'<text x="4" y="{_EDGE / 2 - 6}">{escape(beside)}</text>')
+    lines.append(f'<text x="4" y="12">{escape(beside)}</text>')
     return "".join(lines)
 
 

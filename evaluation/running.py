@@ -13,7 +13,7 @@ from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.records import Concept
 from .plan import Plan, checkpoints
-from .record import Evaluation
+from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
 from .wanted import Wanted, wanted_for
 
@@ -60,7 +60,7 @@ def score(
     that are not there, `InvalidInput` for suites that do not fit. `base` is taken where it is the
     one that is wanted, and has to be bare.
     """
-    wanted = [_Wanted.of(wish, chosen) for chosen in _casts(registry, wish)]
+    wanted = [_Task.of(wish, chosen) for chosen in _casts(registry, wish)]
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
     for each in wanted:
         plan = each.plan_unloaded(wish)
@@ -140,7 +140,7 @@ def _versions(registry: Registry, name: str, wanted: str | None) -> list[Chosen]
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Task:
     """A cast with what it is scored on and by."""
 
     cast: tuple[Chosen, ...]
@@ -149,7 +149,7 @@ class _Wanted:
     encoders: Wanted
 
     @classmethod
-    def of(cls, wish: Wish, cast: tuple[Chosen, ...]) -> "_Wanted":
+    def of(cls, wish: Wish, cast: tuple[Chosen, ...]) -> "_Task":
         base = find_base(wish.base or _taught_on(cast[0]))
         encoders = wanted_for(base, clip=wish.clip, dino=wish.dino)
         suite = suite_of(wish, encoders, cast[0].concept)
@@ -186,7 +186,7 @@ def _taught_on(chosen: Chosen) -> str:
 
 
 def _loaded(
-    wanted: _Wanted, at_hand: "LoadedBase | None", offline: bool
+    wanted: _Task, at_hand: "LoadedBase | None", offline: bool
 ) -> "tuple[LoadedBase, Encoders]":
     from ..models.loading import load_base
     from .encoders import load_encoders
@@ -205,10 +205,15 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
     """Let `best` stand for what scored best of each concept; returns these, as versions.
 
     Best is the highest harmonic mean of prompt and identity score; of equal ones the latest. A
-    checkpoint becomes a version by it.
+    checkpoint becomes a version by it. Raises `InvalidInput` if a suite has no such mean.
     """
     best: dict[str, Evaluation] = {}
     for each in found:
+        if HARMONIC not in each.scores and not each.others:
+            raise InvalidInput(
+                f"the suite {each.suite} cannot say which version is best",
+                hint="take one whose prompts keep the looks of the photos",
+            )
         if not each.others and each.both >= best.get(each.concept, each).both:
             best[each.concept] = each
     marked = [_as_version(registry, each) for each in best.values()]

@@ -28,7 +28,7 @@ from .judge import Judge, Seen
 from .regions import as_mask, inside_only, region, share_inside
 from .suites import SuitePrompt
 
-PAINTED = "photo"
+PLAIN_STYLE = "photo"
 """The style of a prompt that asks for no other."""
 
 
@@ -161,7 +161,7 @@ class Scorer:
         others = [subject.category for subject in self.subjects[1:]]
         second = prompt.second_for(category)
         asked = {"category": category in seen.categories}
-        asked["style"] = seen.style == prompt.sees.get("style", PAINTED)
+        asked["style"] = seen.style == prompt.sees.get("style", PLAIN_STYLE)
         for name in ("place", "accessory"):
             if name in prompt.sees:
                 asked[name] = getattr(seen, name) == prompt.sees[name]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conceptry import evaluation
 from conceptry.evaluation import evaluating
 from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
@@ -12,6 +13,7 @@ from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BARE
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.running import Wish, keep, mark_best, score
+from conceptry.evaluation.suites import Suite, SuitePrompt
 from conceptry.methods.prompts import choose
 from conceptry.models.loading import LoadedBase
 from conceptry.models.request import Settings
@@ -159,6 +161,16 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
     assert choose(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
 
 
+def test_a_suite_that_asks_for_other_looks_alone_cannot_choose(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    suite = Suite("styles", "", (SuitePrompt("a sketch of a {}", keeps_looks=False),))
+    found = evaluate(taught, base, encoders, plan_of(taught, base, "<rex>", suite))
+    with pytest.raises(InvalidInput, match="cannot say which version is best"):
+        mark_best(taught, [found])
+    assert not any(version.aliases for version in taught.show("rex").versions)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -178,3 +190,10 @@ def test_nothing_is_left_of_a_wish_that_cannot_be(
         list(score(taught, wish(base, "rex", **options), offline=True))
     assert taught.evaluations("rex") == []
     assert not (taught.location.cache / "evaluations").exists()
+
+
+def test_every_call_that_is_promised_is_there() -> None:
+    for name in evaluation.__all__:
+        assert callable(getattr(evaluation, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        evaluation.nothing  # noqa: B018
