@@ -50,7 +50,7 @@ class Plan:
         prompt = "seen" if self.wanted.is_drawn_world else "clip_t"
         identity = "dino" if self.wanted.dino else "clip_i"
         identity = "identity" if self.wanted.is_drawn_world else identity
-        return prompt, identity + ("_subject" if self.suite.num_subjects > 1 else "")
+        return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
     def made_by(self, hashes: Mapping[str, Any]) -> dict[str, Any]:
         """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""

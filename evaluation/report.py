@@ -35,6 +35,9 @@ COLUMNS = (
     "identity_subject",
     "dino_subject",
     "clip_i_subject",
+    "identity_subjects",
+    "dino_subjects",
+    "clip_i_subjects",
     "replay",
     "diversity",
     "focus",
@@ -206,7 +209,8 @@ def _as_source(image: Image.Image) -> str:
 
 def _photos(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[str, list[str]]]:
     """The photos of each concept, small."""
-    for name in dict.fromkeys(each.concept for each in found):
+    shown = [label for each in found for label in (each.concept, *each.others)]
+    for name in dict.fromkeys(label.partition("@")[0] for label in shown):
         try:
             concept = registry.show(name)
         except ConceptNotFound:

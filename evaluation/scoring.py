@@ -12,7 +12,7 @@ seen         share of what the prompt asks for that the judge sees, in the drawn
 focus        share of the concept's token map that falls on its region
 leak         with two concepts, share of the first one's token map that falls on the other's region
 
-Scores of a second concept end in `_other`.
+Scores of a second concept end in `_other`; `…_subjects` are the means of `…_subject` over both.
 """
 
 import statistics
@@ -100,6 +100,8 @@ class Scorer:
                 row[f"focus{suffix}"] = share_inside(own, inside[number])
                 if len(self.subjects) > 1:
                     row[f"leak{suffix}"] = share_inside(own, inside[1 - number] & ~inside[number])
+        if len(self.subjects) > 1:
+            self._of_both(rows)
         if self.encoders.judge is not None:
             self._judged(rows, prompt, images, self.encoders.judge)
         rounded = [{name: round(value, 4) for name, value in row.items()} for row in rows]
@@ -142,6 +144,13 @@ class Scorer:
             cosines = (encoder.embed(cut) @ subject.inside[name].T).mean(-1)
             for row, each in zip(rows, cosines, strict=True):
                 row[f"{name}_subject{suffix}"] = float(each)
+
+    def _of_both(self, rows: list[dict[str, float]]) -> None:
+        for row in rows:
+            for name in picture_encoders(self.encoders):
+                own, other = (row.get(f"{name}_subject{suffix}") for suffix in ("", "_other"))
+                if own is not None and other is not None:
+                    row[f"{name}_subjects"] = (own + other) / 2
 
     def _judged(
         self,

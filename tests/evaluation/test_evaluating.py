@@ -105,6 +105,7 @@ def test_two_concepts_in_a_picture(taught: Registry, base: LoadedBase, encoders:
     assert {"leak", "leak_other", "focus", "seen_second", "identity_subject_other"} <= set(
         found.scores
     )
+    assert found.headlines == ["seen", "identity_subjects", "both"]
     keep(taught, found)
     assert plan.recorded(taught, encoders.hashes()) == found
     with pytest.raises(InvalidInput, match="is for 2 concepts"):

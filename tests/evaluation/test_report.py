@@ -18,7 +18,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import StorageError
 from PIL import Image
-from to_score import plan_of
+from to_score import TOGETHER, plan_of
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 NEW_BROWSER = [
@@ -86,6 +86,15 @@ def test_it_holds_every_picture_and_asks_no_network(
     assert len(page.sources) == 2 * len(pictures) + num_worst + num_photos
     for each in found:
         assert f"{each.scores['seen'].mean:.3f}" in text
+
+
+def test_it_shows_the_photos_of_both_concepts(
+    taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path
+) -> None:
+    found = evaluate(taught, base, encoders, plan_of(taught, base, "<rex> <mia>", TOGETHER))
+    text = write_report(taught, [found], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Photos of rex" in text
+    assert "Photos of mia" in text
 
 
 def test_the_numbers_are_beside_it(

@@ -149,7 +149,8 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
     (row,), _ = Scorer(encoders, subjects).score(prompt, [Picture(photo, maps)])
     assert (row["focus"], row["leak"]) == (0.75, 0.25)
     assert (row["focus_other"], row["leak_other"]) == (1.0, 0.0)
-    assert "identity_subject_other" in row
+    pair = [row["identity_subject"], row["identity_subject_other"]]
+    assert row["identity_subjects"] == pytest.approx(sum(pair) / 2, abs=1e-4)
     assert "identity" not in row, "of two subjects, only their own regions tell"
 
 
