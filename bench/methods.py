@@ -201,7 +201,7 @@ class Laboratory:
         """A row for each individual and method."""
         suite, wanted = find_suite("miniature"), wanted_for(self.base.base)
         encoders = load_encoders(wanted)
-        cache = PictureCache(self.registry.location.cache / "evaluations")
+        cache = PictureCache.of(self.registry)
         for who in self.subjects:
             for method in self.methods:
                 version = self.version(who, method)

@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     from ..evaluation.plan import Plan
     from ..evaluation.record import Evaluation, Interval
 
-_SHOWN = (
-    "both",
-    "seen",
-    "clip_t",
-    "identity",
-    "dino",
-    "clip_i",
-    "identity_subjects",
-    "dino_subjects",
-    "clip_i_subjects",
-    "replay",
-    "diversity",
-    "focus",
-    "leak",
-)
-
 
 def evaluate(
     context: typer.Context,
@@ -139,18 +123,15 @@ def _scored(session: Session, registry: Any, wish: Any, offline: bool) -> "list[
             total = len(plan.suite.prompts) * len(plan.seeds)
             session.output.note(f"{names}: {plan.suite.name}, {count(total, 'picture')}")
 
-        def on_progress(done: int, total: int) -> None:
-            if advance:
-                advance(done, total)
-
-        found.extend(
-            score(registry, wish, offline=offline, on_start=on_start, on_progress=on_progress)
-        )
+        found.extend(score(registry, wish, offline=offline, on_start=on_start, on_progress=advance))
     return found
 
 
 def _render(found: "list[Evaluation]") -> list[Any]:
-    names = [name for name in _SHOWN if any(name in each.scores for each in found)]
+    from ..evaluation.record import COLUMNS
+
+    told = {name for each in found for name in each.scores if not name.endswith("_subject")}
+    names = [name for name in COLUMNS if name in told]
     rows = [
         [each.label, each.suite, *(_told(each.scores.get(name)) for name in names)]
         for each in found
@@ -197,18 +178,14 @@ def suites(
     session = session_of(context)
     from ..evaluation.suites import find_suite, shipped_suites
 
-    if name is None:
-        found = list(shipped_suites().values())
-        rows = [(each.name, str(len(each.prompts)), each.about) for each in found]
-        told = [
-            {"name": each.name, "about": each.about, "prompts": [asdict(p) for p in each.prompts]}
-            for each in found
-        ]
-        session.output.result({"suites": told}, table(("name", "prompts", "about"), rows))
-        return
-    suite = find_suite(name)
+    found = [find_suite(name)] if name else list(shipped_suites().values())
     told = [
-        {"name": suite.name, "about": suite.about, "prompts": [asdict(p) for p in suite.prompts]}
+        {"name": each.name, "about": each.about, "prompts": [asdict(p) for p in each.prompts]}
+        for each in found
     ]
-    prompts = [(prompt.tests, prompt.text) for prompt in suite.prompts]
-    session.output.result({"suites": told}, table(("tests", "prompt"), prompts))
+    if name:
+        shown = table(("tests", "prompt"), [(p.tests, p.text) for p in found[0].prompts])
+    else:
+        rows = [(each.name, str(len(each.prompts)), each.about) for each in found]
+        shown = table(("name", "prompts", "about"), rows)
+    session.output.result({"suites": told}, shown)

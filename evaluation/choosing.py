@@ -10,7 +10,6 @@ from ..methods.prompts import Chosen, Mention
 from ..methods.wardrobe import Worn
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.errors import InvalidInput
 from ..registry.records import VersionRecord
 from .encoders import Encoders, load_encoders
 from .evaluating import Evaluator, Subject, masks_of
@@ -51,8 +50,6 @@ class Watch:
     def __post_init__(self) -> None:
         (name,), wish = self.wish.names, self.wish
         concept = self.registry.show(name)
-        if not concept.images:
-            raise InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
         self._wanted = wanted_for(self.base.base, clip=wish.clip, dino=wish.dino)
         self._suite = suite_of(wish, self._wanted, concept)
         self._encoders = load_encoders(self._wanted, offline=self.offline)

@@ -1,10 +1,8 @@
 """`evaluate`: draw a suite with a version of a concept, and score it."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
@@ -44,7 +42,9 @@ class Subject:
         """A version with the photos of its concept. Raises `InvalidInput` if it has none."""
         concept = chosen.concept
         if not concept.images:
-            raise InvalidInput(f"{concept.name} has no photos to compare with")
+            raise InvalidInput(
+                f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
+            )
         return cls(
             concept.category,
             [registry.read_photo(image) for image in concept.images],
@@ -71,13 +71,13 @@ def evaluate(
     Pictures that were drawn before are not drawn again. Raises what `dressed` raises.
     """
     subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
-    cache = PictureCache(registry.location.cache / "evaluations")
+    cache = PictureCache.of(registry)
     return Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
 
 
 @dataclass(slots=True)
 class Evaluator:
-    """One evaluation; `seconds` says where its time went.
+    """One evaluation.
 
     Of a pipeline that is dressed already, `worn` says in what, and `portraits` are of its subjects,
     since the photos have to be looked at by the bare base model.
@@ -90,12 +90,11 @@ class Evaluator:
     subjects: Sequence[Subject]
     worn: list[Worn] | None = None
     portraits: Sequence[Portrait] | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: {"drawing": 0.0, "scoring": 0.0})
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
         """Draw, or find, and score every picture of the suite."""
         total = len(self.plan.suite.prompts) * len(self.plan.seeds)
-        portraits = self.portraits or self._timed("scoring", self._portraits)
+        portraits = self.portraits or self._portraits()
         scorer = Scorer(self.encoders, portraits)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
@@ -113,10 +112,8 @@ class Evaluator:
         vectors: list[Tensor] = []
         for first in range(0, len(self.plan.seeds), BATCH):
             seeds = self.plan.seeds[first : first + BATCH]
-            drawn = self._timed("drawing", lambda some=seeds: studio.pictures(prompt, some))
-            rows, embedded = self._timed(
-                "scoring", lambda some=drawn: scorer.score(prompt, [each for _, each in some])
-            )
+            drawn = studio.pictures(prompt, seeds)
+            rows, embedded = scorer.score(prompt, [picture for _, picture in drawn])
             vectors.append(embedded)
             for seed, (key, _), row in zip(seeds, drawn, rows, strict=True):
                 found.append(PictureScores(seed, key, row))
@@ -136,12 +133,6 @@ class Evaluator:
             )
             for subject in self.subjects
         ]
-
-    def _timed(self, what: str, work: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        result = work()
-        self.seconds[what] += time.perf_counter() - started
-        return result
 
 
 def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..models.pictures import replace_picture
+from ..registry import Registry
 from ..registry.errors import StorageError
 from .scoring import Picture
 
@@ -28,6 +29,11 @@ class PictureCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @classmethod
+    def of(cls, registry: Registry) -> "PictureCache":
+        """The one of a registry."""
+        return cls(registry.location.cache / "evaluations")
 
     @staticmethod
     def key(made_from: Mapping[str, Any]) -> str:

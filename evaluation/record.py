@@ -20,6 +20,25 @@ the same individual 0.970 at most.
 """
 HARMONIC = "both"
 NUM_RESAMPLINGS = 1000
+COLUMNS = (
+    "both",
+    "seen",
+    "clip_t",
+    "identity",
+    "dino",
+    "clip_i",
+    "identity_subject",
+    "dino_subject",
+    "clip_i_subject",
+    "identity_subjects",
+    "dino_subjects",
+    "clip_i_subjects",
+    "replay",
+    "diversity",
+    "focus",
+    "leak",
+)
+"""Scores in the order in which people get them."""
 
 
 @dataclass(frozen=True, slots=True)

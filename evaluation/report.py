@@ -19,30 +19,12 @@ from ..registry import Registry
 from ..registry.errors import ConceptNotFound, StorageError
 from .charts import curves, scatter
 from .picture_cache import PictureCache
-from .record import REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
+from .record import COLUMNS, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
 
 NUM_WORST = 12
 _LARGEST = 768
 _LOSSLESS = 256
 _PHOTO_SIDE = 160
-COLUMNS = (
-    "both",
-    "seen",
-    "clip_t",
-    "identity",
-    "dino",
-    "clip_i",
-    "identity_subject",
-    "dino_subject",
-    "clip_i_subject",
-    "identity_subjects",
-    "dino_subjects",
-    "clip_i_subjects",
-    "replay",
-    "diversity",
-    "focus",
-    "leak",
-)
 MEANINGS = {
     "both": "harmonic mean of the prompt score and the identity score; the best version is chosen "
     "by it",
@@ -119,7 +101,7 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = PictureCache(registry.location.cache / "evaluations")
+    pictures = PictureCache.of(registry)
     shown = [list(_shown(each, number, pictures)) for number, each in enumerate(found)]
     names = [name for name in COLUMNS if any(name in each.scores for each in found)]
     return environment.get_template("report.html.j2").render(

@@ -60,14 +60,17 @@ def score(
     that are not there, `InvalidInput` for suites that do not fit. `base` is taken where it is the
     one that is wanted, and has to be bare.
     """
-    wanted = [_Task.of(wish, chosen) for chosen in _casts(registry, wish)]
+    tasks = [_Task.of(wish, cast) for cast in _casts(registry, wish)]
+    at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
-    for each in wanted:
-        plan = each.plan_unloaded(wish)
-        hashes = each.encoders.known_hashes()
-        if plan and hashes and (found := plan.recorded(registry, hashes)):
-            yield found
-            continue
+    for each in tasks:
+        if hashes := each.encoders.known_hashes():
+            if each.base not in at_rest:
+                at_rest[each.base] = hash_of_base(each.base)
+            sha256 = at_rest[each.base]
+            if sha256 and (found := each.plan(wish, sha256).recorded(registry, hashes)):
+                yield found
+                continue
         key = (each.base, each.encoders)
         if key not in loaded:
             loaded.clear()  # one base model at a time
@@ -155,11 +158,6 @@ class _Task:
         suite = suite_of(wish, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
 
-    def plan_unloaded(self, wish: Wish) -> Plan | None:
-        """The plan, if the base model's hash is known without loading it."""
-        sha256 = hash_of_base(self.base)
-        return self.plan(wish, sha256) if sha256 else None
-
     def plan(self, wish: Wish, base_sha256: str) -> Plan:
         return Plan(
             chosen=self.cast,
@@ -186,14 +184,14 @@ def _taught_on(chosen: Chosen) -> str:
 
 
 def _loaded(
-    wanted: _Task, at_hand: "LoadedBase | None", offline: bool
+    task: _Task, at_hand: "LoadedBase | None", offline: bool
 ) -> "tuple[LoadedBase, Encoders]":
     from ..models.loading import load_base
     from .encoders import load_encoders
 
-    encoders = load_encoders(wanted.encoders, offline=offline)  # what may be missing comes first
-    is_it = at_hand is not None and at_hand.base == wanted.base
-    base = at_hand if at_hand and is_it else load_base(wanted.base.name, offline=offline)
+    encoders = load_encoders(task.encoders, offline=offline)  # what may be missing comes first
+    is_it = at_hand is not None and at_hand.base == task.base
+    base = at_hand if at_hand and is_it else load_base(task.base.name, offline=offline)
     encoders.to(base.pipeline.device)
     return base, encoders
 

@@ -91,9 +91,9 @@ class Scorer:
         self._text(rows, prompt, vectors["clip_i"])
         if len(self.subjects) == 1:
             self._whole(rows, prompt, vectors)
+        regions = [region(picture.maps[:, 0]) for picture in pictures]
         for number, subject in enumerate(self.subjects):
             suffix = "_other" if number else ""
-            regions = [region(picture.maps[:, 0]) for picture in pictures]
             self._inside(rows, prompt, subject, images, [r[number] for r in regions], suffix)
             for row, picture, inside in zip(rows, pictures, regions, strict=True):
                 own = picture.maps[number, 1]
