@@ -1,4 +1,4 @@
-"""Watching the cross-attention of a diffusers U-Net: token maps or moments, layer by layer.
+"""Watching the cross-attention of a diffusers U-Net: maps, moments, distances, layer by layer.
 
     with observe(unet, columns=[4, 5], want="moments") as seen:
         unet(latents, timesteps, states)
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from .attention import attend
+from .attention import REDUCTIONS, attend, map_distance
 from .problem import WANTS
 
 CROSS_ATTENTION = r".*attn2"
@@ -28,41 +29,62 @@ class Observation:
     """What the watched layers gave, by their names in the order of the forward pass.
 
     Of each layer, the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T, 2),
-    both as `attend` returns them. `backends` are those that computed them.
+    both as `attend` returns them; `distances` (B,), as `map_distance` does. `backends` are those
+    that computed them.
     """
 
     maps: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
+    distances: dict[str, Tensor] = field(default_factory=dict)
     backends: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self.maps.clear()
-        self.moments.clear()
+        for seen in (self.maps, self.moments, self.distances):
+            seen.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the watched layers are to compute."""
+
+    columns: Tensor | Sequence[int] | None
+    want: tuple[str, ...]
+    per_head: bool
+    reference: Tensor | None
+    reduction: str
 
 
 @contextmanager
 def observe(
     unet: Any,
     *,
-    columns: Tensor | Sequence[int],
-    want: str | Sequence[str] = "moments",
+    columns: Tensor | Sequence[int] | None = None,
+    want: str | Sequence[str] | None = None,
     layers: str | Callable[[str], bool] = CROSS_ATTENTION,
     per_head: bool = False,
+    reference: Tensor | None = None,
+    reduction: str = "sum",
 ) -> Iterator[Observation]:
-    """Let the layers of a UNet2DConditionModel compute token maps or moments as they attend.
+    """Let the layers of a UNet2DConditionModel compute what their attention looks like.
 
-    `columns` are token positions, (T,) or (B, T); `layers` says which attention layers are
-    watched, a regular expression for their whole names or a function of a name. The output of the
-    U-Net stays what it was, up to the last bits, and gradients flow through what is seen. After
-    the context the U-Net has its own processors again. With gradient checkpointing, call
-    `backward` inside the context, since layers are then computed again; they are recorded once.
+    - `columns` are token positions, (T,) or (B, T), of which token maps or moments are wanted
+      (moments, if `want` is left out).
+    - `reference` are other text states, (B, M, d): of each layer, the distance of its attention map
+      from that of the same queries over the reference's keys is wanted; see `map_distance`, which
+      `reduction` is for.
+    - `layers` says which attention layers are watched, a regular expression for their whole names
+      or a function of a name.
 
-    Raises `ValueError` if no layer fits, or a layer is of a kind that cannot be watched.
+    The output of the U-Net stays what it was, up to the last bits, and gradients flow through what
+    is seen. After the context the U-Net has its own processors again. With gradient checkpointing,
+    call `backward` inside the context, since layers are then computed again; they are recorded
+    once.
+
+    Raises `ValueError` if nothing is asked for, no layer fits, or a layer is of a kind that cannot
+    be watched.
     """
-    words = [want] if isinstance(want, str) else list(want)
-    if not words or any(word not in WANTS for word in words):
-        raise ValueError(f"want is {want!r}: expected 'maps', 'moments' or both")
+    asked = _asked(columns, want, per_head, reference, reduction)
     own = unet.attn_processors
     names = [name.removesuffix(".processor") for name in own]
     fits = layers if callable(layers) else re.compile(layers).fullmatch
@@ -73,14 +95,34 @@ def observe(
         _check_layer(unet.get_submodule(name), name)
     seen = Observation()
     processors = own | {
-        f"{name}.processor": _WatchingProcessor(seen, name, columns, tuple(words), per_head)
-        for name in watched
+        f"{name}.processor": _WatchingProcessor(seen, name, asked) for name in watched
     }
     unet.set_attn_processor(dict(processors))
     try:
         yield seen
     finally:
         unet.set_attn_processor(dict(own))
+
+
+def _asked(
+    columns: Tensor | Sequence[int] | None,
+    want: str | Sequence[str] | None,
+    per_head: bool,
+    reference: Tensor | None,
+    reduction: str,
+) -> _Asked:
+    if columns is None and reference is None:
+        raise ValueError("columns and reference are both None: expected one of them")
+    words: tuple[str, ...] = ()
+    if columns is not None:
+        words = ("moments",) if want is None else (want,) if isinstance(want, str) else tuple(want)
+        if not words or any(word not in WANTS for word in words):
+            raise ValueError(f"want is {want!r}: expected 'maps', 'moments' or both")
+    elif want is not None:
+        raise ValueError(f"want is {want!r}, but columns is None: expected token positions")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected 'sum' or 'mean'")
+    return _Asked(columns, words, per_head, reference, reduction)
 
 
 def _check_layer(layer: Any, name: str) -> None:
@@ -97,19 +139,10 @@ def _check_layer(layer: Any, name: str) -> None:
 class _WatchingProcessor:
     """What diffusers' AttnProcessor2_0 computes, through `attend`."""
 
-    def __init__(
-        self,
-        seen: Observation,
-        name: str,
-        columns: Tensor | Sequence[int],
-        want: tuple[str, ...],
-        per_head: bool,
-    ) -> None:
+    def __init__(self, seen: Observation, name: str, asked: _Asked) -> None:
         self.seen = seen
         self.name = name
-        self.columns = columns
-        self.want = want
-        self.per_head = per_head
+        self.asked = asked
 
     @torch.compiler.disable(recursive=True)
     def __call__(
@@ -131,19 +164,12 @@ class _WatchingProcessor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if encoder_hidden_states is not None and attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        attended = attend(
-            _by_head(query, attn.heads),
-            _by_head(key, attn.heads),
-            _by_head(value, attn.heads),
-            key_bias=_key_bias(attention_mask, key.shape[1]),
-            columns=self.columns,
-            want=self.want,
-            per_head=self.per_head,
-            scale=attn.scale,
-        )
-        self._record(attended)
-        output = attended.output.transpose(1, 2).flatten(2).to(query.dtype)
+        projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (_by_head(each, attn.heads) for each in projections)
+        output = self._attended(query, key, value, attention_mask, attn.scale)
+        if self.asked.reference is not None:
+            self._compare(attn, query, key, attention_mask)
+        output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
         if len(shape) == 4:
             output = output.mT.reshape(shape)
@@ -151,14 +177,43 @@ class _WatchingProcessor:
             output = output + residual
         return output / attn.rescale_output_factor
 
-    def _record(self, attended: Any) -> None:
-        if _in_backward():
-            return  # gradient checkpointing computes the layer again
-        if attended.maps is not None:
-            self.seen.maps[self.name] = attended.maps
-        if attended.moments is not None:
-            self.seen.moments[self.name] = attended.moments
-        self.seen.backends.add(attended.backend)
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """The output (B, H, N, D); what is wanted of the maps is kept."""
+        asked, bias = self.asked, _key_bias(mask, key.shape[2])
+        if not asked.want:
+            rows = None if bias is None else bias[:, None, None]
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=rows, scale=scale)
+        attended = attend(
+            query,
+            key,
+            value,
+            key_bias=bias,
+            columns=asked.columns,
+            want=asked.want,
+            per_head=asked.per_head,
+            scale=scale,
+        )
+        if not _in_backward():  # gradient checkpointing computes the layer again
+            if attended.maps is not None:
+                self.seen.maps[self.name] = attended.maps
+            if attended.moments is not None:
+                self.seen.moments[self.name] = attended.moments
+            self.seen.backends.add(attended.backend)
+        return attended.output
+
+    def _compare(self, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        """Keep the distance from the map that the reference's keys would give."""
+        if mask is not None:
+            raise ValueError("attention_mask is given: expected None where distances are wanted")
+        with torch.no_grad():
+            states = self.asked.reference
+            states = attn.norm_encoder_hidden_states(states) if attn.norm_cross else states
+            other = _by_head(attn.to_k(states), attn.heads).to(key.dtype)
+        distance = map_distance(query, key, other, reduction=self.asked.reduction, scale=attn.scale)
+        if not _in_backward():
+            self.seen.distances[self.name] = distance
 
 
 def _by_head(states: Tensor, heads: int) -> Tensor:

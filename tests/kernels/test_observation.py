@@ -226,16 +226,93 @@ def test_a_compiled_unet_can_be_watched() -> None:
     assert all(torch.allclose(seen.moments[name], eager.moments[name]) for name in seen.moments)
 
 
+def reference_for(inputs: dict[str, Any]) -> Tensor:
+    states = inputs["encoder_hidden_states"]
+    return states.flip(0) + 0.1 * torch.arange(states.shape[1])[:, None]
+
+
+def test_distances_are_those_of_materialised_maps(unet: Any) -> None:
+    """Of each layer: the same queries over the keys of two texts."""
+    inputs = inputs_for(unet)
+    reference = reference_for(inputs)
+    queries: dict[str, Tensor] = {}
+    layers = {name: m for name, m in unet.named_modules() if name.endswith("attn2")}
+    hooks = [
+        layer.to_q.register_forward_hook(lambda _, __, out, name=name: queries.update({name: out}))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad(), observe(unet, reference=reference) as seen:
+        watched = unet(**inputs).sample
+        plain = unet(**inputs).sample
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(watched, plain)
+    assert torch.allclose(watched, unet(**inputs).sample, rtol=1e-4, atol=1e-5)
+    assert seen.distances.keys() == layers.keys()
+    for name, layer in layers.items():
+        maps = []
+        for states in (inputs["encoder_hidden_states"], reference):
+            q, k = (
+                x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+                for x in (queries[name], layer.to_k(states))
+            )
+            maps.append((q @ k.mT * layer.scale).softmax(-1))
+        expected = (maps[0] - maps[1]).square().sum((2, 3)).mean(1)
+        assert torch.allclose(seen.distances[name], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_moments_and_distances_are_seen_in_one_pass(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    with torch.no_grad():
+        with observe(unet, columns=COLUMNS) as moments:
+            unet(**inputs)
+        with observe(unet, reference=reference_for(inputs)) as distances:
+            unet(**inputs)
+        with observe(unet, columns=COLUMNS, reference=reference_for(inputs)) as both:
+            unet(**inputs)
+    assert both.moments.keys() == moments.moments.keys()
+    for name, expected in moments.moments.items():
+        assert torch.allclose(both.moments[name], expected, rtol=1e-4, atol=1e-8)
+        assert torch.allclose(both.distances[name], distances.distances[name], rtol=1e-4)
+
+
+def test_a_text_is_at_no_distance_from_itself(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    with torch.no_grad(), observe(unet, reference=inputs["encoder_hidden_states"]) as seen:
+        unet(**inputs)
+    assert all(not distance.any() for distance in seen.distances.values())
+
+
+def test_distances_survive_gradient_checkpointing(unet: Any) -> None:
+    inputs = inputs_for(unet)
+    states = inputs["encoder_hidden_states"].requires_grad_(True)
+    unet.train()
+    found = []
+    for begin in (lambda: None, unet.enable_gradient_checkpointing):
+        begin()
+        with observe(unet, reference=reference_for(inputs).detach()) as seen:
+            unet(**inputs)
+            sum(seen.distances.values()).sum().backward()  # pyright: ignore[reportAttributeAccessIssue]
+        found.append(states.grad)
+        states.grad = None
+    assert found[0].any()
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layers": "attn3"}, "no attention layer fits 'attn3'"),
         ({"want": "everything"}, "want is 'everything'"),
         ({"want": ()}, "expected 'maps', 'moments' or both"),
+        ({"columns": None}, "columns and reference are both None"),
+        ({"columns": None, "reference": torch.zeros(1), "want": "maps"}, "want is 'maps', but"),
+        ({"reduction": "max"}, "reduction is 'max'"),
     ],
     ids=str,
 )
 def test_a_wrong_wish_is_told(options: dict[str, Any], message: str) -> None:
     unet = make_unet(SHAPES["SD 1.5"])
-    with pytest.raises(ValueError, match=message), observe(unet, columns=[0], **options):
+    given: dict[str, Any] = {"columns": [0]} | options
+    with pytest.raises(ValueError, match=message), observe(unet, **given):
         pass
