@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conceptry.methods import engine
-from conceptry.methods.engine import StepReport, Subject, Training
+from conceptry.methods import stage_run
+from conceptry.methods.engine import Subject, Training
+from conceptry.methods.hooks import StepReport
 from conceptry.methods.method import find_method, settings_of
 from conceptry.models.loading import load_base
 from environment import describe
@@ -65,9 +66,8 @@ class _Maps:
 
 
 @contextmanager
-def _materialised(unet: Any, *, columns: Tensor, want: str) -> Iterator[_Maps]:
+def _materialised(unet: Any, *, columns: Tensor, **_: Any) -> Iterator[_Maps]:
     """What `observe` does, at full cost."""
-    del want
     own, maps = unet.attn_processors, _Maps(columns)
     eager = {
         name: EagerProcessor(
@@ -84,12 +84,12 @@ def _materialised(unet: Any, *, columns: Tensor, want: str) -> Iterator[_Maps]:
 
 @contextmanager
 def _usual_way() -> Iterator[None]:
-    ours = engine.observe
-    engine.observe = _materialised
+    ours = stage_run.observe
+    stage_run.observe = _materialised
     try:
         yield
     finally:
-        engine.observe = ours
+        stage_run.observe = ours
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from ..evaluation.record import Evaluation
     from ..evaluation.running import Wish as ToScore
-    from ..methods.engine import Hooks, StepReport
+    from ..methods.hooks import Hooks, StepReport
     from ..methods.training import Estimate, Trained
     from ..models.loading import LoadedBase
     from ..registry import Registry
+    from ..registry.errors import ConceptryError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class _Wish:
     clip: str | None
     dino: str | None
     tensorboard: Path | None
+    together: int
     offline: bool
 
 
@@ -119,13 +122,23 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Also write losses for TensorBoard.", show_default=False),
     ] = None,
+    together: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Teach up to N concepts in one batch, by methods that keep the base model.",
+        ),
+    ] = 8,
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Train on N GPUs at once.")
     ] = 1,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
-    """Teach concepts to a base model, one after another; each result is a new version.
+    """Teach concepts to a base model; each result is a new version.
 
+    Methods that keep the base model as it is teach several at once, the others one after another.
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
@@ -155,6 +168,7 @@ def train(
         clip=clip,
         dino=dino,
         tensorboard=tensorboard,
+        together=together,
         offline=offline,
     )
     with session.registry() as registry:
@@ -173,8 +187,8 @@ def train(
             return
         queue = _Queue(session, registry, loaded, wish)
         with _stopping_politely(session) as is_asked:
-            for name in chosen:
-                queue.train(name, is_asked)
+            for batch in queue.batches(chosen):
+                queue.train(batch, is_asked)
                 if is_asked():
                     break
         queue.choose()
@@ -214,7 +228,7 @@ def _check(registry: "Registry", names: list[str], wish: _Wish, base: str) -> No
 
 
 class _Queue:
-    """Trains one concept after another; one that fails does not stop the rest."""
+    """Trains concepts, some at a time; one that fails does not stop the rest."""
 
     def __init__(
         self, session: Session, registry: "Registry", base: "LoadedBase", wish: _Wish
@@ -227,28 +241,54 @@ class _Queue:
         self._failed: list[tuple[str, Failure]] = []
         self._best: list[Evaluation] = []
 
-    def train(self, name: str, is_asked_to_stop: Any) -> None:
-        """Train one."""
+    def batches(self, names: list[str]) -> list[list[str]]:
+        """Which concepts are taught at once."""
+        from ..methods.method import find_method
+
+        def can_share(name: str) -> bool:
+            wish = self._wish
+            method = self._registry.resumable_run(name).method if wish.resume else wish.method
+            return find_method(method).keeps_base
+
+        size, batches = self._wish.together, list[list[str]]()
+        for name in names:
+            has_room = bool(batches) and len(batches[-1]) < size
+            if has_room and can_share(batches[-1][0]) and can_share(name):
+                batches[-1].append(name)
+            else:
+                batches.append([name])
+        return batches
+
+    def train(self, names: list[str], is_asked_to_stop: Any) -> None:
+        """Train a batch."""
         from ..methods.processes import num_processes
         from ..registry.errors import ConceptryError
 
         output = self._session.output
-        output.note(f"teaching {name}", style="bold")
+        output.note(f"teaching {', '.join(names)}", style="bold")
         try:
-            with self._hooks(name, is_asked_to_stop) as hooks:
-                done = self._train(name, self._watched(name, hooks))
+            with self._hooks(names, is_asked_to_stop) as hooks:
+                watched = {name: self._watched(name, own) for name, own in hooks.items()}
+                outcomes = self._train(names, watched)
         except ConceptryError as error:
             if num_processes() > 1:
                 raise  # the others cannot follow any further
-            failure = explain(error)
-            self._failed.append((name, failure))
-            if not output.as_json:
-                output.error(failure.message, failure.hint)
+            self._fail(names, error)
             return
-        self._done.append(done)
-        output.note(f"{name}@{done.version} is ready, {done.seconds:.0f} s")
-        if done.previews:
-            output.note(f"previews: {done.previews}")
+        for name, outcome in zip(names, outcomes, strict=True):
+            if isinstance(outcome, ConceptryError):
+                self._fail([name], outcome)
+                continue
+            self._done.append(outcome)
+            output.note(f"{name}@{outcome.version} is ready, {outcome.seconds:.0f} s")
+            if outcome.previews:
+                output.note(f"previews: {outcome.previews}")
+
+    def _fail(self, names: list[str], error: Exception) -> None:
+        failure = explain(error)
+        self._failed += [(name, failure) for name in names]
+        if not self._session.output.as_json:
+            self._session.output.error(failure.message, failure.hint)
 
     def _watched(self, name: str, hooks: "Hooks") -> "Hooks":
         """With what is kept and scored on the way; scores are of the first process."""
@@ -311,15 +351,17 @@ class _Queue:
             dino=wish.dino,
         )
 
-    def _train(self, name: str, hooks: "Hooks") -> "Trained":
+    def _train(
+        self, names: list[str], hooks: "Mapping[str, Hooks]"
+    ) -> "list[Trained | ConceptryError]":
         from ..methods import training
 
         wish = self._wish
         if wish.resume:
-            return training.resume(self._registry, name, self._base, hooks=hooks)
-        return training.train(
+            return training.resume_together(self._registry, names, self._base, hooks=hooks)
+        return training.train_together(
             self._registry,
-            name,
+            names,
             self._base,
             method=wish.method,
             preset=wish.preset,
@@ -329,39 +371,29 @@ class _Queue:
         )
 
     @contextmanager
-    def _hooks(self, name: str, is_asked_to_stop: Any) -> "Iterator[Hooks]":
-        """What is shown and written while one is taught."""
-        from ..methods.engine import Hooks
+    def _hooks(self, names: list[str], is_asked_to_stop: Any) -> "Iterator[dict[str, Hooks]]":
+        """What is shown and written while a batch is taught; progress is that of the first."""
+        from ..methods.hooks import Hooks
         from ..methods.tensorboard import written_for_tensorboard
 
         wish = self._wish
-        log = (
-            written_for_tensorboard(wish.tensorboard / name)
-            if wish.tensorboard
-            else nullcontext(lambda _: None)
-        )
-        with log as write, self._session.output.steps() as shown:
-
-            def on_step(report: "StepReport") -> None:
-                write(report)
-                if shown:
-                    shown.step(report.stage, report.step, report.num_steps, _line_of(report))
-
-            def on_preview(stage: str, step: int, images: "list[Image.Image]") -> None:
-                if shown:
-                    shown.pictures(f"{stage}, step {step}", images)
-
-            def on_class_picture(done: int, total: int) -> None:
-                if shown:
-                    shown.step("class pictures", done, total, "")
-
-            yield Hooks(
-                on_step=on_step,
-                on_class_picture=on_class_picture,
-                on_preview=on_preview,
-                preview_every=wish.preview_every,
-                should_stop=is_asked_to_stop,
-            )
+        with ExitStack() as stack:
+            shown = stack.enter_context(self._session.output.steps())
+            told: dict[str, Hooks] = {}
+            for i, name in enumerate(names):
+                write: Any = (
+                    stack.enter_context(written_for_tensorboard(wish.tensorboard / name))
+                    if wish.tensorboard
+                    else None
+                )
+                told[name] = Hooks(
+                    on_step=partial(_on_step, write, None if i else shown),
+                    on_class_picture=partial(_on_class_picture, shown),
+                    on_preview=partial(_on_preview, name if len(names) > 1 else "", shown),
+                    preview_every=wish.preview_every,
+                    should_stop=is_asked_to_stop,
+                )
+            yield told
 
     def tell(self) -> None:
         """Print what came out; ends with the first failure's exit code."""
@@ -383,6 +415,23 @@ class _Queue:
 
 def _document(done: "Trained") -> dict[str, Any]:
     return asdict(done) | {"previews": str(done.previews) if done.previews else None}
+
+
+def _on_step(write: Any, shown: Any, report: "StepReport") -> None:
+    if write:
+        write(report)
+    if shown:
+        shown.step(report.stage, report.step, report.num_steps, _line_of(report))
+
+
+def _on_class_picture(shown: Any, done: int, total: int) -> None:
+    if shown:
+        shown.step("class pictures", done, total, "")
+
+
+def _on_preview(whose: str, shown: Any, stage: str, step: int, images: "list[Image.Image]") -> None:
+    if shown:
+        shown.pictures(f"{whose} {stage}, step {step}".lstrip(), images)
 
 
 def _line_of(report: "StepReport") -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..methods.engine import Checkpoint, Hooks
+from ..methods.hooks import Checkpoint, Hooks
 from ..methods.prompts import Chosen, Mention
 from ..methods.wardrobe import Worn
 from ..models.loading import LoadedBase

@@ -11,23 +11,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..models.request import Request, Settings
-    from .engine import Hooks, StepReport
     from .generating import Picture, generate, reproduce, save_grid
+    from .hooks import Hooks, StepReport
     from .made import Made, read_made
     from .method import all_methods, find_method, read_presets, settings_of
     from .prompt_files import Defaults, read_prompts
-    from .training import Estimate, StageSummary, Trained, class_pictures, estimate, resume, train
+    from .training import (
+        Estimate,
+        StageSummary,
+        Trained,
+        class_pictures,
+        estimate,
+        resume,
+        resume_together,
+        train,
+        train_together,
+    )
 
 _HOMES = {
     "Defaults": ".prompt_files",
     "Estimate": ".training",
-    "Hooks": ".engine",
+    "Hooks": ".hooks",
     "Made": ".made",
     "Picture": ".generating",
     "Request": "..models.request",
     "Settings": "..models.request",
     "StageSummary": ".training",
-    "StepReport": ".engine",
+    "StepReport": ".hooks",
     "Trained": ".training",
     "all_methods": ".method",
     "class_pictures": ".training",
@@ -39,9 +49,11 @@ _HOMES = {
     "read_prompts": ".prompt_files",
     "reproduce": ".generating",
     "resume": ".training",
+    "resume_together": ".training",
     "save_grid": ".generating",
     "settings_of": ".method",
     "train": ".training",
+    "train_together": ".training",
 }
 
 __all__ = [
@@ -65,9 +77,11 @@ __all__ = [
     "read_prompts",
     "reproduce",
     "resume",
+    "resume_together",
     "save_grid",
     "settings_of",
     "train",
+    "train_together",
 ]
 
 

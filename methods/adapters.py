@@ -5,9 +5,10 @@ pipeline's modules are the very ones that it had.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -26,10 +27,6 @@ class Adapter(Protocol):
         """Take it off."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Its tensors, by names that `from_state` of its class knows."""
-        ...
-
 
 @contextmanager
 def wearing(pipeline: Any, adapters: Sequence[Adapter]) -> Iterator[None]:
@@ -45,20 +42,67 @@ def wearing(pipeline: Any, adapters: Sequence[Adapter]) -> Iterator[None]:
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding with further rows: ids from `first` on are those of `vectors` (n, d)."""
+    """An embedding with `count` further rows: ids from `first` on are those that `rows` gives."""
 
-    def __init__(self, base: nn.Module, vectors: nn.Parameter, first: int) -> None:
+    def __init__(self, base: nn.Module, rows: Callable[[], Tensor], first: int, count: int) -> None:
         super().__init__()
         self.base = base
-        self.vectors = vectors
+        self.rows = rows
         self.first = first
+        self.count = count
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (…,) to vectors (…, d)."""
-        new = (ids >= self.first) & (ids < self.first + len(self.vectors))
+        new = (ids >= self.first) & (ids < self.first + self.count)
         known = self.base(torch.where(new, 0, ids))
-        own = self.vectors.to(known)[torch.where(new, ids - self.first, 0)]
+        own = self.rows().to(known)[torch.where(new, ids - self.first, 0)]
         return torch.where(new.unsqueeze(-1), own, known)
+
+
+@dataclass(slots=True)
+class NewTokens:
+    """Tokens that a pipeline's tokenizers do not know.
+
+    `rows` give their vectors (n, d), for each text encoder one.
+    """
+
+    tokens: tuple[str, ...]
+    rows: Sequence[Callable[[], Tensor]]
+    _worn: list[tuple[Any, Any, Any, nn.Module]] = field(default_factory=list)
+
+    def inject(self, pipeline: Any) -> None:
+        """Let the pipeline's tokenizers know the tokens, and its text encoders their vectors."""
+        if self._worn:
+            raise RuntimeError(f"{self.tokens[0]} is on already")
+        names = ("tokenizer", "tokenizer_2")
+        for name, (tokenizer, encoder), rows in zip(
+            names, text_encoders(pipeline), self.rows, strict=False
+        ):
+            extended = copy.deepcopy(tokenizer)
+            extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
+            (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
+            base = encoder.get_input_embeddings()
+            encoder.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
+            setattr(pipeline, name, extended)
+            self._worn.append((name, tokenizer, encoder, base))
+            _read_at_end_token(encoder, tokenizer)
+
+    def eject(self, pipeline: Any) -> None:
+        """Give the pipeline its own tokenizers and embeddings back."""
+        for name, tokenizer, encoder, base in reversed(self._worn):
+            encoder.set_input_embeddings(base)
+            setattr(pipeline, name, tokenizer)
+        self._worn.clear()
+
+
+def mean_vectors(pipeline: Any, words: str) -> list[Tensor]:
+    """The mean of the vectors of some words, (d,), for each text encoder."""
+    means: list[Tensor] = []
+    for tokenizer, encoder in text_encoders(pipeline):
+        ids = torch.tensor(tokenizer(words, add_special_tokens=False).input_ids)
+        with torch.no_grad():
+            means.append(encoder.get_input_embeddings()(ids.to(encoder.device)).float().mean(0))
+    return means
 
 
 @dataclass(slots=True)
@@ -70,18 +114,13 @@ class TokenEmbedding:
 
     tokens: tuple[str, ...]
     vectors: list[nn.Parameter]
-    _worn: list[tuple[Any, Any, Any, nn.Module]] = field(default_factory=list)
+    _worn: NewTokens | None = None
 
     @classmethod
     def from_words(cls, pipeline: Any, tokens: Sequence[str], words: str) -> "TokenEmbedding":
         """Every vector starts as the mean of the vectors of some words."""
-        vectors: list[nn.Parameter] = []
-        for tokenizer, encoder in text_encoders(pipeline):
-            ids = torch.tensor(tokenizer(words, add_special_tokens=False).input_ids)
-            with torch.no_grad():
-                mean = encoder.get_input_embeddings()(ids.to(encoder.device)).float().mean(0)
-            vectors.append(nn.Parameter(mean.repeat(len(tokens), 1)))
-        return cls(tuple(tokens), vectors)
+        means = mean_vectors(pipeline, words)
+        return cls(tuple(tokens), [nn.Parameter(mean.repeat(len(tokens), 1)) for mean in means])
 
     @classmethod
     def rare(
@@ -103,31 +142,40 @@ class TokenEmbedding:
 
     def state(self) -> dict[str, Tensor]:
         """`token.0` (n, d), and `token.1` where there are two text encoders."""
-        return {f"token.{i}": vectors.detach() for i, vectors in enumerate(self.vectors)}
+        return {name: vectors.detach() for name, vectors in self.learning().items()}
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained."""
+        return {f"token.{i}": vectors for i, vectors in enumerate(self.vectors)}
+
+    def begin_pass(self, seed: int) -> None:
+        """Called before a training's pass; vectors that are no function of others stay."""
+
+    def said(self, prompt: str, *_: float) -> tuple[str, ...]:
+        """The prompt as the text encoder gets it at a timestep: always as it is."""
+        return (prompt,)
+
+    def weaken(self, pipeline: Any, category: str, strength: float) -> None:
+        """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+        for own, start in zip(self.vectors, mean_vectors(pipeline, category), strict=True):
+            own.data = torch.lerp(start.to(own), own.data, strength)
 
     def inject(self, pipeline: Any) -> None:
-        """Let the pipeline's tokenizers know the tokens, and its text encoders their vectors."""
+        """Let the pipeline know the tokens."""
         if self._worn:
             raise RuntimeError(f"{self.tokens[0]} is on already")
-        names = ("tokenizer", "tokenizer_2")
-        for name, (tokenizer, encoder), vectors in zip(
-            names, text_encoders(pipeline), self.vectors, strict=False
-        ):
-            extended = copy.deepcopy(tokenizer)
-            extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
-            (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
-            base = encoder.get_input_embeddings()
-            encoder.set_input_embeddings(ExtendedEmbedding(base, vectors, first))
-            setattr(pipeline, name, extended)
-            self._worn.append((name, tokenizer, encoder, base))
-            _read_at_end_token(encoder, tokenizer)
+        self._worn = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
+        self._worn.inject(pipeline)
 
     def eject(self, pipeline: Any) -> None:
-        """Give the pipeline its own tokenizers and embeddings back."""
-        for name, tokenizer, encoder, base in reversed(self._worn):
-            encoder.set_input_embeddings(base)
-            setattr(pipeline, name, tokenizer)
-        self._worn.clear()
+        """Let it forget them."""
+        if self._worn:
+            self._worn.eject(pipeline)
+        self._worn = None
+
+
+def _itself(vectors: Tensor) -> Tensor:
+    return vectors
 
 
 def _read_at_end_token(encoder: Any, tokenizer: Any) -> None:

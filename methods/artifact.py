@@ -24,6 +24,8 @@ class Fits:
     category: str
     num_tokens: int
     names_category: bool
+    stage_order: str = ""
+    """Of a staged token: which end of time its first stage is."""
 
 
 def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:

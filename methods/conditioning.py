@@ -1,5 +1,6 @@
 """From prompts to what the U-Net is conditioned on, and where in it the concept stands."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..registry.errors import InvalidInput
+from .adapters import TokenEmbedding
+from .staged import StagedToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,15 @@ class Conditioning:
         """The rows of an index (B,)."""
         return Conditioning(
             self.states[index], {name: value[index] for name, value in self.added.items()}
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
+        """One batch after another."""
+        names = parts[0].added
+        return cls(
+            torch.cat([part.states for part in parts]),
+            {name: torch.cat([part.added[name] for part in parts]) for name in names},
         )
 
 
@@ -40,17 +52,80 @@ def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
     return Conditioning(states, added)
 
 
-def token_columns(pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Saying:
+    """A prompt that names what an embedding stands for, at a timestep."""
+
+    embedding: TokenEmbedding | StagedToken
+    prompt: str
+    timestep: int
+
+
+def encode_sayings(pipeline: Any, sayings: Sequence[Saying], size: int) -> Conditioning:
+    """Encode each as its embedding has it at its timestep, equal ones once, all in one batch.
+
+    Gradients flow into the embeddings. States are (B, 77, d), of staged tokens (B, 77, 2 · d).
+    """
+    total = pipeline.scheduler.config.num_train_timesteps
+    said = [each.embedding.said(each.prompt, each.timestep, total) for each in sayings]
+    found = _encode_once(pipeline, [text for texts in said for text in texts], size)
+    if len(said[0]) == 1:
+        return found
+    states = found.states.unflatten(0, (len(said), -1)).transpose(1, 2).flatten(2)
+    words = [each.prompt.replace(*_token_and_category(each.embedding)) for each in sayings]
+    with torch.no_grad():
+        added = _encode_once(pipeline, words, size).added if found.added else {}
+    return Conditioning(states, added)
+
+
+def _token_and_category(embedding: Any) -> tuple[str, str]:
+    return embedding.tokens[0], embedding.category
+
+
+def _encode_once(pipeline: Any, prompts: Sequence[str], size: int) -> Conditioning:
+    unique = list(dict.fromkeys(prompts))
+    places = torch.tensor([unique.index(prompt) for prompt in prompts], device=pipeline.unet.device)
+    return encode(pipeline, unique, size).pick(places)
+
+
+@torch.no_grad()
+def encode_reference(
+    pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str, size: int
+) -> Tensor:
+    """Text states (77, d) of a prompt with the category in the tokens' place.
+
+    What the subject-wise attention loss compares with (SeFi-IDE, arXiv 2402.00631, section 3.2).
+    Row j belongs to what stands at j in the prompt with the tokens: where the category has more
+    words than there are tokens, its last ones stand for them, and what follows moves up.
+    """
+    tokenizer = pipeline.tokenizer
+    words = len(tokenizer(category, add_special_tokens=False).input_ids)
+    first = token_columns(pipeline, prompt, tokens)[0]
+    states = encode(pipeline, [prompt.replace(" ".join(tokens), category)], size).states[0]
+    own = torch.arange(len(states))
+    inside = (own >= first) & (own < first + len(tokens))
+    skipped = words - len(tokens)
+    shifted = torch.where(own < first, own, (own + skipped).clamp(max=len(states) - 1))
+    within = (first + (own - first + max(skipped, 0)).clamp(max=words - 1)).clamp(min=0)
+    return states[torch.where(inside, within, shifted).to(states.device)]
+
+
+def token_columns(
+    pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str | None = None
+) -> list[int]:
     """Where in a prompt the placeholder tokens stand and, last, the first token of the category.
 
-    Raises `InvalidInput` if one of them is not in it.
+    Without `category` only the tokens. Raises `InvalidInput` if one of them is not in it.
     """
     tokenizer = pipeline.tokenizer
     ids: list[int] = tokenizer(prompt).input_ids
     own = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-    first = tokenizer(category, add_special_tokens=False).input_ids[0]
     try:
         columns = [ids.index(each) for each in own]
+        if category is None:
+            return columns
+        first = tokenizer(category, add_special_tokens=False).input_ids[0]
         return [*columns, ids.index(first, columns[-1] + 1)]
     except ValueError:
-        raise InvalidInput(f'"{prompt}" does not name {" ".join(tokens)} {category}') from None
+        named = " ".join([*tokens, category or ""]).strip()
+        raise InvalidInput(f'"{prompt}" does not name {named}') from None

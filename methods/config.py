@@ -166,6 +166,16 @@ class Prior(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Losses(Settings):
+    """Losses that any method can take beside its own."""
+
+    subject_wise: float = setting(0.0, low=0, high=1e6)
+    """λ of the subject-wise attention loss (SeFi-IDE); 0 switches it off."""
+    subject_wise_reduction: str = setting("sum", choices=("sum", "mean"))
+    """Over positions and tokens; heads, layers and batch are averaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(Settings):
     """What all methods have in common; each adds its stages."""
 
@@ -183,7 +193,7 @@ class TrainingSettings(Settings):
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     loss_reduction: str = setting("sum", choices=("sum", "mean"))
-    """Over the batch, of the attention losses."""
+    """Over the batch, of AttnDreamBooth's regularisation."""
     mixed_precision: str = setting("auto", choices=("auto", "no", "bf16"))
     """auto is bf16 on a GPU that has it, else no."""
     gradient_accumulation: int = setting(1, low=1, high=1024)
@@ -193,6 +203,7 @@ class TrainingSettings(Settings):
     """Decay of the moving average that becomes the result; 0 takes the last weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     prior: Prior = field(default_factory=Prior)
+    loss: Losses = field(default_factory=Losses)
 
     def __post_init__(self) -> None:
         Settings.__post_init__(self)

@@ -22,4 +22,5 @@ METHOD = Method(
     paper="arXiv 2208.12242",
     settings=DreamBoothSettings,
     stages=(Stage("unet", learns="unet"),),
+    word="rare",
 )

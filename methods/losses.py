@@ -56,3 +56,13 @@ def moment_matching_loss(
     ]
     per_sample = torch.stack(layers).mean(0)
     return per_sample.sum() if reduction == "sum" else per_sample.mean()
+
+
+def subject_wise_loss(distances: Mapping[str, Tensor]) -> Tensor:
+    """SeFi-IDE's subject-wise attention loss (arXiv 2402.00631, section 3.2) of each sample, (B,).
+
+    `distances` holds for each layer (B,): how far the attention over the prompt with the token is
+    from that over the prompt with the category, as `map_distance` measures it. Layers are averaged;
+    that, and the squares, are our reading, as the paper leaves them open.
+    """
+    return torch.stack(list(distances.values())).mean(0)

@@ -13,7 +13,8 @@ from ..registry.errors import InvalidInput, NotFound, suggest
 from .config import TrainingSettings
 
 Learns = Literal["embedding", "cross-attention", "unet"]
-_MODULES = ("attndreambooth", "dreambooth", "textual_inversion")
+Word = Literal["category", "rare", "staged"]
+_MODULES = ("attndreambooth", "dreambooth", "sefi", "textual_inversion")
 DEFAULT_METHOD = "attndreambooth"
 
 
@@ -32,8 +33,9 @@ class Stage:
 class Method:
     """A way to teach a concept.
 
-    With `names_category` the concept stands in a prompt as its tokens and its category, `[V] dog`,
-    else as its tokens alone.
+    Its tokens begin as the category's `word`, as a rare one that means nothing, or as one with
+    vectors of its own in each stage of time. With `names_category` the concept stands in a prompt
+    as its tokens and its category, `[V] dog`, else as its tokens alone.
     """
 
     name: str
@@ -41,7 +43,13 @@ class Method:
     paper: str
     settings: type[TrainingSettings]
     stages: tuple[Stage, ...]
+    word: Word = "category"
     names_category: bool = True
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base model stays as it is, so that several concepts can be taught at once."""
+        return all(stage.learns == "embedding" for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -62,20 +63,32 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
         ) from error
 
 
+def read_place(path: Path) -> tuple[tuple[str, ...], str, int]:
+    """Which stages are done, and the stage and step that follow. Raises `InvalidWeights`."""
+    with _opened(path) as (_, place):
+        return tuple(place["done"]), place["stage"], place["step"]
+
+
 def read_resume_point(path: Path) -> ResumePoint:
     """Read the file. Raises `InvalidWeights` if it is none."""
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    with _opened(path) as (opened, place):
+        for name in opened.keys():  # noqa: SIM118 (no mapping)
+            group, _, rest = name.partition(".")
+            groups[group][rest] = opened.get_tensor(name)
+        return ResumePoint(
+            done=tuple(place["done"]), stage=place["stage"], step=place["step"], **groups
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file, and its place in the training."""
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
-            for name in opened.keys():  # noqa: SIM118 (no mapping)
-                group, _, rest = name.partition(".")
-                groups[group][rest] = opened.get_tensor(name)
-        if metadata.get("format") != FORMAT:
-            raise InvalidWeights(f"{path} is no resume point of this program")
-        place = json.loads(metadata["place"])
+            if metadata.get("format") != FORMAT:
+                raise InvalidWeights(f"{path} is no resume point of this program")
+            yield opened, json.loads(metadata["place"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise InvalidWeights(f"{path} is no sound resume point: {error}") from error
-    return ResumePoint(
-        done=tuple(place["done"]), stage=place["stage"], step=place["step"], **groups
-    )

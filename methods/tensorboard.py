@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..registry.errors import InvalidInput
-from .engine import StepReport
+from .hooks import StepReport
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -27,11 +27,15 @@ from ..registry.records import Concept
 from ..registry.running import CHECKPOINT_PREFIX, PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
-from .engine import Checkpoint, Hooks, StepReport, Subject, Training, seed_of
+from .engine import Subject, Training, run_together
+from .hooks import Checkpoint, Hooks, Learned, StepReport
 from .method import DEFAULT_METHOD, active_stages, find_method, settings_of
 from .previews import add_strip
 from .processes import is_first, join, num_processes, told
 from .prompts import FILE_NAME
+from .resume_point import read_place
+from .seeds import seed_of
+from .staged import STAGE_ORDER
 
 RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
@@ -56,6 +60,8 @@ class Trained:
     version: int
     method: str
     seconds: float
+    """Of the whole batch, which `together` concepts shared."""
+    together: int
     stages: list[StageSummary]
     previews: Path | None
     """The sheet of strips, if `Hooks.preview_every` asked for some."""
@@ -82,12 +88,45 @@ def train(
     range or a concept without photos, `RegistryBusy` if it is being trained already,
     `TrainingFailed` and `TrainingInterrupted`.
     """
-    join()
-    if not is_first():
-        return _follow(registry, base)
+    return _only(
+        train_together(
+            registry,
+            [name],
+            base,
+            method=method,
+            preset=preset,
+            overrides=overrides,
+            seed=seed,
+            hooks={name: hooks or Hooks()},
+        )
+    )
+
+
+def train_together(
+    registry: Registry,
+    names: Sequence[str],
+    base: LoadedBase,
+    *,
+    method: str,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    hooks: Mapping[str, Hooks] | None = None,
+) -> list[Trained | ConceptryError]:
+    """Teach several concepts in one batch, for which the method has to keep the base model.
+
+    Each learns what it would learn alone, up to the order of sums, and becomes a version of its
+    own; one that cannot be taught leaves the others alone, and its error is returned in its place.
+    The first one's hooks are asked whether to stop.
+
+    Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
+    """
     chosen = find_method(method)
     settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
-    with registry.training_lock(registry.show(name).name):
+    if len(names) > 1 and not chosen.keeps_base:
+        raise InvalidInput(f"{method} changes the base model: one concept at a time")
+
+    def begin(name: str) -> _Plan:
         concept = _with_images(registry.show(name))
         run = registry.begin_run(
             name,
@@ -98,8 +137,9 @@ def train(
             seed=seed,
             packages={package: installed_version(package) for package in PACKAGES},
         )
-        plan = _Plan(concept, run, chosen.name, settings, seed)
-        return _run(registry, base, plan, hooks or Hooks())
+        return _Plan(concept, run, chosen.name, settings, seed)
+
+    return _run_all(registry, base, names, begin, hooks or {})
 
 
 def resume(
@@ -110,10 +150,22 @@ def resume(
     Raises `NotFound` if there is none or its state is lost, `InvalidInput` if the base model or
     the photos are others by now.
     """
-    join()
-    if not is_first():
-        return _follow(registry, base)
-    with registry.training_lock(registry.show(name).name):
+    return _only(resume_together(registry, [name], base, hooks={name: hooks or Hooks()}))
+
+
+def resume_together(
+    registry: Registry,
+    names: Sequence[str],
+    base: LoadedBase,
+    *,
+    hooks: Mapping[str, Hooks] | None = None,
+) -> list[Trained | ConceptryError]:
+    """Go on with the latest trainings of several concepts; see `resume` and `train_together`.
+
+    Those that were taught in one batch and stopped at the same step share one again.
+    """
+
+    def begin(name: str) -> _Plan:
         concept = registry.show(name)
         record = registry.resumable_run(name)
         if record.base_sha256 != base.sha256:
@@ -126,8 +178,16 @@ def resume(
         concept = _as_it_was(concept, config.pop("photos"), config.pop("category"))
         settings = method.settings().updated(config)
         registry.resume_run(record.run)
-        plan = _Plan(concept, record.run, method.name, settings, record.seed)
-        return _run(registry, base, plan, hooks or Hooks())
+        return _Plan(concept, record.run, method.name, settings, record.seed)
+
+    return _run_all(registry, base, names, begin, hooks or {})
+
+
+def _only(outcomes: Sequence[Trained | ConceptryError]) -> Trained:
+    (outcome,) = outcomes
+    if isinstance(outcome, ConceptryError):
+        raise outcome
+    return outcome
 
 
 def _with_images(concept: Concept) -> Concept:
@@ -165,75 +225,204 @@ class _Plan:
     seed: int
 
 
-def _run(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Trained:
-    started = time.monotonic()
-    concept, run = plan.concept, plan.run
-    folder = registry.run_folder(run)
-    previews = folder / PREVIEWS_FILE
-    metrics = _Metrics(registry, run)
+def _run_all(
+    registry: Registry,
+    base: LoadedBase,
+    names: Sequence[str],
+    begin: Callable[[str], _Plan],
+    hooks: Mapping[str, Hooks],
+) -> list[Trained | ConceptryError]:
+    """Begin and run trainings; other processes take part in what the first one runs."""
+    join()
+    if not is_first():
+        while batch := told():
+            run_together(
+                [_training(registry, base, plan, Hooks()) for plan in batch],
+                [registry.run_folder(plan.run) / RESUME_FILE for plan in batch],
+            )
+        return told()
+    outcomes: dict[str, Trained | ConceptryError] = {}
+    with ExitStack() as locks:
+        plans: list[_Plan] = []
+        for name in names:
+            try:
+                locks.enter_context(registry.training_lock(registry.show(name).name))
+                plans.append(begin(name))
+            except ConceptryError as error:
+                outcomes[name] = error
+        for batch in _batches(registry, plans):
+            outcomes |= _Batch(registry, base, batch, hooks).run()
+    told(None)
+    return told([outcomes[name] for name in names])
 
-    def on_step(report: StepReport) -> None:
-        metrics.add(report)
-        hooks.on_step(report)
 
-    def on_preview(stage: str, step: int, images: list[Image.Image]) -> None:
-        with suppress(OSError):  # a preview is not worth a training
-            add_strip(previews, f"{stage}, step {step}", images)
-        hooks.on_preview(stage, step, images)
+def _batches(registry: Registry, plans: Sequence[_Plan]) -> list[list[_Plan]]:
+    """Plans that can share a batch: of one method and settings, and at the same step."""
+    batches: dict[Any, list[_Plan]] = {}
+    for plan in plans:
+        path = registry.run_folder(plan.run) / RESUME_FILE
+        point = read_place(path) if path.exists() else None
+        key = (plan.method, plan.settings, point)
+        batches.setdefault(key if find_method(plan.method).keeps_base else plan.run, []).append(
+            plan
+        )
+    return list(batches.values())
 
-    def on_saved(path: Path) -> None:
-        metrics.flush()
-        hooks.on_saved(path)
 
-    def on_checkpoint(checkpoint: Checkpoint) -> None:
-        name = f"{CHECKPOINT_PREFIX}{checkpoint.stage}-{checkpoint.step:06}.safetensors"
-        unfinished = folder / f"{name}.unfinished"
-        write_artifact(unfinished, checkpoint.learned.state(), fits)
-        unfinished.replace(folder / name)
-        hooks.on_checkpoint(checkpoint)
+class _Batch:
+    """Trainings that run together, on record in the registry."""
 
-    own_hooks = replace(
-        hooks,
-        on_step=on_step,
-        on_preview=on_preview,
-        on_saved=on_saved,
-        on_checkpoint=on_checkpoint,
-    )
-    fits = Fits(
-        base_sha256=base.sha256,
-        method=plan.method,
-        category=concept.category,
-        num_tokens=plan.settings.num_tokens,
-        names_category=find_method(plan.method).names_category,
-    )
-    with _recorded(registry, concept.name, run):
-        training = _training(registry, base, plan, own_hooks)
-        told(plan)
+    def __init__(
+        self,
+        registry: Registry,
+        base: LoadedBase,
+        plans: Sequence[_Plan],
+        hooks: Mapping[str, Hooks],
+    ) -> None:
+        self._registry = registry
+        self._base = base
+        self._pupils = [
+            _Pupil(registry, base, plan, hooks.get(plan.concept.name) or Hooks()) for plan in plans
+        ]
+        self._running = list(self._pupils)
+        self._started = time.monotonic()
+
+    def run(self) -> dict[str, Trained | ConceptryError]:
+        """Run them; returns what came out for each concept's name."""
+        outcomes: dict[str, Trained | ConceptryError] = {}
+        with self._recorded():
+            trainings = [
+                _training(self._registry, self._base, pupil.plan, pupil.recording_hooks())
+                for pupil in self._pupils
+            ]
+            told([pupil.plan for pupil in self._pupils])
+            try:
+                found = run_together(trainings, [pupil.resume_path for pupil in self._pupils])
+            finally:
+                for pupil in self._pupils:
+                    pupil.metrics.flush()
+            for pupil, learned in zip(self._pupils, found, strict=True):
+                name = pupil.plan.concept.name
+                if isinstance(learned, TrainingFailed):
+                    self._registry.end_run(pupil.plan.run, "failed", error=learned.message)
+                    outcomes[name] = TrainingFailed(f"{name}: {learned.message}", hint=learned.hint)
+                else:
+                    number = pupil.keep(learned)
+                    self._registry.end_run(pupil.plan.run, "done")
+                    self._registry.tidy_run_folder(pupil.plan.run)
+                    outcomes[name] = self._trained(pupil, number)
+                self._running.remove(pupil)
+        return outcomes
+
+    def _trained(self, pupil: "_Pupil", number: int) -> Trained:
+        return Trained(
+            concept=pupil.plan.concept.name,
+            run=pupil.plan.run,
+            version=number,
+            method=pupil.plan.method,
+            seconds=round(time.monotonic() - self._started, 1),
+            together=len(self._pupils),
+            stages=pupil.metrics.summary(),
+            previews=pupil.previews if pupil.previews.exists() else None,
+        )
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        for pupil in self._running:
+            self._registry.end_run(pupil.plan.run, status, **({"error": error} if error else {}))
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record how runs end that do not end well, and say how they go on."""
+        names = [pupil.plan.concept.name for pupil in self._pupils]
+        who = ", ".join(names)
         try:
-            learned = training.run(folder / RESUME_FILE)
-        finally:
-            metrics.flush()
-        write_artifact(folder / FILE_NAME, learned.state(), fits)
-        number = registry.add_version(concept.name, {FILE_NAME: folder / FILE_NAME}, run=run)
-    registry.tidy_run_folder(run)
-    trained = Trained(
-        concept=concept.name,
-        run=run,
-        version=number,
-        method=plan.method,
-        seconds=round(time.monotonic() - started, 1),
-        stages=metrics.summary(),
-        previews=previews if previews.exists() else None,
-    )
-    return told(trained)
+            yield
+        except TrainingInterrupted as error:
+            self._end("interrupted")
+            goes_on = f"concept train {' '.join(names)} --resume"
+            raise TrainingInterrupted(f"{who}: {error.message}; saved", hint=goes_on) from None
+        except torch.OutOfMemoryError as error:
+            self._end("failed", "out of memory")
+            fewer = "--together 1, " if len(names) > 1 else ""
+            raise TrainingFailed(
+                f"{who}: the GPU has too little memory for these settings",
+                hint=f"{fewer}--preset low-vram, or --set gradient_accumulation=4",
+            ) from error
+        except ConceptryError as error:
+            self._end("failed", error.message)
+            raise
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        except Exception as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            raise
 
 
-def _follow(registry: Registry, base: LoadedBase) -> Trained:
-    """Take part in what the first process runs; see `processes`."""
-    plan: _Plan = told()
-    training = _training(registry, base, plan, Hooks())
-    training.run(registry.run_folder(plan.run) / RESUME_FILE)
-    return told()
+class _Pupil:
+    """A concept in a batch: what is written of it while it learns, and after."""
+
+    def __init__(self, registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> None:
+        self.plan = plan
+        self.metrics = _Metrics(registry, plan.run)
+        self._registry = registry
+        self._hooks = hooks
+        self._folder = registry.run_folder(plan.run)
+        method = find_method(plan.method)
+        self._fits = Fits(
+            base_sha256=base.sha256,
+            method=plan.method,
+            category=plan.concept.category,
+            num_tokens=plan.settings.num_tokens,
+            names_category=method.names_category,
+            stage_order=STAGE_ORDER if method.word == "staged" else "",
+        )
+
+    @property
+    def resume_path(self) -> Path:
+        return self._folder / RESUME_FILE
+
+    @property
+    def previews(self) -> Path:
+        return self._folder / PREVIEWS_FILE
+
+    def recording_hooks(self) -> Hooks:
+        """The hooks, with what goes into the registry and beside it."""
+        return replace(
+            self._hooks,
+            on_step=self._on_step,
+            on_preview=self._on_preview,
+            on_saved=self._on_saved,
+            on_checkpoint=self._on_checkpoint,
+        )
+
+    def keep(self, learned: Learned) -> int:
+        """Make what was learned the concept's next version; returns its number."""
+        path = self._folder / FILE_NAME
+        write_artifact(path, learned.state(), self._fits)
+        return self._registry.add_version(
+            self.plan.concept.name, {FILE_NAME: path}, run=self.plan.run
+        )
+
+    def _on_step(self, report: StepReport) -> None:
+        self.metrics.add(report)
+        self._hooks.on_step(report)
+
+    def _on_preview(self, stage: str, step: int, images: list[Image.Image]) -> None:
+        with suppress(OSError):  # a preview is not worth a training
+            add_strip(self.previews, f"{stage}, step {step}", images)
+        self._hooks.on_preview(stage, step, images)
+
+    def _on_saved(self, path: Path) -> None:
+        self.metrics.flush()
+        self._hooks.on_saved(path)
+
+    def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        name = f"{CHECKPOINT_PREFIX}{checkpoint.stage}-{checkpoint.step:06}.safetensors"
+        unfinished = self._folder / f"{name}.unfinished"
+        write_artifact(unfinished, checkpoint.learned.state(), self._fits)
+        unfinished.replace(self._folder / name)
+        self._hooks.on_checkpoint(checkpoint)
 
 
 def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
@@ -253,36 +442,6 @@ def _subject(registry: Registry, concept: Concept, settings: TrainingSettings) -
         category=concept.category,
         tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
     )
-
-
-@contextmanager
-def _recorded(registry: Registry, name: str, run: str) -> Iterator[None]:
-    """Record how a run ends, and say how it goes on."""
-    goes_on = f"concept train {name} --resume"
-    try:
-        yield
-    except TrainingInterrupted as error:
-        registry.end_run(run, "interrupted")
-        raise TrainingInterrupted(f"{name}: {error.message}; saved", hint=goes_on) from None
-    except torch.OutOfMemoryError as error:
-        registry.end_run(run, "failed", error="out of memory")
-        raise TrainingFailed(
-            f"{name}: the GPU has too little memory for these settings",
-            hint="--preset low-vram, or --set gradient_accumulation=4",
-        ) from error
-    except TrainingFailed as error:
-        registry.end_run(run, "failed", error=error.message)
-        raise TrainingFailed(f"{name}: {error.message}", hint=error.hint) from error
-    except ConceptryError as error:
-        registry.end_run(run, "failed", error=error.message)
-        raise
-    except KeyboardInterrupt:
-        registry.end_run(run, "interrupted")
-        raise
-    except Exception as error:
-        registry.end_run(run, "failed", error=f"{type(error).__name__}: {error}")
-        raise
-    registry.end_run(run, "done")
 
 
 @dataclass(slots=True)

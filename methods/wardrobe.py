@@ -1,18 +1,18 @@
 """From a prompt that names concepts to a pipeline that wears them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from ..models.loading import LoadedBase
-from ..registry.errors import InvalidInput
+from ..registry.errors import InvalidInput, InvalidWeights
 from .adapters import Adapter, TokenEmbedding, WeightChange, wearing
 from .artifact import Fits, read_artifact
 from .prompts import Chosen, Mention, replaced
+from .staged import STAGE_ORDER, StagedToken, staging_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +32,24 @@ def dressed(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[Worn]]:
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
     `InvalidInput` if one of them was taught on another base model.
     """
-    adapters: list[Adapter] = []
+    embeddings: list[TokenEmbedding | StagedToken] = []
+    changes: list[Adapter] = []
     worn: list[Worn] = []
     for each in chosen:
         state, fits = read_artifact(Path(each.path))
         _check_base(base, each, fits)
         tokens = each.tokens(fits.num_tokens)
-        embedding = TokenEmbedding.from_state(tokens, state)
-        _weaken(embedding, base, fits.category, each.mention.strength)
-        adapters.append(embedding)
+        embedding = _embedding(tokens, fits, state)
+        if each.mention.strength != 1:
+            embedding.weaken(base.pipeline, fits.category, each.mention.strength)
+        embeddings.append(embedding)
         change = WeightChange.from_state(state, each.mention.strength)
         if change.deltas or change.factors:
-            adapters.append(change)
+            changes.append(change)
         words = " ".join(tokens)
         phrase = f"{words} {fits.category}" if fits.names_category else words
         worn.append(Worn(each.mention, fits.category, tokens, phrase))
-    with wearing(base.pipeline, adapters):
+    with wearing(base.pipeline, [*embeddings, *staging_for(embeddings), *changes]):
         yield worn
 
 
@@ -67,13 +69,11 @@ def _check_base(base: LoadedBase, chosen: Chosen, fits: Fits) -> None:
         )
 
 
-def _weaken(embedding: TokenEmbedding, base: LoadedBase, category: str, strength: float) -> None:
-    """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
-    if strength == 1:
-        return
-    plain = TokenEmbedding.from_words(base.pipeline, embedding.tokens, category)
-    with torch.no_grad():
-        embedding.vectors = [
-            nn.Parameter(torch.lerp(start, own.to(start.device), strength))
-            for start, own in zip(plain.vectors, embedding.vectors, strict=True)
-        ]
+def _embedding(
+    tokens: tuple[str, ...], fits: Fits, state: Mapping[str, Tensor]
+) -> TokenEmbedding | StagedToken:
+    if not fits.stage_order:
+        return TokenEmbedding.from_state(tokens, state)
+    if fits.stage_order != STAGE_ORDER:
+        raise InvalidWeights(f"{tokens[0]} has stages in an order that is not known")
+    return StagedToken.from_state(tokens[0], fits.category, state)

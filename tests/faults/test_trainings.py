@@ -17,26 +17,26 @@ from tiny_base import write_tiny_base
 WORDS = ["--preview-every", "0", "--set", "augmentation.crops=2"]
 WORDS += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=4")]
 SAVE_EACH_STEP = """
-from conceptry.methods import engine
-engine.SAVE_EVERY_SECONDS = 0
+from conceptry.methods import stage_run
+stage_run.SAVE_EVERY_SECONDS = 0
 """
 # in the second stage, once two of its steps have been saved
 KILL = """
 import os, signal
-from conceptry.methods import engine
-engine.SAVE_EVERY_SECONDS = 0
-save, calls = engine._StageRun._save, []
-def save_and_die(self, step, done, path):
-    save(self, step, done, path)
+from conceptry.methods import stage_run
+stage_run.SAVE_EVERY_SECONDS = 0
+save, calls = stage_run.StageRun.save, []
+def save_and_die(self, step):
+    save(self, step)
     if (self.stage.name, step) == ("stage2", 2):
         os.kill(os.getpid(), signal.SIGKILL)
-engine._StageRun._save = save_and_die
+stage_run.StageRun.save = save_and_die
 """
 KILL_WHILE_SAVING = """
 import os, signal
 from pathlib import Path
-from conceptry.methods import engine
-engine.SAVE_EVERY_SECONDS = 0
+from conceptry.methods import stage_run
+stage_run.SAVE_EVERY_SECONDS = 0
 replace, calls = Path.replace, []
 def die_instead(self, target):
     calls.append(target) if target.name == "resume.safetensors" else None
@@ -46,13 +46,13 @@ def die_instead(self, target):
 Path.replace = die_instead
 """
 NOT_FINITE = """
-from conceptry.methods import engine
-engine.SAVE_EVERY_SECONDS = 0
-loss, calls = engine.diffusion_loss, []
+from conceptry.methods import stage_run
+stage_run.SAVE_EVERY_SECONDS = 0
+loss, calls = stage_run.diffusion_loss, []
 def broken(*arguments):
     calls.append(1)
     return loss(*arguments) * (float("nan") if len(calls) == 6 else 1)
-engine.diffusion_loss = broken
+stage_run.diffusion_loss = broken
 """
 
 
@@ -127,9 +127,9 @@ def test_fault_21_a_lost_resume_point_begins_again(
 
 
 def test_fault_22_a_second_ctrl_c_ends_at_once(lines: dict[str, list[str]], rex: Registry) -> None:
-    slow = "from conceptry.methods import engine\nimport time\n"
-    slow += "step = engine._StageRun._step\n"
-    slow += "engine._StageRun._step = lambda self, i: (time.sleep(60), step(self, i))[1]\n"
+    slow = "from conceptry.methods import stage_run\nimport time\n"
+    slow += "step = stage_run._Loop._step\n"
+    slow += "stage_run._Loop._step = lambda self, i: (time.sleep(60), step(self, i))[1]\n"
     process = subprocess.Popen(
         command(*lines["begin"], prelude=slow), stderr=subprocess.PIPE, text=True
     )

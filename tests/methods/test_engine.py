@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.methods.engine import Hooks, StepReport, Subject, Training, _as_state_of
+from conceptry.methods.engine import Subject, Training
+from conceptry.methods.hooks import Hooks, StepReport
 from conceptry.methods.method import find_method, settings_of
 from conceptry.methods.resume_point import ResumePoint, read_resume_point, write_resume_point
+from conceptry.methods.stage_run import _as_state_of
 from conceptry.registry.errors import (
     InvalidInput,
     InvalidWeights,
@@ -66,7 +68,7 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
 
     def look(report: StepReport) -> None:
         seen[report.stage] = changed(unet, pipeline.unet)
-        tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().vectors.clone()
+        tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().rows().clone()
 
     train(pipeline, pictures, tmp_path, on_step=look)
     assert seen["stage1"] == set()

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from conceptry.methods.adapters import Adapter, wearing
-from conceptry.methods.engine import StepReport, Subject, Training
+from conceptry.methods.engine import Subject, Training
+from conceptry.methods.hooks import StepReport
 from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.methods.staged import staging_for
 from conceptry.models.drawing import draw_batch
 from conceptry.models.request import Settings
 from full_size import UNETS, make_full_size
@@ -47,7 +49,7 @@ def test_one_step_of_each_stage_and_a_picture(
     training.hooks.on_step = seen.append
     learned = training.run(tmp_path / "resume.safetensors")
     assert [report.stage for report in seen] == [stage.name for stage in method.stages]
-    adapters: list[Adapter] = [learned.embedding]
+    adapters: list[Adapter] = [learned.embedding, *staging_for([learned.embedding])]
     adapters += [learned.weights] if learned.weights else []
     with wearing(pipeline, adapters):
         settings = Settings(steps=2, guidance=3.0, size=(128, 128))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conceptry.methods.artifact import read_artifact
-from conceptry.methods.engine import Hooks
+from conceptry.methods.hooks import Hooks
 from conceptry.methods.prompts import choose
 from conceptry.methods.training import Trained, resume, train
 from conceptry.methods.wardrobe import dressed, spelled_out

@@ -1,0 +1,68 @@
+"""What a training tells while it runs, and asks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from .adapters import TokenEmbedding, WeightChange
+from .staged import StagedToken
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What happened in a step: its losses, each with its weight."""
+
+    stage: str
+    step: int
+    num_steps: int
+    losses: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a training leaves: vectors for the tokens and, if it changed the U-Net, the changes."""
+
+    embedding: TokenEmbedding | StagedToken
+    weights: WeightChange | None
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, as they are stored."""
+        return self.embedding.state() | (self.weights.state() if self.weights else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is learned after a step of the last stage; the pipeline wears it meanwhile.
+
+    `phrase` is the concept in a prompt, `[V] dog`.
+    """
+
+    stage: str
+    step: int
+    learned: Learned
+    phrase: str
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a training tells while it runs, and asks."""
+
+    on_step: Callable[[StepReport], None] = lambda _: None
+    on_saved: Callable[[Path], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+    on_class_picture: Callable[[int, int], None] = lambda *_: None
+    """Gets how many class pictures are drawn, and of how many."""
+    on_preview: Callable[[str, int, list[Image.Image]], None] = lambda *_: None
+    """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
+    preview_every: int = 0
+    """0 draws none."""
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
+    """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
+    checkpoint_every: int = 0
+    """0 makes none."""
+    is_enough: Callable[[], bool] = lambda: False
+    """Asked after each checkpoint; the training then ends as if all steps were done."""

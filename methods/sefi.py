@@ -1,0 +1,38 @@
+"""SeFi-IDE (Li et al. 2024): a word with a reading for each stage, kept close to its category."""
+
+from dataclasses import dataclass, field
+
+from ..registry.errors import InvalidInput
+from .config import Losses, StageSettings, TrainingSettings, setting
+from .method import Method, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SefiSettings(TrainingSettings):
+    """The paper's stages and weight of the attention loss; rate and steps are ours."""
+
+    num_stages: int = setting(5, low=1, high=1000)
+    """Stages of time, each with vectors of its own (the paper tries 1 to 10)."""
+    parametrisation: str = setting("direct", choices=("direct", "network"))
+    """Learn the vectors, or a self-attention block that makes them (the paper's)."""
+    weight_decay: float = setting(0.0, low=0, high=1)
+    embedding: StageSettings = field(
+        default_factory=lambda: StageSettings(steps=2000, learning_rate=5e-3, batch=1)
+    )
+    loss: Losses = field(default_factory=lambda: Losses(subject_wise=0.003))
+
+    def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)
+        if self.num_tokens != 1:
+            raise InvalidInput(f"num_tokens is {self.num_tokens}: sefi learns one token")
+
+
+METHOD = Method(
+    name="sefi",
+    about="learns a word with vectors for each stage of time; one photo is enough, many can meet",
+    paper="arXiv 2402.00631",
+    settings=SefiSettings,
+    stages=(Stage("embedding", learns="embedding"),),
+    word="staged",
+    names_category=False,
+)

@@ -1,0 +1,273 @@
+"""SeFi-IDE: the subject-wise attention loss, and concepts that are taught in one batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.kernels import observe
+from conceptry.methods.adapters import wearing
+from conceptry.methods.conditioning import Saying, encode, encode_reference, encode_sayings
+from conceptry.methods.engine import Learned, Subject, Training, run_together
+from conceptry.methods.hooks import Hooks, StepReport
+from conceptry.methods.losses import subject_wise_loss
+from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.methods.resume_point import read_place
+from conceptry.methods.staged import StagedToken, staging_for
+from conceptry.registry.errors import InvalidInput, TrainingFailed, TrainingInterrupted
+from PIL import Image
+from torch import Tensor
+
+PROMPT = "a photo of a <v>"
+WORDS = ("augmentation.crops=4", "embedding.steps=4", "embedding.batch=2")
+
+
+@torch.no_grad()
+def loss_of(pipeline: Any, token: StagedToken) -> float:
+    return float(subject_wise_loss(distances(pipeline, token, said(pipeline, token))))
+
+
+def distances(pipeline: Any, token: StagedToken, states: Tensor) -> dict[str, Tensor]:
+    """Of each layer, with latents and a timestep that are always the same."""
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    with wearing(pipeline, [token, *staging_for([token])]):
+        reference = encode_reference(pipeline, PROMPT, ("<v>",), "dog", 16)
+        with observe(pipeline.unet, reference=reference[None]) as seen:
+            pipeline.unet(latents, torch.tensor([300]), states)
+    return seen.distances
+
+
+def said(pipeline: Any, token: StagedToken) -> Tensor:
+    with wearing(pipeline, [token]):
+        return encode_sayings(pipeline, [Saying(token, PROMPT, 300)], 16).states
+
+
+def moved(token: StagedToken) -> StagedToken:
+    for parameter in token.learning().values():
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return token
+
+
+def test_vectors_of_the_category_have_no_loss(pipeline: Any) -> None:
+    token = StagedToken.from_word(pipeline, "<v>", "dog", num_stages=5)
+    assert loss_of(pipeline, token) < 1e-10
+    assert loss_of(pipeline, moved(token)) > 1e-6
+
+
+@pytest.mark.parametrize("is_detached", [False, True])
+def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, pipeline: Any) -> None:
+    """V's vector reaches the loss through the queries of later layers alone."""
+    token = moved(StagedToken.from_word(pipeline, "<v>", "dog", num_stages=5))
+    token.begin_pass(0)
+    handles = [
+        layer.to_q.register_forward_hook(lambda _, __, out: out.detach() if is_detached else out)
+        for name, layer in pipeline.unet.named_modules()
+        if name.endswith("attn2")
+    ]
+    subject_wise_loss(distances(pipeline, token, said(pipeline, token))).sum().backward()
+    for handle in handles:
+        handle.remove()
+    (gradient,) = (parameter.grad for parameter in token.learning().values())
+    assert gradient is not None
+    keys, values = gradient[1]
+    assert keys.any()
+    assert values.any() != is_detached
+
+
+def test_the_reference_has_the_category_in_the_tokens_place(pipeline: Any) -> None:
+    token = StagedToken.from_word(pipeline, "<v>", "dog", num_stages=2)
+    plain = encode(pipeline, ["a photo of a dog on the beach"], 16).states[0]
+    with wearing(pipeline, [token]):
+        found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "dog", 16)
+    torch.testing.assert_close(found, plain)
+
+
+def test_words_of_a_long_category_are_lined_up(pipeline: Any) -> None:
+    """The last word of `red dog` stands where the token stands; what follows keeps its meaning."""
+    token = StagedToken.from_word(pipeline, "<v>", "red dog", num_stages=2)
+    plain = encode(pipeline, ["a photo of a red dog on the beach"], 16).states[0]
+    with wearing(pipeline, [token]):
+        found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "red dog", 16)
+    torch.testing.assert_close(found[:5], plain[:5])  # start, a photo of a
+    torch.testing.assert_close(found[5:-1], plain[6:])
+    torch.testing.assert_close(found[-1], plain[-1])
+
+
+# --- trainings ------------------------------------------------------------------------------------
+
+
+def make(
+    pipeline: Any,
+    pictures: Sequence[Image.Image],
+    name: str = "v",
+    method: str = "sefi",
+    words: Sequence[str] = WORDS,
+    seed: int = 0,
+    **hooks: Any,
+) -> Training:
+    settings = settings_of(find_method(method), base="tiny", overrides=tuple(words))
+    subject = Subject(
+        photos=pictures, category="dog", tokens=(f"<{name}>",), class_pictures=pictures
+    )
+    subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
+    return Training(
+        pipeline, find_method(method), settings, subject, seed=seed, hooks=Hooks(**hooks)
+    )
+
+
+def state_of(outcome: Learned | TrainingFailed) -> dict[str, Tensor]:
+    assert isinstance(outcome, Learned)
+    return outcome.state()
+
+
+@pytest.mark.parametrize("name", list(all_methods()))
+def test_any_method_takes_the_loss(
+    name: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    """Its value is what the observation says, times λ, and it changes what is learned."""
+    stages = [stage.name for stage in find_method(name).stages]
+    words = ["augmentation.crops=4", *(f"{s}.{w}" for s in stages for w in ("steps=3", "batch=6"))]
+    found: dict[float, list[StepReport]] = {}
+    states: dict[float, dict[str, Tensor]] = {}
+    for weight in (0.0, 1.0, 2.0):
+        found[weight] = []
+        training = make(
+            pipeline,
+            pictures,
+            method=name,
+            words=[*words, f"loss.subject_wise={weight}"],
+            on_step=found[weight].append,
+        )
+        states[weight] = training.run(tmp_path / f"{weight}.safetensors").state()
+    assert all("subject-wise" not in report.losses for report in found[0.0])
+    first = [found[weight][0].losses["subject-wise"] for weight in (1.0, 2.0)]
+    assert first[1] == pytest.approx(2 * first[0], rel=1e-4, abs=1e-9)
+    assert any(not value.equal(states[2.0][key]) for key, value in states[0.0].items())
+
+
+def test_a_large_weight_keeps_the_token_at_its_category(
+    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    words = [*WORDS, "embedding.steps=12", "embedding.learning_rate=0.02"]
+    ends: list[float] = []
+    for weight in (0.0, 10.0):
+        training = make(pipeline, pictures, words=[*words, f"loss.subject_wise={weight}"], seed=3)
+        learned = training.run(tmp_path / f"{weight}.safetensors")
+        token = StagedToken.from_state("<v>", "dog", learned.state())
+        ends.append(loss_of(pipeline, token))
+    assert ends[1] < 0.5 * ends[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        ("sefi", ()),
+        ("sefi", ("parametrisation=network", "embedding.learning_rate=1e-3")),
+        ("sefi", ("ema=0.9", "embedding.batch=3", "gradient_accumulation=2")),
+        ("textual-inversion", ("loss.subject_wise=0.1",)),
+        ("textual-inversion", ("prior.weight=1", "max_grad_norm=0.01")),
+    ],
+    ids=str,
+)
+def test_together_each_learns_what_it_learns_alone(
+    method: str,
+    extra: tuple[str, ...],
+    pipeline: Any,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+) -> None:
+    words = (*WORDS, *extra)
+
+    def three(**hooks: Any) -> list[Training]:
+        photos = [pictures[i:] for i in range(3)]
+        return [
+            make(pipeline, photos[i], f"v{i}", method, words, seed=i, **hooks) for i in range(3)
+        ]
+
+    alone = [
+        training.run(tmp_path / f"alone{i}.safetensors").state()
+        for i, training in enumerate(three())
+    ]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    together = [state_of(each) for each in run_together(three(), paths)]
+    for own, other in zip(alone, together, strict=True):
+        assert own.keys() == other.keys()
+        for name, value in own.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+    assert not alone[0].popitem()[1].allclose(alone[1].popitem()[1], atol=1e-5)
+
+
+def stops_after(count: int) -> Callable[[], bool]:
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= count
+
+
+def test_a_batch_that_was_stopped_ends_bit_equal(
+    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    def two(folder: str, **hooks: Any) -> list[dict[str, Tensor]]:
+        trainings = [make(pipeline, pictures, f"v{i}", seed=i, **hooks) for i in range(2)]
+        paths = [tmp_path / f"{folder}{i}.safetensors" for i in range(2)]
+        return [state_of(each) for each in run_together(trainings, paths)]
+
+    whole = two("whole")
+    with pytest.raises(TrainingInterrupted, match="after step 2 of 4"):
+        two("", should_stop=stops_after(2))
+    assert read_place(tmp_path / "1.safetensors") == ((), "embedding", 2)
+    done: list[StepReport] = []
+    resumed = two("", on_step=done.append)
+    assert len(done) == 4
+    for own, other in zip(whole, resumed, strict=True):
+        assert all(own[name].equal(other[name]) for name in own)
+
+
+def test_one_that_fails_leaves_the_others_alone(
+    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    expected = make(pipeline, pictures, "v2", seed=2).run(tmp_path / "alone.safetensors").state()
+    trainings = [make(pipeline, pictures, f"v{i}", seed=i) for i in range(3)]
+    for parameter in trainings[1].embedding.learning().values():
+        parameter.data[:] = float("nan")
+    first, failed, last = run_together(trainings, paths)
+    assert isinstance(first, Learned)
+    assert isinstance(failed, TrainingFailed)
+    assert "step 1: a loss or gradient is not finite" in failed.message
+    for name, value in expected.items():
+        torch.testing.assert_close(state_of(last)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_one_that_has_had_enough_leaves_early(
+    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    reports: list[list[StepReport]] = [[], []]
+    trainings = [
+        make(
+            pipeline,
+            pictures,
+            f"v{i}",
+            seed=i,
+            on_step=reports[i].append,
+            checkpoint_every=1,
+            is_enough=lambda i=i: i == 0,
+        )
+        for i in range(2)
+    ]
+    run_together(trainings, [tmp_path / f"{i}.safetensors" for i in range(2)])
+    assert [len(each) for each in reports] == [1, 4]
+
+
+def test_what_changes_the_base_model_is_taught_alone(
+    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    words = ("augmentation.crops=4", "unet.steps=1")
+    two = [make(pipeline, pictures, f"v{i}", "dreambooth", words) for i in range(2)]
+    with pytest.raises(ValueError, match="expected one training"):
+        run_together(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+
+
+def test_sefi_learns_one_token() -> None:
+    with pytest.raises(InvalidInput, match="sefi learns one token"):
+        settings_of(find_method("sefi"), base="tiny", overrides=("num_tokens=2",))
