@@ -1,6 +1,7 @@
 """`concept generate`: pictures out. `concept reproduce`: the same again."""
 
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from .framework import session_of
 from .output import count
 
 if TYPE_CHECKING:
-    from ..methods.generating import Picture
+    from ..methods.generating import Leak, Picture
     from ..methods.prompt_files import Defaults
     from ..models.request import Request
 
@@ -83,6 +84,13 @@ def generate(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also draw where each word of a concept looks.")
     ] = False,
+    leak: Annotated[
+        bool,
+        typer.Option("--leak", help="Tell how much each concept looks at the others' places."),
+    ] = False,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw pictures of a prompt; <rex> in it stands for the concept rex.
@@ -104,6 +112,7 @@ def generate(
         negative=negative,
         scheduler=scheduler,
         size=parse_size(size) if size else None,
+        separate=separate,
     )
     find_base(base)  # a wrong word is told before anything is loaded or made
     first = secrets.randbelow(1 << 32) if seed is None else seed
@@ -119,11 +128,13 @@ def generate(
         total = sum(len(request.seeds) for request in requests)
         told: list[dict[str, Any]] = []
         for_grid: list[Picture] = []
+        leaks: list[list[Leak]] = []
         with session.output.progress("drawing") as advance:
             for picture in generating.generate(
-                registry, loaded, requests, out, batch=batch, with_maps=maps
+                registry, loaded, requests, out, batch=batch, with_maps=maps, with_leaks=leak
             ):
                 told.append(_told(picture))
+                leaks.append(picture.leaks)
                 if grid:
                     for_grid.append(picture)
                 if advance:
@@ -137,6 +148,8 @@ def generate(
     }
     paths = [path for each in told for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *([sheet] if sheet else [])])
+    for line in _mean_leaks(leaks):
+        session.output.note(line)
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
 
@@ -163,6 +176,18 @@ def _seeds(requests: "list[Request]") -> str:
     return f"seeds {first} to {last}" if last > first else f"seed {first}"
 
 
+def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
+    """A line for each pair of concepts, over all pictures that have both."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for each in leaks:
+        for one in each:
+            shares.setdefault((one.of, one.on), []).append(one.share)
+    return [
+        f"{of} looks at {on}'s place with {sum(found) / len(found):.1%} of its attention"
+        for (of, on), found in shares.items()
+    ]
+
+
 def _told(picture: "Picture") -> dict[str, Any]:
     return {
         "path": str(picture.path),
@@ -170,6 +195,7 @@ def _told(picture: "Picture") -> dict[str, Any]:
         "sha256": picture.sha256,
         "prompt": picture.prompt,
         "maps": str(picture.maps) if picture.maps else None,
+        "leaks": [asdict(each) for each in picture.leaks],
     }
 
 

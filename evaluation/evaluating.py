@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..methods.heatmaps import collected_maps
+from ..methods.looks import all_columns, by_subject, looks_of, telling_layers
 from ..methods.prompts import Chosen
+from ..methods.separation import separating
 from ..methods.wardrobe import Worn, dressed, spelled_out
 from ..models.drawing import draw
 from ..models.loading import LoadedBase
@@ -19,7 +21,7 @@ from .encoders import Encoders
 from .picture_cache import PictureCache
 from .plan import Plan
 from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
-from .regions import Looks, looks_of, regions_of_photos, telling_layers
+from .regions import regions_of_photos
 from .scoring import Picture, Portrait, Scorer, diversity, portrait
 from .suites import SuitePrompt
 
@@ -192,7 +194,7 @@ class _Studio:
                 "prompt": prompt.filled(*phrases, category=self._subjects[0].category),
                 "seed": seed,
                 "batch": list(seeds),
-                "settings": asdict(self._plan.settings),
+                "settings": self._plan.settings.told(),
             }
         )
 
@@ -205,27 +207,20 @@ class _Studio:
         pipeline, settings = self._base.pipeline, self._plan.settings
         who = [worn.get(subject.phrase, subject.category) for subject in self._subjects]
         looks = looks_of(pipeline, text, who)
-        columns = sorted({column for each in looks for column in each.all})
-        drawing = draw(self._base, text, seeds, settings, batch=len(seeds))
-        layers = telling_layers(pipeline.unet)
-        with collected_maps(
-            pipeline, columns, is_guided=settings.guidance > 1, layers=layers
-        ) as collected:
-            images = [drawn.image for drawn in drawing]
-            maps = collected.take()  # (B, T, h, w)
-        for image, each in zip(images, maps, strict=True):
-            yield Picture(image, _by_subject(each, looks, columns))
-
-
-def _by_subject(maps: Tensor, looks: Sequence[Looks], columns: Sequence[int]) -> Tensor:
-    """Maps (T, h, w) of columns to (S, 2, h, w): of all words of a subject, and of its own."""
-    rows = [
-        torch.stack(
-            [
-                maps[[columns.index(column) for column in chosen]].mean(0)
-                for chosen in (each.all, each.own)
-            ]
+        drawing = draw(
+            self._base,
+            text,
+            seeds,
+            settings,
+            batch=len(seeds),
+            after_step=separating(pipeline, looks, settings),
         )
-        for each in looks
-    ]
-    return torch.stack(rows)
+        with collected_maps(
+            pipeline,
+            all_columns(looks),
+            is_guided=settings.guidance > 1,
+            layers=[telling_layers(pipeline.unet)],
+        ) as (collected,):
+            images = [drawn.image for drawn in drawing]
+            maps = by_subject(collected.take(), looks)  # (B, S, 2, h, w)
+        yield from map(Picture, images, maps)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..methods.prompts import Chosen, Mention
@@ -41,7 +41,9 @@ class Plan:
             raise InvalidInput(
                 f"the suite {self.suite.name} is for {self.suite.num_subjects} concepts in a "
                 f"picture, not for {names}",
-                hint="name two concepts" if self.suite.num_subjects == 2 else "--suite living",
+                hint="--suite living"
+                if self.suite.num_subjects == 1
+                else f"name {self.suite.num_subjects} concepts",
             )
 
     @property
@@ -65,7 +67,7 @@ class Plan:
                 for each in self.chosen
             ],
             "seeds": self.seeds,
-            "settings": asdict(self.settings),
+            "settings": self.settings.told(),
             "encoders": hashes,
             "chosen_by": self.metrics,
         }

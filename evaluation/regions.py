@@ -1,7 +1,6 @@
-"""Where in a picture a subject is, as the U-Net's cross-attention sees it."""
+"""A subject cut out of its picture, and where it is in photos that have no mask."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,74 +10,12 @@ from torch import Tensor
 from ..kernels import observe
 from ..methods.conditioning import Conditioning, encode
 from ..methods.heatmaps import CollectedMaps
+from ..methods.looks import Looks, looks_of, region, telling_layers
 from ..methods.photos import encode_pictures
-from ..methods.wardrobe import Worn
 from ..models.loading import LoadedBase
 
 GREY = (128, 128, 128)
-_LEVEL = 0.4
 _TIMESTEPS = (100, 200, 300)
-
-
-@dataclass(frozen=True, slots=True)
-class Looks:
-    """Columns of a prompt's tokens that belong to one subject.
-
-    `own` are its placeholder tokens, or its category's where it has none; `all` has both.
-    """
-
-    own: tuple[int, ...]
-    all: tuple[int, ...]
-
-
-def telling_layers(unet: Any) -> str:
-    """The cross-attention layers, as a pattern, that tell best where a thing is.
-
-    Those of the first upward block that has any: 16x16 in Stable Diffusion at 512 pixels, as
-    Hertz et al. (2023) use. On drawn scenes, where masks are known, they overlap with 0.66 of
-    them (intersection over union); all layers together with 0.37.
-    """
-    blocks = [name for name in unet.attn_processors if ".attn2." in name and "up_blocks" in name]
-    first = min(blocks, key=lambda name: int(name.split(".")[1]))
-    return rf"up_blocks\.{first.split('.')[1]}\..*\.attn2"
-
-
-def looks_of(pipeline: Any, prompt: str, subjects: Sequence[Worn | str]) -> list[Looks]:
-    """Columns of each subject, worn or a plain category, in a prompt as it is spelled out."""
-    tokenizer = pipeline.tokenizer
-    ids: list[int] = tokenizer(prompt, truncation=True).input_ids
-    found: list[Looks] = []
-    for subject in subjects:
-        if isinstance(subject, str):
-            columns = _columns_of(ids, tokenizer(subject, add_special_tokens=False).input_ids)
-            found.append(Looks(columns, columns))
-            continue
-        own = tuple(ids.index(tokenizer.convert_tokens_to_ids(token)) for token in subject.tokens)
-        category: tuple[int, ...] = ()
-        if subject.phrase.endswith(subject.category):
-            length = len(tokenizer(subject.category, add_special_tokens=False).input_ids)
-            category = tuple(range(own[-1] + 1, own[-1] + 1 + length))
-        found.append(Looks(own, own + category))
-    return found
-
-
-def _columns_of(ids: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    length = len(wanted)
-    for first in range(len(ids) - length + 1):
-        if list(ids[first : first + length]) == list(wanted):
-            return tuple(range(first, first + length))
-    raise ValueError("the prompt does not name the category")
-
-
-def region(attention: Tensor) -> Tensor:
-    """Where a map (…, h, w) is above 0.4 of the way from its lowest value to its peak: bool."""
-    low, high = attention.amin((-2, -1), keepdim=True), attention.amax((-2, -1), keepdim=True)
-    return (attention - low) > _LEVEL * (high - low)
-
-
-def share_inside(attention: Tensor, inside: Tensor) -> float:
-    """The share of a map (h, w) that falls on a region (h, w)."""
-    return float((attention * inside).sum() / attention.sum().clamp(min=1e-12))
 
 
 def inside_only(image: Image.Image, inside: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from ..methods.prompts import FILE_NAME, Chosen, choose
@@ -20,6 +20,9 @@ from .wanted import Wanted, wanted_for
 if TYPE_CHECKING:
     from ..models.loading import LoadedBase
     from .encoders import Encoders
+
+
+_EXAMPLES = {2: "REX MIA", 3: "REX MIA BOB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +58,10 @@ def score(
 ) -> Iterator[Evaluation]:
     """Score versions one after another; what was scored before in the same way is told at once.
 
-    All names are checked before anything is loaded. In suites for two concepts, every pair of the
-    concepts is scored. Raises `NotFound` for concepts, versions, suites, base models and encoders
-    that are not there, `InvalidInput` for suites that do not fit. `base` is taken where it is the
-    one that is wanted, and has to be bare.
+    All names are checked before anything is loaded. In suites for several concepts, all
+    combinations of that many are scored. Raises `NotFound` for concepts, versions, suites, base
+    models and encoders that are not there, `InvalidInput` for suites that do not fit. `base` is
+    taken where it is the one that is wanted, and has to be bare.
     """
     tasks = [_Task.of(wish, cast) for cast in _casts(registry, wish)]
     at_rest: dict[Base, str | None] = {}
@@ -93,13 +96,13 @@ def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
     """Who is in the pictures: each version by itself, or two concepts together."""
     suite = find_suite(wish.suite) if wish.suite else None
     if suite is not None and suite.num_subjects > 1:
-        if len(set(wish.names)) < 2:
+        if len(set(wish.names)) < suite.num_subjects:
             raise InvalidInput(
-                f"the suite {suite.name} is for two concepts in a picture",
-                hint=f"concept eval REX MIA --suite {suite.name}",
+                f"the suite {suite.name} is for {suite.num_subjects} concepts in a picture",
+                hint=f"concept eval {_EXAMPLES[suite.num_subjects]} --suite {suite.name}",
             )
         each = [_versions(registry, name, wish.versions) for name in dict.fromkeys(wish.names)]
-        return [(a, b) for some, others in combinations(each, 2) for a in some for b in others]
+        return [cast for some in combinations(each, suite.num_subjects) for cast in product(*some)]
     names = dict.fromkeys(wish.names)
     if wish.all_checkpoints:
         return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name)]

@@ -10,9 +10,11 @@ replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
 seen         share of what the prompt asks for that the judge sees, in the drawn world: the
              categories, the style and, where named, place, accessory and colour (seen_place, …)
 focus        share of the concept's token map that falls on its region
-leak         with two concepts, share of the first one's token map that falls on the other's region
+leak         with several concepts, share of the first one's token map that falls on the others'
+             regions
 
-Scores of a second concept end in `_other`; `…_subjects` are the means of `…_subject` over both.
+Scores of a second concept end in `_other`, of a third in `_third`; `…_subjects` are the means of
+`…_subject` over all.
 """
 
 import statistics
@@ -23,11 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..methods.looks import leak, region, share_inside
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Seen
-from .regions import as_mask, inside_only, region, share_inside
+from .regions import as_mask, inside_only
 from .suites import SuitePrompt
 
+SUFFIXES = ("", "_other", "_third")
 PLAIN_STYLE = "photo"
 """The style of a prompt that asks for no other."""
 
@@ -76,7 +80,7 @@ def portrait(
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Scores pictures of one or two subjects."""
+    """Scores pictures of one subject or several."""
 
     encoders: Encoders
     subjects: Sequence[Portrait]
@@ -92,16 +96,15 @@ class Scorer:
         if len(self.subjects) == 1:
             self._whole(rows, prompt, vectors)
         regions = [region(picture.maps[:, 0]) for picture in pictures]
-        for number, subject in enumerate(self.subjects):
-            suffix = "_other" if number else ""
+        numbers = range(len(self.subjects))
+        for number, (subject, suffix) in enumerate(zip(self.subjects, SUFFIXES, strict=False)):
             self._inside(rows, prompt, subject, images, [r[number] for r in regions], suffix)
             for row, picture, inside in zip(rows, pictures, regions, strict=True):
-                own = picture.maps[number, 1]
-                row[f"focus{suffix}"] = share_inside(own, inside[number])
-                if len(self.subjects) > 1:
-                    row[f"leak{suffix}"] = share_inside(own, inside[1 - number] & ~inside[number])
+                row[f"focus{suffix}"] = share_inside(picture.maps[number, 1], inside[number])
+                if others := [each for each in numbers if each != number]:
+                    row[f"leak{suffix}"] = leak(picture.maps, inside, number, others)
         if len(self.subjects) > 1:
-            self._of_both(rows)
+            self._of_all(rows)
         if self.encoders.judge is not None:
             self._judged(rows, prompt, images, self.encoders.judge)
         rounded = [{name: round(value, 4) for name, value in row.items()} for row in rows]
@@ -145,12 +148,12 @@ class Scorer:
             for row, each in zip(rows, cosines, strict=True):
                 row[f"{name}_subject{suffix}"] = float(each)
 
-    def _of_both(self, rows: list[dict[str, float]]) -> None:
+    def _of_all(self, rows: list[dict[str, float]]) -> None:
         for row in rows:
             for name in picture_encoders(self.encoders):
-                own, other = (row.get(f"{name}_subject{suffix}") for suffix in ("", "_other"))
-                if own is not None and other is not None:
-                    row[f"{name}_subjects"] = (own + other) / 2
+                found = [row.get(f"{name}_subject{suffix}") for suffix in SUFFIXES]
+                if each := [value for value in found if value is not None]:
+                    row[f"{name}_subjects"] = statistics.fmean(each)
 
     def _judged(
         self,

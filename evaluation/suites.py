@@ -8,9 +8,9 @@ A suite is a YAML file,
       - {text: "a red {}", tests: colour, looks: other}
 
 or a text file with a prompt per line. `{}` is where the concept goes. `looks: other` marks prompts
-that ask for another look than that of the photos. `{other}` is a second concept. In suites for the
-drawn world, `{second}` is the first of the words in `second` that is not the concept's own
-category, and `sees` says what else the judge has to see.
+that ask for another look than that of the photos. `{other}` is a second concept, `{third}` a third
+one. In suites for the drawn world, `{second}` is the first of the words in `second` that is not the
+concept's own category, and `sees` says what else the judge has to see.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from ..registry.errors import InvalidInput, NotFound, suggest
 
 SHIPPED = Path(__file__).parent / "suites"
 SEEN_THINGS = ("place", "accessory", "colour", "style")
-_SLOT, _OTHER, _SECOND = "{}", "{other}", "{second}"
+_SLOTS, _SECOND = ("{}", "{other}", "{third}"), "{second}"
 _KEYS = {"text", "tests", "looks", "second", "sees"}
 
 
@@ -45,7 +45,7 @@ class SuitePrompt:
     def filled(self, *phrases: str, category: str) -> str:
         """The prompt with the phrases of its subjects, the first of which is of `category`."""
         text = self.text.replace(_SECOND, self.second_for(category) or "")
-        for slot, phrase in zip((_SLOT, _OTHER), phrases, strict=False):
+        for slot, phrase in zip(_SLOTS, phrases, strict=False):
             text = _with_article(text, slot, phrase)
         return text
 
@@ -73,8 +73,8 @@ class Suite:
 
     @property
     def num_subjects(self) -> int:
-        """How many concepts a prompt takes, one or two."""
-        return 2 if _OTHER in self.prompts[0].text else 1
+        """How many concepts a prompt takes, one to three."""
+        return _num_subjects(self.prompts[0])
 
     @property
     def sha256(self) -> str:
@@ -131,10 +131,16 @@ def _from_entries(path: Path, document: Any) -> Suite:
         raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
     about = str(document.get("about", "")) if isinstance(document, Mapping) else ""
     prompts = tuple(_prompt(path, i, entry) for i, entry in enumerate(entries, 1))
-    if len({_OTHER in prompt.text for prompt in prompts}) > 1:
-        raise InvalidInput(f"{path}: {_OTHER} stands in some prompts only", hint="make it two")
+    if len({_num_subjects(prompt) for prompt in prompts}) > 1:
+        raise InvalidInput(
+            f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"
+        )
     fits = tuple(document.get("fits", ())) if isinstance(document, Mapping) else ()
     return Suite(path.stem, about, prompts, fits)
+
+
+def _num_subjects(prompt: SuitePrompt) -> int:
+    return sum(slot in prompt.text for slot in _SLOTS)
 
 
 def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
@@ -148,10 +154,12 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
             hint=f"known are {', '.join(sorted(_KEYS))}",
         )
     text = entry["text"]
-    if _SLOT not in text:
+    if _SLOTS[0] not in text:
         raise InvalidInput(f'{where} has no slot: "{text}"', hint="{} is where the concept goes")
-    if wrong := set(re.findall(r"{[^{}]*}", text)) - {_SLOT, _OTHER, _SECOND}:
+    if wrong := set(re.findall(r"{[^{}]*}", text)) - {*_SLOTS, _SECOND}:
         raise InvalidInput(f"{where} has an unknown slot {min(wrong)}", hint="{} or {other}")
+    if _SLOTS[2] in text and _SLOTS[1] not in text:
+        raise InvalidInput(f"{where} has {{third}} without {{other}}")
     if entry.get("looks", "own") not in ("own", "other"):
         raise InvalidInput(f"{where}: looks are own or other")
     sees = entry.get("sees", {})

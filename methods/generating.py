@@ -1,13 +1,14 @@
 """`generate` and `reproduce`: from prompts that name concepts to picture files, and back again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import groupby, permutations
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from ..kernels.observation import CROSS_ATTENTION
 from ..models.drawing import Drawn, draw
 from ..models.loading import LoadedBase
 from ..models.pictures import contact_sheet, file_stem, save_picture
@@ -15,16 +16,30 @@ from ..models.request import Request
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
 from .heatmaps import collected_maps, heat_sheet, words_of
+from .looks import Looks, all_columns, by_subject, leak, looks_of, region, telling_layers
 from .made import read_made
 from .prompts import Chosen, choose
+from .separation import separating
 from .wardrobe import Worn, dressed, spelled_out
 
 GRID_COLUMNS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Leak:
+    """How much of one concept's token map falls on the region of another: 0 to 1."""
+
+    of: str
+    on: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was written and recorded; `maps` is the file with its heat-maps."""
+    """A picture that was written and recorded; `maps` is the file with its heat-maps.
+
+    `leaks` has both directions of each pair of concepts, if they were asked for.
+    """
 
     path: Path
     seed: int
@@ -32,6 +47,16 @@ class Picture:
     prompt: str
     maps: Path | None
     image: Image.Image
+    leaks: list[Leak] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A picture as it was drawn, with what was seen of attention meanwhile."""
+
+    drawn: Drawn
+    heat: Image.Image | None = None
+    leaks: list[Leak] = field(default_factory=list)
 
 
 def generate(
@@ -42,39 +67,75 @@ def generate(
     *,
     batch: int = 4,
     with_maps: bool = False,
+    with_leaks: bool = False,
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; each is there once it is yielded.
 
     What made a picture is written into it and into the registry. All prompts are checked before
-    the first is drawn. Raises what `choose` and `dressed` raise.
+    the first is drawn. `with_maps` also draws where each word of a concept looks; `with_leaks`
+    tells how much concepts of one prompt look at each other's places. Raises what `choose` and
+    `dressed` raise.
     """
     wanted = [(request, choose(registry, request.prompt)) for request in requests]
     for chosen, group in groupby(wanted, key=lambda each: each[1]):
         with dressed(base, chosen) as worn:
             for request, _ in group:
                 record = _Record(registry, base, request, chosen, folder)
-                for drawn, heat in _drawn(base, request, worn, batch, with_maps):
-                    yield record.keep(drawn, heat)
+                for seen in _drawn(base, request, worn, batch, with_maps, with_leaks):
+                    yield record.keep(seen)
 
 
 def _drawn(
-    base: LoadedBase, request: Request, worn: Sequence[Worn], batch: int, with_maps: bool
-) -> Iterator[tuple[Drawn, Image.Image | None]]:
-    """Pictures of a request and, if wished, their sheets of heat-maps."""
+    base: LoadedBase,
+    request: Request,
+    worn: Sequence[Worn],
+    batch: int,
+    with_maps: bool = False,
+    with_leaks: bool = False,
+) -> Iterator[_Seen]:
+    """Pictures of a request, each with what is wished to be seen."""
     pipeline, settings = base.pipeline, request.settings
     prompt = spelled_out(request.prompt, worn)
-    drawing = draw(base, prompt, request.seeds, settings, batch=batch)
-    if not with_maps:
-        yield from ((drawn, None) for drawn in drawing)
+    looks = looks_of(pipeline, prompt, worn)
+    drawing = draw(
+        base,
+        prompt,
+        request.seeds,
+        settings,
+        batch=batch,
+        after_step=separating(pipeline, looks, settings),
+    )
+    words = words_of(pipeline, prompt, worn) if with_maps else []
+    compares = with_leaks and len(worn) > 1
+    layers = [CROSS_ATTENTION] if with_maps else []
+    layers += [telling_layers(pipeline.unet)] if compares else []
+    if not layers:
+        yield from map(_Seen, drawing)
         return
-    words = words_of(pipeline, prompt, worn)
-    columns = [word.column for word in words]
-    maps: Iterator[Tensor] = iter(())
-    with collected_maps(pipeline, columns, is_guided=settings.guidance > 1) as collected:
+    columns = sorted({word.column for word in words} | set(all_columns(looks)))
+    is_guided = settings.guidance > 1
+    with collected_maps(pipeline, columns, is_guided=is_guided, layers=layers) as collected:
+        maps: list[Iterator[Tensor]] = []
         for i, drawn in enumerate(drawing):
             if i % batch == 0:
-                maps = iter(collected.take())
-            yield drawn, heat_sheet(drawn.image, next(maps), words)
+                maps = [iter(each.take()) for each in collected]
+            of_picture = [next(each) for each in maps]
+            rows = [columns.index(word.column) for word in words]
+            heat = heat_sheet(drawn.image, of_picture[0][rows], words) if with_maps else None
+            leaks = _leaks(of_picture[-1], columns, looks, worn) if compares else []
+            yield _Seen(drawn, heat, leaks)
+
+
+def _leaks(
+    maps: Tensor, columns: Sequence[int], looks: Sequence[Looks], worn: Sequence[Worn]
+) -> list[Leak]:
+    own = by_subject(maps[[columns.index(column) for column in all_columns(looks)]], looks)
+    regions = region(own[:, 0])
+    names = [each.mention.name for each in worn]
+    return [
+        Leak(names[i], names[j], round(leak(own, regions, i, [j]), 4))
+        for i, j in permutations(range(len(worn)), 2)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +148,14 @@ class _Record:
     chosen: Sequence[Chosen]
     folder: Path
 
-    def keep(self, drawn: Drawn, heat: Image.Image | None) -> Picture:
+    def keep(self, seen: _Seen) -> Picture:
+        drawn, heat = seen.drawn, seen.heat
         made_by = {
             "prompt": self.request.prompt,
             "seed": drawn.seed,
             "base": self.base.base.name,
             "base_sha256": self.base.sha256,
-            "settings": asdict(self.request.settings)
+            "settings": self.request.settings.told()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None},
         }
         versions = [
@@ -111,7 +173,8 @@ class _Record:
             **made_by,
             versions=[(each.concept.name, each.version.number) for each in self.chosen],
         )
-        return Picture(path, drawn.seed, sha256, self.request.prompt, maps, drawn.image)
+        prompt = self.request.prompt
+        return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)
 
 
 def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
@@ -156,8 +219,7 @@ def reproduce(
     record = _Record(registry, base, request, chosen, folder)
     with dressed(base, chosen) as worn:
         drawing = _drawn(base, request, worn, len(made.batch_seeds), made.with_maps)
-        drawn, heat = next(each for each in drawing if each[0].seed == made.seed)
-        picture = record.keep(drawn, heat)
+        picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
     with Image.open(path) as before:
         is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()
     return picture, is_same

@@ -1,11 +1,13 @@
 """Heat-maps of where in a picture a word was looked at, collected while it is drawn."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
@@ -13,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from ..kernels import observe
 from ..kernels.observation import CROSS_ATTENTION
 from ..models.pictures import contact_sheet
+from .looks import looks_of
 from .wardrobe import Worn
 
 _HEAT = ((0, 0, 40), (90, 20, 140), (220, 60, 80), (255, 160, 40), (255, 255, 190))
@@ -40,31 +43,42 @@ def words_of(pipeline: Any, prompt: str, worn: Sequence[Worn]) -> list[Word]:
             if each not in tokenizer.all_special_ids
         ]
     found: list[Word] = []
-    for each in worn:
-        columns = [ids.index(tokenizer.convert_tokens_to_ids(token)) for token in each.tokens]
+    for each, looks in zip(worn, looks_of(pipeline, prompt, worn), strict=True):
         name = f"<{each.mention.name}>"
-        many = len(columns) > 1
-        found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(columns, 1)]
-        if each.phrase.endswith(each.category):
-            found.append(Word(each.category, columns[-1] + 1))
+        many = len(looks.own) > 1
+        found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(looks.own, 1)]
+        if category := looks.all[len(looks.own) :]:
+            found.append(Word(each.category, category[0]))
     return found
 
 
 @contextmanager
 def collected_maps(
-    pipeline: Any, columns: Sequence[int], *, is_guided: bool, layers: str = CROSS_ATTENTION
-) -> Iterator["CollectedMaps"]:
-    """Collect token maps while the pipeline draws, of the layers that `observe` would watch.
+    pipeline: Any,
+    columns: Sequence[int],
+    *,
+    is_guided: bool,
+    layers: Sequence[str] = (CROSS_ATTENTION,),
+) -> Iterator[list["CollectedMaps"]]:
+    """Collect token maps while the pipeline draws, for each of some patterns of layers' names.
 
     With guidance the first half of the U-Net's batch sees the negative prompt and is left out.
     """
-    collected = CollectedMaps(is_guided)
+    patterns = [re.compile(each) for each in layers]
+    collected = [CollectedMaps(is_guided) for _ in patterns]
 
     def after_pass(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
-        collected.add(list(seen.maps.values()), tuple(arguments[0].shape[-2:]))
+        if torch.is_grad_enabled():
+            return  # a look ahead, not a step
+        size = tuple(arguments[0].shape[-2:])
+        for pattern, each in zip(patterns, collected, strict=True):
+            each.add([maps for name, maps in seen.maps.items() if pattern.fullmatch(name)], size)
         seen.clear()
 
-    with observe(pipeline.unet, columns=columns, want="maps", layers=layers) as seen:
+    def is_watched(name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in patterns)
+
+    with observe(pipeline.unet, columns=columns, want="maps", layers=is_watched) as seen:
         hook = pipeline.unet.register_forward_hook(after_pass)
         try:
             yield collected

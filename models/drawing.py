@@ -1,6 +1,6 @@
 """The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,11 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
 }
+
+
+AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+"""Gets the pipeline, how many steps came before, the timestep and tensors; returns some anew."""
+_TOLD_AFTER_STEP = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +44,40 @@ def draw(
     settings: Settings,
     *,
     batch: int = 4,
+    after_step: AfterStep | None = None,
 ) -> Iterator[Drawn]:
     """Draw a prompt once for each seed, a batch at a time.
+
+    `after_step` may change the latents after each denoising step, as diffusers' callbacks do.
 
     Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut.
     """
     check_length(base.pipeline, prompt)
     check_length(base.pipeline, settings.negative)
-    return _drawing(base.pipeline, prompt, seeds, settings, batch)
+    return _drawing(base.pipeline, prompt, seeds, settings, batch, after_step)
 
 
 def _drawing(
-    pipeline: Any, prompt: str, seeds: Sequence[int], settings: Settings, batch: int
+    pipeline: Any,
+    prompt: str,
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int,
+    after_step: AfterStep | None,
 ) -> Iterator[Drawn]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
-        images = draw_batch(pipeline, [prompt] * len(chunk), chunk, settings)
+        images = draw_batch(pipeline, [prompt] * len(chunk), chunk, settings, after_step)
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
 
 
 def draw_batch(
-    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    after_step: AfterStep | None = None,
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once."""
     width, height = settings.size or (None, None)
@@ -76,6 +93,12 @@ def draw_batch(
             width=width,
             height=height,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=(
+                [name for name in _TOLD_AFTER_STEP if name in pipeline._callback_tensor_inputs]
+                if after_step
+                else ["latents"]
+            ),
         ).images
     finally:
         pipeline.scheduler = own_scheduler

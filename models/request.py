@@ -1,7 +1,8 @@
 """What to draw: a prompt, seeds and settings. Loads no weights, and no library that does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..registry.errors import InvalidInput
 
@@ -14,7 +15,8 @@ class Settings:
     """What besides prompt and seed decides how a picture looks.
 
     `size` is (width, height) in pixels, the base model's own by default; `guidance` is the
-    classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is w + 1).
+    classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is w + 1). `separate`
+    keeps the concepts of a prompt apart while they are drawn.
     """
 
     steps: int = 25
@@ -22,6 +24,17 @@ class Settings:
     negative: str = ""
     scheduler: str | None = None
     size: tuple[int, int] | None = None
+    separate: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """By name, as pictures and records tell them; what is new and off is left out.
+
+        So pictures from before it existed are known by the same settings.
+        """
+        told = asdict(self)
+        if not self.separate:
+            del told["separate"]
+        return told
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:

@@ -178,7 +178,7 @@ def test_a_suite_that_asks_for_other_looks_alone_cannot_choose(
         ({"versions": "9"}, NotFound, "has no version 9"),
         ({"versions": ""}, InvalidInput, "names no versions"),
         ({"suite": "nothing"}, NotFound, "there is no suite"),
-        ({"suite": "multi-subject"}, InvalidInput, "two concepts"),
+        ({"suite": "multi-subject"}, InvalidInput, "for 2 concepts"),
         ({"clip": "nobody/clip"}, NotFound, "nobody/clip is not on this machine"),
         ({"dino": "nobody/dino"}, NotFound, "nobody/dino is not on this machine"),
     ],

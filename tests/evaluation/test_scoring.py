@@ -12,17 +12,10 @@ from conceptry.evaluation.record import (
     mean_scores,
     summary,
 )
-from conceptry.evaluation.regions import (
-    as_mask,
-    inside_only,
-    looks_of,
-    region,
-    regions_of_photos,
-    share_inside,
-    telling_layers,
-)
+from conceptry.evaluation.regions import as_mask, inside_only, regions_of_photos
 from conceptry.evaluation.scoring import Picture, Scorer, diversity, portrait
 from conceptry.evaluation.suites import SuitePrompt
+from conceptry.methods.looks import looks_of, region, share_inside, telling_layers
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world import Rendered, Scene, describe, render, sample_scene
 from PIL import Image, ImageChops

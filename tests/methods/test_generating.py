@@ -130,7 +130,7 @@ def test_maps_are_the_means_over_layers_and_steps(base: LoadedBase, guidance: fl
     """All columns together are one at each place, guided or not."""
     pipeline = base.pipeline
     settings = Settings(steps=3, guidance=guidance)
-    with collected_maps(pipeline, range(77), is_guided=guidance > 1) as collected:
+    with collected_maps(pipeline, range(77), is_guided=guidance > 1) as (collected,):
         for _ in draw(base, "a red cat", (1, 2), settings):
             pass
         maps = collected.take()
@@ -143,7 +143,7 @@ def test_maps_are_of_the_prompt_not_of_the_negative_one(base: LoadedBase) -> Non
 
     def maps(guidance: float) -> torch.Tensor:
         settings = Settings(steps=1, guidance=guidance, negative="two blue dogs on a beach")
-        with collected_maps(base.pipeline, [1, 2, 3], is_guided=guidance > 1) as collected:
+        with collected_maps(base.pipeline, [1, 2, 3], is_guided=guidance > 1) as (collected,):
             list(draw(base, "a red cat", (1, 2), settings))
             return collected.take()
 
@@ -167,7 +167,7 @@ def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
 
 def test_sizes_that_are_halved_to_odd_ones_are_known(base: LoadedBase, tmp_path: Path) -> None:
     settings = Settings(steps=1, size=(40, 56))
-    with collected_maps(base.pipeline, [1, 2], is_guided=True) as collected:
+    with collected_maps(base.pipeline, [1, 2], is_guided=True) as (collected,):
         list(draw(base, "a cat", (1,), settings))
         assert collected.take().shape == (1, 2, 28, 20)
     collected = CollectedMaps(is_guided=False)

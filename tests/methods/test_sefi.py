@@ -8,15 +8,34 @@ from typing import Any
 import pytest
 import torch
 from conceptry.kernels import observe
+from conceptry.methods import (
+    Request,
+    Trained,
+    generate,
+    read_made,
+    reproduce,
+    resume_together,
+    separation,
+    train,
+    train_together,
+)
+from conceptry.methods import Settings as DrawingSettings
 from conceptry.methods.adapters import wearing
+from conceptry.methods.artifact import read_artifact
 from conceptry.methods.conditioning import Saying, encode, encode_reference, encode_sayings
 from conceptry.methods.engine import Learned, Subject, Training, run_together
 from conceptry.methods.hooks import Hooks, StepReport
+from conceptry.methods.looks import looks_of, telling_layers
 from conceptry.methods.losses import subject_wise_loss
 from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.methods.prompts import choose
 from conceptry.methods.resume_point import read_place
-from conceptry.methods.staged import StagedToken, staging_for
-from conceptry.registry.errors import InvalidInput, TrainingFailed, TrainingInterrupted
+from conceptry.methods.separation import separating
+from conceptry.methods.staged import STAGE_ORDER, StagedToken, staging_for
+from conceptry.methods.wardrobe import dressed, spelled_out
+from conceptry.models.loading import LoadedBase
+from conceptry.registry import Registry
+from conceptry.registry.errors import InvalidInput, NotFound, TrainingFailed, TrainingInterrupted
 from PIL import Image
 from torch import Tensor
 
@@ -271,3 +290,128 @@ def test_what_changes_the_base_model_is_taught_alone(
 def test_sefi_learns_one_token() -> None:
     with pytest.raises(InvalidInput, match="sefi learns one token"):
         settings_of(find_method("sefi"), base="tiny", overrides=("num_tokens=2",))
+
+
+# --- through a registry ---------------------------------------------------------------------------
+
+SHORT = ("augmentation.crops=2", "embedding.steps=3", "embedding.batch=2")
+TOGETHER = Request(
+    prompt="<rex> and <mia> asleep", seeds=(1, 2), settings=DrawingSettings(steps=4, guidance=3.0)
+)
+
+
+@pytest.fixture
+def pair(rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path) -> Registry:
+    """rex by sefi, mia by AttnDreamBooth."""
+    pictures[0].save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    train(rex, "rex", base, method="sefi", overrides=SHORT)
+    words = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
+    train(rex, "mia", base, overrides=words)
+    return rex
+
+
+def test_methods_meet_in_a_prompt(pair: Registry, base: LoadedBase, tmp_path: Path) -> None:
+    drawn = list(generate(pair, base, [TOGETHER], tmp_path / "out"))
+    _, is_same = reproduce(pair, base, drawn[1].path, tmp_path / "again")
+    assert is_same
+    version = pair.show("rex").versions[-1]
+    (artifact,) = version.artifacts
+    assert read_artifact(pair.path_of(artifact.sha256))[1].stage_order == STAGE_ORDER
+
+
+def test_leaks_are_told_for_each_pair_and_direction(
+    pair: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    drawn = list(generate(pair, base, [TOGETHER], tmp_path / "a", with_leaks=True, with_maps=True))
+    alone = list(generate(pair, base, [TOGETHER], tmp_path / "b", with_leaks=True))
+    for picture, other in zip(drawn, alone, strict=True):
+        assert [(leak.of, leak.on) for leak in picture.leaks] == [("rex", "mia"), ("mia", "rex")]
+        assert all(0 <= leak.share <= 1 for leak in picture.leaks)
+        assert picture.leaks == other.leaks
+        assert picture.maps is not None
+    single = Request(prompt="<rex>", seeds=(1,), settings=TOGETHER.settings)
+    (picture,) = generate(pair, base, [single], tmp_path / "c", with_leaks=True)
+    assert picture.leaks == []
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
+def test_separation_changes_the_picture_and_is_recorded(
+    scheduler: str, pair: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    apart = replace(TOGETHER.settings, separate=True, scheduler=scheduler)
+    wish = replace(TOGETHER, settings=apart)
+    plain = replace(wish, settings=replace(apart, separate=False))
+    drawn, usual = (list(generate(pair, base, [each], tmp_path / "out")) for each in (wish, plain))
+    assert drawn[0].image.tobytes() != usual[0].image.tobytes()
+    assert read_made(drawn[1].path).settings == apart
+    _, is_same = reproduce(pair, base, drawn[1].path, tmp_path / "again")
+    assert is_same
+    single = replace(wish, prompt="<rex> asleep")
+    with_wish, without = (
+        next(generate(pair, base, [replace(single, settings=s)], tmp_path / "b"))
+        for s in (apart, plain.settings)
+    )
+    assert with_wish.image.tobytes() == without.image.tobytes(), "one concept has nothing to keep"
+
+
+def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None:
+    """Of the maps of a moved latent, at the same timestep."""
+    pipeline = base.pipeline
+    with dressed(base, choose(pair, TOGETHER.prompt)) as worn:
+        prompt = spelled_out(TOGETHER.prompt, worn)
+        looks = looks_of(pipeline, prompt, worn)
+        layers = telling_layers(pipeline.unet)
+        pipeline.scheduler.set_timesteps(10)
+        latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            states = encode(pipeline, [prompt] * 2, 16).states
+
+        def overlap(at: Tensor) -> Tensor:
+            given = {"prompt_embeds": states}
+            time = pipeline.scheduler.timesteps[1]
+            with torch.no_grad():
+                return separation._overlaps(pipeline, at, time, given, looks, layers)
+
+        after = separating(pipeline, looks, replace(TOGETHER.settings, guidance=1.0, separate=True))
+        assert after is not None
+        moved = after(pipeline, 0, None, {"latents": latents, "prompt_embeds": states})["latents"]
+        assert (overlap(moved) < overlap(latents)).all()
+        assert after(pipeline, 4, None, {"latents": latents, "prompt_embeds": states}) == {}
+
+
+def test_several_are_taught_in_one_batch_and_one_that_cannot_be_is_told(
+    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    names = ["rex", "nobody", "mia"]
+    first, failed, last = train_together(rex, names, base, method="sefi", overrides=SHORT)
+    assert isinstance(first, Trained)
+    assert isinstance(last, Trained)
+    assert (first.concept, first.together, last.concept, last.version) == ("rex", 2, "mia", 1)
+    assert isinstance(failed, NotFound)
+    assert [run.status for name in ("rex", "mia") for run in rex.show(name).runs] == ["done"] * 2
+    with pytest.raises(InvalidInput, match="one concept at a time"):
+        train_together(rex, names, base, method="dreambooth")
+
+
+def test_a_batch_that_was_interrupted_goes_on_together(
+    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    hooks = {"rex": Hooks(should_stop=stops_after(2))}
+    with pytest.raises(TrainingInterrupted, match="rex, mia: stopped") as caught:
+        train_together(rex, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+    assert caught.value.hint == "concept train rex mia --resume"
+    assert [rex.resumable_run(name).method for name in ("rex", "mia")] == ["sefi"] * 2
+    done = resume_together(rex, ["rex", "mia"], base)
+    assert [each.together for each in done if isinstance(each, Trained)] == [2, 2]
+    one = train(rex, "rex", base, method="sefi", overrides=SHORT)
+    states = [
+        read_artifact(rex.path_of(rex.show("rex").versions[i].artifacts[0].sha256))[0]["staged.0"]
+        for i in range(2)
+    ]
+    assert one.version == 2
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-5)
