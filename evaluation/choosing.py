@@ -6,15 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..methods.hooks import Checkpoint, Hooks
-from ..methods.prompts import Chosen, Mention
 from ..methods.wardrobe import Worn
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.records import VersionRecord
 from .encoders import Encoders, load_encoders
 from .evaluating import Evaluator, Subject, masks_of
 from .picture_cache import PictureCache
-from .plan import Plan
+from .plan import Plan, as_chosen
 from .record import Evaluation
 from .running import Wish, suite_of
 from .scoring import Portrait, portrait
@@ -54,9 +52,7 @@ class Watch:
         self._suite = suite_of(wish, self._wanted, concept)
         self._encoders = load_encoders(self._wanted, offline=self.offline)
         self._encoders.to(self.base.pipeline.device)
-        mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
-        chosen = Chosen(mention, concept, VersionRecord(0, [""], None, "", []), "", "")
-        self._subject = Subject.of(self.registry, chosen)
+        self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
         self._portraits = [portrait(self._encoders, concept.category, self._subject.photos, masks)]
 
@@ -80,8 +76,7 @@ class Watch:
         """Draw with the pipeline as it is, and keep no picture: they are of weights in motion."""
         chosen = self._subject.chosen
         assert chosen is not None
-        name = f"{checkpoint.stage}-{checkpoint.step:06}"
-        now = replace(chosen, version=replace(chosen.version, aliases=[name]))
+        now = replace(chosen, version=replace(chosen.version, aliases=[checkpoint.name]))
         plan = Plan(
             chosen=(now,),
             suite=self._suite,

@@ -116,13 +116,25 @@ class Plan:
 
 def checkpoints(registry: Registry, concept: Concept, run: str) -> list[Chosen]:
     """What a training kept of its way, to be drawn like a version."""
-    found: list[Chosen] = []
-    for path in registry.checkpoints(run):
-        name = path.stem.removeprefix(CHECKPOINT_PREFIX)
-        version = VersionRecord(0, [name], run, concept.updated, [])
-        mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
-        found.append(Chosen(mention, concept, version, str(path), hash_of(path)))
-    return found
+    return [
+        as_chosen(
+            concept,
+            name=path.stem.removeprefix(CHECKPOINT_PREFIX),
+            run=run,
+            path=str(path),
+            sha256=hash_of(path),
+        )
+        for path in registry.checkpoints(run)
+    ]
+
+
+def as_chosen(
+    concept: Concept, *, name: str, run: str | None, path: str = "", sha256: str = ""
+) -> Chosen:
+    """A checkpoint as if a prompt had asked for it, as version 0."""
+    mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
+    version = VersionRecord(0, [name], run, concept.updated, [])
+    return Chosen(mention, concept, version, path, sha256)
 
 
 def checkpoint_of(chosen: Chosen) -> str | None:

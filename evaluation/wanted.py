@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..models import bases
 from ..models.bases import Base
+from ..models.hashes import MANIFEST
 
 SHIPPED = "miniature"
 """The word for what ships with the program."""
@@ -49,5 +50,5 @@ def shipped_hash(kind: str) -> dict[str, str]:
     if kind == "judge":
         record = json.loads((Path(__file__).parent / "weights" / "judge.json").read_text())
         return {"name": SHIPPED, "sha256": record["sha256"]}
-    manifest = json.loads((bases.SHIPPED / "manifest.json").read_text())
+    manifest = json.loads((bases.SHIPPED / MANIFEST).read_text())
     return {"name": SHIPPED, "sha256": manifest["files"][_FILES[kind]]["sha256"]}

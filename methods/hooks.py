@@ -46,6 +46,11 @@ class Checkpoint:
     learned: Learned
     phrase: str
 
+    @property
+    def name(self) -> str:
+        """`stage3-000100`."""
+        return f"{self.stage}-{self.step:06}"
+
 
 @dataclass(slots=True)
 class Hooks:

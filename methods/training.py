@@ -418,7 +418,7 @@ class _Pupil:
         self._hooks.on_saved(path)
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
-        name = f"{CHECKPOINT_PREFIX}{checkpoint.stage}-{checkpoint.step:06}.safetensors"
+        name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
         unfinished = self._folder / f"{name}.unfinished"
         write_artifact(unfinished, checkpoint.learned.state(), self._fits)
         unfinished.replace(self._folder / name)

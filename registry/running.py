@@ -28,7 +28,11 @@ CHECKPOINT_PREFIX = "checkpoint-"
 
 def stays(name: str) -> bool:
     """Whether a file stays in a run's folder when the run is done."""
-    return name == PREVIEWS_FILE or name.startswith(CHECKPOINT_PREFIX)
+    return name == PREVIEWS_FILE or _is_checkpoint(name)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith(CHECKPOINT_PREFIX) and name.endswith(".safetensors")
 
 
 def checkpoints(location: Location, run: str) -> list[Path]:
@@ -90,7 +94,7 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
     known = {uid for uid, _, _ in rows}
     for path in store.location.runs.glob("*/*"):
         run, is_kept = path.parent.name, stays(path.name)
-        is_kept &= not (with_checkpoints and path.name.startswith(CHECKPOINT_PREFIX))
+        is_kept &= not (with_checkpoints and _is_checkpoint(path.name))
         if run not in resumable and not (is_kept and run in known):
             with suppress(FileNotFoundError):
                 status = path.stat()

@@ -10,25 +10,30 @@ from conceptry.models.miniature.places import ACCESSORIES, PLACES
 from conceptry.models.miniature.world import STYLES
 from conceptry.registry.errors import InvalidInput, NotFound
 
+LENGTHS = {"miniature": 16, "miniature-pairs": 8, "miniature-triples": 8}
+NUM_SUBJECTS = {"multi-subject": 2, "miniature-pairs": 2, "miniature-triples": 3}
+
 
 @pytest.mark.parametrize("name", shipped_suites())
 def test_shipped_suites_are_whole(name: str) -> None:
     suite = find_suite(name)
-    assert len(suite.prompts) == (16 if name == "miniature" else 25)
+    assert len(suite.prompts) == LENGTHS.get(name, 25)
     assert len({prompt.text for prompt in suite.prompts}) == len(suite.prompts)
-    assert suite.num_subjects == (2 if name == "multi-subject" else 1)
+    assert suite.num_subjects == NUM_SUBJECTS.get(name, 1)
     assert all(prompt.tests for prompt in suite.prompts)
     for prompt in suite.prompts:
-        text = prompt.filled("<rex@1>", "<mia@2>", category="dog")
-        assert [each.name for each in mentions(text)] == ["rex", "mia"][: suite.num_subjects]
+        text = prompt.filled("<rex@1>", "<mia@2>", "<leo>", category="dog")
+        named = ["rex", "mia", "leo"][: suite.num_subjects]
+        assert [each.name for each in mentions(text)] == named
         assert "{" not in text
 
 
-def test_the_judge_knows_what_the_drawn_suite_asks_for() -> None:
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_judge_knows_what_the_drawn_suites_ask_for(name: str) -> None:
     known = {"place": PLACES, "accessory": ACCESSORIES, "colour": COLOURS, "style": STYLES}
-    for prompt in find_suite("miniature").prompts:
-        for name, value in prompt.sees.items():
-            assert value in known[name]
+    for prompt in find_suite(name).prompts:
+        for what, value in prompt.sees.items():
+            assert value in known[what]
             assert value in prompt.text
         assert set(prompt.second) <= set(CATEGORIES)
 

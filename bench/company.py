@@ -1,0 +1,153 @@
+"""Two or three concepts in a picture, and whether each is there and keeps to its place.
+
+    python bench/company.py --out runs/methods        # the folder of bench/methods.py, or a new one
+
+Individuals are those of bench/methods.py, each by SeFi-IDE, Textual Inversion and AttnDreamBooth
+(whose changes of weights are added up); 12 pairs and 12 triples are drawn for the suites
+`miniature-pairs` and `miniature-triples`, plainly and with `--separate`, and by the base model for
+the bare categories. Scores are those of `concept eval`, with `leak` the mean over the concepts, and
+
+present      share of the concepts that are recognised: within the concept's region the picture is
+             nearer to the individual than to each of 20 others of its category (chance: 0.048)
+all_there    share of pictures in which all are recognised and the judge sees every category
+
+Interrupted, it goes on where it was. Intervals are from resampling pairs or triples. Writes
+bench/results/company.json, and company.png: a pair for each row, two photos, then a picture of two
+prompts by each way.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conceptry.evaluation.record import Evaluation
+from conceptry.evaluation.regions import as_mask, inside_only
+from conceptry.evaluation.suites import find_suite
+from conceptry.methods.looks import region
+from conceptry.models.loading import load_base
+from conceptry.models.miniature.identities import CATEGORIES
+from conceptry.models.pictures import contact_sheet
+from conceptry.models.request import Settings
+from conceptry.registry import Registry
+from environment import describe as describe_machine
+from laboratory import BARE_WAY, Individual, Laboratory, Row, Way, embed, individuals, summary
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+WAYS = [Way(name, name) for name in ("sefi", "textual-inversion", "attndreambooth")]
+SUITES = {2: "miniature-pairs", 3: "miniature-triples"}
+SHOWN = (0, 6)
+SEPARATE = ", separate"
+
+
+def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
+    """As many as there are subjects: each with those that follow."""
+    count = len(subjects)
+    return [[subjects[(i + k) % count] for k in range(size)] for i in range(count)]
+
+
+def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separate: bool) -> Row:
+    """Scores of one cast by one way."""
+    suite = find_suite(SUITES[len(people)])
+    settings = Settings(separate=separate)
+    found = laboratory.evaluate(suite, people, way, settings=settings)
+    scores = {name: score.mean for name, score in found.scores.items()}
+    scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
+    scores |= _presence(laboratory, people, found)
+    shown = [str(laboratory.pictures.path(found.prompts[i].pictures[0].picture)) for i in SHOWN]
+    label = way.label + (SEPARATE if separate else "")
+    names = " ".join(who.name for who in people)
+    print(names, label, {k: round(scores[k], 3) for k in ("seen", "leak", "present", "all_there")})
+    return {"individual": names, "method": label, "scores": scores, "shown": shown}
+
+
+def _presence(
+    laboratory: Laboratory, people: Sequence[Individual], found: Evaluation
+) -> dict[str, float]:
+    present: list[float] = []
+    all_there: list[float] = []
+    for told in found.prompts:
+        for each in told.pictures:
+            picture = laboratory.pictures.get(each.picture)
+            assert picture is not None
+            regions = region(picture.maps[:, 0])
+            cut = embed([inside_only(picture.image, as_mask(inside)) for inside in regions])
+            known = [
+                bool(who.inside.recognises(vector[None])[0])
+                for who, vector in zip(people, cut, strict=True)
+            ]
+            sees_all = each.scores["seen_category"] and each.scores["seen_second"]
+            present.append(statistics.fmean(known))
+            all_there.append(float(all(known) and bool(sees_all)))
+    return {"present": statistics.fmean(present), "all_there": statistics.fmean(all_there)}
+
+
+def write_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path: Path) -> None:
+    """For each cast a photo of each, then pictures of some prompts by each way."""
+    lines: list[tuple[list[str], list[Image.Image]]] = []
+    for cast in people:
+        own = [row for row in rows if row["individual"] == " ".join(who.name for who in cast)]
+        labels, images = ["photo"] * len(cast), [who.photos[0] for who in cast]
+        for number in range(len(SHOWN)):
+            labels += [row["method"] for row in own]
+            images += [Image.open(row["shown"][number]) for row in own]
+        lines.append((labels, images))
+    contact_sheet(lines, side=96).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--concepts", type=int, default=len(CATEGORIES))
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(SUITES))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    subjects = list(individuals("measured", options.concepts))
+    base = load_base()
+    results: dict[str, Any] = {}
+    with Registry.open(options.out / "concepts.db", create=True) as registry:
+        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
+        laboratory.enter(options.out)
+        for way in WAYS:
+            laboratory.teach(way)
+        for size in options.sizes:
+            people = casts(subjects, size)
+            rows = [
+                row_of(laboratory, cast, way, separate)
+                for cast in people
+                for way in (BARE_WAY, *WAYS)
+                for separate in (False, True)
+            ]
+            results[SUITES[size]] = {
+                "methods": summary(rows),
+                "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
+            }
+            write_sheet(rows, people, options.out / f"{SUITES[size]}.png")
+            if size == min(SUITES) and len(subjects) >= len(CATEGORIES):
+                write_sheet(rows, people, RESULTS / "company.png")
+    told = {
+        suite: {
+            label: {k: each["scores"][k] for k in ("seen", "leak", "present", "all_there")}
+            for label, each in found["methods"].items()
+        }
+        for suite, found in results.items()
+    }
+    print(json.dumps(told, indent=1))
+    if len(subjects) >= len(CATEGORIES) and set(options.sizes) == set(SUITES):
+        document = {
+            "environment": describe_machine(),
+            "base_sha256": base.sha256,
+            "seeds": options.seeds,
+            **results,
+        }
+        (RESULTS / "company.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

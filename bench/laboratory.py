@@ -1,0 +1,323 @@
+"""Individuals that no training has seen, and a registry in which methods teach them.
+
+Shared by `methods.py`, `subject_wise.py` and `company.py`.
+"""
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conceptry.evaluation.encoders import load_encoders
+from conceptry.evaluation.evaluating import Evaluator, Subject
+from conceptry.evaluation.picture_cache import PictureCache
+from conceptry.evaluation.plan import BARE, Plan
+from conceptry.evaluation.record import Evaluation, harmonic_mean
+from conceptry.evaluation.regions import inside_only
+from conceptry.evaluation.suites import Suite, find_suite
+from conceptry.evaluation.wanted import wanted_for
+from conceptry.methods import find_method, settings_of, train_together
+from conceptry.methods.prompts import Chosen, choose
+from conceptry.models.loading import LoadedBase
+from conceptry.models.miniature.identities import (
+    CATEGORIES,
+    Identity,
+    identity_seed,
+    make_identity,
+)
+from conceptry.models.miniature.shipped import load_identity_encoder
+from conceptry.models.miniature.world import Rendered, render, sample_scene
+from conceptry.registry import Registry
+from conceptry.registry.errors import RegistryBusy
+from PIL import Image
+from torch import Tensor
+
+NUM_PHOTOS, NUM_OTHERS, NUM_LOOKALIKES = 5, 8, 20
+
+Row = dict[str, Any]
+"""An individual, a way, mean scores, and for a sheet, paths of pictures."""
+
+
+# --- subjects -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How to tell an individual: unit vectors (8, d) of renders of it, (20, d) of lookalikes.
+
+    Those of a lookalike, another one of its category, are the mean over renders.
+    """
+
+    references: Tensor
+    lookalikes: Tensor
+
+    def recognises(self, vectors: Tensor) -> Tensor:
+        """Which of some vectors (B, d) are nearer to the individual than to every lookalike: (B,).
+
+        Chance is 1 in 21.
+        """
+        own = vectors @ _mean(self.references)
+        return own > (vectors @ self.lookalikes.T).amax(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Individual:
+    """An identity with the photos it is taught from; `inside` is of renders cut out of grey."""
+
+    name: str
+    identity: Identity
+    photos: list[Image.Image]
+    whole: Looks
+    inside: Looks
+
+
+def individuals(split: str, count: int) -> Iterator[Individual]:
+    """One of each category, in turn."""
+    rng = random.Random(f"methods {split}")
+    for i in range(count):
+        category = CATEGORIES[i % len(CATEGORIES)]
+        identity = make_identity(identity_seed(rng, "held-out"), category)
+        others = [
+            make_identity(identity_seed(rng, "held-out"), category) for _ in range(NUM_LOOKALIKES)
+        ]
+        albums = [_renders(other, rng, NUM_OTHERS) for other in others]
+        photos = [each.image for each in _renders(identity, rng, NUM_PHOTOS)]
+        own = _renders(identity, rng, NUM_OTHERS)
+        yield Individual(
+            f"{category}-{i}",
+            identity,
+            photos,
+            whole=Looks(_whole(own), torch.stack([_mean(_whole(album)) for album in albums])),
+            inside=Looks(_inside(own), torch.stack([_mean(_inside(album)) for album in albums])),
+        )
+
+
+def _renders(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
+    return [
+        render(
+            sample_scene(
+                rng.randrange(1 << 40), "held-out", identity=identity, num_subjects=1, style="photo"
+            )
+        )
+        for _ in range(count)
+    ]
+
+
+def _whole(renders: Sequence[Rendered]) -> Tensor:
+    return embed([each.image for each in renders])
+
+
+def _inside(renders: Sequence[Rendered]) -> Tensor:
+    return embed([inside_only(each.image, each.masks[0]) for each in renders])
+
+
+def embed(images: Sequence[Image.Image]) -> Tensor:
+    """Unit vectors (B, d)."""
+    return _encoder().embed(images)
+
+
+@cache
+def _encoder() -> Any:
+    return load_identity_encoder()
+
+
+def _mean(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors.mean(0), dim=0)
+
+
+# --- ways to teach --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A method with its `miniature` preset, and what is set otherwise."""
+
+    label: str
+    method: str
+    overrides: tuple[str, ...] = ()
+
+    def settings(self, base: str) -> Any:
+        """All of its settings."""
+        method = find_method(self.method)
+        return settings_of(method, preset="miniature", base=base, overrides=self.overrides)
+
+
+BARE_WAY = Way(BARE, "")
+"""Not taught at all: the base model, asked for the bare category."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laboratory:
+    """Who is taught, where, and by what base model."""
+
+    registry: Registry
+    base: LoadedBase
+    subjects: Sequence[Individual]
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+
+    def enter(self, folder: Path) -> None:
+        """Add the photos of those who are not in the registry."""
+        for who in self.subjects:
+            if who.name in self.registry.names():
+                continue
+            photos = folder / "photos" / who.name
+            photos.mkdir(parents=True, exist_ok=True)
+            for i, photo in enumerate(who.photos):
+                photo.save(photos / f"{i}.png")
+            self.registry.add(who.name, [photos], category=who.identity.category)
+
+    # --- teaching ---------------------------------------------------------------------------------
+
+    def teach(self, way: Way) -> None:
+        """Teach whoever has not been taught; another process may teach others meanwhile."""
+        if way == BARE_WAY:
+            return
+        while waiting := [who.name for who in self.subjects if self.version(who, way) is None]:
+            together = len(waiting) if find_method(way.method).keeps_base else 1
+            batches = [waiting[i : i + together] for i in range(0, len(waiting), together)]
+            taught = [self._taught(batch, way) for batch in batches]
+            if not any(taught):
+                time.sleep(5)  # others are at all of them
+
+    def _taught(self, names: list[str], way: Way) -> bool:
+        """Whether one of a batch was taught."""
+        outcomes = train_together(
+            self.registry,
+            names,
+            self.base,
+            method=way.method,
+            preset="miniature",
+            overrides=way.overrides,
+        )
+        for name, outcome in zip(names, outcomes, strict=True):
+            if isinstance(outcome, RegistryBusy):
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            print(name, way.label, outcome.seconds, flush=True)
+        return not all(isinstance(outcome, RegistryBusy) for outcome in outcomes)
+
+    def version(self, who: Individual, way: Way) -> int | None:
+        """The version of an individual by a way's settings, if it has been taught."""
+        if way == BARE_WAY:
+            return None
+        told = way.settings(self.base.base.name).to_mapping()
+        wanted = json.loads(json.dumps(told))
+        concept = self.registry.show(who.name)
+        runs = {run.run: run for run in concept.runs}
+        for version in concept.versions:
+            run = runs.get(version.run or "")
+            if run is None or run.method != way.method or run.base_sha256 != self.base.sha256:
+                continue
+            config = (
+                find_method(way.method)
+                .settings()
+                .updated({name: value for name, value in run.config.items() if name in wanted})
+            )
+            if json.loads(json.dumps(config.to_mapping())) == wanted:
+                return version.number
+        return None
+
+    def chosen(self, who: Individual, way: Way) -> Chosen:
+        """The version of an individual, to be drawn."""
+        return choose(self.registry, f"<{who.name}@{self.version(who, way)}>")[0]
+
+    # --- scoring ----------------------------------------------------------------------------------
+
+    def evaluate(
+        self, suite: Suite, people: Sequence[Individual], way: Way, **settings: Any
+    ) -> Evaluation:
+        """Draw a suite with some individuals, by their categories if the way is `BARE_WAY`."""
+        wanted = wanted_for(self.base.base)
+        chosen = [self.chosen(who, way) for who in people] if way != BARE_WAY else []
+        plan = Plan(
+            chosen=tuple(chosen),
+            suite=suite,
+            wanted=wanted,
+            base=self.base.base.name,
+            base_sha256=self.base.sha256,
+            seeds=self.seeds,
+            **settings,
+        )
+        subjects = [
+            Subject(
+                who.identity.category,
+                who.photos,
+                [None] * len(who.photos),
+                chosen[i] if chosen else None,
+            )
+            for i, who in enumerate(people)
+        ]
+        return Evaluator(self.base, _encoders(), self.pictures, plan, subjects).run()
+
+    @property
+    def pictures(self) -> PictureCache:
+        """All that was drawn."""
+        return PictureCache.of(self.registry)
+
+    def row(self, who: Individual, way: Way, shown: Sequence[int] = ()) -> Row:
+        """Scores of one individual on the suite `miniature`, and pictures of some prompts."""
+        suite = find_suite("miniature")
+        found = self.evaluate(suite, [who], way)
+        scores = {name: score.mean for name, score in found.scores.items()}
+        scores |= self._own_scores(who, suite, found)
+        paths = [str(self.pictures.path(found.prompts[i].pictures[0].picture)) for i in shown]
+        return {"individual": who.name, "method": way.label, "scores": scores, "shown": paths}
+
+    def _own_scores(self, who: Individual, suite: Suite, found: Evaluation) -> dict[str, float]:
+        """Scores that need other renders of the individual, and lookalikes."""
+        kept = [
+            picture.picture
+            for prompt, told in zip(suite.prompts, found.prompts, strict=True)
+            if prompt.keeps_looks
+            for picture in told.pictures
+        ]
+        vectors = embed([Image.open(self.pictures.path(key)) for key in kept])
+        recognised = float(who.whole.recognises(vectors).float().mean())
+        return {
+            "likeness": float((vectors @ who.whole.references.T).mean()),
+            "recognised": recognised,
+            "both": harmonic_mean(found.scores["seen"].mean, recognised),
+        }
+
+
+@cache
+def _encoders() -> Any:
+    from conceptry.models.bases import find_base
+
+    return load_encoders(wanted_for(find_base("miniature")))
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Scores of each way, with intervals."""
+    told: dict[str, Any] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        names = [name for name in own[0]["scores"] if all(name in row["scores"] for row in own)]
+        told[method] = {
+            "individuals": len(own),
+            "scores": {name: interval([row["scores"][name] for row in own]) for name in names},
+        }
+    return told
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean, with the 2.5 and 97.5 % quantiles of 1,000 resamplings."""
+    rng = random.Random(0)
+    draws = [statistics.fmean(rng.choices(values, k=len(values))) for _ in range(1000)]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {
+        "mean": round(statistics.fmean(values), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }

@@ -1,0 +1,130 @@
+"""SeFi-IDE's λ: what the subject-wise attention loss does to prompts, attention and identity.
+
+    python bench/subject_wise.py --out runs/methods   # the folder of bench/methods.py, or a new one
+
+The individuals of bench/methods.py are taught by SeFi-IDE's `miniature` preset with each λ, all of
+one λ in one batch, and drawn for the suite `miniature`. Interrupted, it goes on where it was.
+Scores are those of bench/methods.py; intervals are from resampling individuals. Writes
+bench/results/subject-wise.json, and subject-wise.svg and .png: the scores over λ, and for some
+individuals a picture by each λ.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from conceptry.models.loading import load_base
+from conceptry.models.miniature.identities import CATEGORIES
+from conceptry.models.pictures import contact_sheet
+from conceptry.registry import Registry
+from environment import describe as describe_machine
+from laboratory import Individual, Laboratory, Row, Way, individuals, summary
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
+SHOWN = (0, 8, 12)
+SCORES = {"seen": "#2f6fde", "focus": "#2c8f5b", "recognised": "#d1582b", "both": "#6b6b6b"}
+_WIDTH, _HEIGHT, _EDGE = 560, 340, 48
+
+
+def way_of(weight: float) -> Way:
+    """SeFi-IDE with a λ."""
+    return Way(f"{weight:g}", "sefi", (f"loss.subject_wise={weight:g}",))
+
+
+def write_sheet(rows: Sequence[Row], subjects: Sequence[Individual], path: Path) -> None:
+    """For each individual two photos, then pictures of some prompts by each λ."""
+    lines: list[tuple[list[str], list[Image.Image]]] = []
+    for who in subjects:
+        own = [row for row in rows if row["individual"] == who.name]
+        labels, images = ["photo", "photo"], list(who.photos[:2])
+        for number in range(len(SHOWN)):
+            labels += [row["method"] for row in own]
+            images += [Image.open(row["shown"][number]) for row in own]
+        lines.append((labels, images))
+    contact_sheet(lines, side=96).save(path)
+
+
+def write_chart(result: dict[str, Any], path: Path) -> None:
+    """Each score over λ, with its interval; λ are spaced evenly."""
+    labels = list(result)
+    step = (_WIDTH - 2 * _EDGE) / max(1, len(labels) - 1)
+
+    def y(value: float) -> float:
+        return round(_HEIGHT - _EDGE - value * (_HEIGHT - 2 * _EDGE), 1)
+
+    parts = [
+        f'<path d="M{_EDGE} {y(share)}H{_WIDTH - _EDGE}" stroke="#ddd"/>'
+        f'<text x="{_EDGE - 6}" y="{y(share) + 4}" text-anchor="end">{share:g}</text>'
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    parts += [
+        f'<text x="{_EDGE + i * step:.1f}" y="{_HEIGHT - _EDGE + 20}" text-anchor="middle">'
+        f"{escape(label)}</text>"
+        for i, label in enumerate(labels)
+    ]
+    for number, (name, colour) in enumerate(SCORES.items()):
+        found = [result[label]["scores"][name] for label in labels]
+        xs = [_EDGE + i * step + 3 * (number - 1.5) for i in range(len(labels))]
+        line = " ".join(f"{x:.1f},{y(each['mean'])}" for x, each in zip(xs, found, strict=True))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [
+            f'<path d="M{x:.1f} {y(each["low"])}V{y(each["high"])}" stroke="{colour}"/>'
+            for x, each in zip(xs, found, strict=True)
+        ]
+        parts.append(
+            f'<text x="{_EDGE + number * 110}" y="{_EDGE - 22}" fill="{colour}">{name}</text>'
+        )
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">λ</text>')
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--concepts", type=int, default=len(CATEGORIES))
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--weights", type=float, nargs="*", default=list(WEIGHTS))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    subjects = list(individuals("measured", options.concepts))
+    base = load_base()
+    with Registry.open(options.out / "concepts.db", create=True) as registry:
+        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
+        laboratory.enter(options.out)
+        rows: list[Row] = []
+        for weight in options.weights:
+            way = way_of(weight)
+            laboratory.teach(way)
+            rows += [laboratory.row(who, way, SHOWN) for who in subjects]
+            told = summary(rows)[way.label]["scores"]
+            print(way.label, {name: told[name]["mean"] for name in SCORES}, flush=True)
+    result = summary(rows)
+    write_sheet(rows, subjects[:4], options.out / "subject-wise.png")
+    write_chart(result, options.out / "subject-wise.svg")
+    if len(subjects) >= len(CATEGORIES):
+        write_sheet(rows, subjects[:4], RESULTS / "subject-wise.png")
+        write_chart(result, RESULTS / "subject-wise.svg")
+        document = {
+            "environment": describe_machine(),
+            "base_sha256": base.sha256,
+            "seeds": options.seeds,
+            "settings": way_of(0.0).settings("miniature").to_mapping(),
+            "by_weight": result,
+            "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
+        }
+        (RESULTS / "subject-wise.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
