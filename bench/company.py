@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,7 @@ def main() -> None:
             rows = [
                 row_of(laboratory, cast, way, separate)
                 for cast in people
-                for way in (BARE_WAY, *WAYS)
-                for separate in (False, True)
+                for way, separate in [(BARE_WAY, False), *product(WAYS, (False, True))]
             ]
             results[SUITES[size]] = {
                 "methods": summary(rows),
