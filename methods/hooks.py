@@ -52,22 +52,30 @@ class Checkpoint:
         return f"{self.stage}-{self.step:06}"
 
 
+def _nothing(*_: object) -> None:
+    """Told to nobody."""
+
+
+def _no() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Hooks:
     """What a training tells while it runs, and asks."""
 
-    on_step: Callable[[StepReport], None] = lambda _: None
-    on_saved: Callable[[Path], None] = lambda _: None
-    should_stop: Callable[[], bool] = lambda: False
-    on_class_picture: Callable[[int, int], None] = lambda *_: None
+    on_step: Callable[[StepReport], None] = _nothing
+    on_saved: Callable[[Path], None] = _nothing
+    should_stop: Callable[[], bool] = _no
+    on_class_picture: Callable[[int, int], None] = _nothing
     """Gets how many class pictures are drawn, and of how many."""
-    on_preview: Callable[[str, int, list[Image.Image]], None] = lambda *_: None
+    on_preview: Callable[[str, int, list[Image.Image]], None] = _nothing
     """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
     preview_every: int = 0
     """0 draws none."""
-    on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
+    on_checkpoint: Callable[[Checkpoint], None] = _nothing
     """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
     checkpoint_every: int = 0
     """0 makes none."""
-    is_enough: Callable[[], bool] = lambda: False
+    is_enough: Callable[[], bool] = _no
     """Asked after each checkpoint; the training then ends as if all steps were done."""

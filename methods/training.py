@@ -237,8 +237,8 @@ def _run_all(
     if not is_first():
         while batch := told():
             run_together(
-                [_training(registry, base, plan, Hooks()) for plan in batch],
-                [registry.run_folder(plan.run) / RESUME_FILE for plan in batch],
+                [_training(registry, base, plan, hooks) for plan, hooks in batch],
+                [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
             )
         return told()
     outcomes: dict[str, Trained | ConceptryError] = {}
@@ -295,7 +295,7 @@ class _Batch:
                 _training(self._registry, self._base, pupil.plan, pupil.recording_hooks())
                 for pupil in self._pupils
             ]
-            told([pupil.plan for pupil in self._pupils])
+            told([(pupil.plan, pupil.hooks_of_followers()) for pupil in self._pupils])
             try:
                 found = run_together(trainings, [pupil.resume_path for pupil in self._pupils])
             finally:
@@ -395,6 +395,10 @@ class _Pupil:
             on_saved=self._on_saved,
             on_checkpoint=self._on_checkpoint,
         )
+
+    def hooks_of_followers(self) -> Hooks:
+        """What the other processes have to know of the hooks to keep step with the first one."""
+        return Hooks(checkpoint_every=self._hooks.checkpoint_every)
 
     def keep(self, learned: Learned) -> int:
         """Make what was learned the concept's next version; returns its number."""

@@ -51,6 +51,42 @@ def test_one_that_fails_does_not_stop_the_rest(rex: Registry, run: Run, tiny: st
     ]
 
 
+def test_concepts_are_taught_in_one_batch_and_meet(
+    rex: Registry, ask: Ask, run: Run, tiny: str
+) -> None:
+    """By a method that keeps the base model; by another one they are taught one after another."""
+    rex.add("mia", [draw_folder(Path("cats"), 1)], category="cat")
+    words = ["--base", tiny, "--set", "augmentation.crops=2", "--set", "embedding.steps=2"]
+    done = ask("train", "rex", "mia", "--method", "sefi", *words)["runs"]
+    assert [(each["concept"], each["together"]) for each in done] == [("rex", 2), ("mia", 2)]
+    done = ask("train", "rex", "mia", "--method", "sefi", *words, "--together", "1")["runs"]
+    assert [(each["version"], each["together"]) for each in done] == [(2, 1), (2, 1)]
+    drawn = ask("generate", "<rex> and <mia>", "--base", tiny, "-n", "1", "--leak", "--separate")
+    (picture,) = drawn["images"]
+    assert [(leak["of"], leak["on"]) for leak in picture["leaks"]] == [
+        ("rex", "mia"),
+        ("mia", "rex"),
+    ]
+    told = read_metadata(Path(picture["path"]))
+    assert told is not None
+    assert told["settings"]["separate"] is True
+    result = run("generate", "<rex> and <mia>", "--base", tiny, "-n", "1", "--leak")
+    assert "rex looks at mia's place with" in result.stderr
+    done = ask(
+        "train",
+        "rex",
+        "mia",
+        "--method",
+        "dreambooth",
+        *words[:4],
+        "--set",
+        "unet.steps=1",
+        "--set",
+        "prior.num_images=1",
+    )["runs"]
+    assert [each["together"] for each in done] == [1, 1]
+
+
 def test_previews_are_kept_until_the_concept_goes(
     rex: Registry, ask: Ask, run: Run, tiny: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conceptry.methods.artifact import read_artifact
 from conceptry.registry import Registry
+from PIL import Image
 from program import command
 from tiny_base import write_tiny_base
 
@@ -45,7 +46,7 @@ def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
 
 def test_two_processes_learn_what_one_learns(rex: Registry, tiny: str) -> None:
     """All but the order of sums is the same: batches of three are split two to one."""
-    for words in ([], ["--processes", "2"]):
+    for words in ([], ["--processes", "2", "--keep-every", "1"]):
         done = teach("--base", tiny, *WORDS, "--json", *words)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["runs"][0]["concept"] == "rex"
@@ -53,6 +54,19 @@ def test_two_processes_learn_what_one_learns(rex: Registry, tiny: str) -> None:
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
+
+
+def test_two_processes_teach_several_concepts(rex: Registry, tiny: str, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    words = ["--method", "sefi", "--set", "augmentation.crops=2"]
+    words += ["--set", "embedding.steps=3", "--set", "embedding.batch=3"]
+    for more in ([], ["--processes", "2"]):
+        done = teach("mia", "--base", tiny, *words, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        assert [each["together"] for each in json.loads(done.stdout)["runs"]] == [2, 2]
+    alone, together = weights(rex, 1), weights(rex, 2)
+    torch.testing.assert_close(together["staged.0"], alone["staged.0"], atol=2e-4, rtol=2e-2)
 
 
 def test_a_batch_that_is_too_small_is_told(rex: Registry, tiny: str) -> None:
