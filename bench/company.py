@@ -30,12 +30,21 @@ from conceptry.evaluation.suites import find_suite
 from conceptry.methods.looks import region
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES
-from conceptry.models.pictures import contact_sheet
 from conceptry.models.request import Settings
 from conceptry.registry import Registry
 from environment import describe as describe_machine
-from laboratory import BARE_WAY, Individual, Laboratory, Row, Way, embed, individuals, summary
-from PIL import Image
+from laboratory import (
+    BARE_WAY,
+    Individual,
+    Laboratory,
+    Row,
+    Way,
+    embed,
+    individuals,
+    name_of,
+    save_sheet,
+    summary,
+)
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = [Way(name, name) for name in ("sefi", "textual-inversion", "attndreambooth")]
@@ -60,7 +69,7 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separ
     scores |= _presence(laboratory, people, found)
     shown = [str(laboratory.pictures.path(found.prompts[i].pictures[0].picture)) for i in SHOWN]
     label = way.label + (SEPARATE if separate else "")
-    names = " ".join(who.name for who in people)
+    names = name_of(people)
     print(names, label, {k: round(scores[k], 3) for k in ("seen", "leak", "present", "all_there")})
     return {"individual": names, "method": label, "scores": scores, "shown": shown}
 
@@ -84,19 +93,6 @@ def _presence(
             present.append(statistics.fmean(known))
             all_there.append(float(all(known) and bool(sees_all)))
     return {"present": statistics.fmean(present), "all_there": statistics.fmean(all_there)}
-
-
-def write_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path: Path) -> None:
-    """For each cast a photo of each, then pictures of some prompts by each way."""
-    lines: list[tuple[list[str], list[Image.Image]]] = []
-    for cast in people:
-        own = [row for row in rows if row["individual"] == " ".join(who.name for who in cast)]
-        labels, images = ["photo"] * len(cast), [who.photos[0] for who in cast]
-        for number in range(len(SHOWN)):
-            labels += [row["method"] for row in own]
-            images += [Image.open(row["shown"][number]) for row in own]
-        lines.append((labels, images))
-    contact_sheet(lines, side=96).save(path)
 
 
 def main() -> None:
@@ -128,9 +124,9 @@ def main() -> None:
                 "methods": summary(rows),
                 "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
             }
-            write_sheet(rows, people, options.out / f"{SUITES[size]}.png")
+            save_sheet(rows, people, options.out / f"{SUITES[size]}.png")
             if size == min(SUITES) and len(subjects) >= len(CATEGORIES):
-                write_sheet(rows, people, RESULTS / "company.png")
+                save_sheet(rows, people, RESULTS / "company.png")
     told = {
         suite: {
             label: {k: each["scores"][k] for k in ("seen", "leak", "present", "all_there")}

@@ -34,6 +34,7 @@ from conceptry.models.miniature.identities import (
 )
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world import Rendered, render, sample_scene
+from conceptry.models.pictures import contact_sheet
 from conceptry.registry import Registry
 from conceptry.registry.errors import RegistryBusy
 from PIL import Image
@@ -269,7 +270,7 @@ class Laboratory:
         scores = {name: score.mean for name, score in found.scores.items()}
         scores |= self._own_scores(who, suite, found)
         paths = [str(self.pictures.path(found.prompts[i].pictures[0].picture)) for i in shown]
-        return {"individual": who.name, "method": way.label, "scores": scores, "shown": paths}
+        return {"individual": name_of([who]), "method": way.label, "scores": scores, "shown": paths}
 
     def _own_scores(self, who: Individual, suite: Suite, found: Evaluation) -> dict[str, float]:
         """Scores that need other renders of the individual, and lookalikes."""
@@ -293,6 +294,25 @@ def _encoders() -> Any:
     from conceptry.models.bases import find_base
 
     return load_encoders(wanted_for(find_base("miniature")))
+
+
+def save_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path: Path) -> None:
+    """A line for each cast: photos, then for some prompts a picture by each way."""
+    lines: list[tuple[list[str], list[Image.Image]]] = []
+    for cast in people:
+        own = [row for row in rows if row["individual"] == name_of(cast)]
+        photos = [photo for who in cast for photo in who.photos[: max(1, 3 - len(cast))]]
+        labels, images = ["photo"] * len(photos), photos
+        for number in range(len(own[0]["shown"])):
+            labels += [row["method"] for row in own]
+            images += [Image.open(row["shown"][number]) for row in own]
+        lines.append((labels, images))
+    contact_sheet(lines, side=96).quantize(256).save(path, optimize=True)
+
+
+def name_of(cast: Sequence[Individual]) -> str:
+    """What a row calls those who are in its pictures."""
+    return " ".join(who.name for who in cast)
 
 
 # --- tables ---------------------------------------------------------------------------------------

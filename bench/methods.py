@@ -39,11 +39,18 @@ from conceptry.methods import all_methods, find_method, train
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES
-from conceptry.models.pictures import contact_sheet
 from conceptry.registry import Registry
 from environment import describe as describe_machine
-from laboratory import BARE_WAY, Individual, Laboratory, Row, Way, individuals, interval, summary
-from PIL import Image
+from laboratory import (
+    BARE_WAY,
+    Laboratory,
+    Row,
+    Way,
+    individuals,
+    interval,
+    save_sheet,
+    summary,
+)
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = (0, 4, 8, 10, 12)
@@ -89,19 +96,6 @@ def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for other in others or [label for label in labels if label != ours]
         if ours in labels and other in labels
     ]
-
-
-def write_sheet(rows: Sequence[Row], subjects: Sequence[Individual], path: Path) -> None:
-    """For each individual: two photos, then for some prompts the first seed of each method."""
-    lines: list[tuple[list[str], list[Image.Image]]] = []
-    for who in subjects:
-        own = [row for row in rows if row["individual"] == who.name]
-        labels, images = ["photo", "photo"], list(who.photos[:2])
-        for number in range(len(SHOWN)):
-            labels += [row["method"] for row in own]
-            images += [Image.open(row["shown"][number]) for row in own]
-        lines.append((labels, images))
-    contact_sheet(lines, side=96).save(path)
 
 
 # --- what a training takes ------------------------------------------------------------------------
@@ -163,9 +157,10 @@ def main() -> None:
         rows = list(_scored(laboratory, chosen))
     result = summary(rows)
     print(json.dumps(result, indent=2))
-    write_sheet(rows, subjects, options.out / "methods.png")
+    cast = [[who] for who in subjects]
+    save_sheet(rows, cast, options.out / "methods.png")
     if options.split == "measured" and len(subjects) >= len(CATEGORIES):
-        write_sheet(rows, subjects, RESULTS / "methods.png")
+        save_sheet(rows, cast, RESULTS / "methods.png")
         document = {
             "environment": describe_machine(),
             "base_sha256": base.sha256,

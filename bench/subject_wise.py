@@ -11,18 +11,15 @@ individuals a picture by each λ.
 
 import argparse
 import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES
-from conceptry.models.pictures import contact_sheet
 from conceptry.registry import Registry
 from environment import describe as describe_machine
-from laboratory import Individual, Laboratory, Row, Way, individuals, summary
-from PIL import Image
+from laboratory import Laboratory, Row, Way, individuals, save_sheet, summary
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
@@ -34,19 +31,6 @@ _WIDTH, _HEIGHT, _EDGE = 560, 340, 48
 def way_of(weight: float) -> Way:
     """SeFi-IDE with a λ."""
     return Way(f"{weight:g}", "sefi", (f"loss.subject_wise={weight:g}",))
-
-
-def write_sheet(rows: Sequence[Row], subjects: Sequence[Individual], path: Path) -> None:
-    """For each individual two photos, then pictures of some prompts by each λ."""
-    lines: list[tuple[list[str], list[Image.Image]]] = []
-    for who in subjects:
-        own = [row for row in rows if row["individual"] == who.name]
-        labels, images = ["photo", "photo"], list(who.photos[:2])
-        for number in range(len(SHOWN)):
-            labels += [row["method"] for row in own]
-            images += [Image.open(row["shown"][number]) for row in own]
-        lines.append((labels, images))
-    contact_sheet(lines, side=96).save(path)
 
 
 def write_chart(result: dict[str, Any], path: Path) -> None:
@@ -110,10 +94,11 @@ def main() -> None:
             told = summary(rows)[way.label]["scores"]
             print(way.label, {name: told[name]["mean"] for name in SCORES}, flush=True)
     result = summary(rows)
-    write_sheet(rows, subjects[:4], options.out / "subject-wise.png")
+    shown = [[who] for who in subjects[:4]]
+    save_sheet(rows, shown, options.out / "subject-wise.png")
     write_chart(result, options.out / "subject-wise.svg")
     if len(subjects) >= len(CATEGORIES):
-        write_sheet(rows, subjects[:4], RESULTS / "subject-wise.png")
+        save_sheet(rows, shown, RESULTS / "subject-wise.png")
         write_chart(result, RESULTS / "subject-wise.svg")
         document = {
             "environment": describe_machine(),
