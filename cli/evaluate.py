@@ -64,6 +64,9 @@ def evaluate(
         bool,
         typer.Option("--mark-best", help="Let best stand for the version that scored highest."),
     ] = False,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Keep the concepts of a picture apart.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
@@ -82,7 +85,7 @@ def evaluate(
         suite=suite,
         base=base,
         num_seeds=seeds,
-        settings=Settings(steps=steps, guidance=guidance),
+        settings=Settings(steps=steps, guidance=guidance, separate=separate),
         clip=clip,
         dino=dino,
     )
