@@ -70,7 +70,11 @@ def _pipeline(name: str) -> Any:
     )
     unet = make_full_unet(name)
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        steps_offset=1,
     )
     encoders = [_text_encoder(tokenizer, *text) for text in _TEXTS[name]]
     if not is_xl:
