@@ -188,7 +188,11 @@ class Laboratory:
                 time.sleep(5)  # others are at all of them
 
     def _taught(self, names: list[str], way: Way) -> bool:
-        """Whether one of a batch was taught."""
+        """Whether one of a batch was taught, now or meanwhile by another process."""
+        people = {who.name: who for who in self.subjects}
+        names = [name for name in names if self.version(people[name], way) is None]
+        if not names:
+            return True
         outcomes = train_together(
             self.registry,
             names,

@@ -148,6 +148,8 @@ def generate(
     }
     paths = [path for each in told for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *([sheet] if sheet else [])])
+    if (leak or separate) and not any(_num_concepts(request) > 1 for request in requests):
+        session.output.note("--leak and --separate are for prompts with several concepts")
     for line in _mean_leaks(leaks):
         session.output.note(line)
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
@@ -166,6 +168,12 @@ def _names_concepts(requests: "list[Request]") -> bool:
 
     found = [mentions(request.prompt) for request in requests]
     return any(found)
+
+
+def _num_concepts(request: "Request") -> int:
+    from ..methods.prompts import mentions
+
+    return len(mentions(request.prompt))
 
 
 def _seeds(requests: "list[Request]") -> str:

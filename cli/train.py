@@ -123,14 +123,16 @@ def train(
         typer.Option(metavar="DIR", help="Also write losses for TensorBoard.", show_default=False),
     ] = None,
     together: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             min=1,
             max=1024,
-            help="Teach up to N concepts in one batch, by methods that keep the base model.",
+            help="Teach up to N concepts in one batch, by methods that keep the base model; by "
+            "default 8, or 1 with the preset low-vram.",
+            show_default=False,
         ),
-    ] = 8,
+    ] = None,
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Train on N GPUs at once.")
     ] = 1,
@@ -168,7 +170,7 @@ def train(
         clip=clip,
         dino=dino,
         tensorboard=tensorboard,
-        together=together,
+        together=together or (1 if preset == "low-vram" else 8),
         offline=offline,
     )
     with session.registry() as registry:
@@ -268,16 +270,24 @@ class _Queue:
         output.note(f"teaching {', '.join(names)}", style="bold")
         try:
             with self._hooks(names, is_asked_to_stop) as hooks:
-                watched = {name: self._watched(name, own) for name, own in hooks.items()}
-                outcomes = self._train(names, watched)
+                watched: dict[str, Hooks] = {}
+                for name, own in hooks.items():
+                    try:
+                        watched[name] = self._watched(name, own)
+                    except ConceptryError as error:
+                        self._fail([name], error)
+                names = list(watched)
+                outcomes = self._train(names, watched) if names else []
         except ConceptryError as error:
             if num_processes() > 1:
                 raise  # the others cannot follow any further
             self._fail(names, error)
             return
+        for error in dict.fromkeys(each for each in outcomes if isinstance(each, ConceptryError)):
+            whose = [n for n, each in zip(names, outcomes, strict=True) if each is error]
+            self._fail(whose, error)
         for name, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, ConceptryError):
-                self._fail([name], outcome)
                 continue
             self._done.append(outcome)
             output.note(f"{name}@{outcome.version} is ready, {outcome.seconds:.0f} s")
@@ -396,7 +406,14 @@ class _Queue:
             yield told
 
     def tell(self) -> None:
-        """Print what came out; ends with the first failure's exit code."""
+        """Print what came out; ends with the first failure's exit code.
+
+        Only the first process has a say: one that ended otherwise would end them all.
+        """
+        from ..methods.processes import is_first
+
+        if not is_first():
+            return
         document: dict[str, Any] = {
             "runs": [_document(done) for done in self._done],
             "failed": [

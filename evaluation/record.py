@@ -76,7 +76,7 @@ class Evaluation:
     concept: str
     version: int
     others: list[str]
-    """In suites for two concepts: the other one, `mia@2`."""
+    """In suites for several concepts: the other ones, `mia@2`."""
     suite: str
     scores: dict[str, Interval]
     prompts: list[PromptScores]

@@ -93,7 +93,7 @@ def score(
 
 
 def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
-    """Who is in the pictures: each version by itself, or two concepts together."""
+    """Who is in the pictures: each version by itself, or several concepts together."""
     suite = find_suite(wish.suite) if wish.suite else None
     if suite is not None and suite.num_subjects > 1:
         if len(set(wish.names)) < suite.num_subjects:

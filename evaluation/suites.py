@@ -157,7 +157,9 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
     if _SLOTS[0] not in text:
         raise InvalidInput(f'{where} has no slot: "{text}"', hint="{} is where the concept goes")
     if wrong := set(re.findall(r"{[^{}]*}", text)) - {*_SLOTS, _SECOND}:
-        raise InvalidInput(f"{where} has an unknown slot {min(wrong)}", hint="{} or {other}")
+        raise InvalidInput(
+            f"{where} has an unknown slot {min(wrong)}", hint="{}, {other} or {third}"
+        )
     if _SLOTS[2] in text and _SLOTS[1] not in text:
         raise InvalidInput(f"{where} has {{third}} without {{other}}")
     if entry.get("looks", "own") not in ("own", "other"):

@@ -151,6 +151,9 @@ class TokenEmbedding:
     def begin_pass(self, seed: int) -> None:
         """Called before a training's pass; vectors that are no function of others stay."""
 
+    def end_pass(self) -> None:
+        """Called after the last pass."""
+
     def said(self, prompt: str, *_: float) -> tuple[str, ...]:
         """The prompt as the text encoder gets it at a timestep: always as it is."""
         return (prompt,)

@@ -156,7 +156,8 @@ class _Record:
             "base": self.base.base.name,
             "base_sha256": self.base.sha256,
             "settings": self.request.settings.told()
-            | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None},
+            | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
+            | ({"leaks": True} if seen.leaks else {}),
         }
         versions = [
             {"concept": each.concept.name, "version": each.version.number, "sha256": each.sha256}
@@ -218,7 +219,9 @@ def reproduce(
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
     record = _Record(registry, base, request, chosen, folder)
     with dressed(base, chosen) as worn:
-        drawing = _drawn(base, request, worn, len(made.batch_seeds), made.with_maps)
+        drawing = _drawn(
+            base, request, worn, len(made.batch_seeds), made.with_maps, made.with_leaks
+        )
         picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
     with Image.open(path) as before:
         is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()

@@ -19,6 +19,7 @@ class Made:
     seed: int
     batch_seeds: tuple[int, ...]
     with_maps: bool
+    with_leaks: bool
     settings: Settings
     versions: Mapping[str, tuple[int, str]]
     """Of each concept: the version's number and the hash of its weights."""
@@ -40,6 +41,7 @@ def read_made(path: Path) -> Made:
         settings = dict(told["settings"])
         batch_seeds = tuple(settings.pop("batch_seeds"))
         with_maps = bool(settings.pop("maps", False))
+        with_leaks = bool(settings.pop("leaks", False))
         if settings["size"]:
             settings["size"] = tuple(settings["size"])
         if told["seed"] not in batch_seeds:
@@ -52,6 +54,7 @@ def read_made(path: Path) -> Made:
             int(told["seed"]),
             batch_seeds,
             with_maps,
+            with_leaks,
             Settings(**settings),
             versions,
         )

@@ -1,4 +1,4 @@
-"""What a method is: its stages and settings. How a stage is run is in `engine.py`."""
+"""What a method is: its stages and settings. How a stage is run is in `stage_run.py`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU, that train one concept together.
+"""Several processes, one for each GPU, that train together.
 
 The first one talks to the registry; the others follow what it tells them. They are started by
 `launch` or by `accelerate launch`, which both say so in the environment.

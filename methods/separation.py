@@ -21,6 +21,10 @@ _RATE = 0.1
 """Of the first move, as a share of the latents' spread where maps overlap wholly; falls to 0."""
 
 
+_SCALE = 1024.0
+"""Of the loss, against underflow in half precision; the move does not depend on it."""
+
+
 def separating(pipeline: Any, looks: Sequence[Looks], settings: Settings) -> AfterStep | None:
     """What keeps subjects apart after each step; None if that is not asked for, or there is one."""
     if not settings.separate or len(looks) < 2:
@@ -51,12 +55,13 @@ def _move_apart(
             if name != "latents"
         }
         overlaps = _overlaps(pipeline, latents, timesteps[step + 1], conditions, looks, layers)
-        (gradient,) = torch.autograd.grad(overlaps.sum(), latents)
+        (gradient,) = torch.autograd.grad(_SCALE * overlaps.sum(), latents)
+    before, gradient = latents.detach().float(), gradient.float()
     each = (1, 2, 3)
-    spread = latents.detach().square().mean(each, keepdim=True).sqrt()
+    spread = before.square().mean(each, keepdim=True).sqrt()
     size = gradient.square().mean(each, keepdim=True).sqrt().clamp(min=1e-12)
     rate = _RATE * (1 - progress) * overlaps.detach().reshape(-1, 1, 1, 1)
-    return {"latents": latents.detach() - rate * spread * gradient / size}
+    return {"latents": (before - rate * spread * gradient / size).to(latents.dtype)}
 
 
 def _overlaps(

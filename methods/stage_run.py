@@ -47,6 +47,7 @@ class _Loop:
     """The one training loop: samples of all runs go through the U-Net as one batch."""
 
     def __init__(self, runs: "Sequence[StageRun]") -> None:
+        self.all = list(runs)
         self.active = list(runs)
         self.failed: dict[StageRun, TrainingFailed] = {}
         lead = runs[0]
@@ -87,12 +88,19 @@ class _Loop:
                 )
         for run in list(self.active):
             self._leave(run)
+        for run in self.all:
+            run.rest()
         self.accelerator.free_memory()  # it would keep the moments of every stage
         return self.failed
 
     def _leave(self, run: "StageRun") -> None:
-        self.active.remove(run)
+        self._drop(run)
         run.finish()
+
+    def _drop(self, run: "StageRun") -> None:
+        """The others go on; its token is still worn, and no longer changes."""
+        self.active.remove(run)
+        run.training.embedding.end_pass()
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -107,15 +115,16 @@ class _Loop:
                 for total, losses in zip(sums, self._backward(parts, step, i), strict=True):
                     for name, value in losses.items():
                         total[name] = total.get(name, torch.zeros_like(value)) + value
+        seconds = time.monotonic() - started
         for run, total in zip(list(self.active), sums, strict=True):
             losses = {name: float(self._of_all(value)) for name, value in total.items()}
             try:
                 run.update(step, losses, self.accelerator)
             except TrainingFailed as error:
-                self.active.remove(run)
+                self._drop(run)
                 self.failed[run] = error
                 continue
-            run.tell(step + 1, losses, time.monotonic() - started)
+            run.tell(step + 1, losses, seconds)
 
     def _of_all(self, share: Tensor) -> Tensor:
         """The sum of what each process has of a loss."""
@@ -349,10 +358,13 @@ class StageRun:
     def finish(self) -> None:
         """The stage is done: its average becomes the result, and a resume point says so."""
         self._put(self.average)
-        for parameter in self.learning.values():
-            parameter.requires_grad_(False)
         done = (*self.point.done, self.stage.name)
         self._write(ResumePoint(done=done, learned=self.training.all_learning()))
+
+    def rest(self) -> None:
+        """Nothing of it learns any more; not before all have left, as processes wait for it."""
+        for parameter in self.learning.values():
+            parameter.requires_grad_(False)
 
     def _is_preview_due(self, step: int) -> bool:
         every = self.training.hooks.preview_every

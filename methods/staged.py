@@ -41,6 +41,7 @@ class StagedVectors(nn.Module):
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
+        self.num_stages = len(vectors)
         self.vectors = nn.Parameter(vectors)
 
     def forward(self) -> Tensor:
@@ -58,6 +59,7 @@ class StagedNetwork(nn.Module):
     def __init__(self, word: Tensor, num_stages: int) -> None:
         super().__init__()
         width = len(word)
+        self.num_stages = num_stages
         self.register_buffer("word", word)
         self.shape = (num_stages, len(ROLES), width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
@@ -132,11 +134,13 @@ class StagedToken:
     @property
     def num_stages(self) -> int:
         """S."""
-        return self._vectors(0).shape[0]
+        return self.sources[0].num_stages
 
     def _vectors(self, encoder: int) -> Tensor:
         source = self.sources[encoder].eval()
-        return source()
+        kind = next(source.parameters()).device.type
+        with torch.autocast(kind, enabled=False):
+            return source()
 
     def learning(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained."""
@@ -148,9 +152,16 @@ class StagedToken:
 
     def begin_pass(self, seed: int) -> None:
         """Compute the vectors for a training's pass; what a network drops follows from `seed`."""
-        with torch.random.fork_rng():
+        if all(isinstance(source, StagedVectors) for source in self.sources):
+            return
+        device = next(self.sources[0].parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             self._now = [source.train()() for source in self.sources]
+
+    def end_pass(self) -> None:
+        """Forget the vectors of the last pass, as no other will follow."""
+        self._now = []
 
     def weaken(self, pipeline: Any, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""

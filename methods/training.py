@@ -117,7 +117,7 @@ def train_together(
 
     Each learns what it would learn alone, up to the order of sums, and becomes a version of its
     own; one that cannot be taught leaves the others alone, and its error is returned in its place.
-    The first one's hooks are asked whether to stop.
+    The hooks of the first one that can be begun are asked whether to stop.
 
     Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
     """
@@ -177,8 +177,10 @@ def resume_together(
         config = dict(record.config)
         concept = _as_it_was(concept, config.pop("photos"), config.pop("category"))
         settings = method.settings().updated(config)
+        path = registry.run_folder(record.run) / RESUME_FILE
+        place = read_place(path) if path.exists() else None
         registry.resume_run(record.run)
-        return _Plan(concept, record.run, method.name, settings, record.seed)
+        return _Plan(concept, record.run, method.name, settings, record.seed, place)
 
     return _run_all(registry, base, names, begin, hooks or {})
 
@@ -223,6 +225,8 @@ class _Plan:
     method: str
     settings: TrainingSettings
     seed: int
+    place: Any = None
+    """Where it goes on: stages that are done, a stage and a step in it."""
 
 
 def _run_all(
@@ -250,22 +254,40 @@ def _run_all(
                 plans.append(begin(name))
             except ConceptryError as error:
                 outcomes[name] = error
-        for batch in _batches(registry, plans):
-            outcomes |= _Batch(registry, base, batch, hooks).run()
+        waiting = _batches(plans)
+        while waiting:
+            batch = waiting.pop(0)
+            try:
+                outcomes |= _Batch(registry, base, batch, hooks).run()
+            except TrainingInterrupted as error:
+                _end([plan for each in waiting for plan in each], registry, "interrupted")
+                names = [plan.concept.name for each in (batch, *waiting) for plan in each]
+                goes_on = f"concept train {' '.join(names)} --resume"
+                raise TrainingInterrupted(error.message, hint=goes_on) from None
+            except ConceptryError as error:
+                if num_processes() > 1:
+                    raise  # the others cannot follow any further
+                outcomes |= {plan.concept.name: error for plan in batch}
+            except BaseException:
+                _end([plan for each in waiting for plan in each], registry, "interrupted")
+                raise
     told(None)
     return told([outcomes[name] for name in names])
 
 
-def _batches(registry: Registry, plans: Sequence[_Plan]) -> list[list[_Plan]]:
+def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | None = None) -> None:
+    """Record how runs end."""
+    for plan in plans:
+        registry.end_run(plan.run, status, error=error)
+
+
+def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
     """Plans that can share a batch: of one method and settings, and at the same step."""
     batches: dict[Any, list[_Plan]] = {}
     for plan in plans:
-        path = registry.run_folder(plan.run) / RESUME_FILE
-        point = read_place(path) if path.exists() else None
-        key = (plan.method, plan.settings, point)
-        batches.setdefault(key if find_method(plan.method).keeps_base else plan.run, []).append(
-            plan
-        )
+        can_share = find_method(plan.method).keeps_base
+        key = (plan.method, plan.settings, plan.place) if can_share else plan.run
+        batches.setdefault(key, []).append(plan)
     return list(batches.values())
 
 
@@ -281,59 +303,82 @@ class _Batch:
     ) -> None:
         self._registry = registry
         self._base = base
-        self._pupils = [
-            _Pupil(registry, base, plan, hooks.get(plan.concept.name) or Hooks()) for plan in plans
-        ]
-        self._running = list(self._pupils)
+        self._plans = plans
+        self._hooks = hooks
+        self._running = list(plans)
+        self._outcomes: dict[str, Trained | ConceptryError] = {}
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Trained | ConceptryError]:
-        """Run them; returns what came out for each concept's name."""
-        outcomes: dict[str, Trained | ConceptryError] = {}
-        with self._recorded():
-            trainings = [
-                _training(self._registry, self._base, pupil.plan, pupil.recording_hooks())
-                for pupil in self._pupils
-            ]
-            told([(pupil.plan, pupil.hooks_of_followers()) for pupil in self._pupils])
-            try:
-                found = run_together(trainings, [pupil.resume_path for pupil in self._pupils])
-            finally:
-                for pupil in self._pupils:
-                    pupil.metrics.flush()
-            for pupil, learned in zip(self._pupils, found, strict=True):
-                name = pupil.plan.concept.name
-                if isinstance(learned, TrainingFailed):
-                    self._registry.end_run(pupil.plan.run, "failed", error=learned.message)
-                    outcomes[name] = TrainingFailed(f"{name}: {learned.message}", hint=learned.hint)
-                else:
-                    number = pupil.keep(learned)
-                    self._registry.end_run(pupil.plan.run, "done")
-                    self._registry.tidy_run_folder(pupil.plan.run)
-                    outcomes[name] = self._trained(pupil, number)
-                self._running.remove(pupil)
-        return outcomes
+        """Run them; returns what came out for each concept's name.
 
-    def _trained(self, pupil: "_Pupil", number: int) -> Trained:
+        What is the fault of one concept is its outcome; anything else is raised.
+        """
+        with self._recorded():
+            pupils, trainings = self._prepared()
+            if not pupils:
+                return self._outcomes
+            told([(pupil.plan, pupil.hooks_of_followers()) for pupil in pupils])
+            try:
+                found = run_together(trainings, [pupil.resume_path for pupil in pupils])
+            finally:
+                for pupil in pupils:
+                    pupil.metrics.flush()
+            for pupil, learned in zip(pupils, found, strict=True):
+                if isinstance(learned, TrainingFailed):
+                    message = f"{pupil.plan.concept.name}: {learned.message}"
+                    self._fail(pupil.plan, TrainingFailed(message, hint=learned.hint))
+                    continue
+                try:
+                    number = pupil.keep(learned)
+                except ConceptryError as error:
+                    self._fail(pupil.plan, error)
+                    continue
+                self._registry.end_run(pupil.plan.run, "done")
+                self._registry.tidy_run_folder(pupil.plan.run)
+                self._running.remove(pupil.plan)
+                trained = self._trained(pupil, number, len(pupils))
+                self._outcomes[pupil.plan.concept.name] = trained
+        return self._outcomes
+
+    def _prepared(self) -> tuple[list["_Pupil"], list[Training]]:
+        pupils: list[_Pupil] = []
+        trainings: list[Training] = []
+        for plan in self._plans:
+            hooks = self._hooks.get(plan.concept.name) or Hooks()
+            try:
+                pupil = _Pupil(self._registry, self._base, plan, hooks)
+                training = _training(self._registry, self._base, plan, pupil.recording_hooks())
+            except TrainingInterrupted:
+                raise
+            except ConceptryError as error:
+                self._fail(plan, error)
+                continue
+            pupils.append(pupil)
+            trainings.append(training)
+        return pupils, trainings
+
+    def _fail(self, plan: _Plan, error: ConceptryError) -> None:
+        _end([plan], self._registry, "failed", error.message)
+        self._running.remove(plan)
+        self._outcomes[plan.concept.name] = error
+
+    def _trained(self, pupil: "_Pupil", number: int, together: int) -> Trained:
         return Trained(
             concept=pupil.plan.concept.name,
             run=pupil.plan.run,
             version=number,
             method=pupil.plan.method,
             seconds=round(time.monotonic() - self._started, 1),
-            together=len(self._pupils),
+            together=together,
             stages=pupil.metrics.summary(),
             previews=pupil.previews if pupil.previews.exists() else None,
         )
 
-    def _end(self, status: str, error: str | None = None) -> None:
-        for pupil in self._running:
-            self._registry.end_run(pupil.plan.run, status, **({"error": error} if error else {}))
-
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Record how runs end that do not end well, and say how they go on."""
-        names = [pupil.plan.concept.name for pupil in self._pupils]
+        names = [plan.concept.name for plan in self._plans]
         who = ", ".join(names)
         try:
             yield
@@ -357,6 +402,9 @@ class _Batch:
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        _end(self._running, self._registry, status, error)
 
 
 class _Pupil:

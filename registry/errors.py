@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ConceptryError(Exception):
@@ -17,6 +17,16 @@ class ConceptryError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that one process can send it to another, whatever its constructor takes."""
+        return _rebuilt, (type(self), self.message, self.hint)
+
+
+def _rebuilt(kind: type[ConceptryError], message: str, hint: str | None) -> ConceptryError:
+    error = kind.__new__(kind)
+    ConceptryError.__init__(error, message, hint=hint)
+    return error
 
 
 class InvalidInput(ConceptryError, ValueError):

@@ -1,10 +1,12 @@
 """SeFi-IDE: the subject-wise attention loss, and concepts that are taught in one batch."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conceptry.kernels import observe
@@ -35,7 +37,14 @@ from conceptry.methods.staged import STAGE_ORDER, StagedToken, staging_for
 from conceptry.methods.wardrobe import dressed, spelled_out
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput, NotFound, TrainingFailed, TrainingInterrupted
+from conceptry.registry.errors import (
+    ConceptryError,
+    InvalidInput,
+    InvalidWeights,
+    NotFound,
+    TrainingFailed,
+    TrainingInterrupted,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -242,12 +251,15 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
         assert all(own[name].equal(other[name]) for name in own)
 
 
+@pytest.mark.parametrize("kind", ["direct", "network"])
 def test_one_that_fails_leaves_the_others_alone(
-    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    kind: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
+    words = (*WORDS, f"parametrisation={kind}", "embedding.learning_rate=1e-3")
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    expected = make(pipeline, pictures, "v2", seed=2).run(tmp_path / "alone.safetensors").state()
-    trainings = [make(pipeline, pictures, f"v{i}", seed=i) for i in range(3)]
+    last = make(pipeline, pictures, "v2", words=words, seed=2)
+    expected = last.run(tmp_path / "alone.safetensors").state()
+    trainings = [make(pipeline, pictures, f"v{i}", words=words, seed=i) for i in range(3)]
     for parameter in trainings[1].embedding.learning().values():
         parameter.data[:] = float("nan")
     first, failed, last = run_together(trainings, paths)
@@ -258,15 +270,18 @@ def test_one_that_fails_leaves_the_others_alone(
         torch.testing.assert_close(state_of(last)[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["direct", "network"])
 def test_one_that_has_had_enough_leaves_early(
-    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    kind: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
+    words = (*WORDS, f"parametrisation={kind}", "embedding.learning_rate=1e-3")
     reports: list[list[StepReport]] = [[], []]
     trainings = [
         make(
             pipeline,
             pictures,
             f"v{i}",
+            words=words,
             seed=i,
             on_step=reports[i].append,
             checkpoint_every=1,
@@ -378,6 +393,74 @@ def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None
         moved = after(pipeline, 0, None, {"latents": latents, "prompt_embeds": states})["latents"]
         assert (overlap(moved) < overlap(latents)).all()
         assert after(pipeline, 4, None, {"latents": latents, "prompt_embeds": states}) == {}
+
+
+def test_separation_works_in_half_precision(
+    pair: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """As base models are on a GPU."""
+    wish = replace(TOGETHER, settings=replace(TOGETHER.settings, separate=True))
+    for dtype in (torch.bfloat16, torch.float16):
+        base.pipeline.to(dtype)
+        (picture, _) = generate(pair, base, [wish], tmp_path / str(dtype))
+        assert np.asarray(picture.image).std() > 0
+
+
+def test_a_picture_that_was_watched_for_leaks_is_watched_again(
+    pair: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """Watched layers differ from others in the last bit."""
+    picture, _ = generate(pair, base, [TOGETHER], tmp_path / "a", with_leaks=True)
+    assert read_made(picture.path).with_leaks
+    again, is_same = reproduce(pair, base, picture.path, tmp_path / "b")
+    assert is_same
+    assert again.leaks == picture.leaks
+    plain, _ = generate(pair, base, [TOGETHER], tmp_path / "c")
+    assert not read_made(plain.path).with_leaks
+
+
+def test_a_damaged_photo_stops_one_concept_of_a_batch(
+    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    path = rex.path_of(rex.show("mia").images[0].sha256)
+    path.chmod(0o600)
+    path.write_bytes(b"nothing")
+    failed, done = train_together(rex, ["mia", "rex"], base, method="sefi", overrides=SHORT)
+    assert isinstance(failed, ConceptryError)
+    assert isinstance(done, Trained)
+    assert [run.status for name in ("mia", "rex") for run in rex.show(name).runs] == [
+        "failed",
+        "done",
+    ]
+
+
+def test_a_damaged_resume_point_stops_one_concept_of_a_batch(
+    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "mia.png")
+    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+    hooks = {"rex": Hooks(should_stop=stops_after(2))}
+    with pytest.raises(TrainingInterrupted):
+        train_together(rex, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+    run = rex.resumable_run("mia").run
+    (rex.run_folder(run) / "resume.safetensors").write_bytes(b"nothing")
+    done, failed = resume_together(rex, ["rex", "mia"], base)
+    assert isinstance(done, Trained)
+    assert isinstance(failed, InvalidWeights)
+    assert rex.resumable_run("mia").status == "interrupted"
+
+
+def test_errors_can_be_sent_to_another_process(rex: Registry) -> None:
+    with pytest.raises(NotFound) as caught:
+        rex.show("rx")
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (type(sent), sent.message, sent.hint) == (
+        type(caught.value),
+        caught.value.message,
+        caught.value.hint,
+    )
 
 
 def test_several_are_taught_in_one_batch_and_one_that_cannot_be_is_told(
