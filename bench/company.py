@@ -16,7 +16,6 @@ bench/results/company.json, and company.png: a pair for each row, two photos, th
 prompts by each way.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -28,10 +27,8 @@ from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.regions import as_mask, inside_only
 from conceptry.evaluation.suites import find_suite
 from conceptry.methods.looks import region
-from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES
 from conceptry.models.request import Settings
-from conceptry.registry import Registry
 from environment import describe as describe_machine
 from laboratory import (
     BARE_WAY,
@@ -40,10 +37,12 @@ from laboratory import (
     Row,
     Way,
     embed,
-    individuals,
     name_of,
+    opened,
+    parser,
     save_sheet,
     summary,
+    without_pictures,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,11 +66,13 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separ
     scores = {name: score.mean for name, score in found.scores.items()}
     scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
     scores |= _presence(laboratory, people, found)
-    shown = [str(laboratory.pictures.path(found.prompts[i].pictures[0].picture)) for i in SHOWN]
     label = way.label + (SEPARATE if separate else "")
-    names = name_of(people)
-    print(names, label, {k: round(scores[k], 3) for k in ("seen", "leak", "present", "all_there")})
-    return {"individual": names, "method": label, "scores": scores, "shown": shown}
+    print(
+        name_of(people),
+        label,
+        {k: round(scores[k], 3) for k in ("seen", "leak", "present", "all_there")},
+    )
+    return laboratory.row_of(people, label, scores, found, SHOWN)
 
 
 def _presence(
@@ -96,21 +97,12 @@ def _presence(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--concepts", type=int, default=len(CATEGORIES))
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--sizes", type=int, nargs="*", default=list(SUITES))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    subjects = list(individuals("measured", options.concepts))
-    base = load_base()
+    asked = parser(__doc__)
+    asked.add_argument("--sizes", type=int, nargs="*", default=list(SUITES))
+    options = asked.parse_args()
     results: dict[str, Any] = {}
-    with Registry.open(options.out / "concepts.db", create=True) as registry:
-        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
-        laboratory.enter(options.out)
+    with opened(options) as laboratory:
+        subjects = laboratory.subjects
         for way in WAYS:
             laboratory.teach(way)
         for size in options.sizes:
@@ -122,7 +114,7 @@ def main() -> None:
             ]
             results[SUITES[size]] = {
                 "methods": summary(rows),
-                "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
+                "rows": without_pictures(rows),
             }
             save_sheet(rows, people, options.out / f"{SUITES[size]}.png")
             if size == min(SUITES) and len(subjects) >= len(CATEGORIES):
@@ -138,7 +130,7 @@ def main() -> None:
     if len(subjects) >= len(CATEGORIES) and set(options.sizes) == set(SUITES):
         document = {
             "environment": describe_machine(),
-            "base_sha256": base.sha256,
+            "base_sha256": laboratory.base.sha256,
             "seeds": options.seeds,
             **results,
         }

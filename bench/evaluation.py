@@ -11,6 +11,7 @@ memory       peak after 16 pictures, and after 128
 Writes bench/results/evaluation.json.
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -120,6 +121,9 @@ def peak() -> int:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     base = load_base()
     encoders = load_encoders(wanted_for(base.base))
     memory: dict[str, int] = {}

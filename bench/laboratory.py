@@ -3,11 +3,13 @@
 Shared by `methods.py`, `subject_wise.py` and `company.py`.
 """
 
+import argparse
 import json
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from conceptry.evaluation.suites import Suite, find_suite
 from conceptry.evaluation.wanted import wanted_for
 from conceptry.methods import find_method, settings_of, train_together
 from conceptry.methods.prompts import Chosen, choose
-from conceptry.models.loading import LoadedBase
+from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.miniature.identities import (
     CATEGORIES,
     Identity,
@@ -273,8 +275,19 @@ class Laboratory:
         found = self.evaluate(suite, [who], way)
         scores = {name: score.mean for name, score in found.scores.items()}
         scores |= self._own_scores(who, suite, found)
+        return self.row_of([who], way.label, scores, found, shown)
+
+    def row_of(
+        self,
+        cast: Sequence[Individual],
+        label: str,
+        scores: dict[str, float],
+        found: Evaluation,
+        shown: Sequence[int],
+    ) -> Row:
+        """Scores of a cast by a way, and the first seed's pictures of some prompts."""
         paths = [str(self.pictures.path(found.prompts[i].pictures[0].picture)) for i in shown]
-        return {"individual": name_of([who]), "method": way.label, "scores": scores, "shown": paths}
+        return {"individual": name_of(cast), "method": label, "scores": scores, "shown": paths}
 
     def _own_scores(self, who: Individual, suite: Suite, found: Evaluation) -> dict[str, float]:
         """Scores that need other renders of the individual, and lookalikes."""
@@ -291,6 +304,34 @@ class Laboratory:
             "recognised": recognised,
             "both": harmonic_mean(found.scores["seen"].mean, recognised),
         }
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The options that all benches of the laboratory have."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--concepts", type=int, default=len(CATEGORIES))
+    made.add_argument("--seeds", type=int, default=4)
+    return made
+
+
+@contextmanager
+def opened(options: argparse.Namespace, split: str = "measured") -> Iterator[Laboratory]:
+    """The laboratory in the folder `--out`, which is made if need be."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    subjects = list(individuals(split, options.concepts))
+    base = load_base()
+    with Registry.open(options.out / "concepts.db", create=True) as registry:
+        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
+        laboratory.enter(options.out)
+        yield laboratory
+
+
+def without_pictures(rows: Sequence[Row]) -> list[Row]:
+    """The rows as they are stored."""
+    return [{name: value for name, value in row.items() if name != "shown"} for row in rows]
 
 
 @cache

@@ -24,7 +24,6 @@ with all cores. Writes bench/results/methods.json and, beside it,
 methods.png: an individual for each row, its photos, then a picture by each method.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -48,8 +47,11 @@ from laboratory import (
     Way,
     individuals,
     interval,
+    opened,
+    parser,
     save_sheet,
     summary,
+    without_pictures,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,30 +128,21 @@ def tell_cost(method: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", choices=["measured", "tuning"], default="measured")
-    parser.add_argument("--concepts", type=int, default=len(CATEGORIES))
-    parser.add_argument("--methods", nargs="*", default=["all"])
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--teach", action="store_true", help="teach, and score nothing")
-    parser.add_argument("--cost-of", metavar="METHOD", help="print what a training takes")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
-    options = parser.parse_args()
+    asked = parser(__doc__)
+    asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
+    asked.add_argument("--methods", nargs="*", default=["all"])
+    asked.add_argument("--teach", action="store_true", help="teach, and score nothing")
+    asked.add_argument("--cost-of", metavar="METHOD", help="print what a training takes")
+    asked.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
+    options = asked.parse_args()
     if options.cost_of:
         tell_cost(options.cost_of)
         return
     if options.overrides and options.split == "measured":
         sys.exit("what is measured are the presets: --set goes with --split tuning")
     chosen = ways(options.methods, options.overrides)
-    options.out.mkdir(parents=True, exist_ok=True)
-    subjects = list(individuals(options.split, options.concepts))
-    base = load_base()
-    with Registry.open(options.out / "concepts.db", create=True) as registry:
-        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
-        laboratory.enter(options.out)
+    with opened(options, options.split) as laboratory:
+        subjects = laboratory.subjects
         for way in chosen:
             laboratory.teach(way)
         if options.teach:
@@ -163,13 +156,13 @@ def main() -> None:
         save_sheet(rows, cast, RESULTS / "methods.png")
         document = {
             "environment": describe_machine(),
-            "base_sha256": base.sha256,
+            "base_sha256": laboratory.base.sha256,
             "seeds": options.seeds,
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
             "cost": {way.label: cost_of(way.label) for way in chosen if way.label in all_methods()},
             "methods": result,
             "differences": differences(rows),
-            "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
+            "rows": without_pictures(rows),
         }
         (RESULTS / "methods.json").write_text(json.dumps(document, indent=1) + "\n")
 

@@ -9,17 +9,14 @@ bench/results/subject-wise.json, and subject-wise.svg and .png: the scores over 
 individuals a picture by each λ.
 """
 
-import argparse
 import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from conceptry.models.loading import load_base
 from conceptry.models.miniature.identities import CATEGORIES
-from conceptry.registry import Registry
 from environment import describe as describe_machine
-from laboratory import Laboratory, Row, Way, individuals, save_sheet, summary
+from laboratory import Row, Way, opened, parser, save_sheet, summary, without_pictures
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
@@ -72,20 +69,11 @@ def write_chart(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--concepts", type=int, default=len(CATEGORIES))
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--weights", type=float, nargs="*", default=list(WEIGHTS))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    subjects = list(individuals("measured", options.concepts))
-    base = load_base()
-    with Registry.open(options.out / "concepts.db", create=True) as registry:
-        laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))
-        laboratory.enter(options.out)
+    asked = parser(__doc__)
+    asked.add_argument("--weights", type=float, nargs="*", default=list(WEIGHTS))
+    options = asked.parse_args()
+    with opened(options) as laboratory:
+        subjects = laboratory.subjects
         rows: list[Row] = []
         for weight in options.weights:
             way = way_of(weight)
@@ -102,11 +90,11 @@ def main() -> None:
         write_chart(result, RESULTS / "subject-wise.svg")
         document = {
             "environment": describe_machine(),
-            "base_sha256": base.sha256,
+            "base_sha256": laboratory.base.sha256,
             "seeds": options.seeds,
             "settings": way_of(0.0).settings("miniature").to_mapping(),
             "by_weight": result,
-            "rows": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
+            "rows": without_pictures(rows),
         }
         (RESULTS / "subject-wise.json").write_text(json.dumps(document, indent=1) + "\n")
 

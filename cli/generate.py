@@ -117,7 +117,7 @@ def generate(
     find_base(base)  # a wrong word is told before anything is loaded or made
     first = secrets.randbelow(1 << 32) if seed is None else seed
     requests = _requests(prompt, prompts, Defaults(n=num_pictures, seed=first, settings=settings))
-    with session.registry(create=not _names_concepts(requests)) as registry:
+    with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
             choose(registry, request.prompt)
         session.output.note(f"loading {base}")
@@ -148,7 +148,7 @@ def generate(
     }
     paths = [path for each in told for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *([sheet] if sheet else [])])
-    if (leak or separate) and not any(_num_concepts(request) > 1 for request in requests):
+    if (leak or separate) and _most_concepts(requests) < 2:
         session.output.note("--leak and --separate are for prompts with several concepts")
     for line in _mean_leaks(leaks):
         session.output.note(line)
@@ -163,17 +163,11 @@ def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "l
     return [make_request(prompt or "", defaults)]
 
 
-def _names_concepts(requests: "list[Request]") -> bool:
+def _most_concepts(requests: "list[Request]") -> int:
+    """How many concepts the prompt with most of them names."""
     from ..methods.prompts import mentions
 
-    found = [mentions(request.prompt) for request in requests]
-    return any(found)
-
-
-def _num_concepts(request: "Request") -> int:
-    from ..methods.prompts import mentions
-
-    return len(mentions(request.prompt))
+    return max(len(mentions(request.prompt)) for request in requests)
 
 
 def _seeds(requests: "list[Request]") -> str:

@@ -72,14 +72,15 @@ def encode_sayings(pipeline: Any, sayings: Sequence[Saying], size: int) -> Condi
     if len(said[0]) == 1:
         return found
     states = found.states.unflatten(0, (len(said), -1)).transpose(1, 2).flatten(2)
-    words = [each.prompt.replace(*_token_and_category(each.embedding)) for each in sayings]
+    if not found.added:
+        return Conditioning(states)
+    words = [
+        each.embedding.in_words(each.prompt)
+        for each in sayings
+        if isinstance(each.embedding, StagedToken)
+    ]
     with torch.no_grad():
-        added = _encode_once(pipeline, words, size).added if found.added else {}
-    return Conditioning(states, added)
-
-
-def _token_and_category(embedding: Any) -> tuple[str, str]:
-    return embedding.tokens[0], embedding.category
+        return Conditioning(states, _encode_once(pipeline, words, size).added)
 
 
 def _encode_once(pipeline: Any, prompts: Sequence[str], size: int) -> Conditioning:

@@ -235,9 +235,9 @@ class Training:
         return Learned(self.embedding, self._weight_change())
 
     def _weight_change(self) -> WeightChange | None:
-        parameters = dict(self.pipeline.unet.named_parameters())
         if self.method.keeps_base:
             return None
+        parameters = dict(self.pipeline.unet.named_parameters())
         if self.settings.rank:
             return WeightChange({}, dict(_lora_factors(parameters)))
         deltas = {
@@ -264,7 +264,7 @@ def run_together(
     if len(trainings) > 1 and not first.method.keeps_base:
         raise ValueError(f"{first.method.name} changes the base model: expected one training")
     embeddings = [training.embedding for training in trainings]
-    failed: dict[int, TrainingFailed] = {}
+    failed: dict[Training, TrainingFailed] = {}
     try:
         with wearing(first.pipeline, [*embeddings, *staging_for(embeddings)]):
             points: list[ResumePoint] = []
@@ -279,17 +279,14 @@ def run_together(
                     continue
                 runs = [
                     StageRun(training, stage, numbers, point, path)
-                    for i, (training, point, path) in enumerate(
-                        zip(trainings, points, resume_paths, strict=True)
-                    )
-                    if i not in failed
+                    for training, point, path in zip(trainings, points, resume_paths, strict=True)
+                    if training not in failed
                 ]
                 if not runs:
                     break
-                lost = run_stage(runs)
-                failed |= {trainings.index(run.training): error for run, error in lost.items()}
+                failed |= {run.training: error for run, error in run_stage(runs).items()}
                 points = [ResumePoint(done=(*point.done, stage.name)) for point in points]
-            return [failed.get(i) or training.learned() for i, training in enumerate(trainings)]
+            return [failed.get(training) or training.learned() for training in trainings]
     finally:
         for training in trainings:
             training.restore()

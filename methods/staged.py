@@ -176,6 +176,10 @@ class StagedToken:
         stage = stage_of(timestep, self.num_stages, num_timesteps)
         return tuple(self.at_stage(prompt, stage, role) for role in ROLES)
 
+    def in_words(self, prompt: str) -> str:
+        """The prompt with the category in the token's place."""
+        return prompt.replace(self.tokens[0], self.category)
+
     def at_stage(self, prompt: str, stage: int, role: str) -> str:
         """The prompt with the name of a stage and a role, k or v."""
         return prompt.replace(self.tokens[0], self._name(stage, role))
@@ -283,7 +287,7 @@ class Staging:
 
     def _in_words(self, text: str) -> str:
         for token in self.tokens:
-            text = text.replace(token.tokens[0], token.category)
+            text = token.in_words(text)
         return text
 
 

@@ -254,25 +254,34 @@ def _run_all(
                 plans.append(begin(name))
             except ConceptryError as error:
                 outcomes[name] = error
-        waiting = _batches(plans)
-        while waiting:
-            batch = waiting.pop(0)
-            try:
-                outcomes |= _Batch(registry, base, batch, hooks).run()
-            except TrainingInterrupted as error:
-                _end([plan for each in waiting for plan in each], registry, "interrupted")
-                names = [plan.concept.name for each in (batch, *waiting) for plan in each]
+        batch, waiting = list[_Plan](), list(plans)
+        try:
+            for batch in _batches(plans):
+                waiting = [plan for plan in waiting if plan not in batch]
+                outcomes |= _outcomes(registry, base, batch, hooks)
+        except BaseException as error:
+            _end(waiting, registry, "interrupted")
+            if isinstance(error, TrainingInterrupted):
+                names = [plan.concept.name for plan in (*batch, *waiting)]
                 goes_on = f"concept train {' '.join(names)} --resume"
                 raise TrainingInterrupted(error.message, hint=goes_on) from None
-            except ConceptryError as error:
-                if num_processes() > 1:
-                    raise  # the others cannot follow any further
-                outcomes |= {plan.concept.name: error for plan in batch}
-            except BaseException:
-                _end([plan for each in waiting for plan in each], registry, "interrupted")
-                raise
+            raise
     told(None)
     return told([outcomes[name] for name in names])
+
+
+def _outcomes(
+    registry: Registry, base: LoadedBase, batch: Sequence[_Plan], hooks: Mapping[str, Hooks]
+) -> dict[str, Trained | ConceptryError]:
+    """What came out for each concept of a batch; what stops all of it is everyone's error."""
+    try:
+        return _Batch(registry, base, batch, hooks).run()
+    except TrainingInterrupted:
+        raise
+    except ConceptryError as error:
+        if num_processes() > 1:
+            raise  # the others cannot follow any further
+        return {plan.concept.name: error for plan in batch}
 
 
 def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | None = None) -> None:
@@ -377,15 +386,14 @@ class _Batch:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """Record how runs end that do not end well, and say how they go on."""
+        """Record how runs end that do not end well."""
         names = [plan.concept.name for plan in self._plans]
         who = ", ".join(names)
         try:
             yield
         except TrainingInterrupted as error:
             self._end("interrupted")
-            goes_on = f"concept train {' '.join(names)} --resume"
-            raise TrainingInterrupted(f"{who}: {error.message}; saved", hint=goes_on) from None
+            raise TrainingInterrupted(f"{who}: {error.message}; saved") from None
         except torch.OutOfMemoryError as error:
             self._end("failed", "out of memory")
             fewer = "--together 1, " if len(names) > 1 else ""

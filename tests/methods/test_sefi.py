@@ -316,14 +316,20 @@ TOGETHER = Request(
 
 
 @pytest.fixture
-def pair(rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path) -> Registry:
-    """rex by sefi, mia by AttnDreamBooth."""
+def two(rex: Registry, pictures: list[Image.Image], tmp_path: Path) -> Registry:
+    """rex and mia, who have not been taught."""
     pictures[0].save(tmp_path / "mia.png")
     rex.add("mia", [tmp_path / "mia.png"], category="cat")
-    train(rex, "rex", base, method="sefi", overrides=SHORT)
-    words = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
-    train(rex, "mia", base, overrides=words)
     return rex
+
+
+@pytest.fixture
+def pair(two: Registry, base: LoadedBase) -> Registry:
+    """rex by sefi, mia by AttnDreamBooth."""
+    train(two, "rex", base, method="sefi", overrides=SHORT)
+    words = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
+    train(two, "mia", base, overrides=words)
+    return two
 
 
 def test_methods_meet_in_a_prompt(pair: Registry, base: LoadedBase, tmp_path: Path) -> None:
@@ -419,37 +425,31 @@ def test_a_picture_that_was_watched_for_leaks_is_watched_again(
     assert not read_made(plain.path).with_leaks
 
 
-def test_a_damaged_photo_stops_one_concept_of_a_batch(
-    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
-) -> None:
-    pictures[0].save(tmp_path / "mia.png")
-    rex.add("mia", [tmp_path / "mia.png"], category="cat")
-    path = rex.path_of(rex.show("mia").images[0].sha256)
+def test_a_damaged_photo_stops_one_concept_of_a_batch(two: Registry, base: LoadedBase) -> None:
+    path = two.path_of(two.show("mia").images[0].sha256)
     path.chmod(0o600)
     path.write_bytes(b"nothing")
-    failed, done = train_together(rex, ["mia", "rex"], base, method="sefi", overrides=SHORT)
+    failed, done = train_together(two, ["mia", "rex"], base, method="sefi", overrides=SHORT)
     assert isinstance(failed, ConceptryError)
     assert isinstance(done, Trained)
-    assert [run.status for name in ("mia", "rex") for run in rex.show(name).runs] == [
+    assert [run.status for name in ("mia", "rex") for run in two.show(name).runs] == [
         "failed",
         "done",
     ]
 
 
 def test_a_damaged_resume_point_stops_one_concept_of_a_batch(
-    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+    two: Registry, base: LoadedBase
 ) -> None:
-    pictures[0].save(tmp_path / "mia.png")
-    rex.add("mia", [tmp_path / "mia.png"], category="cat")
     hooks = {"rex": Hooks(should_stop=stops_after(2))}
     with pytest.raises(TrainingInterrupted):
-        train_together(rex, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
-    run = rex.resumable_run("mia").run
-    (rex.run_folder(run) / "resume.safetensors").write_bytes(b"nothing")
-    done, failed = resume_together(rex, ["rex", "mia"], base)
+        train_together(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+    run = two.resumable_run("mia").run
+    (two.run_folder(run) / "resume.safetensors").write_bytes(b"nothing")
+    done, failed = resume_together(two, ["rex", "mia"], base)
     assert isinstance(done, Trained)
     assert isinstance(failed, InvalidWeights)
-    assert rex.resumable_run("mia").status == "interrupted"
+    assert two.resumable_run("mia").status == "interrupted"
 
 
 def test_errors_can_be_sent_to_another_process(rex: Registry) -> None:
@@ -464,36 +464,30 @@ def test_errors_can_be_sent_to_another_process(rex: Registry) -> None:
 
 
 def test_several_are_taught_in_one_batch_and_one_that_cannot_be_is_told(
-    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
+    two: Registry, base: LoadedBase
 ) -> None:
-    pictures[0].save(tmp_path / "mia.png")
-    rex.add("mia", [tmp_path / "mia.png"], category="cat")
     names = ["rex", "nobody", "mia"]
-    first, failed, last = train_together(rex, names, base, method="sefi", overrides=SHORT)
+    first, failed, last = train_together(two, names, base, method="sefi", overrides=SHORT)
     assert isinstance(first, Trained)
     assert isinstance(last, Trained)
     assert (first.concept, first.together, last.concept, last.version) == ("rex", 2, "mia", 1)
     assert isinstance(failed, NotFound)
-    assert [run.status for name in ("rex", "mia") for run in rex.show(name).runs] == ["done"] * 2
+    assert [run.status for name in ("rex", "mia") for run in two.show(name).runs] == ["done"] * 2
     with pytest.raises(InvalidInput, match="one concept at a time"):
-        train_together(rex, names, base, method="dreambooth")
+        train_together(two, names, base, method="dreambooth")
 
 
-def test_a_batch_that_was_interrupted_goes_on_together(
-    rex: Registry, base: LoadedBase, pictures: list[Image.Image], tmp_path: Path
-) -> None:
-    pictures[0].save(tmp_path / "mia.png")
-    rex.add("mia", [tmp_path / "mia.png"], category="cat")
+def test_a_batch_that_was_interrupted_goes_on_together(two: Registry, base: LoadedBase) -> None:
     hooks = {"rex": Hooks(should_stop=stops_after(2))}
     with pytest.raises(TrainingInterrupted, match="rex, mia: stopped") as caught:
-        train_together(rex, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+        train_together(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
     assert caught.value.hint == "concept train rex mia --resume"
-    assert [rex.resumable_run(name).method for name in ("rex", "mia")] == ["sefi"] * 2
-    done = resume_together(rex, ["rex", "mia"], base)
+    assert [two.resumable_run(name).method for name in ("rex", "mia")] == ["sefi"] * 2
+    done = resume_together(two, ["rex", "mia"], base)
     assert [each.together for each in done if isinstance(each, Trained)] == [2, 2]
-    one = train(rex, "rex", base, method="sefi", overrides=SHORT)
+    one = train(two, "rex", base, method="sefi", overrides=SHORT)
     states = [
-        read_artifact(rex.path_of(rex.show("rex").versions[i].artifacts[0].sha256))[0]["staged.0"]
+        read_artifact(two.path_of(two.show("rex").versions[i].artifacts[0].sha256))[0]["staged.0"]
         for i in range(2)
     ]
     assert one.version == 2
