@@ -1,15 +1,16 @@
 """Seconds and memory of a training step of AttnDreamBooth, beside the same step done the usual way.
 
     python bench/train_step.py                # SD 2.1-base's shape at 512 px on CUDA, else the
-                                              # miniature; writes bench/results/train-step.json
+                                              # miniature at 256 px; writes
+                                              # bench/results/train-step.json
     python bench/train_step.py --steps 5 --dry-run
 
 `ours` is `concept train`: bfloat16 where it may be (on CUDA), and attention that gives moments
-without writing a map. `eager float32` is the same loop in float32 with every attention map in
-memory, self-attention included, and the moments taken from the maps of all 77 tokens: what
-existing code does. `eager` is that in our precision, so that the two gains can be told apart.
-Weights are random in SD 2.1's shape. Medians over steps after three that warm up; the peak is of
-CUDA memory in those steps.
+without writing a map. `eager` is the same loop in the same precision with every attention map in
+memory, self-attention included, and the moments taken from the maps of all 77 tokens; on CUDA,
+`eager float32` is that in float32: what existing code does. Weights are random in SD 2.1's shape.
+All ways take turns; seconds are medians over steps after three that warm up; the peak is of CUDA
+memory in those steps, or without CUDA, of the process (Linux).
 """
 
 import argparse
@@ -19,7 +20,8 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ from eager_attention import EagerProcessor
 from full_size import make_full_size
 
 RESULTS = Path(__file__).parent / "results" / "train-step.json"
-WARM_UP = 3
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+WARM_UP, ROUNDS = 3, 2
 PAPER_STEPS = {"stage1": 60, "stage2": 100, "stage3": 500}
 
 
@@ -95,38 +98,70 @@ def _usual_way() -> Iterator[None]:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measured(pipeline: Any, words: list[str], steps: int) -> dict[str, dict[str, Any]]:
-    """Seconds of a step and peak memory of each stage."""
+@dataclass(slots=True)
+class Measured:
+    """What the steps of a stage took."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The median, and the peak."""
+        seconds = round(statistics.median(self.seconds), 4)
+        return {"seconds": seconds, "peak_bytes": self.peak_bytes or None}
+
+
+def reset_peak() -> None:
+    """From here on, `peak` tells the most that is in use."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def peak() -> int:
+    """Bytes, of CUDA memory or of the process; 0 where that is not known."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if not CLEAR_REFS.exists():
+        return 0
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def measure(pipeline: Any, words: list[str], steps: int, told: dict[str, Measured]) -> None:
+    """Train once, and add what the steps of each stage took."""
     method = find_method("attndreambooth")
     words = words + [f"{stage.name}.steps={steps + WARM_UP}" for stage in method.stages]
     settings = settings_of(method, base="", preset="paper", overrides=tuple(words))
     photos = [Image.radial_gradient("L").convert("RGB").rotate(30 * i) for i in range(4)]
     subject = Subject(photos=photos, category="dog", tokens=("<v>",))
-    seconds: defaultdict[str, list[float]] = defaultdict(list)
-    peaks: dict[str, int] = {}
 
     def on_step(report: StepReport) -> None:
-        seconds[report.stage].append(report.seconds)
-        if torch.cuda.is_available():
-            if report.step == WARM_UP:
-                torch.cuda.reset_peak_memory_stats()
-            peaks[report.stage] = torch.cuda.max_memory_allocated()
+        stage = told[report.stage]
+        if report.step == WARM_UP:
+            reset_peak()
+        elif report.step > WARM_UP:
+            stage.seconds.append(report.seconds)
+            stage.peak_bytes = max(stage.peak_bytes, peak())
 
     with tempfile.TemporaryDirectory() as folder:
         training = Training(pipeline, method, settings, subject, seed=0)
         training.hooks.on_step = on_step
         training.run(Path(folder) / "resume.safetensors")
-    return {
-        stage: {
-            "seconds": round(statistics.median(times[WARM_UP:]), 4),
-            "peak_bytes": peaks.get(stage),
+
+
+def _ratios(other: dict[str, Measured], ours: dict[str, Measured]) -> dict[str, Any]:
+    """How many times ours the other takes, in seconds and in memory."""
+    told: dict[str, Any] = {}
+    for stage, mine in ours.items():
+        theirs = other[stage]
+        told[stage] = {
+            "seconds": round(statistics.median(theirs.seconds) / statistics.median(mine.seconds), 2)
         }
-        for stage, times in seconds.items()
-    }
-
-
-def _ratios(other: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
-    return {stage: round(other[stage]["seconds"] / ours[stage]["seconds"], 2) for stage in ours}
+        if mine.peak_bytes and theirs.peak_bytes:
+            told[stage]["peak"] = round(theirs.peak_bytes / mine.peak_bytes, 2)
+    return told
 
 
 def main() -> None:
@@ -138,25 +173,34 @@ def main() -> None:
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     pipeline = make_full_size("SD 2.1") if on_gpu else load_base().pipeline
-    words = ["augmentation.crops=8", *(f"stage{i}.batch=8" for i in (1, 2, 3))]
-    ours = measured(pipeline, words, options.steps)
-    with _usual_way():
-        eager = measured(pipeline, words, options.steps)
-        eager_float32 = measured(pipeline, [*words, "mixed_precision=no"], options.steps)
+    batch, size = (8, 512) if on_gpu else (2, 256)
+    words = [f"resolution={size}", "augmentation.crops=8"]
+    words += [f"stage{i}.batch={batch}" for i in (1, 2, 3)]
+    ways: dict[str, defaultdict[str, Measured]] = {
+        way: defaultdict(Measured)
+        for way in ("ours", "eager", *(("eager float32",) if on_gpu else ()))
+    }
+    for _ in range(ROUNDS):
+        for way, told in ways.items():
+            precision = ["mixed_precision=no"] if way == "eager float32" else []
+            with nullcontext() if way == "ours" else _usual_way():
+                measure(pipeline, words + precision, options.steps, told)
+    ours = ways.pop("ours")
     result = {
         "environment": describe(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "shape": "SD 2.1-base, 512 px" if on_gpu else "the miniature, 64 px",
-        "batch": 8,
-        "ours": ours,
-        "eager": eager,
-        "eager float32": eager_float32,
-        "times_faster_than_eager": _ratios(eager, ours),
-        "times_faster_than_eager_float32": _ratios(eager_float32, ours),
-        "seconds_for_660_steps": round(
-            sum(ours[stage]["seconds"] * count for stage, count in PAPER_STEPS.items()), 1
-        ),
+        "shape": f"{'SD 2.1-base' if on_gpu else 'the miniature'}, {size} px",
+        "batch": batch,
+        "ours": {stage: each.to_mapping() for stage, each in ours.items()},
+        **{
+            way: {stage: each.to_mapping() for stage, each in told.items()}
+            for way, told in ways.items()
+        },
+        "times_ours": {way: _ratios(told, ours) for way, told in ways.items()},
     }
+    if on_gpu:
+        of_all = (statistics.median(ours[stage].seconds) * n for stage, n in PAPER_STEPS.items())
+        result["seconds_for_660_steps"] = round(sum(of_all), 1)
     print(json.dumps(result, indent=2))
     if not options.dry_run:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")

@@ -19,10 +19,12 @@ from .output import Output, count, size
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..evaluation.encoders import Encoders
     from ..evaluation.record import Evaluation
     from ..evaluation.running import Wish as ToScore
+    from ..methods.estimating import Estimate
     from ..methods.hooks import Hooks, StepReport
-    from ..methods.training import Estimate, Trained
+    from ..methods.training import Trained
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.errors import ConceptryError
@@ -184,10 +186,10 @@ def train(
         from ..models.loading import load_base
 
         loaded = load_base(base, device=own_device(), offline=offline)
-        if dry_run:
-            _tell_estimates(session, registry, chosen, wish, loaded)
-            return
         queue = _Queue(session, registry, loaded, wish)
+        if dry_run:
+            queue.tell_estimates(chosen)
+            return
         with _stopping_politely(session) as is_asked:
             for batch in queue.batches(chosen):
                 queue.train(batch, is_asked)
@@ -242,6 +244,7 @@ class _Queue:
         self._done: list[Trained] = []
         self._failed: list[tuple[str, Failure]] = []
         self._best: list[Evaluation] = []
+        self._encoders: Encoders | None = None
 
     def batches(self, names: list[str]) -> list[list[str]]:
         """Which concepts are taught at once."""
@@ -260,6 +263,26 @@ class _Queue:
             else:
                 batches.append([name])
         return batches
+
+    def tell_estimates(self, names: list[str]) -> None:
+        """Print what it would take."""
+        from ..methods.estimating import estimate_together
+
+        wish = self._wish
+        told = [
+            each
+            for batch in self.batches(names)
+            for each in estimate_together(
+                self._registry,
+                batch,
+                self._base,
+                method=wish.method,
+                preset=wish.preset,
+                overrides=wish.overrides,
+            )
+        ]
+        document = {"estimates": [asdict(each) for each in told]}
+        self._session.output.lines(document, list(map(_line, told)))
 
     def train(self, names: list[str], is_asked_to_stop: Any) -> None:
         """Train a batch."""
@@ -320,9 +343,11 @@ class _Queue:
             self._to_score([name]),
             wish.eval_every,
             stop_early=wish.stop_early,
+            encoders=self._encoders,
             on_score=on_score,
             offline=wish.offline,
         )
+        self._encoders = watch.encoders
         return watch.hooks(hooks)
 
     def choose(self) -> None:
@@ -382,7 +407,7 @@ class _Queue:
 
     @contextmanager
     def _hooks(self, names: list[str], is_asked_to_stop: Any) -> "Iterator[dict[str, Hooks]]":
-        """What is shown and written while a batch is taught; progress is that of the first."""
+        """What is shown and written while a batch is taught."""
         from ..methods.hooks import Hooks
         from ..methods.tensorboard import written_for_tensorboard
 
@@ -390,14 +415,14 @@ class _Queue:
         with ExitStack() as stack:
             shown = stack.enter_context(self._session.output.steps())
             told: dict[str, Hooks] = {}
-            for i, name in enumerate(names):
+            for name in names:
                 write: Any = (
                     stack.enter_context(written_for_tensorboard(wish.tensorboard / name))
                     if wish.tensorboard
                     else None
                 )
                 told[name] = Hooks(
-                    on_step=partial(_on_step, write, None if i else shown),
+                    on_step=partial(_on_step, write, shown),
                     on_class_picture=partial(_on_class_picture, shown),
                     on_preview=partial(_on_preview, name if len(names) > 1 else "", shown),
                     preview_every=wish.preview_every,
@@ -477,23 +502,11 @@ def _stopping_politely(session: Session) -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _tell_estimates(
-    session: Session, registry: "Registry", names: list[str], wish: _Wish, base: "LoadedBase"
-) -> None:
-    from ..methods.training import estimate
-
-    told = [
-        estimate(
-            registry, name, base, method=wish.method, preset=wish.preset, overrides=wish.overrides
-        )
-        for name in names
-    ]
-    session.output.lines({"estimates": [asdict(each) for each in told]}, list(map(_line, told)))
-
-
 def _line(told: "Estimate") -> str:
     stages = ", ".join(f"{stage.name} {count(stage.steps, 'step')}" for stage in told.stages)
+    shared = f" for {told.together} at once" if told.together > 1 else ""
     return (
-        f"{told.concept}: {told.method} on {told.base}, {stages}: about {told.seconds:.0f} s, "
+        f"{told.concept}: {told.method} on {told.base}, {stages}: "
+        f"about {told.seconds:.0f} s{shared}, "
         f"{size(told.memory_bytes)} of memory, {size(told.disk_bytes)} on the disk"
     )

@@ -28,7 +28,8 @@ class Watch:
     """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
 
     Made before the training, whose pipeline has to be bare. `wish` names the concept, and by what
-    it is scored. `on_score` gets each score. Raises what `score` raises.
+    it is scored; `encoders` may be those of another watch of the same suite. `on_score` gets each
+    score. Raises what `score` raises.
     """
 
     registry: Registry
@@ -36,12 +37,12 @@ class Watch:
     wish: Wish
     every: int
     stop_early: bool = False
+    encoders: Encoders | None = None
     on_score: Callable[[Evaluation], None] = lambda _: None
     offline: bool = False
     found: list[Evaluation] = field(default_factory=list)
     _wanted: Wanted = field(init=False)
     _suite: Suite = field(init=False)
-    _encoders: Encoders = field(init=False)
     _subject: Subject = field(init=False)
     _portraits: list[Portrait] = field(init=False)
 
@@ -50,11 +51,11 @@ class Watch:
         concept = self.registry.show(name)
         self._wanted = wanted_for(self.base.base, clip=wish.clip, dino=wish.dino)
         self._suite = suite_of(wish, self._wanted, concept)
-        self._encoders = load_encoders(self._wanted, offline=self.offline)
-        self._encoders.to(self.base.pipeline.device)
+        self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
+        self.encoders.to(self.base.pipeline.device)
         self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
-        self._portraits = [portrait(self._encoders, concept.category, self._subject.photos, masks)]
+        self._portraits = [portrait(self.encoders, concept.category, self._subject.photos, masks)]
 
     def hooks(self, hooks: Hooks) -> Hooks:
         """The hooks of a training that is watched."""
@@ -74,8 +75,9 @@ class Watch:
 
     def _score(self, checkpoint: Checkpoint) -> None:
         """Draw with the pipeline as it is, and keep no picture: they are of weights in motion."""
-        chosen = self._subject.chosen
+        chosen, encoders = self._subject.chosen, self.encoders
         assert chosen is not None
+        assert encoders is not None
         now = replace(chosen, version=replace(chosen.version, aliases=[checkpoint.name]))
         plan = Plan(
             chosen=(now,),
@@ -95,7 +97,7 @@ class Watch:
         with TemporaryDirectory() as folder:
             evaluator = Evaluator(
                 self.base,
-                self._encoders,
+                encoders,
                 PictureCache(Path(folder)),
                 plan,
                 [replace(self._subject, chosen=now)],

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..models.request import Request, Settings
+    from .estimating import Estimate, estimate, estimate_together
     from .generating import Picture, generate, reproduce, save_grid
     from .hooks import Hooks, StepReport
     from .made import Made, read_made
     from .method import all_methods, find_method, read_presets, settings_of
     from .prompt_files import Defaults, read_prompts
     from .training import (
-        Estimate,
         StageSummary,
         Trained,
         class_pictures,
-        estimate,
         resume,
         resume_together,
         train,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Defaults": ".prompt_files",
-    "Estimate": ".training",
+    "Estimate": ".estimating",
     "Hooks": ".hooks",
     "Made": ".made",
     "Picture": ".generating",
@@ -41,7 +40,8 @@ _HOMES = {
     "Trained": ".training",
     "all_methods": ".method",
     "class_pictures": ".training",
-    "estimate": ".training",
+    "estimate": ".estimating",
+    "estimate_together": ".estimating",
     "find_method": ".method",
     "generate": ".generating",
     "read_made": ".made",
@@ -70,6 +70,7 @@ __all__ = [
     "all_methods",
     "class_pictures",
     "estimate",
+    "estimate_together",
     "find_method",
     "generate",
     "read_made",

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from .artifact import Fits, write_artifact
 from .config import TrainingSettings
 from .engine import Subject, Training, run_together
 from .hooks import Checkpoint, Hooks, Learned, StepReport
-from .method import DEFAULT_METHOD, active_stages, find_method, settings_of
+from .method import DEFAULT_METHOD, find_method, settings_of
 from .previews import add_strip
 from .processes import is_first, join, num_processes, told
 from .prompts import FILE_NAME
@@ -486,7 +485,7 @@ class _Pupil:
 
 
 def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
-    subject, prior = _subject(registry, plan.concept, plan.settings), plan.settings.prior
+    subject, prior = subject_of(registry, plan.concept, plan.settings), plan.settings.prior
     if prior.weight:
         pictures = class_pictures(
             registry, base, plan.concept.category, prior.num_images, hooks=hooks
@@ -496,9 +495,10 @@ def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -
     return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
 
-def _subject(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:
+def subject_of(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:
+    """A concept's photos, decoded, and words; raises `InvalidInput` if it has no photos."""
     return Subject(
-        photos=[registry.read_photo(image) for image in concept.images],
+        photos=[registry.read_photo(image) for image in _with_images(concept).images],
         category=concept.category,
         tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
     )
@@ -535,90 +535,6 @@ class _Metrics:
 
 def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 5)
-
-
-# --- what it would cost ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StageEstimate:
-    """A stage as it would be: `seconds` for all its steps."""
-
-    name: str
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a training would take: seconds, bytes of memory at the peak, bytes on the disk.
-
-    `disk_bytes` counts the resume point, which goes away, and the version, which stays.
-    """
-
-    concept: str
-    method: str
-    base: str
-    seconds: float
-    memory_bytes: int
-    disk_bytes: int
-    stages: list[StageEstimate]
-
-
-def estimate(
-    registry: Registry,
-    name: str,
-    base: LoadedBase,
-    *,
-    method: str = DEFAULT_METHOD,
-    preset: str | None = None,
-    overrides: Sequence[str] = (),
-) -> Estimate:
-    """Try three steps of each stage and multiply; leaves no trace. Raises what `train` raises.
-
-    Without class pictures, which DreamBooth draws the first time for a category.
-    """
-    if num_processes() > 1:
-        raise InvalidInput("an estimate is made by one process", hint="leave --processes out")
-    chosen = find_method(method)
-    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
-    concept = _with_images(registry.show(name))
-    trial = settings.updated({"augmentation": {"crops": 2}})
-    for stage, numbers in active_stages(chosen, settings):
-        trial = trial.updated({stage.name: {"steps": min(3, numbers.steps)}})
-    subject = _subject(registry, concept, trial)
-    subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
-    taken: dict[str, float] = {}  # the last step of a stage: the first one warms up
-
-    def on_step(report: StepReport) -> None:
-        taken[report.stage] = report.seconds
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / RESUME_FILE
-        hooks = Hooks(on_step=on_step)
-        learned = Training(base.pipeline, chosen, trial, subject, seed=0, hooks=hooks).run(path)
-        learned_bytes = sum(tensor.nbytes for tensor in learned.state().values())
-        disk_bytes = 3 * path.stat().st_size + learned_bytes  # with two moments of each weight
-    stages = [
-        StageEstimate(stage.name, numbers.steps, round(numbers.steps * taken[stage.name], 1))
-        for stage, numbers in active_stages(chosen, settings)
-    ]
-    seconds = round(sum(stage.seconds for stage in stages), 1)
-    return Estimate(name, chosen.name, base.base.name, seconds, _peak_memory(), disk_bytes, stages)
-
-
-def _square(photo: Image.Image, base: LoadedBase) -> Image.Image:
-    side = base.pipeline.unet.config.sample_size * base.pipeline.vae_scale_factor
-    return photo.resize((side, side))
-
-
-def _peak_memory() -> int:
-    """Of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # --- class pictures -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,8 +120,25 @@ def test_agrees_with_float64(case: Case, backend: str) -> None:
 
 @pytest.mark.grid
 @pytest.mark.parametrize("case", FULL, ids=str)
-def test_agrees_with_float64_on_the_whole_grid(case: Case, backend: str) -> None:
+def test_agrees_with_float64_on_the_whole_grid(
+    case: Case, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "triton" and DEVICE == "cpu" and max(case.queries, case.keys) > 1024:
+        cut_less_finely(monkeypatch)
     check(case)
+
+
+def cut_less_finely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes with the number of blocks: 16,384 in a map, hours in all."""
+    from conceptry.kernels import triton_attention
+
+    for name in ("forward_blocks", "backward_blocks"):
+        usual = getattr(triton_attention, name)
+
+        def larger(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
+            return replace(usual(width, dtype), queries=256, keys=256)
+
+        monkeypatch.setattr(triton_attention, name, larger)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(bias=True, extra=(20,), per_head=True)], ids=str)
