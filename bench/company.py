@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 WAYS = [Way(name, name) for name in ("sefi", "textual-inversion", "attndreambooth")]
 SUITES = {2: "miniature-pairs", 3: "miniature-triples"}
 SHOWN = (0, 6)
-SEPARATE = ", separate"
+SEPARATE = "separate "
 
 
 def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
@@ -66,7 +66,7 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separ
     scores = {name: score.mean for name, score in found.scores.items()}
     scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
     scores |= _presence(laboratory, people, found)
-    label = way.label + (SEPARATE if separate else "")
+    label = (SEPARATE if separate else "") + way.label
     print(
         name_of(people),
         label,

@@ -74,6 +74,9 @@ def explain(error: BaseException) -> Failure:
         if isinstance(error, kind):
             hint = _one_line(error.hint) if error.hint else None
             return Failure(exit_code, error.code, _one_line(error.message), hint)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        message, hint = "the GPU has too little memory for this", "a smaller --batch or --size"
+        return Failure(ExitCode.USAGE, "out_of_memory", message, hint)
     summary = "".join(traceback.format_exception_only(error)).strip()
     hint = "run it again with --debug and report the trace"
     return Failure(ExitCode.BUG, "bug", f"unexpected {_one_line(summary)}", hint)

@@ -1,5 +1,6 @@
 """`concept train`: teach concepts to a base model."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import ClipName, DinoName, SuiteName, complete_concept
-from .errors import Failure, explain, usage
+from .errors import ExitCode, Failure, explain, usage
 from .framework import Session, session_of
 from .output import Output, count, size
 
@@ -79,7 +80,11 @@ def train(
         ),
     ] = None,
     base: Annotated[
-        str, typer.Option(metavar="BASE", help="The base model; concept bases lists some.")
+        str,
+        typer.Option(
+            metavar="BASE",
+            help="The base model; concept bases lists some. With --resume, the one it began with.",
+        ),
     ] = "miniature",
     overrides: Annotated[
         list[str] | None,
@@ -176,7 +181,9 @@ def train(
         offline=offline,
     )
     with session.registry() as registry:
-        chosen = _chosen(registry, names, tag or [])
+        chosen = _chosen(registry, names, tag or [], wish)
+        if resume and not _given(context, "base"):
+            base = _base_of(registry, chosen)
         _check(registry, chosen, wish, base)
         if processes > 1 and num_processes() == 1 and not dry_run:
             sys.exit(launch(sys.argv[1:], processes))
@@ -191,11 +198,13 @@ def train(
             queue.tell_estimates(chosen)
             return
         with _stopping_politely(session) as is_asked:
-            for batch in queue.batches(chosen):
-                queue.train(batch, is_asked)
-                if is_asked():
-                    break
-        queue.choose()
+            batches = queue.batches(chosen)
+            while batches and not is_asked():
+                queue.train(batches.pop(0), is_asked)
+        if is_asked():
+            queue.leave([name for batch in batches for name in batch])
+        else:
+            queue.choose()
     queue.tell()
 
 
@@ -205,26 +214,58 @@ def _given(context: typer.Context, *names: str) -> bool:
     return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
-def _chosen(registry: "Registry", names: list[str] | None, tags: list[str]) -> list[str]:
+def _chosen(
+    registry: "Registry", names: list[str] | None, tags: list[str], wish: _Wish
+) -> list[str]:
     if names:
         return list(dict.fromkeys(names))
-    found = registry.find(tags=tags, limit=0).concepts
+    found = [concept.name for concept in registry.find(tags=tags, limit=0).concepts]
     if not found:
         raise usage("no concept fits", "concept list --tag TAG")
-    return [concept.name for concept in found]
+    if wish.resume and not (found := [name for name in found if _waits(registry, name)]):
+        raise usage("no concept has a training to go on with", "concept train --all")
+    return found
+
+
+def _waits(registry: "Registry", name: str) -> bool:
+    """Whether a concept has a training to go on with."""
+    from ..registry.errors import NotFound
+
+    try:
+        registry.resumable_run(name)
+    except NotFound:
+        return False
+    return True
+
+
+def _base_of(registry: "Registry", names: list[str]) -> str:
+    """The base model that trainings began with."""
+    bases = {registry.resumable_run(name).base: name for name in names}
+    if len(bases) > 1:
+        (base, name), *_ = bases.items()
+        raise usage(
+            f"trainings began with {' and '.join(bases)}: one base model at a time",
+            f"concept train {name} --resume --base {base}",
+        )
+    (base,) = bases
+    return base
 
 
 def _check(registry: "Registry", names: list[str], wish: _Wish, base: str) -> None:
     """Tell a wrong word before anything is loaded."""
-    from ..methods.method import find_method, settings_of
+    from ..methods.method import active_stages, find_method, settings_of
     from ..models.bases import find_base
 
-    settings_of(
-        find_method(wish.method),
-        preset=wish.preset,
-        base=find_base(base).name,
-        overrides=tuple(wish.overrides),
+    method = find_method(wish.method)
+    settings = settings_of(
+        method, preset=wish.preset, base=find_base(base).name, overrides=tuple(wish.overrides)
     )
+    *_, (last, numbers) = active_stages(method, settings)
+    if not wish.resume and (every := wish.eval_every or wish.keep_every) >= numbers.steps:
+        raise usage(
+            f"{last.name} has {count(numbers.steps, 'step')}: none to keep every {every}",
+            f"--{'eval' if wish.eval_every else 'keep'}-every {max(1, numbers.steps // 4)}",
+        )
     for name in names:
         registry.show(name)
         if wish.resume:
@@ -291,6 +332,8 @@ class _Queue:
 
         output = self._session.output
         output.note(f"teaching {', '.join(names)}", style="bold")
+        for name in names:
+            self._note_what_was_left(name)
         try:
             with self._hooks(names, is_asked_to_stop) as hooks:
                 watched: dict[str, Hooks] = {}
@@ -317,8 +360,39 @@ class _Queue:
             if outcome.previews:
                 output.note(f"previews: {outcome.previews}")
 
+    def _note_what_was_left(self, name: str) -> None:
+        """Say so where work is left behind, or was lost."""
+        from ..methods.training import RESUME_FILE
+
+        if not _waits(self._registry, name):
+            return
+        run = self._registry.resumable_run(name).run
+        is_saved = (self._registry.run_folder(run) / RESUME_FILE).exists()
+        if self._wish.resume and not is_saved:
+            self._session.output.note(f"nothing was saved of {name}: it begins again")
+        elif is_saved and not self._wish.resume:
+            self._session.output.note(
+                f"{name} has a training that did not end; this one replaces it "
+                f"(concept train {name} --resume would go on with it)"
+            )
+
+    def leave(self, names: list[str]) -> None:
+        """Tell which concepts a Ctrl-C left untaught; those under way have told already."""
+        if not names:
+            return
+        wish = self._wish
+        words = ["concept", "train", *names, "--base", self._base.base.name]
+        words += ["--method", wish.method, "--seed", str(wish.seed)]
+        words += ["--preset", wish.preset] if wish.preset else []
+        words += [word for each in wish.overrides for word in ("--set", each)]
+        hint = f"concept train {' '.join(names)} --resume" if wish.resume else shlex.join(words)
+        message = f"{', '.join(names)}: not begun"
+        self._tell_failure(names, Failure(ExitCode.INTERRUPTED, "interrupted", message, hint))
+
     def _fail(self, names: list[str], error: Exception) -> None:
-        failure = explain(error)
+        self._tell_failure(names, explain(error))
+
+    def _tell_failure(self, names: list[str], failure: Failure) -> None:
         self._failed += [(name, failure) for name in names]
         if not self._session.output.as_json:
             self._session.output.error(failure.message, failure.hint)
@@ -351,27 +425,33 @@ class _Queue:
         return watch.hooks(hooks)
 
     def choose(self) -> None:
-        """Score all that was kept, if that is wished, and mark the best."""
+        """Score all that was kept, if that is wished, and mark the best of each concept."""
         from ..methods.processes import is_first
+        from ..registry.errors import ConceptryError
 
         if not self._wish.eval_every or not self._done or not is_first():
             return
+        self._session.output.note("scoring what was kept")
+        for done in self._done:
+            try:
+                self._best += self._best_of(done.concept)
+            except ConceptryError as error:
+                self._fail([done.concept], error)
+        for each in self._best:
+            self._session.output.note(f"best of {each.concept} is version {each.version}")
+
+    def _best_of(self, name: str) -> "list[Evaluation]":
         from ..evaluation.running import mark_best, score
 
-        output = self._session.output
-        output.note("scoring what was kept")
-        wish = self._to_score([done.concept for done in self._done])
-        with output.progress("drawing") as advance:
+        with self._session.output.progress("drawing") as advance:
             found = score(
                 self._registry,
-                wish,
+                self._to_score([name]),
                 base=self._base,
                 offline=self._wish.offline,
                 on_progress=advance,
             )
-            self._best = mark_best(self._registry, list(found))
-        for each in self._best:
-            output.note(f"best of {each.concept} is version {each.version}")
+            return mark_best(self._registry, list(found))
 
     def _to_score(self, names: list[str]) -> "ToScore":
         from ..evaluation.running import Wish as ToScore

@@ -9,6 +9,7 @@ from ..methods.hooks import Checkpoint, Hooks
 from ..methods.wardrobe import Worn
 from ..models.loading import LoadedBase
 from ..registry import Registry
+from ..registry.errors import InvalidInput
 from .encoders import Encoders, load_encoders
 from .evaluating import Evaluator, Subject, masks_of
 from .picture_cache import PictureCache
@@ -51,11 +52,22 @@ class Watch:
         concept = self.registry.show(name)
         self._wanted = wanted_for(self.base.base, clip=wish.clip, dino=wish.dino)
         self._suite = suite_of(wish, self._wanted, concept)
+        self._check_suite()
         self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
         self.encoders.to(self.base.pipeline.device)
         self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
         self._portraits = [portrait(self.encoders, concept.category, self._subject.photos, masks)]
+
+    def _check_suite(self) -> None:
+        """Whether it can say which checkpoint is best: before the training, not in it."""
+        suite, prompts = self._suite, self._suite.prompts
+        has_identity = not self._wanted.is_drawn_world or any(each.keeps_looks for each in prompts)
+        if suite.num_subjects > 1 or not has_identity:
+            raise InvalidInput(
+                f"the suite {suite.name} cannot say which checkpoint is best",
+                hint="take one for single concepts, whose prompts keep the looks of the photos",
+            )
 
     def hooks(self, hooks: Hooks) -> Hooks:
         """The hooks of a training that is watched."""

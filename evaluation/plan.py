@@ -62,6 +62,7 @@ class Plan:
             "base": self.base,
             "base_sha256": self.base_sha256,
             "weights": [each.sha256 for each in self.chosen],
+            "categories": [each.concept.category for each in self.chosen],
             "photos": [
                 [[image.sha256, image.mask] for image in each.concept.images]
                 for each in self.chosen

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCORING = 1
+SCORING = 2
 """Counts changes of how scores are computed; records of another number are not used again."""
 REPLAY_ABOVE = 0.98
 """A picture whose `replay` is above this is taken for a copy of a photo.

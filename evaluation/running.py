@@ -95,7 +95,15 @@ def score(
 def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
     """Who is in the pictures: each version by itself, or several concepts together."""
     suite = find_suite(wish.suite) if wish.suite else None
+    for word in (*wish.names, wish.versions or ""):
+        if ":" in word:
+            raise InvalidInput(f"{word}: scores are of a version at its whole strength")
     if suite is not None and suite.num_subjects > 1:
+        if wish.all_checkpoints:
+            raise InvalidInput(
+                f"the suite {suite.name} is for several concepts: checkpoints are of one",
+                hint="--suite living",
+            )
         if len(set(wish.names)) < suite.num_subjects:
             raise InvalidInput(
                 f"the suite {suite.name} is for {suite.num_subjects} concepts in a picture",
@@ -105,15 +113,18 @@ def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
         return [cast for some in combinations(each, suite.num_subjects) for cast in product(*some)]
     names = dict.fromkeys(wish.names)
     if wish.all_checkpoints:
-        return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name)]
+        base = find_base(wish.base).name if wish.base else None
+        return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name, base)]
     return [(chosen,) for name in names for chosen in _versions(registry, name, wish.versions)]
 
 
-def _with_checkpoints(registry: Registry, name: str) -> list[Chosen]:
-    """What the trainings of a concept kept of their way, each before what it ended with."""
+def _with_checkpoints(registry: Registry, name: str, base: str | None) -> list[Chosen]:
+    """What trainings of a concept on a base model kept of their way, then what they ended with."""
     concept = registry.show(name)
     found: list[Chosen] = []
     for run in concept.runs:
+        if base and run.base != base:
+            continue
         kept = checkpoints(registry, concept, run.run)
         versions = [version for version in concept.versions if version.run == run.run]
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
@@ -206,21 +217,34 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
     """Let `best` stand for what scored best of each concept; returns these, as versions.
 
     Best is the highest harmonic mean of prompt and identity score; of equal ones the latest. A
-    checkpoint becomes a version by it. Raises `InvalidInput` if a suite has no such mean.
+    checkpoint becomes a version by it. Raises `InvalidInput` if a suite has no such mean, and if
+    versions of a concept were not scored on the same suite and base model.
     """
     best: dict[str, Evaluation] = {}
     for each in found:
-        if HARMONIC not in each.scores and not each.others:
+        if HARMONIC not in each.scores or each.others:
             raise InvalidInput(
                 f"the suite {each.suite} cannot say which version is best",
-                hint="take one whose prompts keep the looks of the photos",
+                hint="take one for single concepts, whose prompts keep the looks of the photos",
             )
-        if not each.others and each.both >= best.get(each.concept, each).both:
+        former = best.get(each.concept, each)
+        if _ground_of(former) != _ground_of(each):
+            raise InvalidInput(
+                f"{former.label} and {each.label} were not scored on the same base model",
+                hint=f"--base {each.made_by['base']} --versions …",
+            )
+        if each.both >= former.both:
             best[each.concept] = each
     marked = [_as_version(registry, each) for each in best.values()]
     for each in marked:
         registry.set_alias(each.concept, each.version, "best")
     return marked
+
+
+def _ground_of(found: Evaluation) -> tuple[str, ...]:
+    """What scores have to share to be compared."""
+    made_by = found.made_by
+    return (made_by["base_sha256"], made_by["suite_sha256"], *made_by["chosen_by"])
 
 
 def _as_version(registry: Registry, found: Evaluation) -> Evaluation:

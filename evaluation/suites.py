@@ -135,12 +135,28 @@ def _from_entries(path: Path, document: Any) -> Suite:
         raise InvalidInput(
             f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"
         )
-    fits = tuple(document.get("fits", ())) if isinstance(document, Mapping) else ()
+    given = document.get("fits", ()) if isinstance(document, Mapping) else ()
+    fits = _words(str(path), "fits", given)
     return Suite(path.stem, about, prompts, fits)
 
 
 def _num_subjects(prompt: SuitePrompt) -> int:
     return sum(slot in prompt.text for slot in _SLOTS)
+
+
+def _words(where: str, key: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+        raise InvalidInput(f"{where}: {key} is a list of words", hint=f"{key}: [mug, house]")
+    return tuple(given)
+
+
+def _seen_words() -> dict[str, Sequence[str]]:
+    """What the judge can tell of each thing."""
+    from ..models.miniature.identities import COLOURS
+    from ..models.miniature.world import ACCESSORIES, PLACES, STYLES
+
+    found = (PLACES, ACCESSORIES, tuple(COLOURS), STYLES)
+    return dict(zip(SEEN_THINGS, found, strict=True))
 
 
 def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
@@ -167,7 +183,12 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
     sees = entry.get("sees", {})
     if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
         raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
-    second = tuple(entry.get("second", ()))
+    for thing, word in sees.items():
+        if word not in (known := _seen_words()[thing]):
+            raise InvalidInput(
+                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
+            )
+    second = _words(where, "second", entry.get("second", ()))
     if (_SECOND in text) != bool(second):
         raise InvalidInput(f"{where}: {_SECOND} and second go together")
     return SuitePrompt(

@@ -55,7 +55,7 @@ class ExtendedEmbedding(nn.Module):
         """Token ids (…,) to vectors (…, d)."""
         new = (ids >= self.first) & (ids < self.first + self.count)
         known = self.base(torch.where(new, 0, ids))
-        own = self.rows().to(known)[torch.where(new, ids - self.first, 0)]
+        own = nn.functional.embedding(torch.where(new, ids - self.first, 0), self.rows().to(known))
         return torch.where(new.unsqueeze(-1), own, known)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registry.errors import InvalidWeights
+from ..registry.errors import InvalidWeights, StorageError
 
 FORMAT = "conceptry-adapter 1"
 
@@ -31,10 +32,16 @@ class Fits:
 def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
-    Hence the one entry of metadata: safetensors writes several in no order.
+    Hence the one entry of metadata: safetensors writes several in no order. Raises `StorageError`
+    if the disk refuses, and leaves no half of a file.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, {FORMAT: json.dumps(asdict(fits))})
+    try:
+        save_file(tensors, path, {FORMAT: json.dumps(asdict(fits))})
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 
 def read_artifact(path: Path) -> tuple[dict[str, Tensor], Fits]:

@@ -20,9 +20,13 @@ class Conditioning:
     added: dict[str, Tensor] = field(default_factory=dict)
 
     def pick(self, index: Tensor) -> "Conditioning":
-        """The rows of an index (B,)."""
+        """The rows of an index (B,).
+
+        By `index_select`: the gradient of `states[index]` is summed in any order, even on a CPU.
+        """
         return Conditioning(
-            self.states[index], {name: value[index] for name, value in self.added.items()}
+            self.states.index_select(0, index),
+            {name: value.index_select(0, index) for name, value in self.added.items()},
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from ..registry.errors import InvalidInput, NotFound
 from .heatmaps import collected_maps, heat_sheet, words_of
 from .looks import Looks, all_columns, by_subject, leak, looks_of, region, telling_layers
 from .made import read_made
-from .prompts import Chosen, choose
+from .prompts import Chosen, check_negative, choose
 from .separation import separating
 from .wardrobe import Worn, dressed, spelled_out
 
@@ -76,6 +76,8 @@ def generate(
     tells how much concepts of one prompt look at each other's places. Raises what `choose` and
     `dressed` raise.
     """
+    for request in requests:
+        check_negative(request.settings.negative)
     wanted = [(request, choose(registry, request.prompt)) for request in requests]
     for chosen, group in groupby(wanted, key=lambda each: each[1]):
         with dressed(base, chosen) as worn:
@@ -160,7 +162,7 @@ class _Record:
             | ({"leaks": True} if seen.leaks else {}),
         }
         versions = [
-            {"concept": each.concept.name, "version": each.version.number, "sha256": each.sha256}
+            {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
             for each in self.chosen
         ]
         stem = file_stem(self.request.prompt, drawn.seed)
@@ -195,6 +197,16 @@ def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
 # --- again ----------------------------------------------------------------------------------------
 
 
+def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
+    """What a concept is called that was called `name`, by its version; `name`, if it is gone."""
+    names = registry.names()
+    for other in sorted(names, key=lambda each: each != name):
+        for version in registry.show(other).versions:
+            if version.number == number and sha256 in {each.sha256 for each in version.artifacts}:
+                return other
+    return name
+
+
 def reproduce(
     registry: Registry, base: LoadedBase, path: Path, folder: Path
 ) -> tuple[Picture, bool]:
@@ -210,11 +222,13 @@ def reproduce(
             f"{path} was drawn by another base model than {base.base.name}",
             hint=f"--base {made.base}",
         )
-    chosen = choose(
-        registry, made.prompt, pinned={name: number for name, (number, _) in made.versions.items()}
-    )
+    pinned = {
+        name: (_name_now(registry, name, *version), version[0])
+        for name, version in made.versions.items()
+    }
+    chosen = choose(registry, made.prompt, pinned=pinned)
     for each in chosen:
-        if made.versions.get(each.concept.name, (0, ""))[1] != each.sha256:
+        if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
     record = _Record(registry, base, request, chosen, folder)

@@ -103,8 +103,7 @@ def share_inside(attention: Tensor, inside: Tensor) -> float:
 def leak(maps: Tensor, regions: Tensor, of: int, on: Sequence[int]) -> float:
     """Attention leak: the share of a subject's own map that falls on others' regions.
 
-    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of all its words. What
-    lies in its own region too is no leak.
+    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of all its words. Two
+    subjects that look at one place leak all they have, although it is their own place as well.
     """
-    theirs = regions[list(on)].any(0) & ~regions[of]
-    return share_inside(maps[of, 1], theirs)
+    return share_inside(maps[of, 1], regions[list(on)].any(0))

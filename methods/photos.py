@@ -1,5 +1,6 @@
 """From photos to latents: varied crops, made and encoded once, as a pool to draw batches from."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def _varied(
 
 def _rotated(photo: Image.Image, degrees: float) -> Image.Image:
     """The photo turned about its middle, what is beyond its edges mirrored into the corners."""
-    pad = round(0.25 * max(photo.size))
+    pad = math.ceil(0.5 * max(photo.size))
     pixels = np.pad(np.asarray(photo), ((pad, pad), (pad, pad), (0, 0)), mode="symmetric")
     turned = Image.fromarray(pixels).rotate(degrees, Image.Resampling.BILINEAR)
     return turned.crop((pad, pad, pad + photo.width, pad + photo.height))

@@ -88,13 +88,25 @@ def _request(place: str, entry: Mapping[str, Any], defaults: Defaults) -> Reques
         raise InvalidInput(f"{place}: {error}") from None
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise InvalidInput(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{value!r} is no text", hint="put it in quotes")
+    return value
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
-    "n": int,
-    "seed": int,
-    "steps": int,
+    "n": _whole,
+    "seed": _whole,
+    "steps": _whole,
     "guidance": float,
-    "negative": str,
-    "scheduler": str,
+    "negative": _text,
+    "scheduler": _text,
     "size": lambda value: parse_size(str(value)),
 }
 

@@ -16,6 +16,7 @@ FILE_NAME = "adapter.safetensors"
 """What a version of a concept is stored as."""
 MAX_STRENGTH = 4.0
 _BRACKETS = re.compile(r"<([^<>]*)>")
+_UNCLOSED = re.compile(r"<[a-z]\S*")
 _MENTION = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:@([a-z0-9][a-z0-9_-]*))?(?::([\d.]+))?")
 
 
@@ -57,7 +58,9 @@ def mentions(prompt: str) -> list[Mention]:
     """
     if not prompt.strip():
         raise InvalidInput("the prompt is empty", hint='concept generate "a photo of <NAME>"')
-    check_text(prompt, "the prompt")
+    check_text(prompt, "prompt")
+    if unclosed := _UNCLOSED.search(_BRACKETS.sub("", prompt)):
+        raise InvalidInput(f'no ">" follows on "{unclosed.group()}"', hint="<rex>, <rex@3>")
     found: dict[str, Mention] = {}
     for match in _BRACKETS.finditer(prompt):
         mention = _mention(match.group(0), match.group(1))
@@ -66,6 +69,15 @@ def mentions(prompt: str) -> list[Mention]:
                 f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}"
             )
     return list(found.values())
+
+
+def check_negative(prompt: str) -> None:
+    """Raise `InvalidInput` for a negative prompt that names a concept, or is no text."""
+    check_text(prompt, "negative prompt")
+    if found := _BRACKETS.search(prompt) or _UNCLOSED.search(prompt):
+        raise InvalidInput(
+            f"a negative prompt names no concept: {found.group()}", hint="name its category"
+        )
 
 
 def _mention(text: str, inside: str) -> Mention:
@@ -85,11 +97,12 @@ def _mention(text: str, inside: str) -> Mention:
 
 
 def choose(
-    registry: Registry, prompt: str, *, pinned: Mapping[str, int] | None = None
+    registry: Registry, prompt: str, *, pinned: Mapping[str, tuple[str, int]] | None = None
 ) -> list[Chosen]:
     """The versions that a prompt asks for; without a version the one called `best`, or the latest.
 
-    `pinned` says which versions they are, whatever the prompt says: of a concept, its number.
+    `pinned` says which they are whatever the prompt says: for a name in it, the concept's name by
+    now and the version's number.
 
     Raises `ConceptNotFound`, `NotFound` for a version that there is not or a concept that has not
     been trained, and `RegistryCorrupt` if its stored file is damaged.
@@ -98,9 +111,10 @@ def choose(
     return [_choose(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
 
 
-def _choose(registry: Registry, mention: Mention, pinned: int | None) -> Chosen:
-    concept = registry.show(mention.name)
-    version = _version(concept, mention.version if pinned is None else str(pinned))
+def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> Chosen:
+    name, wanted = (mention.name, mention.version) if pinned is None else pinned
+    concept = registry.show(name)
+    version = _version(concept, None if wanted is None else str(wanted))
     for artifact in version.artifacts:
         if artifact.name == FILE_NAME:
             path = registry.path_of(artifact.sha256)

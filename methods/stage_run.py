@@ -334,9 +334,13 @@ class StageRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            torch._foreach_lerp_(
-                list(self.average.values()), list(self.learning.values()), 1 - self.settings.ema
-            )
+            self._average(step)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Follow what learns, at first more closely: a stage may be shorter than 1 / (1 - ema)."""
+        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.learning.values()), 1 - decay)
 
     # --- after a step -----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ..registry import Registry
 from ..registry.errors import (
     ConceptryError,
     InvalidInput,
+    StorageError,
     TrainingFailed,
     TrainingInterrupted,
 )
@@ -39,6 +40,7 @@ from .staged import STAGE_ORDER
 RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
+CLASS_PICTURES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,8 @@ def resume(
 ) -> Trained:
     """Go on with the latest training of a concept that did not end, as it was set up then.
 
-    Raises `NotFound` if there is none or its state is lost, `InvalidInput` if the base model or
-    the photos are others by now.
+    Where no state was saved, from its beginning. Raises `NotFound` if there is none, `InvalidInput`
+    if the base model or the photos are others by now.
     """
     return _only(resume_together(registry, [name], base, hooks={name: hooks or Hooks()}))
 
@@ -511,10 +513,8 @@ class _Metrics:
     registry: Registry
     run: str
     _rows: list[tuple[str, int, str, float]] = field(default_factory=list)
-    _totals: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, report: StepReport) -> None:
-        self._totals.setdefault(report.stage, []).append(sum(report.losses.values()))
         self._rows += [
             (report.stage, report.step, name, value) for name, value in report.losses.items()
         ]
@@ -526,10 +526,16 @@ class _Metrics:
         self._rows.clear()
 
     def summary(self) -> list[StageSummary]:
-        """Of the steps since the last resume."""
+        """Of all steps, those before a resume too."""
+        totals: dict[str, dict[int, float]] = {}
+        for stage, step, _, value in self.registry.metrics(self.run):
+            steps = totals.setdefault(stage, {})
+            steps[step] = steps.get(step, 0.0) + value
         return [
-            StageSummary(stage, len(totals), _mean(totals[-max(1, len(totals) // 10) :]))
-            for stage, totals in self._totals.items()
+            StageSummary(
+                stage, len(steps), _mean(list(steps.values())[-max(1, len(steps) // 10) :])
+            )
+            for stage, steps in totals.items()
         ]
 
 
@@ -550,20 +556,46 @@ def class_pictures(
 ) -> list[Image.Image]:
     """Pictures of a bare category for prior preservation, drawn once by the base model.
 
-    They are kept in the registry's cache, and are the same for every concept of the category.
-    Raises `TrainingInterrupted` when the hooks ask to stop; those that are drawn stay.
+    They are kept in the registry's cache, and are the same for every concept of the category: they
+    are drawn in the same batches, however many are wanted and wherever the last time ended. Raises
+    `TrainingInterrupted` when the hooks ask to stop, and `StorageError` if the disk refuses; those
+    that are drawn stay.
     """
     hooks = hooks or Hooks()
     folder = registry.location.cache / "class-pictures" / f"{base.sha256[:16]}-{category}"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:05}.png" for i in range(count)]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    prompt = f"a photo of a {category}"
-    seeds = [seed_of(i, "class picture") % (1 << 32) for i in missing]
-    drawn = draw(base, prompt, seeds, DrawingSettings(steps=25, guidance=5.0), batch=8)
-    for done, (i, picture) in enumerate(zip(missing, drawn, strict=True), 1):
-        replace_picture(picture.image, paths[i])
-        hooks.on_class_picture(done, len(missing))
-        if hooks.should_stop():
-            raise TrainingInterrupted(f"stopped after class picture {done} of {len(missing)}")
-    return [Image.open(path).convert("RGB") for path in paths]
+    prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    pictures: list[Image.Image] = []
+    for first in range(0, count, CLASS_PICTURES_AT_ONCE):
+        numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
+        paths = [folder / f"{i:05}.png" for i in numbers]
+        found = [_sound_picture(path) for path in paths]
+        if not all(found):
+            seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
+            drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
+            found = [picture.image for picture in drawn]
+            _keep_pictures(found, paths)
+            done = min(first + len(found), count)
+            hooks.on_class_picture(done, count)
+            if hooks.should_stop():
+                raise TrainingInterrupted(f"stopped after class picture {done} of {count}")
+        pictures += [picture for picture in found if picture]
+    return pictures[:count]
+
+
+def _sound_picture(path: Path) -> Image.Image | None:
+    """A picture of the cache; None if it is not there or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for picture, path in zip(pictures, paths, strict=True):
+            assert picture is not None
+            replace_picture(picture, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error

@@ -50,7 +50,7 @@ def save_picture(
 
 def replace_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG in place of what was there; whoever looks meanwhile finds one of the two."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     image.save(unfinished, "png")
     unfinished.replace(path)
 

@@ -68,10 +68,11 @@ FAILURES = [
     (RuntimeError("a\n\x1b[31mbug"), ExitCode.BUG, "bug"),
     (RegistryBusy("busy", hint="try again"), ExitCode.REGISTRY, "registry_busy"),
     (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
+    (type("OutOfMemoryError", (RuntimeError,), {})(), ExitCode.USAGE, "out_of_memory"),
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "code"), FAILURES, ids=["bug", "busy", "interrupted"])
+@pytest.mark.parametrize(("error", "status", "code"), FAILURES, ids=[code for *_, code in FAILURES])
 def test_failures_in_both_forms(
     rex: Registry,
     run: Run,

@@ -139,7 +139,7 @@ def test_error_codes_are_those_of_the_program() -> None:
             if issubclass(kind, errors.ConceptryError) and kind is not errors.ConceptryError
         )
     }
-    known |= {("usage", "2"), ("bug", "1"), ("interrupted", "130")}
+    known |= {("usage", "2"), ("bug", "1"), ("interrupted", "130"), ("out_of_memory", "2")}
     assert known == set(zip(column("error", 0, 1), column("error", 1, 1), strict=True))
 
 

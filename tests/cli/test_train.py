@@ -207,10 +207,67 @@ def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: st
     assert interrupted.status == "interrupted"
     folder = rex.run_folder(interrupted.run)
     assert (folder / "resume.safetensors").exists()
+    anew = run("train", "rex", "--base", tiny, "--dry-run", *SHORT)
+    assert "did not end" not in anew.stderr, "a dry run replaces nothing"
     stopped = run("train", "rex", "--base", tiny, "--resume", "--set", "stage3.steps=1")
     assert stopped.exit_code == 2
     assert "--resume goes on as it began" in stopped.stderr
     assert run("train", "rex", "--base", tiny, "--resume", "--seed", "1").exit_code == 2
+
+
+def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny: str) -> None:
+    for name in ("mia", "leo"):
+        rex.add(name, [draw_folder(Path(name), 1)], category="cat")
+    program = "from conceptry.cli import main; main()"
+    words = ["--json", "train", "rex", "mia", "leo", "--base", tiny, *SHORT]
+    words += ["--set", "stage3.steps=2000", "--seed", "7"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not any(each.status == "running" for each in rex.show("rex").runs):
+            time.sleep(0.1)
+            assert process.poll() is None
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    failed = {each["concept"]: each for each in json.loads(told)["failed"]}
+    assert failed["rex"]["hint"] == "concept train rex --resume"
+    assert failed["mia"] == failed["leo"] | {"concept": "mia"}
+    assert failed["mia"]["message"] == "mia, leo: not begun"
+    assert failed["mia"]["hint"].startswith(f"concept train mia leo --base {tiny} --method")
+    assert "--seed 7" in failed["mia"]["hint"]
+    anew = run("train", "rex", "--base", tiny, *SHORT)
+    assert "rex has a training that did not end; this one replaces it" in anew.stderr
+
+
+def test_a_step_that_never_comes_is_told_before(rex: Registry, run: Run, tiny: str) -> None:
+    for option in ("--eval-every", "--keep-every"):
+        result = run("train", "rex", "--base", tiny, *SHORT, option, "2")
+        assert result.exit_code == 2
+        assert f"stage3 has 2 steps: none to keep every 2 -> {option} 1" in result.stderr
+    assert not rex.show("rex").runs
+
+
+def test_a_training_goes_on_with_the_base_it_began_with(rex: Registry, run: Run, tiny: str) -> None:
+    rex.add("mia", [draw_folder(Path("cats"), 1)], category="cat")
+    begun = run("train", "rex", "--base", tiny, *SHORT)
+    assert begun.exit_code == 0
+    (done,) = rex.show("rex").runs
+    rex.begin_run(
+        "rex",
+        method=done.method,
+        config=done.config,
+        base=done.base,
+        base_sha256=done.base_sha256,
+        seed=done.seed,
+        packages={},
+    )
+    resumed = run("train", "--all", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.stdout == "rex@2\n"
+    assert "nothing was saved of rex: it begins again" in resumed.stderr
+    assert run("train", "--all", "--resume").exit_code == 2
 
 
 def test_what_is_kept_is_scored_and_the_best_is_marked(

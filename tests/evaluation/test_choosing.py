@@ -15,7 +15,7 @@ from conceptry.methods.prompts import choose
 from conceptry.models.loading import LoadedBase
 from conceptry.models.request import Settings
 from conceptry.registry import Registry
-from conceptry.registry.errors import NotFound
+from conceptry.registry.errors import InvalidInput, NotFound
 from to_score import DRAWN_WORLD
 
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
@@ -109,6 +109,16 @@ def test_a_training_has_had_enough_when_scores_do_not_rise(
         watch.found.append(scored(both))
         enough.append(watch.is_enough)
     assert enough == [False, False, False, False, False, True]
+
+
+@pytest.mark.parametrize("text", ["a photo of a {} and a {other}", "a sketch of a {}"])
+def test_a_suite_that_cannot_choose_is_refused_before_the_training(
+    rex: Registry, base: LoadedBase, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"prompts: [{{text: '{text}', looks: other}}]")
+    with pytest.raises(InvalidInput, match="the suite mine cannot say which checkpoint is best"):
+        Watch(rex, base, Wish(names=["rex"], suite=str(path)), 1)
 
 
 def test_stopped_early_it_is_done_and_its_version_is_of_that_step(

@@ -59,7 +59,9 @@ def test_a_damaged_or_missing_picture_is_drawn_again(
     assert evaluate(taught, base, encoders, plan) == first
 
 
-@pytest.mark.parametrize("change", ["version", "seeds", "settings", "suite", "photos", "encoders"])
+@pytest.mark.parametrize(
+    "change", ["version", "seeds", "settings", "suite", "photos", "category", "encoders"]
+)
 def test_what_scores_depend_on_is_part_of_the_record(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path, change: str
 ) -> None:
@@ -77,6 +79,9 @@ def test_what_scores_depend_on_is_part_of_the_record(
         plan = replace(plan, suite=replace(ALONE, prompts=ALONE.prompts[:1]))
     elif change == "photos":
         taught.add("rex", [draw_file(tmp_path / "new.png", seed=99)])
+        plan = plan_of(taught, base, "<rex>")
+    elif change == "category":
+        taught.edit("rex", category="corgi")
         plan = plan_of(taught, base, "<rex>")
     else:
         hashes = hashes | {"clip": {"name": "other", "sha256": "0" * 64}}
@@ -160,6 +165,22 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
     mine = [each for each in found if each.concept == "rex"]
     best = max(mine, key=lambda each: (each.both, each.version))
     assert choose(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
+
+
+@pytest.mark.parametrize(("name", "versions"), [("rex:0.5", None), ("rex", "1:0.5,2")])
+def test_scores_are_of_whole_strength(
+    taught: Registry, base: LoadedBase, name: str, versions: str | None
+) -> None:
+    with pytest.raises(InvalidInput, match="whole strength"):
+        list(score(taught, wish(base, name, versions=versions)))
+
+
+def test_scores_on_other_ground_are_not_compared(taught: Registry, base: LoadedBase) -> None:
+    one, two = score(taught, wish(base, "rex", versions="all"))
+    other = replace(two, made_by=two.made_by | {"base_sha256": "0" * 64})
+    with pytest.raises(InvalidInput, match="not scored on the same base model"):
+        mark_best(taught, [one, other])
+    assert not any(version.aliases for version in taught.show("rex").versions)
 
 
 def test_a_suite_that_asks_for_other_looks_alone_cannot_choose(

@@ -144,6 +144,9 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
     assert (row["focus_other"], row["leak_other"]) == (1.0, 0.0)
     pair = [row["identity_subject"], row["identity_subject_other"]]
     assert row["identity_subjects"] == pytest.approx(sum(pair) / 2, abs=1e-4)
+    merged = torch.stack([torch.stack([left, left])] * 2)
+    (row,), _ = Scorer(encoders, subjects).score(prompt, [Picture(photo, merged)])
+    assert (row["leak"], row["leak_other"]) == (1.0, 1.0), "both look at one place"
     assert "identity" not in row, "of two subjects, only their own regions tell"
 
 

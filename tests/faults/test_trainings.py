@@ -98,10 +98,16 @@ def test_fault_20_a_killed_training_goes_on_bit_equal_in_a_new_process(
     killed = run_concept(*lines["begin"], prelude=KILL)
     assert killed.returncode == -signal.SIGKILL
     assert not rex.show("rex").versions
+    (run,) = rex.show("rex").runs
+    first = next(row for row in rex.metrics(run.run) if row[2] == "diffusion")
+    planted = (*first[:3], 99.0)
+    rex.log_metrics(run.run, [planted])
     resumed = run_concept(*lines["go on"], "--json")
     assert resumed.returncode == 0, resumed.stderr
-    names = [stage["name"] for stage in json.loads(resumed.stdout)["runs"][0]["stages"]]
-    assert names == ["stage2", "stage3"], "the first stage was not done again"
+    stages = json.loads(resumed.stdout)["runs"][0]["stages"]
+    assert [stage["name"] for stage in stages] == ["stage1", "stage2", "stage3"]
+    assert planted in rex.metrics(run.run), "the first stage was not done again"
+    rex.log_metrics(run.run, [first])
     assert result_of(rex) == whole
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -145,3 +146,22 @@ def mean_norms(case: Case, answers: Callable[[Case, int], Answers]) -> Tensor:
         for seed in range(math.ceil(32 / rows))
     ]
     return torch.tensor(squares, dtype=torch.float64).mean(0).sqrt()
+
+
+def cut_less_finely(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger blocks of the largest maps: the interpreter's time goes with the number of blocks.
+
+    A map of 4096 by 4096 has 16,384 of 32 by 32, which would take hours in all.
+    """
+    if DEVICE != "cpu" or case.queries * case.keys <= 128 * 1024:
+        return
+    from conceptry.kernels import triton_attention, triton_distance
+
+    for module in (triton_attention, triton_distance):
+        for name in {"forward_blocks", "backward_blocks"} & set(vars(module)):
+            usual = vars(module)[name]
+
+            def larger(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
+                return replace(usual(width, dtype), queries=256, keys=256)
+
+            monkeypatch.setattr(module, name, larger)

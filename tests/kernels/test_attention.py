@@ -2,14 +2,23 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conceptry.kernels import attend
 from conceptry.kernels.attention import BACKENDS, choose_backend
-from problems import DEVICE, DTYPES, Answers, Case, Inputs, make, mean_norms, plain_attention
+from problems import (
+    DEVICE,
+    DTYPES,
+    Answers,
+    Case,
+    Inputs,
+    cut_less_finely,
+    make,
+    mean_norms,
+    plain_attention,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,22 +132,9 @@ def test_agrees_with_float64(case: Case, backend: str) -> None:
 def test_agrees_with_float64_on_the_whole_grid(
     case: Case, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend == "triton" and DEVICE == "cpu" and max(case.queries, case.keys) > 1024:
-        cut_less_finely(monkeypatch)
+    if backend == "triton":
+        cut_less_finely(case, monkeypatch)
     check(case)
-
-
-def cut_less_finely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes with the number of blocks: 16,384 in a map, hours in all."""
-    from conceptry.kernels import triton_attention
-
-    for name in ("forward_blocks", "backward_blocks"):
-        usual = getattr(triton_attention, name)
-
-        def larger(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
-            return replace(usual(width, dtype), queries=256, keys=256)
-
-        monkeypatch.setattr(triton_attention, name, larger)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(bias=True, extra=(20,), per_head=True)], ids=str)

@@ -12,6 +12,7 @@ from conceptry.methods.hooks import Hooks, StepReport
 from conceptry.methods.method import find_method, settings_of
 from conceptry.methods.resume_point import ResumePoint, read_resume_point, write_resume_point
 from conceptry.methods.stage_run import _as_state_of
+from conceptry.models.loading import load_base
 from conceptry.registry.errors import (
     InvalidInput,
     InvalidWeights,
@@ -115,6 +116,25 @@ def test_a_training_that_was_stopped_ends_bit_equal(
     assert len(done) == 9 - steps
     assert resumed.keys() == whole.keys()
     assert all(resumed[name].equal(whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "attndreambooth", "sefi"])
+def test_threads_take_sums_in_the_same_order(
+    method: str, pictures: Pictures, tmp_path: Path
+) -> None:
+    """In the miniature's width, since small sums are taken by one thread."""
+    pipeline = load_base("miniature").pipeline
+    words = [f"{stage.name}.steps=3" for stage in find_method(method).stages]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        results = [
+            train(pipeline, pictures, tmp_path / str(i), (*SMALL, *words), method) for i in range(3)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(other[name].equal(value) for name, value in results[0].items())
 
 
 @pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])

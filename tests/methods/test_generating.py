@@ -71,6 +71,10 @@ def test_a_picture_is_drawn_again(
     assert again.path != picture.path
     assert again.path.read_bytes() == picture.path.read_bytes()
     assert read_made(again.path).versions["rex"][0] == 2
+    taught.rename("rex", "max")
+    renamed, is_same = reproduce(taught, base, again.path, tmp_path)
+    assert is_same
+    assert renamed.path.read_bytes() == picture.path.read_bytes()
 
 
 def test_what_cannot_be_drawn_again_is_told(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.methods.prompts import Mention, choose, mentions, replaced
+from conceptry.methods.prompts import Mention, check_negative, choose, mentions, replaced
 from conceptry.registry import Registry
 from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound, RegistryCorrupt
 from safetensors.torch import save_file
@@ -30,6 +30,14 @@ def test_mentions_are_read() -> None:
     assert len(mentions("<rex> beside <rex>")) == 1
 
 
+@pytest.mark.parametrize("prompt", ["<mia>", "blurred <mia", "a \ud800 cat"])
+def test_a_negative_prompt_names_no_concept(prompt: str) -> None:
+    check_negative("blurred, 1 < 2")
+    check_negative("")
+    with pytest.raises(InvalidInput, match="negative prompt"):
+        check_negative(prompt)
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -45,6 +53,8 @@ def test_mentions_are_read() -> None:
         ("<rex:>", "names no concept"),
         ("<rex:1.2.3>", "a strength lies between"),
         ("<rex:9>", "a strength lies between"),
+        ("a photo of <rex on the beach", 'no ">" follows on "<rex"'),
+        ("<rex> and <mia", 'no ">" follows on "<mia"'),
         ("<rex:0.5> and <rex:0.7>", "names rex as <rex:0.5> and <rex:0.7>"),
     ],
 )

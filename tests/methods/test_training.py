@@ -128,8 +128,12 @@ def test_class_pictures_are_drawn_once(
 ) -> None:
     overrides = ("unet.steps=1", "augmentation.crops=2", "prior.num_images=3")
     teach(rex, base, method="dreambooth", overrides=overrides)
-    drawn = sorted(rex.location.cache.rglob("*.png"))
-    assert len(drawn) == 3
+    whole = {path: path.read_bytes() for path in rex.location.cache.rglob("*.png")}
+    assert len(whole) == 8, "in whole batches, so that their number changes no picture"
+    first = min(whole)
+    first.write_bytes(whole[first][:100])
+    teach(rex, base, method="dreambooth", overrides=overrides)
+    assert first.read_bytes() == whole[first], "a damaged one is drawn again"
     monkeypatch.setattr("conceptry.methods.training.replace_picture", _never)
     teach(rex, base, method="dreambooth", overrides=overrides)
 
@@ -239,11 +243,11 @@ def test_a_run_goes_on_with_the_category_that_it_began_with(
 
 
 def test_class_pictures_can_be_interrupted_and_stay(rex: Registry, base: LoadedBase) -> None:
-    words = ("augmentation.crops=2", "unet.steps=1", "prior.num_images=3")
+    words = ("augmentation.crops=2", "unet.steps=1", "prior.num_images=10")
     drawn: list[tuple[int, int]] = []
     hooks = Hooks(should_stop=lambda: True, on_class_picture=lambda *each: drawn.append(each))
-    with pytest.raises(TrainingInterrupted, match="class picture 1 of 3"):
+    with pytest.raises(TrainingInterrupted, match="class picture 8 of 10"):
         teach(rex, base, method="dreambooth", overrides=words, hooks=hooks)
     hooks = Hooks(on_class_picture=lambda *each: drawn.append(each))
     assert resume(rex, "rex", base, hooks=hooks).version == 1
-    assert drawn == [(1, 3), (1, 2), (2, 2)]
+    assert drawn == [(8, 10), (10, 10)]
