@@ -4,19 +4,43 @@
 
 The individuals of bench/methods.py are taught by SeFi-IDE's `miniature` preset with each λ, all of
 one λ in one batch, and drawn for the suite `miniature`. Interrupted, it goes on where it was.
-Scores are those of bench/methods.py; intervals are from resampling individuals. Writes
+Scores are those of bench/methods.py, but for
+
+focus        share of the token's attention that falls on its subject, and that is where the bare
+             base model, shown the finished picture, looks for the category: a token whose map is
+             compact but elsewhere has none
+
+Intervals are from resampling individuals. Writes
 bench/results/subject-wise.json, and subject-wise.svg and .png: the scores over λ, and for some
 individuals a picture by each λ.
 """
 
 import json
+import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from conceptry.evaluation.regions import regions_of_photos
+from conceptry.evaluation.suites import find_suite
+from conceptry.methods.looks import share_inside
 from conceptry.models.miniature.identities import CATEGORIES
 from environment import describe as describe_machine
-from laboratory import Row, Way, opened, parser, save_sheet, summary, without_pictures
+from laboratory import (
+    Individual,
+    Laboratory,
+    Row,
+    Way,
+    opened,
+    parser,
+    save_sheet,
+    summary,
+    without_pictures,
+)
+from PIL import Image
+from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
@@ -28,6 +52,27 @@ _WIDTH, _HEIGHT, _EDGE = 560, 340, 48
 def way_of(weight: float) -> Way:
     """SeFi-IDE with a λ."""
     return Way(f"{weight:g}", "sefi", (f"loss.subject_wise={weight:g}",))
+
+
+def row_of(laboratory: Laboratory, who: Individual, way: Way) -> Row:
+    """Scores of one individual by one λ."""
+    row = laboratory.row(who, way, SHOWN)
+    found = laboratory.evaluate(find_suite("miniature"), [who], way)
+    keys = [picture.picture for prompt in found.prompts for picture in prompt.pictures]
+    pictures = [picture for key in keys if (picture := laboratory.pictures.get(key))]
+    images = [picture.image for picture in pictures]
+    regions = regions_of_photos(laboratory.base, images, who.identity.category)
+    shares = [
+        share_inside(picture.maps[0, 1], _as_region(mask, picture.maps))
+        for picture, mask in zip(pictures, regions, strict=True)
+    ]
+    row["scores"]["focus"] = statistics.fmean(shares)
+    return row
+
+
+def _as_region(mask: Image.Image, maps: Tensor) -> Tensor:
+    height, width = maps.shape[-2:]
+    return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.BOX)) > 127)
 
 
 def write_chart(result: dict[str, Any], path: Path) -> None:
@@ -78,7 +123,7 @@ def main() -> None:
         for weight in options.weights:
             way = way_of(weight)
             laboratory.teach(way)
-            rows += [laboratory.row(who, way, SHOWN) for who in subjects]
+            rows += [row_of(laboratory, who, way) for who in subjects]
             told = summary(rows)[way.label]["scores"]
             print(way.label, {name: told[name]["mean"] for name in SCORES}, flush=True)
     result = summary(rows)

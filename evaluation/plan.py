@@ -115,12 +115,18 @@ class Plan:
         return None
 
 
-def checkpoints(registry: Registry, concept: Concept, run: str) -> list[Chosen]:
-    """What a training kept of its way, to be drawn like a version."""
+def checkpoints(
+    registry: Registry, concept: Concept, run: str, *, names_run: bool = False
+) -> list[Chosen]:
+    """What a training kept of its way, to be drawn like a version.
+
+    `names_run` has each name say of which training it is: `stage3-000100 of 29ad`.
+    """
     return [
         as_chosen(
             concept,
-            name=path.stem.removeprefix(CHECKPOINT_PREFIX),
+            name=path.stem.removeprefix(CHECKPOINT_PREFIX)
+            + (f" of {run[:4]}" if names_run else ""),
             run=run,
             path=str(path),
             sha256=hash_of(path),

@@ -122,10 +122,10 @@ def _with_checkpoints(registry: Registry, name: str, base: str | None) -> list[C
     """What trainings of a concept on a base model kept of their way, then what they ended with."""
     concept = registry.show(name)
     found: list[Chosen] = []
-    for run in concept.runs:
-        if base and run.base != base:
-            continue
-        kept = checkpoints(registry, concept, run.run)
+    runs = [run for run in concept.runs if base in (None, run.base)]
+    of_several = sum(bool(registry.checkpoints(run.run)) for run in runs) > 1
+    for run in runs:
+        kept = checkpoints(registry, concept, run.run, names_run=of_several)
         versions = [version for version in concept.versions if version.run == run.run]
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
         found += [each for each in kept if each.sha256 not in made]

@@ -158,6 +158,9 @@ def test_the_best_checkpoint_becomes_a_version(
     assert again[2].scores["both"] == top, "told from the record"
     (best,) = mark_best(rex, found)
     assert best.version == 2, "no second version of the same weights"
+    teach(rex, base, 3, Hooks(checkpoint_every=1), "stage3.learning_rate=2e-3")
+    labels = [each.label for each in score(rex, wanted)]
+    assert len(set(labels)) == len(labels) == 6, "checkpoints of several trainings are told apart"
 
 
 def test_without_checkpoints_there_is_a_line(rex: Registry, base: LoadedBase) -> None:
