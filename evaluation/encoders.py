@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from ..models.miniature.shipped import load_clip, load_identity_encoder
 from ..models.pixels import to_pixels
@@ -197,11 +198,28 @@ def _source(name: str, kind: str, offline: bool) -> str:
 
 def _loaded(source: str, name: str, kind: str) -> Any:
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True)
+        if (weights := _weights_elsewhere(Path(source))) is None:
+            model = AutoModel.from_pretrained(source, use_safetensors=True)
+        else:
+            config = AutoConfig.from_pretrained(source)
+            own_kind = type(AutoModel.from_config(config))
+            model = own_kind.from_pretrained(None, config=config, state_dict=load_file(weights))
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0][:160]
         raise _missing(name, kind, f"cannot be loaded: {first_line}") from error
     return model.eval()
+
+
+def _weights_elsewhere(folder: Path) -> Path | None:
+    """The safetensors that transformers took from another revision when it was online.
+
+    It does where a repository's main branch has pickles alone, as those of CLIP ViT-B/32 and DINO
+    have had, and keeps them in the hub's cache under that other revision.
+    """
+    if folder.parent.name != "snapshots" or any(folder.glob("*.safetensors")):
+        return None
+    found = folder.parent.glob("*/model.safetensors")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _missing(name: str, kind: str, why: str) -> NotFound:

@@ -104,6 +104,24 @@ def test_dino_is_the_class_token(tmp_path: Path, kind: str, full: bool) -> None:
     torch.testing.assert_close(encoder.embed(pictures()), expected)
 
 
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_weights_of_another_revision_are_found_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As transformers leaves them where the main branch has no safetensors."""
+    cache = tmp_path / "models--org--name"
+    main, other = cache / "snapshots/aa", cache / "snapshots/bb"
+    model = write_clip(main) if kind == "clip" else write_dino(main, kind)
+    other.mkdir()
+    (main / "model.safetensors").rename(other / "model.safetensors")
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("aa")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder = (ClipEncoder if kind == "clip" else DinoEncoder).load("org/name", offline=True)
+    state = encoder.model.state_dict()
+    assert all(state[name].equal(value) for name, value in model.state_dict().items())
+
+
 def test_the_hash_is_of_the_weights(tmp_path: Path) -> None:
     write_clip(tmp_path / "a").save_pretrained(tmp_path / "b")
     write_clip(tmp_path / "c")
