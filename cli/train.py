@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.errors import ConceptryError
+    from ..registry.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,20 +223,19 @@ def _chosen(
     found = [concept.name for concept in registry.find(tags=tags, limit=0).concepts]
     if not found:
         raise usage("no concept fits", "concept list --tag TAG")
-    if wish.resume and not (found := [name for name in found if _waits(registry, name)]):
+    if wish.resume and not (found := [name for name in found if _waiting(registry, name)]):
         raise usage("no concept has a training to go on with", "concept train --all")
     return found
 
 
-def _waits(registry: "Registry", name: str) -> bool:
-    """Whether a concept has a training to go on with."""
+def _waiting(registry: "Registry", name: str) -> "RunRecord | None":
+    """The training of a concept to go on with, if there is one."""
     from ..registry.errors import NotFound
 
     try:
-        registry.resumable_run(name)
+        return registry.resumable_run(name)
     except NotFound:
-        return False
-    return True
+        return None
 
 
 def _base_of(registry: "Registry", names: list[str]) -> str:
@@ -364,10 +364,9 @@ class _Queue:
         """Say so where work is left behind, or was lost."""
         from ..methods.training import RESUME_FILE
 
-        if not _waits(self._registry, name):
+        if (left := _waiting(self._registry, name)) is None:
             return
-        run = self._registry.resumable_run(name).run
-        is_saved = (self._registry.run_folder(run) / RESUME_FILE).exists()
+        is_saved = (self._registry.run_folder(left.run) / RESUME_FILE).exists()
         if self._wish.resume and not is_saved:
             self._session.output.note(f"nothing was saved of {name}: it begins again")
         elif is_saved and not self._wish.resume:

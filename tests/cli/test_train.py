@@ -188,24 +188,35 @@ def test_a_concept_beyond_the_text_encoders_limit_is_told(
     assert "the prompt has 76 tokens; the text encoder reads 75" in error_of(result)["message"]
 
 
-def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: str) -> None:
-    many = [*SHORT, "--set", "stage3.steps=2000"]
+def interrupted(rex: Registry, *words: str) -> str:
+    """What a command says that Ctrl-C stops while it teaches rex: its document, or else its notes.
+
+    It has to end with the exit code of an interruption.
+    """
     program = "from conceptry.cli import main; main()"
-    words = ["train", "rex", "--base", tiny, *many]
     with subprocess.Popen(
-        [sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         while not any(run.status == "running" for run in rex.show("rex").runs):
             time.sleep(0.1)
             assert process.poll() is None
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+        document, notes = process.communicate(timeout=60)
+    assert process.returncode == 130, notes
+    return document or notes
+
+
+def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: str) -> None:
+    many = [*SHORT, "--set", "stage3.steps=2000"]
+    told = interrupted(rex, "train", "rex", "--base", tiny, *many)
     assert "-> concept train rex --resume" in told
-    (interrupted,) = rex.show("rex").runs
-    assert interrupted.status == "interrupted"
-    folder = rex.run_folder(interrupted.run)
+    (stopped_run,) = rex.show("rex").runs
+    assert stopped_run.status == "interrupted"
+    folder = rex.run_folder(stopped_run.run)
     assert (folder / "resume.safetensors").exists()
     anew = run("train", "rex", "--base", tiny, "--dry-run", *SHORT)
     assert "did not end" not in anew.stderr, "a dry run replaces nothing"
@@ -218,19 +229,8 @@ def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: st
 def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny: str) -> None:
     for name in ("mia", "leo"):
         rex.add(name, [draw_folder(Path(name), 1)], category="cat")
-    program = "from conceptry.cli import main; main()"
     words = ["--json", "train", "rex", "mia", "leo", "--base", tiny, *SHORT]
-    words += ["--set", "stage3.steps=2000", "--seed", "7"]
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True
-    ) as process:
-        while not any(each.status == "running" for each in rex.show("rex").runs):
-            time.sleep(0.1)
-            assert process.poll() is None
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    told = interrupted(rex, *words, "--set", "stage3.steps=2000", "--seed", "7")
     failed = {each["concept"]: each for each in json.loads(told)["failed"]}
     assert failed["rex"]["hint"] == "concept train rex --resume"
     assert failed["mia"] == failed["leo"] | {"concept": "mia"}
