@@ -4,6 +4,7 @@ The first one talks to the registry; the others follow what it tells them. They 
 `launch` or by `accelerate launch`, which both say so in the environment.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
@@ -61,9 +63,26 @@ def join() -> Any:
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
+    from torch.distributed import is_initialized
 
+    was_joined = is_initialized()
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=use_cpu, timeout=timedelta(hours=24)).device
+    state = PartialState(cpu=use_cpu, timeout=timedelta(hours=24))
+    if is_initialized() and not was_joined:
+        atexit.register(_leave)
+    return state.device
+
+
+def _leave() -> None:
+    """Leave the others while Python still runs.
+
+    The group's threads may hold the last reference to a message; one that lets go of it while
+    the interpreter is taken down aborts the process.
+    """
+    from torch.distributed import destroy_process_group, is_initialized
+
+    if is_initialized():
+        destroy_process_group()
 
 
 def agreed(flag: bool) -> bool:
@@ -114,13 +133,16 @@ def launch(arguments: Sequence[str], count: int) -> int:
 def _wait(started: Sequence[subprocess.Popen[Any]]) -> subprocess.Popen[Any]:
     """Until the first has ended or another one has failed; returns which.
 
-    One that was interrupted has not failed: the first may still be saving.
+    One that was interrupted has not failed: the first may still be saving. What fails for the
+    same cause in all of them is told by the first.
     """
     first, *others = started
     while first.poll() is None:
         if failed := next((each for each in others if each.poll() not in (None, 0, 130)), None):
+            with suppress(subprocess.TimeoutExpired):
+                first.wait(_GRACE_SECONDS)
             first.terminate()
-            return failed
+            return first if first.returncode == failed.returncode else failed
         time.sleep(_POLL_SECONDS)
     return first
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conceptry.methods.artifact import read_artifact
+from conceptry.methods.processes import _free_port, _wait
 from conceptry.registry import Registry
 from PIL import Image
 from program import command
@@ -20,6 +22,9 @@ WORDS = ["--set", "augmentation.crops=4", "--set", "prior.weight=1", "--set", "p
 WORDS += [
     word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2", "--set", f"stage{i}.batch=3")
 ]
+
+# Seconds until a process ends, and its exit code.
+WAYS = ((1.0, 2), (0.0, 2), (0.0, 70))
 
 
 @pytest.fixture
@@ -74,6 +79,41 @@ def test_a_batch_that_is_too_small_is_told(rex: Registry, tiny: str) -> None:
     assert done.returncode == 2
     assert "--set stage3.batch=2" in done.stderr
     assert done.stderr.count("error:") == 1
+
+
+def test_processes_part_before_python_ends() -> None:
+    """A group that outlives the interpreter aborts the process, now and then."""
+    script = """if True:
+        import atexit
+        from torch.distributed import is_initialized
+        atexit.register(lambda: print("alone" if not is_initialized() else "together"))
+        from conceptry.methods.processes import told
+        told("hello"), told("again")
+        assert is_initialized()
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | address | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    assert [each.communicate(timeout=120)[0] for each in started] == ["alone\n", "alone\n"]
+    assert [each.returncode for each in started] == [0, 0]
+
+
+def test_what_fails_in_all_is_told_by_the_first() -> None:
+    """Whichever ends before the other; a failure of another's own is that one's."""
+    late, early, other = (
+        f"import time, sys; time.sleep({n}); sys.exit({code})" for n, code in WAYS
+    )
+    for first, second, expected in ((late, early, 0), (late, other, 1)):
+        started = [subprocess.Popen([sys.executable, "-c", each]) for each in (first, second)]
+        assert _wait(started) is started[expected]
 
 
 def test_ctrl_c_saves_for_all(rex: Registry, tiny: str) -> None:
