@@ -19,7 +19,7 @@ prompts by each way.
 import json
 import statistics
 from collections.abc import Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from laboratory import (
     Laboratory,
     Row,
     Way,
+    differences,
     embed,
     name_of,
     opened,
@@ -50,6 +51,9 @@ WAYS = [Way(name, name) for name in ("sefi", "textual-inversion", "attndreamboot
 SUITES = {2: "miniature-pairs", 3: "miniature-triples"}
 SHOWN = (0, 6)
 SEPARATE = "separate "
+HEADLINES = ("seen", "leak", "present", "all_there")
+COMPARED = [(SEPARATE + way.label, way.label) for way in WAYS]
+COMPARED += [(way.label, other.label) for way, other in combinations(WAYS, 2)]
 
 
 def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
@@ -70,7 +74,7 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separ
     print(
         name_of(people),
         label,
-        {k: round(scores[k], 3) for k in ("seen", "leak", "present", "all_there")},
+        {name: round(scores[name], 3) for name in HEADLINES},
     )
     return laboratory.row_of(people, label, scores, found, SHOWN)
 
@@ -114,6 +118,7 @@ def main() -> None:
             ]
             results[SUITES[size]] = {
                 "methods": summary(rows),
+                "differences": differences(rows, COMPARED, HEADLINES),
                 "rows": without_pictures(rows),
             }
             save_sheet(rows, people, options.out / f"{SUITES[size]}.png")
@@ -121,7 +126,7 @@ def main() -> None:
                 save_sheet(rows, people, RESULTS / "company.png")
     told = {
         suite: {
-            label: {k: each["scores"][k] for k in ("seen", "leak", "present", "all_there")}
+            label: {name: each["scores"][name] for name in HEADLINES}
             for label, each in found["methods"].items()
         }
         for suite, found in results.items()

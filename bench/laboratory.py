@@ -8,7 +8,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -374,6 +374,27 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             "scores": {name: interval([row["scores"][name] for row in own]) for name in names},
         }
     return told
+
+
+def differences(
+    rows: Sequence[Row], compared: Iterable[tuple[str, str]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One way less another, on the same individuals, resampled together."""
+    by: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        by.setdefault(row["method"], {})[row["individual"]] = row["scores"]
+    return [
+        {
+            "of": ours,
+            "less": other,
+            "scores": {
+                name: interval([by[ours][who][name] - by[other][who][name] for who in by[ours]])
+                for name in names
+            },
+        }
+        for ours, other in compared
+        if ours in by and other in by
+    ]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:

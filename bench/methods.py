@@ -29,9 +29,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from conceptry.evaluation.suites import find_suite
 from conceptry.methods import all_methods, find_method, train
@@ -45,8 +44,8 @@ from laboratory import (
     Laboratory,
     Row,
     Way,
+    differences,
     individuals,
-    interval,
     opened,
     parser,
     save_sheet,
@@ -79,25 +78,10 @@ def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
     return [way for way in every if way.label in names]
 
 
-def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One way less another, on the same individuals, resampled together."""
-    by = {(row["individual"], row["method"]): row["scores"] for row in rows}
-    labels = dict.fromkeys(label for _, label in by)
-    return [
-        {
-            "of": ours,
-            "less": other,
-            "scores": {
-                name: interval(
-                    [by[who, ours][name] - by[who, other][name] for who, way in by if way == ours]
-                )
-                for name in HEADLINES
-            },
-        }
-        for ours, others in COMPARED
-        for other in others or [label for label in labels if label != ours]
-        if ours in labels and other in labels
-    ]
+def _compared(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for ours, others in COMPARED:
+        for other in others or [label for label in labels if label != ours]:
+            yield ours, other
 
 
 # --- what a training takes ------------------------------------------------------------------------
@@ -161,7 +145,7 @@ def main() -> None:
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
             "cost": {way.label: cost_of(way.label) for way in chosen if way.label in all_methods()},
             "methods": result,
-            "differences": differences(rows),
+            "differences": differences(rows, _compared(result), HEADLINES),
             "rows": without_pictures(rows),
         }
         (RESULTS / "methods.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -33,6 +33,7 @@ from laboratory import (
     Laboratory,
     Row,
     Way,
+    differences,
     opened,
     parser,
     save_sheet,
@@ -46,6 +47,7 @@ RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
 SHOWN = (0, 8, 12)
 SCORES = {"seen": "#2f6fde", "focus": "#2c8f5b", "recognised": "#d1582b", "both": "#6b6b6b"}
+DIFFERENCES = ("seen", "focus", "likeness", "recognised")
 _WIDTH, _HEIGHT, _EDGE = 560, 340, 48
 
 
@@ -127,6 +129,7 @@ def main() -> None:
             told = summary(rows)[way.label]["scores"]
             print(way.label, {name: told[name]["mean"] for name in SCORES}, flush=True)
     result = summary(rows)
+    without, *weighed = result
     shown = [[who] for who in subjects[:4]]
     save_sheet(rows, shown, options.out / "subject-wise.png")
     write_chart(result, options.out / "subject-wise.svg")
@@ -139,6 +142,7 @@ def main() -> None:
             "seeds": options.seeds,
             "settings": way_of(0.0).settings("miniature").to_mapping(),
             "by_weight": result,
+            "differences": differences(rows, [(each, without) for each in weighed], DIFFERENCES),
             "rows": without_pictures(rows),
         }
         (RESULTS / "subject-wise.json").write_text(json.dumps(document, indent=1) + "\n")
