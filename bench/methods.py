@@ -56,20 +56,24 @@ from laboratory import (
 RESULTS = Path(__file__).parent / "results"
 SHOWN = (0, 4, 8, 10, 12)
 HEADLINES = ("seen", "likeness", "recognised", "both")
-LOSS = f"loss.subject_wise={Way('', 'sefi').settings('miniature').loss.subject_wise}"
-WITH_LOSS = Way("textual-inversion with sefi's loss", "textual-inversion", (LOSS,))
+WEIGHTS = (0.003, Way("", "sefi").settings("miniature").loss.subject_wise)
+"""Of SeFi-IDE's loss for Textual Inversion: the paper's, and that of its preset."""
+WITH_LOSS = [
+    Way(f"textual-inversion, λ {each:g}", "textual-inversion", (f"loss.subject_wise={each:g}",))
+    for each in WEIGHTS
+]
 COMPARED = (
     (DEFAULT_METHOD, ()),
     ("sefi", ("textual-inversion",)),
-    (WITH_LOSS.label, ("textual-inversion",)),
+    *((way.label, ("textual-inversion",)) for way in WITH_LOSS),
 )
 """Which ways are compared with which others, on the same individuals; () are all."""
 
 
 def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
-    """The ways of some names; `all` are all methods, the base model and `WITH_LOSS`."""
+    """The ways of some names; `all` are all methods, the base model and those `WITH_LOSS`."""
     every = [BARE_WAY, *(Way(name, name, tuple(overrides)) for name in all_methods())]
-    every.append(WITH_LOSS)
+    every += WITH_LOSS
     if list(names) == ["all"]:
         return every
     for name in names:
