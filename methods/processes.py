@@ -17,7 +17,7 @@ from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
 
-from ..registry.errors import InvalidInput
+from ..registry.errors import InvalidInput, TrainingFailed
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -95,6 +95,11 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
     What the others print is kept back, unless one fails; then all are ended. Ctrl-C reaches them
     by itself.
+
+    Raises:
+        InvalidInput: there are fewer GPUs.
+        TrainingFailed: a process was killed, as by a system that is short of memory.
+
     """
     available = _num_gpus()
     if available and count > available:
@@ -127,6 +132,12 @@ def launch(arguments: Sequence[str], count: int) -> int:
         if failed is not started[0]:
             kept_back.seek(0)
             sys.stderr.write(kept_back.read().decode(errors="replace"))
+        if failed.returncode < 0:
+            name = signal.Signals(-failed.returncode).name
+            raise TrainingFailed(
+                f"process {started.index(failed)} was ended by {name}",
+                hint="go on from what was saved: concept train NAME --resume",
+            )
         return failed.returncode
 
 

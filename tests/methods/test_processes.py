@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conceptry.methods.artifact import read_artifact
-from conceptry.methods.processes import _free_port, _wait
+from conceptry.methods.processes import _free_port, _wait, launch
 from conceptry.registry import Registry
+from conceptry.registry.errors import TrainingFailed
 from PIL import Image
 from program import command
 from tiny_base import write_tiny_base
@@ -114,6 +115,15 @@ def test_what_fails_in_all_is_told_by_the_first() -> None:
     for first, second, expected in ((late, early, 0), (late, other, 1)):
         started = [subprocess.Popen([sys.executable, "-c", each]) for each in (first, second)]
         assert _wait(started) is started[expected]
+
+
+def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\n[ $RANK = 0 ] && exec sleep 1\nkill -KILL $$\n")
+    killed.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(TrainingFailed, match="process 1 was ended by SIGKILL"):
+        launch(["train", "rex"], 2)
 
 
 def test_ctrl_c_saves_for_all(rex: Registry, tiny: str) -> None:
