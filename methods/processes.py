@@ -63,14 +63,12 @@ def join() -> Any:
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from torch.distributed import is_initialized
 
-    was_joined = is_initialized()
-    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    state = PartialState(cpu=use_cpu, timeout=timedelta(hours=24))
-    if is_initialized() and not was_joined:
+    if num_processes() > 1:
+        atexit.unregister(_leave)
         atexit.register(_leave)
-    return state.device
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=use_cpu, timeout=timedelta(hours=24)).device
 
 
 def _leave() -> None:
