@@ -33,8 +33,8 @@ from triton.compiler import ASTSource
 RESULTS = Path(__file__).parent / "results" / "kernel-resources.json"
 WIDTHS = (40, 64, 80, 160)
 ARCHITECTURES = (80, 90)
-FLOATS = {"LSE", "ACC", "TOP", "TOTAL", "MAPS", "PARTS", "BIAS", "DELTA", "D_MAPS", "OFFSET"}
-FLOATS |= {"SLOPE", "WEIGHTS", "LSE_A", "LSE_B", "INNER", "FACTOR"}
+FLOATS = {"ACC", "TOP", "TOTAL", "MAPS", "PARTS", "BIAS", "DELTA", "D_MAPS", "OFFSET"}
+FLOATS |= {"SLOPE", "WEIGHTS", "TOP_A", "TOTAL_A", "TOP_B", "TOTAL_B", "INNER", "FACTOR"}
 SHARED = {"HAS_BIAS": False, "IS_FIRST": True, "IS_LAST": True}
 MOMENTS = {"WANT_MAPS": False, "WANT_MOMENTS": True, "USES_MAPS": False, "USES_MOMENTS": True}
 PLAIN = dict.fromkeys(MOMENTS, False)

@@ -16,6 +16,7 @@ from .problem import (
     check_queries,
     check_scale,
     make_problem,
+    without_autocast,
 )
 from .reference import Results, attend_reference, map_distance_reference
 
@@ -65,6 +66,7 @@ def attend(
       are the mean and the unbiased variance over heads and positions.
     - `scale` multiplies the scores; 1/√D if left out.
 
+    Products are those of the tensors' own dtype, summed in float32 at least, under autocast too.
     Gradients flow to q, k and v of every segment from output, maps and moments. The same inputs
     give the same bits on the same machine. Raises `ValueError` that names the wrong argument.
     """
@@ -80,7 +82,8 @@ def attend(
         scale=scale,
     )
     backend = choose_backend(problem.q)
-    output, maps, moments = _implementation(backend)(problem)
+    with without_autocast(q.device):
+        output, maps, moments = _implementation(backend)(problem)
     return Attended(output, _single(maps), _single(moments), backend)
 
 
@@ -114,7 +117,8 @@ def map_distance(
         chosen = check_columns(columns, batch, k_a.shape[2], q.device)
         weights = torch.zeros_like(weights).scatter_(1, chosen, 1.0)
     backend = choose_backend(q)
-    distance = _distance(backend)(q, k_a, k_b.detach(), weights, check_scale(scale, width))
+    with without_autocast(q.device):
+        distance = _distance(backend)(q, k_a, k_b.detach(), weights, check_scale(scale, width))
     counted = heads if reduction == "sum" else heads * num_queries * weights.sum(1)
     return _float32(distance / counted)
 

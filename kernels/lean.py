@@ -5,17 +5,21 @@ pass computes it again.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .problem import Problem, Segment, Wanted
+from .problem import Problem, Wanted, without_autocast
 from .reference import maps_of, moments_of
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 """Of one chunk of A; what is done to it then stays in a CPU's cache."""
+
+GROUP_BYTES = 1 << 20
+"""Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
 
 
 def attend_lean(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -26,6 +30,17 @@ def attend_lean(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]
         problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
     )
     return output, maps, moments
+
+
+def _outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass may be called under autocast, which would change what is multiplied."""
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor | None) -> Any:
+        with without_autocast(ctx.device):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 class _LeanAttention(torch.autograd.Function):
@@ -41,48 +56,62 @@ class _LeanAttention(torch.autograd.Function):
         scale: float,
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        rows = _Rows(q, flat, biases, columns, scale)
-        output = torch.empty_like(q, memory_format=torch.contiguous_format)
-        picked = rows.new_picked()
-        for chunk in rows.chunks():
-            seen = rows.weights(chunk) @ rows.values[chunk.samples]  # (b, H, n, D + T)
-            output[chunk.queries] = seen[..., : q.shape[-1]]
-            if picked is not None:
-                picked[chunk.queries] = seen[..., q.shape[-1] :]
+        rows = _Rows(q, flat[::2], scale, biases)
+        values, index = rows.joined(flat[1::2]), rows.index_of(columns)
+        output = torch.empty_like(q)
+        picked = rows.q.new_empty(index.shape)
+        for group in rows.groups():
+            v, own_index = group.of(values), group.of(index)
+            out, seen = group.room(output), group.room(picked)
+            for chunk in group.chunks:
+                weights = group.weights(chunk)
+                torch.bmm(weights, v, out=out[:, chunk])
+                torch.gather(weights, -1, own_index[:, chunk], out=seen[:, chunk])
+            group.write(out, output)
+            group.write(seen, picked)
         ctx.save_for_backward(q, columns, *flat)
-        ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
-        maps = moments = None
-        if picked is not None and wanted.maps:
-            maps = maps_of(picked, wanted)
-        if picked is not None and wanted.moments:
-            moments = moments_of(picked)
-            ctx.mean = moments[..., 0].detach()
+        ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
+        maps = maps_of(picked, wanted) if wanted.maps else None
+        moments = moments_of(picked) if wanted.moments else None
+        ctx.mean = None if moments is None else moments[..., 0].detach()
         ctx.set_materialize_grads(False)
         return output, maps, moments
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    @_outside_autocast
+    def backward(
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
-        rows = _Rows(q, flat, ctx.biases, columns, ctx.scale)
-        upstream = _Upstream(ctx, rows, d_output, d_maps, d_moments)
-        d_q, d_k = torch.empty_like(rows.q), torch.zeros_like(rows.k)
-        d_v = torch.zeros_like(rows.k)
-        for chunk in rows.chunks():
-            weights = rows.weights(chunk)
-            d_seen = upstream.of(chunk, weights)
-            d_v[chunk.samples] += weights.mT @ d_seen[..., : q.shape[-1]]
-            d_weights = d_seen @ rows.values[chunk.samples].mT
-            d_scores = _softmax_backward(d_weights, weights)
-            d_q[chunk.queries] = d_scores @ rows.k[chunk.samples]
-            d_k[chunk.samples] += d_scores.mT @ rows.q[chunk.queries]
+        rows = _Rows(q, flat[::2], ctx.scale, ctx.biases)
+        values, index = rows.joined(flat[1::2]), rows.index_of(columns)
+        d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
+        offset, slope = _upstream(ctx, index, d_maps, d_moments, rows.dtype)
+        d_q = torch.empty_like(rows.q)
+        d_k, d_v = (rows.q.new_zeros(values.shape) for _ in "kv")
+        for group in rows.groups():
+            v_t, own_index, d_out = group.of(values).mT, group.of(index), group.of(d_output)
+            own_offset, own_slope = group.of(offset), group.of(slope)
+            own_d_q, own_d_k, own_d_v = group.room(d_q), group.of(d_k), group.of(d_v)
+            for chunk in group.chunks:
+                weights = group.weights(chunk)
+                own_d_v.baddbmm_(weights.mT, d_out[:, chunk])
+                d_weights = torch.bmm(d_out[:, chunk], v_t)
+                if d_maps is not None or d_moments is not None:
+                    here = own_index[:, chunk]
+                    seen = weights.gather(-1, here)
+                    g = torch.addcmul(own_offset[:, chunk], own_slope, seen)
+                    d_weights.scatter_add_(-1, here, g)
+                d_scores = _softmax_backward(d_weights, weights)
+                group.add_gradients(chunk, d_scores, own_d_q, own_d_k)
+            group.write(own_d_q, d_q)
         d_k *= ctx.scale
-        d_flat: list[Tensor] = []
-        start = 0
-        for k in flat[::2]:
-            here = slice(start, start := start + k.shape[2])
-            d_flat += [d_k[:, :, here].to(k.dtype), d_v[:, :, here].to(k.dtype)]
+        lengths = [k.shape[2] for k in flat[::2]]
+        d_flat = [
+            part.to(q.dtype)
+            for parts in zip(d_k.split(lengths, 2), d_v.split(lengths, 2), strict=True)
+            for part in parts
+        ]
         return d_q.to(q.dtype), None, None, None, None, *d_flat
 
 
@@ -91,129 +120,109 @@ def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
     return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
 
 
-class _Upstream:
-    """What enters [o | A_c] from outside; see README.md, equation 3."""
+def _upstream(
+    ctx: Any,
+    index: Tensor,
+    d_maps: Tensor | None,
+    d_moments: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """What enters A_c from outside, as offset (B, H, N, T) + slope (B, H, 1, T) · A_c.
 
-    def __init__(
-        self,
-        ctx: Any,
-        rows: "_Rows",
-        d_output: Tensor | None,
-        d_maps: Tensor | None,
-        d_moments: Tensor | None,
-    ) -> None:
-        self._rows = rows
-        self._output = d_output
-        self._maps = None
-        self._affine = None
-        heads, num_queries = rows.q.shape[1:3]
-        if d_maps is not None:
-            per_head = d_maps if ctx.wanted.per_head else d_maps.unsqueeze(1) / heads
-            self._maps = per_head.to(rows.dtype).transpose(-1, -2)  # (B, H or 1, N, T)
-        if d_moments is not None:
-            count = heads * num_queries
-            slope = 2 * d_moments[..., 1] / (count - 1)
-            offset = d_moments[..., 0] / count - slope * ctx.mean
-            self._affine = offset[:, None, None, :], slope[:, None, None, :]
-
-    def of(self, chunk: "_Chunk", weights: Tensor) -> Tensor:
-        """(b, H, n, D + T) for a chunk of A."""
-        rows = self._rows
-        gradient = weights.new_empty(*weights.shape[:3], rows.values.shape[-1])
-        width = rows.q.shape[-1]
-        output, columns = gradient[..., :width], gradient[..., width:]
-        output[:] = 0 if self._output is None else self._output[chunk.queries]
-        columns[:] = 0 if self._maps is None else self._maps[chunk.queries]
-        if self._affine is not None:
-            offset, slope = (part[chunk.samples] for part in self._affine)
-            columns += offset + slope * rows.columns_of(chunk, weights)
-        return gradient
-
-
-class _Chunk(NamedTuple):
-    """Indices of some rows of A: into what is (B, …), and into what is (B, H, N, …)."""
-
-    samples: slice
-    queries: tuple[slice, slice, slice]
+    See README.md, equation 3.
+    """
+    batch, heads, num_queries, num_columns = index.shape
+    offset = slope = index.new_zeros((batch, 1, 1, num_columns), dtype=dtype)
+    if d_maps is not None:
+        offset = (d_maps if ctx.wanted.per_head else d_maps.unsqueeze(1) / heads).mT
+    if d_moments is not None:
+        count = heads * num_queries
+        slope = 2 * d_moments[..., 1] / (count - 1)
+        constant = d_moments[..., 0] / count - slope * ctx.mean
+        slope, constant = slope[:, None, None, :], constant[:, None, None, :]
+        offset = offset + constant
+    return offset.expand(index.shape), slope.expand(-1, heads, -1, -1)
 
 
 class _Rows:
-    """Computes A for a chunk of queries over all segments.
-
-    Beside the values stand one-hot vectors of the columns of interest, [v | e], so that the product
-    with A is [o | A_c]: the columns cost as much as T more dimensions of v, in both directions.
-    """
+    """Computes A for some queries over all segments."""
 
     def __init__(
-        self,
-        q: Tensor,
-        flat: list[Tensor] | tuple[Tensor, ...],
-        biases: list[Tensor | None],
-        columns: Tensor | None,
-        scale: float,
+        self, q: Tensor, keys: Sequence[Tensor], scale: float, biases: Sequence[Tensor | None]
     ) -> None:
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        segments = [
-            Segment(k, v, bias) for k, v, bias in zip(flat[::2], flat[1::2], biases, strict=True)
-        ]
         self.q = q.to(self.dtype)
-        self.k = _joined([segment.k for segment in segments]).to(self.dtype) * scale
-        self._columns = columns
-        self.values = self._values([segment.v for segment in segments])
-        self._bias = self._joined_bias(segments)
+        self.k = self.joined(keys) * scale
+        self.bias = self._joined_bias(keys, biases)
 
-    def _values(self, segments: list[Tensor]) -> Tensor:
-        joined = _joined(segments).to(self.dtype)
-        if self._columns is None:
-            return joined
-        one_hot = joined.new_zeros(joined.shape[0], joined.shape[2], self._columns.shape[1])
-        one_hot.scatter_(1, self._columns.unsqueeze(1), 1)  # (B, M, T)
-        return torch.cat([joined, one_hot[:, None].expand(-1, joined.shape[1], -1, -1)], dim=-1)
+    def joined(self, segments: Sequence[Tensor]) -> Tensor:
+        """Keys or values of all segments, (B, H, M, D)."""
+        whole = segments[0] if len(segments) == 1 else torch.cat(tuple(segments), dim=2)
+        return whole.to(self.dtype)
 
-    def _joined_bias(self, segments: list[Segment]) -> Tensor | None:
-        if all(segment.bias is None for segment in segments):
+    def _joined_bias(
+        self, keys: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> Tensor | None:
+        if all(bias is None for bias in biases):
             return None
         parts = [
-            self.q.new_zeros(segment.k.shape[0], segment.k.shape[2])
-            if segment.bias is None
-            else segment.bias.detach().to(self.dtype)
-            for segment in segments
+            self.q.new_zeros(k.shape[0], k.shape[2]) if bias is None else bias.to(self.dtype)
+            for k, bias in zip(keys, biases, strict=True)
         ]
-        return torch.cat(parts, dim=1)[:, None, None, :]
+        return torch.cat(parts, dim=1)[:, None, None, :].expand(-1, self.q.shape[1], 1, -1)
 
-    def chunks(self) -> Iterator[_Chunk]:
-        """Whole samples, or else a part of one's queries, of about `CHUNK_BYTES` of A."""
+    def index_of(self, columns: Tensor | None) -> Tensor:
+        """Columns (B, T) as `gather` takes them, (B, H, N, T); T is 0 if there are none."""
+        if columns is None:
+            columns = torch.empty(len(self.q), 0, dtype=torch.int64, device=self.q.device)
+        return columns[:, None, None, :].expand(*self.q.shape[:3], -1)
+
+    def groups(self) -> Iterator["_Group"]:
+        """One sample after another, or some if they are small."""
         batch, heads, num_queries, _ = self.q.shape
-        fitting = max(1, CHUNK_BYTES // (heads * self.k.shape[2] * self.q.element_size()))
-        size = math.ceil(num_queries / math.ceil(num_queries / fitting))
-        num_samples = max(1, fitting // num_queries)
+        row = heads * self.k.shape[2] * self.q.element_size()  # bytes of A of one query
+        num_chunks = math.ceil(num_queries / max(1, CHUNK_BYTES // row))
+        size = math.ceil(num_queries / num_chunks)
+        num_samples = max(1, GROUP_BYTES // (row * num_queries))
         for sample in range(0, batch, num_samples):
-            samples = slice(sample, sample + num_samples)
-            for first in range(0, num_queries, size):
-                yield _Chunk(samples, (samples, slice(None), slice(first, first + size)))
+            yield _Group(self, slice(sample, sample + num_samples), size)
 
-    def weights(self, chunk: _Chunk) -> Tensor:
-        """A (b, H, n, M) of a chunk."""
-        scores = self.q[chunk.queries] @ self.k[chunk.samples].mT
+
+class _Group:
+    """Some samples of a problem as b·H matrices, and slices of their queries, chunk by chunk."""
+
+    def __init__(self, rows: _Rows, samples: slice, size: int) -> None:
+        self._samples = samples
+        self._q, self._k = self.of(rows.q), self.of(rows.k)
+        self._k_t = self._k.mT
+        self._bias = None if rows.bias is None else self.of(rows.bias)
+        self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Of (B, H, …), what belongs to these samples: (b·H, …), a view if it is one sample."""
+        return whole[self._samples].flatten(0, 1)
+
+    def room(self, whole: Tensor) -> Tensor:
+        """`of` a tensor that is to be written by `write`, float32 at least."""
+        return self.of(whole).to(self._q.dtype)
+
+    def write(self, own: Tensor, whole: Tensor) -> None:
+        """Write `room` (b·H, …) where it belongs in (B, H, …), unless it is there already."""
+        place = whole[self._samples]
+        if own.data_ptr() != place.data_ptr():
+            place.copy_(own.view(place.shape))
+
+    def weights(self, chunk: slice) -> Tensor:
+        """A (b·H, n, M) of some queries."""
+        scores = torch.bmm(self._q[:, chunk], self._k_t)
         if self._bias is not None:
-            scores += self._bias[chunk.samples]
+            scores += self._bias
         return scores.softmax(-1)
 
-    def new_picked(self) -> Tensor | None:
-        """Room for the columns of interest (B, H, N, T)."""
-        if self._columns is None:
-            return None
-        return self.q.new_empty(*self.q.shape[:3], self._columns.shape[1])
-
-    def columns_of(self, chunk: _Chunk, weights: Tensor) -> Tensor:
-        """(b, H, n, T) of a chunk of A."""
-        assert self._columns is not None
-        index = self._columns[chunk.samples, None, None, :]
-        return weights.gather(-1, index.expand(*weights.shape[:3], -1))
-
-
-def _joined(segments: list[Tensor]) -> Tensor:
-    return segments[0] if len(segments) == 1 else torch.cat(segments, dim=2)
+    def add_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, d_k: Tensor) -> None:
+        """Write into d_q, and add to d_k / scale, what some queries' scores give."""
+        torch.bmm(d_scores, self._k, out=d_q[:, chunk])
+        d_k.baddbmm_(d_scores.mT, self._q[:, chunk])
 
 
 def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
@@ -228,28 +237,31 @@ class _LeanDistance(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
-        ours, target = (_Rows(q, [k, k], [None], None, scale) for k in (k_a, k_b))
-        total = ours.q.new_zeros(q.shape[0])
-        for chunk in ours.chunks():
-            gap = ours.weights(chunk) - target.weights(chunk)
-            squares = gap.square_() * weights[chunk.samples, None, None, :]
-            total[chunk.samples] += squares.sum((1, 2, 3))
+        a, b = (_Rows(q, [k], scale, [None]) for k in (k_a, k_b))
+        squares = a.q.new_zeros(*q.shape[:2], k_a.shape[2])  # over queries: (B, H, M)
+        for ours, target in zip(a.groups(), b.groups(), strict=True):
+            own_squares = ours.of(squares)
+            for chunk in ours.chunks:
+                gap = ours.weights(chunk) - target.weights(chunk)
+                own_squares += gap.square_().sum(1)
         ctx.save_for_backward(q, k_a, k_b, weights)
-        ctx.scale = scale
-        return total
+        ctx.scale, ctx.device = scale, q.device
+        return (squares.sum(1) * weights).sum(1)
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_total: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    @_outside_autocast
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights = ctx.saved_tensors
-        ours, target = (_Rows(q, [k, k], [None], None, ctx.scale) for k in (k_a, k_b))
-        factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(ours.dtype)
-        d_q, d_k = torch.zeros_like(ours.q), torch.zeros_like(ours.k)
-        for chunk in ours.chunks():
-            own = ours.weights(chunk)
-            d_own = (own - target.weights(chunk)) * factor[chunk.samples]
-            d_scores = _softmax_backward(d_own, own)
-            d_q[chunk.queries] = d_scores @ ours.k[chunk.samples]
-            d_k[chunk.samples] += d_scores.mT @ ours.q[chunk.queries]
+        a, b = (_Rows(q, [k], ctx.scale, [None]) for k in (k_a, k_b))
+        factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
+        factor = factor.expand(-1, q.shape[1], 1, -1)
+        d_q, d_k = torch.empty_like(a.q), a.q.new_zeros(k_a.shape)
+        for ours, target in zip(a.groups(), b.groups(), strict=True):
+            own_factor, own_d_q, own_d_k = ours.of(factor), ours.room(d_q), ours.of(d_k)
+            for chunk in ours.chunks:
+                own = ours.weights(chunk)
+                d_own = (own - target.weights(chunk)).mul_(own_factor)
+                d_scores = _softmax_backward(d_own, own)
+                ours.add_gradients(chunk, d_scores, own_d_q, own_d_k)
+            ours.write(own_d_q, d_q)
         return d_q.to(q.dtype), (d_k * ctx.scale).to(k_a.dtype), None, None, None

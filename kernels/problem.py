@@ -151,6 +151,11 @@ def check_scale(scale: float | None, width: int) -> float:
     return float(scale)
 
 
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which products on a device are of their factors' own dtype."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> Wanted:
     words = [] if want is None else [want] if isinstance(want, str) else list(want)
     if wrong := [word for word in words if word not in WANTS]:

@@ -20,6 +20,7 @@ from .triton_common import (
     cast,
     dot,
     load_rows,
+    load_state,
     padded_width,
     rows_with_unit_stride,
     scores,
@@ -34,22 +35,6 @@ TARGET_PROGRAMS = 512
 # --- kernels --------------------------------------------------------------------------------------
 # BN queries and BM keys at a time; D the width of a head, BD the power of two above it.
 # Scores are kept times log2(e), since exp2 is what the hardware has.
-
-
-@triton.jit
-def _load_state(TOP, TOTAL, state, valid, dtype: tl.constexpr):
-    """What makes A of scores: A = exp2(s - level) · inverse, 0 beyond the last query; [BN] each.
-
-    Half precision bears the rounding of the logarithm, and needs a register less.
-    """
-    level = tl.load(TOP + state, valid, other=float("inf"))
-    total = tl.load(TOTAL + state, valid, other=1.0)
-    if dtype == tl.float32:
-        inverse = 1 / total
-    else:
-        level += tl.log2(total)
-        inverse = tl.full(level.shape, 1.0, tl.float32)
-    return level, inverse
 
 
 @triton.jit
@@ -195,7 +180,7 @@ def _backward_q(
     BIAS += b * M
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
     d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
-    level, inverse = _load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
+    level, inverse = load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
     if IS_FIRST:
         out = load_rows(OUT + bh * N * D, rows, N, D, D, BD)
         delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
@@ -257,7 +242,7 @@ def _backward_kv(
         valid = rows < N
         q = load_rows(Q, rows, N, q_n, D, BD)
         d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
-        level, inverse = _load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
+        level, inverse = load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
         delta = tl.load(DELTA + bh * N + rows, valid, other=0.0)
         s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
         p = tl.exp2(s - level[:, None]) * inverse[:, None]

@@ -57,6 +57,25 @@ def scores(q, k, BIAS, cols, num_keys, scale, HAS_BIAS: tl.constexpr):
     return tl.where((cols < num_keys)[None, :], s, float("-inf"))
 
 
+@triton.jit
+def state_of(top, total, dtype: tl.constexpr):
+    """What makes A of scores: A = exp2(s - level) · inverse; [BN] each.
+
+    Half precision bears the rounding of the logarithm, and needs a register less.
+    """
+    if dtype == tl.float32:
+        return top, 1 / total
+    return top + tl.log2(total), tl.full(top.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def load_state(TOP, TOTAL, state, valid, dtype: tl.constexpr):
+    """`state_of` what was stored of each query; A is 0 beyond the last one."""
+    top = tl.load(TOP + state, valid, other=float("inf"))
+    total = tl.load(TOTAL + state, valid, other=1.0)
+    return state_of(top, total, dtype)
+
+
 def padded_width(width: int) -> int:
     """The power of two that a head's width is padded to: what `tl.dot` takes, 16 at least."""
     return max(16, triton.next_power_of_2(width))

@@ -20,9 +20,11 @@ from .triton_common import (
     cast,
     dot,
     load_rows,
+    load_state,
     padded_width,
     rows_with_unit_stride,
     scores,
+    state_of,
     store_rows,
     strides,
 )
@@ -31,11 +33,11 @@ from .triton_common import (
 
 
 @triton.jit
-def _log_sum(
+def _softmax_sum(
     q, K, k_m, M, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """log2 Σ 2^score of each query over all keys: [BN]."""
+    """The largest score of each query, and Σ 2^(score - largest), over all keys: [BN] each."""
     top = tl.full([BN], float("-inf"), tl.float32)
     total = tl.zeros([BN], tl.float32)
     for start in range(0, M, BM):
@@ -44,21 +46,23 @@ def _log_sum(
         higher = tl.maximum(top, tl.max(s, 1))
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(s - higher[:, None]), 1)
         top = higher
-    return top + tl.log2(total)
+    return top, total
 
 
 @triton.jit
-def _gap(q, k_a, k_b, WEIGHTS, lse_a, lse_b, cols, M, scale):
-    """A_a, and weight · (A_a - A_b), for a block: [BN, BM] each."""
-    a = tl.exp2(scores(q, k_a, WEIGHTS, cols, M, scale, False) - lse_a[:, None])
-    b = tl.exp2(scores(q, k_b, WEIGHTS, cols, M, scale, False) - lse_b[:, None])
+def _gap(q, k_a, k_b, WEIGHTS, level_a, inverse_a, level_b, inverse_b, cols, M, scale):
+    """A_a, weight · (A_a - A_b) and A_a - A_b, for a block: [BN, BM] each."""
+    s_a = scores(q, k_a, WEIGHTS, cols, M, scale, False)
+    s_b = scores(q, k_b, WEIGHTS, cols, M, scale, False)
+    a = tl.exp2(s_a - level_a[:, None]) * inverse_a[:, None]
+    b = tl.exp2(s_b - level_b[:, None]) * inverse_b[:, None]
     weight = tl.load(WEIGHTS + cols, cols < M, other=0.0)
     return a, (a - b) * weight[None, :], a - b
 
 
 @triton.jit
 def _forward(
-    Q, K_A, K_B, WEIGHTS, LSE_A, LSE_B, INNER, PARTS,
+    Q, K_A, K_B, WEIGHTS, TOP_A, TOTAL_A, TOP_B, TOTAL_B, INNER, PARTS,
     q_b, q_h, q_n, a_b, a_h, a_m, b_b, b_h, b_m,
     H, N, M, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -72,19 +76,25 @@ def _forward(
     K_A += b * a_b + h * a_h
     K_B += b * b_b + h * b_h
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
-    lse_a = _log_sum(q, K_A, a_m, M, scale, D, BD, BN, BM)
-    lse_b = _log_sum(q, K_B, b_m, M, scale, D, BD, BN, BM)
+    top_a, total_a = _softmax_sum(q, K_A, a_m, M, scale, D, BD, BN, BM)
+    top_b, total_b = _softmax_sum(q, K_B, b_m, M, scale, D, BD, BN, BM)
+    level_a, inverse_a = state_of(top_a, total_a, q.dtype)
+    level_b, inverse_b = state_of(top_b, total_b, q.dtype)
     inner = tl.zeros([BN], tl.float32)
     squares = tl.zeros([BN], tl.float32)
     for start in range(0, M, BM):
         cols = start + tl.arange(0, BM)
         k_a = load_rows(K_A, cols, M, a_m, D, BD)
         k_b = load_rows(K_B, cols, M, b_m, D, BD)
-        a, weighted, gap = _gap(q, k_a, k_b, WEIGHTS + b * M, lse_a, lse_b, cols, M, scale)
+        a, weighted, gap = _gap(
+            q, k_a, k_b, WEIGHTS + b * M, level_a, inverse_a, level_b, inverse_b, cols, M, scale
+        )
         inner += tl.sum(a * weighted, 1)
         squares += tl.sum(gap * weighted, 1)
-    tl.store(LSE_A + bh * N + rows, lse_a, valid)
-    tl.store(LSE_B + bh * N + rows, lse_b, valid)
+    tl.store(TOP_A + bh * N + rows, top_a, valid)
+    tl.store(TOTAL_A + bh * N + rows, total_a, valid)
+    tl.store(TOP_B + bh * N + rows, top_b, valid)
+    tl.store(TOTAL_B + bh * N + rows, total_b, valid)
     tl.store(INNER + bh * N + rows, inner, valid)
     part = tl.sum(tl.where(valid, squares, 0.0), 0)
     tl.store(PARTS + bh * tl.num_programs(0) + block, part)
@@ -92,7 +102,7 @@ def _forward(
 
 @triton.jit
 def _backward_q(
-    Q, K_A, K_B, WEIGHTS, LSE_A, LSE_B, INNER, FACTOR, D_Q,
+    Q, K_A, K_B, WEIGHTS, TOP_A, TOTAL_A, TOP_B, TOTAL_B, INNER, FACTOR, D_Q,
     q_b, q_h, q_n, a_b, a_h, a_m, b_b, b_h, b_m,
     H, N, M, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -103,8 +113,8 @@ def _backward_q(
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     valid = rows < N
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
-    lse_a = tl.load(LSE_A + bh * N + rows, valid, other=float("inf"))
-    lse_b = tl.load(LSE_B + bh * N + rows, valid, other=float("inf"))
+    level_a, inverse_a = load_state(TOP_A, TOTAL_A, bh * N + rows, valid, q.dtype)
+    level_b, inverse_b = load_state(TOP_B, TOTAL_B, bh * N + rows, valid, q.dtype)
     inner = tl.load(INNER + bh * N + rows, valid, other=0.0)
     factor = tl.load(FACTOR + b)
     acc = tl.zeros([BN, BD], tl.float32)
@@ -112,7 +122,9 @@ def _backward_q(
         cols = start + tl.arange(0, BM)
         k_a = load_rows(K_A + b * a_b + h * a_h, cols, M, a_m, D, BD)
         k_b = load_rows(K_B + b * b_b + h * b_h, cols, M, b_m, D, BD)
-        a, weighted, _ = _gap(q, k_a, k_b, WEIGHTS + b * M, lse_a, lse_b, cols, M, scale)
+        a, weighted, _ = _gap(
+            q, k_a, k_b, WEIGHTS + b * M, level_a, inverse_a, level_b, inverse_b, cols, M, scale
+        )
         ds = a * (weighted - inner[:, None])
         acc += dot(cast(ds, k_a.dtype), k_a)
     d_q = cast(acc * factor, D_Q.dtype.element_ty)
@@ -121,7 +133,7 @@ def _backward_q(
 
 @triton.jit
 def _backward_k(
-    Q, K_A, K_B, WEIGHTS, LSE_A, LSE_B, INNER, FACTOR, D_K,
+    Q, K_A, K_B, WEIGHTS, TOP_A, TOTAL_A, TOP_B, TOTAL_B, INNER, FACTOR, D_K,
     q_b, q_h, q_n, a_b, a_h, a_m, b_b, b_h, b_m,
     H, N, M, scale, rows_per_split,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -140,10 +152,12 @@ def _backward_k(
         rows = begin + tl.arange(0, BN)
         valid = rows < N
         q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
-        lse_a = tl.load(LSE_A + bh * N + rows, valid, other=float("inf"))
-        lse_b = tl.load(LSE_B + bh * N + rows, valid, other=float("inf"))
+        level_a, inverse_a = load_state(TOP_A, TOTAL_A, bh * N + rows, valid, q.dtype)
+        level_b, inverse_b = load_state(TOP_B, TOTAL_B, bh * N + rows, valid, q.dtype)
         inner = tl.load(INNER + bh * N + rows, valid, other=0.0)
-        a, weighted, _ = _gap(q, k_a, k_b, WEIGHTS + b * M, lse_a, lse_b, cols, M, scale)
+        a, weighted, _ = _gap(
+            q, k_a, k_b, WEIGHTS + b * M, level_a, inverse_a, level_b, inverse_b, cols, M, scale
+        )
         ds = a * (weighted - inner[:, None])
         acc += dot(cast(tl.trans(ds), q.dtype), q)
     whole = (share * tl.num_programs(1) + bh) * M * D
@@ -163,7 +177,7 @@ class _TritonDistance(torch.autograd.Function):
         batch, heads, num_queries, _ = q.shape
         blocks = backward_blocks(q.shape[3], q.dtype)
         grid = triton.cdiv(num_queries, blocks.queries), batch * heads
-        per_row = [q.new_empty(batch * heads, num_queries, dtype=torch.float32) for _ in range(3)]
+        per_row = [q.new_empty(batch * heads, num_queries, dtype=torch.float32) for _ in range(5)]
         parts = q.new_empty(batch, heads * grid[0], dtype=torch.float32)
         _forward[grid](
             q, k_a, k_b, weights, *per_row, parts, *strides(q, k_a, k_b),

@@ -149,19 +149,22 @@ def mean_norms(case: Case, answers: Callable[[Case, int], Answers]) -> Tensor:
 
 
 def cut_less_finely(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger blocks of the largest maps: the interpreter's time goes with the number of blocks.
+    """Larger blocks where there are thousands of queries or keys: still several, but few.
 
-    A map of 4096 by 4096 has 16,384 of 32 by 32, which would take hours in all.
+    The interpreter's time goes with the number of blocks, and a map of 4096 by 4096 has 16,384 of
+    32 by 32. Sizes up to 1024 by 111 keep the blocks that a GPU gets.
     """
-    if DEVICE != "cpu" or case.queries * case.keys <= 128 * 1024:
+    if DEVICE != "cpu" or max(case.queries, case.keys) <= 1024:
         return
     from conceptry.kernels import triton_attention, triton_distance
 
+    size = 512 if case.queries * case.keys > 128 * 1024 else 64
+    larger = {side: size for side in ("queries", "keys") if getattr(case, side) >= 1024}
     for module in (triton_attention, triton_distance):
         for name in {"forward_blocks", "backward_blocks"} & set(vars(module)):
             usual = vars(module)[name]
 
-            def larger(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
-                return replace(usual(width, dtype), queries=256, keys=256)
+            def blocks(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
+                return replace(usual(width, dtype), **larger)
 
-            monkeypatch.setattr(module, name, larger)
+            monkeypatch.setattr(module, name, blocks)

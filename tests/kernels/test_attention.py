@@ -216,6 +216,14 @@ def test_the_same_inputs_give_the_same_bits(backend: str) -> None:
     assert all(one.equal(two) for one, two in zip(first, second, strict=True))
 
 
+def test_autocast_changes_nothing(backend: str) -> None:
+    inputs = make(Case()).to(torch.float32)
+    plain = with_gradients(ours(inputs), inputs)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        cast = with_gradients(ours(inputs), inputs)
+    assert all(one.equal(two) for one, two in zip(plain, cast, strict=True))
+
+
 def test_nothing_is_asked_nothing_is_given(backend: str) -> None:
     inputs = make(Case()).to(torch.float32)
     attended = attend(inputs.q, inputs.k, inputs.v)

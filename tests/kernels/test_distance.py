@@ -99,6 +99,14 @@ def test_equal_keys_are_at_no_distance() -> None:
     assert not any(gradient.any() for gradient in torch.autograd.grad(distance.sum(), [q, k]))
 
 
+def test_autocast_changes_nothing() -> None:
+    q, k_a, k_b = (part.float().requires_grad_(True) for part in tensors(Case()))
+    plain = with_gradients(map_distance(q, k_a, k_b), [q, k_a])
+    with torch.autocast(DEVICE, torch.bfloat16):
+        cast = with_gradients(map_distance(q, k_a, k_b), [q, k_a])
+    assert all(one.equal(two) for one, two in zip(plain, cast, strict=True))
+
+
 def test_the_target_gets_no_gradient() -> None:
     q, k_a, k_b = (part.float().requires_grad_(True) for part in tensors(Case()))
     map_distance(q, k_a, k_b).sum().backward()
