@@ -12,8 +12,9 @@ two-pass    sdpa, and the columns once more from the keys of interest and a log-
 moments     ours, want="moments" of two columns
 maps        ours, want="maps" of two columns
 
-Ratios are to sdpa, medians of runs in turn. Memory is the peak above what was there before: on a
-GPU as torch counts it, on a CPU the largest tensor. Writes bench/results/attention-DEVICE.json.
+Ratios are to sdpa, medians of runs in turn, as many as fit into --seconds; of a whole model, each
+shape counts as often as there are layers of it. Memory is the peak above what was there before: on
+a GPU as torch counts it, on a CPU the largest tensor. Writes bench/results/attention-DEVICE.json.
 """
 
 import argparse
@@ -36,12 +37,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 RESULTS = Path(__file__).parent / "results"
 NUM_TOKENS = 77
 COLUMNS = [5, 6]
+MIN_ROUNDS = 7
 SHAPES = {
-    "SD 1.5": [(8, 4096, 40), (8, 1024, 80), (8, 256, 160), (8, 64, 160)],
-    "SD 2.1": [(5, 4096, 64), (10, 1024, 64), (20, 256, 64), (20, 64, 64)],
-    "SDXL": [(10, 4096, 64), (20, 1024, 64)],
+    "SD 1.5": {(8, 4096, 40): 5, (8, 1024, 80): 5, (8, 256, 160): 5, (8, 64, 160): 1},
+    "SD 2.1": {(5, 4096, 64): 5, (10, 1024, 64): 5, (20, 256, 64): 5, (20, 64, 64): 1},
+    "SDXL": {(10, 4096, 64): 10, (20, 1024, 64): 60},
 }
-"""(heads, positions, width of a head) at 512 pixels; SDXL at 1024."""
+"""Number of layers by (heads, positions, width of a head) at 512 pixels; SDXL at 1024."""
 
 Step = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
 
@@ -148,16 +150,18 @@ class Bench:
         self.run(step, backward=True)
         return torch.cuda.max_memory_allocated() - before
 
-    def measure(self, rounds: int) -> dict[str, Any]:
-        """Times, ratios and memory of all steps."""
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Times, ratios and memory of all steps; forward, and then with backward, for so long."""
         told: dict[str, Any] = {name: {} for name in STEPS}
         for what, backward in (("forward", False), ("forward_backward", True)):
             times: dict[str, list[float]] = {name: [] for name in STEPS}
             order = random.Random(0)
-            for round_ in range(rounds + 1):
+            for step in STEPS.values():
+                self.seconds(step, backward=backward)  # warms up
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times["sdpa"]) < MIN_ROUNDS:
                 for name in order.sample(list(STEPS), len(STEPS)):  # each leaves caches to the next
-                    taken = self.seconds(STEPS[name], backward=backward)
-                    times[name] += [taken] if round_ else []  # the first warms up
+                    times[name].append(self.seconds(STEPS[name], backward=backward))
             for name, values in times.items():
                 ratios = [a / b for a, b in zip(values, times["sdpa"], strict=True)]
                 told[name][f"{what}_ms"] = round(1000 * statistics.median(values), 3)
@@ -168,11 +172,14 @@ class Bench:
 
 
 def sums(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each model and batch size, times of all its shapes together, to sdpa's."""
+    """Of each model and batch size, times of all its layers together, to sdpa's."""
     told: dict[str, dict[str, float]] = {}
     for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in rows):
-        own = [row["steps"] for row in rows if (row["model"], row["batch"]) == (model, batch)]
-        total = {name: sum(steps[name]["forward_backward_ms"] for steps in own) for name in STEPS}
+        own = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+        total = {
+            name: sum(row["layers"] * row["steps"][name]["forward_backward_ms"] for row in own)
+            for name in STEPS
+        }
         told[f"{model}, batch {batch}"] = {
             name: round(value / total["sdpa"], 3) for name, value in total.items()
         }
@@ -185,18 +192,18 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=SHAPES)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     rows: list[dict[str, Any]] = []
     models = [options.only] if options.only else list(SHAPES)
     for model in models:
-        for batch, shape in itertools.product(options.batch, SHAPES[model]):
-            measured = Bench(shape, batch, device, dtype).measure(options.rounds)
+        for batch, (shape, layers) in itertools.product(options.batch, SHAPES[model].items()):
+            measured = Bench(shape, batch, device, dtype).measure(options.seconds)
             heads, positions, width = shape
             row = {"model": model, "batch": batch, "heads": heads}
-            row |= {"positions": positions, "width": width}
+            row |= {"positions": positions, "width": width, "layers": layers}
             rows.append(row | {"steps": measured})
             ratios = {name: told["forward_backward_ratio"] for name, told in measured.items()}
             print(*row.values(), ratios, flush=True)

@@ -5,6 +5,7 @@ pass computes it again.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -88,15 +89,15 @@ class _LeanAttention(torch.autograd.Function):
         d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
         offset, slope = _upstream(ctx, index, d_maps, d_moments, rows.dtype)
         d_q = torch.empty_like(rows.q)
-        d_k, d_v = (rows.q.new_zeros(values.shape) for _ in "kv")
+        d_k, d_v = (rows.q.new_empty(values.shape) for _ in "kv")
         for group in rows.groups():
             v_t, own_index, d_out = group.of(values).mT, group.of(index), group.of(d_output)
             own_offset, own_slope = group.of(offset), group.of(slope)
             own_d_q, own_d_k, own_d_v = group.room(d_q), group.of(d_k), group.of(d_v)
             for chunk in group.chunks:
                 weights = group.weights(chunk)
-                own_d_v.baddbmm_(weights.mT, d_out[:, chunk])
-                d_weights = torch.bmm(d_out[:, chunk], v_t)
+                _add_product(own_d_v, weights.mT, d_out[:, chunk], chunk)
+                d_weights = _chunk_product(d_out[:, chunk], v_t, "dA")
                 if d_maps is not None or d_moments is not None:
                     here = own_index[:, chunk]
                     seen = weights.gather(-1, here)
@@ -105,7 +106,6 @@ class _LeanAttention(torch.autograd.Function):
                 d_scores = _softmax_backward(d_weights, weights)
                 group.add_gradients(chunk, d_scores, own_d_q, own_d_k)
             group.write(own_d_q, d_q)
-        d_k *= ctx.scale
         lengths = [k.shape[2] for k in flat[::2]]
         d_flat = [
             part.to(q.dtype)
@@ -115,9 +115,34 @@ class _LeanAttention(torch.autograd.Function):
         return d_q.to(q.dtype), None, None, None, None, *d_flat
 
 
+_KEPT = threading.local()
+
+
+def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
+    """A product, of the size of a chunk of A, in memory that the next one of its name gets.
+
+    New pages from the system would cost as much as the product.
+    """
+    shape = *left.shape[:2], right.shape[2]
+    key, num = (name, left.dtype, left.device), math.prod(shape)
+    kept = vars(_KEPT).get(key)
+    if kept is None or len(kept) < num:
+        kept = vars(_KEPT)[key] = left.new_empty(num)
+    return torch.bmm(left, right, out=kept[:num].view(shape))
+
+
+def _add_product(
+    total: Tensor, left: Tensor, right: Tensor, chunk: slice, scale: float = 1.0
+) -> None:
+    """Add scale · left @ right to what is not yet initialised at the first chunk."""
+    total.baddbmm_(left, right, beta=1 if chunk.start else 0, alpha=scale)
+
+
 def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
-    """A (dA - rowsum(A dA)), in one pass."""
-    return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+    """A (dA - rowsum(A dA)), in one pass and in place of dA."""
+    return torch.ops.aten._softmax_backward_data.out(
+        d_weights, weights, -1, weights.dtype, grad_input=d_weights
+    )
 
 
 def _upstream(
@@ -151,7 +176,7 @@ class _Rows:
         self, q: Tensor, keys: Sequence[Tensor], scale: float, biases: Sequence[Tensor | None]
     ) -> None:
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.q = q.to(self.dtype)
+        self.q, self.scale = q.to(self.dtype), scale
         self.k = self.joined(keys) * scale
         self.bias = self._joined_bias(keys, biases)
 
@@ -193,7 +218,7 @@ class _Group:
 
     def __init__(self, rows: _Rows, samples: slice, size: int) -> None:
         self._samples = samples
-        self._q, self._k = self.of(rows.q), self.of(rows.k)
+        self._q, self._k, self._scale = self.of(rows.q), self.of(rows.k), rows.scale
         self._k_t = self._k.mT
         self._bias = None if rows.bias is None else self.of(rows.bias)
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
@@ -212,17 +237,17 @@ class _Group:
         if own.data_ptr() != place.data_ptr():
             place.copy_(own.view(place.shape))
 
-    def weights(self, chunk: slice) -> Tensor:
-        """A (b·H, n, M) of some queries."""
-        scores = torch.bmm(self._q[:, chunk], self._k_t)
+    def weights(self, chunk: slice, name: str = "A") -> Tensor:
+        """A (b·H, n, M) of some queries; gone when the next one of that name is computed."""
+        scores = _chunk_product(self._q[:, chunk], self._k_t, name)
         if self._bias is not None:
             scores += self._bias
-        return scores.softmax(-1)
+        return torch.softmax(scores, -1, out=scores)
 
     def add_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, d_k: Tensor) -> None:
-        """Write into d_q, and add to d_k / scale, what some queries' scores give."""
+        """Write into d_q, and add to d_k, what some queries' scores give."""
         torch.bmm(d_scores, self._k, out=d_q[:, chunk])
-        d_k.baddbmm_(d_scores.mT, self._q[:, chunk])
+        _add_product(d_k, d_scores.mT, self._q[:, chunk], chunk, self._scale)
 
 
 def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
@@ -242,7 +267,7 @@ class _LeanDistance(torch.autograd.Function):
         for ours, target in zip(a.groups(), b.groups(), strict=True):
             own_squares = ours.of(squares)
             for chunk in ours.chunks:
-                gap = ours.weights(chunk) - target.weights(chunk)
+                gap = ours.weights(chunk).sub_(target.weights(chunk, "target"))
                 own_squares += gap.square_().sum(1)
         ctx.save_for_backward(q, k_a, k_b, weights)
         ctx.scale, ctx.device = scale, q.device
@@ -255,13 +280,14 @@ class _LeanDistance(torch.autograd.Function):
         a, b = (_Rows(q, [k], ctx.scale, [None]) for k in (k_a, k_b))
         factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
         factor = factor.expand(-1, q.shape[1], 1, -1)
-        d_q, d_k = torch.empty_like(a.q), a.q.new_zeros(k_a.shape)
+        d_q, d_k = torch.empty_like(a.q), a.q.new_empty(k_a.shape)
         for ours, target in zip(a.groups(), b.groups(), strict=True):
             own_factor, own_d_q, own_d_k = ours.of(factor), ours.room(d_q), ours.of(d_k)
             for chunk in ours.chunks:
                 own = ours.weights(chunk)
-                d_own = (own - target.weights(chunk)).mul_(own_factor)
+                other = target.weights(chunk, "target")
+                d_own = torch.sub(own, other, out=other).mul_(own_factor)
                 d_scores = _softmax_backward(d_own, own)
                 ours.add_gradients(chunk, d_scores, own_d_q, own_d_k)
             ours.write(own_d_q, d_q)
-        return d_q.to(q.dtype), (d_k * ctx.scale).to(k_a.dtype), None, None, None
+        return d_q.to(q.dtype), d_k.to(k_a.dtype), None, None, None
