@@ -63,13 +63,10 @@ class _LeanAttention(torch.autograd.Function):
         picked = rows.q.new_empty(index.shape)
         for group in rows.groups():
             v, own_index = group.of(values), group.of(index)
-            out, seen = group.room(output), group.room(picked)
             for chunk in group.chunks:
                 weights = group.weights(chunk)
-                torch.bmm(weights, v, out=out[:, chunk])
-                torch.gather(weights, -1, own_index[:, chunk], out=seen[:, chunk])
-            group.write(out, output)
-            group.write(seen, picked)
+                group.put(output, chunk, _chunk_product(weights, v, "o"))
+                group.put(picked, chunk, weights.gather(-1, own_index[:, chunk]))
         ctx.save_for_backward(q, columns, *flat)
         ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
         maps = maps_of(picked, wanted) if wanted.maps else None
@@ -88,12 +85,12 @@ class _LeanAttention(torch.autograd.Function):
         values, index = rows.joined(flat[1::2]), rows.index_of(columns)
         d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
         offset, slope = _upstream(ctx, index, d_maps, d_moments, rows.dtype)
-        d_q = torch.empty_like(rows.q)
+        d_q = torch.empty_like(q)
         d_k, d_v = (rows.q.new_empty(values.shape) for _ in "kv")
         for group in rows.groups():
             v_t, own_index, d_out = group.of(values).mT, group.of(index), group.of(d_output)
             own_offset, own_slope = group.of(offset), group.of(slope)
-            own_d_q, own_d_k, own_d_v = group.room(d_q), group.of(d_k), group.of(d_v)
+            own_d_k, own_d_v = group.of(d_k), group.of(d_v)
             for chunk in group.chunks:
                 weights = group.weights(chunk)
                 _add_product(own_d_v, weights.mT, d_out[:, chunk], chunk)
@@ -104,15 +101,14 @@ class _LeanAttention(torch.autograd.Function):
                     g = torch.addcmul(own_offset[:, chunk], own_slope, seen)
                     d_weights.scatter_add_(-1, here, g)
                 d_scores = _softmax_backward(d_weights, weights)
-                group.add_gradients(chunk, d_scores, own_d_q, own_d_k)
-            group.write(own_d_q, d_q)
+                group.put_gradients(chunk, d_scores, d_q, own_d_k)
         lengths = [k.shape[2] for k in flat[::2]]
         d_flat = [
             part.to(q.dtype)
             for parts in zip(d_k.split(lengths, 2), d_v.split(lengths, 2), strict=True)
             for part in parts
         ]
-        return d_q.to(q.dtype), None, None, None, None, *d_flat
+        return d_q, None, None, None, None, *d_flat
 
 
 _KEPT = threading.local()
@@ -124,7 +120,7 @@ def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
     New pages from the system would cost as much as the product.
     """
     shape = *left.shape[:2], right.shape[2]
-    key, num = (name, left.dtype, left.device), math.prod(shape)
+    num, key = math.prod(shape), f"{name} {left.dtype} {left.device}"
     kept = vars(_KEPT).get(key)
     if kept is None or len(kept) < num:
         kept = vars(_KEPT)[key] = left.new_empty(num)
@@ -227,15 +223,10 @@ class _Group:
         """Of (B, H, …), what belongs to these samples: (b·H, …), a view if it is one sample."""
         return whole[self._samples].flatten(0, 1)
 
-    def room(self, whole: Tensor) -> Tensor:
-        """`of` a tensor that is to be written by `write`, float32 at least."""
-        return self.of(whole).to(self._q.dtype)
-
-    def write(self, own: Tensor, whole: Tensor) -> None:
-        """Write `room` (b·H, …) where it belongs in (B, H, …), unless it is there already."""
-        place = whole[self._samples]
-        if own.data_ptr() != place.data_ptr():
-            place.copy_(own.view(place.shape))
+    def put(self, whole: Tensor, chunk: slice, own: Tensor) -> None:
+        """Write (b·H, n, …) of some queries where it belongs in (B, H, N, …)."""
+        place = whole[self._samples, :, chunk]
+        place.copy_(own.view(place.shape))
 
     def weights(self, chunk: slice, name: str = "A") -> Tensor:
         """A (b·H, n, M) of some queries; gone when the next one of that name is computed."""
@@ -244,10 +235,10 @@ class _Group:
             scores += self._bias
         return torch.softmax(scores, -1, out=scores)
 
-    def add_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, d_k: Tensor) -> None:
+    def put_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, own_d_k: Tensor) -> None:
         """Write into d_q, and add to d_k, what some queries' scores give."""
-        torch.bmm(d_scores, self._k, out=d_q[:, chunk])
-        _add_product(d_k, d_scores.mT, self._q[:, chunk], chunk, self._scale)
+        self.put(d_q, chunk, _chunk_product(d_scores, self._k, "o"))
+        _add_product(own_d_k, d_scores.mT, self._q[:, chunk], chunk, self._scale)
 
 
 def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
@@ -280,14 +271,13 @@ class _LeanDistance(torch.autograd.Function):
         a, b = (_Rows(q, [k], ctx.scale, [None]) for k in (k_a, k_b))
         factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
         factor = factor.expand(-1, q.shape[1], 1, -1)
-        d_q, d_k = torch.empty_like(a.q), a.q.new_empty(k_a.shape)
+        d_q, d_k = torch.empty_like(q), a.q.new_empty(k_a.shape)
         for ours, target in zip(a.groups(), b.groups(), strict=True):
-            own_factor, own_d_q, own_d_k = ours.of(factor), ours.room(d_q), ours.of(d_k)
+            own_factor, own_d_k = ours.of(factor), ours.of(d_k)
             for chunk in ours.chunks:
                 own = ours.weights(chunk)
                 other = target.weights(chunk, "target")
                 d_own = torch.sub(own, other, out=other).mul_(own_factor)
                 d_scores = _softmax_backward(d_own, own)
-                ours.add_gradients(chunk, d_scores, own_d_q, own_d_k)
-            ours.write(own_d_q, d_q)
-        return d_q.to(q.dtype), d_k.to(k_a.dtype), None, None, None
+                ours.put_gradients(chunk, d_scores, d_q, own_d_k)
+        return d_q, d_k.to(k_a.dtype), None, None, None
