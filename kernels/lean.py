@@ -16,8 +16,8 @@ from torch import Tensor
 from .problem import Problem, Wanted, without_autocast
 from .reference import maps_of, moments_of
 
-CHUNK_BYTES = 2 << 20
-"""Of one chunk of A; what is done to it then stays in a CPU's cache."""
+CHUNK_BYTES = 4 << 20
+"""Of one chunk of A: large enough that threads seldom wait for each other."""
 
 GROUP_BYTES = 1 << 20
 """Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
