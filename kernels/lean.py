@@ -1,7 +1,7 @@
 """Attention in plain torch, some queries at a time, so that the whole matrix never exists.
 
 For training on a CPU. A chunk of rows of A is computed in float32, used and dropped; the backward
-pass computes it again.
+pass computes it again. Only where all of A is no more than a chunk it is kept.
 """
 
 import math
@@ -61,13 +61,17 @@ class _LeanAttention(torch.autograd.Function):
         values, index = rows.joined(flat[1::2]), rows.index_of(columns)
         output = torch.empty_like(q)
         picked = rows.q.new_empty(index.shape)
+        kept: list[Tensor] | None = [] if rows.fit_one_chunk and any(ctx.needs_input_grad) else None
         for group in rows.groups():
             v, own_index = group.of(values), group.of(index)
             for chunk in group.chunks:
-                weights = group.weights(chunk)
+                weights = group.weights(chunk) if kept is None else group.new_weights(chunk)
+                if kept is not None:
+                    kept.append(weights)
                 group.put(output, chunk, _chunk_product(weights, v, "o"))
                 group.put(picked, chunk, weights.gather(-1, own_index[:, chunk]))
-        ctx.save_for_backward(q, columns, *flat)
+        ctx.save_for_backward(q, columns, *flat, *(kept or ()))
+        ctx.num_kept = len(kept or ())
         ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
         maps = maps_of(picked, wanted) if wanted.maps else None
         moments = moments_of(picked) if wanted.moments else None
@@ -81,6 +85,7 @@ class _LeanAttention(torch.autograd.Function):
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
+        flat, kept = flat[: len(flat) - ctx.num_kept], iter(flat[len(flat) - ctx.num_kept :])
         rows = _Rows(q, flat[::2], ctx.scale, ctx.biases)
         values, index = rows.joined(flat[1::2]), rows.index_of(columns)
         d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
@@ -92,7 +97,7 @@ class _LeanAttention(torch.autograd.Function):
             own_offset, own_slope = group.of(offset), group.of(slope)
             own_d_k, own_d_v = group.of(d_k), group.of(d_v)
             for chunk in group.chunks:
-                weights = group.weights(chunk)
+                weights = next(kept) if ctx.num_kept else group.weights(chunk)
                 _add_product(own_d_v, weights.mT, d_out[:, chunk], chunk)
                 d_weights = _chunk_product(d_out[:, chunk], v_t, "dA")
                 if d_maps is not None or d_moments is not None:
@@ -176,6 +181,12 @@ class _Rows:
         self.k = self.joined(keys) * scale
         self.bias = self._joined_bias(keys, biases)
 
+    @property
+    def fit_one_chunk(self) -> bool:
+        """Whether all of A does."""
+        num = math.prod(self.q.shape[:3]) * self.k.shape[2]
+        return num * self.q.element_size() <= CHUNK_BYTES
+
     def joined(self, segments: Sequence[Tensor]) -> Tensor:
         """Keys or values of all segments, (B, H, M, D)."""
         whole = segments[0] if len(segments) == 1 else torch.cat(tuple(segments), dim=2)
@@ -230,7 +241,13 @@ class _Group:
 
     def weights(self, chunk: slice, name: str = "A") -> Tensor:
         """A (b·H, n, M) of some queries; gone when the next one of that name is computed."""
-        scores = _chunk_product(self._q[:, chunk], self._k_t, name)
+        return self._softmax(_chunk_product(self._q[:, chunk], self._k_t, name))
+
+    def new_weights(self, chunk: slice) -> Tensor:
+        """`weights` that stay."""
+        return self._softmax(torch.bmm(self._q[:, chunk], self._k_t))
+
+    def _softmax(self, scores: Tensor) -> Tensor:
         if self._bias is not None:
             scores += self._bias
         return torch.softmax(scores, -1, out=scores)

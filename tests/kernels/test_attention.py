@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import attend
+from conceptry.kernels import attend, lean
 from conceptry.kernels.attention import BACKENDS, choose_backend
 from problems import (
     DEVICE,
@@ -125,6 +125,29 @@ def answers(case: Case, seed: int) -> Answers:
 @pytest.mark.parametrize("case", SMALL + HALF, ids=str)
 def test_agrees_with_float64(case: Case, backend: str) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("chunk", [1, 4096, 65536])
+@pytest.mark.parametrize("case", [Case(batch=3), Case(bias=True, extra=(20, 33))], ids=str)
+def test_chunks_of_any_size(case: Case, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one query at a time to several samples."""
+    forced("torch", monkeypatch)
+    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    check(case)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_a_backward_pass_may_be_repeated(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not A was kept, and after others have used the memory of chunks."""
+    forced("torch", monkeypatch)
+    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    inputs, others = (make(Case(), seed).to(torch.float32) for seed in (0, 1))
+    results = ours(inputs)
+    upstream = [torch.ones_like(result) for result in results]
+    first = torch.autograd.grad(results, inputs.leaves(), upstream, retain_graph=True)
+    with_gradients(ours(others), others)
+    second = torch.autograd.grad(results, inputs.leaves(), upstream)
+    assert all(one.equal(two) for one, two in zip(first, second, strict=True))
 
 
 @pytest.mark.grid

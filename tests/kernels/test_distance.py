@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import map_distance
+from conceptry.kernels import lean, map_distance
 from problems import DEVICE, DTYPES, Answers, Case, cut_less_finely, mean_norms
 from torch import Tensor
 
@@ -77,6 +77,12 @@ def check(case: Case, columns: list[int] | None = None, reduction: str = "sum") 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("chunk", [1, 4096, 65536])
+def test_chunks_of_any_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    check(Case(batch=3))
 
 
 @pytest.mark.grid
