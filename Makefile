@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ help:
 	@echo "make readme   run the README's session and put its output there"
 	@echo "make kill     1,000 SIGKILLs over concept add"
 	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
-	@echo "make test-kernels   every size of the attention kernels; hours without a GPU"
+	@echo "make test-kernels   every size of the attention kernels; half an hour on two cores"
 	@echo "make test-slow      models of full size, with random weights"
 
 install: $(INSTALLED)
@@ -36,7 +37,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python demo.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest $(IN_PARALLEL)
 
 # The folders under their import name, for the type checker.
 build/typing/conceptry: Makefile
@@ -44,7 +45,7 @@ build/typing/conceptry: Makefile
 	@for package in $(PACKAGES); do ln -s ../../../$$package $@/$$package; done
 
 test-kernels: $(INSTALLED)
-	$(BIN)/pytest tests/kernels -m grid
+	$(BIN)/pytest tests/kernels -m grid $(IN_PARALLEL)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

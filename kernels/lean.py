@@ -1,7 +1,7 @@
 """Attention in plain torch, some queries at a time, so that the whole matrix never exists.
 
 For training on a CPU. A chunk of rows of A is computed in float32, used and dropped; the backward
-pass computes it again. Only where all of A is no more than a chunk it is kept.
+pass computes it again. Only where all of A is no more than a chunk, it is kept.
 """
 
 import math
@@ -85,7 +85,8 @@ class _LeanAttention(torch.autograd.Function):
         ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, columns, *flat = ctx.saved_tensors
-        flat, kept = flat[: len(flat) - ctx.num_kept], iter(flat[len(flat) - ctx.num_kept :])
+        num_flat = len(flat) - ctx.num_kept
+        flat, kept = flat[:num_flat], iter(flat[num_flat:])
         rows = _Rows(q, flat[::2], ctx.scale, ctx.biases)
         values, index = rows.joined(flat[1::2]), rows.index_of(columns)
         d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
@@ -116,7 +117,7 @@ class _LeanAttention(torch.autograd.Function):
         return d_q, None, None, None, None, *d_flat
 
 
-_KEPT = threading.local()
+_SCRATCH = threading.local()
 
 
 def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
@@ -126,10 +127,10 @@ def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
     """
     shape = *left.shape[:2], right.shape[2]
     num, key = math.prod(shape), f"{name} {left.dtype} {left.device}"
-    kept = vars(_KEPT).get(key)
-    if kept is None or len(kept) < num:
-        kept = vars(_KEPT)[key] = left.new_empty(num)
-    return torch.bmm(left, right, out=kept[:num].view(shape))
+    scratch = vars(_SCRATCH).get(key)
+    if scratch is None or len(scratch) < num:
+        scratch = vars(_SCRATCH)[key] = left.new_empty(num)
+    return torch.bmm(left, right, out=scratch[:num].view(shape))
 
 
 def _add_product(
