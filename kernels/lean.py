@@ -141,10 +141,15 @@ def _add_product(
 
 
 def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
-    """A (dA - rowsum(A dA)), in one pass and in place of dA."""
+    """A (dA - rowsum(A dA)), in one pass."""
     return torch.ops.aten._softmax_backward_data.out(
-        d_weights, weights, -1, weights.dtype, grad_input=d_weights
+        d_weights, weights, -1, weights.dtype, grad_input=_in_place_of(d_weights)
     )
+
+
+def _in_place_of(rows: Tensor) -> Tensor:
+    """Where softmax and its gradient may be written: on a CPU, a row is read before that."""
+    return rows if rows.is_cpu else torch.empty_like(rows)
 
 
 def _upstream(
@@ -251,7 +256,7 @@ class _Group:
     def _softmax(self, scores: Tensor) -> Tensor:
         if self._bias is not None:
             scores += self._bias
-        return torch.softmax(scores, -1, out=scores)
+        return torch.softmax(scores, -1, out=_in_place_of(scores))
 
     def put_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, own_d_k: Tensor) -> None:
         """Write into d_q, and add to d_k, what some queries' scores give."""
