@@ -149,7 +149,7 @@ def mean_norms(case: Case, answers: Callable[[Case, int], Answers]) -> Tensor:
 
 
 def cut_less_finely(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger blocks where there are thousands of queries or keys: still several, but few.
+    """Other blocks where there are thousands of queries or keys: still several, but few.
 
     The interpreter's time goes with the number of blocks, and a map of 4096 by 4096 has 16,384 of
     32 by 32. Sizes up to 1024 by 111 keep the blocks that a GPU gets.
@@ -158,8 +158,10 @@ def cut_less_finely(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     from conceptry.kernels import triton_attention, triton_distance
 
-    size = 512 if case.queries * case.keys > 128 * 1024 else 64
-    larger = {side: size for side in ("queries", "keys") if getattr(case, side) >= 1024}
+    if case.queries * case.keys > 128 * 1024:
+        larger = {side: 512 for side in ("queries", "keys") if getattr(case, side) >= 1024}
+    else:
+        larger = {"queries": 16, "keys": 64} if case.keys > 1024 else {"queries": 64}
     for module in (triton_attention, triton_distance):
         for name in {"forward_blocks", "backward_blocks"} & set(vars(module)):
             usual = vars(module)[name]
