@@ -120,8 +120,8 @@ class _LeanAttention(torch.autograd.Function):
 _SCRATCH = threading.local()
 
 
-def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
-    """A product, of the size of a chunk of A, in memory that the next one of its name gets.
+def _chunk_product(left: Tensor, right: Tensor, name: str, scale: float = 1.0) -> Tensor:
+    """A scaled product, of the size of a chunk of A, in memory that the next one of its name gets.
 
     New pages from the system would cost as much as the product.
     """
@@ -130,7 +130,12 @@ def _chunk_product(left: Tensor, right: Tensor, name: str) -> Tensor:
     scratch = vars(_SCRATCH).get(key)
     if scratch is None or len(scratch) < num:
         scratch = vars(_SCRATCH)[key] = left.new_empty(num)
-    return torch.bmm(left, right, out=scratch[:num].view(shape))
+    return _product(left, right, scale, scratch[:num].view(shape))
+
+
+def _product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Tensor:
+    """Scale · left @ right; BLAS may scale a factor before it sums."""
+    return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def _add_product(
@@ -177,14 +182,23 @@ def _upstream(
 
 
 class _Rows:
-    """Computes A for some queries over all segments."""
+    """Computes A for some queries over all segments.
+
+    `scales_sums` is slower and more exact: products are scaled when they are summed.
+    """
 
     def __init__(
-        self, q: Tensor, keys: Sequence[Tensor], scale: float, biases: Sequence[Tensor | None]
+        self,
+        q: Tensor,
+        keys: Sequence[Tensor],
+        scale: float,
+        biases: Sequence[Tensor | None],
+        *,
+        scales_sums: bool = False,
     ) -> None:
+        self.scales_sums = scales_sums
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.q, self.scale = q.to(self.dtype), scale
-        self.k = self.joined(keys) * scale
+        self.q, self.k, self.scale = q.to(self.dtype), self.joined(keys), scale
         self.bias = self._joined_bias(keys, biases)
 
     @property
@@ -233,6 +247,9 @@ class _Group:
         self._samples = samples
         self._q, self._k, self._scale = self.of(rows.q), self.of(rows.k), rows.scale
         self._k_t = self._k.mT
+        self._sum_scale, self._product_scale = 1.0, rows.scale
+        if rows.scales_sums:
+            self._sum_scale, self._product_scale = rows.scale, 1.0
         self._bias = None if rows.bias is None else self.of(rows.bias)
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
 
@@ -247,20 +264,26 @@ class _Group:
 
     def weights(self, chunk: slice, name: str = "A") -> Tensor:
         """A (b·H, n, M) of some queries; gone when the next one of that name is computed."""
-        return self._softmax(_chunk_product(self._q[:, chunk], self._k_t, name))
+        return self._softmax(
+            _chunk_product(self._q[:, chunk], self._k_t, name, self._product_scale)
+        )
 
     def new_weights(self, chunk: slice) -> Tensor:
         """`weights` that stay."""
-        return self._softmax(torch.bmm(self._q[:, chunk], self._k_t))
+        q = self._q[:, chunk]
+        room = q.new_empty(*q.shape[:2], self._k.shape[1])
+        return self._softmax(_product(q, self._k_t, self._product_scale, room))
 
     def _softmax(self, scores: Tensor) -> Tensor:
+        if self._sum_scale != 1:
+            scores *= self._sum_scale
         if self._bias is not None:
             scores += self._bias
         return torch.softmax(scores, -1, out=_in_place_of(scores))
 
     def put_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, own_d_k: Tensor) -> None:
         """Write into d_q, and add to d_k, what some queries' scores give."""
-        self.put(d_q, chunk, _chunk_product(d_scores, self._k, "o"))
+        self.put(d_q, chunk, _chunk_product(d_scores, self._k, "o", self._scale))
         _add_product(own_d_k, d_scores.mT, self._q[:, chunk], chunk, self._scale)
 
 
@@ -276,7 +299,7 @@ class _LeanDistance(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
-        a, b = (_Rows(q, [k], scale, [None]) for k in (k_a, k_b))
+        a, b = (_Rows(q, [k], scale, [None], scales_sums=True) for k in (k_a, k_b))
         squares = a.q.new_zeros(*q.shape[:2], k_a.shape[2])  # over queries: (B, H, M)
         for ours, target in zip(a.groups(), b.groups(), strict=True):
             own_squares = ours.of(squares)
@@ -291,7 +314,7 @@ class _LeanDistance(torch.autograd.Function):
     @_outside_autocast
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights = ctx.saved_tensors
-        a, b = (_Rows(q, [k], ctx.scale, [None]) for k in (k_a, k_b))
+        a, b = (_Rows(q, [k], ctx.scale, [None], scales_sums=True) for k in (k_a, k_b))
         factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
         factor = factor.expand(-1, q.shape[1], 1, -1)
         d_q, d_k = torch.empty_like(q), a.q.new_empty(k_a.shape)
