@@ -55,7 +55,7 @@ def attend(
 
     A = softmax(scale · q kᵀ + bias), output = A v (Vaswani et al. 2017, eq. 1). A *token map* is
     the column A[..., j] of key j. On a GPU nothing of the size of A is ever written, forward or
-    backward; the torch backend works on 4 MB of it at a time.
+    backward; the torch backend works on 4 MB of it at a time, and keeps it if that is all.
 
     - `q` are queries (B, H, N, D), `k` and `v` keys and values (B, H, M, D), which may come from
       different contexts.

@@ -61,17 +61,17 @@ class _LeanAttention(torch.autograd.Function):
         values, index = rows.joined(flat[1::2]), rows.index_of(columns)
         output = torch.empty_like(q)
         picked = rows.q.new_empty(index.shape)
-        kept: list[Tensor] | None = [] if rows.fit_one_chunk and any(ctx.needs_input_grad) else None
+        kept: list[Tensor] = []
+        keeps = rows.fit_one_chunk and any(ctx.needs_input_grad)
         for group in rows.groups():
             v, own_index = group.of(values), group.of(index)
             for chunk in group.chunks:
-                weights = group.weights(chunk) if kept is None else group.new_weights(chunk)
-                if kept is not None:
-                    kept.append(weights)
+                weights = group.weights(chunk, None if keeps else "A")
+                kept += [weights] if keeps else []
                 group.put(output, chunk, _chunk_product(weights, v, "o"))
                 group.put(picked, chunk, weights.gather(-1, own_index[:, chunk]))
-        ctx.save_for_backward(q, columns, *flat, *(kept or ()))
-        ctx.num_kept = len(kept or ())
+        ctx.save_for_backward(q, columns, *flat, *kept)
+        ctx.num_kept = len(kept)
         ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
         maps = maps_of(picked, wanted) if wanted.maps else None
         moments = moments_of(picked) if wanted.moments else None
@@ -120,22 +120,19 @@ class _LeanAttention(torch.autograd.Function):
 _SCRATCH = threading.local()
 
 
-def _chunk_product(left: Tensor, right: Tensor, name: str, scale: float = 1.0) -> Tensor:
+def _chunk_product(left: Tensor, right: Tensor, name: str | None, scale: float = 1.0) -> Tensor:
     """A scaled product, of the size of a chunk of A, in memory that the next one of its name gets.
 
-    New pages from the system would cost as much as the product.
+    New pages from the system would cost as much as the product; without a name it gets them.
     """
     shape = *left.shape[:2], right.shape[2]
     num, key = math.prod(shape), f"{name} {left.dtype} {left.device}"
-    scratch = vars(_SCRATCH).get(key)
+    scratch = None if name is None else vars(_SCRATCH).get(key)
     if scratch is None or len(scratch) < num:
-        scratch = vars(_SCRATCH)[key] = left.new_empty(num)
-    return _product(left, right, scale, scratch[:num].view(shape))
-
-
-def _product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Scale · left @ right; BLAS may scale a factor before it sums."""
-    return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+        scratch = left.new_empty(num)
+        if name is not None:
+            vars(_SCRATCH)[key] = scratch
+    return scratch[:num].view(shape).baddbmm_(left, right, beta=0, alpha=scale)
 
 
 def _add_product(
@@ -247,9 +244,7 @@ class _Group:
         self._samples = samples
         self._q, self._k, self._scale = self.of(rows.q), self.of(rows.k), rows.scale
         self._k_t = self._k.mT
-        self._sum_scale, self._product_scale = 1.0, rows.scale
-        if rows.scales_sums:
-            self._sum_scale, self._product_scale = rows.scale, 1.0
+        self._scales_sums = rows.scales_sums
         self._bias = None if rows.bias is None else self.of(rows.bias)
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
 
@@ -262,21 +257,12 @@ class _Group:
         place = whole[self._samples, :, chunk]
         place.copy_(own.view(place.shape))
 
-    def weights(self, chunk: slice, name: str = "A") -> Tensor:
-        """A (b·H, n, M) of some queries; gone when the next one of that name is computed."""
-        return self._softmax(
-            _chunk_product(self._q[:, chunk], self._k_t, name, self._product_scale)
-        )
-
-    def new_weights(self, chunk: slice) -> Tensor:
-        """`weights` that stay."""
-        q = self._q[:, chunk]
-        room = q.new_empty(*q.shape[:2], self._k.shape[1])
-        return self._softmax(_product(q, self._k_t, self._product_scale, room))
-
-    def _softmax(self, scores: Tensor) -> Tensor:
-        if self._sum_scale != 1:
-            scores *= self._sum_scale
+    def weights(self, chunk: slice, name: str | None = "A") -> Tensor:
+        """A (b·H, n, M) of some queries; gone when the next one of that name, if any, is there."""
+        product_scale = 1.0 if self._scales_sums else self._scale  # BLAS may scale a factor
+        scores = _chunk_product(self._q[:, chunk], self._k_t, name, product_scale)
+        if self._scales_sums:
+            scores *= self._scale
         if self._bias is not None:
             scores += self._bias
         return torch.softmax(scores, -1, out=_in_place_of(scores))
