@@ -18,8 +18,9 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def _materialised(unet: Any, *, columns: Tensor, **_: Any) -> Iterator[_Maps]:
 
 
 @contextmanager
-def _usual_way() -> Iterator[None]:
+def usual_way() -> Iterator[None]:
     ours = stage_run.observe
     stage_run.observe = _materialised
     try:
@@ -129,21 +130,36 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(pipeline: Any, words: list[str], steps: int, told: dict[str, Measured]) -> None:
-    """Train once, and add what the steps of each stage took."""
+def measure(
+    pipeline: Any,
+    words: list[str],
+    steps: int,
+    told: dict[str, Measured],
+    *,
+    preset: str = "paper",
+    stages: Sequence[str] = tuple(PAPER_STEPS),
+) -> None:
+    """Train once, and add what the steps of each stage took, from one step's end to the next's."""
     method = find_method("attndreambooth")
-    words = words + [f"{stage.name}.steps={steps + WARM_UP}" for stage in method.stages]
-    settings = settings_of(method, base="", preset="paper", overrides=tuple(words))
+    counts = {stage.name: steps + WARM_UP if stage.name in stages else 0 for stage in method.stages}
+    words = words + [f"{name}.steps={count}" for name, count in counts.items()]
+    settings = settings_of(method, base="", preset=preset, overrides=tuple(words))
     photos = [Image.radial_gradient("L").convert("RGB").rotate(30 * i) for i in range(4)]
     subject = Subject(photos=photos, category="dog", tokens=("<v>",))
+    since = 0.0
 
     def on_step(report: StepReport) -> None:
+        nonlocal since
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
         stage = told[report.stage]
         if report.step == WARM_UP:
             reset_peak()
         elif report.step > WARM_UP:
-            stage.seconds.append(report.seconds)
+            stage.seconds.append(now - since)
             stage.peak_bytes = max(stage.peak_bytes, peak())
+        since = now
 
     with tempfile.TemporaryDirectory() as folder:
         training = Training(pipeline, method, settings, subject, seed=0)
@@ -183,7 +199,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for way, told in ways.items():
             precision = ["mixed_precision=no"] if way == "eager float32" else []
-            with nullcontext() if way == "ours" else _usual_way():
+            with nullcontext() if way == "ours" else usual_way():
                 measure(pipeline, words + precision, options.steps, told)
     ours = ways.pop("ours")
     result = {

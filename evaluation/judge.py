@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..models.hashes import check_hash, hash_of
+from ..models.miniature.architecture import SMALL_SIZE
 from ..models.miniature.data import MAX_SUBJECTS, Batch, scenes_batch
 from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.places import ACCESSORIES, PLACES
@@ -105,7 +106,10 @@ class Judge(nn.Module):
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> list[Seen]:
         """Say what each picture shows; pictures of another size are scaled to 64x64."""
-        resized = [image.convert("RGB").resize((64, 64), Image.Resampling.BOX) for image in images]
+        resized = [
+            image.convert("RGB").resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
+            for image in images
+        ]
         pixels = to_pixels(resized).to(self.kinds.device)
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
@@ -182,11 +186,11 @@ def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Gen
 
 def _shares_of(batch: Batch) -> Tensor:
     """Each category's subject as a distribution over places (B, 12, 256), 0 where absent."""
-    shares = torch.zeros(len(batch.scenes), len(CATEGORIES), batch.masks[0, 0].size)
+    shares = torch.zeros(len(batch.scenes), len(CATEGORIES), batch.masks[0, 0].numel())
     for row, scene in enumerate(batch.scenes):
         for mask, subject in zip(batch.masks[row], scene.subjects, strict=False):
             column = CATEGORIES.index(subject.identity.category)
-            shares[row, column] = torch.from_numpy(mask).flatten().float()
+            shares[row, column] = mask.flatten().float()
     return shares / shares.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -201,6 +205,7 @@ STAGE = Stage(
     losses=_losses,
     learns=("judge",),
     split="judge",
+    size=SMALL_SIZE,
 )
 
 
@@ -232,8 +237,8 @@ def measure(judge: Judge, num_scenes: int = 2000) -> dict[str, float]:
     """
     right: dict[str, list[bool]] = {}
     for step in range(-(-num_scenes // 100)):
-        batch = scenes_batch(step, split="held-out", offset=7, batch=100, size=64)
-        pictures = [Image.fromarray(picture.transpose(1, 2, 0)) for picture in batch.images]
+        batch = scenes_batch(step, split="held-out", offset=7, batch=100, size=SMALL_SIZE)
+        pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.images]
         for scene, seen in zip(batch.scenes, judge.look(pictures), strict=True):
             for name, is_right in _answers(scene, seen):
                 right.setdefault(name, []).append(is_right)

@@ -115,7 +115,6 @@ class _Loop:
                 for total, losses in zip(sums, self._backward(parts, step, i), strict=True):
                     for name, value in losses.items():
                         total[name] = total.get(name, torch.zeros_like(value)) + value
-        seconds = time.monotonic() - started
         for run, total in zip(list(self.active), sums, strict=True):
             losses = {name: float(self._of_all(value)) for name, value in total.items()}
             try:
@@ -124,7 +123,7 @@ class _Loop:
                 self._drop(run)
                 self.failed[run] = error
                 continue
-            run.tell(step + 1, losses, seconds)
+            run.tell(step + 1, losses, time.monotonic() - started)
 
     def _of_all(self, share: Tensor) -> Tensor:
         """The sum of what each process has of a loss."""

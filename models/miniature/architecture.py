@@ -3,23 +3,27 @@
 from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from .tokenizer import MAX_TOKENS
 
-SIZE = 64
-LATENT_CHANNELS = 12
+SIZE = 128
+"""Of pictures, in pixels."""
+SMALL_SIZE = 64
+"""Of the reduced pictures that its readers look at: CLIP, the identity encoder and the judge."""
+LATENT_SIZE, LATENT_CHANNELS = 16, 12
 TEXT_WIDTH = 160
 
 
 def make_vae() -> AutoencoderKL:
-    """Pictures (B, 3, 64, 64) to latents (B, 12, 16, 16) and back."""
+    """Pictures (B, 3, 128, 128) to latents (B, 12, 16, 16) and back."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
-        block_out_channels=(24, 48, 96),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(24, 48, 96, 128),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -28,10 +32,33 @@ def make_vae() -> AutoencoderKL:
     )
 
 
+class Discriminator(nn.Module):
+    """Tells patches of rendered pictures from decoded ones (Isola et al. 2017, section 3.2.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(3, 48, 4, 2, 1), nn.LeakyReLU(0.2)),
+                nn.Sequential(nn.Conv2d(48, 96, 4, 2, 1), nn.GroupNorm(8, 96), nn.LeakyReLU(0.2)),
+                nn.Sequential(nn.Conv2d(96, 128, 3, 1, 1), nn.GroupNorm(8, 128), nn.LeakyReLU(0.2)),
+                nn.Conv2d(128, 1, 3, 1, 1),
+            ]
+        )
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """What each layer makes of pictures (B, 3, h, w); the last says (B, 1, h/4, w/4)."""
+        seen: list[Tensor] = []
+        for layer in self.layers:
+            pixels = layer(pixels)
+            seen.append(pixels)
+        return seen
+
+
 def make_unet() -> UNet2DConditionModel:
     """Noisy latents (B, 12, 16, 16), timesteps (B,) and text states (B, 77, 160) to noise."""
     return UNet2DConditionModel(
-        sample_size=SIZE // 4,
+        sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -63,7 +90,7 @@ def make_clip(tokenizer: Any) -> CLIPModel:
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=SIZE,
+        image_size=SMALL_SIZE,
         patch_size=8,
         projection_dim=96,
     )

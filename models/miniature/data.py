@@ -3,16 +3,16 @@
 Batch k of a stage is the same in every run: its scenes follow from the stage's name and k alone.
 """
 
-import multiprocessing
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .identities import CATEGORIES, identity_seed, make_identity
 from .world import Rendered, Scene, describe, render, sample_scene
@@ -31,17 +31,34 @@ class Batch:
     `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well.
     """
 
-    images: np.ndarray
-    masks: np.ndarray
-    foregrounds: np.ndarray
+    images: Tensor
+    masks: Tensor
+    foregrounds: Tensor
     captions: list[str]
     scenes: list[Scene]
 
 
-def scenes_batch(step: int, *, split: str, offset: int, batch: int, size: int) -> Batch:
-    """Batch `step` of random scenes; stages differ in `offset`, so that none repeats another's."""
+def scenes_batch(
+    step: int,
+    *,
+    split: str,
+    offset: int,
+    batch: int,
+    size: int,
+    crowds: Sequence[float] | None = None,
+) -> Batch:
+    """Batch `step` of random scenes; stages differ in `offset`, so that none repeats another's.
+
+    `crowds` are the shares of scenes with one, two and three subjects, if not the world's own.
+    """
     first = offset * 1_000_000_000 + step * batch
-    return _rendered([sample_scene(first + i, split) for i in range(batch)], size)
+    scenes: list[Scene] = []
+    for seed in range(first, first + batch):
+        count = None
+        if crowds is not None:
+            (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
+        scenes.append(sample_scene(seed, split, num_subjects=count))
+    return _rendered(scenes, size)
 
 
 def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) -> Batch:
@@ -77,26 +94,36 @@ def _rendered(scenes: list[Scene], size: int) -> Batch:
         for i, mask in enumerate(picture.masks):
             row[i] = _small(mask)
     foregrounds = np.stack([_small(picture.foreground) for picture in pictures])
-    return Batch(images, masks, foregrounds, [describe(scene) for scene in scenes], scenes)
+    arrays = (torch.from_numpy(array.copy()) for array in (images, masks, foregrounds))
+    return Batch(*arrays, [describe(scene) for scene in scenes], scenes)
 
 
 def _small(mask: PIL.Image.Image) -> np.ndarray:
     return np.asarray(mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX))
 
 
-def prefetched(
-    make: Callable[[int], Batch] | partial[Batch], steps: range, num_workers: int
-) -> Iterator[Batch]:
+class _Batches(Dataset[Batch]):
+    def __init__(self, make: Callable[[int], Batch], steps: range) -> None:
+        self._make, self._steps = make, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._make(self._steps[index])
+
+
+def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> Iterator[Batch]:
     """Yield `make(step)` for each step, in order, made by worker processes ahead of time."""
-    if num_workers == 0:
-        yield from map(make, steps)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        coming = deque(pool.submit(make, step) for step in steps[: AHEAD * num_workers])
-        for step in steps:
-            batch = coming.popleft().result()
-            following = step + AHEAD * num_workers
-            if following < steps.stop:
-                coming.append(pool.submit(make, following))
-            yield batch
+    ahead: dict[str, Any] = {"prefetch_factor": AHEAD, "multiprocessing_context": "spawn"}
+    yield from DataLoader(
+        _Batches(make, steps),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        **(ahead if num_workers else {}),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -25,7 +25,7 @@ from .architecture import make_clip, make_scheduler, make_unet, make_vae
 from .tokenizer import make_tokenizer
 from .train import STAGES, Workshop, parameters_of, scaling_factor
 
-MAX_BYTES = 30_000_000
+MAX_BYTES = 36_000_000
 
 
 def export(miniature: Path, target: Path = SHIPPED) -> None:

@@ -11,8 +11,10 @@ run that was killed ends bit-equal to one that was not, on the same kind of mach
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,10 +31,19 @@ from diffusers.models.resnet import ResnetBlock2D
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from transformers import CLIPTokenizer
 
-from .architecture import SIZE, make_clip, make_scheduler, make_unet, make_vae
+from .architecture import (
+    SIZE,
+    SMALL_SIZE,
+    Discriminator,
+    make_clip,
+    make_scheduler,
+    make_unet,
+    make_vae,
+)
 from .data import Batch, pairs_batch, prefetched, scenes_batch
 from .identity import IdentityEncoder
 from .tokenizer import make_tokenizer
@@ -41,8 +52,11 @@ CAPTION_DROPOUT = 0.1
 MAX_SNR, MORE_SNR = 5.0, 0.25
 FOREGROUND_WEIGHT = 4.0
 FOREGROUND_NOISE_WEIGHT = 3.0
+LATENT_NOISE = 0.1
+FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
+MANY_STEPS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -55,13 +69,17 @@ class Workshop:
     tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
 
     def generator(self, stage: str, step: int) -> torch.Generator:
-        """The randomness of one step; it depends on nothing else."""
-        return torch.Generator().manual_seed(hash_of(self.seed, stage, step))
+        """The randomness of one step; it depends on nothing else but the kind of device."""
+        return torch.Generator(self.device).manual_seed(hash_of(self.seed, stage, step))
 
     def pixels(self, batch: Batch) -> Tensor:
         """The pictures of a batch (B, 3, size, size) in -1..1."""
-        images = torch.from_numpy(batch.images).to(self.device)
+        images = batch.images.to(self.device, non_blocking=True)
         return (images.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+    def foregrounds(self, batch: Batch) -> Tensor:
+        """Where subjects are, and what they wear, hold or sit on (B, 1, 16, 16), 0..1."""
+        return batch.foregrounds.to(self.device, non_blocking=True)[:, None] / 255
 
     def tokens(self, captions: list[str], *, padding: str = "max_length") -> Tensor:
         """Token ids (B, 77), or as many as the longest caption has with `padding="longest"`."""
@@ -91,6 +109,8 @@ def parameters_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]
 
 
 Losses = dict[str, Tensor]
+Encoded = dict[str, Tensor]
+"""Tensors whose first dimension is the scene."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +124,17 @@ class Stage:
     make_batch: Callable[..., Batch]
     offset: int
     build: Callable[[Workshop], nn.ModuleDict]
-    losses: Callable[[Any, Batch, Workshop, torch.Generator], Losses]
+    losses: Callable[[Any, Any, Workshop, torch.Generator], Losses]
+    """Of a `Batch`, or of what `encode` makes of one."""
     learns: tuple[str, ...]
+    size: int = SIZE
+    encode: Callable[[Any, Batch, Workshop], Encoded] | None = None
+    window: int = 1
+    """Minibatches are drawn from the last so many batches of encoded scenes, ..."""
+    reuse: int = 1
+    """... and so many of them until the next batch is rendered."""
+    crowds: tuple[float, float, float] | None = None
+    """Shares of scenes with one, two and three subjects, if not the world's own."""
     split: str = "taught"
     """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -164,42 +193,64 @@ def vae_losses(
         posterior = modules["vae"].encode(pixels).latent_dist
         decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
     kl = 1e-6 * posterior.kl().float().mean()
-    return _reconstruction_losses(decoded, pixels, batch) | {"kl": kl}
+    return _reconstruction_losses(decoded, pixels, workshop.foregrounds(batch)) | {"kl": kl}
 
 
 def build_decoder(workshop: Workshop) -> nn.ModuleDict:
-    """The autoencoder as it is."""
+    """The autoencoder as it is, and who tells its pictures from renders."""
     modules: Any = build_vae(workshop)
     workshop.load("vae", modules["vae"], "vae")
+    modules["discriminator"] = Discriminator()
     return modules
 
 
 def decoder_losses(
     modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
-    """The same without the KL: the latent space stays, so that a U-Net can be trained beside it."""
+    """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
+
+    The latent space stays, so that a U-Net can be trained beside it. Latents are a little noisy, as
+    those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
+    alone, and `discriminator`, the hinge loss, the discriminator alone.
+    """
     pixels = workshop.pixels(batch)
     with workshop.autocast():
         with torch.no_grad():
-            posterior = modules["vae"].encode(pixels).latent_dist
-        decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
-    return _reconstruction_losses(decoded, pixels, batch)
+            latents = modules["vae"].encode(pixels).latent_dist.mean
+            noise = torch.randn(
+                latents.shape, generator=generator, device=latents.device, dtype=latents.dtype
+            )
+        decoded = modules["vae"].decode(latents + LATENT_NOISE * latents.std() * noise).sample
+        discriminator = modules["discriminator"]
+        unchanged = {name: value.detach() for name, value in discriminator.named_parameters()}
+        *features, verdict = functional_call(discriminator, unchanged, (decoded,))
+        *of_renders, true_verdict = discriminator(pixels)
+        *_, false_verdict = discriminator(decoded.detach())
+    matched = [
+        F.l1_loss(ours.float(), theirs.detach().float())
+        for ours, theirs in zip(features, of_renders, strict=True)
+    ]
+    hinge = F.relu(1 - true_verdict.float()).mean() + F.relu(1 + false_verdict.float()).mean()
+    return _reconstruction_losses(decoded, pixels, workshop.foregrounds(batch)) | {
+        "features": FEATURE_WEIGHT * torch.stack(matched).mean(),
+        "adversary": -ADVERSARY_WEIGHT * verdict.float().mean(),
+        "discriminator": hinge,
+    }
 
 
 def _decode_sample(
     vae: Any, posterior: Any, workshop: Workshop, generator: torch.Generator
 ) -> Tensor:
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(workshop.device)
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=workshop.device)
     return vae.decode(posterior.mean + posterior.std * noise).sample
 
 
-def _reconstruction_losses(decoded: Tensor, pixels: Tensor, batch: Batch) -> Losses:
+def _reconstruction_losses(decoded: Tensor, pixels: Tensor, foreground: Tensor) -> Losses:
     """L1 and squares of pixels, and L1 of their differences.
 
     The foreground is a fifth of a picture's pixels and nearly all of what it is about: its pixels
     count five times. L1 alone settles for the median of two colours; the squares do not.
     """
-    foreground = torch.from_numpy(batch.foregrounds).to(pixels.device)[:, None] / 255
     weight = 1 + FOREGROUND_WEIGHT * F.interpolate(foreground, size=SIZE, mode="bilinear")
     weight = weight / weight.mean()
     error = decoded.float() - pixels
@@ -220,7 +271,8 @@ def build_unet(workshop: Workshop) -> nn.ModuleDict:
     workshop.load("vae", vae, "vae")
     vae.register_to_config(scaling_factor=scaling_factor(vae, workshop))
     unet = make_unet()
-    unet.set_attn_processor(AttnProcessor())  # on a CPU, the fused one is slow for small heads
+    if workshop.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused one is slow there for small heads
     return nn.ModuleDict({"unet": unet, "text": clip.text_model, "vae": vae})
 
 
@@ -233,8 +285,21 @@ def scaling_factor(vae: Any, workshop: Workshop) -> float:
     return round(1 / float(latents.std()), 4)
 
 
+@torch.no_grad()
+def encode_scenes(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+    """What the U-Net needs of scenes, so small that many of them stay in memory."""
+    vae = modules["vae"]
+    with workshop.autocast():
+        latents = vae.encode(workshop.pixels(batch)).latent_dist.mean
+    return {
+        "latents": latents.float() * vae.config.scaling_factor,
+        "tokens": workshop.tokens(batch.captions),
+        "foregrounds": workshop.foregrounds(batch),
+    }
+
+
 def unet_losses(
-    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
@@ -243,24 +308,20 @@ def unet_losses(
     is decided which colour goes where, count as much as those in between. The foreground weighs
     four times: a fifth of the picture, most of what a caption says.
     """
-    pixels = workshop.pixels(batch)
-    count = len(batch.captions)
-    kept = (torch.rand(count, generator=generator) >= CAPTION_DROPOUT).tolist()
-    captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
-    timesteps = torch.randint(0, 1000, (count,), generator=generator).to(workshop.device)
-    vae = modules["vae"]
+    device, latents = workshop.device, scenes["latents"]
+    count = len(latents)
+    is_left_out = torch.rand(count, generator=generator, device=device) < CAPTION_DROPOUT
+    tokens = torch.where(is_left_out[:, None], workshop.tokens([""]), scenes["tokens"])
+    timesteps = torch.randint(0, 1000, (count,), generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    signal = make_scheduler().alphas_cumprod.to(device)[timesteps]
+    share = signal[:, None, None, None]
+    noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     with workshop.autocast():
-        with torch.no_grad():
-            latents = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=generator).to(workshop.device)
-        scheduler = make_scheduler()
-        noisy = scheduler.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        states = modules["text"](workshop.tokens(captions)).last_hidden_state
+        states = modules["text"](tokens).last_hidden_state
         predicted = modules["unet"](noisy, timesteps, states).sample
-    signal = scheduler.alphas_cumprod.to(workshop.device)[timesteps]
     snr = signal / (1 - signal)
-    foreground = torch.from_numpy(batch.foregrounds).to(workshop.device)[:, None] / 255
-    weight = 1 + FOREGROUND_NOISE_WEIGHT * foreground
+    weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
 
@@ -297,6 +358,7 @@ STAGES = {
             make_batch=scenes_batch,
             offset=1,
             build=build_clip,
+            size=SMALL_SIZE,
             losses=clip_losses,
             learns=("clip",),
         ),
@@ -322,7 +384,8 @@ STAGES = {
             offset=6,
             build=build_decoder,
             losses=decoder_losses,
-            learns=("vae.decoder", "vae.post_quant_conv"),
+            learns=("vae.decoder", "vae.post_quant_conv", "discriminator"),
+            slow={"discriminator": 0.4},
             weight_decay=0.0,
             warmup_steps=100,
         ),
@@ -334,7 +397,9 @@ STAGES = {
             make_batch=scenes_batch,
             offset=3,
             build=build_unet,
+            encode=encode_scenes,
             losses=unet_losses,
+            crowds=(0.5, 0.3, 0.2),
             learns=("unet", "text"),
             slow={"text": 0.25},
         ),
@@ -346,6 +411,7 @@ STAGES = {
             make_batch=scenes_batch,
             offset=4,
             build=build_clip_tune,
+            size=SMALL_SIZE,
             losses=clip_losses,
             learns=(
                 "clip.vision_model",
@@ -362,15 +428,26 @@ STAGES = {
             make_batch=pairs_batch,
             offset=5,
             build=build_identity,
+            size=SMALL_SIZE,
             losses=identity_losses,
             learns=("identity",),
         ),
     )
 }
 
+ON_CUDA: dict[str, dict[str, Any]] = {
+    "vae": {"batch": 64},
+    "decoder": {"batch": 64},
+    "unet": {"batch": 512, "learning_rate": 1e-3, "window": 128, "reuse": 3},
+}
+"""What a GPU does better: it learns faster than processors render, and from larger batches."""
 
 _SETTINGS = (
     "batch",
+    "size",
+    "window",
+    "reuse",
+    "crowds",
     "learning_rate",
     "slow",
     "weight_decay",
@@ -423,31 +500,64 @@ class Training:
         )
         self.step = 0
 
-    def run(self, num_steps: int, num_workers: int, stop_at: int | None = None) -> None:
-        """Train up to `num_steps` in all; `stop_at` ends sooner, as a kill would, with a save."""
+    def run(
+        self,
+        num_steps: int,
+        num_workers: int,
+        stop_at: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Train up to `num_steps` in all; `stop_at` ends sooner, as a kill would, with a save.
+
+        With `seconds`, for so long instead, of which the first batch is not yet a part.
+        """
         stage, folder = self.stage, self.workshop.folder
         self._resume()
-        self._write_settings(num_steps)
+        last = MANY_STEPS if seconds else num_steps if stop_at is None else min(stop_at, num_steps)
+        started = saved = None
+        log = _Log(folder / f"{stage.name}.jsonl", stage.batch)
+        for batch in self._minibatches(last, num_workers):
+            now = time.monotonic()
+            started, saved = started or now, saved or now
+            done = (now - started) / seconds if seconds else self.step / max(1, num_steps)
+            if seconds and done >= 1:
+                num_steps = self.step
+                break
+            losses = self._learn(batch, min(1.0, done))
+            self.step += 1
+            log.add(self.step, losses)
+            if now - saved > SAVE_EVERY_SECONDS:
+                self.save()
+                saved = now
+        self.save()
+        if self.step == num_steps:
+            self._write_settings(num_steps, seconds)
+            self.export()
+
+    def _minibatches(self, last: int, num_workers: int) -> Iterator[Any]:
+        """What each step from here on learns from."""
+        stage = self.stage
+        options: dict[str, Any] = {"crowds": stage.crowds} if stage.crowds else {}
         make = partial(
             stage.make_batch,
             split=stage.split,
             offset=stage.offset + 100 * self.workshop.seed,
             batch=stage.batch,
-            size=SIZE,
+            size=stage.size,
+            **options,
         )
-        last = num_steps if stop_at is None else min(stop_at, num_steps)
-        saved = time.monotonic()
-        log = _Log(folder / f"{stage.name}.jsonl", stage.batch)
-        for batch in prefetched(make, range(self.step, last), num_workers):
-            losses = self._learn(batch, num_steps)
-            self.step += 1
-            log.add(self.step, losses)
-            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                self.save()
-                saved = time.monotonic()
-        self.save()
-        if self.step == num_steps:
-            self.export()
+        if stage.encode is None:
+            yield from prefetched(make, range(self.step, last), num_workers)
+            return
+        first = max(0, self.step // stage.reuse - stage.window + 1)
+        coming = prefetched(make, range(first, -(-last // stage.reuse)), num_workers)
+        window, num_known = _Window(stage.window), first
+        for step in range(self.step, last):
+            while num_known <= step // stage.reuse:
+                scenes = stage.encode(self.modules, next(coming), self.workshop)
+                window.put(num_known, scenes)
+                num_known += 1
+            yield window.draw(self.workshop.generator(f"{stage.name} window", step))
 
     def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what an earlier run learned; layers of another shape begin anew."""
@@ -455,11 +565,12 @@ class Training:
             if name in weights and weights[name].shape == parameter.shape:
                 parameter.data.copy_(weights[name])
 
-    def _write_settings(self, num_steps: int) -> None:
+    def _write_settings(self, num_steps: int, seconds: float | None) -> None:
         stage = self.stage
         settings = {
             "stage": stage.name,
             "images": num_steps * stage.batch,
+            "seconds": seconds,
             "seed": self.workshop.seed,
             "device": self.workshop.device.type,
             "torch": torch.__version__,
@@ -472,8 +583,8 @@ class Training:
         text = json.dumps(settings, indent=2, default=dict)
         (self.workshop.folder / f"{stage.name}.json").write_text(text + "\n")
 
-    def _learn(self, batch: Batch, num_steps: int) -> dict[str, Tensor]:
-        rate = self.stage.learning_rate * _schedule(self.step, num_steps, self.stage.warmup_steps)
+    def _learn(self, batch: Any, done: float) -> dict[str, Tensor]:
+        rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         generator = self.workshop.generator(self.stage.name, self.step)
@@ -525,6 +636,37 @@ class Training:
         return self.workshop.folder / f"{self.stage.name}.resume.safetensors"
 
 
+class _Window:
+    """The last batches of encoded scenes, each where it replaces the oldest."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._filled = size, 0
+        self._tensors: Encoded = {}
+        self._batch = 0
+
+    def put(self, number: int, scenes: Encoded) -> None:
+        """Keep batch `number`; batches come in order."""
+        if not self._tensors:
+            self._batch = len(next(iter(scenes.values())))
+            self._tensors = {
+                name: value.new_empty((self._size * self._batch, *value.shape[1:]))
+                for name, value in scenes.items()
+            }
+        place = number % self._size * self._batch
+        for name, value in scenes.items():
+            self._tensors[name][place : place + self._batch] = value
+        self._filled = max(self._filled, place + self._batch)
+
+    def draw(self, generator: torch.Generator) -> Encoded:
+        """As many scenes as a batch has, at random; with a window of one batch, that batch."""
+        if self._size == 1:
+            return self._tensors
+        chosen = torch.randint(
+            self._filled, (self._batch,), generator=generator, device=generator.device
+        )
+        return {name: value[chosen] for name, value in self._tensors.items()}
+
+
 def _compile_blocks(modules: nn.Module) -> None:
     """Compile block by block.
 
@@ -572,10 +714,9 @@ def hash_of(seed: int, stage: str, step: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _schedule(step: int, num_steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to 2 %."""
-    done = min(1.0, step / max(1, num_steps))
-    cosine = 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+def _schedule(step: int, done: float, warmup: int) -> float:
+    """Linear warm-up, then, as the share of all steps that is done, a cosine down to 2 %."""
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(done * math.pi))
     return min(1.0, (step + 1) / warmup) * cosine
 
 
@@ -606,8 +747,12 @@ def train(
     start: Path | None = None,
     compiled: bool = False,
     stop_at: int | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Run one stage, or go on with it; `images` overrides how many it sees in all.
+
+    With `seconds`, it sees as many as there is time for, at a rate of learning that falls with
+    time: for a machine that is there for minutes.
 
     `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
     that have another shape by now begin anew.
@@ -615,9 +760,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = STAGES[stage] if isinstance(stage, str) else stage
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
     num_steps = (images or recipe.images) // recipe.batch
     training = Training(recipe, Workshop(folder, chosen, seed), start=start, compiled=compiled)
-    training.run(num_steps, num_workers, stop_at)
+    training.run(num_steps, num_workers, stop_at, seconds)
 
 
 def main() -> None:
@@ -628,6 +776,7 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int)
+    parser.add_argument("--seconds", type=float, help="as many images as there is time for")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--workers", type=int, default=1)
@@ -639,6 +788,7 @@ def main() -> None:
             stage,
             options.out,
             images=options.images,
+            seconds=options.seconds,
             seed=options.seed,
             device=options.device,
             num_workers=options.workers,

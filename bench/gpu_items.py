@@ -1,0 +1,334 @@
+"""The items of `on_gpu.py`, most wanted first.
+
+correctness    a sample of the kernels' grid, against float64 (tests/kernels, in processes)
+kernels        attention with moments and maps beside torch's own, and twice bit-equal
+training_step  AttnDreamBooth at full size: ours, maps in memory, and those in float32
+generation     seconds of a picture through ours and through plain diffusers
+miniature      its autoencoder and its U-Net, by the recipe, for as long as there is time
+memory         the peak of a training with the preset for small GPUs
+"""
+
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import attention
+import torch
+import train_step
+from conceptry.evaluation.judge import load_judge
+from conceptry.models.drawing import draw_batch
+from conceptry.models.miniature import export, train
+from conceptry.models.miniature.world import describe, sample_scene
+from conceptry.models.pictures import contact_sheet
+from conceptry.models.request import Settings
+from environment import describe as describe_machine
+from full_size import make_full_size
+
+ROOT = Path(__file__).parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PROMPTS = (
+    "a photo of a red teapot in the snow",
+    "a photo of a blue spotted cat on the beach",
+    "a photo of a green robot holding a balloon in the city",
+    "a photo of a yellow dog wearing sunglasses in the forest",
+    "a photo of a brown bear on a skateboard in space",
+    "a photo of a pink bird next to a white house in the desert",
+    "a photo of a doll, a dog and a robot in a meadow",
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """A result that is on the disk as soon as it is known."""
+
+    path: Path
+
+    def get(self, key: str) -> Any:
+        """What is known, or None."""
+        return self._known().get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a result."""
+        known = self._known() | {key: value}
+        unfinished = self.path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(known, indent=1) + "\n")
+        unfinished.replace(self.path)
+
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+
+class Time:
+    """What is left of an item's time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something to measure, in at most a share of all the time."""
+
+    name: str
+    share: float
+    measure: Callable[[Report, Time, bool], None]
+
+
+def _machine(report: Report) -> None:
+    gpu = torch.cuda.get_device_name() if DEVICE == "cuda" else None
+    report.put("environment", describe_machine() | {"gpu": gpu})
+
+
+# --- kernels --------------------------------------------------------------------------------------
+
+
+def correctness(report: Report, left: Time, is_tiny: bool) -> None:
+    """Every nth id of the grid, and all that are not of the grid, by pytest in processes."""
+    _machine(report)
+    every = 97 if is_tiny else 9
+    xml = report.path.with_suffix(".xml")
+    words = [sys.executable, "-m", "pytest", "tests/kernels/test_attention.py"]
+    words += ["tests/kernels/test_distance.py", "-m", "grid or not grid", "-p", "sampled_grid"]
+    words += ["-n", "2" if is_tiny else "12", "-o", "filterwarnings=", f"--junitxml={xml}"]
+    paths = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "CONCEPTRY_EVERY": str(every)}
+    try:
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            env=environment,
+            timeout=left.left,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        report.put("output", done.stdout[-6000:])
+    except subprocess.TimeoutExpired as error:
+        report.put("output", (error.stdout or b"")[-6000:].decode(errors="replace"))
+        raise
+    suite = ET.parse(xml).getroot()[0]
+    report.put("counts", {key: suite.get(key) for key in ("tests", "failures", "errors", "time")})
+    report.put("every", every)
+
+
+def kernels(report: Report, left: Time, is_tiny: bool) -> None:
+    """Rows of `bench/attention.py`, as many as there is time for; the largest first."""
+    _machine(report)
+    shapes = {"tiny": {(2, 64, 16): 1}} if is_tiny else attention.SHAPES
+    dtype = torch.float16 if DEVICE == "cuda" else torch.float32
+    report.put("dtype", str(dtype))
+    report.put("twice_bit_equal", _is_repeatable(dtype))
+    rows: list[dict[str, Any]] = report.get("rows") or []
+    known = {(row["model"], row["batch"], row["positions"], row["width"]) for row in rows}
+    for batch, model in itertools.product((8, 1), shapes):
+        for shape, layers in shapes[model].items():
+            heads, positions, width = shape
+            if (model, batch, positions, width) in known or left.left < 5:
+                continue
+            row: dict[str, Any] = {"model": model, "batch": batch, "heads": heads}
+            row |= {"positions": positions, "width": width, "layers": layers}
+            row["steps"] = attention.Bench(shape, batch, DEVICE, dtype).measure(0.15)
+            rows.append(row)
+            report.put("rows", rows)
+            report.put("forward_backward_ratios", attention.sums(rows))
+
+
+def _is_repeatable(dtype: torch.dtype) -> bool:
+    bench = attention.Bench((8, 1024 if DEVICE == "cuda" else 64, 40), 2, DEVICE, dtype)
+
+    def once() -> list[torch.Tensor]:
+        results = attention.moments(*bench.leaves)
+        upstream = [torch.ones_like(part) for part in results]
+        return [*results, *torch.autograd.grad(results, bench.leaves, upstream)]
+
+    return all(one.equal(two) for one, two in zip(once(), once(), strict=True))
+
+
+# --- full size ------------------------------------------------------------------------------------
+
+
+def _full_size(name: str) -> Any:
+    with torch.device(DEVICE):
+        return make_full_size(name)
+
+
+def training_step(report: Report, left: Time, is_tiny: bool) -> None:
+    """Ours first: what a cut leaves out is the usual way."""
+    _machine(report)
+    report.put("shape", "the miniature, 64 px" if is_tiny else "SD 2.1-base, 512 px, batch 8")
+    pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1")
+    words = [f"resolution={64 if is_tiny else 512}", "augmentation.crops=8"]
+    words += [f"stage{i}.batch={2 if is_tiny else 8}" for i in (1, 2, 3)]
+    for way in ("ours", "eager", "eager float32"):
+        if report.get(way) or left.left < 10:
+            continue
+        told: defaultdict[str, Any] = defaultdict(train_step.Measured)
+        precision = ["mixed_precision=no"] if way == "eager float32" else []
+        try:
+            with nullcontext() if way == "ours" else train_step.usual_way():
+                train_step.measure(pipeline, words + precision, 2 if is_tiny else 8, told)
+        except torch.cuda.OutOfMemoryError as error:
+            report.put(way, {"out_of_memory": str(error)[:200]})
+            continue
+        report.put(way, {stage: each.to_mapping() for stage, each in told.items()})
+    steps = train_step.PAPER_STEPS if not is_tiny else {}
+    ours = report.get("ours")
+    of_all = sum(ours[stage]["seconds"] * count for stage, count in steps.items())
+    report.put("seconds_for_660_steps", round(of_all, 1))
+    if DEVICE == "cuda" and left.left > 15:
+        report.put("profile_of_stage3", _profile(pipeline, words))
+
+
+def _profile(pipeline: Any, words: list[str]) -> str:
+    """Where the time of some steps of the last stage goes."""
+    told: defaultdict[str, Any] = defaultdict(train_step.Measured)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        train_step.measure(pipeline, words, 1, told, stages=("stage3",))
+    table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=30)
+    return "\n".join(line[:60] + line[-160:] for line in table.splitlines())
+
+
+def generation(report: Report, left: Time, is_tiny: bool) -> None:
+    """Pictures of SD 2.1-base's shape, 512 px, 50 steps, guidance 7.5, one and four at a time."""
+    _machine(report)
+    pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1").to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    steps = 2 if is_tiny else 50
+
+    def ours(count: int) -> None:
+        draw_batch(pipeline, ["a dog"] * count, range(count), Settings(steps=steps, guidance=7.5))
+
+    def plain(count: int) -> None:
+        pipeline(["a dog"] * count, num_inference_steps=steps, guidance_scale=7.5)
+
+    for count in (1, 4):
+        for name, way in (("ours", ours), ("diffusers", plain)):
+            if left.left < 10:
+                return
+            taken = [_seconds_of(way, count) for _ in range(3)]
+            report.put(f"{name}, {count} at a time", round(min(taken), 3))
+
+
+def _seconds_of(way: Callable[[int], None], count: int) -> float:
+    started = time.perf_counter()
+    way(count)
+    return time.perf_counter() - started
+
+
+def memory(report: Report, left: Time, is_tiny: bool) -> None:
+    """Peaks of AttnDreamBooth with `low-vram`, batch and size as the preset has them."""
+    _machine(report)
+    if is_tiny or DEVICE == "cpu":
+        return
+    for name, size in (("SD 1.5", 512), ("SD 2.1", 512), ("SDXL", 1024)):
+        if report.get(name) or left.left < 15:
+            continue
+        told: defaultdict[str, Any] = defaultdict(train_step.Measured)
+        words = [f"resolution={size}", "augmentation.crops=8"]
+        train_step.measure(_full_size(name), words, 1, told, preset="low-vram")
+        report.put(name, {stage: each.to_mapping() for stage, each in told.items()})
+        torch.cuda.empty_cache()
+
+
+# --- the miniature --------------------------------------------------------------------------------
+
+
+def miniature(report: Report, left: Time, is_tiny: bool) -> None:
+    """Autoencoder, sharp decoder and U-Net by the recipe; then its pictures, and the judge's word.
+
+    The weights end up in `miniature-weights` beside the report, ready to ship.
+    """
+    _machine(report)
+    folder = report.path.with_name("miniature-run")
+    start = folder / "start" / "unet.safetensors"
+    if not start.exists():
+        export.restore(folder)
+        start.parent.mkdir()
+        shutil.move(folder / "unet.safetensors", start)
+        for name in ("vae", "decoder"):
+            (folder / f"{name}.safetensors").unlink()
+    workers = 1 if is_tiny else max(1, (os.cpu_count() or 2) - 2)
+    to_show = 0.12 * left.left
+    for stage, share in (("vae", 0.18), ("decoder", 0.3), ("unet", 1.0)):
+        if (folder / f"{stage}.safetensors").exists():
+            continue
+        spare = max(2.0, share * (left.left - to_show) - (0 if is_tiny else 7))
+        train.train(
+            stage if not is_tiny else _small(stage),
+            folder,
+            seconds=spare,
+            num_workers=workers,
+            start=start if stage == "unet" else None,
+        )
+        lines = (folder / f"{stage}.jsonl").read_text().splitlines() if not is_tiny else ["{}"]
+        report.put(stage, [json.loads(line) for line in lines[:: max(1, len(lines) // 12)]])
+        report.put(f"{stage} last", json.loads(lines[-1]))
+    weights = report.path.with_name("miniature-weights")
+    export.export(folder, weights)
+    report.put("judged", _judged(weights, report, 2 if is_tiny else 192))
+
+
+def _small(stage: str) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(train.STAGES[stage], batch=4)
+
+
+def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
+    """A sheet of pictures, and shares of what prompts of held-out scenes name that is seen."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(weights).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = Settings(steps=25, guidance=5.0)
+    rows = []
+    for prompt in PROMPTS[:1] if count < 9 else PROMPTS:
+        images = draw_batch(pipeline, [prompt] * 8, range(8), settings)
+        rows.append((prompt, images))
+    contact_sheet(rows, side=128).save(report.path.with_name("miniature-drawn.png"))
+    judge, right = load_judge(), defaultdict(list)
+    scenes = [sample_scene(seed, "held-out") for seed in range(7_000_000, 7_000_000 + count)]
+    for first in range(0, count, 64):
+        some = scenes[first : first + 64]
+        prompts = [describe(scene) for scene in some]
+        images = draw_batch(pipeline, prompts, [scene.seed for scene in some], settings)
+        for scene, prompt, seen in zip(some, prompts, judge.look(images), strict=True):
+            kinds = {subject.identity.category for subject in scene.subjects}
+            right[f"all of {len(kinds)}"].append(kinds <= set(seen.categories))
+            if scene.place in prompt:
+                right["place"].append(seen.place == scene.place)
+            for subject in scene.subjects:
+                if f"{subject.identity.colour} {subject.identity.category}" in prompt:
+                    found = seen.colours.get(subject.identity.category)
+                    right["colour"].append(found == subject.identity.colour)
+                if subject.accessory and subject.accessory in prompt:
+                    right["accessory"].append(seen.accessory == subject.accessory)
+    return {name: round(statistics.mean(values), 3) for name, values in sorted(right.items())}
+
+
+ITEMS = (
+    Item("kernels", 0.2, kernels),
+    Item("training_step", 0.22, training_step),
+    Item("generation", 0.1, generation),
+    Item("correctness", 0.15, correctness),
+    Item("miniature", 0.8, miniature),
+    Item("memory", 0.2, memory),
+)
