@@ -102,11 +102,11 @@ def _machine(report: Report) -> None:
 def correctness(report: Report, left: Time, is_tiny: bool) -> None:
     """Every nth id of the grid, and all that are not of the grid, by pytest in processes."""
     _machine(report)
-    every = 97 if is_tiny else 9
+    every = 97 if is_tiny else 13
     xml = report.path.with_suffix(".xml")
     words = [sys.executable, "-m", "pytest", "tests/kernels/test_attention.py"]
     words += ["tests/kernels/test_distance.py", "-m", "grid or not grid", "-p", "sampled_grid"]
-    words += ["-n", "2" if is_tiny else "12", "-o", "filterwarnings=", f"--junitxml={xml}"]
+    words += ["-n", "2" if is_tiny else "12", "-o", "filterwarnings=", f"--junitxml={xml}", "-rf"]
     paths = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "CONCEPTRY_EVERY": str(every)}
     try:
@@ -265,9 +265,9 @@ def miniature(report: Report, left: Time, is_tiny: bool) -> None:
         shutil.move(folder / "unet.safetensors", start)
         for name in ("vae", "decoder"):
             (folder / f"{name}.safetensors").unlink()
-    workers = 1 if is_tiny else max(1, (os.cpu_count() or 2) - 2)
-    to_show = 0.12 * left.left
-    for stage, share in (("vae", 0.18), ("decoder", 0.3), ("unet", 1.0)):
+    workers = 1 if is_tiny else max(1, (os.cpu_count() or 2) - 1)
+    to_show = min(25, 0.2 * left.left)
+    for stage, share in (("vae", 0.2), ("decoder", 0.3), ("unet", 1.0)):
         if (folder / f"{stage}.safetensors").exists():
             continue
         spare = max(2.0, share * (left.left - to_show) - (0 if is_tiny else 7))

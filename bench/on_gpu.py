@@ -41,7 +41,7 @@ NEEDED = (
     "typing-inspection",
 )
 PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
-THERE = "/tmp/site"  # noqa: S108 (of a machine that is there for minutes)
+THERE = "/tmp/site"
 TO_END = 10.0
 """Seconds that an item has to end in once its time is over."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .lean import attend_lean, map_distance_lean
 from .problem import (
+    CheckedColumns,
     Problem,
     check_columns,
     check_keys,
@@ -46,7 +47,7 @@ def attend(
     *,
     key_bias: Tensor | None = None,
     extra: Sequence[tuple[Tensor, Tensor, Tensor | None]] | None = None,
-    columns: Tensor | Sequence[int] | None = None,
+    columns: Tensor | Sequence[int] | CheckedColumns | None = None,
     want: str | Sequence[str] | None = None,
     per_head: bool = False,
     scale: float | None = None,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .attention import REDUCTIONS, attend, map_distance
-from .problem import WANTS
+from .problem import WANTS, CheckedColumns, check_columns
 
 CROSS_ATTENTION = r".*attn2"
 """The names of the layers in which pictures attend to text, in every Stable Diffusion."""
@@ -44,15 +44,25 @@ class Observation:
             seen.clear()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
     """What the watched layers are to compute."""
 
-    columns: Tensor | Sequence[int] | None
+    columns: Tensor | Sequence[int] | CheckedColumns | None
     want: tuple[str, ...]
     per_head: bool
     reference: Tensor | None
     reduction: str
+
+    def columns_for(self, key: Tensor) -> CheckedColumns:
+        """The columns of keys (B, H, M, D), looked at in the first layer alone."""
+        batch, num_keys = key.shape[0], key.shape[2]
+        known = self.columns
+        if not isinstance(known, CheckedColumns) or known.num_keys != num_keys:
+            assert known is not None
+            known = CheckedColumns(check_columns(known, batch, num_keys, key.device), num_keys)
+            self.columns = known
+        return known
 
 
 @contextmanager
@@ -190,7 +200,7 @@ class _WatchingProcessor:
             key,
             value,
             key_bias=bias,
-            columns=asked.columns,
+            columns=asked.columns_for(key),
             want=asked.want,
             per_head=asked.per_head,
             scale=scale,

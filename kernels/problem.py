@@ -41,6 +41,18 @@ class Problem:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedColumns:
+    """Key indices (B, T) int64 that are known to be in the range of `num_keys`.
+
+    Looking at indices on a GPU waits for all that was asked of it: whoever attends in many layers
+    checks them once.
+    """
+
+    rows: Tensor
+    num_keys: int
+
+
 def make_problem(
     q: Tensor,
     k: Tensor,
@@ -48,7 +60,7 @@ def make_problem(
     *,
     key_bias: Tensor | None,
     extra: Sequence[tuple[Tensor, Tensor, Tensor | None]] | None,
-    columns: Tensor | Sequence[int] | None,
+    columns: Tensor | Sequence[int] | CheckedColumns | None,
     want: str | Sequence[str] | None,
     per_head: bool,
     scale: float | None,
@@ -126,18 +138,25 @@ def _check_that_keys_are_left(q: Tensor, segments: Sequence[Segment]) -> None:
 
 
 def check_columns(
-    columns: Tensor | Sequence[int], batch: int, num_keys: int, device: torch.device
+    columns: Tensor | Sequence[int] | CheckedColumns,
+    batch: int,
+    num_keys: int,
+    device: torch.device,
 ) -> Tensor:
     """Key indices as (B, T) int64 on `device`; on the CPU they are checked without a wait."""
-    given = columns if isinstance(columns, Tensor) else torch.tensor(columns)
-    if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
-        raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+    if isinstance(columns, CheckedColumns) and columns.num_keys == num_keys:
+        given = columns.rows
+    else:
+        columns = columns.rows if isinstance(columns, CheckedColumns) else columns
+        given = columns if isinstance(columns, Tensor) else torch.tensor(columns)
+        if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
+            raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+        low, high = int(given.min()), int(given.max())
+        if low < 0 or high >= num_keys:
+            wrong = low if low < 0 else high
+            raise ValueError(f"columns hold {wrong}, out of the range of {num_keys} keys")
     if given.dim() == 2 and given.shape[0] != batch:
         raise ValueError(f"columns have {given.shape[0]} rows for a batch of {batch}")
-    low, high = int(given.min()), int(given.max())
-    if low < 0 or high >= num_keys:
-        wrong = low if low < 0 else high
-        raise ValueError(f"columns hold {wrong}, out of the range of {num_keys} keys")
     rows = given if given.dim() == 2 else given.expand(batch, -1)
     return rows.to(device=device, dtype=torch.int64).contiguous()
 

@@ -7,6 +7,7 @@ After FlashAttention-2 (Dao 2023, algorithms 1 and 2); what columns add is deriv
 # (what Triton does to a function is beyond its types)
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -488,15 +489,21 @@ class _TritonAttention(torch.autograd.Function):
 def _joined_moments(inputs: _Inputs, parts: Tensor) -> Tensor:
     """Moments of all from those of blocks (Chan et al. 1979, eq. 2.1), (B, T, 2)."""
     block = forward_blocks(inputs.width, inputs.q.dtype).queries
-    starts = torch.arange(0, inputs.num_queries, block, device=parts.device)
-    counts = (inputs.num_queries - starts).clamp(max=block).to(torch.float32)
-    counts = counts.repeat(inputs.heads)[:, None]  # (H · blocks, 1)
+    counts = _block_counts(inputs.num_queries, block, inputs.heads, parts.device)
     per_sample = parts.unflatten(0, (inputs.batch, inputs.heads)).flatten(1, 2)
     means, squares = per_sample.unbind(-1)  # (B, H · blocks, T)
-    whole = counts.sum()
+    whole = inputs.heads * inputs.num_queries
     mean = (means * counts).sum(1) / whole
     spread = squares + counts * (means - mean[:, None]).square()
     return torch.stack([mean, spread.sum(1) / (whole - 1)], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def _block_counts(num_queries: int, block: int, heads: int, device: torch.device) -> Tensor:
+    """How many queries are in each block of each head, (H · blocks, 1)."""
+    starts = torch.arange(0, num_queries, block, device=device)
+    counts = (num_queries - starts).clamp(max=block).to(torch.float32)
+    return counts.repeat(heads)[:, None]
 
 
 def _column_gradients_of(

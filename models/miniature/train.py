@@ -17,10 +17,11 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ LOG_EVERY_STEPS = 25
 MANY_STEPS = 1_000_000
 
 
-@dataclass(slots=True)
+@dataclass
 class Workshop:
     """Where a training happens and what earlier stages left there."""
 
@@ -72,9 +73,9 @@ class Workshop:
         """The randomness of one step; it depends on nothing else but the kind of device."""
         return torch.Generator(self.device).manual_seed(hash_of(self.seed, stage, step))
 
-    def pixels(self, batch: Batch) -> Tensor:
-        """The pictures of a batch (B, 3, size, size) in -1..1."""
-        images = batch.images.to(self.device, non_blocking=True)
+    def pixels(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, size, size) of bytes, in -1..1."""
+        images = images.to(self.device, non_blocking=True)
         return (images.float() / 127.5 - 1).to(memory_format=torch.channels_last)
 
     def foregrounds(self, batch: Batch) -> Tensor:
@@ -85,6 +86,16 @@ class Workshop:
         """Token ids (B, 77), or as many as the longest caption has with `padding="longest"`."""
         encoded = self.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
         return encoded.input_ids.to(self.device)
+
+    @cached_property
+    def no_words(self) -> Tensor:
+        """Token ids (1, 77) of an empty caption."""
+        return self.tokens([""])
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """ᾱ of each timestep, (1000,)."""
+        return make_scheduler().alphas_cumprod.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 where a matrix product may use it."""
@@ -163,7 +174,7 @@ def clip_losses(
     with workshop.autocast():
         output = modules["clip"](
             input_ids=workshop.tokens(batch.captions, padding="longest"),
-            pixel_values=workshop.pixels(batch),
+            pixel_values=workshop.pixels(batch.images),
         )
     logits = output.logits_per_text.float()
     target = torch.arange(len(logits), device=logits.device)
@@ -184,16 +195,23 @@ def build_vae(workshop: Workshop) -> nn.ModuleDict:
     return nn.ModuleDict({"vae": make_vae()})
 
 
+def keep_pictures(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+    """What the autoencoder needs of scenes."""
+    del modules
+    images = batch.images.to(workshop.device, non_blocking=True)
+    return {"images": images, "foregrounds": workshop.foregrounds(batch)}
+
+
 def vae_losses(
-    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
     """How far what comes back is from what went in, and a touch of KL."""
-    pixels = workshop.pixels(batch)
+    pixels = workshop.pixels(scenes["images"])
     with workshop.autocast():
         posterior = modules["vae"].encode(pixels).latent_dist
         decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
     kl = 1e-6 * posterior.kl().float().mean()
-    return _reconstruction_losses(decoded, pixels, workshop.foregrounds(batch)) | {"kl": kl}
+    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
 
 
 def build_decoder(workshop: Workshop) -> nn.ModuleDict:
@@ -205,7 +223,7 @@ def build_decoder(workshop: Workshop) -> nn.ModuleDict:
 
 
 def decoder_losses(
-    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
     """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
 
@@ -213,7 +231,7 @@ def decoder_losses(
     those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
     alone, and `discriminator`, the hinge loss, the discriminator alone.
     """
-    pixels = workshop.pixels(batch)
+    pixels = workshop.pixels(scenes["images"])
     with workshop.autocast():
         with torch.no_grad():
             latents = modules["vae"].encode(pixels).latent_dist.mean
@@ -231,7 +249,7 @@ def decoder_losses(
         for ours, theirs in zip(features, of_renders, strict=True)
     ]
     hinge = F.relu(1 - true_verdict.float()).mean() + F.relu(1 + false_verdict.float()).mean()
-    return _reconstruction_losses(decoded, pixels, workshop.foregrounds(batch)) | {
+    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {
         "features": FEATURE_WEIGHT * torch.stack(matched).mean(),
         "adversary": -ADVERSARY_WEIGHT * verdict.float().mean(),
         "discriminator": hinge,
@@ -281,7 +299,7 @@ def scaling_factor(vae: Any, workshop: Workshop) -> float:
     """One over the standard deviation of latents, rounded so that every run agrees."""
     vae.to(workshop.device)
     batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
-    latents = vae.encode(workshop.pixels(batch)).latent_dist.mean
+    latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
     return round(1 / float(latents.std()), 4)
 
 
@@ -290,7 +308,7 @@ def encode_scenes(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
     """What the U-Net needs of scenes, so small that many of them stay in memory."""
     vae = modules["vae"]
     with workshop.autocast():
-        latents = vae.encode(workshop.pixels(batch)).latent_dist.mean
+        latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
     return {
         "latents": latents.float() * vae.config.scaling_factor,
         "tokens": workshop.tokens(batch.captions),
@@ -311,10 +329,10 @@ def unet_losses(
     device, latents = workshop.device, scenes["latents"]
     count = len(latents)
     is_left_out = torch.rand(count, generator=generator, device=device) < CAPTION_DROPOUT
-    tokens = torch.where(is_left_out[:, None], workshop.tokens([""]), scenes["tokens"])
+    tokens = torch.where(is_left_out[:, None], workshop.no_words, scenes["tokens"])
     timesteps = torch.randint(0, 1000, (count,), generator=generator, device=device)
     noise = torch.randn(latents.shape, generator=generator, device=device)
-    signal = make_scheduler().alphas_cumprod.to(device)[timesteps]
+    signal = workshop.signal[timesteps]
     share = signal[:, None, None, None]
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     with workshop.autocast():
@@ -338,7 +356,7 @@ def identity_losses(
     """Each picture finds its partner among all others (Chen et al. 2020, NT-Xent, τ = 0.07)."""
     del generator
     with workshop.autocast():
-        embedded = modules["identity"](workshop.pixels(batch)).float()
+        embedded = modules["identity"](workshop.pixels(batch.images)).float()
     similar = embedded @ embedded.T / 0.07
     similar = similar.masked_fill(
         torch.eye(len(similar), dtype=torch.bool, device=similar.device), -1e4
@@ -370,6 +388,7 @@ STAGES = {
             make_batch=scenes_batch,
             offset=2,
             build=build_vae,
+            encode=keep_pictures,
             losses=vae_losses,
             learns=("vae",),
             weight_decay=0.0,
@@ -383,6 +402,7 @@ STAGES = {
             make_batch=scenes_batch,
             offset=6,
             build=build_decoder,
+            encode=keep_pictures,
             losses=decoder_losses,
             learns=("vae.decoder", "vae.post_quant_conv", "discriminator"),
             slow={"discriminator": 0.4},
@@ -436,9 +456,9 @@ STAGES = {
 }
 
 ON_CUDA: dict[str, dict[str, Any]] = {
-    "vae": {"batch": 64},
-    "decoder": {"batch": 64},
-    "unet": {"batch": 512, "learning_rate": 1e-3, "window": 128, "reuse": 3},
+    "vae": {"batch": 64, "window": 512, "reuse": 4},
+    "decoder": {"batch": 64, "window": 512, "reuse": 4},
+    "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
 }
 """What a GPU does better: it learns faster than processors render, and from larger batches."""
 
@@ -491,14 +511,18 @@ class Training:
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.learning.items():
             groups.setdefault(stage.slow.get(name.partition(".")[0], 1.0), []).append(parameter)
+        on_cuda = workshop.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "share": share} for share, params in groups.items()],
-            lr=stage.learning_rate,
+            lr=torch.zeros((), device=workshop.device),
             betas=(0.9, 0.99),
             weight_decay=stage.weight_decay,
             fused=True,
+            capturable=on_cuda,
         )
         self.step = 0
+        self._generator = torch.Generator(workshop.device)
+        self._graph = _Graph(self._update, self._generator) if on_cuda else None
 
     def run(
         self,
@@ -583,22 +607,26 @@ class Training:
         text = json.dumps(settings, indent=2, default=dict)
         (self.workshop.folder / f"{stage.name}.json").write_text(text + "\n")
 
-    def _learn(self, batch: Any, done: float) -> dict[str, Tensor]:
+    def _learn(self, batch: Any, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        generator = self.workshop.generator(self.stage.name, self.step)
-        losses = self.stage.losses(self.modules, batch, self.workshop, generator)
-        total = sum(losses.values(), torch.zeros((), device=self.workshop.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
-        self.optimizer.step()
+            group["lr"].fill_(rate * group["share"])
+        self._generator.manual_seed(hash_of(self.workshop.seed, self.stage.name, self.step))
+        losses = self._graph(batch) if self._graph else self._update(batch)
         keep = min(self.stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.values()), list(self.learning.values()), 1 - keep
             )
+        return losses
+
+    def _update(self, batch: Any) -> Losses:
+        """One step of the optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.stage.losses(self.modules, batch, self.workshop, self._generator)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
+        self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
     def save(self) -> None:
@@ -634,6 +662,50 @@ class Training:
     @property
     def _resume_path(self) -> Path:
         return self.workshop.folder / f"{self.stage.name}.resume.safetensors"
+
+
+class _Graph:
+    """The same update over and over as one CUDA graph: a launch instead of thousands.
+
+    Only for batches of tensors, whose shapes stay; others, and what CUDA cannot record, run as they
+    are.
+    """
+
+    WARM_UP = 4
+
+    def __init__(self, update: Callable[[Any], Losses], generator: torch.Generator) -> None:
+        self._update, self._generator = update, generator
+        self._stream = torch.cuda.Stream()
+        self._calls, self._graph = 0, torch.cuda.CUDAGraph()
+        self._inputs: Encoded = {}
+        self._losses: Losses | None = None
+
+    def __call__(self, batch: Any) -> Losses:
+        self._calls += 1
+        if self._calls <= self.WARM_UP or not isinstance(batch, dict):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                losses = self._update(batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return losses
+        if self._calls == self.WARM_UP + 1:
+            self._record(batch)
+        if self._losses is None:
+            return self._update(batch)
+        for name, value in batch.items():
+            self._inputs[name].copy_(value)
+        self._graph.replay()
+        return self._losses
+
+    def _record(self, batch: Encoded) -> None:
+        self._inputs = {name: value.clone() for name, value in batch.items()}
+        self._graph.register_generator_state(self._generator)
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._losses = self._update(self._inputs)
+        except RuntimeError as error:
+            self._losses = None
+            warnings.warn(f"no CUDA graph: {error}", stacklevel=2)
 
 
 class _Window:
