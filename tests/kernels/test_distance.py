@@ -101,8 +101,10 @@ def test_some_columns(reduction: str) -> None:
 def test_equal_keys_are_at_no_distance() -> None:
     q, k, _ = (part.float().requires_grad_(True) for part in tensors(Case()))
     distance = map_distance(q, k, k.detach())
-    assert not distance.any()
-    assert not any(gradient.any() for gradient in torch.autograd.grad(distance.sum(), [q, k]))
+    tiny = 16 * torch.finfo(torch.float32).eps  # a GPU may round the two maps differently
+    assert distance.max() <= q.shape[2] * tiny**2
+    gradients = torch.autograd.grad(distance.sum(), [q, k])
+    assert all(gradient.abs().max() <= 16 * tiny for gradient in gradients)
 
 
 def test_autocast_changes_nothing() -> None:
