@@ -169,7 +169,7 @@ def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Gen
     """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
     del generator
     with workshop.autocast():
-        logits = modules["judge"](workshop.pixels(batch))
+        logits = modules["judge"](workshop.pixels(batch.images))
     targets = {name: value.to(workshop.device) for name, value in targets_of(batch.scenes).items()}
     losses = {
         name: F.cross_entropy(logits[name].float().flatten(0, -2), targets[name].flatten())

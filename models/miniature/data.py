@@ -94,8 +94,13 @@ def _rendered(scenes: list[Scene], size: int) -> Batch:
         for i, mask in enumerate(picture.masks):
             row[i] = _small(mask)
     foregrounds = np.stack([_small(picture.foreground) for picture in pictures])
-    arrays = (torch.from_numpy(array.copy()) for array in (images, masks, foregrounds))
-    return Batch(*arrays, [describe(scene) for scene in scenes], scenes)
+    return Batch(
+        torch.from_numpy(images.copy()),
+        torch.from_numpy(masks),
+        torch.from_numpy(foregrounds),
+        [describe(scene) for scene in scenes],
+        scenes,
+    )
 
 
 def _small(mask: PIL.Image.Image) -> np.ndarray:
@@ -125,5 +130,5 @@ def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> 
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
