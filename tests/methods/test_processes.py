@@ -66,7 +66,7 @@ def joined(*words: str) -> subprocess.CompletedProcess[str]:
             for rank in ("0", "1")
         )
         out, err = first.communicate()
-        assert second.wait() == first.wait(), second.printed()
+        second.wait()
         return subprocess.CompletedProcess([], first.wait(), out, err)
 
 
