@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,19 @@ from drawing import draw_folder
 # Before anything imports Triton or torch:
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve those they wait for
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers that share cores wait for each other's threads
+
+
+def pytest_collection_finish() -> None:
+    """Every stage of a training collects garbage: let it not look through all libraries."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Some libraries complain of what is still there when Python ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from conceptry.registry import locate
 from typer.testing import CliRunner, Result
 
 ROOT = Path(__file__).parent.parent
-DEADLINE = 60
+DEADLINE = 1800
+"""Seconds after which a process hangs, however busy the machine is."""
 
 Argument = str | bytes | Path
 Run = Callable[..., Result]
@@ -29,11 +30,15 @@ def invoke(*arguments: str | Path, input: str | bytes | None = None) -> Result: 
     return CliRunner().invoke(app, words, input=input, prog_name="concept")
 
 
+def program(prelude: str = "") -> str:
+    """Python that runs `concept`; `prelude` is Python that runs before it."""
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    return f"{interruptible}\n{prelude}\nfrom conceptry.cli import main; main()"
+
+
 def command(*arguments: Argument, prelude: str = "") -> list[Argument]:
     """The words that start `concept`; `prelude` is Python that runs before it."""
-    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{interruptible}\n{prelude}\nfrom conceptry.cli import main; main()"
-    return [sys.executable, "-c", program, *arguments]
+    return [sys.executable, "-c", program(prelude), *arguments]
 
 
 def run_concept(
@@ -54,6 +59,14 @@ def run_concept(
     )
     out, err = done.stdout.decode(), done.stderr.decode()
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Until something is so; fails if it never will be."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def small_disk(max_bytes: int) -> str:

@@ -3,12 +3,12 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conceptry.registry import Registry
 from PIL import Image
+from program import DEADLINE, wait_until
 from tiny_base import write_tiny_base
 
 DEMO = Path(__file__).parents[1] / "demo.py"
@@ -31,31 +31,29 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.long
 def test_a_killed_demo_goes_on_to_the_same_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     base = str(write_tiny_base(tmp_path / "tiny"))
     whole = start(tmp_path / "whole", base)
-    told, _ = whole.communicate(timeout=300)
+    told, _ = whole.communicate(timeout=DEADLINE)
     assert whole.returncode == 0, told
     assert f"the photos, and what was drawn: {tmp_path / 'whole' / 'demo.png'}" in told
     with Image.open(tmp_path / "whole" / "demo.png") as sheet:
         assert sheet.height > 4 * 128
 
     killed = start(tmp_path / "killed", base)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("concepts.runs/*/resume.safetensors")):
-        assert time.monotonic() < deadline
-        assert killed.poll() is None
-        time.sleep(0.05)
+    point = "concepts.runs/*/resume.safetensors"
+    wait_until(lambda: list((tmp_path / "killed").glob(point)) or killed.poll() is not None)
     killed.send_signal(signal.SIGKILL)
     subprocess.run(["pkill", "-KILL", "-s", str(killed.pid)], check=False)
     killed.communicate()
     with Registry.open(tmp_path / "killed" / "concepts.db") as registry:
         assert not registry.show("rex").versions
     again = start(tmp_path / "killed", base)
-    told, _ = again.communicate(timeout=300)
+    told, _ = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0, told
     assert "--resume" in told
     assert pictures(tmp_path / "killed") == pictures(tmp_path / "whole")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conceptry.models.pictures import read_metadata
 from conceptry.registry import Registry
+from forked import run_forked
 from PIL import Image
 from program import Ask, Run, error_of, run_concept
 from tiny_base import write_tiny_base
@@ -155,7 +156,7 @@ def save_and_interrupt(*arguments):
 pictures.save_picture = save_and_interrupt
 """
     words = ("-n", "4", "--batch", "1", "--steps", "1", "--seed", "1", "--base", tiny)
-    done = run_concept("--registry", database, "generate", PROMPT, *words, prelude=prelude)
+    done = run_forked("--registry", database, "generate", PROMPT, *words, prelude=prelude)
     assert done.returncode == 130, done.stderr
     found = sorted(Path("pictures").iterdir())
     assert len(found) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conceptry.cli.app import COMMANDS
 from drawing import draw_file
-from program import ROOT
+from program import DEADLINE, ROOT
 
 PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
@@ -24,7 +24,7 @@ def run_python(program: str, *arguments: str, **env: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import pty
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,8 @@ from types import ModuleType
 import pytest
 from conceptry.registry import Registry, blobs, intake, locate
 from drawing import draw_bytes, draw_file
-from program import Run, command, error_of, run_concept, stored_files
+from forked import Forked
+from program import DEADLINE, Run, command, error_of, run_concept, stored_files, wait_until
 from tiny_base import write_tiny_base
 
 HOSTILE = ["two\nlines", "red\x1b[31m", "bell\x07", "back\x08", "left\u202eright", b"caf\xe9"]
@@ -112,7 +112,11 @@ def test_a_reader_that_leaves_early(rex: Registry, run: Run) -> None:
     words = [str(word) for word in command("list")]
     script = '"$0" "$@" | head -1; exit "${PIPESTATUS[0]}"'
     done = subprocess.run(
-        ["bash", "-c", script, *words], capture_output=True, text=True, timeout=30, check=False
+        ["bash", "-c", script, *words],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert done.stdout.startswith("name")
     assert (done.returncode, done.stderr) == (0, "1 concept\n")
@@ -124,7 +128,7 @@ def test_a_reader_that_left_already(rex: Registry, run: Run, line: list[str]) ->
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
         done = subprocess.run(
-            command(*line), stdout=closed, stderr=subprocess.PIPE, timeout=30, check=False
+            command(*line), stdout=closed, stderr=subprocess.PIPE, timeout=DEADLINE, check=False
         )
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -137,7 +141,7 @@ def test_json_is_json_in_every_encoding(rex: Registry, run: Run, encoding: str) 
         words,
         env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True,
-        timeout=30,
+        timeout=DEADLINE,
         check=False,
     )
     shown = json.loads(done.stdout.decode(encoding))
@@ -159,15 +163,13 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self.screen, far_end = pty.openpty()
-        self.process = subprocess.Popen(
-            command(*arguments), stdin=far_end, stderr=far_end, stdout=subprocess.DEVNULL
-        )
+        self.process = Forked(*arguments, stdin=far_end, stderr=far_end)
         os.close(far_end)
 
     def read_until(self, text: bytes) -> bytes:
         seen = b""
         while text not in seen:
-            ready, _, _ = select.select([self.screen], [], [], 30)
+            ready, _, _ = select.select([self.screen], [], [], DEADLINE)
             assert ready, seen
             try:
                 seen += os.read(self.screen, 1000)
@@ -179,11 +181,10 @@ class Terminal:
         os.write(self.screen, text)
 
     def status(self) -> int:
-        return self.process.wait(30)
+        return self.process.wait()
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.process.__exit__()
         os.close(self.screen)
 
 
@@ -266,13 +267,6 @@ def many_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def ctrl_c(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -289,9 +283,9 @@ def test_ctrl_c_while_photos_are_read(
         text=True,
     )
     waiting = locate(database).blobs / "tmp"
-    wait_for(lambda: len(list(waiting.iterdir())) >= 3)
+    wait_until(lambda: len(list(waiting.iterdir())) >= 3)
     adding.send_signal(signal.SIGINT)
-    out, err = adding.communicate(timeout=30)
+    out, err = adding.communicate(timeout=DEADLINE)
     assert adding.returncode == 130
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Traceback" not in err

@@ -2,9 +2,7 @@
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +11,9 @@ import pytest
 from conceptry.models.pictures import read_metadata
 from conceptry.registry import Registry
 from drawing import draw_folder
+from forked import Forked
 from PIL import Image
-from program import Ask, Run, error_of
+from program import Ask, Run, error_of, wait_until
 from tiny_base import write_tiny_base
 
 SHORT = ["--set", "augmentation.crops=2"]
@@ -188,31 +187,33 @@ def test_a_concept_beyond_the_text_encoders_limit_is_told(
     assert "the prompt has 76 tokens; the text encoder reads 75" in error_of(result)["message"]
 
 
-def interrupted(rex: Registry, *words: str) -> str:
-    """What a command says that Ctrl-C stops while it teaches rex: its document, or else its notes.
+TELLS_OF_A_STEP = """
+from pathlib import Path
+from conceptry.methods import stage_run
+step = stage_run._Loop._step
+def told(self, number):
+    step(self, number)
+    Path("in a step").touch()
+stage_run._Loop._step = told
+"""
+
+
+def interrupted(*words: str) -> str:
+    """What a command says that Ctrl-C stops while it teaches: its document, or else its notes.
 
     It has to end with the exit code of an interruption.
     """
-    program = "from conceptry.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not any(run.status == "running" for run in rex.show("rex").runs):
-            time.sleep(0.1)
-            assert process.poll() is None
-        time.sleep(1)
+    with Forked(*words, prelude=TELLS_OF_A_STEP) as process:
+        wait_until(lambda: Path("in a step").exists() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        document, notes = process.communicate(timeout=60)
+        document, notes = process.communicate()
     assert process.returncode == 130, notes
     return document or notes
 
 
 def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: str) -> None:
     many = [*SHORT, "--set", "stage3.steps=2000"]
-    told = interrupted(rex, "train", "rex", "--base", tiny, *many)
+    told = interrupted("train", "rex", "--base", tiny, *many)
     assert "-> concept train rex --resume" in told
     (stopped_run,) = rex.show("rex").runs
     assert stopped_run.status == "interrupted"
@@ -230,7 +231,7 @@ def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny
     for name in ("mia", "leo"):
         rex.add(name, [draw_folder(Path(name), 1)], category="cat")
     words = ["--json", "train", "rex", "mia", "leo", "--base", tiny, *SHORT]
-    told = interrupted(rex, *words, "--set", "stage3.steps=2000", "--seed", "7")
+    told = interrupted(*words, "--set", "stage3.steps=2000", "--seed", "7")
     failed = {each["concept"]: each for each in json.loads(told)["failed"]}
     assert failed["rex"]["hint"] == "concept train rex --resume"
     assert failed["mia"] == failed["leo"] | {"concept": "mia"}

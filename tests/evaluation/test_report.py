@@ -18,6 +18,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import StorageError
 from PIL import Image
+from program import DEADLINE
 from to_score import TOGETHER, plan_of
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -172,7 +173,7 @@ def test_a_browser_shows_it(
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE,
         check=True,
     )
     title = re.search(r"<title>(\d+) (\d+)</title>", shown.stdout)

@@ -3,15 +3,14 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conceptry.registry import Registry
 from drawing import draw_folder
-from program import command, error_of, run_concept, small_disk
+from forked import Forked, run_forked
+from program import error_of, run_concept, small_disk, wait_until
 from tiny_base import write_tiny_base
 
 WORDS = ["--preview-every", "0", "--set", "augmentation.crops=2"]
@@ -44,6 +43,17 @@ def die_instead(self, target):
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(self, target)
 Path.replace = die_instead
+"""
+# the first step waits for a second Ctrl-C
+NEVER_DONE = """
+import time
+from pathlib import Path
+from conceptry.methods import stage_run
+def step(self, number):
+    Path("in a step").touch()
+    while True:
+        time.sleep(0.01)
+stage_run._Loop._step = step
 """
 NOT_FINITE = """
 from conceptry.methods import stage_run
@@ -79,7 +89,7 @@ def whole(_tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, li
     with Registry.open(folder / "concepts.db", create=True) as registry:
         registry.add("rex", [draw_folder(folder / "photos", 3)], category="dog", tags=["pets"])
         words = ["--registry", folder, "train", "rex", "--base", _tiny, *WORDS]
-        done = run_concept(*words, env={"OMP_NUM_THREADS": "1"})
+        done = run_forked(*words, env={"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         return result_of(registry)
 
@@ -95,7 +105,7 @@ def result_of(registry: Registry) -> tuple[str, list[Any]]:
 def test_fault_20_a_killed_training_goes_on_bit_equal_in_a_new_process(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
-    killed = run_concept(*lines["begin"], prelude=KILL)
+    killed = run_forked(*lines["begin"], prelude=KILL)
     assert killed.returncode == -signal.SIGKILL
     assert not rex.show("rex").versions
     (run,) = rex.show("rex").runs
@@ -114,42 +124,32 @@ def test_fault_20_a_killed_training_goes_on_bit_equal_in_a_new_process(
 def test_fault_21_a_kill_while_saving_leaves_the_former_point(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
-    killed = run_concept(*lines["begin"], prelude=KILL_WHILE_SAVING)
+    killed = run_forked(*lines["begin"], prelude=KILL_WHILE_SAVING)
     assert killed.returncode == -signal.SIGKILL
     (run,) = rex.show("rex").runs
     left = sorted(path.name for path in rex.run_folder(run.run).iterdir())
     assert left == ["resume.safetensors", "resume.safetensors.unfinished"]
-    assert run_concept(*lines["go on"]).returncode == 0
+    assert run_forked(*lines["go on"]).returncode == 0
     assert result_of(rex) == whole
 
 
 def test_fault_21_a_lost_resume_point_begins_again(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
-    assert run_concept(*lines["begin"], prelude=KILL).returncode == -signal.SIGKILL
+    assert run_forked(*lines["begin"], prelude=KILL).returncode == -signal.SIGKILL
     shutil.rmtree(rex.location.runs)
-    assert run_concept(*lines["go on"]).returncode == 0
+    assert run_forked(*lines["go on"]).returncode == 0
     assert result_of(rex) == whole
 
 
 def test_fault_22_a_second_ctrl_c_ends_at_once(lines: dict[str, list[str]], rex: Registry) -> None:
-    slow = "from conceptry.methods import stage_run\nimport time\n"
-    slow += "step = stage_run._Loop._step\n"
-    slow += "stage_run._Loop._step = lambda self, i: (time.sleep(60), step(self, i))[1]\n"
-    process = subprocess.Popen(
-        command(*lines["begin"], prelude=slow), stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not any(run.status == "running" for run in rex.show("rex").runs):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(3)
-    for _ in range(2):
+    with Forked(*lines["begin"], prelude=NEVER_DONE) as process:
+        wait_until(Path("in a step").exists)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    _, told = process.communicate(timeout=20)
+        wait_until(lambda: "stopping after this step" in process.printed())
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
     assert process.returncode == 130, told
-    assert "stopping after this step" in told
     assert "Traceback" not in told
     assert rex.show("rex").runs[0].status == "interrupted"
     assert rex.check(read_data=True).ok
@@ -158,13 +158,13 @@ def test_fault_22_a_second_ctrl_c_ends_at_once(lines: dict[str, list[str]], rex:
 def test_fault_23_a_loss_that_is_not_finite_ends_with_5_and_keeps_the_last_point(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
-    failed = run_concept(*lines["begin"], prelude=NOT_FINITE)
+    failed = run_forked(*lines["begin"], prelude=NOT_FINITE)
     assert failed.returncode == 5
     assert "stage2, step 2: a loss or gradient is not finite" in failed.stderr
     (run,) = rex.show("rex").runs
     assert run.status == "failed"
     assert "not finite" in (run.error or "")
-    assert run_concept(*lines["go on"]).returncode == 0
+    assert run_forked(*lines["go on"]).returncode == 0
     assert result_of(rex) == whole
 
 
@@ -172,11 +172,11 @@ def test_fault_07_a_disk_that_is_full_while_a_training_saves(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
     full = SAVE_EACH_STEP + small_disk(600_000)
-    failed = run_concept(*lines["begin"], prelude=full)
+    failed = run_forked(*lines["begin"], prelude=full)
     assert failed.returncode == 4, failed.stderr
     assert "cannot save to" in failed.stderr
     assert rex.show("rex").runs[0].status == "failed"
-    assert run_concept(*lines["go on"]).returncode == 0
+    assert run_forked(*lines["go on"]).returncode == 0
     assert result_of(rex) == whole
 
 
@@ -215,13 +215,13 @@ def test_fault_25_a_malformed_prompt_is_a_usage_error(
 ) -> None:
     Path("prompts.jsonl").write_bytes(data)
     words = ("generate", "--prompts", "prompts.jsonl", "--json")
-    done = run_concept("--registry", database, *words)
+    done = run_forked("--registry", database, *words)
     assert done.returncode == 2
     assert text in error_of(done)["message"]
 
 
 def test_fault_25_invalid_utf8_on_the_command_line_is_told(rex: Registry, database: Path) -> None:
-    done = run_concept("--registry", database, "generate", b"a caf\xe9", "--json")
+    done = run_forked("--registry", database, "generate", b"a caf\xe9", "--json")
     assert done.returncode == 2
     assert "not plain text" in error_of(done)["message"]
 
@@ -229,9 +229,9 @@ def test_fault_25_invalid_utf8_on_the_command_line_is_told(rex: Registry, databa
 def test_fault_25_a_concept_beyond_the_encoders_limit_is_never_cut(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:
-    assert run_concept(*lines["begin"]).returncode == 0
+    assert run_forked(*lines["begin"]).returncode == 0
     base = lines["begin"][3]
-    done = run_concept("generate", "cat " * 74 + "<rex>", "--base", base, "--json")
+    done = run_forked("generate", "cat " * 74 + "<rex>", "--base", base, "--json")
     assert done.returncode == 2
     assert "the text encoder reads 75" in error_of(done)["message"]
     assert not Path("pictures").exists()

@@ -11,6 +11,9 @@ from typing import Any
 
 from conceptry.registry import Registry, RegistryBusy
 
+DEADLINE = 1800
+"""Seconds after which a process hangs, as in `program.py`, which takes long to import."""
+
 CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -24,16 +27,16 @@ def in_processes(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> 
     ]
     for process in processes:
         process.start()
-    results = dict(queue.get(timeout=120) for _ in processes)
+    results = dict(queue.get(timeout=DEADLINE) for _ in processes)
     for process in processes:
-        process.join(30)
+        process.join(DEADLINE)
     return [results[number] for number in range(len(arguments))]
 
 
 def _run(work: Callable[..., Any], queue: Any, barrier: Any, number: int, *args: Any) -> None:
     import conceptry.registry.registry  # noqa: F401 (import before the start signal)
 
-    barrier.wait(60)
+    barrier.wait(DEADLINE)
     try:
         result = work(*args)
     except Exception as error:  # noqa: BLE001 (shown by the test that gets it)
@@ -56,7 +59,7 @@ def add_several(database: str, names: list[str], folder: str, timeout: float) ->
 
 def append_photo(database: str, name: str, photo: str) -> str:
     """Append one photo to a concept."""
-    with Registry.open(database, timeout=60) as registry:
+    with Registry.open(database, timeout=DEADLINE) as registry:
         return registry.add(name, [photo]).added[0].sha256
 
 
@@ -67,7 +70,7 @@ def hold_lock(database: str, exclusive: bool) -> None:
         with lock.exclusive() if exclusive else lock.shared():
             sys.stdout.write("held\n")
             sys.stdout.flush()
-            time.sleep(600)
+            time.sleep(2 * DEADLINE)
 
 
 def kill(process: Any) -> None:

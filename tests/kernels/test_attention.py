@@ -1,7 +1,8 @@
 """Attention with token maps against the same in float64, forward and backward, every backend."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,10 +100,10 @@ def with_gradients(results: list[Tensor], inputs: Inputs, seed: int = 1) -> list
     return [tensor.detach().double() for tensor in (*results, *gradients)]
 
 
-def check(case: Case) -> None:
+def check(case: Case, answers: Callable[[Case, int], Answers] | None = None) -> None:
     """At most twice the error of torch in the same dtype."""
     names = ["output", "maps", "moments", "dq", "dk", "dv", *["extra"] * 9]
-    norms = mean_norms(case, answers)
+    norms = mean_norms(case, answers or plain_answers)
     sizes = norms[:, 2]
     sizes[sizes == 0] = 64 * sizes[3:].max()  # of a single key: large terms that cancel
     floor = 4 * torch.finfo(DTYPES[case.dtype]).eps
@@ -112,7 +113,7 @@ def check(case: Case) -> None:
         )
 
 
-def answers(case: Case, seed: int) -> Answers:
+def plain_answers(case: Case, seed: int) -> Answers:
     inputs = make(case, seed)
     exact, rounded = inputs.to(torch.float64), inputs.to(DTYPES[case.dtype])
     return (
@@ -215,20 +216,28 @@ def test_any_result_may_go_unused(used: tuple[int, ...], backend: str) -> None:
             assert float((got.double() - true).norm()) < 1e-4 * float(true.norm())
 
 
-def test_strided_inputs_are_taken_as_they_are(backend: str) -> None:
+@pytest.mark.parametrize("layout", ["heads-last", "every-other"])
+def test_strided_inputs_are_taken_as_they_are(backend: str, layout: str) -> None:
     """Projections give (B, N, H, D), seen as (B, H, N, D)."""
-    inputs = make(Case(queries=33, width=32)).to(torch.float32)
-    plain = ours(inputs)
-    strided = [
-        part.detach().transpose(1, 2).contiguous().transpose(1, 2) for part in inputs.leaves()
-    ]
-    assert not strided[0].is_contiguous()
-    widest = [torch.stack([part, part], -1)[..., 0] for part in inputs.leaves()]
-    assert widest[0].stride(3) == 2
-    for q, k, v in (strided, widest):
-        attended = attend(q, k, v, columns=inputs.columns, want=WANT)
-        assert torch.equal(attended.output, plain[0])
-        assert torch.equal(attended.maps, plain[1])  # pyright: ignore[reportArgumentType]
+
+    def laid_out(part: Tensor) -> Tensor:
+        if layout == "heads-last":
+            return part.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(True)
+        return torch.stack([part, part], -1).detach()[..., 0].requires_grad_(True)
+
+    def answers(case: Case, seed: int) -> Answers:
+        inputs = make(case, seed)
+        plain, exact = inputs.to(torch.float32), inputs.to(torch.float64)
+        q, k, v = (laid_out(part) for part in plain.leaves())
+        assert not q.is_contiguous()
+        strided = replace(plain, q=q, k=k, v=v)
+        return (
+            with_gradients(ours(strided), strided),
+            with_gradients(plain_attention(plain), plain),
+            with_gradients(plain_attention(exact), exact),
+        )
+
+    check(Case(queries=33, width=32), answers)
 
 
 def test_the_same_inputs_give_the_same_bits(backend: str) -> None:

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from conceptry.methods.artifact import read_artifact
 from conceptry.methods.processes import _free_port, _wait, launch
 from conceptry.registry import Registry
 from conceptry.registry.errors import TrainingFailed
+from forked import Forked, run_forked
 from PIL import Image
-from program import command
+from program import DEADLINE, command, wait_until
 from tiny_base import write_tiny_base
 
 WORDS = ["--set", "augmentation.crops=4", "--set", "prior.weight=1", "--set", "prior.num_images=2"]
@@ -26,6 +28,9 @@ WORDS += [
 
 # Seconds until a process ends, and its exit code.
 WAYS = ((1.0, 2), (0.0, 2), (0.0, 70))
+
+
+Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -39,10 +44,44 @@ def _one_thread_each(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
     monkeypatch.setenv("CONCEPT_REGISTRY", str(database))
 
 
-def teach(*words: str) -> subprocess.CompletedProcess[str]:
+def launched(*words: str) -> subprocess.CompletedProcess[str]:
+    """Two processes that the command itself starts."""
     return subprocess.run(
-        command("train", "rex", *words), capture_output=True, text=True, timeout=120, check=False
+        command("train", "rex", *words, "--processes", "2"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
+
+
+def joined(*words: str) -> subprocess.CompletedProcess[str]:
+    """Two processes that are started as `accelerate launch` does it; returns the first one."""
+    shared = address() | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                Forked("train", "rex", *words, env=shared | {"RANK": rank, "LOCAL_RANK": rank})
+            )
+            for rank in ("0", "1")
+        )
+        out, err = first.communicate()
+        second.wait()
+        return subprocess.CompletedProcess([], first.wait(), out, err)
+
+
+WAYS_TO_START = [joined, pytest.param(launched, marks=pytest.mark.long)]
+
+
+def address() -> dict[str, str]:
+    """Where two processes meet."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
 
 
 def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
@@ -50,10 +89,11 @@ def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
     return read_artifact(registry.path_of(version.artifacts[0].sha256))[0]
 
 
-def test_two_processes_learn_what_one_learns(rex: Registry, tiny: str) -> None:
+@pytest.mark.parametrize("start", WAYS_TO_START)
+def test_two_processes_learn_what_one_learns(start: Start, rex: Registry, tiny: str) -> None:
     """All but the order of sums is the same: batches of three are split two to one."""
-    for words in ([], ["--processes", "2", "--keep-every", "1"]):
-        done = teach("--base", tiny, *WORDS, "--json", *words)
+    words = ("--base", tiny, *WORDS, "--json")
+    for done in (run_forked("train", "rex", *words), start(*words, "--keep-every", "1")):
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["runs"][0]["concept"] == "rex"
     alone, together = weights(rex, 1), weights(rex, 2)
@@ -62,21 +102,24 @@ def test_two_processes_learn_what_one_learns(rex: Registry, tiny: str) -> None:
         torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
 
 
-def test_two_processes_teach_several_concepts(rex: Registry, tiny: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", WAYS_TO_START)
+def test_two_processes_teach_several_concepts(
+    start: Start, rex: Registry, tiny: str, tmp_path: Path
+) -> None:
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "mia.png")
     rex.add("mia", [tmp_path / "mia.png"], category="cat")
-    words = ["--method", "sefi", "--set", "augmentation.crops=2"]
+    words = ["mia", "--base", tiny, "--json", "--method", "sefi", "--set", "augmentation.crops=2"]
     words += ["--set", "embedding.steps=3", "--set", "embedding.batch=3"]
-    for more in ([], ["--processes", "2"]):
-        done = teach("mia", "--base", tiny, *words, "--json", *more)
+    for done in (run_forked("train", "rex", *words), start(*words)):
         assert done.returncode == 0, done.stderr
         assert [each["together"] for each in json.loads(done.stdout)["runs"]] == [2, 2]
     alone, together = weights(rex, 1), weights(rex, 2)
     torch.testing.assert_close(together["staged.0"], alone["staged.0"], atol=2e-4, rtol=2e-2)
 
 
-def test_a_batch_that_is_too_small_is_told(rex: Registry, tiny: str) -> None:
-    done = teach("--base", tiny, *WORDS, "--processes", "2", "--set", "stage3.batch=1")
+@pytest.mark.parametrize("start", WAYS_TO_START)
+def test_a_batch_that_is_too_small_is_told(start: Start, rex: Registry, tiny: str) -> None:
+    done = start("--base", tiny, *WORDS, "--set", "stage3.batch=1")
     assert done.returncode == 2
     assert "--set stage3.batch=2" in done.stderr
     assert done.stderr.count("error:") == 1
@@ -92,18 +135,17 @@ def test_processes_part_before_python_ends() -> None:
         told("hello"), told("again")
         assert is_initialized()
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    address |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    shared = os.environ | address()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", script],
-            env=os.environ | address | {"RANK": rank, "LOCAL_RANK": rank},
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in ("0", "1")
     ]
-    assert [each.communicate(timeout=120)[0] for each in started] == ["alone\n", "alone\n"]
+    assert [each.communicate(timeout=DEADLINE)[0] for each in started] == ["alone\n", "alone\n"]
     assert [each.returncode for each in started] == [0, 0]
 
 
@@ -126,6 +168,7 @@ def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         launch(["train", "rex"], 2)
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_for_all(rex: Registry, tiny: str) -> None:
     words: list[Any] = ["train", "rex", "--base", tiny, *WORDS, "--set", "stage1.steps=3000"]
     running = subprocess.Popen(
@@ -134,13 +177,9 @@ def test_ctrl_c_saves_for_all(rex: Registry, tiny: str) -> None:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not _has_metrics(rex):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: _has_metrics(rex) or running.poll() is not None)
     os.killpg(running.pid, signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=DEADLINE)
     assert running.returncode == 130, errors
     assert "--resume" in errors
     (run,) = rex.show("rex").runs

@@ -10,63 +10,77 @@ import torch
 from conceptry.models.miniature import train
 from safetensors.torch import load_file, save_file
 
-STEPS = 50
+BATCH = 8
+STAGES = [
+    pytest.param(name, 50, marks=pytest.mark.long) if name == "unet" else (name, 20)
+    for name in train.STAGES
+]
+"""Each with as many steps as show that it learns: where batches are small, noise is loud."""
 
 
 @pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 8, so that fifty steps are seconds."""
-    small = {
-        name: dataclasses.replace(stage, batch=8, warmup_steps=5)
-        for name, stage in train.STAGES.items()
-    }
-    monkeypatch.setattr(train, "STAGES", small)
-    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 10)
+def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is whole after five steps."""
+    quick = {name: dataclasses.replace(each, warmup_steps=5) for name, each in train.STAGES.items()}
+    monkeypatch.setattr(train, "STAGES", quick)
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where each stage finds what the ones before it left."""
-    return tmp_path_factory.mktemp("workshop")
+    """Where each stage finds what the ones before it left: weights that have seen a picture."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for stage in train.STAGES:
+        run(stage, folder, steps=1, batch=2)
+    return folder
 
 
-def run(stage: str, folder: Path, *, stop_at: int | None = None) -> None:
-    train.train(stage, folder, images=8 * STEPS, device="cpu", num_workers=0, stop_at=stop_at)
+def run(
+    stage: str, folder: Path, *, steps: int, batch: int = BATCH, stop_at: int | None = None
+) -> None:
+    numbers = dataclasses.replace(train.STAGES[stage], batch=batch)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(train.STAGES, stage, numbers)
+        train.train(
+            stage, folder, images=batch * steps, device="cpu", num_workers=0, stop_at=stop_at
+        )
 
 
-def finish(stages: list[str], folder: Path) -> None:
-    """Run those that have not been run: tests may come in any order, in several processes."""
-    for stage in stages:
-        if not (folder / f"{stage}.safetensors").exists():
-            run(stage, folder)
+def begin(stage: str, workshop: Path, folder: Path) -> Path:
+    """A folder in which a stage can be run."""
+    folder.mkdir(exist_ok=True)
+    for earlier in train.STAGES:
+        if earlier != stage:
+            name = f"{earlier}.safetensors"
+            shutil.copyfile(workshop / name, folder / name)
+    return folder
 
 
-@pytest.mark.parametrize("stage", list(train.STAGES))
-def test_fifty_steps_of_a_stage_lower_its_loss(stage: str, workshop: Path) -> None:
-    stages = list(train.STAGES)
-    finish(stages[: stages.index(stage) + 1], workshop)
-    lines = [json.loads(line) for line in (workshop / f"{stage}.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize(("stage", "steps"), STAGES)
+def test_some_steps_of_a_stage_lower_its_loss(
+    stage: str, steps: int, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", steps // 5)
+    folder = begin(stage, workshop, tmp_path)
+    run(stage, folder, steps=steps)
+    lines = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
     names = lines[0].keys() - {"step", "images", "images_per_second"}
     first, *_, last = [sum(line[name] for name in names) for line in lines]
     assert last < first
-    assert (workshop / f"{stage}.safetensors").exists()
+    assert (folder / f"{stage}.safetensors").exists()
 
 
 @pytest.mark.parametrize("stage", list(train.STAGES))
 def test_a_stage_that_was_stopped_ends_bit_equal(
     stage: str, workshop: Path, tmp_path: Path
 ) -> None:
-    finish(list(train.STAGES), workshop)
-    for earlier in train.STAGES:
-        if earlier != stage:
-            shutil.copyfile(
-                workshop / f"{earlier}.safetensors", tmp_path / f"{earlier}.safetensors"
-            )
-    run(stage, tmp_path, stop_at=STEPS - 10)
-    run(stage, tmp_path)
-    ours, whole = (load_file(place / f"{stage}.safetensors") for place in (tmp_path, workshop))
-    assert ours.keys() == whole.keys()
-    assert all(ours[name].equal(whole[name]) for name in ours)
+    """Batches follow from the seed and the step; the rest is in the resume point."""
+    whole, stopped = (begin(stage, workshop, tmp_path / name) for name in ("whole", "stopped"))
+    run(stage, whole, steps=6, batch=4)
+    run(stage, stopped, steps=6, batch=4, stop_at=4)
+    run(stage, stopped, steps=6, batch=4)
+    ours, theirs = (load_file(place / f"{stage}.safetensors") for place in (stopped, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
 def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> None:
@@ -84,4 +98,4 @@ def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> N
 
 def test_a_stage_without_its_forerunner_says_which(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="train the stage 'clip' first"):
-        run("unet", tmp_path)
+        run("unet", tmp_path, steps=1)
