@@ -11,11 +11,12 @@ IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels test-slow check format example readme kill bench clean
+.PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example readme kill bench clean
 
 help:
 	@echo "make demo     teach the sample dog to the miniature, and draw it"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests that any change needs; five minutes on two cores"
+	@echo "make test-all those, and what is long by nature; a quarter of an hour"
 	@echo "make check    lint, format check, types"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make example  build concepts.db.example again"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
 	@echo "make test-kernels   every size of the attention kernels; half an hour on two cores"
 	@echo "make test-slow      models of full size, with random weights"
+	@echo "make test-anywhere  the tests as other machines would run them; hours"
 
 install: $(INSTALLED)
 
@@ -38,6 +40,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(IN_PARALLEL)
+
+test-all: $(INSTALLED)
+	$(BIN)/pytest -m 'not grid and not slow' $(IN_PARALLEL)
+
+test-anywhere: $(INSTALLED)
+	$(BIN)/python tests/anywhere.py
 
 # The folders under their import name, for the type checker.
 build/typing/conceptry: Makefile

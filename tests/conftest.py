@@ -2,9 +2,11 @@
 
 import gc
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from conceptry.registry import Registry
 from drawing import draw_folder
@@ -14,7 +16,30 @@ if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve those they wait for
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # workers that share cores wait for each other's threads
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # workers that share cores wait for each other's threads
+
+
+# A machine may be busy, and its checkout read-only.
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--shuffle 3` runs tests in an order of its own, and fixtures of modules anew each time."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run tests in another order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The same order in every xdist worker."""
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
 
 
 def pytest_collection_finish() -> None:
@@ -45,7 +70,7 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def registry(database: Path) -> Iterator[Registry]:
     """An empty registry."""
-    with Registry.open(database, create=True, timeout=5) as opened:
+    with Registry.open(database, create=True, timeout=600) as opened:
         yield opened
 
 

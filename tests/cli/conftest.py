@@ -27,7 +27,7 @@ def with_rex(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rex(with_rex: Path, tmp_path: Path, database: Path) -> Iterator[Registry]:
     """The same as for all tests, but copied: most tests here begin with it."""
     shutil.copytree(with_rex, tmp_path, dirs_exist_ok=True)
-    with Registry.open(database, timeout=5) as opened:
+    with Registry.open(database, timeout=600) as opened:
         yield opened
 
 

@@ -36,7 +36,7 @@ def with_pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pets(with_pets: Path, tmp_path: Path, database: Path) -> Iterator[Registry]:
     """A registry with the dog rex and the cat mia; their photos are in `photos` and `cats`."""
     shutil.copytree(with_pets, tmp_path, dirs_exist_ok=True)
-    with Registry.open(database, timeout=5) as opened:
+    with Registry.open(database, timeout=600) as opened:
         yield opened
 
 

@@ -77,7 +77,6 @@ def lines(
 ) -> dict[str, list[str]]:
     """Command lines that begin a training of rex, and go on with it."""
     monkeypatch.setenv("CONCEPT_REGISTRY", str(database))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     begin = ["train", "rex", "--base", _tiny]
     return {"begin": [*begin, *WORDS], "go on": [*begin, "--resume", "--preview-every", "0"]}
 
@@ -89,7 +88,7 @@ def whole(_tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, li
     with Registry.open(folder / "concepts.db", create=True) as registry:
         registry.add("rex", [draw_folder(folder / "photos", 3)], category="dog", tags=["pets"])
         words = ["--registry", folder, "train", "rex", "--base", _tiny, *WORDS]
-        done = run_forked(*words, env={"OMP_NUM_THREADS": "1"})
+        done = run_forked(*words)
         assert done.returncode == 0, done.stderr
         return result_of(registry)
 

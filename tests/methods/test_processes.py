@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from conceptry.methods import processes
 from conceptry.methods.artifact import read_artifact
 from conceptry.methods.processes import _free_port, _wait, launch
 from conceptry.registry import Registry
@@ -26,8 +29,7 @@ WORDS += [
     word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2", "--set", f"stage{i}.batch=3")
 ]
 
-# Seconds until a process ends, and its exit code.
-WAYS = ((1.0, 2), (0.0, 2), (0.0, 70))
+FAILS = "import sys; sys.exit(2)"
 
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
@@ -149,20 +151,40 @@ def test_processes_part_before_python_ends() -> None:
     assert [each.returncode for each in started] == [0, 0]
 
 
-def test_what_fails_in_all_is_told_by_the_first() -> None:
-    """Whichever ends before the other; a failure of another's own is that one's."""
-    late, early, other = (
-        f"import time, sys; time.sleep({n}); sys.exit({code})" for n, code in WAYS
-    )
-    for first, second, expected in ((late, early, 0), (late, other, 1)):
-        started = [subprocess.Popen([sys.executable, "-c", each]) for each in (first, second)]
-        assert _wait(started) is started[expected]
+def test_what_fails_in_all_is_told_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever ends before the other; it waits until the other one has ended."""
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", DEADLINE)
+    with ended_by_hand() as first, subprocess.Popen([sys.executable, "-c", FAILS]) as second:
+
+        def end_the_first() -> None:
+            second.wait()
+            time.sleep(3 * processes._POLL_SECONDS)
+            first.communicate()
+
+        ending = Thread(target=end_the_first)
+        ending.start()
+        assert _wait([first, second]) is first
+        ending.join()
+        assert first.returncode == second.returncode == 2
+
+
+def test_a_failure_of_anothers_own_is_that_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.1)
+    with ended_by_hand() as first, subprocess.Popen([sys.executable, "-c", FAILS]) as second:
+        assert _wait([first, second]) is second
+
+
+def ended_by_hand() -> subprocess.Popen[bytes]:
+    """A process that fails when it is asked to end."""
+    program = f"import sys; sys.stdin.read(); {FAILS}"
+    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
 
 
 def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = tmp_path / "python"
-    killed.write_text("#!/bin/sh\n[ $RANK = 0 ] && exec sleep 1\nkill -KILL $$\n")
+    killed.write_text(f"#!/bin/sh\n[ $RANK = 0 ] && exec sleep {DEADLINE}\nkill -KILL $$\n")
     killed.chmod(0o700)
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(sys, "executable", str(killed))
     with pytest.raises(TrainingFailed, match="process 1 was ended by SIGKILL"):
         launch(["train", "rex"], 2)
