@@ -109,6 +109,7 @@ def correctness(report: Report, left: Time, is_tiny: bool) -> None:
     words += ["-n", "2" if is_tiny else "12", "-o", "filterwarnings=", f"--junitxml={xml}", "-rf"]
     paths = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "CONCEPTRY_EVERY": str(every)}
+    output = ""
     try:
         done = subprocess.run(
             words,
@@ -119,11 +120,16 @@ def correctness(report: Report, left: Time, is_tiny: bool) -> None:
             text=True,
             check=False,
         )
-        report.put("output", done.stdout[-6000:])
-    except subprocess.TimeoutExpired as error:
-        report.put("output", (error.stdout or b"")[-6000:].decode(errors="replace"))
-        raise
+        output = done.stdout
+    except subprocess.TimeoutExpired as error:  # its processes may be long in ending
+        output = (error.stdout or b"").decode(errors="replace")
+        if not xml.exists():
+            report.put("output", output[-6000:])
+            raise
     suite = ET.parse(xml).getroot()[0]
+    failed = [case for case in suite if case.find("failure") is not None]
+    report.put("failed", [f"{case.get('classname')}::{case.get('name')}" for case in failed])
+    report.put("output", output[-6000:] if failed else None)
     report.put("counts", {key: suite.get(key) for key in ("tests", "failures", "errors", "time")})
     report.put("every", every)
 
