@@ -56,11 +56,12 @@ class _Asked:
 
     def columns_for(self, key: Tensor) -> CheckedColumns:
         """The columns of keys (B, H, M, D), looked at in the first layer alone."""
-        batch, num_keys = key.shape[0], key.shape[2]
-        known = self.columns
+        num_keys, known = key.shape[2], self.columns
         if not isinstance(known, CheckedColumns) or known.num_keys != num_keys:
             assert known is not None
-            known = CheckedColumns(check_columns(known, batch, num_keys, key.device), num_keys)
+            given = known.rows if isinstance(known, CheckedColumns) else torch.as_tensor(known)
+            check_columns(given, key.shape[0], num_keys, key.device)
+            known = CheckedColumns(given.to(key.device), num_keys)
             self.columns = known
         return known
 

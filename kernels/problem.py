@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckedColumns:
-    """Key indices (B, T) int64 that are known to be in the range of `num_keys`.
+    """Key indices (T,) or (B, T) that are known to be in the range of `num_keys`.
 
     Looking at indices on a GPU waits for all that was asked of it: whoever attends in many layers
     checks them once.

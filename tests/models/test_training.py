@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 BATCH = 8
 STAGES = [
-    pytest.param(name, 50, marks=pytest.mark.long) if name == "unet" else (name, 20)
+    pytest.param(name, 150, marks=pytest.mark.long) if name == "unet" else (name, 20)
     for name in train.STAGES
 ]
 """Each with as many steps as show that it learns: where batches are small, noise is loud."""
