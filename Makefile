@@ -15,7 +15,7 @@ PACKAGES := cli evaluation kernels methods models registry
 
 help:
 	@echo "make demo     teach the sample dog to the miniature, and draw it"
-	@echo "make test     run the tests that any change needs; five minutes on two cores"
+	@echo "make test     run the tests that any change needs"
 	@echo "make test-all those, and what is long by nature; a quarter of an hour"
 	@echo "make check    lint, format check, types"
 	@echo "make format   format and fix what can be fixed"

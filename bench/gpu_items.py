@@ -1,9 +1,9 @@
-"""The items of `on_gpu.py`, most wanted first.
+"""The items of `on_gpu.py`, in the order in which they run.
 
-correctness    a sample of the kernels' grid, against float64 (tests/kernels, in processes)
 kernels        attention with moments and maps beside torch's own, and twice bit-equal
 training_step  AttnDreamBooth at full size: ours, maps in memory, and those in float32
 generation     seconds of a picture through ours and through plain diffusers
+correctness    a sample of the kernels' grid, against float64 (tests/kernels, in processes)
 miniature      its autoencoder and its U-Net, by the recipe, for as long as there is time
 memory         the peak of a training with the preset for small GPUs
 """
@@ -88,7 +88,8 @@ class Item:
 
     name: str
     share: float
-    measure: Callable[[Report, Time, bool], None]
+    measure: Callable[[Report, Time, bool], bool]
+    """Whether all of it is known; else a later run goes on with it."""
 
 
 def _machine(report: Report) -> None:
@@ -99,7 +100,7 @@ def _machine(report: Report) -> None:
 # --- kernels --------------------------------------------------------------------------------------
 
 
-def correctness(report: Report, left: Time, is_tiny: bool) -> None:
+def correctness(report: Report, left: Time, is_tiny: bool) -> bool:
     """Every nth id of the grid, and all that are not of the grid, by pytest in processes."""
     _machine(report)
     every = 97 if is_tiny else 13
@@ -132,9 +133,10 @@ def correctness(report: Report, left: Time, is_tiny: bool) -> None:
     report.put("output", output[-6000:] if failed else None)
     report.put("counts", {key: suite.get(key) for key in ("tests", "failures", "errors", "time")})
     report.put("every", every)
+    return True
 
 
-def kernels(report: Report, left: Time, is_tiny: bool) -> None:
+def kernels(report: Report, left: Time, is_tiny: bool) -> bool:
     """Rows of `bench/attention.py`, as many as there is time for; the largest first."""
     _machine(report)
     shapes = {"tiny": {(2, 64, 16): 1}} if is_tiny else attention.SHAPES
@@ -146,14 +148,17 @@ def kernels(report: Report, left: Time, is_tiny: bool) -> None:
     for batch, model in itertools.product((8, 1), shapes):
         for shape, layers in shapes[model].items():
             heads, positions, width = shape
-            if (model, batch, positions, width) in known or left.left < 5:
+            if (model, batch, positions, width) in known:
                 continue
+            if left.left < 5:
+                return False
             row: dict[str, Any] = {"model": model, "batch": batch, "heads": heads}
             row |= {"positions": positions, "width": width, "layers": layers}
             row["steps"] = attention.Bench(shape, batch, DEVICE, dtype).measure(0.15)
             rows.append(row)
             report.put("rows", rows)
             report.put("forward_backward_ratios", attention.sums(rows))
+    return True
 
 
 def _is_repeatable(dtype: torch.dtype) -> bool:
@@ -175,14 +180,15 @@ def _full_size(name: str) -> Any:
         return make_full_size(name)
 
 
-def training_step(report: Report, left: Time, is_tiny: bool) -> None:
+def training_step(report: Report, left: Time, is_tiny: bool) -> bool:
     """Ours first: what a cut leaves out is the usual way."""
     _machine(report)
     report.put("shape", "the miniature, 64 px" if is_tiny else "SD 2.1-base, 512 px, batch 8")
     pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1")
     words = [f"resolution={64 if is_tiny else 512}", "augmentation.crops=8"]
     words += [f"stage{i}.batch={2 if is_tiny else 8}" for i in (1, 2, 3)]
-    for way in ("ours", "eager", "eager float32"):
+    ways = ("ours", "eager", "eager float32")
+    for way in ways:
         if report.get(way) or left.left < 10:
             continue
         told: defaultdict[str, Any] = defaultdict(train_step.Measured)
@@ -200,6 +206,8 @@ def training_step(report: Report, left: Time, is_tiny: bool) -> None:
     report.put("seconds_for_660_steps", round(of_all, 1))
     if DEVICE == "cuda" and left.left > 15:
         report.put("profile_of_stage3", _profile(pipeline, words))
+    is_profiled = DEVICE == "cpu" or report.get("profile_of_stage3") is not None
+    return is_profiled and all(report.get(way) for way in ways)
 
 
 def _profile(pipeline: Any, words: list[str]) -> str:
@@ -212,7 +220,7 @@ def _profile(pipeline: Any, words: list[str]) -> str:
     return "\n".join(line[:60] + line[-160:] for line in table.splitlines())
 
 
-def generation(report: Report, left: Time, is_tiny: bool) -> None:
+def generation(report: Report, left: Time, is_tiny: bool) -> bool:
     """Pictures of SD 2.1-base's shape, 512 px, 50 steps, guidance 7.5, one and four at a time."""
     _machine(report)
     pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1").to(DEVICE)
@@ -227,10 +235,13 @@ def generation(report: Report, left: Time, is_tiny: bool) -> None:
 
     for count in (1, 4):
         for name, way in (("ours", ours), ("diffusers", plain)):
+            if report.get(f"{name}, {count} at a time"):
+                continue
             if left.left < 10:
-                return
+                return False
             taken = [_seconds_of(way, count) for _ in range(3)]
             report.put(f"{name}, {count} at a time", round(min(taken), 3))
+    return True
 
 
 def _seconds_of(way: Callable[[int], None], count: int) -> float:
@@ -239,25 +250,28 @@ def _seconds_of(way: Callable[[int], None], count: int) -> float:
     return time.perf_counter() - started
 
 
-def memory(report: Report, left: Time, is_tiny: bool) -> None:
+def memory(report: Report, left: Time, is_tiny: bool) -> bool:
     """Peaks of AttnDreamBooth with `low-vram`, batch and size as the preset has them."""
     _machine(report)
     if is_tiny or DEVICE == "cpu":
-        return
+        return True
     for name, size in (("SD 1.5", 512), ("SD 2.1", 512), ("SDXL", 1024)):
-        if report.get(name) or left.left < 15:
+        if report.get(name):
             continue
+        if left.left < 15:
+            return False
         told: defaultdict[str, Any] = defaultdict(train_step.Measured)
         words = [f"resolution={size}", "augmentation.crops=8"]
         train_step.measure(_full_size(name), words, 1, told, preset="low-vram")
         report.put(name, {stage: each.to_mapping() for stage, each in told.items()})
         torch.cuda.empty_cache()
+    return True
 
 
 # --- the miniature --------------------------------------------------------------------------------
 
 
-def miniature(report: Report, left: Time, is_tiny: bool) -> None:
+def miniature(report: Report, left: Time, is_tiny: bool) -> bool:
     """Autoencoder, sharp decoder and U-Net by the recipe; then its pictures, and the judge's word.
 
     The weights end up in `miniature-weights` beside the report, ready to ship.
@@ -290,6 +304,7 @@ def miniature(report: Report, left: Time, is_tiny: bool) -> None:
     weights = report.path.with_name("miniature-weights")
     export.export(folder, weights)
     report.put("judged", _judged(weights, report, 2 if is_tiny else 192))
+    return True
 
 
 def _small(stage: str) -> Any:

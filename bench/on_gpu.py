@@ -87,7 +87,7 @@ def run(out: Path, minutes: float, only: list[str], *, is_tiny: bool) -> None:
             os.killpg(child.pid or 0, signal.SIGKILL)
             child.join()
         took = time.monotonic() - started
-        state = "settled" if Report(report.path).get("settled") else f"exit {child.exitcode}"
+        state = "settled" if report.get("settled") else f"not settled (exit {child.exitcode})"
         print(f"{item.name}: {state}, {took:.0f} s of {seconds:.0f}", flush=True)
 
 
@@ -98,8 +98,7 @@ def _child(item: object, report: object, seconds: float, is_tiny: bool) -> None:
     assert isinstance(report, Report)
     os.setpgid(0, 0)
     try:
-        item.measure(report, Time(seconds), is_tiny)
-        report.put("settled", True)
+        report.put("settled", item.measure(report, Time(seconds), is_tiny))
     except Exception:  # noqa: BLE001 (the others go on)
         report.put("error", traceback.format_exc(limit=-6))
         traceback.print_exc()

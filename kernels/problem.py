@@ -144,19 +144,17 @@ def check_columns(
     device: torch.device,
 ) -> Tensor:
     """Key indices as (B, T) int64 on `device`; on the CPU they are checked without a wait."""
-    if isinstance(columns, CheckedColumns) and columns.num_keys == num_keys:
-        given = columns.rows
-    else:
-        columns = columns.rows if isinstance(columns, CheckedColumns) else columns
-        given = columns if isinstance(columns, Tensor) else torch.tensor(columns)
-        if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
-            raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+    is_checked = isinstance(columns, CheckedColumns) and columns.num_keys == num_keys
+    given = columns.rows if isinstance(columns, CheckedColumns) else torch.as_tensor(columns)
+    if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
+        raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+    if given.dim() == 2 and given.shape[0] != batch:
+        raise ValueError(f"columns have {given.shape[0]} rows for a batch of {batch}")
+    if not is_checked:
         low, high = int(given.min()), int(given.max())
         if low < 0 or high >= num_keys:
             wrong = low if low < 0 else high
             raise ValueError(f"columns hold {wrong}, out of the range of {num_keys} keys")
-    if given.dim() == 2 and given.shape[0] != batch:
-        raise ValueError(f"columns have {given.shape[0]} rows for a batch of {batch}")
     rows = given if given.dim() == 2 else given.expand(batch, -1)
     return rows.to(device=device, dtype=torch.int64).contiguous()
 

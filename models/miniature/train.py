@@ -7,7 +7,7 @@ The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `d
 autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
 encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
 `identity`. Each writes a resume point every few minutes and goes on from it when started again; a
-run that was killed ends bit-equal to one that was not, on the same kind of machine. (The weights
+run that was killed ends bit-equal to one that was not, on a CPU of the same kind. (The weights
 that ship are of an earlier recipe, at 64 pixels.)
 """
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import observe
+from conceptry.kernels import observation, observe
+from conceptry.kernels.problem import check_columns
 from diffusers import UNet2DConditionModel
 from eager_attention import EagerProcessor
 from full_size import UNETS, make_full_unet
@@ -186,6 +187,23 @@ def test_each_sample_may_have_its_own_columns(unet: Any) -> None:
     for name, whole in truth.items():
         expected = torch.stack([whole[0, ..., 1].mean(0), whole[1, ..., 4].mean(0)])
         assert torch.allclose(seen.maps[name][:, 0], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_columns_are_looked_at_once_for_all_layers_and_passes(
+    unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each look waits for all that was asked of it."""
+    looks: list[Any] = []
+    monkeypatch.setattr(
+        observation,
+        "check_columns",
+        lambda columns, *rest: looks.append(columns) or check_columns(columns, *rest),
+    )
+    with observe(unet, columns=[2, 3]) as seen:
+        for batch in (1, 2):
+            unet(**inputs_for(unet, batch))
+            assert all(len(moments) == batch for moments in seen.moments.values())
+    assert len(looks) == 1
 
 
 def test_masks_of_tokens_are_respected(unet: Any) -> None:

@@ -84,6 +84,20 @@ def test_a_stage_that_was_stopped_ends_bit_equal(
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+def test_a_stopped_stage_finds_its_window_of_scenes_again(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenes that are used several times are those of the uninterrupted run."""
+    windowed = dataclasses.replace(train.STAGES["unet"], window=2, reuse=2)
+    monkeypatch.setitem(train.STAGES, "unet", windowed)
+    whole, stopped = (begin("unet", workshop, tmp_path / name) for name in ("whole", "stopped"))
+    run("unet", whole, steps=8, batch=2)
+    run("unet", stopped, steps=8, batch=2, stop_at=5)
+    run("unet", stopped, steps=8, batch=2)
+    ours, theirs = (load_file(place / "unet.safetensors") for place in (stopped, whole))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
 def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> None:
     workshop = train.Workshop(tmp_path, torch.device("cpu"))
     stage = train.STAGES["identity"]
