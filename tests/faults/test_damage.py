@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from conceptry.registry import Registry, RegistryCorrupt, locate
 from drawing import draw, draw_file, draw_folder
-from program import change_rows, invoke, make_old, run_concept, stored_files
+from forked import run_forked
+from program import change_rows, invoke, make_old, stored_files
 from typer.testing import Result
 
 
@@ -389,7 +390,7 @@ def needless(pets: Registry) -> Path:
 @pytest.mark.parametrize("deletions", [0, 1, 3])
 def test_fault_10_the_next_gc_finishes(needless: Path, deletions: int) -> None:
     line = ("--registry", needless, "gc", "--grace", "0", "--json")
-    done = run_concept(*line, prelude=dies_after(deletions))
+    done = run_forked(*line, prelude=dies_after(deletions))
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
     assert len(stored_files(needless)) == 6 - deletions
     report = json.loads(invoke(*line).stdout)
@@ -401,7 +402,7 @@ def test_fault_10_the_next_gc_finishes(needless: Path, deletions: int) -> None:
 @pytest.mark.parametrize("deletions", [1, 3])
 def test_fault_10_the_same_photos_can_be_added_again(needless: Path, deletions: int) -> None:
     line = ("--registry", needless, "gc", "--grace", "0")
-    run_concept(*line, prelude=dies_after(deletions))
+    run_forked(*line, prelude=dies_after(deletions))
     again = invoke("--registry", needless, "add", "rex", "photos", "-c", "dog")
     assert again.stdout == "rex (dog): 3 photos added, 3 in all\n"
     assert invoke(*line).exit_code == 0

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from conceptry.registry import Registry, blobs, locate
 from drawing import draw_folder
+from forked import run_forked
 from PIL import Image
-from program import UNPRIVILEGED, invoke, run_concept, small_disk, stored_files
+from program import UNPRIVILEGED, invoke, small_disk, stored_files
 
 SHARED_MEMORY = 32 << 10
 """The least that SQLite's write-ahead log needs on the side."""
@@ -98,11 +99,11 @@ def test_fault_07_disk_full_in_the_middle_of_a_blob(rex_alone: Path) -> None:
 def test_fault_07_disk_full_in_a_real_process(rex_alone: Path) -> None:
     line = ("--registry", rex_alone, "add", "rex", noise(Path("new/a.png"), 100_000), "--json")
     before = stored_files(rex_alone)
-    done = run_concept(*line, prelude=small_disk(ROOM))
+    done = run_forked(*line, prelude=small_disk(ROOM))
     assert (done.returncode, done.stderr) == (4, "")
     assert json.loads(done.stdout)["error"]["code"] == "storage"
     assert stored_files(rex_alone) == before
-    assert run_concept(*line).returncode == 0
+    assert run_forked(*line).returncode == 0
 
 
 def test_fault_07_disk_full_in_the_middle_of_the_commit(rex_alone: Path) -> None:
@@ -118,7 +119,7 @@ def test_fault_07_disk_full_in_the_middle_of_a_checkpoint(rex_alone: Path) -> No
     photos = draw_folder(Path("some"), 60, size=(32, 32))
     size = rex_alone.stat().st_size
     line = ("--registry", rex_alone, "add", "mia", photos, "--category", "cat")
-    done = run_concept(*line, prelude=small_disk(size - 4096))
+    done = run_forked(*line, prelude=small_disk(size - 4096))
     log = rex_alone.with_name("concepts.db-wal")
     assert log.stat().st_size > 0, "the checkpoint found room after all"
     assert done.returncode == 0, "the log holds it, and it is committed"
@@ -230,7 +231,7 @@ def read_only(rex_alone: Path) -> Iterator[Path]:
 def test_fault_07_a_folder_that_may_not_be_written(read_only: Path, line: list[str]) -> None:
     noise(Path("new.png"), 1000)
     before = stored_files(read_only)
-    done = run_concept("--registry", read_only, *line, prelude=UNPRIVILEGED)
+    done = run_forked("--registry", read_only, *line, prelude=UNPRIVILEGED)
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert str(read_only.parent) in done.stderr
     assert stored_files(read_only) == before

@@ -1,4 +1,7 @@
-"""What the processes of the concurrency tests do; started fresh, as users' processes are."""
+"""What the processes of the concurrency tests do.
+
+They are forked from one that has the registry loaded, and has opened none.
+"""
 
 import multiprocessing
 import os
@@ -14,7 +17,8 @@ from conceptry.registry import Registry, RegistryBusy
 DEADLINE = 1800
 """Seconds after which a process hangs, as in `program.py`, which takes long to import."""
 
-CONTEXT = multiprocessing.get_context("spawn")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["conceptry.registry.registry"])
 
 
 def in_processes(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
