@@ -105,6 +105,7 @@ def correctness(report: Report, left: Time, is_tiny: bool) -> bool:
     _machine(report)
     every = 97 if is_tiny else 13
     xml = report.path.with_suffix(".xml")
+    xml.unlink(missing_ok=True)
     words = [sys.executable, "-m", "pytest", "tests/kernels/test_attention.py"]
     words += ["tests/kernels/test_distance.py", "-m", "grid or not grid", "-p", "sampled_grid"]
     words += ["-n", "2" if is_tiny else "12", "-o", "filterwarnings=", f"--junitxml={xml}", "-rf"]

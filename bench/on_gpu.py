@@ -69,14 +69,20 @@ def run(out: Path, minutes: float, only: list[str], *, is_tiny: bool) -> None:
     from gpu_items import ITEMS, Report
 
     end = time.monotonic() + 60 * minutes
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
-    for item in ITEMS:
-        report = Report(out / f"{item.name}.json")
-        if report.get("settled") or (only and item.name not in only):
-            continue
+    reports = {item.name: Report(out / f"{item.name}.json") for item in ITEMS}
+    open_items = [
+        item
+        for item in ITEMS
+        if not reports[item.name].get("settled") and (not only or item.name in only)
+    ]
+    for number, item in enumerate(open_items):
+        report = reports[item.name]
         left = end - time.monotonic() - TO_END
-        seconds = min(left, item.share * 60 * minutes)
+        of_those_left = item.share / sum(each.share for each in open_items[number:])
+        seconds = min(left, max(item.share * 60 * minutes, of_those_left * left))
         if seconds < 5:
             break
         started = time.monotonic()
@@ -99,6 +105,7 @@ def _child(item: object, report: object, seconds: float, is_tiny: bool) -> None:
     os.setpgid(0, 0)
     try:
         report.put("settled", item.measure(report, Time(seconds), is_tiny))
+        report.put("error", None)
     except Exception:  # noqa: BLE001 (the others go on)
         report.put("error", traceback.format_exc(limit=-6))
         traceback.print_exc()
