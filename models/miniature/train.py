@@ -9,6 +9,13 @@ encoder), `clip-tune` (the picture encoder anew, against the text encoder that t
 `identity`. Each writes a resume point every few minutes and goes on from it when started again; a
 run that was killed ends bit-equal to one that was not, on a CPU of the same kind. (The weights
 that ship are of an earlier recipe, at 64 pixels.)
+
+A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
+then goes on from what it knows:
+
+    … vae --out runs/128 --latents-of runs/64/vae
+    … decoder --out runs/128
+    … unet --out runs/128 --start runs/64/unet.safetensors
 """
 
 import argparse
@@ -17,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -55,6 +64,7 @@ MAX_SNR, MORE_SNR = 5.0, 0.25
 FOREGROUND_WEIGHT = 4.0
 FOREGROUND_NOISE_WEIGHT = 3.0
 LATENT_NOISE = 0.1
+LATENTS_WEIGHT = 2.0
 FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
@@ -68,6 +78,8 @@ class Workshop:
     folder: Path
     device: torch.device
     seed: int = 0
+    latents_of: Path | None = None
+    """The folder of an autoencoder whose latent space a new one takes over."""
     tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
 
     def generator(self, stage: str, step: int) -> torch.Generator:
@@ -92,6 +104,13 @@ class Workshop:
     def no_words(self) -> Tensor:
         """Token ids (1, 77) of an empty caption."""
         return self.tokens([""])
+
+    @cached_property
+    def earlier_vae(self) -> Any:
+        """The autoencoder of `latents_of`, which may be one for smaller pictures."""
+        vae: Any = AutoencoderKL.from_pretrained(self.latents_of)
+        vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        return vae
 
     @cached_property
     def signal(self) -> Tensor:
@@ -191,9 +210,22 @@ def build_clip_tune(workshop: Workshop) -> nn.ModuleDict:
 
 
 def build_vae(workshop: Workshop) -> nn.ModuleDict:
-    """The autoencoder, from nothing."""
-    del workshop
-    return nn.ModuleDict({"vae": make_vae()})
+    """The autoencoder, from nothing or from the layers of the one whose latents it takes over."""
+    vae = make_vae()
+    if workshop.latents_of is not None:
+        _take_over(vae, workshop.earlier_vae)
+    return nn.ModuleDict({"vae": vae})
+
+
+def _take_over(vae: Any, earlier: Any) -> None:
+    """Copy the layers whose shapes agree; blocks that are more come before the decoder's second."""
+    more = len(vae.decoder.up_blocks) - len(earlier.decoder.up_blocks)
+    ours = vae.state_dict()
+    for name, value in earlier.state_dict().items():
+        match = re.match(r"(decoder\.up_blocks\.)([1-9])(.*)", name)
+        place = f"{match[1]}{int(match[2]) + more}{match[3]}" if match else name
+        if place in ours and ours[place].shape == value.shape:
+            ours[place].copy_(value)
 
 
 def keep_pictures(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
@@ -206,13 +238,25 @@ def keep_pictures(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
 def vae_losses(
     modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
 ) -> Losses:
-    """How far what comes back is from what went in, and a touch of KL."""
+    """How far what comes back is from what went in, and a touch of KL.
+
+    With `Workshop.latents_of`, also how far latents are from those of that autoencoder, as a share
+    of their own variance.
+    """
     pixels = workshop.pixels(scenes["images"])
     with workshop.autocast():
         posterior = modules["vae"].encode(pixels).latent_dist
         decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
     kl = 1e-6 * posterior.kl().float().mean()
-    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
+    losses = _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
+    if workshop.latents_of is None:
+        return losses
+    earlier = workshop.earlier_vae
+    with torch.no_grad(), workshop.autocast():
+        reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
+        wanted = earlier.encode(reduced).latent_dist.mean.float()
+    error = (posterior.mean.float() - wanted).square().mean() / wanted.var()
+    return losses | {"latents": LATENTS_WEIGHT * error}
 
 
 def build_decoder(workshop: Workshop) -> nn.ModuleDict:
@@ -602,6 +646,7 @@ class Training:
             "start_sha256": hashlib.sha256(self.start.read_bytes()).hexdigest()
             if self.start
             else None,
+            "latents_of": str(self.workshop.latents_of) if self.workshop.latents_of else None,
             **{name: getattr(stage, name) for name in _SETTINGS},
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
@@ -818,6 +863,7 @@ def train(
     device: str | None = None,
     num_workers: int = 1,
     start: Path | None = None,
+    latents_of: Path | None = None,
     compiled: bool = False,
     stop_at: int | None = None,
     seconds: float | None = None,
@@ -837,7 +883,8 @@ def train(
         torch.backends.cudnn.benchmark = True
         recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
     num_steps = (images or recipe.images) // recipe.batch
-    training = Training(recipe, Workshop(folder, chosen, seed), start=start, compiled=compiled)
+    workshop = Workshop(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
+    training = Training(recipe, workshop, start=start, compiled=compiled)
     training.run(num_steps, num_workers, stop_at, seconds)
 
 
@@ -854,6 +901,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
+    parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
     parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
     options = parser.parse_args()
     for stage in STAGES if options.stage == "all" else [options.stage]:
@@ -866,6 +914,7 @@ def main() -> None:
             device=options.device,
             num_workers=options.workers,
             start=options.start,
+            latents_of=options.latents_of,
             compiled=options.compile,
         )
 
