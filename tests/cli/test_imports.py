@@ -2,33 +2,16 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conceptry.cli.app import COMMANDS
 from drawing import draw_file
-from program import ROOT
+from program import ROOT, run_python
 
 PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
-
-
-def run_python(program: str, *arguments: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 IN_ONE_PROCESS = f"""
