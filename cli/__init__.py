@@ -9,7 +9,8 @@ def main() -> None:
 
     quick_start.install()
     try:
-        from .app import app
+        with quick_start.quick_imports():
+            from .app import app
     except KeyboardInterrupt:  # while it was still loading
         sys.exit(130)
     app()

@@ -14,10 +14,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc would be loaded for the name alone
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "diffusers.models.autoencoders": (),
@@ -130,7 +134,7 @@ class _Later(type):
         return is_loaded and isinstance(instance, cls._real())
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder(Loader):
     """Finds stand-ins, as long as nobody has needed the real thing."""
 
     def __init__(self, roots: Iterable[str]) -> None:

@@ -81,6 +81,18 @@ finally:
     assert run_python(program).splitlines()[-1] == "[]"
 
 
+def test_reading_loads_neither_the_orm_nor_what_decodes_photos(tmp_path: Path) -> None:
+    draw_file(tmp_path / "photo.png")
+    registry = str(tmp_path / "concepts.db")
+    add = ["add", "rex", str(tmp_path / "photo.png"), "--category", "dog"]
+    run_python(IN_ONE_PROCESS, json.dumps([add]), CONCEPT_REGISTRY=registry)
+    lines = [["list"], ["list", "rex", "--json"], ["show", "rex"], ["history"], ["path", "rex"]]
+    program = IN_ONE_PROCESS.replace(repr(HEAVY), repr(("sqlalchemy", "sqlmodel", "numpy", "PIL")))
+    output = run_python(program, json.dumps(lines), CONCEPT_REGISTRY=registry)
+    assert "error" not in output
+    assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in lines}
+
+
 def test_no_module_of_the_registry_loads_a_deep_learning_library() -> None:
     modules = [f"conceptry.registry.{path.stem}" for path in (ROOT / "registry").glob("[a-z]*.py")]
     program = f"""
