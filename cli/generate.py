@@ -10,6 +10,7 @@ import typer
 from .errors import usage
 from .framework import session_of
 from .output import count
+from .quick_start import quick_imports
 
 if TYPE_CHECKING:
     from ..methods.generating import Leak, Picture
@@ -121,10 +122,11 @@ def generate(
         for request in requests:
             choose(registry, request.prompt)
         session.output.note(f"loading {base}")
-        from ..methods import generating
-        from ..models.loading import load_base
+        with quick_imports():
+            from ..methods import generating
+            from ..models.loading import load_base
 
-        loaded = load_base(base, offline=offline)
+            loaded = load_base(base, offline=offline)
         total = sum(len(request.seeds) for request in requests)
         told: list[dict[str, Any]] = []
         for_grid: list[Picture] = []
@@ -226,10 +228,11 @@ def reproduce(
     made = read_made(picture)
     with session.registry(create=not made.versions) as registry:
         session.output.note(f"loading {base or made.base}")
-        from ..methods import generating
-        from ..models.loading import load_base
+        with quick_imports():
+            from ..methods import generating
+            from ..models.loading import load_base
 
-        loaded = load_base(base or made.base, offline=offline)
+            loaded = load_base(base or made.base, offline=offline)
         again, is_same = generating.reproduce(registry, loaded, picture, out)
     document = {"image": _told(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])

@@ -16,6 +16,7 @@ from .arguments import ClipName, DinoName, SuiteName, complete_concept
 from .errors import ExitCode, Failure, explain, usage
 from .framework import Session, session_of
 from .output import Output, count, size
+from .quick_start import quick_imports
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -191,9 +192,10 @@ def train(
         if not is_first():
             session.output = Output(is_silent=True)
         session.output.note(f"loading {base}")
-        from ..models.loading import load_base
+        with quick_imports():
+            from ..models.loading import load_base
 
-        loaded = load_base(base, device=own_device(), offline=offline)
+            loaded = load_base(base, device=own_device(), offline=offline)
         queue = _Queue(session, registry, loaded, wish)
         if dry_run:
             queue.tell_estimates(chosen)
@@ -468,7 +470,8 @@ class _Queue:
     def _train(
         self, names: list[str], hooks: "Mapping[str, Hooks]"
     ) -> "list[Trained | ConceptryError]":
-        from ..methods import training
+        with quick_imports():
+            from ..methods import training
 
         wish = self._wish
         if wish.resume:

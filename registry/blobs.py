@@ -25,6 +25,8 @@ from .errors import RegistryCorrupt, StorageError
 
 LOCK_NAME = "lock"
 CHUNK = 1 << 20
+DEFAULT_GRACE = 3600.0
+"""Seconds for which `gc` spares a file, whatever it is."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")

@@ -1,23 +1,24 @@
 """The connection to `concepts.db`: how it is opened, read, written and upgraded.
 
 Reads run on one plain `sqlite3` connection, because building objects through the ORM costs twenty
-times the query. Writes are SQLModel sessions, each one transaction that takes the write lock first.
+times the query. Writes are SQLModel sessions, each one transaction that takes the write lock first;
+the ORM is loaded for the first of them, as that takes longer than most reads.
 """
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import URL, Connection, event
-from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel, create_engine
+from typing import TYPE_CHECKING, Any
 
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
 from .names import findable
-from .tables import JSON_COLUMNS
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+    from sqlmodel import Session
 
 
 class Database:
@@ -26,23 +27,30 @@ class Database:
     def __init__(self, path: Path, *, timeout: float) -> None:
         """Connect; `timeout` is how long a write waits for another process, in seconds."""
         self.path = path
-        self._engine = create_engine(
-            URL.create("sqlite", database=str(path)),
-            connect_args={"timeout": timeout, "check_same_thread": False},
-        )
-        event.listen(self._engine, "connect", _configure)
-        event.listen(self._engine, "begin", _begin)
+        self._options: dict[str, Any] = {"timeout": timeout, "check_same_thread": False}
         with translated(path):
-            self._pooled = self._engine.raw_connection()
-        self.reader: sqlite3.Connection = self._pooled.driver_connection  # pyright: ignore[reportAttributeAccessIssue]
+            self.reader = sqlite3.connect(path, **self._options)
+            _configure(self.reader, None)
+
+    @cached_property
+    def _engine(self) -> "Engine":
+        from sqlalchemy import URL, event
+        from sqlmodel import create_engine
+
+        url = URL.create("sqlite", database=str(self.path))
+        engine = create_engine(url, connect_args=self._options)
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin)
+        return engine
 
     def close(self) -> None:
         """Close every connection."""
-        self._pooled.close()
-        self._engine.dispose()
+        self.reader.close()
+        if "_engine" in vars(self):
+            self._engine.dispose()
 
     def rows(self, sql: str, **parameters: object) -> list[tuple[Any, ...]]:
-        """Run a read and return its rows; `sql` comes from `queries.compiled`."""
+        """Run a read and return its rows; values are `:name` in `sql`."""
         try:
             return self.reader.execute(sql, parameters).fetchall()
         except UnicodeEncodeError:
@@ -67,16 +75,18 @@ class Database:
                 self.rows("COMMIT")
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self) -> "Iterator[Session]":
         """One transaction, committed at the end or rolled back by any exception.
 
         Raises `RegistryBusy` if another process keeps writing for longer than the time-out, and
         `StorageError` if the disk refuses.
         """
+        from sqlmodel import Session
+
         with translated(self.path):
             self._use_write_ahead_log()
         with (
-            translated(self.path),
+            _translated_in_session(self.path),
             Session(self._engine, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -84,10 +94,12 @@ class Database:
             yield session
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Session]:
+    def read(self) -> "Iterator[Session]":
         """A session in which all is of one moment."""
+        from sqlmodel import Session
+
         engine = self._engine.execution_options(reads_only=True)
-        with translated(self.path), Session(engine) as session, session.begin():
+        with _translated_in_session(self.path), Session(engine) as session, session.begin():
             yield session
 
     def is_blank(self) -> bool:
@@ -156,6 +168,10 @@ class Database:
 
     def _unreadable(self) -> list[str]:
         """Tables with text that cannot be read, or is not the JSON that it should be."""
+        from sqlmodel import SQLModel
+
+        from .tables import JSON_COLUMNS
+
         found: list[str] = []
         for table in SQLModel.metadata.sorted_tables:
             try:
@@ -176,7 +192,7 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
 
 
-def _begin(connection: Connection) -> None:
+def _begin(connection: "Connection") -> None:
     only_reads = connection.get_execution_options().get("reads_only", False)
     connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
@@ -186,10 +202,20 @@ def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors about `path` into ours; all others pass."""
     try:
         yield
-    except DBAPIError as error:
-        raise explained(error.orig, path) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explained(error, path) from error
+
+
+@contextlib.contextmanager
+def _translated_in_session(path: Path) -> Iterator[None]:
+    """As `translated`, for what the ORM raises."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        with translated(path):
+            yield
+    except DBAPIError as error:
+        raise explained(error.orig, path) from error
 
 
 def explained(error: BaseException | None, path: Path) -> BaseException:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sqlalchemy import bindparam
 from sqlmodel import Session, col, func, select
 
 from .blobs import CHUNK, is_sha256
@@ -16,7 +15,7 @@ from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
-from .queries import compiled, loaded, pick, to_json
+from .queries import loaded, to_json
 from .records import EvaluationRecord, Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -256,27 +255,17 @@ def add_generation(
             session.add(GenerationVersion(generation_id=picture.id, version_id=version.id))
 
 
-_TRACE_SQL = compiled(
-    pick(
-        Generation.id,
-        Generation.prompt,
-        Generation.seed,
-        Generation.base,
-        Generation.settings,
-        Concept.name,
-        Version.number,
-        Run.uid,
-        Run.method,
-        RunImage.sha256,
-    )
-    .outerjoin(GenerationVersion, col(GenerationVersion.generation_id) == col(Generation.id))
-    .outerjoin(Version, col(Version.id) == col(GenerationVersion.version_id))
-    .outerjoin(Concept, col(Concept.id) == col(Version.concept_id))
-    .outerjoin(Run, col(Run.id) == col(Version.run_id))
-    .outerjoin(RunImage, col(RunImage.run_id) == col(Run.id))
-    .where(Generation.output_sha256 == bindparam("sha256"))
-    .order_by(col(Generation.id).desc(), Concept.name, Version.number, RunImage.sha256)
-)
+_TRACE_SQL = """
+    SELECT generation.id, prompt, generation.seed, generation.base, settings,
+        concept.name, number, run.uid, run.method, run_image.sha256
+    FROM generation
+        LEFT JOIN generation_version ON generation_id = generation.id
+        LEFT JOIN version ON version.id = version_id
+        LEFT JOIN concept ON concept.id = version.concept_id
+        LEFT JOIN run ON run.id = version.run_id
+        LEFT JOIN run_image ON run_image.run_id = run.id
+    WHERE output_sha256 = :sha256
+    ORDER BY generation.id DESC, concept.name, number, run_image.sha256"""
 
 
 def trace(store: Store, output_sha256: str) -> Lineage:

@@ -8,8 +8,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from filelock import ReadWriteLock, Timeout
-
 from .blobs import LOCK_NAME
 from .errors import RegistryBusy, StorageError
 from .location import Location
@@ -43,6 +41,8 @@ class RegistryLock:
 
     @contextmanager
     def _acquired(self, *, exclusive: bool, timeout: float) -> Iterator[None]:
+        from filelock import ReadWriteLock, Timeout
+
         try:
             folder = self._location.blobs
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,11 @@
-"""The reads: SQLModel statements, compiled to SQL once and run on the plain connection."""
+"""The reads, in SQL, run on the plain connection: no library has to be loaded for them."""
 
 import json
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
-
-from sqlalchemy import bindparam, literal_column, select, union_all
-from sqlalchemy.dialects import sqlite
-from sqlmodel import col, func
 
 from .database import Database
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
@@ -24,28 +19,12 @@ from .records import (
     RunRecord,
     VersionRecord,
 )
-from .tables import Alias, Artifact, Event, Image, Run, Tag, Version
-from .tables import Concept as ConceptRow
 
 MAX_WORDS = 32
 MAX_SEARCH = 1_000
 SORTS = ("name", "created", "updated", "images", "versions", "bytes")
 
 _MAX_INTEGER = (1 << 63) - 1
-_ZERO, _SPACE = literal_column("0"), literal_column("' '")
-_DIALECT = sqlite.dialect(paramstyle="named")
-
-
-def compiled(statement: Any) -> str:
-    """The SQL of a statement, with `:name` for each `bindparam`; other values must be literals."""
-    result = statement.compile(dialect=_DIALECT)
-    assert all(value is None for value in result.params.values()), "a value would be lost"
-    return str(result)
-
-
-def pick(*columns: Any) -> Any:
-    """A SELECT of any number of columns; SQLModel's own types end at four."""
-    return select(*columns)
 
 
 def search_text(
@@ -61,35 +40,23 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _total(column: Any, *where: Any) -> Any:
-    return pick(func.coalesce(func.sum(column), _ZERO)).where(*where).scalar_subquery()
-
-
-def _count(column: Any, *where: Any) -> Any:
-    return pick(func.count(column)).where(*where).scalar_subquery()
-
-
-_OF_CONCEPT = col(Image.concept_id) == col(ConceptRow.id)
-_TAGS = pick(func.group_concat(Tag.tag, _SPACE)).where(col(Tag.concept_id) == col(ConceptRow.id))
-_NUM_IMAGES = _count(Image.id, _OF_CONCEPT)
-_NUM_VERSIONS = _count(Version.id, col(Version.concept_id) == col(ConceptRow.id))
-_BYTES = (
-    _total(Image.bytes + func.coalesce(Image.mask_bytes, _ZERO), _OF_CONCEPT)
-    + _total(
-        Artifact.bytes,
-        col(Artifact.version_id) == col(Version.id),
-        col(Version.concept_id) == col(ConceptRow.id),
-    )
-    + _total(
-        Artifact.bytes,
-        col(Artifact.run_id) == col(Run.id),
-        col(Run.concept_id) == col(ConceptRow.id),
-    )
-)
-_SORT_COLUMNS = {
-    "name": ConceptRow.name,
-    "created": ConceptRow.created,
-    "updated": ConceptRow.updated,
+_TAGS = "(SELECT group_concat(tag, ' ') FROM tag WHERE concept_id = concept.id)"
+_NUM_IMAGES = "(SELECT count(*) FROM image WHERE concept_id = concept.id)"
+_NUM_VERSIONS = "(SELECT count(*) FROM version WHERE concept_id = concept.id)"
+_BYTES = """(
+    SELECT coalesce(sum(bytes + coalesce(mask_bytes, 0)), 0) FROM image
+    WHERE concept_id = concept.id
+) + (
+    SELECT coalesce(sum(bytes), 0) FROM artifact JOIN version ON version.id = version_id
+    WHERE version.concept_id = concept.id
+) + (
+    SELECT coalesce(sum(bytes), 0) FROM artifact JOIN run ON run.id = artifact.run_id
+    WHERE run.concept_id = concept.id
+)"""
+_SORT_KEYS = {
+    "name": "name",
+    "created": "created",
+    "updated": "updated",
     "images": _NUM_IMAGES,
     "versions": _NUM_VERSIONS,
     "bytes": _BYTES,
@@ -117,15 +84,15 @@ def find_concepts(
         raise InvalidInput(
             f"search for at most {MAX_WORDS} words and tags, {MAX_SEARCH:,} characters"
         )
-    filters = (len(words), len(tags), category is not None)
+    where = _conditions(len(words), len(tags), category is not None)
     parameters: dict[str, object] = {f"tag{i}": tag for i, tag in enumerate(tags)}
     parameters |= {f"word{i}": f"%{_escaped(word)}%" for i, word in enumerate(words)}
     if category is not None:
         parameters["category"] = category
     with database.snapshot():
-        total = database.rows(_count_sql(*filters), **parameters)[0][0]
+        total = database.rows(_count_sql(where), **parameters)[0][0]
         rows = database.rows(
-            _page_sql(sort, descending, *filters),
+            _page_sql(sort, descending, where),
             **parameters,
             limit=min(limit, _MAX_INTEGER) or -1,
             offset=min(limit * (page - 1), _MAX_INTEGER),
@@ -137,40 +104,27 @@ def find_concepts(
     return Page(concepts, total, page, max(1, -(-total // limit)) if limit else 1)
 
 
-@cache
-def _page_sql(sort: str, descending: bool, *filters: int) -> str:
-    key = _SORT_COLUMNS[sort]
-    statement = pick(
-        ConceptRow.name,
-        ConceptRow.category,
-        _TAGS.scalar_subquery(),
-        ConceptRow.notes,
-        _NUM_IMAGES,
-        _NUM_VERSIONS,
-        _BYTES,
-        ConceptRow.created,
-        ConceptRow.updated,
-    )
-    statement = statement.where(*_conditions(*filters))
-    statement = statement.order_by(key.desc() if descending else key, col(ConceptRow.name))
-    return compiled(statement.limit(bindparam("limit")).offset(bindparam("offset")))
+def _page_sql(sort: str, descending: bool, where: str) -> str:
+    return f"""
+        SELECT name, category, {_TAGS}, notes, {_NUM_IMAGES}, {_NUM_VERSIONS}, {_BYTES},
+            created, updated
+        FROM concept {where}
+        ORDER BY {_SORT_KEYS[sort]} {"DESC" if descending else "ASC"}, name
+        LIMIT :limit OFFSET :offset"""  # noqa: S608
 
 
-@cache
-def _count_sql(*filters: int) -> str:
-    return compiled(pick(func.count()).select_from(ConceptRow).where(*_conditions(*filters)))
+def _count_sql(where: str) -> str:
+    return f"SELECT count(*) FROM concept {where}"  # noqa: S608
 
 
-def _conditions(num_words: int, num_tags: int, has_category: int) -> list[Any]:
-    conditions: list[Any] = [
-        col(ConceptRow.search).like(bindparam(f"word{i}"), escape="\\") for i in range(num_words)
+def _conditions(num_words: int, num_tags: int, has_category: bool) -> str:
+    conditions = [rf"search LIKE :word{i} ESCAPE '\'" for i in range(num_words)]
+    conditions += [
+        f"id IN (SELECT concept_id FROM tag WHERE tag = :tag{i})"  # noqa: S608
+        for i in range(num_tags)
     ]
-    for i in range(num_tags):
-        tagged = pick(Tag.concept_id).where(Tag.tag == bindparam(f"tag{i}"))
-        conditions.append(col(ConceptRow.id).in_(tagged))
-    if has_category:
-        conditions.append(ConceptRow.category == bindparam("category"))
-    return conditions
+    conditions += ["category = :category"] if has_category else []
+    return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _escaped(word: str) -> str:
@@ -179,76 +133,31 @@ def _escaped(word: str) -> str:
     return word
 
 
-_CONCEPT_SQL = compiled(
-    pick(
-        ConceptRow.id,
-        ConceptRow.category,
-        _TAGS.scalar_subquery(),
-        ConceptRow.notes,
-        ConceptRow.created,
-        ConceptRow.updated,
-    ).where(ConceptRow.name == bindparam("name"))
-)
-_IMAGES_SQL = compiled(
-    pick(
-        Image.sha256,
-        Image.filename,
-        Image.format,
-        Image.width,
-        Image.height,
-        Image.bytes,
-        Image.caption,
-        Image.mask,
-        Image.added,
-        func.coalesce(Image.mask_bytes, _ZERO),
-    )
-    .where(Image.concept_id == bindparam("concept"))
-    .order_by(col(Image.id))
-)
-_RUNS_SQL = compiled(
-    pick(
-        Run.uid,
-        Run.method,
-        Run.status,
-        Run.base,
-        Run.base_sha256,
-        Run.seed,
-        Run.config,
-        Run.packages,
-        Run.host,
-        Run.started,
-        Run.finished,
-        Run.error,
-    )
-    .where(Run.concept_id == bindparam("concept"))
-    .order_by(col(Run.id))
-)
-_VERSIONS_SQL = compiled(
-    pick(
-        Version.id,
-        Version.number,
-        pick(func.group_concat(Alias.alias, _SPACE))
-        .where(col(Alias.version_id) == col(Version.id))
-        .scalar_subquery(),
-        Run.uid,
-        Version.created,
-    )
-    .outerjoin(Run, col(Run.id) == col(Version.run_id))
-    .where(Version.concept_id == bindparam("concept"))
-    .order_by(col(Version.number))
-)
-_ARTIFACT_COLUMNS = (Artifact.version_id, Artifact.name, Artifact.kind, Artifact.sha256)
-_ARTIFACTS_SQL = compiled(
-    union_all(
-        pick(*_ARTIFACT_COLUMNS, Artifact.bytes)
-        .join(Version, col(Version.id) == col(Artifact.version_id))
-        .where(Version.concept_id == bindparam("concept")),
-        pick(*_ARTIFACT_COLUMNS, Artifact.bytes)
-        .join(Run, col(Run.id) == col(Artifact.run_id))
-        .where(Run.concept_id == bindparam("concept"), col(Artifact.version_id).is_(None)),
-    )
-)
-_NAMES_SQL = compiled(pick(ConceptRow.name).order_by(col(ConceptRow.name)))
+_CONCEPT_SQL = f"""
+    SELECT id, category, {_TAGS}, notes, created, updated FROM concept WHERE name = :name"""  # noqa: S608
+_IMAGES_SQL = """
+    SELECT sha256, filename, format, width, height, bytes, caption, mask, added,
+        coalesce(mask_bytes, 0)
+    FROM image WHERE concept_id = :concept ORDER BY id"""
+_RUNS_SQL = """
+    SELECT uid, method, status, base, base_sha256, seed, config, packages, host, started,
+        finished, error
+    FROM run WHERE concept_id = :concept ORDER BY id"""
+_VERSIONS_SQL = """
+    SELECT version.id, number,
+        (SELECT group_concat(alias, ' ') FROM alias WHERE version_id = version.id),
+        run.uid, created
+    FROM version LEFT JOIN run ON run.id = run_id
+    WHERE version.concept_id = :concept ORDER BY number"""
+_ARTIFACTS_SQL = """
+    SELECT version_id, name, kind, sha256, bytes
+    FROM artifact JOIN version ON version.id = version_id
+    WHERE version.concept_id = :concept
+    UNION ALL
+    SELECT version_id, name, kind, sha256, bytes
+    FROM artifact JOIN run ON run.id = artifact.run_id
+    WHERE run.concept_id = :concept AND version_id IS NULL"""
+_NAMES_SQL = "SELECT name FROM concept ORDER BY name"
 
 
 def show_concept(database: Database, name: str) -> Concept:
@@ -287,19 +196,8 @@ def _run_record(row: tuple[Any, ...]) -> RunRecord:
     return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
 
 
-_SEARCH_SQL = compiled(
-    pick(
-        ConceptRow.id,
-        ConceptRow.search,
-        ConceptRow.name,
-        ConceptRow.category,
-        ConceptRow.notes,
-        _TAGS.scalar_subquery(),
-    )
-)
-_CAPTIONS_SQL = compiled(
-    pick(Image.caption).where(Image.concept_id == bindparam("concept")).order_by(col(Image.id))
-)
+_SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} FROM concept"  # noqa: S608
+_CAPTIONS_SQL = "SELECT caption FROM image WHERE concept_id = :concept ORDER BY id"
 
 
 def stale_concepts(database: Database) -> Iterator[tuple[int, str]]:
@@ -341,18 +239,10 @@ def names(database: Database) -> list[str]:
     return [row[0] for row in database.rows(_NAMES_SQL)]
 
 
-@cache
-def _history_sql(of_one: bool) -> str:
-    statement = pick(Event.at, Event.concept, Event.action, Event.detail)
-    if of_one:
-        now_named = pick(ConceptRow.id).where(ConceptRow.name == bindparam("name"))
-        once_named = pick(Event.concept_id).where(Event.concept == bindparam("name"))
-        statement = statement.where(
-            col(Event.concept_id).in_(now_named) | col(Event.concept_id).in_(once_named)
-        )
-    return compiled(
-        statement.order_by(col(Event.id).desc()).limit(bindparam("limit")).offset(_ZERO)
-    )
+_HISTORY_SQL = "SELECT at, concept, action, detail FROM event {where} ORDER BY id DESC LIMIT :limit"
+_OF_ONE = """
+    WHERE concept_id IN (SELECT id FROM concept WHERE name = :name)
+    OR concept_id IN (SELECT concept_id FROM event WHERE concept = :name)"""
 
 
 def history(database: Database, name: str | None, limit: int) -> list[EventRecord]:
@@ -363,7 +253,8 @@ def history(database: Database, name: str | None, limit: int) -> list[EventRecor
     parameters: dict[str, object] = {"limit": min(limit, _MAX_INTEGER) or -1}
     if name is not None:
         parameters["name"] = name
-    rows = database.rows(_history_sql(name is not None), **parameters)
+    where = _OF_ONE if name is not None else ""
+    rows = database.rows(_HISTORY_SQL.format(where=where), **parameters)
     if name is not None and not rows:
         raise ConceptNotFound(name, names(database))
     return [

@@ -5,15 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from PIL.Image import Image
-
-from . import backup, bundle, edits, images, intake, lineage, queries, running, upkeep
-from .blobs import BlobStore
+from . import queries, running
+from .blobs import DEFAULT_GRACE, BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
-from .intake import Progress
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
@@ -30,8 +27,17 @@ from .records import (
     Page,
     RunRecord,
 )
-from .sources import collect
 from .store import Store
+from .when_used import WhenUsed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from . import backup, bundle, edits, images, intake, lineage, sources, upkeep
+    from .intake import Progress
+else:
+    backup, bundle, edits, images = map(WhenUsed, ("backup", "bundle", "edits", "images"))
+    intake, lineage, sources, upkeep = map(WhenUsed, ("intake", "lineage", "sources", "upkeep"))
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds to wait for another process before the registry counts as busy."""
@@ -116,7 +122,7 @@ class Registry:
         masks: AnyPath | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
-        on_progress: Progress | None = None,
+        on_progress: "Progress | None" = None,
     ) -> Added:
         """Create a concept from photos, or append photos to it: all of them or none.
 
@@ -130,11 +136,11 @@ class Registry:
         Raises `InvalidInput` (a bad name or photo), `NotFound` (a path), `RegistryBusy` and
         `StorageError`.
         """
-        sources = collect(paths, caption=caption, masks=masks)
+        found = sources.collect(paths, caption=caption, masks=masks)
         return intake.add(
             self._store,
             name,
-            sources,
+            found,
             category=category,
             tags=tags,
             notes=notes,
@@ -218,14 +224,14 @@ class Registry:
         """
         return queries.history(self._store.database, name, limit)
 
-    def read_photo(self, image: ImageRecord) -> Image:
+    def read_photo(self, image: ImageRecord) -> "Image":
         """A photo of a concept, (height, width) as recorded, RGB, upright, white where transparent.
 
         Raises `RegistryCorrupt` if its file is missing or damaged.
         """
         return images.read_photo(self._store.blobs.read(image.sha256), image.filename)
 
-    def read_mask(self, image: ImageRecord) -> Image | None:
+    def read_mask(self, image: ImageRecord) -> "Image | None":
         """The subject mask of a photo, 8-bit grey of the photo's size, white on the subject."""
         if image.mask is None:
             return None
@@ -243,7 +249,7 @@ class Registry:
         read_data: bool = False,
         repair: bool = False,
         look_in: AnyPath | None = None,
-        on_progress: Progress | None = None,
+        on_progress: "Progress | None" = None,
     ) -> CheckReport:
         """Compare the rows with the stored files; with `read_data` hash every file again.
 
@@ -262,7 +268,7 @@ class Registry:
     def gc(
         self,
         *,
-        grace: float = upkeep.DEFAULT_GRACE,
+        grace: float = DEFAULT_GRACE,
         dry_run: bool = False,
         checkpoints: bool = False,
     ) -> GcReport:
@@ -276,7 +282,7 @@ class Registry:
         """
         return upkeep.gc(self._store, grace=grace, dry_run=dry_run, checkpoints=checkpoints)
 
-    def backup(self, folder: AnyPath, *, on_progress: Progress | None = None) -> BackupReport:
+    def backup(self, folder: AnyPath, *, on_progress: "Progress | None" = None) -> BackupReport:
         """Copy the registry into a folder, where it is a registry again.
 
         A folder with an earlier backup is brought up to date. Raises `AlreadyExists` for a folder

@@ -12,15 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from sqlmodel import col, select
-
 from .blobs import StoredFile
 from .errors import NotFound, RegistryBusy, StorageError
 from .location import Location
 from .records import Concept, RunRecord
 from .store import Store
-from .tables import Run
 
 PREVIEWS_FILE = "previews.png"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -46,6 +42,8 @@ def training_lock(location: Location, name: str) -> Iterator[None]:
 
     Raises `RegistryBusy` at once if another one does.
     """
+    from filelock import FileLock, Timeout
+
     try:
         location.runs.mkdir(parents=True, exist_ok=True)
         lock = FileLock(location.runs / f"{name}.lock")
@@ -83,10 +81,7 @@ def tidy_run_folder(location: Location, run: str) -> None:
 
 def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[StoredFile]:
     """Files of runs that were removed, or that nothing goes on with any more."""
-    with store.database.read() as session:
-        rows = session.exec(
-            select(Run.uid, Run.concept_id, Run.status).order_by(col(Run.started), col(Run.id))
-        ).all()
+    rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY started, id")
     latest = {concept_id: uid for uid, concept_id, _ in rows}
     resumable = {
         uid for uid, concept, status in rows if status != "done" and latest[concept] == uid

@@ -3,18 +3,13 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from sqlalchemy import bindparam, literal_column, union_all
-from sqlmodel import col, func
+from typing import NamedTuple
 
 from .blobs import BlobStore, Staging
 from .database import Database
 from .errors import ConceptryError
 from .location import Location
 from .locks import RegistryLock
-from .queries import compiled, pick
-from .tables import Artifact, Concept, Image, Run, Version
 
 
 class Use(NamedTuple):
@@ -63,40 +58,19 @@ class Store:
                     self.blobs.remove(sha256)
 
 
-def _within(column: Any) -> tuple[Any, Any]:
-    return col(column) >= bindparam("low"), col(column) < bindparam("high")
-
-
-_USES_SQL = compiled(
-    union_all(
-        pick(
-            Image.sha256,
-            Image.bytes,
-            Concept.name,
-            literal_column("'photo '").concat(Image.filename),
-        )
-        .join(Concept, col(Concept.id) == col(Image.concept_id))
-        .where(*_within(Image.sha256)),
-        pick(
-            Image.mask,
-            Image.mask_bytes,
-            Concept.name,
-            literal_column("'mask of '").concat(Image.filename),
-        )
-        .join(Concept, col(Concept.id) == col(Image.concept_id))
-        .where(*_within(Image.mask)),
-        pick(
-            Artifact.sha256,
-            Artifact.bytes,
-            Concept.name,
-            literal_column("'weights '").concat(Artifact.name),
-        )
-        .outerjoin(Version, col(Version.id) == col(Artifact.version_id))
-        .outerjoin(Run, col(Run.id) == col(Artifact.run_id))
-        .join(
-            Concept,
-            col(Concept.id) == func.coalesce(col(Version.concept_id), col(Run.concept_id)),
-        )
-        .where(*_within(Artifact.sha256)),
-    ).order_by("sha256")
-)
+_USES_SQL = """
+    SELECT sha256, bytes, concept.name, 'photo ' || filename
+    FROM image JOIN concept ON concept.id = concept_id
+    WHERE sha256 >= :low AND sha256 < :high
+    UNION ALL
+    SELECT mask, mask_bytes, concept.name, 'mask of ' || filename
+    FROM image JOIN concept ON concept.id = concept_id
+    WHERE mask >= :low AND mask < :high
+    UNION ALL
+    SELECT sha256, bytes, concept.name, 'weights ' || artifact.name
+    FROM artifact
+        LEFT JOIN version ON version.id = version_id
+        LEFT JOIN run ON run.id = artifact.run_id
+        JOIN concept ON concept.id = coalesce(version.concept_id, run.concept_id)
+    WHERE sha256 >= :low AND sha256 < :high
+    ORDER BY sha256"""

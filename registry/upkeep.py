@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .blobs import StoredFile, is_sha256, sync_folder
+from .blobs import DEFAULT_GRACE, StoredFile, is_sha256, sync_folder
 from .edits import refresh
 from .errors import NotFound, RegistryCorrupt, StorageError
 from .queries import stale_concepts
@@ -16,9 +16,6 @@ from .records import CheckReport, GcReport, Problem
 from .running import leftovers, remove_if_empty
 from .store import Store, Use
 from .tables import Concept
-
-DEFAULT_GRACE = 3600.0
-"""Seconds for which `gc` spares a file, whatever it is."""
 
 _SHARDS = [f"{i:02x}" for i in range(256)]
 _PRIVATE = ("tmp", "damaged")

@@ -2,6 +2,7 @@
 
     python tests/anywhere.py                       # every condition, one after another: hours
     python tests/anywhere.py busy "no home"        # these
+    python tests/anywhere.py "busy, no home"       # both at once
     python tests/anywhere.py busy -- tests/cli     # of them, these tests
 
 Each condition is a change to the environment, to the words of pytest, or to the machine.
@@ -21,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "suite.json"
@@ -47,6 +50,7 @@ CONDITIONS = {
             "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         }
     ),
+    "programs start cold": Condition(environment={warm.COLD: "1"}),
     "1 thread": Condition(environment={"OMP_NUM_THREADS": "1"}),
     "2 threads": Condition(environment={"OMP_NUM_THREADS": "2"}),
     "4 threads": Condition(environment={"OMP_NUM_THREADS": "4"}),
@@ -63,13 +67,25 @@ CONDITIONS = {
     "colours forced": Condition(environment={"TERM": "", "COLUMNS": "0", "FORCE_COLOR": "1"}),
     "umask 077": Condition(umask=0o077),
     "umask 002": Condition(umask=0o002),
-    "ordinary user, read-only checkout": Condition(is_nobody=True),
+    "ordinary user": Condition(is_nobody=True),
 }
+
+
+def all_of(name: str) -> Condition:
+    """A condition, or several with commas between them."""
+    several = [CONDITIONS[each] for each in name.split(", ")]
+    return Condition(
+        environment={key: value for each in several for key, value in each.environment.items()},
+        words=[word for each in several for word in each.words],
+        umask=max(each.umask for each in several),
+        busy_loops=max(each.busy_loops for each in several),
+        is_nobody=any(each.is_nobody for each in several),
+    )
 
 
 def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
     """The row of a condition."""
-    condition = CONDITIONS[name]
+    condition = all_of(name)
     words = ["-m", "pytest", "-n", "2", "--dist", "worksteal", *condition.words, *tests]
     started = time.monotonic()
     with _busy(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
@@ -139,7 +155,7 @@ def _keep(row: dict[str, Any]) -> None:
 
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
     rows = {each["condition"]: each for each in [*known, row]}
-    ordered = [rows[name] for name in CONDITIONS if name in rows]
+    ordered = [rows[name] for name in sorted(rows)]
     document = json.dumps({"environment": describe(), "runs": ordered}, indent=1)
     RESULTS.write_text(document + "\n", encoding="utf-8")
 
@@ -155,8 +171,8 @@ def main() -> None:
     options = parser.parse_args(words[:split])
     tests = words[split + 1 :]
     for name in options.conditions:
-        if name not in CONDITIONS:
-            parser.error(f"there is no condition {name!r}")
+        if unknown := set(name.split(", ")) - set(CONDITIONS):
+            parser.error(f"there is no condition {min(unknown)!r}")
     failed = 0
     for name in options.conditions or CONDITIONS:
         row = run(name, tests)

@@ -110,3 +110,18 @@ def make_old(path: Path, seconds: float = 7200) -> None:
     """Let a file look as if it was written so long ago."""
     moment = time.time() - seconds
     os.utime(path, (moment, moment))
+
+
+def run_python(program: str, *arguments: str, **env: str) -> str:
+    """What a Python program prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

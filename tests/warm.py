@@ -24,6 +24,8 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+COLD = "CONCEPTRY_TESTS_START_COLD"
+"""With this in the environment nothing is loaded, and programs start as they do for users."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 
 Request = dict[str, Any]
@@ -31,6 +33,8 @@ Request = dict[str, Any]
 
 def load() -> None:
     """Import what programs spend their start on; none of it may start a thread."""
+    if COLD in os.environ:
+        return
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it would tell of what is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -129,7 +133,7 @@ def run(request: Request) -> int:
     sys.path[0] = ""
     sys.stdin, sys.stdout, sys.stderr = map(_reopened, (sys.stdin, sys.stdout, sys.stderr))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    if threads := os.environ.get("OMP_NUM_THREADS"):
+    if (threads := os.environ.get("OMP_NUM_THREADS")) and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(threads))
     return _end(_exit_code(request["program"]))
 

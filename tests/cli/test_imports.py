@@ -2,33 +2,16 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conceptry.cli.app import COMMANDS
 from drawing import draw_file
-from program import DEADLINE, ROOT
+from program import ROOT, run_python
 
 PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
-
-
-def run_python(program: str, *arguments: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 IN_ONE_PROCESS = f"""
@@ -96,6 +79,18 @@ finally:
     print([name for name in {("sqlmodel", "PIL", "numpy", *HEAVY)} if name in sys.modules])
 """
     assert run_python(program).splitlines()[-1] == "[]"
+
+
+def test_reading_loads_neither_the_orm_nor_what_decodes_photos(tmp_path: Path) -> None:
+    draw_file(tmp_path / "photo.png")
+    registry = str(tmp_path / "concepts.db")
+    add = ["add", "rex", str(tmp_path / "photo.png"), "--category", "dog"]
+    run_python(IN_ONE_PROCESS, json.dumps([add]), CONCEPT_REGISTRY=registry)
+    lines = [["list"], ["list", "rex", "--json"], ["show", "rex"], ["history"], ["path", "rex"]]
+    program = IN_ONE_PROCESS.replace(repr(HEAVY), repr(("sqlalchemy", "sqlmodel", "numpy", "PIL")))
+    output = run_python(program, json.dumps(lines), CONCEPT_REGISTRY=registry)
+    assert "error" not in output
+    assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in lines}
 
 
 def test_no_module_of_the_registry_loads_a_deep_learning_library() -> None:
