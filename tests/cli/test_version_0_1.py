@@ -14,7 +14,7 @@ from program import ROOT, Ask
 LEFT = ROOT / "tests/cli/version_0_1"
 VERSIONS = range(1, 7)
 FOR_ROUNDING = 0.03
-"""Of 255, on the average: other processors add in another order. Two versions are at least 0.07 apart."""
+"""Of 255, on the average: other processors add in another order. Two versions are 0.07 apart."""
 
 
 @pytest.fixture(autouse=True)
