@@ -95,6 +95,7 @@ class ConceptGroup(TyperGroup):
     ) -> Any:
         """Run a command line and exit; no exception leaves."""
         _silence_libraries()
+        _let_threads_sleep()
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -119,6 +120,14 @@ def _silence_libraries() -> None:
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _let_threads_sleep() -> None:
+    """Threads that spin while they wait starve those they wait for, where a machine is busy.
+
+    OpenMP reads this when torch is loaded; a wish of the user's is left as it is.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:

@@ -98,6 +98,26 @@ finally:
     assert run_python(program).splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(("wish", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str
+) -> None:
+    """OpenMP reads it when torch is loaded."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if wish:
+        monkeypatch.setenv("OMP_WAIT_POLICY", wish)
+    program = """
+import os, sys
+sys.argv[1:] = ["methods", "--quiet"]
+from conceptry.cli import main
+try:
+    main()
+finally:
+    print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    assert run_python(program).splitlines()[-1] == f"{expected} False"
+
+
 def test_no_module_of_the_registry_loads_a_deep_learning_library() -> None:
     modules = [f"conceptry.registry.{path.stem}" for path in (ROOT / "registry").glob("[a-z]*.py")]
     program = f"""
