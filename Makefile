@@ -17,7 +17,8 @@ IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
-.NOTPARALLEL:  # two installations into one folder
+# Two installations into one folder would meet.
+.NOTPARALLEL:
 .PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example readme kill bench clean
 
 help:
@@ -46,7 +47,7 @@ $(PROGRAM) $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.12 install")'
 	@rm -f $@
 	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "fetching packages, torch and some 50 more; what has to be downloaded takes longest"
+	@echo "installing torch and some 50 other packages into $(VENV), which takes a minute or more"
 	@pip() { $(BIN)/pip install --disable-pip-version-check $(COMPILE) \
 	        --constraint constraints.txt --editable '$(WHAT)' && touch $@; }; \
 	if test -t 1; then pip; else \
