@@ -1,4 +1,5 @@
-# `make test` and `make check` install what they need into .venv by themselves.
+# Each target installs what it needs into .venv by itself: `make demo` the program, the others the
+# development tools as well.
 #
 # On a Linux machine without a CUDA GPU, the CPU build of torch saves gigabytes:
 #     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
@@ -7,14 +8,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PROGRAM := $(VENV)/program
+# Where the development tools are, the program is too.
+RUNNABLE := $(firstword $(wildcard $(INSTALLED)) $(PROGRAM))
+PIP_LOG := $(VENV)/pip.log
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile,--no-compile)
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 PACKAGES := cli evaluation kernels methods models registry
 
 .DEFAULT_GOAL := help
+# Two installations into one folder would meet.
+.NOTPARALLEL:
 .PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example readme kill bench clean
 
 help:
 	@echo "make demo     teach the sample dog to the miniature, and draw it"
+	@echo "make install  only install, development tools too; the others do so themselves"
 	@echo "make test     run the tests that any change needs"
 	@echo "make test-all those, and what is long by nature; a quarter of an hour"
 	@echo "make check    lint, format check, types"
@@ -29,13 +38,28 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.12 install")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+$(PROGRAM): WHAT := .
+$(INSTALLED): WHAT := .[dev]
 
-demo: $(INSTALLED)
+# On a terminal pip shows its own bars; elsewhere only large files and what takes long are told.
+# What is never imported need not be compiled, where Python keeps what it compiles.
+$(PROGRAM) $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.12 install")'
+	@rm -f $@
+	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch and some 50 other packages into $(VENV), which takes a minute or more"
+	@pip() { $(BIN)/pip install --disable-pip-version-check $(COMPILE) \
+	        --constraint constraints.txt --editable '$(WHAT)' && touch $@; }; \
+	if test -t 1; then pip; else \
+	    pip 2>&1 | tee $(PIP_LOG) | while read -r line; do case $$line in \
+	        *Downloading*[0-9][0-9].[0-9]' MB'*|*Downloading*' GB'*) echo "$$line" ;; \
+	        'Installing collected'*) echo "unpacking them" ;; \
+	        *Retrying*) echo "$$line" ;; \
+	    esac; done; \
+	    test -e $@ || { tail -n 30 $(PIP_LOG); exit 1; }; \
+	fi
+
+demo: $(RUNNABLE)
 	@$(BIN)/python demo.py
 
 test: $(INSTALLED)

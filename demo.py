@@ -71,6 +71,26 @@ def main() -> None:
         report = folder / "report"
         _concept("eval", NAME, *SCORED, "--report", str(report), *base, *registry, "--quiet")
         print(f"scores, and the worst pictures first: {report / 'report.html'}")
+    print(_farewell(sheet, base if options.base != DEFAULT_BASE else []))
+
+
+def _farewell(sheet: Path, base: Sequence[str]) -> str:
+    """Where the picture is, and what to type next."""
+    command = Path(sys.executable).with_name("concept")
+    here = Path.cwd()
+    start = str(command.relative_to(here) if command.is_relative_to(here) else command)
+    commands = (
+        ("add", "mia", "PHOTOS", "--category", "cat"),
+        ("train", "mia", *base),
+        ("generate", "a photo of <mia> on the beach", *base),
+    )
+    typed = [" ".join(map(_quoted, (start, *words))) for words in commands]
+    hint = "" if base else "\n(for real photos, add --base sd21 to the last two, and a GPU)"
+    return f"\nlook at {sheet}; then go on with photos of your own:\n" + "\n".join(typed) + hint
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if "<" in word else shlex.quote(word)
 
 
 def _concept(*words: str) -> str:

@@ -34,12 +34,20 @@ SAMPLE = ROOT / "models" / "miniature" / "sample"
 ROUNDS = 5
 
 ADD = ["add", "rex", str(SAMPLE), "--category", "dog"]
-FIRST_STEP = ["stage1.steps=1", "stage2.steps=0", "stage3.steps=0", "augmentation.crops=4"]
+WITHOUT_PREVIEWS = ["--preview-every", "0"]
+ONE_STEP = ["stage1.steps=1", "stage2.steps=0", "stage3.steps=0", "augmentation.crops=4"]
+FIRST_STEP = [word for each in ONE_STEP for word in ("--set", each)]
 COMMANDS: Mapping[str, list[str]] = {
     "help": ["--help"],
     "list": ["list"],
     "generate": ["generate", "a photo of a dog", "--steps", "1", "-n", "1", "--seed", "0"],
-    "train": ["train", "rex", "--preview-every", "0", *(word for each in FIRST_STEP for word in ("--set", each))],
+    "train": [
+        "train",
+        "rex",
+        "--preview-every",
+        "0",
+        *(word for each in FIRST_STEP for word in ("--set", each)),
+    ],
 }
 
 PROGRAM = """

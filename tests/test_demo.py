@@ -1,5 +1,7 @@
 """`make demo`, on a tiny base model."""
 
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from program import DEADLINE, wait_until
 from tiny_base import write_tiny_base
 
 DEMO = Path(__file__).parents[1] / "demo.py"
+PHOTOS = DEMO.parent / "models" / "miniature" / "sample"
 
 
 def start(folder: Path, base: str) -> subprocess.Popen[str]:
@@ -31,6 +34,36 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def farewell(told: str) -> list[list[str]]:
+    """The words of the commands that the demo ends with."""
+    _, asked, commands = told.rpartition("go on with photos of your own:\n")
+    assert asked
+    return [shlex.split(line) for line in commands.splitlines() if not line.startswith("(")]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in its folder", "elsewhere"])
+def test_the_demo_ends_with_commands_that_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    program = Path(sys.executable).with_name("concept")
+    here = program.parents[2] if inside else tmp_path
+    monkeypatch.chdir(here)
+    told = runpy.run_path(str(DEMO))["_farewell"](Path("build/demo/demo.png"), [])
+    assert "look at build/demo/demo.png" in told
+    (start, *add), (_, *train), (_, *generate) = farewell(told)
+    assert Path(start).is_absolute() != inside
+    assert (here / start).samefile(program)
+    assert (add[0], train[0], generate[0]) == ("add", "train", "generate")
+
+    monkeypatch.setenv("CONCEPT_REGISTRY", str(tmp_path / "concepts.db"))
+    subprocess.run(
+        [start, *(str(PHOTOS) if word == "PHOTOS" else word for word in add)], check=True
+    )
+    with Registry.open(tmp_path / "concepts.db") as registry:
+        assert registry.show(train[1]).images
+    assert f"<{train[1]}>" in generate[1]
+
+
 @pytest.mark.long
 def test_a_killed_demo_goes_on_to_the_same_pictures(tmp_path: Path) -> None:
     """A training goes on bit-equal, and a picture follows from weights, prompt and seed."""
@@ -41,6 +74,7 @@ def test_a_killed_demo_goes_on_to_the_same_pictures(tmp_path: Path) -> None:
     assert f"the photos, and what was drawn: {tmp_path / 'whole' / 'demo.png'}" in told
     with Image.open(tmp_path / "whole" / "demo.png") as sheet:
         assert sheet.height > 4 * 128
+    assert all("--base" in words for words in farewell(told)[1:])
 
     killed = start(tmp_path / "killed", base)
     point = "concepts.runs/*/resume.safetensors"

@@ -93,6 +93,27 @@ def test_reading_loads_neither_the_orm_nor_what_decodes_photos(tmp_path: Path) -
     assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in lines}
 
 
+@pytest.mark.parametrize(("wish", "expected"), [(None, "1000"), ("ACTIVE", "None")])
+def test_threads_that_wait_soon_sleep_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str
+) -> None:
+    """OpenMP reads it when torch is loaded."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    if wish:
+        monkeypatch.setenv("OMP_WAIT_POLICY", wish)
+    program = """
+import os, sys
+sys.argv[1:] = ["methods", "--quiet"]
+from conceptry.cli import main
+try:
+    main()
+finally:
+    print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+"""
+    assert run_python(program).splitlines()[-1] == f"{expected} False"
+
+
 def test_no_module_of_the_registry_loads_a_deep_learning_library() -> None:
     modules = [f"conceptry.registry.{path.stem}" for path in (ROOT / "registry").glob("[a-z]*.py")]
     program = f"""
