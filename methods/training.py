@@ -467,7 +467,12 @@ class _Pupil:
     def keep(self, learned: Learned) -> int:
         """Make what was learned the concept's next version; returns its number."""
         path = self._folder / FILE_NAME
-        write_artifact(path, learned.state(), self._fits)
+        try:
+            write_artifact(path, learned.state(), self._fits)
+        except NotFinite as error:
+            raise TrainingFailed(
+                f"{self.plan.concept.name}: {error.message}", hint=error.hint
+            ) from None
         return self._registry.add_version(
             self.plan.concept.name, {FILE_NAME: path}, run=self.plan.run
         )

@@ -79,5 +79,5 @@ def name_of_broken(
                 continue  # peft's, which learn
             value = own.get(name, now) if part == "unet" else now
             if (value.isnan() if is_changed else ~value.isfinite()).any():
-                return f"{part}.{name}"
+                return f"{part}.{name.replace('.base_layer.', '.')}"  # peft's word
     return None

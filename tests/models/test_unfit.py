@@ -240,9 +240,8 @@ def test_damaged_weights_are_told(folder: Path, name: str, fault: str) -> None:
 
 def test_parts_that_do_not_fit_together_are_told(folder: Path) -> None:
     make_tiny_sdxl().text_encoder_2.save_pretrained(folder / "text_encoder")
-    change(
-        folder / "model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"]
-    )
+    encoder = ["transformers", "CLIPTextModelWithProjection"]
+    change(folder / "model_index.json", text_encoder=encoder)
     assert "text encoders" in refused(folder)
 
 
