@@ -77,7 +77,7 @@ def name_of_broken(
         for name, now in network.named_parameters() if network is not None else ():
             if ".lora_" in name:
                 continue  # peft's, which learn
-            value = own.get(name, now) if part == "unet" else now
+            value: Tensor = own[name] if part == "unet" and name in own else now
             if (value.isnan() if is_changed else ~value.isfinite()).any():
                 return f"{part}.{name.replace('.base_layer.', '.')}"  # peft's word
     return None

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: an error that names the cause, never a black picture (faults, 42)."""
+"""Numbers that are not finite: an error with the cause, never a black picture (faults, 42)."""
 
 import copy
 from contextlib import suppress

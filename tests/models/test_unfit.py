@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def refused(path: Path) -> str:
     return f"{told.value.message} | {told.value.hint}"
 
 
-def picture(base: LoadedBase, **settings: str) -> np.ndarray:
+def picture(base: LoadedBase, **settings: Any) -> np.ndarray:
     (drawn,) = draw(base, "a photo of a cat", [3], Settings(steps=2, **settings))
     return np.asarray(drawn.image, dtype=np.int16)
 
