@@ -105,6 +105,7 @@ class Watch:
             self._subject.category,
             checkpoint.learned.embedding.tokens,
             checkpoint.phrase,
+            f"{now.concept.name}, {checkpoint.name},",
         )
         with TemporaryDirectory() as folder:
             evaluator = Evaluator(

@@ -70,7 +70,7 @@ def evaluate(
 ) -> Evaluation:
     """Score what a plan names; the registry gives the photos and keeps the pictures.
 
-    Pictures that were drawn before are not drawn again. Raises what `dressed` raises.
+    Pictures that were drawn before are not drawn again. Raises what `dressed` and `draw` raise.
     """
     subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
@@ -214,6 +214,7 @@ class _Studio:
             settings,
             batch=len(seeds),
             after_step=separating(pipeline, looks, settings),
+            worn=[each.weight for each in self._worn],
         )
         with collected_maps(
             pipeline,

@@ -13,6 +13,7 @@ from ..methods.heatmaps import CollectedMaps
 from ..methods.looks import Looks, looks_of, region, telling_layers
 from ..methods.photos import encode_pictures
 from ..models.loading import LoadedBase
+from ..registry.errors import NotFinite
 
 GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)
@@ -36,16 +37,20 @@ def regions_of_photos(
     """Masks of photos that have none, from the map of their category's word.
 
     A photo is noised a little, shown to the bare U-Net beside `a photo of a CATEGORY`, and where
-    the category's word looks is the subject.
+    the category's word looks is the subject. Raises `NotFinite` for a base model that is broken.
     """
     pipeline = base.pipeline
     prompt = f"a photo of a {category}"
     (looks,) = looks_of(pipeline, prompt, [category])
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     seen_as = encode(pipeline, [prompt] * len(_TIMESTEPS), side)
-    return [
-        _region_of_photo(pipeline, photo.resize((side, side)), seen_as, looks) for photo in photos
-    ]
+    try:
+        return [
+            _region_of_photo(pipeline, photo.resize((side, side)), seen_as, looks)
+            for photo in photos
+        ]
+    except NotFinite as error:
+        raise NotFinite(f"{base.base.name}: {error.message}", hint=error.hint) from None
 
 
 def _region_of_photo(
@@ -68,4 +73,7 @@ def _region_of_photo(
             added_cond_kwargs=seen_as.added,
         )
         collected.add(list(seen.maps.values()), (latents.shape[-2], latents.shape[-1]))
-    return as_mask(region(collected.take().mean((0, 1))))
+    maps = collected.take()
+    if not maps.isfinite().all():
+        raise NotFinite("the base model's attention is not finite")
+    return as_mask(region(maps.mean((0, 1))))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registry.errors import InvalidWeights, StorageError
+from ..registry.errors import InvalidWeights, NotFinite, StorageError
 
 FORMAT = "conceptry-adapter 1"
 
@@ -32,9 +32,15 @@ class Fits:
 def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
-    Hence the one entry of metadata: safetensors writes several in no order. Raises `StorageError`
-    if the disk refuses, and leaves no half of a file.
+    Hence the one entry of metadata: safetensors writes several in no order. Raises `NotFinite`
+    for what could not be read again, and `StorageError` if the disk refuses; leaves no half of a
+    file.
     """
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise NotFinite(
+            "what was learned is not finite",
+            hint="a lower learning rate, as --set stage3.learning_rate=1e-6",
+        )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         save_file(tensors, path, {FORMAT: json.dumps(asdict(fits))})

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..models.drawing import check_length
+from ..models.latents import name_of_broken
 from ..registry.errors import InvalidInput, TrainingFailed
 from .adapters import TokenEmbedding, WeightChange, text_encoders, wearing
 from .config import TrainingSettings
@@ -200,6 +201,10 @@ class Training:
         for part, dtype in self._dtypes:
             cast(part, dtype)
         unet.requires_grad_(False).eval()
+
+    def broken_weights(self) -> str | None:
+        """A parameter that was not finite before anything was learned."""
+        return name_of_broken(self.pipeline, self._own)
 
     # --- what learns ------------------------------------------------------------------------------
 

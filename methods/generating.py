@@ -73,8 +73,8 @@ def generate(
 
     What made a picture is written into it and into the registry. All prompts are checked before
     the first is drawn. `with_maps` also draws where each word of a concept looks; `with_leaks`
-    tells how much concepts of one prompt look at each other's places. Raises what `choose` and
-    `dressed` raise.
+    tells how much concepts of one prompt look at each other's places. Raises what `choose`,
+    `dressed` and `draw` raise.
     """
     for request in requests:
         check_negative(request.settings.negative)
@@ -106,6 +106,7 @@ def _drawn(
         settings,
         batch=batch,
         after_step=separating(pipeline, looks, settings),
+        worn=[each.weight for each in worn],
     )
     words = words_of(pipeline, prompt, worn) if with_maps else []
     compares = with_leaks and len(worn) > 1

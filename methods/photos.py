@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.latents import in_float32, needs_float32
+from ..registry.errors import NotFinite
 from .config import Augmentation
 
 ENCODED_AT_ONCE = 4
@@ -33,18 +36,25 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pictures(pipeline: Any, pictures: Sequence[Image.Image]) -> LatentPool:
-    """Encode pictures of one size."""
+    """Encode pictures of one size. Raises `NotFinite` if the autoencoder cannot."""
     vae = pipeline.vae
     means, stds = [], []
-    for first in range(0, len(pictures), ENCODED_AT_ONCE):
-        chunk = pictures[first : first + ENCODED_AT_ONCE]
-        pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device, vae.dtype)
-        posterior = vae.encode(pixels).latent_dist
-        means.append(posterior.mean.float())
-        stds.append(posterior.std.float())
+    with in_float32(vae) if needs_float32(vae) else nullcontext():
+        for first in range(0, len(pictures), ENCODED_AT_ONCE):
+            chunk = pictures[first : first + ENCODED_AT_ONCE]
+            pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device, vae.dtype)
+            posterior = vae.encode(pixels).latent_dist
+            means.append(posterior.mean.float())
+            stds.append(posterior.std.float())
     scale = vae.config.scaling_factor
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return LatentPool((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)
+    pool = LatentPool((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)
+    if not (torch.isfinite(pool.mean).all() and torch.isfinite(pool.std).all()):
+        raise NotFinite(
+            "the base model cannot see the photos: what its VAE encodes is not finite",
+            hint="get the base model's files again, or take another: concept bases",
+        )
+    return pool
 
 
 def varied_crops(

@@ -118,7 +118,14 @@ def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None
     for artifact in version.artifacts:
         if artifact.name == FILE_NAME:
             path = registry.path_of(artifact.sha256)
-            if _sha256_of(path, path.stat().st_mtime_ns) != artifact.sha256:
+            try:
+                is_whole = _sha256_of(path, path.stat().st_mtime_ns) == artifact.sha256
+            except OSError as error:
+                raise RegistryCorrupt(
+                    f"the stored weights of {concept.name} cannot be read: {error.strerror}",
+                    hint="concept check",
+                ) from error
+            if not is_whole:
                 raise RegistryCorrupt(
                     f"the stored weights of {concept.name} are damaged",
                     hint="concept check --read-data",

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..kernels import Observation, observe
 from ..models.drawing import draw_batch
-from ..registry.errors import InvalidInput, TrainingFailed, TrainingInterrupted
+from ..registry.errors import InvalidInput, NotFinite, TrainingFailed, TrainingInterrupted
 from . import previews
 from .conditioning import (
     Conditioning,
@@ -72,14 +72,17 @@ class _Loop:
         self.training.pipeline.unet.train()
         for step in range(self.active[0].first_step, num_steps):
             self._step(step)
-            for run in [run for run in self.active if run.is_enough_after(step + 1)]:
-                self._leave(run)
+            for run in list(self.active):
+                with self._alone(run):
+                    if run.is_enough_after(step + 1):
+                        self._leave(run)
             if not self.active:
                 break
             stops = agreed(hooks.should_stop())
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                for run in self.active:
-                    run.save(step + 1)
+                for run in list(self.active):
+                    with self._alone(run):
+                        run.save(step + 1)
                 saved = time.monotonic()
             if stops:
                 told()  # nobody leaves before the first process has saved
@@ -87,7 +90,8 @@ class _Loop:
                     f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
                 )
         for run in list(self.active):
-            self._leave(run)
+            with self._alone(run):
+                self._leave(run)
         for run in self.all:
             run.rest()
         self.accelerator.free_memory()  # it would keep the moments of every stage
@@ -97,8 +101,28 @@ class _Loop:
         self._drop(run)
         run.finish()
 
+    @contextmanager
+    def _alone(self, run: "StageRun") -> Iterator[None]:
+        """If a run cannot go on, the others do.
+
+        What only the first process draws fails there alone, and ends all of them.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            failed = TrainingFailed(error.message, hint=error.hint)
+            if self.accelerator.num_processes > 1:
+                raise failed from error
+            self._drop(run)
+            self.failed[run] = failed
+        except TrainingFailed as error:
+            self._drop(run)
+            self.failed[run] = error
+
     def _drop(self, run: "StageRun") -> None:
         """The others go on; its token is still worn, and no longer changes."""
+        if run not in self.active:
+            return
         self.active.remove(run)
         run.training.embedding.end_pass()
 
@@ -117,13 +141,9 @@ class _Loop:
                         total[name] = total.get(name, torch.zeros_like(value)) + value
         for run, total in zip(list(self.active), sums, strict=True):
             losses = {name: float(self._of_all(value)) for name, value in total.items()}
-            try:
+            with self._alone(run):
                 run.update(step, losses, self.accelerator)
-            except TrainingFailed as error:
-                self._drop(run)
-                self.failed[run] = error
-                continue
-            run.tell(step + 1, losses, time.monotonic() - started)
+                run.tell(step + 1, losses, time.monotonic() - started)
 
     def _of_all(self, share: Tensor) -> Tensor:
         """The sum of what each process has of a loss."""
@@ -326,14 +346,23 @@ class StageRun:
         limit = self.settings.max_grad_norm or math.inf
         norm = float(accelerator.clip_grad_norm_(self.learning.values(), limit))
         if not all(map(math.isfinite, [norm, *losses.values()])):
-            raise TrainingFailed(
-                f"{self.stage.name}, step {step + 1}: a loss or gradient is not finite",
-                hint=f"--set {self.stage.name}.learning_rate=… lower, or mixed_precision=no",
-            )
+            raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self._average(step)
+
+    def _not_finite(self, what: str) -> TrainingFailed:
+        """The error for numbers that are not finite, with what is at fault."""
+        if broken := self.training.broken_weights():
+            return TrainingFailed(
+                f"{self.stage.name}, {what}: {broken} of the base model is not finite",
+                hint="get the base model's files again, or take another: concept bases",
+            )
+        return TrainingFailed(
+            f"{self.stage.name}, {what}",
+            hint=f"--set {self.stage.name}.learning_rate=… lower, or mixed_precision=no",
+        )
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -348,7 +377,7 @@ class StageRun:
         hooks, num_steps = self.training.hooks, self.numbers.steps
         hooks.on_step(StepReport(self.stage.name, step, num_steps, losses, seconds))
         if self._is_preview_due(step):
-            hooks.on_preview(self.stage.name, step, self._preview())
+            hooks.on_preview(self.stage.name, step, self._preview(step))
 
     def is_enough_after(self, step: int) -> bool:
         """Make a checkpoint, if one is due; whether the training has had enough then."""
@@ -397,8 +426,12 @@ class StageRun:
         for name, value in values.items():
             self.learning[name].data.copy_(value)
 
-    def _preview(self) -> list[Image.Image]:
-        """Pictures with what has been learned so far; drawing them changes nothing."""
+    def _preview(self, step: int) -> list[Image.Image]:
+        """Pictures with what has been learned so far; drawing them changes nothing.
+
+        Raises `NotFinite` as a preview that is black is one of the base model, or of what it has
+        become: neither is worth going on.
+        """
         training = self.training
         unet = training.pipeline.unet.eval()
         prompts = [prompt.replace("{}", training.phrase) for prompt in previews.PROMPTS]
@@ -406,6 +439,9 @@ class StageRun:
         try:
             with training.accelerator.autocast():
                 return draw_batch(training.pipeline, prompts, seeds, previews.SETTINGS)
+        except NotFinite:
+            failed = self._not_finite(f"step {step}: a preview is not finite")
+            raise NotFinite(failed.message, hint=failed.hint) from None
         finally:
             unet.train()
 
@@ -430,6 +466,10 @@ class StageRun:
         )
 
     def _write(self, point: ResumePoint) -> None:
+        """Raises `TrainingFailed`, and leaves the former point, if this one is not finite."""
+        learned = [*point.learned.values(), *point.average.values()]
+        if learned and not torch.stack([each.isfinite().all() for each in learned]).all():
+            raise self._not_finite("what was learned is not finite")
         if self.training.accelerator.is_main_process:
             write_resume_point(self.resume_path, point)
             self.training.hooks.on_saved(self.resume_path)

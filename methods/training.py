@@ -19,6 +19,7 @@ from ..registry import Registry
 from ..registry.errors import (
     ConceptryError,
     InvalidInput,
+    NotFinite,
     StorageError,
     TrainingFailed,
     TrainingInterrupted,
@@ -336,7 +337,7 @@ class _Batch:
                     pupil.metrics.flush()
             for pupil, learned in zip(pupils, found, strict=True):
                 if isinstance(learned, TrainingFailed):
-                    message = f"{pupil.plan.concept.name}: {learned.message}"
+                    message = self._on_base(pupil.plan.concept.name, learned)
                     self._fail(pupil.plan, TrainingFailed(message, hint=learned.hint))
                     continue
                 try:
@@ -402,6 +403,9 @@ class _Batch:
                 f"{who}: the GPU has too little memory for these settings",
                 hint=f"{fewer}--preset low-vram, or --set gradient_accumulation=4",
             ) from error
+        except NotFinite as error:
+            self._end("failed", error.message)
+            raise NotFinite(self._on_base(who, error), hint=error.hint) from None
         except ConceptryError as error:
             self._end("failed", error.message)
             raise
@@ -411,6 +415,9 @@ class _Batch:
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _on_base(self, who: str, error: ConceptryError) -> str:
+        return f"{who} on {self._base.base.name}: {error.message}"
 
     def _end(self, status: str, error: str | None = None) -> None:
         _end(self._running, self._registry, status, error)
@@ -460,7 +467,12 @@ class _Pupil:
     def keep(self, learned: Learned) -> int:
         """Make what was learned the concept's next version; returns its number."""
         path = self._folder / FILE_NAME
-        write_artifact(path, learned.state(), self._fits)
+        try:
+            write_artifact(path, learned.state(), self._fits)
+        except NotFinite as error:
+            raise TrainingFailed(
+                f"{self.plan.concept.name}: {error.message}", hint=error.hint
+            ) from None
         return self._registry.add_version(
             self.plan.concept.name, {FILE_NAME: path}, run=self.plan.run
         )

@@ -17,12 +17,21 @@ from .staged import STAGE_ORDER, StagedToken, staging_for
 
 @dataclass(frozen=True, slots=True)
 class Worn:
-    """A concept that a pipeline wears: its placeholder tokens, and how it is said in a prompt."""
+    """A concept that a pipeline wears: its placeholder tokens, and how it is said in a prompt.
+
+    `label` is its version, `rex@3`.
+    """
 
     mention: Mention
     category: str
     tokens: tuple[str, ...]
     phrase: str
+    label: str
+
+    @property
+    def weight(self) -> str:
+        """Version and strength: `rex@3 at strength 2`."""
+        return f"{self.label} at strength {self.mention.strength:g}"
 
 
 @contextmanager
@@ -48,7 +57,7 @@ def dressed(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[Worn]]:
             changes.append(change)
         words = " ".join(tokens)
         phrase = f"{words} {fits.category}" if fits.names_category else words
-        worn.append(Worn(each.mention, fits.category, tokens, phrase))
+        worn.append(Worn(each.mention, fits.category, tokens, phrase, each.label))
     with wearing(base.pipeline, [*embeddings, *staging_for(embeddings), *changes]):
         yield worn
 

@@ -10,15 +10,14 @@ from typing import Any, Literal
 import yaml
 
 from ..registry.errors import InvalidInput, NotFound, suggest
+from .folder import PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
 
 DEFAULT_BASE = "miniature"
 SHIPPED = Path(__file__).parent / "miniature" / "weights"
 ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
-PIPELINE_FILE = "model_index.json"
 
 Kind = Literal["folder", "file", "hub"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +125,23 @@ def _from_entry(path: Path, name: str, entry: Any) -> Base:
 
 
 def _looks_like_a_file(source: str) -> bool:
-    return Path(source).suffix in (".safetensors", *_PICKLES)
+    return Path(source).suffix in (".safetensors", *PICKLES)
 
 
 def _from_path(name: str, path: Path) -> Base:
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise InvalidInput(
             f"{name} may run code when it is loaded; only safetensors is read",
-            hint="convert it, or look for a .safetensors file of the same model",
+            hint=how_to_convert(path),
         )
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise NotFound(f"{name} does not exist")
         return Base(name, "file", str(path), config=_config_beside(path))
     if not (path / PIPELINE_FILE).is_file():
+        is_what = kind_of_folder(path)
         raise InvalidInput(
-            f"{name} is not a base model: it has no {PIPELINE_FILE}",
+            f"{name} is {is_what or 'not a base model'}: it has no {PIPELINE_FILE}",
             hint="name a diffusers folder, a .safetensors file, or one of: concept bases",
         )
     return Base(name, "folder", str(path))

@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 
-from ..registry.errors import InvalidInput
+from ..registry.errors import InvalidInput, NotFinite
+from .latents import decoded, name_of_broken
 from .loading import LoadedBase
 from .request import Settings
 
@@ -45,31 +46,58 @@ def draw(
     *,
     batch: int = 4,
     after_step: AfterStep | None = None,
+    worn: Sequence[str] = (),
 ) -> Iterator[Drawn]:
     """Draw a prompt once for each seed, a batch at a time.
 
     `after_step` may change the latents after each denoising step, as diffusers' callbacks do.
+    `worn` names what the pipeline wears, for the error if nothing can be drawn.
 
-    Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut.
+    Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut,
+    and `NotFinite` instead of a black picture.
     """
     check_length(base.pipeline, prompt)
     check_length(base.pipeline, settings.negative)
-    return _drawing(base.pipeline, prompt, seeds, settings, batch, after_step)
+    return _drawing(base, prompt, seeds, settings, batch, after_step, worn)
 
 
 def _drawing(
-    pipeline: Any,
+    base: LoadedBase,
     prompt: str,
     seeds: Sequence[int],
     settings: Settings,
     batch: int,
     after_step: AfterStep | None,
+    worn: Sequence[str],
 ) -> Iterator[Drawn]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
-        images = draw_batch(pipeline, [prompt] * len(chunk), chunk, settings, after_step)
+        prompts = [prompt] * len(chunk)
+        try:
+            images = draw_batch(base.pipeline, prompts, chunk, settings, after_step)
+        except NotFinite:
+            raise _not_drawn(base, worn) from None
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
+
+
+def _not_drawn(base: LoadedBase, worn: Sequence[str]) -> NotFinite:
+    """What is at fault for a picture whose numbers are not finite."""
+    name = base.base.name
+    if broken := name_of_broken(base.pipeline, is_changed=bool(worn)):
+        return NotFinite(
+            f"the base model {name} cannot draw: {broken} has values that are not finite",
+            hint="get the base model's files again, or take another: concept bases",
+        )
+    if worn:
+        return NotFinite(
+            f"{name} with {' and '.join(worn)} gives no picture: its numbers overflow",
+            hint="a lower strength, as <NAME:0.5>, or another version, as <NAME@1>",
+        )
+    return NotFinite(
+        f"the base model {name} gives no picture: its numbers overflow",
+        hint="a lower --guidance, or another base model: concept bases",
+    )
 
 
 def draw_batch(
@@ -79,13 +107,14 @@ def draw_batch(
     settings: Settings,
     after_step: AfterStep | None = None,
 ) -> list[Image.Image]:
-    """Draw each prompt with its seed, all at once."""
+    """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (None, None)
     own_scheduler = pipeline.scheduler
     if settings.scheduler is not None:
         pipeline.scheduler = _scheduler(settings.scheduler, own_scheduler.config)
     try:
-        return pipeline(
+        latents = pipeline(
+            output_type="latent",
             prompt=list(prompts),
             negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
             num_inference_steps=settings.steps,
@@ -100,6 +129,8 @@ def draw_batch(
                 else ["latents"]
             ),
         ).images
+        pixels = decoded(pipeline, latents)
+        return pipeline.image_processor.postprocess(pixels, output_type="pil")
     finally:
         pipeline.scheduler = own_scheduler
 

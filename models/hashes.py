@@ -2,18 +2,26 @@
 
 import hashlib
 import json
+import os
+import re
+import stat
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..registry.errors import InvalidWeights
-from .bases import PIPELINE_FILE, Base
+from .bases import Base
+from .folder import parts_of
 
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def hash_of_base(base: Base) -> str | None:
     """Of a single file, or of a folder as `hash_of_folder`; None for what only a hub knows.
 
-    Raises `InvalidWeights` if a shipped file is damaged.
+    Raises `InvalidWeights` if a shipped file is damaged or one is missing, and `InvalidInput` if
+    the folder is no base model.
     """
     if base.kind == "hub" or not base.is_at_hand():
         return None
@@ -22,20 +30,22 @@ def hash_of_base(base: Base) -> str | None:
 
 
 def hash_of_folder(folder: Path) -> str:
-    """One hash for the weights of a diffusers folder, compared with its manifest if it has one."""
-    index = json.loads((folder / PIPELINE_FILE).read_text())
-    parts = [name for name, value in sorted(index.items()) if isinstance(value, list) and value[0]]
-    files = [path for name in parts for path in sorted((folder / name).glob("*.safetensors"))]
+    """One hash for the weights of a diffusers folder, compared with its manifest if it has one.
+
+    Of those that are loaded: what else lies beside them makes it no other base model.
+    """
+    files = [path for part in parts_of(folder).values() for path in part.files]
     hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
     _compare_with_manifest(folder, hashes)
     return hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
 
 
 def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
-    path = folder / MANIFEST
-    if not path.exists():
+    promised: Any = None
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):  # another's manifest
+        promised = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    if not isinstance(promised, dict) or not all(isinstance(e, dict) for e in promised.values()):
         return
-    promised = json.loads(path.read_text())["files"]
     for name, sha256 in hashes.items():
         _compare(folder / name, sha256, promised.get(name, {}).get("sha256"))
 
@@ -54,8 +64,40 @@ def _compare(path: Path, found: str | None, promised: str | None) -> None:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file; the hub's cache names large files by theirs."""
-    if path.is_symlink() and len(name := path.resolve().name) == 64:
-        return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file. Raises `InvalidWeights` if it cannot be read.
+
+    The hub's cache names large files by theirs, and is believed where it is ours alone.
+    """
+    try:
+        if path.is_symlink() and _is_named_by_hash(blob := path.resolve(strict=True)):
+            return blob.name
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(None, "it is no file")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        why = getattr(error, "strerror", None) or error
+        raise InvalidWeights(
+            f"{path} cannot be read: {why}", hint="get the base model's files again"
+        ) from error
+
+
+def _is_named_by_hash(blob: Path) -> bool:
+    """Whether a file is a blob of the hub's own cache, where nobody else may write."""
+    if not _SHA256.fullmatch(blob.name):
+        return False
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    is_blob = blob.parent.name == "blobs" and blob.parent.parent.parent == cache
+    return is_blob and all(map(_is_ours_alone, (blob, *blob.parents)))
+
+
+def _is_ours_alone(path: Path) -> bool:
+    """Whether only we and root can change a file, or put another in its place in a folder."""
+    if not hasattr(os, "getuid"):
+        return False  # a system whose modes do not say
+    found = path.stat()
+    is_closed = not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    is_sticky = stat.S_ISDIR(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
+    return found.st_uid in (0, os.getuid()) and (is_closed or is_sticky)

@@ -1,21 +1,40 @@
 """From a base model's name to a pipeline in memory, and the hash that says which one it was."""
 
-import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import hf_hub_download
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
 from .bases import DEFAULT_BASE, Base, find_base
+from .fitness import (
+    SINGLE_FILE,
+    check_channels,
+    check_fits,
+    check_is_whole,
+    check_tensors,
+    lacking,
+    pipeline_class_of,
+    predicts_velocity,
+    short,
+    their_fault,
+)
+from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder
 
 
@@ -50,9 +69,9 @@ def load_base(
             pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
             folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
-            sha256 = hash_of_folder(folder)
-            pipeline = _from_folder(base, folder, dtype)
-    _check_kind(base, pipeline)
+            pipeline, sha256 = _from_folder(base, folder, dtype)
+    with their_fault(base):
+        check_fits(base, pipeline)
     pipeline.to(chosen)
     if chosen.type == "cuda":
         pipeline.vae.enable_slicing()  # a batch of SDXL's decoder would take tens of gigabytes
@@ -74,89 +93,160 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> Any:
-    try:
-        return DiffusionPipeline.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
+# --- a folder -------------------------------------------------------------------------------------
+
+_TEXT_ENCODERS: dict[str, Any] = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
+    "vae": {"AutoencoderKL": AutoencoderKL},
+    "text_encoder": _TEXT_ENCODERS,
+    "text_encoder_2": _TEXT_ENCODERS,
+}
+"""The parts that have weights, and the classes that they may be of."""
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
+    """The pipeline and the hash of its weights; what cannot be used is told before these."""
+    pipeline_class = pipeline_class_of(base, read_index(folder))
+    parts = parts_of(folder)
+    is_xl = pipeline_class is StableDiffusionXLPipeline
+    networks = [name for name in _NETWORKS if is_xl or not name.endswith("_2")]
+    others = ["scheduler", "tokenizer", *(["tokenizer_2"] if is_xl else [])]
+    for name in (*networks, *others):
+        if name not in parts or not parts[name].folder.is_dir():
+            raise InvalidWeights(f"{base.name} cannot be loaded: it has no {name}")
+    unet, vae = (read_object(parts[name].folder / "config.json") for name in ("unet", "vae"))
+    check_channels(base, unet.get("in_channels", 4), vae.get("latent_channels", 4))
+    sha256 = hash_of_folder(folder)
+    with their_fault(base):
+        loaded = {name: _network(base, name, parts[name], dtype) for name in networks}
+        left_out = dict.fromkeys(_NOT_LOADED if not is_xl else _NOT_LOADED[1:])
+        pipeline = pipeline_class.from_pretrained(
+            folder, **loaded, **left_out, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InvalidWeights(f"{base.name} cannot be loaded: {_short(error)}") from error
+    return pipeline, sha256
+
+
+def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> Any:
+    """A part with weights, all of them; raises `InvalidWeights` if they are not."""
+    known = _NETWORKS[name]
+    if part.class_name not in known:
+        raise InvalidInput(
+            f"{base.name} has a {part.class_name[:60]} as its {name}: expected {' or '.join(known)}"
+        )
+    if not part.files:
+        names = sorted(path.name for path in part.folder.iterdir())
+        if pickles := [each for each in names if each.endswith(PICKLES)]:
+            raise InvalidWeights(
+                f"{base.name} has its {name} as {pickles[0]} alone, which may run code when it is "
+                "loaded; only safetensors is read",
+                hint=how_to_convert(part.folder.parent),
+            )
+        raise InvalidWeights(f"{base.name} cannot be loaded: there are no weights of its {name}")
+    for path in part.files:
+        check_tensors(path, "")
+    model, found = known[part.class_name].from_pretrained(
+        part.folder,
+        dtype=dtype,
+        variant=part.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise lacking(base, [f"{name}.{each}" for each in missing])
+    return model
+
+
+# --- a single file --------------------------------------------------------------------------------
 
 
 def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> Any:
     path = Path(base.source)
-    names = _tensor_names(path)
-    is_xl = any(name.startswith("conditioner.embedders.1.") for name in names)
-    if not any(name.startswith("model.diffusion_model.") for name in names):
-        raise InvalidInput(
-            f"{base.name} is not a whole base model: it has no U-Net",
-            hint="name the checkpoint that a LoRA or an embedding was made for",
-        )
+    tensors = check_tensors(path, SINGLE_FILE)
+    is_xl = check_is_whole(base, tensors)
     kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     options = {"config": base.config} if base.config else {}
-    try:
-        return kind.from_single_file(
+    if base.config:
+        read_index(Path(base.config))
+    beside = f"its configuration and tokenizer may stand as a folder at {path.with_suffix('')}"
+    with their_fault(base, hint=beside):
+        pipeline: Any = kind.from_single_file(
             path,
             dtype=dtype,
             local_files_only=offline or base.config is not None,
             safety_checker=None,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InvalidInput(
-            f"{base.name} cannot be loaded: {_short(error)}",
-            hint=f"its configuration and tokenizer may stand as a folder at {path.with_suffix('')}",
-        ) from error
+    missing = [
+        f"{part}.{name}"
+        for part in _NETWORKS
+        if (network := getattr(pipeline, part, None)) is not None
+        for name, parameter in network.named_parameters()
+        if parameter.is_meta
+    ]
+    if missing:
+        raise lacking(base, missing)
+    if predicts_velocity(path, tensors):
+        changed: dict[str, Any] = {"prediction_type": "v_prediction"}
+        if "ztsnr" in tensors:
+            changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(
+            pipeline.scheduler.config, **changed
+        )
+    return pipeline
 
 
-def _tensor_names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, "pt") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:
-        raise InvalidWeights(f"{path} is not sound safetensors: {_short(error)}") from error
+# --- a hub ----------------------------------------------------------------------------------------
 
 
 def _fetched(base: Base, offline: bool) -> str:
-    """The folder of a hub repository in the cache, downloaded if it has to be."""
+    """The folder of a hub repository in the cache, downloaded if it has to be.
+
+    What it is, is looked at before the rest is fetched.
+    """
     try:
-        return str(
-            DiffusionPipeline.download(base.source, use_safetensors=True, local_files_only=offline)
-        )
+        index = hf_hub_download(base.source, PIPELINE_FILE, local_files_only=offline)
+        pipeline_class_of(base, read_index(Path(index).parent))
+        try:
+            return str(_downloaded(base, offline))
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                return str(_downloaded(base, offline, variant="fp16"))
+            raise
+    except InvalidInput:
+        raise
     except (OSError, ValueError) as error:  # hub errors are OSErrors
-        why = "is not on this machine" if offline else f"cannot be fetched: {_short(error)}"
+        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
         raise NotFound(
             f"the base model {base.source} {why}",
             hint="concept bases lists what is at hand; --base also takes a folder or file",
         ) from error
 
 
-def _check_kind(base: Base, pipeline: Any) -> None:
-    if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
-        raise InvalidInput(
-            f"{base.name} is a {type(pipeline).__name__}: only SD 1.x, 2.x and SDXL are known"
-        )
-
-
-def _short(error: Exception) -> str:
-    """The beginning of what a library says."""
-    return re.split(r"\n| \(|\. ", str(error).strip())[0][:200]
+def _downloaded(base: Base, offline: bool, **options: Any) -> Any:
+    return DiffusionPipeline.download(
+        base.source, use_safetensors=True, local_files_only=offline, **options
+    )
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep the libraries' progress bars and deprecations off the terminal."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
+    """Keep the libraries' progress bars, reports and deprecations off the terminal."""
+    libraries = (transformers_logging, diffusers_logging)
+    said = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers_logging.enable_progress_bar()
-        diffusers_logging.enable_progress_bar()
+        for library, verbosity in zip(libraries, said, strict=True):
+            library.enable_progress_bar()
+            library.set_verbosity(verbosity)

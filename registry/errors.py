@@ -59,6 +59,12 @@ class InvalidWeights(InvalidInput):
     code = "invalid_weights"
 
 
+class NotFinite(InvalidInput):
+    """Numbers that are not finite came out of a base model, with or without what it wears."""
+
+    code = "not_finite"
+
+
 class NotFound(ConceptryError, LookupError):
     """The thing that was named does not exist."""
 

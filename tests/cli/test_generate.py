@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from conceptry.registry import Registry
 from forked import run_forked
 from PIL import Image
 from program import Ask, Run, error_of, run_concept
+from safetensors.torch import load_file, save_file
 from tiny_base import write_tiny_base
 
 PROMPT = "a photo of a red cat on the beach"
@@ -183,3 +186,32 @@ def test_bases_lists_aliases_and_what_is_at_hand(
     assert {base["name"]: base["at_hand"] for base in ask("bases")["bases"]}["mine"]
     assert [name for name, base in found.items() if base["is_default"]] == ["miniature"]
     assert "sd2-community" in run("bases").stdout
+
+
+@pytest.mark.parametrize("fault", ["NaN", "inpainting", "no tokenizer", "byte order mark"])
+def test_an_unfit_base_is_one_line_and_nothing_is_recorded(
+    run: Run, tiny: str, database: Path, fault: str
+) -> None:
+    """Faults, 38, 42 and 52: it was a bug, or a black picture with exit 0."""
+    base = Path(shutil.copytree(tiny, "unfit"))
+    if fault == "NaN":
+        weights = base / "vae/diffusion_pytorch_model.safetensors"
+        tensors = load_file(weights)
+        tensors["decoder.conv_out.bias"].fill_(float("nan"))
+        save_file(tensors, weights, {"format": "pt"})
+    elif fault == "inpainting":
+        config = base / "unet/config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    elif fault == "no tokenizer":
+        shutil.rmtree(base / "tokenizer")
+    else:
+        index = base / "model_index.json"
+        index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    done = run("generate", PROMPT, "--base", "./unfit", "--steps", "1", "--out", "album")
+    assert done.exit_code == 2, done.output
+    assert "unfit" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("album").exists()
+    if database.exists():
+        with closing(sqlite3.connect(database)) as opened:
+            assert opened.execute("SELECT count(*) FROM generation").fetchone() == (0,)

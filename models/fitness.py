@@ -1,0 +1,222 @@
+"""Whether files make a base model that can be used here: each fault is one clear line."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import SafetensorError, safe_open
+
+from ..registry.errors import InvalidInput, InvalidWeights
+from .bases import Base
+
+_PIPELINES: dict[str, Any] = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+_FAMILIES = {
+    "Flux": "FLUX",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "Inpaint": "an inpainting model",
+    "InstructPix2Pix": "a model that edits pictures",
+}
+_CHANNELS = {
+    5: "a depth model",
+    7: "an upscaling model",
+    8: "a model that edits pictures, as InstructPix2Pix",
+    9: "an inpainting model",
+}
+_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_NO_WEIGHTS = ("position_ids",)
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def pipeline_class_of(base: Base, index: Mapping[str, Any]) -> Any:
+    """The class that a pipeline's index names, which has to be one that is known."""
+    named = index.get("_class_name")
+    if isinstance(named, str) and named in _PIPELINES:
+        return _PIPELINES[named]
+    named = named[:60] if isinstance(named, str) else "pipeline without a name"
+    family = next((f" ({name})" for word, name in _FAMILIES.items() if word in named), "")
+    raise InvalidInput(
+        f"{base.name} is a {named}{family}: only SD 1.x, 2.x and SDXL are known",
+        hint="concept bases lists what is at hand",
+    )
+
+
+def check_channels(base: Base, found: Any, of_latents: Any) -> None:
+    """Raise `InvalidInput` for a U-Net that takes something else than latents alone."""
+    if found != of_latents:
+        kind = _CHANNELS.get(found) if isinstance(found, int) else None
+        raise InvalidInput(
+            f"{base.name} is {kind or 'another kind of model'}: its U-Net takes {found!r} channels "
+            f"and not the {of_latents!r} of latents, so it does not draw from a prompt alone",
+            hint="name the base model that it was made from, or one of: concept bases",
+        )
+
+
+# --- weights files --------------------------------------------------------------------------------
+
+_UNET, _VAE, _TEXT, _TEXT_OF_XL = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.",
+    "conditioner.embedders.",
+)
+SINGLE_FILE = (_UNET, _VAE, _TEXT, _TEXT_OF_XL)
+"""How the names of a base model's tensors begin in a single file."""
+_IN = f"{_UNET}input_blocks.0.0.weight"
+_LATENTS_IN = f"{_VAE}decoder.conv_in.weight"
+_OTHER_FILES = {
+    r".*(\.lora_|lora_(unet|te|up|down)|lora_A\.|lora_B\.).*": "a LoRA",
+    r".*double_blocks\..*": "a FLUX model",
+    r".*joint_blocks\..*": "a Stable Diffusion 3 model",
+    r"(control_model\.|controlnet_|input_hint_block).*": "a ControlNet",
+    r"(token|delta|up|down)\..*|emb_params|clip_[gl]|string_to_param.*": "a concept, or embedding",
+    r"(transformer\.)?(text_model\.)?encoder\.layers\..*": "a text encoder",
+    r"(encoder|decoder)\.(conv_in|mid_block|mid)\..*": "a VAE",
+    r"(unet\.)?(down_blocks|up_blocks|input_blocks)\..*": "a U-Net alone",
+}
+
+
+def check_tensors(path: Path, used: str | tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by name, those that begin with `used` being numbers."""
+    try:
+        if not path.is_file():
+            raise InvalidWeights(
+                f"{path} cannot be loaded: it is missing", hint="get the base model's files again"
+            )
+        with safe_open(path, "pt") as opened:
+            tensors = {
+                name: opened.get_slice(name)
+                for name in opened.keys()  # noqa: SIM118 (not a mapping)
+            }
+            for name, tensor in tensors.items():
+                dtype = tensor.get_dtype()
+                if dtype in _DTYPES or name.endswith(_NO_WEIGHTS) or not name.startswith(used):
+                    continue
+                raise InvalidWeights(
+                    f"{path}: tensor {name} is {dtype}: only floating-point weights are read",
+                    hint="look for the base model in half or full precision",
+                )
+            return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    except (SafetensorError, OSError) as error:
+        raise InvalidWeights(
+            f"{path} cannot be loaded: it is not sound safetensors: {short(error)}",
+            hint="get the file again: it is damaged, or was not written to its end",
+        ) from error
+
+
+def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a single file is SDXL. Raises `InvalidInput` for a part, or something else."""
+
+    def has(beginning: str) -> bool:
+        return any(name.startswith(beginning) for name in tensors)
+
+    is_xl = has(f"{_TEXT_OF_XL}1.")
+    if _IN not in tensors:
+        kinds = (
+            kind
+            for pattern, kind in _OTHER_FILES.items()
+            if any(re.fullmatch(pattern, name) for name in tensors)
+        )
+        raise InvalidInput(
+            f"{base.name} is {next(kinds, 'not a whole base model')}: it has no U-Net of SD 1.x, "
+            "2.x or SDXL with text encoder and VAE",
+            hint="name the checkpoint that it was made for, or one of: concept bases",
+        )
+    if has(_TEXT_OF_XL) and not is_xl:
+        raise InvalidInput(f"{base.name} is SDXL's refiner: it does not draw from a prompt alone")
+    for what, is_there in (("VAE", has(_VAE)), ("text encoder", has(_TEXT) or is_xl)):
+        if not is_there:
+            raise InvalidInput(
+                f"{base.name} is not a whole base model: it has no {what}",
+                hint="look for a checkpoint that has it, or a diffusers folder",
+            )
+    taken, latents = (tensors.get(name, ()) for name in (_IN, _LATENTS_IN))
+    check_channels(base, taken[1] if len(taken) == 4 else None, latents[1] if latents[1:] else 4)
+    return is_xl
+
+
+def predicts_velocity(path: Path, tensors: Mapping[str, Any]) -> bool:
+    """Whether a file says so, in a tensor's name or in its metadata (stability.ai's ModelSpec)."""
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata() or {}
+    said = metadata.get("modelspec.prediction_type", "")
+    return "v_pred" in tensors or said.lower() in ("v", "v_prediction")
+
+
+def lacking(base: Base, missing: Sequence[str]) -> InvalidWeights:
+    """The error that names what is missing."""
+    return InvalidWeights(
+        f"{base.name} lacks tensors: {missing[0]} ({len(missing)} in all)",
+        hint="get the base model's files again",
+    )
+
+
+# --- what was loaded ------------------------------------------------------------------------------
+
+
+def check_fits(base: Base, pipeline: Any) -> None:
+    """Raise `InvalidInput` if parts of a pipeline are not made for each other."""
+    unet, encoders = pipeline.unet.config, list(_text_encoders(pipeline))
+    is_xl = len(encoders) > 1
+    for tokenizer, encoder in encoders:
+        _check_tokenizer(base, tokenizer, encoder)
+    width = sum(encoder.config.hidden_size for _, encoder in encoders)
+    latents = pipeline.vae.config.latent_channels
+    fits = (
+        ("text encoders", width, unet.cross_attention_dim),
+        ("VAE", latents, unet.in_channels),
+        ("U-Net", unet.out_channels, unet.in_channels),
+        ("U-Net", unet.addition_embed_type, "text_time" if is_xl else None),
+        ("scheduler", pipeline.scheduler.config.get("prediction_type") in _PREDICTIONS, True),
+    )
+    for part, found, expected in fits:
+        if found != expected:
+            raise InvalidInput(f"{base.name} has parts that do not fit together: its {part}")
+    if not isinstance(unet.sample_size, int):
+        raise InvalidInput(f"{base.name}: its U-Net does not say how large its pictures are")
+
+
+def _text_encoders(pipeline: Any) -> Iterator[tuple[Any, Any]]:
+    for ending in ("", "_2"):
+        if encoder := getattr(pipeline, f"text_encoder{ending}", None):
+            yield getattr(pipeline, f"tokenizer{ending}"), encoder
+
+
+def _check_tokenizer(base: Base, tokenizer: Any, encoder: Any) -> None:
+    """Raise `InvalidInput` if a tokenizer has no words, or others than its text encoder."""
+    if tokenizer is None:
+        raise InvalidInput(f"{base.name} has no tokenizer")
+    vocabulary = encoder.get_input_embeddings().num_embeddings
+    ids = tokenizer("a photo of a dog", add_special_tokens=False).input_ids
+    is_known = ids and set(ids) != {tokenizer.unk_token_id} and max(ids) < vocabulary
+    if not is_known or len(tokenizer) > vocabulary:
+        raise InvalidInput(
+            f"{base.name} has a tokenizer that does not fit its text encoder",
+            hint="get the base model's files again: vocab.json and merges.txt, or tokenizer.json",
+        )
+    longest = encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+
+
+@contextmanager
+def their_fault(base: Base, hint: str | None = None) -> Iterator[None]:
+    """Whatever the libraries raise over a base model's files is the files' fault."""
+    try:
+        yield
+    except (InvalidInput, MemoryError, torch.OutOfMemoryError):
+        raise
+    except NotImplementedError as error:  # torch's, of a tensor that was never filled
+        raise InvalidWeights(f"{base.name} lacks tensors") from error
+    except Exception as error:
+        raise InvalidWeights(f"{base.name} cannot be loaded: {short(error)}", hint=hint) from error
+
+
+def short(error: Exception) -> str:
+    """The beginning of what a library says."""
+    return re.split(r"\n| \(|\. ", str(error).strip())[0][:200] or type(error).__name__

@@ -1,0 +1,83 @@
+"""Between pictures and latents, in numbers that hold them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from ..registry.errors import NotFinite
+
+
+@torch.no_grad()
+def decoded(pipeline: Any, latents: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in -1..1 of latents (B, C, h, w) as the U-Net has them.
+
+    In half precision some decoders overflow: SDXL's, which is float32 from the start, as diffusers
+    has it, and others, which decode again. Raises `NotFinite`.
+    """
+    vae = pipeline.vae
+    is_half = vae.dtype == torch.float16
+    if not (is_half and isinstance(pipeline, StableDiffusionXLPipeline) and needs_float32(vae)):
+        pixels = _decoded(vae, latents)
+        if torch.isfinite(pixels).all():
+            return pixels
+    if is_half:
+        with in_float32(vae):
+            pixels = _decoded(vae, latents)
+        if torch.isfinite(pixels).all():
+            return pixels
+    raise NotFinite("a picture's numbers are not finite")
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    config = vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    latents = latents.to(vae.dtype)
+    if mean and std:
+        spread, middle = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (std, mean))
+        scaled = latents * spread / config.scaling_factor + middle
+    else:
+        scaled = latents / config.scaling_factor
+    return vae.decode(scaled, return_dict=False)[0]
+
+
+def needs_float32(vae: Any) -> bool:
+    """Whether an autoencoder says that it overflows in half precision, and is in it."""
+    return vae.dtype == torch.float16 and bool(vae.config.force_upcast)
+
+
+@contextmanager
+def in_float32(vae: Any) -> Iterator[None]:
+    """Compute in float32 meanwhile; afterwards the weights are the very ones that they were."""
+    own = [(each, each.data) for each in (*vae.parameters(), *vae.buffers())]
+    nn.Module.to(vae, dtype=torch.float32)  # diffusers' own `to` warns without a cause
+    try:
+        yield
+    finally:
+        for each, data in own:
+            each.data = data
+
+
+@torch.no_grad()
+def name_of_broken(
+    pipeline: Any, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
+) -> str | None:
+    """A parameter of a base model with values that are not finite, as `unet.conv_in.weight`.
+
+    `own` are its values of the U-Net's parameters where these have learned since. Where an
+    adapter has changed them (`is_changed`), infinite ones may be its doing; NaN never is, as
+    adapters are finite. Reads all weights: for when something has gone wrong.
+    """
+    own = own or {}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        network = getattr(pipeline, part, None)
+        for name, now in network.named_parameters() if network is not None else ():
+            if ".lora_" in name:
+                continue  # peft's, which learn
+            value: Tensor = own[name] if part == "unet" and name in own else now
+            if (value.isnan() if is_changed else ~value.isfinite()).any():
+                return f"{part}.{name.replace('.base_layer.', '.')}"  # peft's word
+    return None
