@@ -6,7 +6,7 @@ from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from ..methods.prompts import FILE_NAME, Chosen, choose
-from ..models.bases import Base, find_base
+from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..models.request import Settings
 from ..registry import Registry
@@ -193,8 +193,15 @@ def suite_of(wish: Wish, encoders: Wanted, concept: Concept) -> Suite:
 
 def _taught_on(chosen: Chosen) -> str:
     """The base model of the run that made a version."""
-    runs = {run.run: run.base for run in chosen.concept.runs}
-    return runs.get(chosen.version.run or "", "miniature")
+    run = next((run for run in chosen.concept.runs if run.run == chosen.version.run), None)
+    if run is None:
+        return "miniature"
+    if run.imported and run.base not in read_aliases():
+        raise InvalidInput(
+            f"{chosen.label} was imported, and says it was taught on {run.base}: name its base",
+            hint=f"concept eval {chosen.concept.name} --base …",
+        )
+    return run.base
 
 
 def _loaded(

@@ -23,6 +23,7 @@ from .tables import (
     Artifact,
     Concept,
     Evaluation,
+    Event,
     Generation,
     GenerationVersion,
     Image,
@@ -91,8 +92,13 @@ def resume_run(store: Store, uid: str) -> None:
     """Record that a run goes on; see `Registry.resume_run`."""
     with store.database.write() as session:
         run = _run_row(session, uid)
-        run.status, run.error, run.finished = "running", None, None
         concept = session.get_one(Concept, run.concept_id)
+        if not _began_here(session, run):
+            raise InvalidInput(
+                f"run {uid} of {concept.name} was imported: it cannot go on here",
+                hint=f"concept train {concept.name}",
+            )
+        run.status, run.error, run.finished = "running", None, None
         record_event(session, concept, "resume", run=uid)
 
 
@@ -295,6 +301,13 @@ def _run_row(session: Session, uid: str) -> Run:
     if run is None:
         raise NotFound(f'there is no run "{uid}"')
     return run
+
+
+def _began_here(session: Session, run: Run) -> bool:
+    """Whether a run was begun in this registry, by history, which an import cannot write."""
+    of_run = (Event.concept_id == run.concept_id, Event.action == "train")
+    details = session.exec(select(Event.detail).where(*of_run)).all()
+    return any(loaded(detail).get("run") == run.uid for detail in details)
 
 
 def _version_row(session: Session, concept: Concept, number: int) -> Version:

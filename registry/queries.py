@@ -141,7 +141,10 @@ _IMAGES_SQL = """
     FROM image WHERE concept_id = :concept ORDER BY id"""
 _RUNS_SQL = """
     SELECT uid, method, status, base, base_sha256, seed, config, packages, host, started,
-        finished, error
+        finished, error, uid NOT IN (
+            SELECT coalesce(CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END, '')
+            FROM event WHERE event.concept_id = run.concept_id AND action = 'train'
+        )
     FROM run WHERE concept_id = :concept ORDER BY id"""
 _VERSIONS_SQL = """
     SELECT version.id, number,
@@ -192,8 +195,13 @@ def show_concept(database: Database, name: str) -> Concept:
 
 
 def _run_record(row: tuple[Any, ...]) -> RunRecord:
-    *_, config, packages, _, _, _, _ = row
-    return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
+    *_, config, packages, _, _, _, _, imported = row
+    return replace(
+        RunRecord(*row),
+        config=loaded(config),
+        packages=loaded(packages),
+        imported=bool(imported),
+    )
 
 
 _SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} FROM concept"  # noqa: S608

@@ -50,6 +50,8 @@ class RunRecord:
     started: str
     finished: str | None
     error: str | None
+    imported: bool = False
+    """Whether it ran in another registry: it can be read here, and never goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class GcReport:
     removed: int
     bytes: int
     temporary: int
+    cached: int
     kept_young: int
     dry_run: bool
 
