@@ -26,9 +26,12 @@ def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
     Whoever looks meanwhile finds the former sheet or the new one, whole.
     """
     strip = contact_sheet([(label, images)], side=_SIDE)
-    with suppress(FileNotFoundError), open_file(path.parent, path) as file:
-        with Image.open(file) as sheet:
-            strip = _stacked(sheet, strip)
+    with (
+        suppress(FileNotFoundError),
+        open_file(path.parent, path) as file,
+        Image.open(file) as sheet,
+    ):
+        strip = _stacked(sheet, strip)
     replace_picture(strip, path)
 
 

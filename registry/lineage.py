@@ -15,7 +15,7 @@ from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
-from .queries import loaded, to_json
+from .queries import began_here, loaded, to_json
 from .records import EvaluationRecord, Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -23,7 +23,6 @@ from .tables import (
     Artifact,
     Concept,
     Evaluation,
-    Event,
     Generation,
     GenerationVersion,
     Image,
@@ -93,7 +92,7 @@ def resume_run(store: Store, uid: str) -> None:
     with store.database.write() as session:
         run = _run_row(session, uid)
         concept = session.get_one(Concept, run.concept_id)
-        if not _began_here(session, run):
+        if not began_here(store.database, uid):
             raise InvalidInput(
                 f"run {uid} of {concept.name} was imported: it cannot go on here",
                 hint=f"concept train {concept.name}",
@@ -301,13 +300,6 @@ def _run_row(session: Session, uid: str) -> Run:
     if run is None:
         raise NotFound(f'there is no run "{uid}"')
     return run
-
-
-def _began_here(session: Session, run: Run) -> bool:
-    """Whether a run was begun in this registry, by history, which an import cannot write."""
-    of_run = (Event.concept_id == run.concept_id, Event.action == "train")
-    details = session.exec(select(Event.detail).where(*of_run)).all()
-    return any(loaded(detail).get("run") == run.uid for detail in details)
 
 
 def _version_row(session: Session, concept: Concept, number: int) -> Version:

@@ -46,7 +46,9 @@ class RegistryLock:
         from filelock import ReadWriteLock, Timeout
 
         folder = self._location.blobs
-        if not exclusive and not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+            if exclusive:
+                raise StorageError(f"cannot lock {folder}: it cannot be written")
             yield  # nobody writes to a medium that takes nothing
             return
         try:

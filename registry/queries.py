@@ -141,10 +141,7 @@ _IMAGES_SQL = """
     FROM image WHERE concept_id = :concept ORDER BY id"""
 _RUNS_SQL = """
     SELECT uid, method, status, base, base_sha256, seed, config, packages, host, started,
-        finished, error, uid NOT IN (
-            SELECT coalesce(CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END, '')
-            FROM event WHERE event.concept_id = run.concept_id AND action = 'train'
-        )
+        finished, error
     FROM run WHERE concept_id = :concept ORDER BY id"""
 _VERSIONS_SQL = """
     SELECT version.id, number,
@@ -195,13 +192,22 @@ def show_concept(database: Database, name: str) -> Concept:
 
 
 def _run_record(row: tuple[Any, ...]) -> RunRecord:
-    *_, config, packages, _, _, _, _, imported = row
-    return replace(
-        RunRecord(*row),
-        config=loaded(config),
-        packages=loaded(packages),
-        imported=bool(imported),
-    )
+    *_, config, packages, _, _, _, _ = row
+    return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
+
+
+_BEGUN_SQL = """
+    SELECT CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END
+    FROM event WHERE action = 'train' AND concept_id = (
+        SELECT concept_id FROM run WHERE uid = :run)"""
+
+
+def began_here(database: Database, run: str) -> bool:
+    """Whether a run began in this registry, by history, which an import cannot write.
+
+    One that was imported can be read, and never goes on.
+    """
+    return (run,) in database.rows(_BEGUN_SQL, run=run)
 
 
 _SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} FROM concept"  # noqa: S608

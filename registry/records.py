@@ -50,8 +50,6 @@ class RunRecord:
     started: str
     finished: str | None
     error: str | None
-    imported: bool = False
-    """Whether it ran in another registry: it can be read here, and never goes on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -347,7 +347,11 @@ class Registry:
 
     def resumable_run(self, name: str) -> RunRecord:
         """The latest training of a concept, if it did not end. Raises `NotFound`."""
-        return running.resumable_run(self.show(name))
+        return running.resumable_run(self._store, self.show(name))
+
+    def began_here(self, run: str) -> bool:
+        """Whether a run began in this registry; one that was imported never goes on."""
+        return queries.began_here(self._store.database, run)
 
     def training_lock(self, name: str) -> AbstractContextManager[None]:
         """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""

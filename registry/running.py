@@ -20,6 +20,7 @@ from .errors import NotFound, RegistryBusy, StorageError
 from .files import below, entries, is_unfinished, make_folder, remove_file, remove_folder
 from .location import Location
 from .names import check_run_id, is_run_id
+from .queries import began_here
 from .records import Concept, RunRecord
 from .store import Store
 
@@ -120,7 +121,9 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
     rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY started, id")
     latest = {concept_id: uid for uid, concept_id, _ in rows}
     resumable = {
-        uid for uid, concept, status in rows if status != "done" and latest[concept] == uid
+        uid
+        for uid, concept, status in rows
+        if status != "done" and latest[concept] == uid and began_here(store.database, uid)
     }
     known = {uid for uid, _, _ in rows}
     runs = store.location.runs
@@ -133,14 +136,14 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
                 yield file
 
 
-def resumable_run(concept: Concept) -> RunRecord:
+def resumable_run(store: Store, concept: Concept) -> RunRecord:
     """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
     latest = max(concept.runs, key=lambda run: run.started, default=None)
     if latest is None or latest.status == "done":
         raise NotFound(
             f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
         )
-    if latest.imported:
+    if not began_here(store.database, latest.run):
         raise NotFound(
             f"the last training of {concept.name} was imported: it cannot go on here",
             hint=f"concept train {concept.name}",
