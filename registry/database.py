@@ -43,26 +43,24 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         """A connection that can read; also where there is no room for the log's shared memory."""
-        reader = self._connect()
         try:
-            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return self._connect()
         except sqlite3.OperationalError as error:
-            reader.close()
             if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
                 raise
             # Whoever is alone needs no memory to share. Who waits for it may wait: it is brief.
             self._no_room = explained(error, self.path)
-            reader = self._connect()
-            reader.execute("PRAGMA locking_mode = EXCLUSIVE")
-        except BaseException:
-            reader.close()
-            raise
-        return reader
+            return self._connect("PRAGMA locking_mode = EXCLUSIVE")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, first: str = "") -> sqlite3.Connection:
         uri = f"{self.path.as_uri()}?{self._mode}"
         connection = sqlite3.connect(uri, uri=True, **self._options)
-        _configure(connection, None)
+        try:
+            connection.execute(first)
+            _configure(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _check_room(self) -> None:
@@ -262,7 +260,7 @@ _LEAD_TO_FILES = (
 """The (table, column, shortest, longest) of hex digits that become the names of files."""
 
 
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
+def _configure(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # BEGIN is ours, see _begin
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
