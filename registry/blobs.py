@@ -19,9 +19,10 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from .errors import RegistryCorrupt, StorageError
 from .files import (
@@ -91,7 +92,7 @@ class BlobStore:
             raise RegistryCorrupt(f"{sha256!r} is not the hash of a file", hint="concept check")
         return below(self.folder, sha256[:2], sha256)
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: Path) -> BufferedReader:
         """Open a file that was found in the store, to read it; a link is never followed."""
         return open_file(self.folder, path)
 

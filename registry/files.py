@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -77,7 +78,7 @@ def entries(root: Path, folder: Path) -> list[Entry]:
     return []
 
 
-def open_file(root: Path, path: Path) -> BinaryIO:
+def open_file(root: Path, path: Path) -> BufferedReader:
     """Open a regular file below `root` for reading; raises `OSError` for anything else."""
     with _entered(root, path.parent) as handle:
         return os.fdopen(_opened(handle, path), "rb")
