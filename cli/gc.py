@@ -10,6 +10,7 @@ from .errors import usage
 from .framework import session_of
 from .output import count, size
 
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -22,14 +23,26 @@ def gc(
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Also what trainings kept of their way.")
     ] = False,
+    cache_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Keep so much of what can be made again: 500MB, 2GB."),
+    ] = "0",
 ) -> None:
-    """Delete stored files that nothing needs any more."""
+    """Delete stored files that nothing needs any more, and what can be made again.
+
+    The latter are class pictures of trainings and pictures that were scored.
+    """
     session = session_of(context)
     with session.registry() as registry:
-        report = registry.gc(grace=_duration(grace), dry_run=dry_run, checkpoints=checkpoints)
+        report = registry.gc(
+            grace=_duration(grace),
+            dry_run=dry_run,
+            checkpoints=checkpoints,
+            cache_size=_size(cache_size),
+        )
     verb = "would remove" if dry_run else "removed"
     young = f"; {report.kept_young:,} too young to go" if report.kept_young else ""
-    files = count(report.removed + report.temporary, "file")
+    files = count(report.removed + report.temporary + report.cached, "file")
     session.output.result(asdict(report), f"{verb} {files} ({size(report.bytes)}){young}")
 
 
@@ -38,3 +51,10 @@ def _duration(text: str) -> float:
     if match is None:
         raise usage(f"{text!r} is no time", "write 90s, 30m, 2h or 7d: concept gc --grace 2h")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?B)?", text)
+    if match is None:
+        raise usage(f"{text!r} is no size", "write 500MB or 2GB: concept gc --cache-size 2GB")
+    return round(float(match[1]) * _BYTES[match[2] or "B"])

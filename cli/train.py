@@ -492,6 +492,7 @@ class _Queue:
         """What is shown and written while a batch is taught."""
         from ..methods.hooks import Hooks
         from ..methods.tensorboard import written_for_tensorboard
+        from ..registry.files import below
 
         wish = self._wish
         with ExitStack() as stack:
@@ -499,7 +500,7 @@ class _Queue:
             told: dict[str, Hooks] = {}
             for name in names:
                 write: Any = (
-                    stack.enter_context(written_for_tensorboard(wish.tensorboard / name))
+                    stack.enter_context(written_for_tensorboard(below(wish.tensorboard, name)))
                     if wish.tensorboard
                     else None
                 )

@@ -16,24 +16,28 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from ..models.pictures import replace_picture
 from ..registry import Registry
-from ..registry.errors import StorageError
+from ..registry.blobs import is_sha256
+from ..registry.errors import RegistryCorrupt, StorageError
+from ..registry.files import below, make_folder, open_file, write_file
+from ..registry.running import EVALUATIONS
 from .scoring import Picture
 
 
 class PictureCache:
     """Pictures by key."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, root: Path, *names: str) -> None:
+        self._root = root
+        self._folder = below(root, *names)
 
     @classmethod
     def of(cls, registry: Registry) -> "PictureCache":
         """The one of a registry."""
-        return cls(registry.location.cache / "evaluations")
+        return cls(registry.location.cache, EVALUATIONS)
 
     @staticmethod
     def key(made_from: Mapping[str, Any]) -> str:
@@ -41,15 +45,18 @@ class PictureCache:
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
     def path(self, key: str) -> Path:
-        """Where a picture is, or would be."""
-        return self._folder / key[:2] / f"{key}.png"
+        """Where a picture is, or would be. Raises `RegistryCorrupt` for what is no key."""
+        if not is_sha256(key):
+            raise RegistryCorrupt(f"{key!r} is not the hash of a picture", hint="concept check")
+        return below(self._folder, key[:2], f"{key}.png")
 
     def get(self, key: str) -> Picture | None:
         """A picture, if it is here and whole."""
         path = self.path(key)
         with suppress(OSError, SafetensorError, KeyError):
-            maps = load_file(path.with_suffix(".safetensors"))["maps"].float()
-            with Image.open(path) as image:
+            with open_file(self._root, path.with_suffix(".safetensors")) as file:
+                maps = load(file.read())["maps"].float()
+            with open_file(self._root, path) as file, Image.open(file) as image:
                 return Picture(image.convert("RGB"), maps)
         return None
 
@@ -57,11 +64,9 @@ class PictureCache:
         """Keep a picture; returns it as it will be found again."""
         path = self.path(key)
         maps = picture.maps.to(torch.float16).contiguous()
-        unfinished = path.with_suffix(".maps-unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"maps": maps}, unfinished)
-            unfinished.replace(path.with_suffix(".safetensors"))
+            make_folder(self._root, path.parent)
+            write_file(path.with_suffix(".safetensors"), save({"maps": maps}))
             replace_picture(picture.image, path)
         except OSError as error:
             raise StorageError(f"cannot write into {self._folder}: {error.strerror}") from error

@@ -17,6 +17,7 @@ from PIL import Image
 from ..methods.heatmaps import overlaid
 from ..registry import Registry
 from ..registry.errors import ConceptNotFound, StorageError
+from ..registry.files import write_file
 from .charts import curves, scatter
 from .picture_cache import PictureCache
 from .record import COLUMNS, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
@@ -54,9 +55,7 @@ def write_report(registry: Registry, found: Sequence[Evaluation], folder: Path) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            unfinished = folder / f".{name}.unfinished"
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(folder / name)
+            write_file(folder / name, text.encode())
     except OSError as error:
         raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
     return folder / "report.html"

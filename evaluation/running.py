@@ -6,7 +6,7 @@ from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from ..methods.prompts import FILE_NAME, Chosen, choose
-from ..models.bases import Base, find_base
+from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..models.request import Settings
 from ..registry import Registry
@@ -63,7 +63,7 @@ def score(
     models and encoders that are not there, `InvalidInput` for suites that do not fit. `base` is
     taken where it is the one that is wanted, and has to be bare.
     """
-    tasks = [_Task.of(wish, cast) for cast in _casts(registry, wish)]
+    tasks = [_Task.of(registry, wish, cast) for cast in _casts(registry, wish)]
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -166,8 +166,8 @@ class _Task:
     encoders: Wanted
 
     @classmethod
-    def of(cls, wish: Wish, cast: tuple[Chosen, ...]) -> "_Task":
-        base = find_base(wish.base or _taught_on(cast[0]))
+    def of(cls, registry: Registry, wish: Wish, cast: tuple[Chosen, ...]) -> "_Task":
+        base = find_base(wish.base or _taught_on(registry, cast[0]))
         encoders = wanted_for(base, clip=wish.clip, dino=wish.dino)
         suite = suite_of(wish, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
@@ -191,10 +191,17 @@ def suite_of(wish: Wish, encoders: Wanted, concept: Concept) -> Suite:
     return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
 
 
-def _taught_on(chosen: Chosen) -> str:
+def _taught_on(registry: Registry, chosen: Chosen) -> str:
     """The base model of the run that made a version."""
-    runs = {run.run: run.base for run in chosen.concept.runs}
-    return runs.get(chosen.version.run or "", "miniature")
+    run = next((run for run in chosen.concept.runs if run.run == chosen.version.run), None)
+    if run is None:
+        return "miniature"
+    if run.base not in read_aliases() and not registry.began_here(run.run):
+        raise InvalidInput(
+            f"{chosen.label} was imported, and says it was taught on {run.base}: name its base",
+            hint=f"concept eval {chosen.concept.name} --base …",
+        )
+    return run.base
 
 
 def _loaded(

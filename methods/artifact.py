@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
+from ..registry.files import replacing
 
 FORMAT = "conceptry-adapter 1"
 
@@ -43,10 +43,9 @@ def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        save_file(tensors, path, {FORMAT: json.dumps(asdict(fits))})
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, {FORMAT: json.dumps(asdict(fits))})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 

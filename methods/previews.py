@@ -1,12 +1,14 @@
 """Strips of pictures from fixed prompts and seeds, drawn while a concept is being taught."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from ..models.pictures import contact_sheet, replace_picture
 from ..models.request import Settings
+from ..registry.files import open_file
 
 PROMPTS = (
     "a photo of {}",
@@ -24,9 +26,12 @@ def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
     Whoever looks meanwhile finds the former sheet or the new one, whole.
     """
     strip = contact_sheet([(label, images)], side=_SIDE)
-    if path.exists():
-        with Image.open(path) as sheet:
-            strip = _stacked(sheet, strip)
+    with (
+        suppress(FileNotFoundError),
+        open_file(path.parent, path) as file,
+        Image.open(file) as sheet,
+    ):
+        strip = _stacked(sheet, strip)
     replace_picture(strip, path)
 
 

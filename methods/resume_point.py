@@ -1,9 +1,8 @@
 """Where an interrupted training goes on: one safetensors file, replaced whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registry.blobs import sync_folder
 from ..registry.errors import InvalidWeights, StorageError
+from ..registry.files import replacing
 
 FORMAT = "conceptry-resume 1"
 
@@ -47,17 +46,11 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
         for name, tensor in getattr(point, group).items()
     }
     place = {"done": point.done, "stage": point.stage, "step": point.step}
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync_folder(path.parent)
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise StorageError(
             f"cannot save to {path}: {error}", hint="make room; the last saved state is still there"
         ) from error
@@ -84,6 +77,8 @@ def read_resume_point(path: Path) -> ResumePoint:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file, and its place in the training."""
+    if path.is_symlink():
+        raise InvalidWeights(f"{path} is a link, which no training left there")
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}

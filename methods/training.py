@@ -1,5 +1,6 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,12 +21,15 @@ from ..registry.errors import (
     ConceptryError,
     InvalidInput,
     NotFinite,
+    RegistryCorrupt,
     StorageError,
     TrainingFailed,
     TrainingInterrupted,
 )
-from ..registry.records import Concept
-from ..registry.running import CHECKPOINT_PREFIX, PREVIEWS_FILE
+from ..registry.files import open_file
+from ..registry.names import check_category
+from ..registry.records import Concept, RunRecord
+from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
 from .engine import Subject, Training, run_together
@@ -176,8 +180,8 @@ def resume_together(
                 hint=f"--base {record.base}",
             )
         method = find_method(record.method)
-        config = dict(record.config)
-        concept = _as_it_was(concept, config.pop("photos"), config.pop("category"))
+        photos, category, config = _begun_with(record, name)
+        concept = _as_it_was(concept, photos, category)
         settings = method.settings().updated(config)
         path = registry.run_folder(record.run) / RESUME_FILE
         place = read_place(path) if path.exists() else None
@@ -205,6 +209,18 @@ def _with_images(concept: Concept) -> Concept:
 def _taught_from(concept: Concept) -> dict[str, Any]:
     """What of a concept a run is made from; edits must not change a run under way."""
     return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
+
+
+def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, Any]]:
+    """The photos, the category and the settings that a run began with, from its row."""
+    config = dict(record.config)
+    photos, category = config.pop("photos", None), config.pop("category", None)
+    if isinstance(photos, list) and isinstance(category, str):
+        with suppress(InvalidInput):
+            return [str(photo) for photo in photos], check_category(category), config
+    raise RegistryCorrupt(
+        f"the record of run {record.run} of {name} is damaged", hint=f"concept train {name}"
+    )
 
 
 def _as_it_was(concept: Concept, wanted: Sequence[str], category: str) -> Concept:
@@ -492,9 +508,7 @@ class _Pupil:
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
         name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
-        unfinished = self._folder / f"{name}.unfinished"
-        write_artifact(unfinished, checkpoint.learned.state(), self._fits)
-        unfinished.replace(self._folder / name)
+        write_artifact(self._folder / name, checkpoint.learned.state(), self._fits)
         self._hooks.on_checkpoint(checkpoint)
 
 
@@ -574,13 +588,13 @@ def class_pictures(
     that are drawn stay.
     """
     hooks = hooks or Hooks()
-    folder = registry.location.cache / "class-pictures" / f"{base.sha256[:16]}-{category}"
+    folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
     prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
         numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
         paths = [folder / f"{i:05}.png" for i in numbers]
-        found = [_sound_picture(path) for path in paths]
+        found = [_sound_picture(folder, path) for path in paths]
         if not all(found):
             seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
             drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
@@ -594,10 +608,16 @@ def class_pictures(
     return pictures[:count]
 
 
-def _sound_picture(path: Path) -> Image.Image | None:
+def _class_folder(base: str, category: str) -> str:
+    """A name that file systems take; categories may be longer."""
+    digest = hashlib.sha256(category.encode()).hexdigest()
+    return f"{base}-{category if len(category.encode()) < 200 else digest}"
+
+
+def _sound_picture(folder: Path, path: Path) -> Image.Image | None:
     """A picture of the cache; None if it is not there or damaged."""
     try:
-        with Image.open(path) as picture:
+        with open_file(folder, path) as file, Image.open(file) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         return None
@@ -605,7 +625,6 @@ def _sound_picture(path: Path) -> Image.Image | None:
 
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
     try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
         for picture, path in zip(pictures, paths, strict=True):
             assert picture is not None
             replace_picture(picture, path)

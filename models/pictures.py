@@ -4,10 +4,8 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ..registry.errors import StorageError
+from ..registry.files import write_file, write_new_file
 
 METADATA_KEY = "conceptry"
 _GAP = 8
@@ -34,35 +33,20 @@ def save_picture(
     encoded = io.BytesIO()
     image.save(encoded, "png", pnginfo=text)
     data = encoded.getvalue()
-    unfinished = folder / f".{stem}.{os.getpid()}.unfinished"
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        path = _reserved(folder, stem)
-        unfinished.replace(path)
+        path = write_new_file(folder, names, data)
     except OSError as error:
         raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
     return path, hashlib.sha256(data).hexdigest()
 
 
 def replace_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG in place of what was there; whoever looks meanwhile finds one of the two."""
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    image.save(unfinished, "png")
-    unfinished.replace(path)
-
-
-def _reserved(folder: Path, stem: str) -> Path:
-    """A new, empty file whose name nobody else has taken."""
-    for number in itertools.count(1):
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        with suppress(FileExistsError):
-            path.touch(exist_ok=False)
-            return path
-    raise AssertionError
+    encoded = io.BytesIO()
+    image.save(encoded, "png")
+    write_file(path, encoded.getvalue())
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

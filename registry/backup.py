@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .blobs import BlobStore, sync_file, sync_folder
+from .blobs import BlobStore
 from .database import Database, explained
 from .errors import AlreadyExists, RegistryCorrupt, StorageError
+from .files import sync_file, sync_folder
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
 from .store import Store, Use
@@ -58,6 +59,12 @@ def _check_target(store: Store, target: Location) -> None:
     folder = target.database.parent
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise AlreadyExists(f"{folder} is a file", hint="name a folder for the backup")
+    for path in (target.database, target.blobs):
+        if path.is_symlink():
+            raise AlreadyExists(
+                f"{path} is a link: a backup never writes to what it leads to",
+                hint="name another folder",
+            )
     if os.path.realpath(target.database) == os.path.realpath(store.location.database):
         raise AlreadyExists(f"{folder} is the registry itself", hint="name another folder")
     if os.path.exists(target.database):
@@ -154,8 +161,7 @@ def _count(store: Store) -> int:
 
 def _copy_blob(source: BlobStore, target: BlobStore, use: Use) -> bool:
     """Copy a blob unless it is there already; hashed on the way."""
-    place = target.path(use.sha256)
-    if place.is_file() and place.stat().st_size == use.bytes:
+    if target.holds(use.sha256, use.bytes):
         return False
     with target.stage() as staging:
         staging.write(source.chunks(use.sha256))

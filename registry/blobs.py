@@ -11,17 +11,33 @@ the bytes it promises, and what may remain are temporary files and blobs that no
         3f/3fa1…              a blob, in a folder named by its first two digits
 """
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from .errors import RegistryCorrupt, StorageError
+from .files import (
+    Entry,
+    below,
+    create_file,
+    entries,
+    is_file,
+    make_folder,
+    move_file,
+    open_file,
+    remove_file,
+    sync_file,
+    sync_folder,
+)
 
 LOCK_NAME = "lock"
 CHUNK = 1 << 20
@@ -39,17 +55,27 @@ def is_sha256(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file found under the blob folder. `shard` is the folder it is in."""
+    """A file found in a folder of the registry. `shard` is the folder it is in."""
 
     path: Path
     shard: str
     size: int
     modified: float
+    is_plain: bool = True
+    """Whether it is a regular file; a link is none, whatever it leads to."""
 
     @property
     def is_blob(self) -> bool:
         """Whether it has the name and the place of a blob; its bytes are another matter."""
-        return is_sha256(self.path.name) and self.path.name[:2] == self.shard
+        is_named_so = is_sha256(self.path.name) and self.path.name[:2] == self.shard
+        return is_named_so and self.is_plain
+
+    @classmethod
+    def of(cls, entry: Entry, folder: Path, shard: str) -> Self:
+        """What was found in a folder."""
+        status = entry.status
+        path = folder / entry.name
+        return cls(path, shard, status.st_size, status.st_mtime, entry.is_file)
 
 
 class BlobStore:
@@ -61,8 +87,18 @@ class BlobStore:
         self.damaged = folder / "damaged"
 
     def path(self, sha256: str) -> Path:
-        """Where the blob of this hash is, or would be."""
-        return self.folder / sha256[:2] / sha256
+        """Where the blob of this hash is, or would be. Raises `RegistryCorrupt` if it is none."""
+        if not is_sha256(sha256):
+            raise RegistryCorrupt(f"{sha256!r} is not the hash of a file", hint="concept check")
+        return below(self.folder, sha256[:2], sha256)
+
+    def open(self, path: Path) -> BufferedReader:
+        """Open a file that was found in the store, to read it; a link is never followed."""
+        return open_file(self.folder, path)
+
+    def holds(self, sha256: str, size: int) -> bool:
+        """Whether there is a blob of this hash and size; its bytes are another matter."""
+        return is_file(self.folder, self.path(sha256), size)
 
     def read(self, sha256: str) -> bytes:
         """Return the bytes of a blob, hashed again on the way.
@@ -76,13 +112,15 @@ class BlobStore:
         path = self.path(sha256)
         digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
+            with self.open(path) as file:
                 while chunk := file.read(CHUNK):
                     digest.update(chunk)
                     yield chunk
         except FileNotFoundError:
             raise RegistryCorrupt(f"the stored file {path} is missing", hint=_CHECK) from None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise RegistryCorrupt(f"the stored file {path} is a link", hint=_CHECK) from None
             raise StorageError(f"cannot read {path}: {error.strerror}") from error
         if digest.hexdigest() != sha256:
             raise RegistryCorrupt(f"the stored file {path} is damaged", hint=_CHECK)
@@ -93,30 +131,29 @@ class BlobStore:
 
     def shards(self) -> list[str]:
         """The names of all places where files can be, so that a walk needs little memory."""
-        try:
-            return sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
-        except FileNotFoundError:
-            return []
+        return [entry.name for entry in entries(self.folder, self.folder) if entry.is_folder]
 
     def files(self, shard: str) -> list[StoredFile]:
         """The files of one folder under the blob folder, by name; links are not followed."""
-        found: list[StoredFile] = []
-        for folder, folders, names in os.walk(self.folder / shard):
-            folders.sort()
-            for name in names:
-                path = Path(folder, name)
-                status = path.lstat()
-                place = path.parent.relative_to(self.folder).as_posix()
-                found.append(StoredFile(path, place, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda file: file.path)
+        folder = self.folder / shard
+        if folder.is_symlink():  # told of by `strays`
+            return []
+        return sorted(self._below(folder), key=lambda file: file.path)
+
+    def _below(self, folder: Path) -> Iterator[StoredFile]:
+        for entry in entries(self.folder, folder):
+            if entry.is_folder:
+                yield from self._below(folder / entry.name)
+            else:
+                yield StoredFile.of(entry, folder, folder.relative_to(self.folder).as_posix())
 
     def strays(self) -> list[Path]:
-        """Files directly in the blob folder, other than the lock."""
-        try:
-            entries = [Path(entry.path) for entry in os.scandir(self.folder) if not entry.is_dir()]
-        except FileNotFoundError:
-            return []
-        return sorted(path for path in entries if not path.name.startswith(LOCK_NAME))
+        """What is directly in the blob folder, other than folders and the lock."""
+        return [
+            self.folder / entry.name
+            for entry in entries(self.folder, self.folder)
+            if not (entry.is_folder or (entry.is_file and entry.name.startswith(LOCK_NAME)))
+        ]
 
     def has_blobs(self) -> bool:
         """Whether anything that looks like a blob is stored."""
@@ -129,7 +166,8 @@ class BlobStore:
 
     def remove(self, sha256: str) -> None:
         """Delete a blob. Only under the registry's exclusive lock, and only if no row needs it."""
-        self.path(sha256).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            remove_file(self.folder, self.path(sha256))
 
 
 class Staging:
@@ -148,7 +186,7 @@ class Staging:
 
     def __enter__(self) -> Self:
         try:
-            self._store.temporary.mkdir(parents=True, exist_ok=True)
+            make_folder(self._store.folder, self._store.temporary)
         except OSError as error:
             raise _cannot_write(self._store.temporary, error) from error
         return self
@@ -160,7 +198,11 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         for path in [*self._staged.values(), *self._open]:
-            path.unlink(missing_ok=True)
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            remove_file(self._store.folder, path)
 
     def write(self, data: bytes | Iterable[bytes]) -> str:
         """Write bytes to a temporary file, sync it, and return their SHA-256.
@@ -171,17 +213,17 @@ class Staging:
         self._open.add(path)
         digest = hashlib.sha256()
         try:
-            with path.open("xb") as file:
+            with create_file(self._store.folder, path) as file:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     digest.update(chunk)
                     file.write(chunk)
                 sync_file(file)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            self._remove(path)
             raise _cannot_write(path, error) from error
         sha256 = digest.hexdigest()
         if self._staged.setdefault(sha256, path) != path:
-            path.unlink()
+            self._remove(path)
         self._open.discard(path)
         return sha256
 
@@ -197,35 +239,18 @@ class Staging:
         folders = {self._store.path(sha256).parent for sha256 in self._staged}
         try:
             for folder in sorted(folders):
-                folder.mkdir(exist_ok=True)
+                make_folder(self._store.folder, folder)
             for sha256, temporary in list(self._staged.items()):
                 path = self._store.path(sha256)
-                if not path.exists():
+                if not is_file(self._store.folder, path):
                     self.published.append(sha256)
-                temporary.replace(path)
+                move_file(self._store.folder, temporary, path)
                 del self._staged[sha256]
             for folder in sorted(folders):
                 sync_folder(folder)
             sync_folder(self._store.folder)
         except OSError as error:
             raise _cannot_write(self._store.folder, error) from error
-
-
-def sync_file(file: BinaryIO) -> None:
-    """Force what was written to a file onto the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder onto the disk, where the system can (not on Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:

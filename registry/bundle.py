@@ -6,11 +6,9 @@ the manifest, photos that do not decode and weights that are not sound safetenso
 before anything is written under a final name. Names in a bundle are never used as paths.
 """
 
-import contextlib
 import json
 import math
 import os
-import secrets
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sqlmodel import Session, col, select
 
 from . import images
-from .blobs import CHUNK, Staging, is_sha256, sync_file, sync_folder
+from .blobs import CHUNK, Staging, is_sha256
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (
@@ -33,7 +31,8 @@ from .errors import (
     RegistryCorrupt,
     StorageError,
 )
-from .names import check_category, check_file_name, check_line, check_name, check_text
+from .files import new_file
+from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, show_concept, to_json
 from .records import BundleReport, Concept
 from .store import Store
@@ -71,6 +70,31 @@ def _no_number(alias: str) -> str:
     return alias
 
 
+def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's settings says from what it was taught; methods know the others."""
+    photos, category = config.get("photos", []), config.get("category", "thing")
+    if not isinstance(photos, list) or not all(isinstance(p, str) and is_sha256(p) for p in photos):
+        raise ValueError("photos are not hashes")
+    if not isinstance(category, str) or check_category(category) != category:
+        raise ValueError("the category is none")
+    return config
+
+
+def _checked_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    """Pictures are named by hashes, wherever they are named in scores."""
+    waiting: list[Any] = [scores]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            name = value.get("picture", "0" * 64)
+            if not isinstance(name, str) or not is_sha256(name):
+                raise ValueError("a picture is not named by a hash")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return scores
+
+
 _MAX_INTEGER = (1 << 63) - 1
 _Name = Annotated[str, _checked(check_name)]
 _Tag = Annotated[str, _checked(check_name, "tag")]
@@ -79,6 +103,7 @@ _Category = Annotated[str, _checked(check_category)]
 _Text = Annotated[str, _checked(check_text, "text")]
 _Line = Annotated[str, _checked(check_line, "text")]
 _FileName = Annotated[str, _checked(check_file_name)]
+_RunId = Annotated[str, Field(pattern=f"^{RUN_ID}$")]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Moment = Annotated[
     str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}\.[0-9]{3}Z$")
@@ -86,6 +111,8 @@ _Moment = Annotated[
 _Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
 _Json = Annotated[dict[str, Any], AfterValidator(_storable)]
+_Config = Annotated[_Json, AfterValidator(_checked_config)]
+_Scores = Annotated[_Json, AfterValidator(_checked_scores)]
 _Value = Annotated[float, AfterValidator(_no_nan)]
 
 
@@ -104,9 +131,9 @@ class _ImagePart(_Part):
 
 
 class _RunPart(_Part):
-    uid: _Line
+    uid: _RunId
     method: _Line
-    config: _Json
+    config: _Config
     base: _Text
     base_sha256: _Text
     seed: _Integer
@@ -131,13 +158,13 @@ class _ArtifactPart(_Part):
 class _EvaluationPart(_Part):
     suite: _Line
     config: _Json
-    scores: _Json
+    scores: _Scores
     created: _Moment
 
 
 class _VersionPart(_Part):
     number: _Size
-    run: _Line | None
+    run: _RunId | None
     created: _Moment
     aliases: list[_AliasName]
     artifacts: list[_ArtifactPart]
@@ -197,27 +224,21 @@ def export_bundle(
         raise InvalidInput(
             f"cannot write {path}: there is no such folder", hint=f"mkdir -p {path.parent}"
         )
-    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
         blobs = manifest.blobs()
         try:
-            with unfinished.open("xb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle:
+            with new_file(path.parent) as unfinished:
+                with zipfile.ZipFile(unfinished.file, "w", zipfile.ZIP_STORED) as bundle:
                     _write_entry(bundle, _MANIFEST, [manifest.model_dump_json(indent=1).encode()])
                     for sha256 in sorted(blobs):
                         _write_entry(bundle, _BLOBS + sha256, store.blobs.chunks(sha256))
-                sync_file(file)
-            unfinished.replace(path)
-            sync_folder(path.absolute().parent)
+                unfinished.replace(path)
         except OSError as error:
             raise StorageError(
                 f"cannot write {path}: {error.strerror}",
                 hint="free some space or name another file",
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
     concept_names = [concept.name for concept in manifest.concepts]
     return BundleReport(str(path), concept_names, len(blobs), path.stat().st_size)
 

@@ -6,6 +6,7 @@ the ORM is loaded for the first of them, as that takes longer than most reads.
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
-from .names import findable
+from .files import replacing
+from .names import RUN_ID_LENGTHS, findable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -28,9 +30,42 @@ class Database:
         """Connect; `timeout` is how long a write waits for another process, in seconds."""
         self.path = path
         self._options: dict[str, Any] = {"timeout": timeout, "check_same_thread": False}
+        self._no_room: BaseException | None = None
+        for suffix in ("-wal", "-shm", "-journal"):
+            if (beside := path.with_name(path.name + suffix)).is_symlink():
+                raise RegistryCorrupt(
+                    f"{beside} is a link: nothing is written to what it leads to",
+                    hint="put it away, and look where it comes from",
+                )
+        self._mode = "mode=rwc" if _can_be_written(path) else _read_only(path)
         with translated(path):
-            self.reader = sqlite3.connect(path, **self._options)
-            _configure(self.reader, None)
+            self.reader = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        """A connection that can read; also where there is no room for the log's shared memory."""
+        try:
+            return self._connect()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
+                raise
+            # Whoever is alone needs no memory to share. Who waits for it may wait: it is brief.
+            self._no_room = explained(error, self.path)
+            return self._connect("PRAGMA locking_mode = EXCLUSIVE")
+
+    def _connect(self, first: str = "") -> sqlite3.Connection:
+        uri = f"{self.path.as_uri()}?{self._mode}"
+        connection = sqlite3.connect(uri, uri=True, **self._options)
+        try:
+            connection.execute(first)
+            _configure(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_room(self) -> None:
+        if self._no_room is not None:
+            raise self._no_room
 
     @cached_property
     def _engine(self) -> "Engine":
@@ -38,8 +73,7 @@ class Database:
         from sqlmodel import create_engine
 
         url = URL.create("sqlite", database=str(self.path))
-        engine = create_engine(url, connect_args=self._options)
-        event.listen(engine, "connect", _configure)
+        engine = create_engine(url, creator=self._connect)
         event.listen(engine, "begin", _begin)
         return engine
 
@@ -83,6 +117,7 @@ class Database:
         """
         from sqlmodel import Session
 
+        self._check_room()
         with translated(self.path):
             self._use_write_ahead_log()
         with (
@@ -98,6 +133,7 @@ class Database:
         """A session in which all is of one moment."""
         from sqlmodel import Session
 
+        self._check_room()
         engine = self._engine.execution_options(reads_only=True)
         with _translated_in_session(self.path), Session(engine) as session, session.begin():
             yield session
@@ -141,7 +177,9 @@ class Database:
             self._use_write_ahead_log()
             if not self.is_blank():
                 done = migrations.applied(self.reader)
-                self.copy_to(self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}"))
+                former = self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}")
+                with replacing(former) as unfinished:
+                    self.copy_to(unfinished)
             migrations.upgrade(self.reader)
 
     def copy_to(self, path: Path) -> None:
@@ -164,7 +202,20 @@ class Database:
             return [str(error)]
         found = [] if lines == ["ok"] else lines
         found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
-        return found or self._unreadable()
+        return found or [*self._unreadable(), *self._unfit()]
+
+    def _unfit(self) -> list[str]:
+        """Names that lead to files, and are none that this program gives."""
+        found: list[str] = []
+        for table, column, shortest, longest in _LEAD_TO_FILES:
+            query = f"""
+                SELECT count(*) FROM {table} WHERE {column} IS NOT NULL AND (
+                    typeof({column}) != 'text' OR {column} GLOB '*[^0-9a-f]*'
+                    OR length({column}) NOT BETWEEN {shortest} AND {longest}
+                )"""  # noqa: S608
+            if count := self.reader.execute(query).fetchone()[0]:
+                found.append(f"table {table}: {count} rows whose {column} is no name of a file")
+        return found
 
     def _unreadable(self) -> list[str]:
         """Tables with text that cannot be read, or is not the JSON that it should be."""
@@ -186,7 +237,30 @@ class Database:
         return found
 
 
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
+def _can_be_written(path: Path) -> bool:
+    """Whether a database can be, with the log beside it."""
+    can_be = os.access(path, os.W_OK) or not path.exists()
+    return can_be and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> str:
+    """How to open what nobody can write: without a log or a lock, unless there is a log to read."""
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
+    has_log = any(log.exists() and log.stat().st_size for log in beside)
+    return "mode=ro" if has_log else "mode=ro&immutable=1"
+
+
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_LEAD_TO_FILES = (
+    ("image", "sha256", 64, 64),
+    ("image", "mask", 64, 64),
+    ("artifact", "sha256", 64, 64),
+    ("run", "uid", *RUN_ID_LENGTHS),
+)
+"""The (table, column, shortest, longest) of hex digits that become the names of files."""
+
+
+def _configure(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # BEGIN is ours, see _begin
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")

@@ -15,7 +15,7 @@ from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
-from .queries import loaded, to_json
+from .queries import began_here, loaded, to_json
 from .records import EvaluationRecord, Lineage, LineageSource
 from .store import Store
 from .tables import (
@@ -91,8 +91,13 @@ def resume_run(store: Store, uid: str) -> None:
     """Record that a run goes on; see `Registry.resume_run`."""
     with store.database.write() as session:
         run = _run_row(session, uid)
-        run.status, run.error, run.finished = "running", None, None
         concept = session.get_one(Concept, run.concept_id)
+        if not began_here(store.database, uid):
+            raise InvalidInput(
+                f"run {uid} of {concept.name} was imported: it cannot go on here",
+                hint=f"concept train {concept.name}",
+            )
+        run.status, run.error, run.finished = "running", None, None
         record_event(session, concept, "resume", run=uid)
 
 

@@ -43,7 +43,8 @@ class Location:
 def locate(path: str | os.PathLike[str] | None = None) -> Location:
     """Find the registry: `path`, `$CONCEPT_REGISTRY`, `./concepts.db`, the user's data folder.
 
-    A folder stands for the `concepts.db` in it. The database need not exist yet.
+    A folder stands for the `concepts.db` in it. The database need not exist yet. Where it is a
+    link, the registry is where that leads to, blobs and all.
     """
     if path is None:
         path = os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -53,7 +54,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Location:
     path = Path(os.path.expanduser(plain_path(path)))
     if means_folder or os.path.isdir(path):
         path = path / DATABASE_NAME
-    return Location(path.absolute())
+    return Location(Path(os.path.realpath(path)) if path.is_symlink() else path.absolute())
 
 
 def plain_path(path: str | os.PathLike[str]) -> Path:

@@ -4,12 +4,14 @@ The operating system owns it (a SQLite lock on `concepts.blobs/lock`), so it die
 a killed process leaves nothing that would have to be broken.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .blobs import LOCK_NAME
 from .errors import RegistryBusy, StorageError
+from .files import make_folder
 from .location import Location
 
 
@@ -43,9 +45,14 @@ class RegistryLock:
     def _acquired(self, *, exclusive: bool, timeout: float) -> Iterator[None]:
         from filelock import ReadWriteLock, Timeout
 
+        folder = self._location.blobs
+        if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+            if exclusive:
+                raise StorageError(f"cannot lock {folder}: it cannot be written")
+            yield  # nobody writes to a medium that takes nothing
+            return
         try:
-            folder = self._location.blobs
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, folder)
             lock = ReadWriteLock(folder / LOCK_NAME, is_singleton=False)
             acquire = lock.acquire_write if exclusive else lock.acquire_read
             held = acquire(timeout=timeout)

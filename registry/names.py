@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from .errors import InvalidInput
+from .errors import InvalidInput, RegistryCorrupt
 
 MAX_NAME = 64
 MAX_CATEGORY = 64
@@ -12,6 +12,8 @@ MAX_TEXT = 10_000
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _JOINER = "\N{ZERO WIDTH JOINER}"  # holds emoji together
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+RUN_ID_LENGTHS = (4, 64)
+RUN_ID = "[0-9a-f]{{{},{}}}".format(*RUN_ID_LENGTHS)
 
 
 def check_name(name: str, what: str = "concept name") -> str:
@@ -23,6 +25,18 @@ def check_name(name: str, what: str = "concept name") -> str:
         f"{name!r} is not a {what}: use lower-case letters, digits, - and _, at most {MAX_NAME}",
         hint=f'try "{proposal}"' if proposal else None,
     )
+
+
+def is_run_id(text: str) -> bool:
+    """Whether `text` is the id of a run: 4 to 64 lower-case hex digits."""
+    return re.fullmatch(RUN_ID, text) is not None
+
+
+def check_run_id(run: str) -> str:
+    """Return the id of a run if it can name a folder; a row with another one is damaged."""
+    if is_run_id(run):
+        return run
+    raise RegistryCorrupt(f"{printable(run)[:40]!r} is not the id of a run", hint="concept check")
 
 
 def check_category(category: str) -> str:

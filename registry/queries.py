@@ -196,6 +196,20 @@ def _run_record(row: tuple[Any, ...]) -> RunRecord:
     return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
 
 
+_BEGUN_SQL = """
+    SELECT CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END
+    FROM event WHERE action = 'train' AND concept_id = (
+        SELECT concept_id FROM run WHERE uid = :run)"""
+
+
+def began_here(database: Database, run: str) -> bool:
+    """Whether a run began in this registry, by history, which an import cannot write.
+
+    One that was imported can be read, and never goes on.
+    """
+    return (run,) in database.rows(_BEGUN_SQL, run=run)
+
+
 _SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} FROM concept"  # noqa: S608
 _CAPTIONS_SQL = "SELECT caption FROM image WHERE concept_id = :concept ORDER BY id"
 

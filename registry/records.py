@@ -200,6 +200,7 @@ class GcReport:
     removed: int
     bytes: int
     temporary: int
+    cached: int
     kept_young: int
     dry_run: bool
 

@@ -271,16 +271,24 @@ class Registry:
         grace: float = DEFAULT_GRACE,
         dry_run: bool = False,
         checkpoints: bool = False,
+        cache_size: int = 0,
     ) -> GcReport:
         """Delete stored files that nothing needs and that are older than `grace` seconds.
 
-        With them go the resume points of trainings that nothing goes on with any more and, with
-        `checkpoints`, what trainings that are done kept of their way.
+        With them go the resume points of trainings that nothing goes on with any more, the cache
+        but for the latest `cache_size` bytes of it and, with `checkpoints`, what trainings that
+        are done kept of their way.
 
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
         nothing, if the database is damaged.
         """
-        return upkeep.gc(self._store, grace=grace, dry_run=dry_run, checkpoints=checkpoints)
+        return upkeep.gc(
+            self._store,
+            grace=grace,
+            dry_run=dry_run,
+            checkpoints=checkpoints,
+            cache_size=cache_size,
+        )
 
     def backup(self, folder: AnyPath, *, on_progress: "Progress | None" = None) -> BackupReport:
         """Copy the registry into a folder, where it is a registry again.
@@ -339,7 +347,11 @@ class Registry:
 
     def resumable_run(self, name: str) -> RunRecord:
         """The latest training of a concept, if it did not end. Raises `NotFound`."""
-        return running.resumable_run(self.show(name))
+        return running.resumable_run(self._store, self.show(name))
+
+    def began_here(self, run: str) -> bool:
+        """Whether a run began in this registry; one that was imported never goes on."""
+        return queries.began_here(self._store.database, run)
 
     def training_lock(self, name: str) -> AbstractContextManager[None]:
         """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""
@@ -352,6 +364,10 @@ class Registry:
     def checkpoints(self, run: str) -> list[Path]:
         """The adapters that a training kept of its way, in its order."""
         return running.checkpoints(self.location, run)
+
+    def cache_folder(self, *names: str) -> Path:
+        """A folder for what can be made again; `gc` clears it."""
+        return running.cache_folder(self.location, *names)
 
     def tidy_run_folder(self, run: str) -> None:
         """Remove what only a run under way needs; its previews and checkpoints stay."""

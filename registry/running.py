@@ -3,22 +3,29 @@
     concepts.runs/
         rex.lock            held by the process that trains rex
         1f0c92a7be44/       a run: where it goes on, until it is done, and its previews
+    concepts.cache/
+        class-pictures/…/   00000.png
+        evaluations/ab/     pictures that were scored
 
 Nothing in here is part of the registry's promises: a backup leaves it out, and a run whose folder
-is lost begins again.
+is lost begins again. Links in here are never followed.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from .blobs import StoredFile
 from .errors import NotFound, RegistryBusy, StorageError
+from .files import below, entries, is_unfinished, make_folder, remove_file, remove_folder
 from .location import Location
+from .names import check_run_id, is_run_id
+from .queries import began_here
 from .records import Concept, RunRecord
 from .store import Store
 
 PREVIEWS_FILE = "previews.png"
+CLASS_PICTURES, EVALUATIONS = CACHES = ("class-pictures", "evaluations")
 CHECKPOINT_PREFIX = "checkpoint-"
 
 
@@ -33,7 +40,17 @@ def _is_checkpoint(name: str) -> bool:
 
 def checkpoints(location: Location, run: str) -> list[Path]:
     """What a run kept of its way, as adapters, in the order of their names."""
-    return sorted((location.runs / run).glob(f"{CHECKPOINT_PREFIX}*.safetensors"))
+    folder = below(location.runs, check_run_id(run))
+    files = (each for each in _files(location, folder) if each.is_plain)
+    return [each.path for each in files if _is_checkpoint(each.path.name)]
+
+
+def _files(location: Location, folder: Path) -> list[StoredFile]:
+    """The files of a run, by name; none, if its folder is a link."""
+    if folder.is_symlink() or location.runs.is_symlink():
+        return []
+    found = entries(location.runs, folder)
+    return [StoredFile.of(entry, folder, folder.name) for entry in found if not entry.is_folder]
 
 
 @contextmanager
@@ -45,8 +62,8 @@ def training_lock(location: Location, name: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        location.runs.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(location.runs / f"{name}.lock")
+        make_folder(location.runs, location.runs)
+        lock = FileLock(below(location.runs, f"{name}.lock"))
         lock.acquire(timeout=0)
     except Timeout:
         raise RegistryBusy(
@@ -62,21 +79,41 @@ def training_lock(location: Location, name: str) -> Iterator[None]:
 
 def run_folder(location: Location, run: str) -> Path:
     """The folder of a run, made if need be."""
-    folder = location.runs / run
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return make_folder(location.runs, below(location.runs, check_run_id(run)))
     except OSError as error:
         raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
-    return folder
 
 
 def tidy_run_folder(location: Location, run: str) -> None:
     """Remove what only a run under way needs; its previews and checkpoints stay."""
-    folder = location.runs / run
-    for path in folder.iterdir():
-        if not stays(path.name):
-            path.unlink()
-    remove_if_empty(folder)
+    folder = below(location.runs, check_run_id(run))
+    for file in _files(location, folder):
+        if not stays(file.path.name):
+            remove_file(location.runs, file.path)
+    remove_folder(location.runs, folder)
+
+
+def cache_folder(location: Location, *names: str) -> Path:
+    """A folder of what can be made again, made if need be; raises `StorageError`."""
+    try:
+        return make_folder(location.cache, below(location.cache, *names))
+    except OSError as error:
+        raise StorageError(f"cannot write into {location.cache}: {error.strerror}") from error
+
+
+def cached_files(cache: Path) -> Iterator[StoredFile]:
+    """What is kept in the cache; neither what stands beside it in there, nor what links lead to."""
+    for kind in () if cache.is_symlink() else CACHES:
+        for group in _folders(cache, cache / kind):
+            for entry in entries(cache, group):
+                if entry.is_file:
+                    yield StoredFile.of(entry, group, group.name)
+
+
+def _folders(root: Path, folder: Path) -> list[Path]:
+    found = [] if folder.is_symlink() else entries(root, folder)
+    return [folder / entry.name for entry in found if entry.is_folder]
 
 
 def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[StoredFile]:
@@ -84,29 +121,31 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
     rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY started, id")
     latest = {concept_id: uid for uid, concept_id, _ in rows}
     resumable = {
-        uid for uid, concept, status in rows if status != "done" and latest[concept] == uid
+        uid
+        for uid, concept, status in rows
+        if status != "done" and latest[concept] == uid and began_here(store.database, uid)
     }
     known = {uid for uid, _, _ in rows}
-    for path in store.location.runs.glob("*/*"):
-        run, is_kept = path.parent.name, stays(path.name)
-        is_kept &= not (with_checkpoints and _is_checkpoint(path.name))
-        if run not in resumable and not (is_kept and run in known):
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                yield StoredFile(path, run, status.st_size, status.st_mtime)
+    runs = store.location.runs
+    for folder in () if runs.is_symlink() else _folders(runs, runs):
+        for file in _files(store.location, folder) if is_run_id(folder.name) else ():
+            name = file.path.name
+            is_kept = stays(name) and not (with_checkpoints and _is_checkpoint(name))
+            is_needed = folder.name in resumable or (is_kept and folder.name in known)
+            if file.is_plain and (is_unfinished(name) or not is_needed):
+                yield file
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run whose files are gone."""
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def resumable_run(concept: Concept) -> RunRecord:
+def resumable_run(store: Store, concept: Concept) -> RunRecord:
     """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
     latest = max(concept.runs, key=lambda run: run.started, default=None)
     if latest is None or latest.status == "done":
         raise NotFound(
             f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+        )
+    if not began_here(store.database, latest.run):
+        raise NotFound(
+            f"the last training of {concept.name} was imported: it cannot go on here",
+            hint=f"concept train {concept.name}",
         )
     return latest

@@ -5,15 +5,17 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from .blobs import DEFAULT_GRACE, StoredFile, is_sha256, sync_folder
+from .blobs import DEFAULT_GRACE, StoredFile, is_sha256
 from .edits import refresh
 from .errors import NotFound, RegistryCorrupt, StorageError
+from .files import entries, is_file, make_folder, move_file, open_file, remove_file, remove_folder
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
-from .running import leftovers, remove_if_empty
+from .running import cached_files, leftovers
 from .store import Store, Use
 from .tables import Concept
 
@@ -69,9 +71,9 @@ class _Scan:
             problems += self._shard(shard)
             if on_progress is not None:
                 on_progress(done, len(shards))
-        problems += [
-            self._note("foreign", path, "is not ours") for path in self._store.blobs.strays()
-        ]
+        location = self._store.location
+        strays = [*self._store.blobs.strays(), *_links(location.runs), *_links(location.cache)]
+        problems += [self._note("foreign", path, "is not ours") for path in strays]
         problems += [
             self._note("temporary", file.path, "was left by an interrupted command")
             for file in self._store.blobs.files("tmp")
@@ -91,7 +93,7 @@ class _Scan:
         for file in self._store.blobs.files(shard):
             if file.is_blob:
                 yield from self._blob(file, needed.pop(file.path.name, []))
-            elif is_sha256(file.path.name.lower()):
+            elif is_sha256(file.path.name.lower()) and file.is_plain:
                 yield self._note("misnamed", file.path, "is not in the folder of its name")
             else:
                 yield self._note("foreign", file.path, "is not ours")
@@ -104,7 +106,7 @@ class _Scan:
         if uses and file.size != uses[0].bytes:
             what = f"has {file.size:,} bytes instead of {uses[0].bytes:,}"
             yield self._error("truncated", file.path, uses, what)
-        elif self._read_data and _sha256_of(file.path) != file.path.name:
+        elif self._read_data and _sha256_of(self._store.blobs.folder, file.path) != file.path.name:
             yield self._error("damaged", file.path, uses, "does not hold the bytes of its name")
         elif not uses:
             yield self._note("orphan", file.path, "is needed by nothing; gc will remove it")
@@ -124,6 +126,19 @@ class _Scan:
             sha256=path.name,
             concepts=sorted({use.concept for use in uses}),
         )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Links and other odd things below a folder, or itself; nothing here ever follows them."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for entry in entries(folder, folder):
+        path = folder / entry.name
+        if entry.is_folder:
+            yield from _links(path)
+        elif not entry.is_file:
+            yield path
 
 
 def _relative(store: Store, path: Path) -> str:
@@ -153,32 +168,30 @@ class _Repair:
             self._set_aside(path)
             return replace(problem, repaired=not problem.concepts)
         if problem.kind == "misnamed":
-            sha256 = _sha256_of(path)
-            self._put(path, sha256)
+            self._move(path, self._store.blobs.path(_sha256_of(self._store.blobs.folder, path)))
             return replace(problem, repaired=True)
         if problem.kind == "temporary":
-            path.unlink()
+            remove_file(self._store.blobs.folder, path)
             return replace(problem, repaired=True)
         return problem
 
     def _set_aside(self, path: Path) -> None:
-        self._store.blobs.damaged.mkdir(exist_ok=True)
-        number = len(os.listdir(self._store.blobs.damaged)) + 1
-        path.replace(self._store.blobs.damaged / f"{path.name}.{number}")
+        damaged = self._store.blobs.damaged
+        number = len(self._store.blobs.files(damaged.name)) + 1
+        self._move(path, damaged / f"{path.name}.{number}")
 
-    def _put(self, path: Path, sha256: str) -> None:
-        """Move a whole file to its place in the store."""
-        place = self._store.blobs.path(sha256)
-        place.parent.mkdir(exist_ok=True)
-        path.replace(place)
-        sync_folder(place.parent)
+    def _move(self, path: Path, place: Path) -> None:
+        """Move a whole file to another place in the store."""
+        make_folder(self._store.blobs.folder, place.parent)
+        move_file(self._store.blobs.folder, path, place)
 
     def _is_lost(self, problem: Problem) -> bool:
         return problem.is_error and problem.sha256 is not None and not problem.repaired
 
     def _is_whole(self, sha256: str) -> bool:
         path = self._store.blobs.path(sha256)
-        return path.is_file() and _sha256_of(path) == sha256
+        is_there = is_file(self._store.blobs.folder, path)
+        return is_there and _sha256_of(self._store.blobs.folder, path) == sha256
 
     def _fetch_lost(self, problems: list[Problem]) -> None:
         """Copy lost blobs back from any files in `look_in` that have their bytes."""
@@ -189,7 +202,8 @@ class _Repair:
             for folder, _, names in os.walk(self._look_in):
                 for path in (Path(folder, name) for name in names):
                     if path.is_file() and path.stat().st_size in lost.values():
-                        sha256 = _sha256_of(path)
+                        with path.open("rb") as file:
+                            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                         if lost.pop(sha256, None) is not None:
                             staging.write(path.read_bytes())
             staging.publish()
@@ -215,7 +229,9 @@ def _stale_search(store: Store, repair: bool) -> list[Problem]:
     ]
 
 
-def gc(store: Store, *, grace: float, dry_run: bool, checkpoints: bool) -> GcReport:
+def gc(
+    store: Store, *, grace: float, dry_run: bool, checkpoints: bool, cache_size: int
+) -> GcReport:
     """Delete the blobs that no row needs; see `Registry.gc`."""
     with store.lock.exclusive():
         if damage := store.database.damage():
@@ -224,7 +240,8 @@ def gc(store: Store, *, grace: float, dry_run: bool, checkpoints: bool) -> GcRep
                 hint="restore it from a backup",
             )
         oldest_spared = time.time() - grace
-        removed = num_bytes = kept_young = temporary = 0
+        blobs, runs, cache = store.blobs.folder, store.location.runs, store.location.cache
+        removed = num_bytes = kept_young = temporary = cached = 0
         for shard in _SHARDS:
             needed = {use.sha256 for use in store.uses(shard)}
             for file in store.blobs.files(shard):
@@ -233,31 +250,53 @@ def gc(store: Store, *, grace: float, dry_run: bool, checkpoints: bool) -> GcRep
                 if file.modified > oldest_spared:
                     kept_young += 1
                     continue
-                _delete(file, dry_run)
+                _delete(blobs, file, dry_run)
                 removed += 1
                 num_bytes += file.size
-        for file in (*store.blobs.files("tmp"), *leftovers(store, with_checkpoints=checkpoints)):
+        left = leftovers(store, with_checkpoints=checkpoints)
+        for root, file in (
+            *((blobs, file) for file in store.blobs.files("tmp") if file.is_plain),
+            *((runs, file) for file in left),
+        ):
             if file.modified <= oldest_spared:
-                _delete(file, dry_run)
+                _delete(root, file, dry_run)
                 temporary += 1
                 num_bytes += file.size
-                if file.path.parent.parent == store.location.runs:
-                    remove_if_empty(file.path.parent)
-        return GcReport(removed, num_bytes, temporary, kept_young, dry_run)
+                if root == runs:
+                    remove_folder(runs, file.path.parent)
+        for file in _beyond(cache, cache_size):
+            if file.modified <= oldest_spared:
+                _delete(cache, file, dry_run)
+                cached += 1
+                num_bytes += file.size
+        return GcReport(removed, num_bytes, temporary, cached, kept_young, dry_run)
 
 
-def _delete(file: StoredFile, dry_run: bool) -> None:
+def _beyond(cache: Path, size: int) -> list[StoredFile]:
+    """The files of the cache, oldest first, without which it would be within a size in bytes."""
+    found = sorted(cached_files(cache), key=lambda file: file.modified, reverse=True)
+    total, leaving = 0, list[StoredFile]()
+    for file in found:
+        total += file.size
+        if total > size:
+            leaving.append(file)
+    return leaving[::-1]
+
+
+def _delete(root: Path, file: StoredFile, dry_run: bool) -> None:
     if dry_run:
         return
     try:
-        file.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            remove_file(root, file.path)
     except OSError as error:
         raise StorageError(f"cannot delete {file.path}: {error.strerror}") from error
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(folder: Path, path: Path) -> str:
+    """Of a file below a folder."""
     try:
-        with path.open("rb") as file:
+        with open_file(folder, path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error

@@ -1,5 +1,6 @@
 """`concept check` and `concept gc`."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -102,10 +103,10 @@ def test_gc_that_may_not_delete_is_no_bug(
 ) -> None:
     rex.remove(["rex"])
 
-    def refuse(path: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(path: str, *, dir_fd: int | None) -> None:
+        raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
     result = run("gc", "--grace", "0")
     assert result.exit_code == 4
     assert "concepts.blobs" in result.stderr

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conceptry.registry import Registry
@@ -71,15 +70,16 @@ def test_fault_02_commits_are_durable(registry: Registry) -> None:
 
 
 def _record_file_calls(calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    sync, rename = os.fsync, Path.replace
+    sync, rename = os.fsync, os.replace
 
     def record_sync(descriptor: int) -> None:
         calls.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
         sync(descriptor)
 
-    def record_rename(self: Path, target: Any) -> Path:
-        calls.append(("rename", f"{self} -> {target}"))
-        return rename(self, target)
+    def record_rename(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        folders = [Path(f"/proc/self/fd/{each}").readlink() for each in (src_dir_fd, dst_dir_fd)]
+        calls.append(("rename", f"{folders[0] / old} -> {folders[1] / new}"))
+        rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "fsync", record_sync)
-    monkeypatch.setattr(Path, "replace", record_rename)
+    monkeypatch.setattr(os, "replace", record_rename)

@@ -198,8 +198,6 @@ def test_fault_07_disk_full_while_importing(rex_alone: Path) -> None:
         ["edit", "rex", "--notes", "x" * 5000],
         ["rename", "rex", "max"],
         ["rm", "rex", "--yes"],
-        ["list"],
-        ["gc", "--grace", "0"],
         ["check", "--repair"],
     ],
     ids=lambda line: line[0],
@@ -207,6 +205,21 @@ def test_fault_07_disk_full_while_importing(rex_alone: Path) -> None:
 def test_fault_07_no_room_at_all(rex_alone: Path, line: list[str]) -> None:
     assert str(rex_alone) in assert_refused(rex_alone, 1000, *line)
     assert_works(rex_alone, *line)
+
+
+@pytest.mark.parametrize("line", [["list"], ["show", "rex"], ["check"]], ids=lambda line: line[0])
+def test_fault_36_no_room_at_all_to_read(rex_alone: Path, line: list[str]) -> None:
+    with full_disk(0):
+        result = invoke("--registry", rex_alone, *line)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_fault_36_gc_frees_room_where_there_is_none(rex_alone: Path) -> None:
+    assert_works(rex_alone, "rm", "rex", "--yes")
+    with full_disk(0):
+        result = invoke("--registry", rex_alone, "gc", "--grace", "0")
+    assert (result.exit_code, result.stdout[:16]) == (0, "removed 3 files "), result.stderr
+    assert not stored_files(rex_alone)
 
 
 @pytest.fixture
@@ -235,6 +248,35 @@ def test_fault_07_a_folder_that_may_not_be_written(read_only: Path, line: list[s
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert str(read_only.parent) in done.stderr
     assert stored_files(read_only) == before
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" and os.geteuid() == 0, reason="root may write everywhere"
+)
+@pytest.mark.parametrize(
+    "line",
+    [["list"], ["show", "rex"], ["history"], ["check", "--read-data"], ["export", "rex", "a"]],
+    ids=lambda line: line[0],
+)
+@pytest.mark.parametrize("of", ["registry", "backup"])
+def test_fault_36_what_cannot_be_written_can_be_read(
+    read_only: Path, of: str, line: list[str]
+) -> None:
+    database = read_only
+    if of == "backup":
+        for folder in (read_only.parent, *locate(read_only).blobs.iterdir()):
+            folder.chmod(0o700) if folder.is_dir() else None
+        assert invoke("--registry", read_only, "backup", "copy").exit_code == 0
+        database = Path("copy/concepts.db").absolute()
+        for folder in (locate(database).blobs, database.parent):
+            folder.chmod(0o500)
+    before = sorted(database.parent.rglob("*"))
+    done = run_forked("--registry", database, *line, prelude=UNPRIVILEGED)
+    assert done.returncode == 0, done.stderr
+    assert sorted(database.parent.rglob("*")) == before, "no log and no lock"
+    if of == "backup":
+        for folder in (database.parent, locate(database).blobs):
+            folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["add", "backup", "export"])

@@ -225,10 +225,16 @@ def test_numbers_that_are_not_finite_end_it_before_the_update(
     assert all(torch.isfinite(value).all() for value in kept.learned.values())
 
 
-def test_a_full_disk_leaves_the_former_point(tmp_path: Path) -> None:
+def _no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_former_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "resume.safetensors"
     write_resume_point(path, ResumePoint(stage="stage1", step=5, learned={"a": torch.ones(2)}))
-    (tmp_path / "resume.safetensors.unfinished").mkdir()  # nothing can be written there
+    monkeypatch.setattr("conceptry.methods.resume_point.save_file", _no_room)
     with pytest.raises(StorageError, match="cannot save"):
         write_resume_point(path, ResumePoint(stage="stage1", step=6))
     assert read_resume_point(path).step == 5

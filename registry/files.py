@@ -1,0 +1,339 @@
+"""Names that become paths, folders that no link leads out of, files that appear whole.
+
+What was read from a database, an import or a picture becomes a path by `below` alone. What is done
+below the root of a registry's folder enters each folder on the way by its handle, so that a link in
+it is never followed, whenever it was put there.
+"""
+
+import errno
+import glob
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from .errors import RegistryCorrupt
+
+LEFT_AFTER = 3600.0
+"""Seconds after which an unfinished file has nobody who still writes it."""
+
+_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{16}\.unfinished", re.DOTALL)
+_HAS_HANDLES = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_READ = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
+_MAX_NAME = 255  # bytes, of nearly all file systems
+
+
+def below(root: Path, *names: str) -> Path:
+    """The path of a file or folder below `root`, each name one step down.
+
+    Raises `RegistryCorrupt` for a name that would lead anywhere else on some system.
+    """
+    for name in names:
+        is_plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+        if not is_plain or len(os.fsencode(name)) > _MAX_NAME:
+            raise RegistryCorrupt(f"{name!r} is no name of a file in {root}", hint="concept check")
+    return root.joinpath(*names)
+
+
+# --- without following links ----------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A name in a folder and what `lstat` says of it."""
+
+    name: str
+    status: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder; a link to one is none."""
+        return stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file; a link to one is none."""
+        return stat.S_ISREG(self.status.st_mode)
+
+
+def make_folder(root: Path, folder: Path) -> Path:
+    """Make a folder below `root`, and those above it; raises `RegistryCorrupt` at a link."""
+    root.mkdir(parents=True, exist_ok=True)
+    with _entered(root, folder, create=True):
+        return folder
+
+
+def entries(root: Path, folder: Path) -> list[Entry]:
+    """What is in a folder below `root`, by name; nothing, if it does not exist."""
+    with suppress(FileNotFoundError), _entered(root, folder) as handle:
+        names = os.listdir(folder if handle is None else handle)
+        return [Entry(name, _status(handle, folder / name)) for name in sorted(names)]
+    return []
+
+
+def open_file(root: Path, path: Path) -> BufferedReader:
+    """Open a regular file below `root` for reading; raises `OSError` for anything else."""
+    with _entered(root, path.parent) as handle:
+        return os.fdopen(_opened(handle, path), "rb")
+
+
+def create_file(root: Path, path: Path) -> BinaryIO:
+    """Make a file below `root` for writing; raises `FileExistsError`, also for a link."""
+    with _entered(root, path.parent) as handle:
+        return os.fdopen(os.open(_named(handle, path), _CREATE, 0o666, dir_fd=handle), "wb")
+
+
+def remove_file(root: Path, path: Path) -> None:
+    """Delete a file below `root`."""
+    with _entered(root, path.parent) as handle:
+        os.unlink(_named(handle, path), dir_fd=handle)
+
+
+def remove_folder(root: Path, folder: Path) -> None:
+    """Delete an empty folder below `root`; one with something in it stays."""
+    with suppress(OSError), _entered(root, folder.parent) as handle:
+        os.rmdir(_named(handle, folder), dir_fd=handle)
+
+
+def move_file(root: Path, path: Path, to: Path) -> None:
+    """Rename a file below `root`, in place of what may bear that name."""
+    with _entered(root, path.parent) as source, _entered(root, to.parent) as target:
+        os.replace(_named(source, path), _named(target, to), src_dir_fd=source, dst_dir_fd=target)
+
+
+def is_file(root: Path, path: Path, size: int | None = None) -> bool:
+    """Whether there is a regular file below `root`, of that size."""
+    try:
+        with open_file(root, path) as file:
+            return size is None or os.fstat(file.fileno()).st_size == size
+    except (OSError, RegistryCorrupt):
+        return False
+
+
+@contextmanager
+def _entered(root: Path, folder: Path, *, create: bool = False) -> Iterator[int | None]:
+    """The handle of a folder; None on systems where only paths can be used.
+
+    Raises `RegistryCorrupt` where the root, the folder or one between them is a link.
+    """
+    handle = _enter(None, root)
+    try:
+        path = root
+        for name in folder.relative_to(root).parts:
+            path /= name
+            if create:
+                with suppress(FileExistsError):
+                    os.mkdir(_named(handle, path), dir_fd=handle)
+            inner = _enter(handle, path)
+            _close(handle)
+            handle = inner
+        yield handle
+    finally:
+        _close(handle)
+
+
+def _enter(handle: int | None, folder: Path) -> int | None:
+    if not stat.S_ISDIR(_status(handle, folder).st_mode):
+        raise _leads_away(folder)
+    if not _HAS_HANDLES:
+        return None
+    try:
+        return os.open(
+            _named(handle, folder), os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=handle
+        )
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _leads_away(folder) from None
+        raise
+
+
+def _leads_away(folder: Path) -> RegistryCorrupt:
+    return RegistryCorrupt(
+        f"{folder} is a link, or no folder: nothing behind it is read or changed",
+        hint="put a folder in its place",
+    )
+
+
+def _opened(handle: int | None, path: Path) -> int:
+    if not _HAS_HANDLES and stat.S_ISLNK(_status(handle, path).st_mode):
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    descriptor = os.open(_named(handle, path), _READ, dir_fd=handle)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ELOOP, "it is not a regular file", str(path))
+
+
+def _named(handle: int | None, path: Path) -> str | Path:
+    return path if handle is None else path.name
+
+
+def _status(handle: int | None, path: Path) -> os.stat_result:
+    return os.stat(_named(handle, path), dir_fd=handle, follow_symlinks=False)
+
+
+def _close(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, synced, in place of what was there; whoever looks finds one of the two."""
+    with new_file(path.parent) as unfinished:
+        unfinished.file.write(data)
+        unfinished.replace(path)
+
+
+def write_new_file(folder: Path, names: Iterable[str], data: bytes) -> Path:
+    """Write a file, synced, under the first of `names` that is free; returns its path."""
+    with new_file(folder) as unfinished:
+        unfinished.file.write(data)
+        return next(path for name in names if unfinished.take(path := folder / name))
+
+
+class NewFile:
+    """A file that has no name, or one that nobody can guess, until it is given its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+        try:
+            descriptor = os.open(folder, os.O_RDWR | _unnamed_flag(), 0o666)
+        except OSError:  # some file systems know no files without a name
+            self._path = _random_path(folder, "new")
+            descriptor = os.open(self._path, _CREATE, 0o666)
+        self.file: BinaryIO = os.fdopen(descriptor, "w+b")
+
+    def replace(self, path: Path) -> None:
+        """Give it a name, in place of what bears it."""
+        sync_file(self.file)
+        if self._path is None:
+            unfinished = _random_path(self._folder, path.name)
+            self._link(unfinished)
+            self._path = unfinished
+        self._path.replace(path)
+        self._path = None
+        sync_folder(self._folder)
+
+    def take(self, path: Path) -> bool:
+        """Give it a name that nothing bears; False if something does."""
+        sync_file(self.file)
+        try:
+            self._link(path)
+        except FileExistsError:
+            return False
+        except OSError:
+            if self._path is None:
+                raise
+            try:
+                path.touch(exist_ok=False)  # without links, a name has to be reserved first
+            except FileExistsError:
+                return False
+            self._path.replace(path)
+            self._path = None
+        sync_folder(self._folder)
+        return True
+
+    def _link(self, path: Path) -> None:
+        if self._path is not None:
+            os.link(self._path, path)
+            return
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:  # only with a handle does Python call the function that follows /proc
+            os.link(f"/proc/self/fd/{self.file.fileno()}", path, src_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Let go of it, and of all that has no name of its own yet."""
+        with suppress(OSError):
+            self.file.close()
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink()
+
+
+@contextmanager
+def new_file(folder: Path) -> Iterator[NewFile]:
+    """A file in `folder` that is gone again unless it is given a name in the block."""
+    unfinished = NewFile(folder)
+    try:
+        yield unfinished
+    finally:
+        unfinished.close()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, which takes its place, synced, when the block ends well.
+
+    For libraries that write to paths alone. Whatever is raised, it is gone; what a kill left is
+    removed by the next one.
+    """
+    _remove_left(path)
+    unfinished = _random_path(path.parent, path.name)
+    os.close(os.open(unfinished, _CREATE, 0o666))
+    try:
+        yield unfinished
+        with os.fdopen(os.open(unfinished, os.O_RDWR | _NO_LINK), "rb+") as file:
+            sync_file(file)
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name is one that files have while they are written."""
+    return _UNFINISHED.fullmatch(name) is not None or name.startswith(".tmp")  # of safetensors
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Force what was written to a file onto the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder onto the disk, where the system can (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what a kill left of earlier attempts at the same file."""
+    for entry in path.parent.glob(f".{glob.escape(path.name[:50])}.*.unfinished"):
+        with suppress(OSError):
+            if (
+                _UNFINISHED.fullmatch(entry.name)
+                and time.time() - entry.lstat().st_mtime > LEFT_AFTER
+            ):
+                entry.unlink()
+
+
+def _random_path(folder: Path, name: str) -> Path:
+    return folder / f".{name[:50]}.{secrets.token_hex(8)}.unfinished"
+
+
+def _unnamed_flag() -> int:
+    """The flag of `open` for a file without a name. Raises `OSError` where there is none."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not os.path.isdir("/proc/self/fd"):
+        raise OSError(errno.EOPNOTSUPP, "no files without a name")
+    return flag
