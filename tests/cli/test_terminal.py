@@ -317,7 +317,7 @@ def test_ctrl_c_later_on(
     assert stored_files(database) == before
 
 
-@pytest.mark.parametrize("library", ["typer", "sqlmodel"])
+@pytest.mark.parametrize("library", ["typer", "conceptry.registry.queries"])
 def test_ctrl_c_while_the_program_loads(rex: Registry, run: Run, library: str) -> None:
     interrupt = f"""
 import sys
