@@ -15,7 +15,8 @@ from .config import Augmentation
 
 ENCODED_AT_ONCE = 4
 _FINER = 2
-"""By so much at least, photos are larger than their crops when they are turned."""
+"""By so much, photos are larger than their crops: at most when they are turned, at least when
+they are decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,9 @@ def _turned_crop(
 ) -> Image.Image:
     """A square of the photo turned about its middle, what is beyond its edges mirrored.
 
-    That of `cut` pixels at `corner`, shrunk before it is turned to at least `_FINER` times `side`.
+    That of `cut` pixels at `corner`, shrunk before it is turned to at most `_FINER` times `side`.
     """
-    factor = max(1, cut // math.ceil(_FINER * side))
+    factor = math.ceil(cut / (_FINER * side))
     cosine, sine = math.cos(math.radians(-degrees)), math.sin(math.radians(-degrees))
     middle = np.array([photo.width, photo.height]) / 2
     turn = np.array([[cosine, sine], [-sine, cosine]])
@@ -138,9 +139,7 @@ def _turned_crop(
 def _mirrored(photo: Image.Image, box: tuple[int, int, int, int], factor: int) -> Image.Image:
     """A box of the photo, counted in pixels of the `factor`-th size, mirrored at its edges."""
     sizes = [max(1, length // factor) for length in photo.size]
-    columns, rows = (
-        _mirrored_indices(box[axis], box[axis + 2], sizes[axis]) for axis in range(2)
-    )
+    columns, rows = (_mirrored_indices(box[axis], box[axis + 2], sizes[axis]) for axis in range(2))
     left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
     part = (left * factor, top * factor, right * factor, bottom * factor)
     used = photo.reduce(factor, part) if factor > 1 else photo.crop(part)

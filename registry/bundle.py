@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sqlmodel import Session, col, select
 
 from . import images
-from .blobs import CHUNK, Staging, is_sha256, sync_file, sync_folder
+from .blobs import CHUNK, is_sha256, sync_file, sync_folder
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (

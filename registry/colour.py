@@ -100,7 +100,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 def _profile_of(image: Image.Image, beside: Beside) -> tuple[bytes | None, str | None]:
     """The profile of a photo's colours, None for sRGB; empty or broken ones too."""
-    if beside.cicp is not None:
+    if beside.cicp is not None and (image.format == "PNG" or "icc_profile" not in image.info):
         return _profile_of_numbers(*beside.cicp)
     if beside.profile is not None:
         return beside.profile, None

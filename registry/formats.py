@@ -1,4 +1,4 @@
-"""What the bytes of a photo are: formats that are read, and what a file is that has none of them."""
+"""What the bytes of a file are: a format that is read, or something else that has a name."""
 
 import contextlib
 import io
@@ -110,7 +110,7 @@ def _no_tiff(data: bytes, name: str) -> InvalidImage:
             number = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}.get(kind, "")
             channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, len(bits))
             return unreadable(
-                name, f"a TIFF of {channels} × {max(bits)} {number} bits".replace("  ", " ")
+                name, f"a TIFF of {channels} x {max(bits)} {number} bits".replace("  ", " ")
             )
     return InvalidImage(f"{name} is damaged: {reason}")
 
