@@ -39,7 +39,13 @@ COMMANDS: Mapping[str, list[str]] = {
     "help": ["--help"],
     "list": ["list"],
     "generate": ["generate", "a photo of a dog", "--steps", "1", "-n", "1", "--seed", "0"],
-    "train": ["train", "rex", "--preview-every", "0", *(word for each in FIRST_STEP for word in ("--set", each))],
+    "train": [
+        "train",
+        "rex",
+        "--preview-every",
+        "0",
+        *(word for each in FIRST_STEP for word in ("--set", each)),
+    ],
 }
 
 PROGRAM = """

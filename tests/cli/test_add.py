@@ -203,9 +203,7 @@ def test_row_46_photos_that_got_no_mask_are_told(run: Run, photos: Path) -> None
     assert done.stderr.startswith(told)
 
 
-def test_rows_44_and_45_doubtful_photos_are_added_with_a_warning(
-    run: Run, tmp_path: Path
-) -> None:
+def test_rows_44_and_45_doubtful_photos_are_added_with_a_warning(run: Run, tmp_path: Path) -> None:
     draw(1).save(tmp_path / "odd.png", icc_profile=b"junk")
     draw(2).point(lambda value: value // 16).save(tmp_path / "night.png")
     done = run("add", "rex", "odd.png", "night.png", "-c", "dog")
@@ -216,9 +214,7 @@ def test_rows_44_and_45_doubtful_photos_are_added_with_a_warning(
     ]
 
 
-def test_row_43_one_of_many_that_cannot_be_read_has_a_clear_line(
-    run: Run, photos: Path
-) -> None:
+def test_row_43_one_of_many_that_cannot_be_read_has_a_clear_line(run: Run, photos: Path) -> None:
     draw(1).save(photos / "09.gif")
     (photos / "09.gif").rename(photos / "09.png")
     done = run("add", "rex", photos, "-c", "dog")

@@ -20,7 +20,7 @@ from conceptry.registry import (
     RegistryCorrupt,
 )
 from copies import copied
-from drawing import draw_file, draw_folder
+from drawing import draw_file, draw_folder, draw_masks
 from fake_training import begin, train, weights_file
 from snapshot import files_below, rows_of
 
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     photos = draw_folder(folder / "photos", 3, size=SMALL)
     (photos / "01.txt").write_text("größer, am Strand\nzweite Zeile")
-    masks = draw_folder(folder / "masks", 2, seed=1, size=SMALL)
+    masks = draw_masks(folder / "masks", 2, size=SMALL)
     with Registry.open(folder / "registry/concepts.db", create=True) as registry:
         registry.add(
             "rex",

@@ -79,7 +79,9 @@ def test_row_43_a_large_profile_is_used_and_a_bomb_of_one_is_told() -> None:
     data = saved(draw(1, SIZE), icc_profile=P3)
     large = saved(draw(1, SIZE), icc_profile=padded)
     assert images.read_photo(large).tobytes() == images.read_photo(data).tobytes()
-    bomb = with_chunks(saved(draw(1, SIZE)), chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(80 << 20))))
+    bomb = with_chunks(
+        saved(draw(1, SIZE)), chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(80 << 20)))
+    )
     assert images.inspect(bomb, "a.png").colour == colour.UNUSABLE
     assert images.read_photo(bomb).tobytes() == draw(1, SIZE).tobytes()
 
@@ -259,7 +261,9 @@ def test_row_44_a_png_tells_its_colours_in_chunks_too() -> None:
     for chunks in told.values():
         read = np.array(colours_of(images.read_photo(with_chunks(stored, *chunks))))
         assert np.abs(read - np.array(IN_SRGB)).max() <= 4
-    linear = with_chunks(saved(Image.new("RGB", (8, 8), (55,) * 3)), chunk(b"gAMA", struct.pack(">I", 100_000)))
+    linear = with_chunks(
+        saved(Image.new("RGB", (8, 8), (55,) * 3)), chunk(b"gAMA", struct.pack(">I", 100_000))
+    )
     assert images.read_photo(linear).getpixel((0, 0)) == pytest.approx((128,) * 3, abs=1)
 
 
@@ -367,7 +371,9 @@ HARD = {
     "palette of labels": palette((0, 0, 0), (128, 0, 0)),
     "palette all black": palette((0, 0, 0), (0, 0, 0)),
     "red on black": saved(Image.fromarray(INSIDE[:, :, None] * np.array([200, 0, 0], np.uint8))),
-    "alpha 0 and 1": saved(Image.merge("LA", [Image.new("L", SIZE, 9), Image.fromarray(of_values(0, 1))])),
+    "alpha 0 and 1": saved(
+        Image.merge("LA", [Image.new("L", SIZE, 9), Image.fromarray(of_values(0, 1))])
+    ),
     "WebP": saved(Image.fromarray(of_values(0, 1)).convert("RGB"), "WEBP", lossless=True),
 }
 

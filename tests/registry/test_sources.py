@@ -374,6 +374,4 @@ def test_row_49_photos_that_lie_one_deeper_get_a_hint() -> None:
         collect(["photos"])
     assert caught.value.hint == "its folders have some: concept add NAME 'photos/10_sks dog'"
     touch("photos/b.png")
-    assert told_of("photos")[1:] == [
-        "left_out: photos has more photos, left out, in 10_sks dog/"
-    ]
+    assert told_of("photos")[1:] == ["left_out: photos has more photos, left out, in 10_sks dog/"]
