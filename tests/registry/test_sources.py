@@ -285,7 +285,7 @@ def test_a_home_folder_is_expanded_in_masks_too() -> None:
     assert source.mask == Path.home() / "masks/a.png"
 
 
-# --- faults, rows 46 and 49: names that other tools give -------------------------------------------
+# --- faults, rows 46 and 49: names that other tools give ------------------------------------------
 
 
 def told_of(*paths: str, masks: str | None = None) -> list[str]:
@@ -370,7 +370,7 @@ def test_row_49_files_that_are_left_out_are_told_in_one_line() -> None:
 
 def test_row_49_photos_that_lie_one_deeper_get_a_hint() -> None:
     touch("photos/10_sks dog/a.png", "photos/x.gif", "photos/empty/a.txt")
-    with pytest.raises(InvalidInput, match="no photo in the folder photos: x.gif") as caught:
+    with pytest.raises(InvalidInput, match=r"no photo in the folder photos: x\.gif") as caught:
         collect(["photos"])
     assert caught.value.hint == "its folders have some: concept add NAME 'photos/10_sks dog'"
     touch("photos/b.png")
