@@ -3,6 +3,7 @@
 import io
 import struct
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -65,7 +66,7 @@ def _transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform:
     """Raises `ValueError` for a profile of other colours, and what Pillow raises."""
     if len(profile) > MAX_PROFILE_BYTES:
         raise ValueError("it is too large")
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     takes = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
     is_grey = mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16")
     if (mode == "CMYK") != (takes == "CMYK") or (takes == "L" and not is_grey):

@@ -18,6 +18,7 @@ from conceptry.registry import (
     NotFound,
     Registry,
     RegistryCorrupt,
+    images,
 )
 from copies import copied
 from drawing import draw_file, draw_folder, draw_masks
@@ -387,3 +388,20 @@ def test_a_lost_photo_comes_back_with_a_bundle(pets: Registry, bundle: Path) -> 
     pets.import_bundle(bundle, name="max")
     assert blob.read_bytes() == original
     assert pets.check(read_data=True).ok
+
+
+def test_row_37_a_photo_that_concepts_share_is_decoded_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = draw_folder(tmp_path / "one", 1, size=SMALL)
+    for name in ("ann", "bob", "cid"):
+        registry.add(name, [photo], category="cat")
+    registry.export_bundle(["ann", "bob", "cid"], tmp_path / "all.concept")
+    registry.remove(["ann", "bob", "cid"])
+    inspected: list[str] = []
+    inspect = images.inspect
+    monkeypatch.setattr(
+        images, "inspect", lambda data, name: (inspected.append(name), inspect(data, name))[1]
+    )
+    registry.import_bundle(tmp_path / "all.concept")
+    assert len(inspected) == 1
