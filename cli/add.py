@@ -1,5 +1,6 @@
 """`concept add`: photos in."""
 
+import codecs
 import os
 import sys
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import typer
 
 from .arguments import ConceptName
 from .framework import session_of
-from .output import Output, count
+from .output import Output, count, unused_in_training
 
 if TYPE_CHECKING:
     from ..registry.records import Added
@@ -39,7 +40,7 @@ def add(
     caption: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="Caption of the photos that have no .txt file beside them."
+            metavar="TEXT", help="Caption of the photos that have no text file beside them."
         ),
     ] = None,
     masks: Annotated[
@@ -76,9 +77,17 @@ def add(
 
 
 def _stdin_paths() -> list[str]:
-    """Paths from stdin, one a line, or separated by NUL as `find -print0` does."""
-    text = os.fsdecode(sys.stdin.buffer.read())
-    return [path for path in text.split("\0" if "\0" in text else "\n") if path]
+    """Paths from stdin, one a line, or separated by NUL as `find -print0` does.
+
+    Lines may end, and the list begin, as on Windows.
+    """
+    data = sys.stdin.buffer.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", "replace").encode()
+    text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    if "\0" in text:
+        return [path for path in text.split("\0") if path]
+    return [path for line in text.split("\n") if (path := line.removesuffix("\r"))]
 
 
 def _summary(done: "Added") -> str:
@@ -99,3 +108,7 @@ def _tell_doubts(done: "Added", output: Output) -> None:
             output.warn(f"{double.path} {looks}")
     for doubt in done.warnings:
         output.warn(f"{doubt.path} {doubt.message}")
+    new = {image.sha256 for image in done.added}
+    new |= {double.sha256 for double in done.duplicates if double.updated}
+    if unused := unused_in_training([i for i in done.concept.images if i.sha256 in new]):
+        output.note(f"{unused} are kept; training does not use them yet")

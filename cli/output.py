@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ..registry.records import ImageRecord
+
 _PIPE_WIDTH = 240
 """Columns when no terminal is there to say: wide enough that nothing is cut."""
 
@@ -187,6 +189,13 @@ def size(num_bytes: int) -> str:
 def count(number: int, noun: str) -> str:
     """`1 photo`, `2 photos`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def unused_in_training(images: "Sequence[ImageRecord]") -> str:
+    """`captions and masks`, as far as photos have them: trainings do not use them yet."""
+    captions = any(image.caption for image in images)
+    masks = any(image.mask for image in images)
+    return " and ".join(["captions"] * captions + ["masks"] * masks)
 
 
 def moment(text: str) -> str:

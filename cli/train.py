@@ -15,7 +15,7 @@ import typer
 from .arguments import ClipName, DinoName, SuiteName, complete_concept
 from .errors import ExitCode, Failure, explain, usage
 from .framework import Session, session_of
-from .output import Output, count, size
+from .output import Output, count, size, unused_in_training
 from .quick_start import quick_imports
 
 if TYPE_CHECKING:
@@ -326,6 +326,9 @@ class _Queue:
         ]
         document = {"estimates": [asdict(each) for each in told]}
         self._session.output.lines(document, list(map(_line, told)))
+        for name in names:
+            if unused := unused_in_training(self._registry.show(name).images):
+                self._session.output.note(f"{name} has {unused}: training does not use them yet")
 
     def train(self, names: list[str], is_asked_to_stop: Any) -> None:
         """Train a batch."""

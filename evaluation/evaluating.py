@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..methods.heatmaps import collected_maps
 from ..methods.looks import all_columns, by_subject, looks_of, telling_layers
+from ..methods.photos import Photos
 from ..methods.prompts import Chosen
 from ..methods.separation import separating
 from ..methods.wardrobe import Worn, dressed, spelled_out
@@ -26,6 +28,8 @@ from .scoring import Picture, Portrait, Scorer, diversity, portrait
 from .suites import SuitePrompt
 
 BATCH = 4
+SIDE = 1024
+"""Photos are reduced as long as their shorter side keeps so many pixels: more than is looked at."""
 
 Progress = Callable[[int, int], None]
 
@@ -49,8 +53,8 @@ class Subject:
             )
         return cls(
             concept.category,
-            [registry.read_photo(image) for image in concept.images],
-            [registry.read_mask(image) for image in concept.images],
+            Photos([partial(registry.read_photo, i, at_least=SIDE) for i in concept.images]),
+            [reduced(registry.read_mask(image)) for image in concept.images],
             chosen,
         )
 
@@ -137,12 +141,17 @@ class Evaluator:
         ]
 
 
+def reduced(mask: Image.Image | None) -> Image.Image | None:
+    """A mask no larger than it has to be."""
+    factor = min(mask.size) // SIDE if mask else 1
+    return mask.reduce(factor) if mask and factor > 1 else mask
+
+
 def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
     """The masks of a subject's photos: those in the registry, else by the base's attention."""
-    lacking = [
-        photo for photo, mask in zip(subject.photos, subject.masks, strict=True) if mask is None
-    ]
-    found = iter(regions_of_photos(base, lacking, subject.category) if lacking else [])
+    lacking = [i for i, mask in enumerate(subject.masks) if mask is None]
+    photos = (subject.photos[i] for i in lacking)
+    found = iter(regions_of_photos(base, photos, subject.category) if lacking else [])
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 

@@ -10,6 +10,7 @@ from ..models.hashes import hash_of
 from ..models.request import Settings
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from ..registry.images import READING
 from ..registry.records import Concept, VersionRecord
 from ..registry.running import CHECKPOINT_PREFIX
 from .record import SCORING, Evaluation, Interval, PromptScores
@@ -58,6 +59,7 @@ class Plan:
         """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""
         made_by = {
             "scoring": SCORING,
+            "reading": READING,
             "suite_sha256": self.suite.sha256,
             "base": self.base,
             "base_sha256": self.base_sha256,

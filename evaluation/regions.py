@@ -1,6 +1,6 @@
 """A subject cut out of its picture, and where it is in photos that have no mask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def as_mask(inside: Tensor) -> Image.Image:
 
 @torch.no_grad()
 def regions_of_photos(
-    base: LoadedBase, photos: Sequence[Image.Image], category: str
+    base: LoadedBase, photos: Iterable[Image.Image], category: str
 ) -> list[Image.Image]:
     """Masks of photos that have none, from the map of their category's word.
 

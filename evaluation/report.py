@@ -198,7 +198,7 @@ def _photos(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[s
             continue
         sources: list[str] = []
         for image in concept.images:
-            photo = registry.read_photo(image)
+            photo = registry.read_photo(image, at_least=2 * _PHOTO_SIDE)
             photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
             sources.append(_as_source(photo))
         yield name, sources

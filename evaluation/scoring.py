@@ -20,12 +20,14 @@ Scores of a second concept end in `_other`, of a third in `_third`; `…_subject
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..methods.looks import leak, region, share_inside
+from ..methods.photos import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Seen
 from .regions import as_mask, inside_only
@@ -69,13 +71,17 @@ def portrait(
     masks: Sequence[Image.Image],
 ) -> Portrait:
     """Embed the photos of a subject; masks are white on it."""
-    inside = [inside_only(photo, mask) for photo, mask in zip(photos, masks, strict=True)]
+    inside = Photos([partial(_inside, photos, i, mask) for i, mask in enumerate(masks)])
     parts = picture_encoders(encoders).items()
     return Portrait(
         category,
         whole={name: encoder.embed(photos) for name, encoder in parts},
         inside={name: encoder.embed(inside) for name, encoder in parts},
     )
+
+
+def _inside(photos: Sequence[Image.Image], number: int, mask: Image.Image) -> Image.Image:
+    return inside_only(photos[number], mask)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ class Subject:
     class_pictures: Sequence[Image.Image] = ()
 
 
+def drawn_size(pipeline: Any, settings: TrainingSettings) -> int:
+    """Side of the pictures that a training learns from: set, or the base model's own."""
+    return settings.resolution or (pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+
 class Training:
     """One concept under way on one pipeline.
 
@@ -72,9 +77,7 @@ class Training:
         encoders = [encoder for _, encoder in text_encoders(pipeline)]
         for part in (pipeline.unet, pipeline.vae, *encoders):
             part.requires_grad_(False)
-        self.size = settings.resolution or (
-            pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        )
+        self.size = drawn_size(pipeline, settings)
         self.embedding = self._first_embedding()
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = f"a photo of a {subject.category}"

@@ -118,7 +118,7 @@ def _trial(
     settings: TrainingSettings,
     hooks: Hooks,
 ) -> Training:
-    subject = subject_of(registry, registry.show(name), settings)
+    subject = subject_of(registry, base, registry.show(name), settings)
     subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
     return Training(base.pipeline, method, settings, subject, seed=0, hooks=hooks)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from ..registry.records import Concept, RunRecord
 from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
-from .engine import Subject, Training, run_together
+from .engine import Subject, Training, drawn_size, run_together
 from .hooks import Checkpoint, Hooks, Learned, StepReport
 from .method import DEFAULT_METHOD, find_method, settings_of
+from .photos import Photos, needed_side
 from .previews import add_strip
 from .processes import is_first, join, num_processes, told
 from .prompts import FILE_NAME
@@ -513,7 +515,8 @@ class _Pupil:
 
 
 def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
-    subject, prior = subject_of(registry, plan.concept, plan.settings), plan.settings.prior
+    subject = subject_of(registry, base, plan.concept, plan.settings)
+    prior = plan.settings.prior
     if prior.weight:
         pictures = class_pictures(
             registry, base, plan.concept.category, prior.num_images, hooks=hooks
@@ -523,10 +526,21 @@ def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -
     return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
 
-def subject_of(registry: Registry, concept: Concept, settings: TrainingSettings) -> Subject:
-    """A concept's photos, decoded, and words; raises `InvalidInput` if it has no photos."""
+def subject_of(
+    registry: Registry, base: LoadedBase, concept: Concept, settings: TrainingSettings
+) -> Subject:
+    """A concept's photos, as large as crops need them, and words.
+
+    Each photo is decoded once here, so that a damaged one is known before others are waited for.
+    Raises `RegistryCorrupt` then, and `InvalidInput` if there are no photos.
+    """
+    side = needed_side(drawn_size(base.pipeline, settings), settings.augmentation)
+    images = _with_images(concept).images
+    photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
+    for photo in photos:
+        del photo
     return Subject(
-        photos=[registry.read_photo(image) for image in _with_images(concept).images],
+        photos=photos,
         category=concept.category,
         tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
     )

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sqlmodel import Session, col, select
 
 from . import images
-from .blobs import CHUNK, Staging, is_sha256
+from .blobs import CHUNK, is_sha256
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (
@@ -471,11 +471,16 @@ def _take_in(
             with bundle.open(_BLOBS + sha256) as entry:
                 if staging.write(_limited(entry, size)) != sha256:
                     raise InvalidBundle(f"{path}: {_BLOBS}{sha256} is damaged")
-        photos = {
-            image.sha256: _checked_image(staging, image, path)
-            for concept in manifest.concepts
-            for image in concept.images
-        }
+        photos: dict[str, images.Inspected] = {}
+        masks: set[tuple[str, str]] = set()
+        for image in (image for concept in manifest.concepts for image in concept.images):
+            name = f"{path}: {image.filename}"
+            if image.sha256 not in photos:
+                data = staging.path(image.sha256).read_bytes()
+                photos[image.sha256] = images.inspect(data, name)
+            if image.mask is not None and (image.sha256, image.mask) not in masks:
+                _check_mask(staging.path(image.mask).read_bytes(), photos[image.sha256], name)
+                masks.add((image.sha256, image.mask))
         for concept in manifest.concepts:
             for version in concept.versions:
                 for artifact in version.artifacts:
@@ -498,15 +503,9 @@ def _limited(entry: Any, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _checked_image(staging: Staging, image: _ImagePart, path: Path) -> images.Inspected:
-    """Decode a photo, and its mask, as strictly as `add` does."""
-    name = f"{path}: {image.filename}"
-    photo = images.inspect(staging.path(image.sha256).read_bytes(), name)
-    if image.mask is not None:
-        mask = staging.path(image.mask).read_bytes()
-        if not images.is_stored_mask(mask, (photo.width, photo.height)):
-            raise InvalidImage(f"{name} has an unusable mask")
-    return photo
+def _check_mask(mask: bytes, photo: images.Inspected, name: str) -> None:
+    if not images.is_stored_mask(mask, images.size_as_read(photo.width, photo.height)):
+        raise InvalidImage(f"{name} has an unusable mask")
 
 
 def _insert_concept(

@@ -6,22 +6,22 @@ and every pixel has been decoded.
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
+from . import formats
+from .colour import conversion_of, to_srgb
+from .depth import to_8_bits
 from .errors import InvalidImage
+from .formats import Beside
+from .masks import to_mask
 
-with contextlib.suppress(ImportError):
-    import pillow_heif  # pyright: ignore[reportMissingImports]
-
-    pillow_heif.register_heif_opener()
-
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -39,8 +39,15 @@ SUFFIXES = frozenset(
         ".heif",
     ]
 )
+READING = 2
+"""Counts changes of how pixels are made from bytes, for whatever is kept of photos as read."""
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, at which it only warns."""
+"""Pillow's own limit, at which it only warns; so many are decoded at once, by all threads together.
+
+A larger JPEG is reduced while it is decoded.
+"""
+MAX_JPEG_PIXELS = 1 << 28
+"""Phones make photos of 200 million pixels."""
 MAX_FILE_BYTES = 256 << 20
 SMALL = 512
 """Below this many pixels on the shorter side a photo deserves a warning: most base models draw
@@ -48,12 +55,16 @@ at 512 or more."""
 BLURRED = 0.5
 """Blur effect above which a photo deserves a warning. Sharp photos lie at 0.13-0.30; a Gaussian
 blur of 2 pixels, at 512, moves the same photos to 0.47-0.69."""
+DARK = 64
+"""A photo deserves a warning if all but a hundredth of it is darker, in 255."""
 NEAR = 8
 """Perceptual hashes (64 bits) that differ in at most this many are near-duplicates. Resizing and
 recompressing move a hash by 0-4, cropping by 2-5 % by up to 16; different shots of one subject in
 one place lie 10 and more apart."""
 
 _THUMBNAIL = 512
+_MAX_PIXELS_A_BYTE = 256
+"""Of a JPEG: no block of 64 pixels takes less than 2 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +78,12 @@ class Inspected:
     phash: str
     blur: float
     """Blur effect, 0 (sharp) to 1, of the photo at 512 pixels."""
+    brightest: int
+    """What a hundredth of it is brighter than, in 255."""
     alpha: bytes | None
     """The subject mask from the alpha channel, as a grey PNG, if any of it is transparent."""
+    colour: str | None
+    """What is doubtful about its colours."""
 
 
 @contextlib.contextmanager
@@ -91,53 +106,53 @@ def inspect(data: bytes, name: str) -> Inspected:
     """
     import imagehash  # loads SciPy, which commands that read no photo need not wait for
 
-    with _naming(name):
-        image = _decode(data, name)
-        upright = ImageOps.exif_transpose(image)
-        thumbnail = to_grey(upright)
+    with _decoded(data, name) as photo:
+        conversion, doubt = conversion_of(photo.image, photo.beside)
+        image = to_8_bits(photo.image, photo.beside, data)
+        thumbnail = image.convert("L") if conversion is None else _opaque(image)
         thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
+        if conversion is not None:
+            thumbnail = to_srgb(thumbnail, conversion).convert("L")
+        grey = np.asarray(thumbnail, dtype=np.float32)
         return Inspected(
-            format=image.format or "",
-            width=upright.width,
-            height=upright.height,
-            frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
+            format=photo.image.format or "",
+            width=photo.width,
+            height=photo.height,
+            frames=photo.frames,
             phash=str(imagehash.phash(thumbnail)),
-            blur=blur_effect(np.asarray(thumbnail, dtype=np.float32)),
-            alpha=_alpha_mask(upright, name),
+            blur=blur_effect(grey),
+            brightest=int(np.percentile(grey, 99)),
+            alpha=_alpha_mask(image, name),
+            colour=doubt,
         )
 
 
-def read_photo(data: bytes, name: str = "the photo") -> Image.Image:
-    """Decode a photo as RGB, upright; what is transparent becomes white.
+def read_photo(data: bytes, name: str = "the photo", *, at_least: int | None = None) -> Image.Image:
+    """Decode a photo as RGB in sRGB, upright; what is transparent becomes white.
 
-    Raises `InvalidImage` as `inspect` does.
+    It has the size of `size_as_read`; with `at_least`, less, as long as its shorter side keeps so
+    many pixels. Raises `InvalidImage` as `inspect` does.
     """
-    with _naming(name):
-        upright = _scaled_to_8_bits(ImageOps.exif_transpose(_decode(data, name)))
-        if not upright.has_transparency_data:
-            return upright.convert("RGB")
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+    with _decoded(data, name, at_least) as photo:
+        conversion, _ = conversion_of(photo.image, photo.beside)
+        image = _opaque(to_8_bits(photo.image, photo.beside, data))
+        if at_least and (factor := min(image.size) // at_least) > 1:
+            image = image.reduce(factor)
+        return to_srgb(image, conversion)
 
 
 def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
     """Turn a mask file into a grey PNG of `size` (width, height); white is subject.
 
-    A mask with transparency counts by its alpha channel. Raises `InvalidImage` if it is empty or
-    its proportions are not those of the photo.
+    A mask with transparency counts by its alpha channel. Raises `InvalidImage` if it is empty, has
+    labels, or its proportions are not those of the photo.
     """
-    with _naming(name):
-        image = _scaled_to_8_bits(ImageOps.exif_transpose(_decode(data, name)))
-        mask = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        if mask is None or mask.getextrema() == (255, 255):
-            mask = to_grey(image)
-        if abs(mask.width * size[1] - mask.height * size[0]) > max(*mask.size, *size):
+    with _decoded(data, name) as file:
+        if abs(file.width * size[1] - file.height * size[0]) > max(file.width, file.height, *size):
             raise InvalidImage(
-                f"the mask {name} is {mask.width}x{mask.height}, its photo {size[0]}x{size[1]}"
+                f"the mask {name} is {file.width}x{file.height}, its photo {size[0]}x{size[1]}"
             )
-        if mask.getextrema() == (0, 0):
-            raise InvalidImage(f"the mask {name} is black all over: white marks the subject")
+        mask = to_mask(file.image, file.beside, data, name)
         if mask.size != size:
             mask = mask.resize(size, Image.Resampling.BILINEAR)
         return _png(mask)
@@ -145,8 +160,8 @@ def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
 
 def open_stored_mask(data: bytes) -> Image.Image:
     """Decode a mask that `read_mask` or `inspect` made."""
-    with _naming("the mask"):
-        return _decode(data, "the mask")
+    with _decoded(data, "the mask") as mask:
+        return mask.image
 
 
 def is_stored_mask(data: bytes, size: tuple[int, int]) -> bool:
@@ -159,9 +174,12 @@ def is_stored_mask(data: bytes, size: tuple[int, int]) -> bool:
     return looks_right and mask.getextrema() != (0, 0)
 
 
-def to_grey(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit grey, from any mode."""
-    return _scaled_to_8_bits(image).convert("L")
+def size_as_read(width: int, height: int) -> tuple[int, int]:
+    """The size at which a photo of this size is read, and masked: halved until it is allowed."""
+    factor = 1
+    while -(-width // factor) * -(-height // factor) > MAX_PIXELS:
+        factor *= 2
+    return -(-width // factor), -(-height // factor)
 
 
 def blur_effect(grey: np.ndarray, kernel: int = 11) -> float:
@@ -206,6 +224,114 @@ def read_file(path: Path) -> bytes:
         raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
 
 
+# --- decoding -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A photo, upright, in the mode of its file; its size as seen, before it was reduced."""
+
+    image: Image.Image
+    width: int
+    height: int
+    frames: int
+    beside: Beside
+
+
+@contextlib.contextmanager
+def _decoded(data: bytes, name: str, at_least: int | None = None) -> Iterator[_Decoded]:
+    """Decode a photo or mask; waits until other threads have left it the memory.
+
+    A JPEG is reduced while it is decoded where it is large, or its shorter side keeps `at_least`
+    pixels. Whatever is raised, in the block too, becomes an `InvalidImage` about `name`.
+    """
+    with _naming(name):
+        data, beside = formats.split(data)
+        image = _opened(data, name)
+        size = width, height = image.size
+        factor = _draft_factor(image, at_least)
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))
+        with _ROOM.taken(image.width * image.height):
+            image.load()
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            stored = image.size
+            with contextlib.suppress(Exception):  # broken EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.size != stored:
+                size = height, width
+            yield _Decoded(image, *size, frames, beside)
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """The header of a photo, of a kind and size that is read."""
+    if data.startswith(formats.JPEG_MAGIC):
+        return _opened_jpeg(data, name)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats.available_formats())
+    except UnidentifiedImageError:
+        raise formats.unidentified(data, name) from None
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    formats.check_kind(image, name)
+    return image
+
+
+def _opened_jpeg(data: bytes, name: str) -> Image.Image:
+    """Not by `Image.open`, which refuses those that have to be reduced."""
+    try:
+        image = JpegImagePlugin.jpeg_factory(io.BytesIO(data))
+    except SyntaxError as error:
+        if "cannot handle" in str(error):
+            what = str(error).replace("cannot handle", "a JPEG with")
+            raise formats.unreadable(name, what) from None
+        raise
+    pixels = image.width * image.height
+    if pixels > MAX_JPEG_PIXELS:
+        raise InvalidImage(f"{name} has more than {MAX_JPEG_PIXELS:,} pixels, the limit")
+    if pixels > MAX_PIXELS and image.info.get("progressive"):  # all of it is held while decoded
+        raise InvalidImage(
+            f"{name} has more than {MAX_PIXELS:,} pixels, the limit of a progressive JPEG"
+        )
+    if pixels > MAX_PIXELS and len(data) < pixels / _MAX_PIXELS_A_BYTE:  # libjpeg makes up the rest
+        raise InvalidImage(f"{name} is damaged: it has too few bytes for so many pixels")
+    return image
+
+
+def _draft_factor(image: Image.Image, at_least: int | None) -> int:
+    """By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 1
+    factor = -(-image.width // size_as_read(*image.size)[0])
+    while at_least and factor < 8 and min(image.size) >= 2 * factor * at_least:
+        factor *= 2
+    return factor
+
+
+class _Room:
+    """How many pixels all threads together decode at once: `MAX_PIXELS`."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._left = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait for room for so many."""
+        with self._left:
+            self._left.wait_for(lambda: not self._taken or self._taken + pixels <= MAX_PIXELS)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._left:
+                self._taken -= pixels
+                self._left.notify_all()
+
+
+_ROOM = _Room()
+
+
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into `InvalidImage` about `name`."""
@@ -219,38 +345,18 @@ def _naming(name: str) -> Iterator[None]:
         raise InvalidImage(f"{name} is damaged: {error}") from error
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=_available_formats())
-    except UnidentifiedImageError:
-        extras = [extra for extra in ("AVIF", "HEIF") if extra in _available_formats()]
-        known = ", ".join(["JPEG", "PNG", "WebP", "BMP", "TIFF", *extras])
-        raise InvalidImage(f"{name} is not a photo in a known format ({known})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
-    image.load()
-    return image
-
-
-def _available_formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Bring deep grey (16-bit PNG, TIFF) to 8 bits by scale, where Pillow would clip."""
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("its values are not finite")
-    highest = float(values.max())
-    scale = 255.0 if image.mode == "F" and highest <= 1 else 1.0 if highest <= 255 else 1 / 257
-    return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+def _opaque(image: Image.Image) -> Image.Image:
+    """An 8-bit picture on white: in grey, RGB or CMYK."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
 def _alpha_mask(image: Image.Image, name: str) -> bytes | None:
-    image = _scaled_to_8_bits(image)
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")

@@ -16,7 +16,7 @@ from .errors import InvalidImage
 from .names import check_category, check_name, check_text, printable
 from .queries import category_of, show_concept
 from .records import Added, AddedImage, Duplicate, Warned
-from .sources import Source
+from .sources import Source, listed
 from .store import Store
 from .tables import Concept, Image
 
@@ -46,6 +46,7 @@ def add(
     category: str | None,
     tags: Sequence[str],
     notes: str | None,
+    warnings: Sequence[Warned] = (),
     on_progress: Progress | None,
 ) -> Added:
     """Create or extend a concept; see `Registry.add`."""
@@ -69,8 +70,9 @@ def add(
                 concept.notes = concept.notes if notes is None else notes
                 refresh(session, concept)
                 record_event(session, concept, "add", **changes)
-        warnings = [warning for item in received for warning in _warnings(item)]
-        return Added(show_concept(store.database, name), added, duplicates, warnings)
+        found = [warning for item in received for warning in _warnings(item)]
+        told = [*found, *_without_masks(received), *warnings]
+        return Added(show_concept(store.database, name), added, duplicates, told)
 
 
 def _receive_all(
@@ -103,7 +105,8 @@ def _receive(source: Source, staging: Staging) -> Received:
     mask = photo.alpha
     if source.mask is not None:
         mask_file = images.read_file(source.mask)
-        mask = images.read_mask(mask_file, str(source.mask), (photo.width, photo.height))
+        size = images.size_as_read(photo.width, photo.height)
+        mask = images.read_mask(mask_file, str(source.mask), size)
     return Received(
         source=source,
         sha256=staging.write(data),
@@ -223,6 +226,21 @@ def _warnings(item: Received) -> list[Warned]:
         found.append(Warned("small", path, f"{size} is below {images.SMALL} pixels"))
     if photo.blur > images.BLURRED:
         found.append(Warned("blurred", path, f"looks blurred ({photo.blur:.2f} of 1)"))
+    if photo.brightest < images.DARK:
+        shades = f"99 % of it is below {photo.brightest + 1} of 255"
+        found.append(Warned("dark", path, f"is very dark ({shades})"))
+    if photo.colour is not None:
+        found.append(Warned("colour", path, photo.colour))
     if photo.frames > 1:
         found.append(Warned("frames", path, f"has {photo.frames} frames; the first is used"))
     return found
+
+
+def _without_masks(received: Sequence[Received]) -> list[Warned]:
+    """Photos that got no mask although others did from files."""
+    masks = [item.source.mask for item in received if item.source.mask is not None]
+    lacking = [item.source.path.name for item in received if item.mask is None]
+    if not masks or not lacking:
+        return []
+    message = f"has no mask for {len(lacking)} of {len(received)} photos ({listed(lacking)})"
+    return [Warned("no_mask", str(masks[0].parent), message)]

@@ -138,7 +138,11 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something about a file that may spoil a training. `code`: small, blurred or frames."""
+    """Something about a file or folder that may spoil a training.
+
+    `code`: small, blurred, dark, colour or frames; of folders, left_out (files that are no photos),
+    unused_masks and no_mask.
+    """
 
     code: str
     path: str

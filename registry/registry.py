@@ -127,15 +127,16 @@ class Registry:
         """Create a concept from photos, or append photos to it: all of them or none.
 
         `paths` are files, folders and patterns. `category` is the plain word for what it is, and
-        needed for a new concept. The caption of a photo is the `.txt` file beside it, else
+        needed for a new concept. The caption of a photo is the text file beside it, else
         `caption`; its mask is the picture of the same name in the folder `masks`, else its alpha
-        channel. Bytes are stored as they are. Photos already in the concept are not stored again
-        but take over a new caption or mask; near-duplicates, small and blurred photos are added
-        and reported.
+        channel (see `sources.collect`). Bytes are stored as they are. Photos already in the concept
+        are not stored again but take over a new caption or mask; near-duplicates, small, blurred
+        and dark photos are added and reported.
 
         Raises `InvalidInput` (a bad name or photo), `NotFound` (a path), `RegistryBusy` and
         `StorageError`.
         """
+        paths = list(paths)
         found = sources.collect(paths, caption=caption, masks=masks)
         return intake.add(
             self._store,
@@ -144,6 +145,7 @@ class Registry:
             category=category,
             tags=tags,
             notes=notes,
+            warnings=sources.passed_over(paths, found, masks=masks),
             on_progress=on_progress,
         )
 
@@ -224,15 +226,18 @@ class Registry:
         """
         return queries.history(self._store.database, name, limit)
 
-    def read_photo(self, image: ImageRecord) -> "Image":
-        """A photo of a concept, (height, width) as recorded, RGB, upright, white where transparent.
+    def read_photo(self, image: ImageRecord, *, at_least: int | None = None) -> "Image":
+        """A photo of a concept in sRGB, upright, white where transparent.
 
-        Raises `RegistryCorrupt` if its file is missing or damaged.
+        It has the size of `images.size_as_read`; with `at_least`, it may be reduced while it is
+        decoded, to a shorter side of that or more. Raises `RegistryCorrupt` if its file is missing
+        or damaged.
         """
-        return images.read_photo(self._store.blobs.read(image.sha256), image.filename)
+        data = self._store.blobs.read(image.sha256)
+        return images.read_photo(data, image.filename, at_least=at_least)
 
     def read_mask(self, image: ImageRecord) -> "Image | None":
-        """The subject mask of a photo, 8-bit grey of the photo's size, white on the subject."""
+        """The subject mask of a photo, 8-bit grey of the size as read, white on the subject."""
         if image.mask is None:
             return None
         return images.open_stored_mask(self._store.blobs.read(image.mask))

@@ -1,16 +1,30 @@
 """From what the user names (files, folders, globs) to a list of photos with captions and masks."""
 
+import contextlib
 import difflib
 import glob
+import json
 import os
+import shlex
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InvalidInput, NotFound
 from .images import SUFFIXES
 from .names import check_text
+from .records import Warned
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA = "metadata.jsonl"
+
+_METADATA_KEYS = ("text", "caption", "prompt")
+_MASK_LABEL = "-masklabel"
+_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".json", ".jsonl", ".csv", ".md", ".yaml", ".yml", ".toml")
+_MAX_TEXT_BYTES = 16 << 20
+_SHOWN = 4
+"""Of a list of names, so many are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +45,69 @@ def collect(
     """Find the photos in `paths`, each once, with their captions and masks.
 
     A folder stands for the photos directly in it, sorted by name; a pattern that no file bears
-    literally is expanded (`**` descends). A `.txt` file beside a photo is its caption, else
-    `caption`. The mask of `01.jpg` is the picture in the folder `masks` called `01` plus any
-    photo suffix.
+    literally is expanded (`**` descends). The caption of `01.jpg` is in `01.txt` or `01.caption`
+    beside it, or in its folder's `metadata.jsonl`, else `caption`. Its mask is the picture `01`,
+    `01-masklabel` or `01.jpg` plus any photo suffix in the folder `masks`, else `01-masklabel`
+    beside it.
 
     Raises `NotFound` for a path that does not exist, `InvalidInput` for a folder or pattern with
-    no photo and for masks that fit no photo or several.
+    no photo, for captions that cannot be read, and for masks that fit no photo or several.
     """
-    files: dict[Path, None] = {}
+    found: dict[Path, None] = {}
     for path in paths:
-        files.update(dict.fromkeys(_expand(path)))
-    if not files:
+        found.update(dict.fromkeys(_expand(path)))
+    if not found:
         raise InvalidInput("no photos were named", hint="concept add NAME PHOTO… --category WORD")
-    found = _masks_for(list(files), _at_home(masks)) if masks is not None else {}
+    beside = _beside(found)
+    files = [path for path in found if path not in beside.masks and path not in beside.captions]
+    photo_masks = {photo: mask for mask, photo in beside.masks.items()}
+    if masks is not None:
+        matched = _match_masks(files, _at_home(masks))
+        files = [path for path in files if path not in matched.by_name]
+        photo_masks |= matched.masks
     if caption is not None:
         caption = check_text(caption, "caption")
+    captions = _Captions()
     return [
-        Source(path, _sidecar_caption(path) or caption or None, found.get(path)) for path in files
+        Source(path, captions.of(path) or caption or None, photo_masks.get(path)) for path in files
     ]
+
+
+def passed_over(
+    paths: Iterable[str | os.PathLike[str]],
+    found: Sequence[Source],
+    *,
+    masks: str | os.PathLike[str] | None = None,
+) -> list[Warned]:
+    """What a person may miss in the sources `found`: files, folders and masks left aside."""
+    told: list[Warned] = []
+    mask_folder = None if masks is None else _at_home(masks)
+    for folder in dict.fromkeys(map(_at_home, paths)):
+        if not os.path.isdir(folder):
+            continue
+        files = [path.name for path in _entries(folder) if _is_left_out(path)]
+        if files:
+            many = f"{len(files)} files are" if len(files) > 1 else "a file is"
+            told.append(
+                Warned("left_out", str(folder), f"{many} left out, as no photo: {listed(files)}")
+            )
+        below = [each for each in _folders_with_photos(folder) if each != mask_folder]
+        if below:
+            names = listed([f"{each.name}/" for each in below])
+            told.append(Warned("left_out", str(folder), f"has more photos, left out, in {names}"))
+    if mask_folder is not None:
+        unused = _match_masks([source.path for source in found], mask_folder).unused
+        if unused:
+            fit = "fit no photo" if len(unused) > 1 else "fits no photo"
+            names = listed([mask.name for mask in unused])
+            told.append(Warned("unused_masks", str(mask_folder), f"{names} {fit}"))
+    return told
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _expand(path: str | os.PathLike[str]) -> list[Path]:
@@ -86,10 +145,37 @@ def _near(path: Path) -> str:
 
 
 def _photos_in(folder: Path) -> list[Path]:
-    photos = sorted(path for path in folder.iterdir() if _is_photo(path))
-    if not photos:
-        raise InvalidInput(f"there is no photo in the folder {folder}")
-    return photos
+    photos = [path for path in _entries(folder) if _is_photo(path)]
+    if photos:
+        return photos
+    left_out = [path.name for path in _entries(folder) if _is_left_out(path)]
+    why = f": {listed(left_out)} cannot be read" if left_out else ""
+    deeper = _folders_with_photos(folder)
+    raise InvalidInput(
+        f"there is no photo in the folder {folder}{why}",
+        hint=f"its folders have some: concept add NAME {shlex.quote(str(deeper[0]))}"
+        if deeper
+        else None,
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InvalidInput(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+def _folders_with_photos(folder: Path) -> list[Path]:
+    """Those directly in a folder."""
+    found: list[Path] = []
+    for each in _entries(folder):
+        if each.is_dir() and not each.name.startswith("."):
+            with contextlib.suppress(InvalidInput):
+                if any(_is_photo(path) for path in _entries(each)):
+                    found.append(each)
+    return found
 
 
 def _is_photo(path: Path) -> bool:
@@ -97,35 +183,139 @@ def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
-def _sidecar_caption(photo: Path) -> str | None:
-    sidecar = photo.with_suffix(".txt")
-    if not sidecar.is_file():
-        return None
+def _is_left_out(path: Path) -> bool:
+    """Whether a person may take a file for a photo that is none here."""
+    hidden = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+    is_text = path.suffix.lower() in _TEXT_SUFFIXES
+    return path.is_file() and not (hidden or is_text or _is_photo(path))
+
+
+# --- captions -------------------------------------------------------------------------------------
+
+
+class _Captions:
+    """Finds captions of photos; each folder is looked through once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[Path, dict[str, list[Path]]] = {}
+        self._told: dict[Path, dict[str, str]] = {}
+
+    def of(self, photo: Path) -> str | None:
+        """The caption that is written beside a photo."""
+        folder = photo.parent
+        if folder not in self._texts:
+            self._texts[folder] = _caption_files(folder)
+            metadata = folder / METADATA
+            self._told[folder] = _read_metadata(metadata) if metadata.is_file() else {}
+        for path in self._texts[folder].get(photo.stem, []):
+            if caption := check_text(_read_text(path), f"caption in {path}"):
+                return caption
+        return self._told[folder].get(photo.name)
+
+
+def _caption_files(folder: Path) -> dict[str, list[Path]]:
+    """Text files by their stem, those in front of others first; suffixes in any case."""
+    found: dict[str, list[Path]] = {}
     try:
-        text = sidecar.read_text(encoding="utf-8-sig")
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES]
+    except OSError:  # files may be readable where their folder is not
+        return found
+    for path in sorted(paths, key=lambda path: (CAPTION_SUFFIXES.index(path.suffix.lower()), path)):
+        if path.is_file():
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise InvalidInput(f"{path} has more than {_MAX_TEXT_BYTES:,} bytes, the limit")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidInput(f"the caption file {sidecar} is not UTF-8 text") from None
+        raise InvalidInput(f"the caption file {path} is not UTF-8 text") from None
     except OSError as error:
-        raise InvalidInput(f"cannot read {sidecar}: {error.strerror}") from error
-    return check_text(text, f"caption in {sidecar}") or None
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
 
 
-def _masks_for(photos: list[Path], folder: Path) -> dict[Path, Path]:
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Captions by file name, of an image folder as the datasets library has it."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise InvalidInput(f"line {number} of {path} is not a JSON object")
+        told = [row[key] for key in _METADATA_KEYS if isinstance(row.get(key), str)]
+        if isinstance(name := row.get("file_name"), str) and told:
+            found[name.removeprefix("./")] = check_text(told[0], f"caption in {path}")
+    return found
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Files among the named ones that are no photos but belong to one: mask to photo, captions."""
+
+    masks: dict[Path, Path]
+    captions: set[Path]
+
+
+def _beside(files: Collection[Path]) -> _Beside:
+    by_stem = {path.with_suffix(""): path for path in files if path.suffix.lower() in SUFFIXES}
+    masks = {
+        path: by_stem[photo]
+        for path in files
+        if path.stem.endswith(_MASK_LABEL)
+        and (photo := path.with_name(path.stem.removesuffix(_MASK_LABEL))) in by_stem
+    }
+    captions = {
+        path
+        for path in files
+        if path.name == METADATA
+        or (path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") in by_stem)
+    }
+    return _Beside(masks, captions if by_stem else set())
+
+
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """Masks by their photo, those of them that only a mask is called like, and those of none."""
+
+    masks: dict[Path, Path]
+    by_name: set[Path]
+    unused: list[Path]
+
+
+def _match_masks(photos: Sequence[Path], folder: Path) -> _Matched:
     if not os.path.isdir(folder):
         raise NotFound(f"the mask folder {folder} does not exist")
-    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for photo in photos:
-        by_stem[photo.stem].append(photo)
+        for name in {photo.stem, photo.name, photo.stem + _MASK_LABEL}:
+            by_name[name].append(photo)
     found: dict[Path, Path] = {}
+    explicit: set[Path] = set()
+    unused: list[Path] = []
     for mask in _photos_in(folder):
-        candidates = by_stem.get(mask.stem, [])
-        if len(candidates) > 1 or (candidates and candidates[0] in found):
+        fits = [photo for photo in by_name.get(mask.stem, []) if photo != mask]
+        if not fits:
+            if mask not in photos:
+                unused.append(mask)
+            continue
+        if len(fits) > 1 or fits[0] in found:
             raise InvalidInput(f"the mask {mask} fits more than one photo, or one photo has two")
-        if candidates:
-            found[candidates[0]] = mask
+        found[fits[0]] = mask
+        if mask in photos and mask.stem != fits[0].stem:
+            explicit.add(mask)
     if not found:
         raise InvalidInput(
             f"no mask in {folder} bears the name of a photo",
             hint="the mask of 01.jpg is called 01.png",
         )
-    return found
+    return _Matched(found, explicit, unused)

@@ -46,5 +46,15 @@ def draw_folder(
     return folder
 
 
+def draw_masks(folder: Path, count: int, *, size: tuple[int, int] = (512, 512)) -> Path:
+    """A folder of masks 00.png, 01.png, …, each of another ellipse."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).ellipse((i, i, size[0] // 2 + i, size[1] // 2 + i), fill=255)
+        mask.save(folder / f"{i:02}.png")
+    return folder
+
+
 def _colour(rng: random.Random) -> tuple[int, int, int]:
     return rng.randrange(256), rng.randrange(256), rng.randrange(256)

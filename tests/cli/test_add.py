@@ -172,3 +172,53 @@ def test_the_registry_is_made_where_it_is_wanted(photos: Path, tmp_path: Path) -
     assert result.exit_code == 0
     assert (tmp_path / "deep/down/mine.db").is_file()
     assert (tmp_path / "deep/down/mine.blobs").is_dir()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_row_49_a_list_on_stdin_may_come_from_windows(
+    ask: Ask, photos: Path, encoding: str
+) -> None:
+    listed = f"{photos / '00.png'}\r\n\r\n{photos / '02.png'}\r\n".encode(encoding)
+    ask("add", "rex", "-", "--category", "dog", input=listed)
+    assert names(ask) == ["00.png", "02.png"]
+
+
+def test_row_54_what_training_does_not_use_yet_is_told(run: Run, photos: Path) -> None:
+    assert run("add", "rex", photos / "00.png", "-c", "dog").stderr == ""
+    done = run("add", "rex", photos / "01.png", "--caption", "a dog")
+    assert done.stderr == "captions are kept; training does not use them yet\n"
+    mask = photos.parent / "masks/02.png"
+    mask.parent.mkdir()
+    draw(1, mode="1").save(mask)
+    done = run("add", "rex", photos / "02.png", "--caption", "a dog", "--masks", mask.parent)
+    assert done.stderr == "captions and masks are kept; training does not use them yet\n"
+
+
+def test_row_46_photos_that_got_no_mask_are_told(run: Run, photos: Path) -> None:
+    mask = photos.parent / "masks/02.png"
+    mask.parent.mkdir()
+    draw(1, mode="1").save(mask)
+    done = run("add", "rex", photos, "-c", "dog", "--masks", mask.parent)
+    told = f"warning: {mask.parent} has no mask for 2 of 3 photos (00.png, 01.png)\n"
+    assert done.stderr.startswith(told)
+
+
+def test_rows_44_and_45_doubtful_photos_are_added_with_a_warning(run: Run, tmp_path: Path) -> None:
+    draw(1).save(tmp_path / "odd.png", icc_profile=b"junk")
+    draw(2).point(lambda value: value // 16).save(tmp_path / "night.png")
+    done = run("add", "rex", "odd.png", "night.png", "-c", "dog")
+    assert done.exit_code == 0
+    assert done.stderr.splitlines() == [
+        "warning: odd.png its colour profile cannot be used; its colours are taken for sRGB",
+        "warning: night.png is very dark (99 % of it is below 14 of 255)",
+    ]
+
+
+def test_row_43_one_of_many_that_cannot_be_read_has_a_clear_line(run: Run, photos: Path) -> None:
+    draw(1).save(photos / "09.gif")
+    (photos / "09.gif").rename(photos / "09.png")
+    done = run("add", "rex", photos, "-c", "dog")
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "09.png is not a photo in a known format" in done.stderr
+    assert "it is a GIF -> leave out or replace it; nothing was added" in done.stderr

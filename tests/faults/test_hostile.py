@@ -32,7 +32,7 @@ from conceptry.registry import (
     RegistryCorrupt,
 )
 from conceptry.registry.tensors import Tensor, check_weights
-from drawing import draw, draw_bytes, draw_file, draw_folder
+from drawing import draw, draw_bytes, draw_file, draw_folder, draw_masks
 from fake_training import train, weights_file
 from PIL import Image
 from raw_safetensors import framed, raw_safetensors
@@ -52,7 +52,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A bundle of one concept that has everything."""
     folder = tmp_path_factory.mktemp("sound")
     photos = draw_folder(folder / "photos", 2, size=SMALL)
-    masks = draw_folder(folder / "masks", 1, seed=1, size=SMALL)
+    masks = draw_masks(folder / "masks", 1, size=SMALL)
     with Registry.open(folder / "concepts.db", create=True) as registry:
         registry.add(
             "rex",

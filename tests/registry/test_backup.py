@@ -8,7 +8,7 @@ import pytest
 from conceptry.registry import AlreadyExists, Registry, RegistryCorrupt
 from conceptry.registry.database import Database
 from copies import copied
-from drawing import draw_file, draw_folder
+from drawing import draw_file, draw_folder, draw_masks
 from fake_training import draw_with, train
 from snapshot import connected, files_below, rows_of
 
@@ -20,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a registry that has two concepts and all kinds of rows."""
     folder = tmp_path_factory.mktemp("made")
     photos = draw_folder(folder / "photos", 3, size=SMALL)
-    masks = draw_folder(folder / "masks", 1, seed=1, size=SMALL)
+    masks = draw_masks(folder / "masks", 1, size=SMALL)
     with Registry.open(folder / "registry/concepts.db", create=True) as registry:
         registry.add("rex", [photos], category="dog", tags=["pets"], caption="a dog", masks=masks)
         registry.add("mia", [photos / "00.png"], category="cat")

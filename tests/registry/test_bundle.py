@@ -18,9 +18,10 @@ from conceptry.registry import (
     NotFound,
     Registry,
     RegistryCorrupt,
+    images,
 )
 from copies import copied
-from drawing import draw_file, draw_folder
+from drawing import draw_file, draw_folder, draw_masks
 from fake_training import begin, train, weights_file
 from snapshot import files_below, rows_of
 
@@ -33,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     photos = draw_folder(folder / "photos", 3, size=SMALL)
     (photos / "01.txt").write_text("größer, am Strand\nzweite Zeile")
-    masks = draw_folder(folder / "masks", 2, seed=1, size=SMALL)
+    masks = draw_masks(folder / "masks", 2, size=SMALL)
     with Registry.open(folder / "registry/concepts.db", create=True) as registry:
         registry.add(
             "rex",
@@ -387,3 +388,20 @@ def test_a_lost_photo_comes_back_with_a_bundle(pets: Registry, bundle: Path) -> 
     pets.import_bundle(bundle, name="max")
     assert blob.read_bytes() == original
     assert pets.check(read_data=True).ok
+
+
+def test_row_37_a_photo_that_concepts_share_is_decoded_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = draw_folder(tmp_path / "one", 1, size=SMALL)
+    for name in ("ann", "bob", "cid"):
+        registry.add(name, [photo], category="cat")
+    registry.export_bundle(["ann", "bob", "cid"], tmp_path / "all.concept")
+    registry.remove(["ann", "bob", "cid"])
+    inspected: list[str] = []
+    inspect = images.inspect
+    monkeypatch.setattr(
+        images, "inspect", lambda data, name: (inspected.append(name), inspect(data, name))[1]
+    )
+    registry.import_bundle(tmp_path / "all.concept")
+    assert len(inspected) == 1

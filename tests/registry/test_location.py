@@ -5,7 +5,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 from conceptry.registry import InvalidInput, Registry, locate
-from drawing import draw_file, draw_folder
+from drawing import draw_file, draw_folder, draw_masks
 from fake_training import train
 from snapshot import rows_of
 
@@ -101,7 +101,7 @@ def test_a_new_registry_is_made_with_its_folders(tmp_path: Path) -> None:
 def pets(tmp_path: Path) -> Path:
     """The database of a closed registry with everything in it."""
     photos = draw_folder(tmp_path / "photos", 2, size=SMALL)
-    masks = draw_folder(tmp_path / "masks", 2, seed=1, size=SMALL)
+    masks = draw_masks(tmp_path / "masks", 2, size=SMALL)
     with Registry.open(tmp_path / "first/pets.db", create=True) as registry:
         registry.add("rex", [photos], category="dog", caption="a dog", masks=masks)
         train(registry, "rex", tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conceptry.registry import InvalidInput, NotFound
-from conceptry.registry.sources import collect
+from conceptry.registry.sources import collect, passed_over
 
 LONG = "x" * 300
 
@@ -283,3 +283,95 @@ def test_a_home_folder_is_expanded_in_masks_too() -> None:
     touch("photos/a.jpg", f"{Path.home()}/masks/a.png")
     (source,) = collect(["photos"], masks="~/masks")
     assert source.mask == Path.home() / "masks/a.png"
+
+
+# --- faults, rows 46 and 49: names that other tools give ------------------------------------------
+
+
+def told_of(*paths: str, masks: str | None = None) -> list[str]:
+    return [
+        f"{each.code}: {each.path} {each.message}"
+        for each in passed_over(paths, collect(paths, masks=masks), masks=masks)
+    ]
+
+
+@pytest.mark.parametrize("name", ["a-masklabel.png", "a.jpg.png", "a.png", "a.webp"])
+def test_row_46_a_mask_is_known_by_the_names_that_tools_give(name: str) -> None:
+    touch("photos/a.jpg", "photos/b.jpg", f"masks/{name}")
+    assert masks_of("photos") == {"a.jpg": name, "b.jpg": None}
+
+
+def test_row_46_a_mask_label_beside_its_photo_is_its_mask_and_no_photo() -> None:
+    touch("photos/a.jpg", "photos/a-masklabel.png", "photos/b-masklabel.png")
+    found = {each.path.name: each.mask and each.mask.name for each in collect(["photos"])}
+    assert found == {"a.jpg": "a-masklabel.png", "b-masklabel.png": None}
+
+
+def test_row_46_masks_may_lie_among_the_photos() -> None:
+    touch("masks/a.jpg", "masks/a.jpg.png", "masks/b.jpg", "masks/b-masklabel.png", "masks/c.jpg")
+    assert masks_of("masks") == {
+        "a.jpg": "a.jpg.png",
+        "b.jpg": "b-masklabel.png",
+        "c.jpg": None,
+    }
+
+
+def test_row_46_masks_that_fit_no_photo_are_told() -> None:
+    touch("photos/a.jpg", "masks/a.png", *(f"masks/{i}.png" for i in range(6)))
+    assert told_of("photos", masks="masks") == [
+        "unused_masks: masks 0.png, 1.png, 2.png, 3.png and 2 more fit no photo"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.caption", "a.CAPTION", "a.Txt"])
+def test_row_49_captions_have_other_suffixes_too(name: str) -> None:
+    touch("photos/a.png")
+    Path("photos", name).write_text("a dog")
+    assert collect(["photos"])[0].caption == "a dog"
+    assert collect(["photos/a.png", f"photos/{name}"])[0].caption == "a dog"
+
+
+def test_row_49_captions_come_from_metadata_jsonl() -> None:
+    touch("photos/a.png", "photos/b.png", "photos/c.png")
+    Path("photos/b.txt").write_text("its own")
+    Path("photos/metadata.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"file_name": "a.png", "text": "a dog"}\r\n\r\n'
+        b'{"file_name": "b.png", "text": "not this"}\n{"file_name": "gone.png", "x": 1}\n'
+    )
+    assert [each.caption for each in collect(["photos"])] == ["a dog", "its own", None]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{", "1" * 10_000, "null", '"a"', "[1]"])
+def test_row_49_metadata_that_is_none_is_named(line: str) -> None:
+    touch("photos/a.png")
+    Path("photos/metadata.jsonl").write_text(f"{{}}\n{line}\n")
+    with pytest.raises(InvalidInput, match=r"line 2 of photos/metadata\.jsonl is not"):
+        collect(["photos"])
+
+
+def test_row_49_captions_among_files_that_are_named_are_no_photos() -> None:
+    touch("photos/a.png", "photos/metadata.jsonl")
+    Path("photos/a.txt").write_text("a dog")
+    assert found("photos/a.png", "photos/a.txt", "photos/metadata.jsonl") == ["photos/a.png"]
+    assert found("photos/a.txt") == ["photos/a.txt"]
+
+
+def test_row_49_files_that_are_left_out_are_told_in_one_line() -> None:
+    touch("photos/a.png", "photos/a.txt", "photos/.b.gif", "photos/Thumbs.db", "photos/notes.md")
+    assert told_of("photos") == []
+    touch("photos/b.gif")
+    assert told_of("photos") == ["left_out: photos a file is left out, as no photo: b.gif"]
+    touch("photos/c.jxl", "photos/d.dng", "photos/e.mp4", "photos/f")
+    assert told_of("photos") == [
+        "left_out: photos 5 files are left out, as no photo: b.gif, c.jxl, d.dng, e.mp4 and 1 more"
+    ]
+    assert told_of("photos/a.png", "photos/*") == []
+
+
+def test_row_49_photos_that_lie_one_deeper_get_a_hint() -> None:
+    touch("photos/10_sks dog/a.png", "photos/x.gif", "photos/empty/a.txt")
+    with pytest.raises(InvalidInput, match=r"no photo in the folder photos: x\.gif") as caught:
+        collect(["photos"])
+    assert caught.value.hint == "its folders have some: concept add NAME 'photos/10_sks dog'"
+    touch("photos/b.png")
+    assert told_of("photos")[1:] == ["left_out: photos has more photos, left out, in 10_sks dog/"]
