@@ -178,6 +178,28 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
         )
     text = _text(where, "text", entry["text"])
     second = _words(where, "second", entry.get("second", []))
+    _check_slots(where, text, second)
+    if entry.get("looks", "own") not in ("own", "other"):
+        raise InvalidInput(f"{where}: looks are own or other")
+    sees = entry.get("sees", {})
+    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
+        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
+    for thing, given in sees.items():
+        word = _text(where, thing, given)
+        if word not in (known := _seen_words()[thing]):
+            raise InvalidInput(
+                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
+            )
+    return SuitePrompt(
+        text=text,
+        tests=_text(where, "tests", entry.get("tests", "prompt")),
+        keeps_looks=entry.get("looks", "own") == "own",
+        second=second,
+        sees=dict(sees),
+    )
+
+
+def _check_slots(where: str, text: str, second: Sequence[str]) -> None:
     for each in (text, *second):
         if bracket := _BRACKET.search(each):
             raise InvalidInput(
@@ -194,23 +216,5 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
         )
     if _SLOTS[2] in text and _SLOTS[1] not in text:
         raise InvalidInput(f"{where} has {{third}} without {{other}}")
-    if entry.get("looks", "own") not in ("own", "other"):
-        raise InvalidInput(f"{where}: looks are own or other")
-    sees = entry.get("sees", {})
-    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
-        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
-    for thing, given in sees.items():
-        word = _text(where, thing, given)
-        if word not in (known := _seen_words()[thing]):
-            raise InvalidInput(
-                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
-            )
     if (_SECOND in text) != bool(second):
         raise InvalidInput(f"{where}: {_SECOND} and second go together")
-    return SuitePrompt(
-        text=text,
-        tests=_text(where, "tests", entry.get("tests", "prompt")),
-        keeps_looks=entry.get("looks", "own") == "own",
-        second=second,
-        sees=dict(sees),
-    )
