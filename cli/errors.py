@@ -46,7 +46,7 @@ class Failure(Exception):
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
 
-_MAX_MESSAGE = 1000
+_MAX_MESSAGE = 8000
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
 
 
@@ -89,11 +89,20 @@ def explain(error: BaseException) -> Failure:
         if isinstance(error, kind):
             hint = _one_line(error.hint) if error.hint else None
             return Failure(exit_code, error.code, _one_line(error.message), hint)
+    return _of_the_machine(error) or _bug(error)
+
+
+def _of_the_machine(error: BaseException) -> Failure | None:
+    """A disk or a GPU that is too small."""
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return OutputLost(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         message, hint = "the GPU has too little memory for this", "a smaller --batch or --size"
         return Failure(ExitCode.USAGE, "out_of_memory", message, hint)
+    return None
+
+
+def _bug(error: BaseException) -> Failure:
     summary = "".join(traceback.format_exception_only(error)).strip()
     hint = "run it again with --debug and report the trace"
     return Failure(ExitCode.BUG, "bug", f"unexpected {_one_line(summary)}", hint)

@@ -20,8 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from ..models.pictures import replace_picture
 from ..registry import Registry
+from ..registry.blobs import PRIVATE, is_sha256
 from ..registry.errors import StorageError
 from .scoring import Picture
+
+_UNSOUND = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    KeyError,
+    SafetensorError,
+    Image.DecompressionBombError,
+)
 
 
 class PictureCache:
@@ -46,8 +56,10 @@ class PictureCache:
 
     def get(self, key: str) -> Picture | None:
         """A picture, if it is here and whole."""
+        if not is_sha256(key):
+            return None
         path = self.path(key)
-        with suppress(OSError, SafetensorError, KeyError):
+        with suppress(*_UNSOUND):
             maps = load_file(path.with_suffix(".safetensors"))["maps"].float()
             with Image.open(path) as image:
                 return Picture(image.convert("RGB"), maps)
@@ -59,7 +71,8 @@ class PictureCache:
         maps = picture.maps.to(torch.float16).contiguous()
         unfinished = path.with_suffix(".maps-unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+            path.parent.mkdir(PRIVATE, exist_ok=True)
             save_file({"maps": maps}, unfinished)
             unfinished.replace(path.with_suffix(".safetensors"))
             replace_picture(picture.image, path)

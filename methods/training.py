@@ -16,6 +16,7 @@ from ..models.loading import LoadedBase
 from ..models.pictures import replace_picture
 from ..models.request import Settings as DrawingSettings
 from ..registry import Registry
+from ..registry.blobs import PRIVATE
 from ..registry.errors import (
     ConceptryError,
     InvalidInput,
@@ -587,13 +588,13 @@ def _sound_picture(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
     try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        paths[0].parent.mkdir(PRIVATE, parents=True, exist_ok=True)
         for picture, path in zip(pictures, paths, strict=True):
             assert picture is not None
             replace_picture(picture, path)

@@ -25,6 +25,8 @@ from .errors import RegistryCorrupt, StorageError
 
 LOCK_NAME = "lock"
 CHUNK = 1 << 20
+PRIVATE = 0o700
+"""Permissions of a new folder for photos and pictures, of which the umask may take more away."""
 DEFAULT_GRACE = 3600.0
 """Seconds for which `gc` spares a file, whatever it is."""
 
@@ -143,12 +145,15 @@ class Staging:
         self._store = store
         self._staged: dict[str, Path] = {}
         self._open: set[Path] = set()
+        self._mode = PRIVATE
         self.published: list[str] = []
         """The hashes that were not in the store before."""
 
     def __enter__(self) -> Self:
         try:
-            self._store.temporary.mkdir(parents=True, exist_ok=True)
+            self._store.folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+            self._mode = self._store.folder.stat().st_mode & 0o777
+            self._store.temporary.mkdir(self._mode, exist_ok=True)
         except OSError as error:
             raise _cannot_write(self._store.temporary, error) from error
         return self
@@ -171,7 +176,7 @@ class Staging:
         self._open.add(path)
         digest = hashlib.sha256()
         try:
-            with path.open("xb") as file:
+            with open(path, "xb", opener=self._open_as_folder) as file:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     digest.update(chunk)
                     file.write(chunk)
@@ -185,6 +190,10 @@ class Staging:
         self._open.discard(path)
         return sha256
 
+    def _open_as_folder(self, path: str, flags: int) -> int:
+        """Open a file for those for whom the folder is: in a registry of one's own, nobody else."""
+        return os.open(path, flags, self._mode & 0o666)
+
     def path(self, sha256: str) -> Path:
         """The temporary file of a blob that was written and not yet published."""
         return self._staged[sha256]
@@ -197,7 +206,7 @@ class Staging:
         folders = {self._store.path(sha256).parent for sha256 in self._staged}
         try:
             for folder in sorted(folders):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(self._mode, exist_ok=True)
             for sha256, temporary in list(self._staged.items()):
                 path = self._store.path(sha256)
                 if not path.exists():

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .blobs import LOCK_NAME
+from .blobs import LOCK_NAME, PRIVATE
 from .errors import RegistryBusy, StorageError
 from .location import Location
 
@@ -45,7 +45,7 @@ class RegistryLock:
 
         try:
             folder = self._location.blobs
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(PRIVATE, parents=True, exist_ok=True)
             lock = ReadWriteLock(folder / LOCK_NAME, is_singleton=False)
             acquire = lock.acquire_write if exclusive else lock.acquire_read
             held = acquire(timeout=timeout)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import queries, running
-from .blobs import DEFAULT_GRACE, BlobStore
+from .blobs import DEFAULT_GRACE, PRIVATE, BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
 from .location import Location, locate, plain_path
@@ -448,7 +448,8 @@ def _prepare(location: Location, create: bool) -> None:
                 f"there is no registry at {database}",
                 hint="concept add NAME PHOTO… --category WORD creates it",
             )
-        location.blobs.mkdir(parents=True, exist_ok=True)
+        location.blobs.mkdir(PRIVATE, parents=True, exist_ok=True)
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, PRIVATE & 0o666))
     except OSError as error:
         raise StorageError(f"cannot use {database}: {error.strerror}") from error
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .blobs import StoredFile
+from .blobs import PRIVATE, StoredFile
 from .errors import NotFound, RegistryBusy, StorageError
 from .location import Location
 from .records import Concept, RunRecord
@@ -45,7 +45,7 @@ def training_lock(location: Location, name: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        location.runs.mkdir(parents=True, exist_ok=True)
+        location.runs.mkdir(PRIVATE, parents=True, exist_ok=True)
         lock = FileLock(location.runs / f"{name}.lock")
         lock.acquire(timeout=0)
     except Timeout:
@@ -64,7 +64,7 @@ def run_folder(location: Location, run: str) -> Path:
     """The folder of a run, made if need be."""
     folder = location.runs / run
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
     return folder
