@@ -82,7 +82,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
             told = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
         found = parse_json(told) if told else None
     except UnidentifiedImageError:
-        raise InvalidImage(f"{path} is no PNG, as our pictures are") from None
+        return None  # ours are PNGs
     except InvalidImage:
         raise
     except Exception as error:  # noqa: BLE001 (decoders raise anything)
