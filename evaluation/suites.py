@@ -93,7 +93,7 @@ def shipped_suites() -> dict[str, Suite]:
 
 def find_suite(name: str) -> Suite:
     """A shipped suite, or one's own file. Raises `NotFound` and `InvalidInput`."""
-    if (SHIPPED / f"{name}.yaml").is_file() and re.fullmatch(r"[a-z-]+", name):
+    if re.fullmatch(r"[a-z-]{1,40}", name) and (SHIPPED / f"{name}.yaml").is_file():
         return read_suite(SHIPPED / f"{name}.yaml")
     if os.path.isfile(path := os.path.expanduser(name)):
         return read_suite(Path(path))
