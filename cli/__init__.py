@@ -7,6 +7,7 @@ def main() -> None:
 
     from . import quick_start
 
+    _open_streams()
     quick_start.install()
     try:
         with quick_start.quick_imports():
@@ -14,3 +15,14 @@ def main() -> None:
     except KeyboardInterrupt:  # while it was still loading
         sys.exit(130)
     app()
+
+
+def _open_streams() -> None:
+    """Have all three standard streams, so that no file that is opened later takes their place."""
+    import os
+    import sys
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us: concept list >&-
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
+            setattr(sys, name, stream)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .framework import session_of
+from .output import table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,17 +31,13 @@ def bases(context: typer.Context) -> None:
 
 
 def _table(found: list[dict[str, Any]]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("name", style="bold", overflow="fold")
-    table.add_column("at hand")
-    table.add_column("source", overflow="fold")
-    table.add_column("about")
-    for base in found:
-        source = "shipped" if base["is_default"] else base["source"]
-        cells = (base["name"], "yes" if base["at_hand"] else "no", source, base["about"])
-        table.add_row(*map(Text, cells))
-    return table
+    rows = [
+        (
+            base["name"],
+            "yes" if base["at_hand"] else "no",
+            "shipped" if base["is_default"] else base["source"],
+            base["about"],
+        )
+        for base in found
+    ]
+    return table(("name", "at hand", "source", "about"), rows)

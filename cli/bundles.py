@@ -57,9 +57,11 @@ def import_(
     """
     session = session_of(context)
     from ..registry import NotFound
+    from ..registry.strangers import refuse_stranger
 
     if not os.path.exists(file):
         raise NotFound(f"{file} does not exist", hint=f"ls {file.parent}")
+    refuse_stranger(file)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
     lines = [

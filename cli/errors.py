@@ -1,5 +1,6 @@
 """From exceptions to exit codes and messages: one table, one place."""
 
+import errno
 import traceback
 from enum import IntEnum
 from typing import Any
@@ -45,6 +46,20 @@ class Failure(Exception):
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
 
+_MAX_MESSAGE = 8000
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
+
+
+class OutputLost(Failure):
+    """What was to be printed cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        what = error.filename or "the output"
+        message = f"cannot write {what}: {error.strerror}"
+        hint = "free some space, or write elsewhere"
+        super().__init__(ExitCode.REGISTRY, "storage", message, hint)
+
+
 def usage(message: str, hint: str) -> Failure:
     """A call whose words do not make sense together; `hint` is one that would."""
     return Failure(ExitCode.USAGE, "usage", message, hint)
@@ -74,13 +89,26 @@ def explain(error: BaseException) -> Failure:
         if isinstance(error, kind):
             hint = _one_line(error.hint) if error.hint else None
             return Failure(exit_code, error.code, _one_line(error.message), hint)
+    return _of_the_machine(error) or _bug(error)
+
+
+def _of_the_machine(error: BaseException) -> Failure | None:
+    """A disk or a GPU that is too small."""
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return OutputLost(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         message, hint = "the GPU has too little memory for this", "a smaller --batch or --size"
         return Failure(ExitCode.USAGE, "out_of_memory", message, hint)
+    return None
+
+
+def _bug(error: BaseException) -> Failure:
     summary = "".join(traceback.format_exception_only(error)).strip()
     hint = "run it again with --debug and report the trace"
     return Failure(ExitCode.BUG, "bug", f"unexpected {_one_line(summary)}", hint)
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.splitlines())
+    """A message on one line; what it tells of may be as long as a file."""
+    message = " ".join(message[: 4 * _MAX_MESSAGE].splitlines())
+    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"

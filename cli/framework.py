@@ -6,15 +6,15 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .errors import ExitCode, explain
-from .output import Output
+from .errors import ExitCode, OutputLost, explain
+from .output import Output, deliver
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -109,6 +109,10 @@ class ConceptGroup(TyperGroup):
             )
             if status == ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt
+            deliver()
+        except SystemExit as left:  # of `--help | true`; typer makes it a failure
+            is_unheard = "Pacify" in type(sys.stdout).__name__
+            status = ExitCode.DONE if is_unheard else left.code
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the boundary)
             status = _report(error, arguments)
         sys.exit(status or 0)
@@ -128,10 +132,11 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     output = Output(as_json="--json" in flags)
     if "--debug" in flags:
         traceback.print_exception(error)
-    if output.as_json:
-        output.result(failure.document())
-    else:
-        output.error(failure.message, failure.hint)
+    if output.as_json and not isinstance(failure, OutputLost):
+        with suppress(OutputLost):
+            output.result(failure.document())
+            return failure.exit_code
+    output.error(failure.message, failure.hint)
     return failure.exit_code
 
 

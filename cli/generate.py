@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .errors import usage
-from .framework import session_of
+from .framework import Session, session_of
 from .output import count
 from .quick_start import quick_imports
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from ..methods.generating import Leak, Picture
     from ..methods.prompt_files import Defaults
     from ..models.request import Request
+    from ..registry import Registry
 
 _OUT = Path("pictures")
+_MOST_NOTES = 5
 
 
 def generate(
@@ -92,6 +94,10 @@ def generate(
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse prompts in other tools' words: (rex:1.2), BREAK."),
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw pictures of a prompt; <rex> in it stands for the concept rex.
@@ -121,6 +127,7 @@ def generate(
     with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
             choose(registry, request.prompt)
+        _point_out(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..methods import generating
@@ -163,6 +170,33 @@ def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "l
     if path is not None:
         return read_prompts(path, defaults)
     return [make_request(prompt or "", defaults)]
+
+
+def _point_out(
+    session: Session, registry: "Registry", requests: "list[Request]", strict: bool
+) -> None:
+    """Tell of other tools' words in prompts, the same ones once."""
+    from ..methods.other_tools import foreign_words
+
+    def is_category(word: str) -> bool:
+        return registry.find(category=word, limit=1).total > 0
+
+    names = registry.names()
+    found: dict[str, str] = {}
+    wanted = dict.fromkeys((each.prompt, each.settings.negative) for each in requests)
+    for prompt, negative in wanted:
+        for word in (
+            *foreign_words(prompt, names, is_category=is_category),
+            *foreign_words(negative),
+        ):
+            found.setdefault(word.text.lower(), str(word))
+    lines = list(found.values())
+    if strict and lines:
+        raise usage(lines[0], "without --strict it is drawn all the same")
+    for line in lines[:_MOST_NOTES]:
+        session.output.warn(line)
+    if len(lines) > _MOST_NOTES:
+        session.output.warn(f"and {len(lines) - _MOST_NOTES} more of the kind")
 
 
 def _most_concepts(requests: "list[Request]") -> int:

@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..registry.names import printable
+from .errors import OutputLost
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,9 +56,10 @@ class Output:
     def note(self, text: str, style: str = "") -> None:
         """Tell a person something besides the result."""
         if not (self.quiet or self.as_json):
-            _console(sys.stderr).print(
-                printable(text), style=style, highlight=False, markup=False, soft_wrap=True
-            )
+            with _if_heard():
+                _console(sys.stderr).print(
+                    printable(text), style=style, highlight=False, markup=False, soft_wrap=True
+                )
 
     def warn(self, text: str) -> None:
         """Tell a person of something that may be wrong."""
@@ -66,7 +68,8 @@ class Output:
     def error(self, message: str, hint: str | None) -> None:
         """Print one line: what, why, and what to do next."""
         line = f"error: {message}" + (f" -> {hint}" if hint else "")
-        print(printable(line), file=sys.stderr)  # noqa: T201
+        with _if_heard():
+            print(printable(line), file=sys.stderr)  # noqa: T201
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None] | None]:
@@ -106,9 +109,7 @@ class Output:
     def _write(self, text: str) -> None:
         if self.is_silent:
             return
-        with _quiet_on_broken_pipe():
-            sys.stdout.write(text + "\n" if text else "")
-            sys.stdout.flush()
+        deliver(text + "\n" if text else "")
 
 
 class StepsShown:
@@ -153,7 +154,13 @@ def _as_text(images: "list[Image.Image]", width: int) -> "Text":
 
 def _json(document: dict[str, Any]) -> str:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    return json.dumps(document, indent=2, ensure_ascii=encoding != "utf8")
+    text = json.dumps(document, indent=2, ensure_ascii=encoding != "utf8")
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    """A line of JSON in which a terminal finds nothing to obey; it says the same."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0) -> "Table":
@@ -212,10 +219,32 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
     return Console(file=target or stream, width=width, force_terminal=is_terminal)
 
 
+def deliver(text: str = "") -> None:
+    """Print and send off; `concept list | head` may end without a complaint.
+
+    Raises `OutputLost` if it cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        close_quietly(sys.stdout)
+    except OSError as error:
+        close_quietly(sys.stdout)
+        raise OutputLost(error) from error
+
+
 @contextmanager
-def _quiet_on_broken_pipe() -> Iterator[None]:
-    """Let `concept list | head` end without a complaint."""
+def _if_heard() -> Iterator[None]:
+    """What is told beside the result is lost where it cannot be written."""
     try:
         yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.flush()
+    except OSError:
+        close_quietly(sys.stderr)
+
+
+def close_quietly(stream: TextIO) -> None:
+    """Let what is left of a stream go nowhere, so that nothing complains in the end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

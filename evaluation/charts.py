@@ -1,15 +1,21 @@
 """Charts as SVG text, in the page's own colours: no library, no script."""
 
+import html
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
 
+from ..registry.names import printable
 from .record import Evaluation
 
 _COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#3a9ea5", "#6b6b6b")
 _WIDTH, _HEIGHT, _EDGE = 520, 320, 44
 _POINTS = 120
+
+
+def escape(text: str) -> str:
+    """A text in a drawing."""
+    return html.escape(printable(text))
 
 
 def scatter(found: Sequence[Evaluation]) -> str:

@@ -5,6 +5,7 @@ that transformers can load, with the preprocessing that its own files ask for.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def _processor_of(source: str) -> Any:
 
 def _source(name: str, kind: str, offline: bool) -> str:
     """What to load: offline, the folder in the hub's cache, as its name might be looked up."""
-    if not offline or Path(name).is_dir():
+    if not offline or os.path.isdir(name):
         return name
     try:
         return snapshot_download(name, local_files_only=True)

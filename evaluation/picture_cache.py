@@ -26,6 +26,15 @@ from ..registry.files import below, make_folder, open_file, write_file
 from ..registry.running import EVALUATIONS
 from .scoring import Picture
 
+_UNSOUND = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    KeyError,
+    SafetensorError,
+    Image.DecompressionBombError,
+)
+
 
 class PictureCache:
     """Pictures by key."""
@@ -52,8 +61,10 @@ class PictureCache:
 
     def get(self, key: str) -> Picture | None:
         """A picture, if it is here and whole."""
+        if not is_sha256(key):
+            return None
         path = self.path(key)
-        with suppress(OSError, SafetensorError, KeyError):
+        with suppress(*_UNSOUND):
             with open_file(self._root, path.with_suffix(".safetensors")) as file:
                 maps = load(file.read())["maps"].float()
             with open_file(self._root, path) as file, Image.open(file) as image:

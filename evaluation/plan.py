@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +97,10 @@ class Plan:
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
-        """What was found before in the very same way, if it was."""
+        """What was found before in the very same way, if it was.
+
+        A record that was imported may hold anything; one that is not sound is as if not there.
+        """
         first, *others = self.chosen
         if checkpoint_of(first):
             return None
@@ -105,15 +109,14 @@ class Plan:
         for record in reversed(registry.evaluations(first.concept.name)):
             same = record.version == first.version.number and record.config == made_by
             if same and record.scores.get("others") == labels:
-                return Evaluation.from_document(
-                    {
-                        "concept": first.concept.name,
-                        "version": record.version,
-                        "suite": record.suite,
-                        "made_by": made_by,
-                        **record.scores,
-                    }
-                )
+                told = {
+                    "concept": first.concept.name,
+                    "version": record.version,
+                    "suite": record.suite,
+                    "made_by": made_by,
+                }
+                with suppress(InvalidInput):
+                    return Evaluation.from_document(record.scores | told)
         return None
 
 

@@ -3,12 +3,20 @@
 Loads no weights, so that what has been scored before is told at once.
 """
 
+import json
 import random
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..registry.blobs import is_sha256
+from ..registry.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCORING = 2
 """Counts changes of how scores are computed; records of another number are not used again."""
@@ -108,15 +116,21 @@ class Evaluation:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Evaluation":
-        """The opposite of `document`."""
-        prompts = [
-            PromptScores(
-                **{**prompt, "pictures": [PictureScores(**each) for each in prompt["pictures"]]}
-            )
-            for prompt in document["prompts"]
-        ]
-        scores = {name: Interval(**each) for name, each in document["scores"].items()}
-        return cls(**{**document, "prompts": prompts, "scores": scores})
+        """The opposite of `document`. Raises `InvalidInput` for one of another form."""
+        try:
+            found = _form().validate_json(json.dumps(document), strict=True)
+            if not all(is_sha256(each.picture) for row in found.prompts for each in row.pictures):
+                raise ValueError("a picture is called by its hash")
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"the scores of {document.get('suite')} are not sound") from error
+        return found
+
+
+@cache
+def _form() -> "TypeAdapter[Evaluation]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Evaluation)
 
 
 def summary(

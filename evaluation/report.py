@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..methods.heatmaps import overlaid
 from ..registry import Registry
 from ..registry.errors import ConceptNotFound, StorageError
 from ..registry.files import write_file
+from ..registry.names import printable
 from .charts import curves, scatter
 from .picture_cache import PictureCache
 from .record import COLUMNS, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
@@ -70,8 +72,18 @@ def _csv(found: Sequence[Evaluation]) -> str:
         for prompt in each.prompts:
             for picture in prompt.pictures:
                 place = [each.label, each.suite, prompt.prompt, prompt.tests, picture.seed]
-                writer.writerows([*place, name, value] for name, value in picture.scores.items())
+                for name, value in picture.scores.items():
+                    writer.writerow(_cell(part) for part in (*place, name, value))
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A cell in which a spreadsheet finds no formula: a text that looks like one is quoted."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    is_formula = unicodedata.normalize("NFKC", text.lstrip()[:1]) in ("=", "+", "-", "@")
+    return f"'{text}" if is_formula or value[:1] in ("\t", "\r", "\n") else text
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -96,6 +108,7 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
     environment = Environment(
         loader=PackageLoader("conceptry.evaluation", "."),
         autoescape=True,
+        finalize=_shown_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -116,6 +129,11 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
         curves=[(name, Markup(drawing)) for name, drawing in _curves(registry, found)],  # noqa: S704
         photos=list(_photos(registry, found)),
     )
+
+
+def _shown_text(value: Any) -> Any:
+    """What stands on the page; what we drew is left as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[dict[str, Any]]:

@@ -15,19 +15,22 @@ concept's own category, and `sees` says what else the judge has to see.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..registry.documents import parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound, suggest
+from ..registry.names import check_line, check_text
 
 SHIPPED = Path(__file__).parent / "suites"
 SEEN_THINGS = ("place", "accessory", "colour", "style")
 _SLOTS, _SECOND = ("{}", "{other}", "{third}"), "{second}"
+_BRACKET = re.compile(r"<[^<>]*>|<[a-z]\S*")
+MAX_PROMPTS = 10_000
 _KEYS = {"text", "tests", "looks", "second", "sees"}
 
 
@@ -90,11 +93,10 @@ def shipped_suites() -> dict[str, Suite]:
 
 def find_suite(name: str) -> Suite:
     """A shipped suite, or one's own file. Raises `NotFound` and `InvalidInput`."""
-    if (SHIPPED / f"{name}.yaml").is_file() and re.fullmatch(r"[a-z-]+", name):
+    if re.fullmatch(r"[a-z-]{1,40}", name) and (SHIPPED / f"{name}.yaml").is_file():
         return read_suite(SHIPPED / f"{name}.yaml")
-    path = Path(name).expanduser()
-    if path.is_file():
-        return read_suite(path)
+    if os.path.isfile(path := os.path.expanduser(name)):
+        return read_suite(Path(path))
     names = [each.stem for each in sorted(SHIPPED.glob("*.yaml"))]
     hint = suggest(name, names)
     known = f"there are {', '.join(names)}; a file of your own works too"
@@ -111,15 +113,13 @@ def suite_for(category: str) -> Suite:
 
 def read_suite(path: Path) -> Suite:
     """Read a suite file. Raises `InvalidInput` that names the file and the prompt."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yaml", ".yml"):
-            return _from_entries(path, yaml.safe_load(text))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise InvalidInput(f"{path} cannot be read as a suite: {problem}") from error
-    except OSError as error:
-        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    text = read_text(path)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            document = parse_yaml(text)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path} cannot be read as a suite: {error.message}") from None
+        return _from_entries(path, document)
     lines = [line.strip() for line in text.splitlines()]
     prompts = [{"text": line} for line in lines if line and not line.startswith("#")]
     return _from_entries(path, {"prompts": prompts})
@@ -127,27 +127,34 @@ def read_suite(path: Path) -> Suite:
 
 def _from_entries(path: Path, document: Any) -> Suite:
     entries = document.get("prompts") if isinstance(document, Mapping) else document
-    if not entries or not isinstance(entries, Sequence) or isinstance(entries, str):
+    if not entries or not isinstance(entries, list):
         raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
-    about = str(document.get("about", "")) if isinstance(document, Mapping) else ""
+    if len(entries) > MAX_PROMPTS:
+        raise InvalidInput(f"{path} holds {len(entries):,} prompts; {MAX_PROMPTS:,} is the limit")
+    top = document if isinstance(document, Mapping) else {}
+    about = _text(str(path), "about", top.get("about", ""))
     prompts = tuple(_prompt(path, i, entry) for i, entry in enumerate(entries, 1))
     if len({_num_subjects(prompt) for prompt in prompts}) > 1:
         raise InvalidInput(
             f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"
         )
-    given = document.get("fits", ()) if isinstance(document, Mapping) else ()
-    fits = _words(str(path), "fits", given)
-    return Suite(path.stem, about, prompts, fits)
+    return Suite(path.stem, about, prompts, _words(str(path), "fits", top.get("fits", [])))
 
 
 def _num_subjects(prompt: SuitePrompt) -> int:
     return sum(slot in prompt.text for slot in _SLOTS)
 
 
+def _text(where: str, key: str, given: Any) -> str:
+    if not isinstance(given, str):
+        raise InvalidInput(f"{where}: {key} is no text", hint="put it in quotes")
+    return check_text(given, f"{key} of {where}")
+
+
 def _words(where: str, key: str, given: Any) -> tuple[str, ...]:
-    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
         raise InvalidInput(f"{where}: {key} is a list of words", hint=f"{key}: [mug, house]")
-    return tuple(given)
+    return tuple(check_line(each, f"word in {key} of {where}") for each in given)
 
 
 def _seen_words() -> dict[str, Sequence[str]]:
@@ -166,10 +173,41 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
         raise InvalidInput(f"{where} has no text", hint='{text: "a photo of a {} on the beach"}')
     if unknown := set(entry) - _KEYS:
         raise InvalidInput(
-            f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}",
+            f"{where} has unknown keys: {', '.join(sorted(unknown))}",
             hint=f"known are {', '.join(sorted(_KEYS))}",
         )
-    text = entry["text"]
+    text = _text(where, "text", entry["text"])
+    second = _words(where, "second", entry.get("second", []))
+    _check_slots(where, text, second)
+    if entry.get("looks", "own") not in ("own", "other"):
+        raise InvalidInput(f"{where}: looks are own or other")
+    sees = entry.get("sees", {})
+    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
+        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
+    for thing, given in sees.items():
+        word = _text(where, thing, given)
+        if word not in (known := _seen_words()[thing]):
+            raise InvalidInput(
+                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
+            )
+    return SuitePrompt(
+        text=text,
+        tests=_text(where, "tests", entry.get("tests", "prompt")),
+        keeps_looks=entry.get("looks", "own") == "own",
+        second=second,
+        sees=dict(sees),
+    )
+
+
+def _check_slots(where: str, text: str, second: Sequence[str]) -> None:
+    for each in (text, *second):
+        if bracket := _BRACKET.search(each):
+            raise InvalidInput(
+                f"{where} holds {bracket.group()}: no concept is named in a suite",
+                hint="{} is where the concept goes",
+            )
+    if any(set("{}") & set(each) for each in second):
+        raise InvalidInput(f"{where}: second is plain words")
     if _SLOTS[0] not in text:
         raise InvalidInput(f'{where} has no slot: "{text}"', hint="{} is where the concept goes")
     if wrong := set(re.findall(r"{[^{}]*}", text)) - {*_SLOTS, _SECOND}:
@@ -178,23 +216,5 @@ def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
         )
     if _SLOTS[2] in text and _SLOTS[1] not in text:
         raise InvalidInput(f"{where} has {{third}} without {{other}}")
-    if entry.get("looks", "own") not in ("own", "other"):
-        raise InvalidInput(f"{where}: looks are own or other")
-    sees = entry.get("sees", {})
-    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
-        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
-    for thing, word in sees.items():
-        if word not in (known := _seen_words()[thing]):
-            raise InvalidInput(
-                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
-            )
-    second = _words(where, "second", entry.get("second", ()))
     if (_SECOND in text) != bool(second):
         raise InvalidInput(f"{where}: {_SECOND} and second go together")
-    return SuitePrompt(
-        text=text,
-        tests=str(entry.get("tests", "prompt")),
-        keeps_looks=entry.get("looks", "own") == "own",
-        second=second,
-        sees=dict(sees),
-    )

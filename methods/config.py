@@ -6,9 +6,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from difflib import get_close_matches
 from typing import Any, Self, cast, get_type_hints
 
-import yaml
-
+from ..registry.documents import parse_yaml, shown
 from ..registry.errors import InvalidInput
+from ..registry.names import check_line
 
 
 def setting(
@@ -87,14 +87,16 @@ def _check(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Non
     plain: type = kind if isinstance(kind, type) else tuple
     fits = isinstance(value, (int, float) if plain is float else plain)
     if not fits or (isinstance(value, bool) and plain is not bool):
-        raise InvalidInput(f"{name} is {value!r}: expected {_named(plain)}")
+        raise InvalidInput(f"{name} is {shown(value)}: expected {_named(plain)}")
     if plain is tuple:
         texts = cast("tuple[Any, ...]", value)
         if not texts or not all(isinstance(part, str) for part in texts):
-            raise InvalidInput(f"{name} is {value!r}: expected a list of texts")
+            raise InvalidInput(f"{name} is {shown(value)}: expected a list of texts")
+        for part in texts:
+            check_line(part, f"text in {name}")
     choices, low, high = (metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise InvalidInput(f"{name} is {value!r}: expected {' or '.join(choices)}")
+        raise InvalidInput(f"{name} is {shown(value)}: expected {' or '.join(choices)}")
     if low is not None and high is not None and not low <= value <= high:
         raise InvalidInput(f"{name} is {value:g}: expected {low:g} to {high:g}")
 
@@ -116,9 +118,11 @@ def _parsed(text: str) -> Any:
     """A value as YAML reads it, but 1e-4 is a number, and no and off are words."""
     if text.strip().lower() in ("yes", "no", "on", "off"):
         return text.strip()
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+        return float(text)
     try:
-        return float(text) if re.fullmatch(r"[-+\d.]+[eE][-+]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except InvalidInput:
         return text
 
 

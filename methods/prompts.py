@@ -18,6 +18,7 @@ MAX_STRENGTH = 4.0
 _BRACKETS = re.compile(r"<([^<>]*)>")
 _UNCLOSED = re.compile(r"<[a-z]\S*")
 _MENTION = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:@([a-z0-9][a-z0-9_-]*))?(?::([\d.]+))?")
+_OTHER_TOOLS = re.compile(r"(?:lora|lyco|hypernet|embedding):([a-z0-9][a-z0-9_-]*(?::[\d.]+)?).*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,9 @@ def check_negative(prompt: str) -> None:
 def _mention(text: str, inside: str) -> Mention:
     match = _MENTION.fullmatch(inside)
     if match is None:
-        raise InvalidInput(
-            f"{text} names no concept", hint="<rex>, <rex@3>, <rex@best> or <rex:0.8>"
-        )
+        other = _OTHER_TOOLS.fullmatch(inside)
+        hint = f"<{other[1]}>" if other else "<rex>, <rex@3>, <rex@best> or <rex:0.8>"
+        raise InvalidInput(f"{text} names no concept", hint=hint)
     name, version, strength = match.groups()
     try:
         value = float(strength or 1)

@@ -633,7 +633,7 @@ def _sound_picture(folder: Path, path: Path) -> Image.Image | None:
     try:
         with open_file(folder, path) as file, Image.open(file) as picture:
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ..registry.documents import parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound, suggest
+from ..registry.names import check_line, check_text
 from .folder import PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
 
 DEFAULT_BASE = "miniature"
@@ -39,8 +39,8 @@ class Base:
         if self.kind == "hub":
             return _is_cached(self.source)
         if self.kind == "folder":
-            return (Path(self.source) / PIPELINE_FILE).is_file()
-        return Path(self.source).is_file()
+            return os.path.isfile(Path(self.source) / PIPELINE_FILE)
+        return os.path.isfile(self.source)
 
 
 def find_base(name: str) -> Base:
@@ -51,8 +51,8 @@ def find_base(name: str) -> Base:
     aliases = read_aliases()
     if name in aliases:
         return aliases[name]
-    path = Path(name).expanduser()
-    if path.exists() or _looks_like_a_file(name):
+    path = _at_home(name)
+    if os.path.exists(path) or _looks_like_a_file(name):
         return _from_path(name, path)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return Base(name, "hub", name)
@@ -85,7 +85,7 @@ def cached_bases() -> list[Base]:
 
 def _own_file() -> Path | None:
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        if not Path(named).is_file():
+        if not os.path.isfile(named):
             raise NotFound(f"${ENVIRONMENT_VARIABLE} names {named}, which is no file")
         return Path(named)
     import platformdirs
@@ -95,33 +95,40 @@ def _own_file() -> Path | None:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Base]]:
+    text = read_text(path)
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not YAML: {error}") from error
+        entries = parse_yaml(text) or {}
+    except InvalidInput as error:
+        raise InvalidInput(f"{path} is {error.message}") from None
     if not isinstance(entries, dict):
         raise InvalidInput(f"{path} does not map names to base models")
     for name, entry in entries.items():
-        yield str(name), _from_entry(path, str(name), entry)
+        yield check_line(name, f"name in {path}"), _from_entry(path, name, entry)
 
 
 def _from_entry(path: Path, name: str, entry: Any) -> Base:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
+    if not isinstance(entry, Mapping) or entry.get("source") is None:
         raise InvalidInput(f'{path}: "{name}" needs a source', hint="source: owner/name or a path")
     if unknown := set(entry) - {"source", "config", "about"}:
         raise InvalidInput(f'{path}: "{name}" has unknown keys: {", ".join(sorted(unknown))}')
-    source, about = entry["source"], str(entry.get("about", ""))
+    entry = {key: value for key, value in entry.items() if value is not None}
+    for key, value in entry.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f'{path}: "{name}": {key} is no text', hint="put it in quotes")
+        (check_text if key == "about" else check_line)(value, f'{key} of "{name}" in {path}')
+    source, about, config = entry["source"], entry.get("about", ""), entry.get("config")
     if source == "shipped":
         return Base(name, "folder", str(SHIPPED), about)
     if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):
         return Base(name, "hub", source, about)
-    config = entry.get("config")
     beside = path.parent
     kind: Kind = "file" if _looks_like_a_file(source) else "folder"
-    where = beside / Path(source).expanduser()
-    return Base(
-        name, kind, str(where), about, config and str(beside / Path(str(config)).expanduser())
-    )
+    where = beside / _at_home(source)
+    return Base(name, kind, str(where), about, config and str(beside / _at_home(config)))
+
+
+def _at_home(path: str) -> Path:
+    return Path(os.path.expanduser(path))
 
 
 def _looks_like_a_file(source: str) -> bool:
@@ -135,10 +142,10 @@ def _from_path(name: str, path: Path) -> Base:
             hint=how_to_convert(path),
         )
     if path.suffix == ".safetensors":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise NotFound(f"{name} does not exist")
         return Base(name, "file", str(path), config=_config_beside(path))
-    if not (path / PIPELINE_FILE).is_file():
+    if not os.path.isfile(path / PIPELINE_FILE):
         is_what = kind_of_folder(path)
         raise InvalidInput(
             f"{name} is {is_what or 'not a base model'}: it has no {PIPELINE_FILE}",
@@ -150,7 +157,7 @@ def _from_path(name: str, path: Path) -> Base:
 def _config_beside(path: Path) -> str | None:
     """`model/` beside `model.safetensors`, if it is a diffusers folder."""
     folder = path.with_suffix("")
-    return str(folder) if (folder / PIPELINE_FILE).is_file() else None
+    return str(folder) if os.path.isfile(folder / PIPELINE_FILE) else None
 
 
 def _is_cached(repository: str) -> bool:

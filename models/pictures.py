@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from ..registry.errors import StorageError
+from ..registry.documents import parse_json
+from ..registry.errors import InvalidImage, NotFound, StorageError
 from ..registry.files import write_file, write_new_file
+from ..registry.images import read_file, strict_decoding
 
 METADATA_KEY = "conceptry"
 _GAP = 8
@@ -50,10 +52,26 @@ def replace_picture(image: Image.Image, path: Path) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What `save_picture` wrote into a file; None for a picture of another origin."""
-    with Image.open(path) as image:
-        text = getattr(image, "text", {}).get(METADATA_KEY)
-    return json.loads(text) if text else None
+    """What `save_picture` wrote into a file; None for a picture of another origin.
+
+    Raises `NotFound` if there is no such file, `InvalidImage` if it is no picture, or one that
+    cannot be read whole.
+    """
+    if not os.path.isfile(path):
+        raise NotFound(f"{path} is a folder" if os.path.isdir(path) else f"{path} does not exist")
+    try:
+        data = io.BytesIO(read_file(path))
+        with strict_decoding(), Image.open(data, "r", ["PNG"]) as image:
+            is_single = getattr(image, "n_frames", 1) == 1
+            told = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
+        found = parse_json(told) if told else None
+    except UnidentifiedImageError:
+        return None  # ours are PNGs
+    except InvalidImage:
+        raise
+    except Exception as error:  # noqa: BLE001 (decoders raise anything)
+        raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
+    return found if isinstance(found, dict) else None
 
 
 def file_stem(prompt: str, seed: int) -> str:

@@ -20,6 +20,11 @@ from typing import BinaryIO, NamedTuple
 
 from .errors import RegistryCorrupt
 
+PRIVATE = 0o700
+"""Permissions of a new folder for photos and pictures, of which the umask may take more away.
+
+What is made below it is for those for whom it is: in a registry of one's own, nobody else.
+"""
 LEFT_AFTER = 3600.0
 """Seconds after which an unfinished file has nobody who still writes it."""
 
@@ -65,7 +70,7 @@ class Entry(NamedTuple):
 
 def make_folder(root: Path, folder: Path) -> Path:
     """Make a folder below `root`, and those above it; raises `RegistryCorrupt` at a link."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(PRIVATE, parents=True, exist_ok=True)
     with _entered(root, folder, create=True):
         return folder
 
@@ -87,7 +92,8 @@ def open_file(root: Path, path: Path) -> BufferedReader:
 def create_file(root: Path, path: Path) -> BinaryIO:
     """Make a file below `root` for writing; raises `FileExistsError`, also for a link."""
     with _entered(root, path.parent) as handle:
-        return os.fdopen(os.open(_named(handle, path), _CREATE, 0o666, dir_fd=handle), "wb")
+        mode = _permissions(root) & 0o666
+        return os.fdopen(os.open(_named(handle, path), _CREATE, mode, dir_fd=handle), "wb")
 
 
 def remove_file(root: Path, path: Path) -> None:
@@ -130,7 +136,7 @@ def _entered(root: Path, folder: Path, *, create: bool = False) -> Iterator[int 
             path /= name
             if create:
                 with suppress(FileExistsError):
-                    os.mkdir(_named(handle, path), dir_fd=handle)
+                    os.mkdir(_named(handle, path), _permissions(root), dir_fd=handle)
             inner = _enter(handle, path)
             _close(handle)
             handle = inner
@@ -177,6 +183,10 @@ def _named(handle: int | None, path: Path) -> str | Path:
 
 def _status(handle: int | None, path: Path) -> os.stat_result:
     return os.stat(_named(handle, path), dir_fd=handle, follow_symlinks=False)
+
+
+def _permissions(folder: Path) -> int:
+    return stat.S_IMODE(folder.stat().st_mode) & 0o777
 
 
 def _close(handle: int | None) -> None:

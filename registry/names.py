@@ -99,6 +99,8 @@ def findable(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line, with a replacement character for what a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == _JOINER else _REPLACEMENT for c in text)
 
 

@@ -11,6 +11,7 @@ from . import queries, running
 from .blobs import DEFAULT_GRACE, BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
+from .files import PRIVATE
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
@@ -469,7 +470,8 @@ def _prepare(location: Location, create: bool) -> None:
                 f"there is no registry at {database}",
                 hint="concept add NAME PHOTO… --category WORD creates it",
             )
-        location.blobs.mkdir(parents=True, exist_ok=True)
+        location.blobs.mkdir(PRIVATE, parents=True, exist_ok=True)
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, PRIVATE & 0o666))
     except OSError as error:
         raise StorageError(f"cannot use {database}: {error.strerror}") from error
 

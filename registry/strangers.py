@@ -1,0 +1,98 @@
+"""Files that are no bundles, told by their first bytes: what they are, and what to do with them."""
+
+import zipfile
+from pathlib import Path
+
+from .errors import InvalidBundle
+
+_HEAD = 1 << 20
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_PICTURE_BOXES = (b"heic", b"heix", b"mif1", b"avif", b"msf1")
+_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+_ARCHIVES = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_CONVERT = "look for a .safetensors file of the same model; pickles are never opened"
+_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".avif", ".tif", ".tiff", ".bmp")
+
+
+_PICTURE = ("a picture", "concept add NAME PHOTO --category WORD")
+_ARCHIVE = ("an archive", "unpack it first")
+_STARTS = (
+    (_PICTURES, _PICTURE),
+    (_PICKLES, ("a checkpoint, which may run code when it is loaded", _CONVERT)),
+    (_ARCHIVES, _ARCHIVE),
+    (b"SQLite format 3\0", ("a registry", "concept list --registry FILE")),
+    (b"GGUF", ("a GGUF model", "look for a .safetensors file of the same model")),
+)
+
+
+def refuse_stranger(path: Path) -> None:
+    """Raise `InvalidBundle` for a file that is plainly something else, with what it is for."""
+    if path.is_dir():
+        raise _stranger(path, *_of_folder(path))
+    if not path.is_file():
+        raise _stranger(path, "not a regular file", "concept import FILE")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return  # whoever reads it says why not
+    if told := _of_zip(path) if head.startswith(b"PK") else _of_head(path, head):
+        raise _stranger(path, *told)
+
+
+def _stranger(path: Path, what: str, hint: str) -> InvalidBundle:
+    return InvalidBundle(f"{path} is not a sound bundle: it is {what}", hint=hint)
+
+
+def _of_folder(path: Path) -> tuple[str, str]:
+    if (path / "concepts.db").is_file():
+        return "a registry", f"concept list --registry {path}"
+    if (path / "model_index.json").is_file():
+        return "a base model", f'concept generate "a photo of a dog" --base {path}'
+    return "a folder", f"concept add NAME {path} --category WORD"
+
+
+def _of_zip(path: Path) -> tuple[str, str] | None:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            names = opened.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return None
+    if "manifest.json" in names:
+        return None
+    if any(name.endswith("data.pkl") for name in names):
+        return "a checkpoint, which may run code when it is loaded", _CONVERT
+    if any(name.lower().endswith(_PHOTO_SUFFIXES) for name in names):
+        return "a zip of pictures", "unpack it, then concept add NAME FOLDER --category WORD"
+    if any(name.endswith(".concept") for name in names):
+        return "a zip of exports", "unpack it, then concept import FILE"
+    return "a zip of other files", "concept import takes what concept export wrote"
+
+
+def _of_head(path: Path, head: bytes) -> tuple[str, str] | None:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return _of_safetensors(path, head)
+    if head[8:12] in (b"WEBP", *_PICTURE_BOXES):
+        return _PICTURE
+    if head[257:262] == b"ustar":
+        return _ARCHIVE
+    return next((told for start, told in _STARTS if head.startswith(start)), None)
+
+
+def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
+    if b'"conceptry-' in head:
+        return (
+            "one file of a concept, without its photos and history",
+            "concept export NAME FILE, where it was taught",
+        )
+    if b'"model.diffusion_model.' in head or b'"first_stage_model.' in head:
+        return "a base model", f'concept generate "a photo of a dog" --base {path}'
+    if b"lora_" in head or b'"emb_params"' in head or b'"string_to_param' in head:
+        return (
+            "a LoRA or an embedding of another tool",
+            "concept train teaches the same from photos; other tools' weights are not read",
+        )
+    return (
+        "weights in safetensors",
+        f'concept generate "a photo of a dog" --base {path}, if it is a base model',
+    )
