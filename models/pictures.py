@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
