@@ -1,6 +1,7 @@
 """Where an interrupted training goes on: one safetensors file, replaced whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def read_resume_point(path: Path) -> ResumePoint:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file, and its place in the training."""
-    if path.is_symlink():
+    if os.path.islink(path):
         raise InvalidWeights(f"{path} is a link, which no training left there")
     try:
         with safe_open(path, "pt") as opened:

@@ -69,7 +69,7 @@ def hash_of(path: Path) -> str:
     The hub's cache names large files by theirs, and is believed where it is ours alone.
     """
     try:
-        if path.is_symlink() and _is_named_by_hash(blob := path.resolve(strict=True)):
+        if os.path.islink(path) and _is_named_by_hash(blob := path.resolve(strict=True)):
             return blob.name
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is no file")

@@ -60,7 +60,7 @@ def _check_target(store: Store, target: Location) -> None:
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise AlreadyExists(f"{folder} is a file", hint="name a folder for the backup")
     for path in (target.database, target.blobs):
-        if path.is_symlink():
+        if os.path.islink(path):
             raise AlreadyExists(
                 f"{path} is a link: a backup never writes to what it leads to",
                 hint="name another folder",

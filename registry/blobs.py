@@ -136,7 +136,7 @@ class BlobStore:
     def files(self, shard: str) -> list[StoredFile]:
         """The files of one folder under the blob folder, by name; links are not followed."""
         folder = self.folder / shard
-        if folder.is_symlink():  # told of by `strays`
+        if os.path.islink(folder):  # told of by `strays`
             return []
         return sorted(self._below(folder), key=lambda file: file.path)
 

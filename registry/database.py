@@ -32,7 +32,7 @@ class Database:
         self._options: dict[str, Any] = {"timeout": timeout, "check_same_thread": False}
         self._no_room: BaseException | None = None
         for suffix in ("-wal", "-shm", "-journal"):
-            if (beside := path.with_name(path.name + suffix)).is_symlink():
+            if os.path.islink(beside := path.with_name(path.name + suffix)):
                 raise RegistryCorrupt(
                     f"{beside} is a link: nothing is written to what it leads to",
                     hint="put it away, and look where it comes from",

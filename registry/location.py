@@ -54,7 +54,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Location:
     path = Path(os.path.expanduser(plain_path(path)))
     if means_folder or os.path.isdir(path):
         path = path / DATABASE_NAME
-    return Location(Path(os.path.realpath(path)) if path.is_symlink() else path.absolute())
+    return Location(Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute())
 
 
 def plain_path(path: str | os.PathLike[str]) -> Path:

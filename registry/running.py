@@ -11,6 +11,7 @@ Nothing in here is part of the registry's promises: a backup leaves it out, and 
 is lost begins again. Links in here are never followed.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def checkpoints(location: Location, run: str) -> list[Path]:
 
 def _files(location: Location, folder: Path) -> list[StoredFile]:
     """The files of a run, by name; none, if its folder is a link."""
-    if folder.is_symlink() or location.runs.is_symlink():
+    if os.path.islink(folder) or os.path.islink(location.runs):
         return []
     found = entries(location.runs, folder)
     return [StoredFile.of(entry, folder, folder.name) for entry in found if not entry.is_folder]
@@ -104,7 +105,7 @@ def cache_folder(location: Location, *names: str) -> Path:
 
 def cached_files(cache: Path) -> Iterator[StoredFile]:
     """What is kept in the cache; neither what stands beside it in there, nor what links lead to."""
-    for kind in () if cache.is_symlink() else CACHES:
+    for kind in () if os.path.islink(cache) else CACHES:
         for group in _folders(cache, cache / kind):
             for entry in entries(cache, group):
                 if entry.is_file:
@@ -112,7 +113,7 @@ def cached_files(cache: Path) -> Iterator[StoredFile]:
 
 
 def _folders(root: Path, folder: Path) -> list[Path]:
-    found = [] if folder.is_symlink() else entries(root, folder)
+    found = [] if os.path.islink(folder) else entries(root, folder)
     return [folder / entry.name for entry in found if entry.is_folder]
 
 
@@ -127,7 +128,7 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
     }
     known = {uid for uid, _, _ in rows}
     runs = store.location.runs
-    for folder in () if runs.is_symlink() else _folders(runs, runs):
+    for folder in () if os.path.islink(runs) else _folders(runs, runs):
         for file in _files(store.location, folder) if is_run_id(folder.name) else ():
             name = file.path.name
             is_kept = stays(name) and not (with_checkpoints and _is_checkpoint(name))

@@ -130,7 +130,7 @@ class _Scan:
 
 def _links(folder: Path) -> Iterator[Path]:
     """Links and other odd things below a folder, or itself; nothing here ever follows them."""
-    if folder.is_symlink():
+    if os.path.islink(folder):
         yield folder
         return
     for entry in entries(folder, folder):
