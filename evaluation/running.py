@@ -63,7 +63,8 @@ def score(
     models and encoders that are not there, `InvalidInput` for suites that do not fit. `base` is
     taken where it is the one that is wanted, and has to be bare.
     """
-    tasks = [_Task.of(registry, wish, cast) for cast in _casts(registry, wish)]
+    trusted = [base.base.name] if base else []
+    tasks = [_Task.of(registry, wish, cast, trusted) for cast in _casts(registry, wish)]
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -166,8 +167,10 @@ class _Task:
     encoders: Wanted
 
     @classmethod
-    def of(cls, registry: Registry, wish: Wish, cast: tuple[Chosen, ...]) -> "_Task":
-        base = find_base(wish.base or _taught_on(registry, cast[0]))
+    def of(
+        cls, registry: Registry, wish: Wish, cast: tuple[Chosen, ...], trusted: Sequence[str]
+    ) -> "_Task":
+        base = find_base(wish.base or _taught_on(registry, cast[0], trusted))
         encoders = wanted_for(base, clip=wish.clip, dino=wish.dino)
         suite = suite_of(wish, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
@@ -191,12 +194,16 @@ def suite_of(wish: Wish, encoders: Wanted, concept: Concept) -> Suite:
     return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
 
 
-def _taught_on(registry: Registry, chosen: Chosen) -> str:
-    """The base model of the run that made a version."""
+def _taught_on(registry: Registry, chosen: Chosen, trusted: Sequence[str]) -> str:
+    """The base model of the run that made a version.
+
+    What an import says is believed if it is an alias, or in `trusted`.
+    """
     run = next((run for run in chosen.concept.runs if run.run == chosen.version.run), None)
     if run is None:
         return "miniature"
-    if run.base not in read_aliases() and not registry.began_here(run.run):
+    is_known = run.base in read_aliases() or run.base in trusted
+    if not is_known and not registry.began_here(run.run):
         raise InvalidInput(
             f"{chosen.label} was imported, and says it was taught on {run.base}: name its base",
             hint=f"concept eval {chosen.concept.name} --base …",
