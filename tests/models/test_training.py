@@ -102,7 +102,7 @@ def begin(stage: str, workshop: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", list(train.STAGES))
+@pytest.mark.parametrize("stage", [name for name in train.STAGES if name != "unet"])
 def test_some_steps_of_a_stage_lower_its_loss(
     stage: str, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
