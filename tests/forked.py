@@ -31,6 +31,7 @@ class Forked:
         prelude: str = "",
         env: Mapping[str, str] | None = None,
         stdin: int | None = None,
+        stdout: int | None = None,
         stderr: int | None = None,
         start_new_session: bool = False,
     ) -> None:
@@ -40,7 +41,7 @@ class Forked:
         with Path(os.devnull).open("rb") as nothing:
             streams = (
                 nothing.fileno() if stdin is None else stdin,
-                self._out.fileno(),
+                self._out.fileno() if stdout is None else stdout,
                 self._err.fileno() if stderr is None else stderr,
             )
             request = {

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drawing import draw, draw_file, draw_folder
@@ -36,25 +36,32 @@ def prepare(folder: Path) -> None:
     mask.save(photos / "sloth" / "masks" / "00.png")
 
 
-def play(text: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Run each `$ command` of the README; yields it with what it printed."""
+def in_a_shell(line: str, folder: Path) -> str:
+    """Run it; returns what it printed, to whichever stream."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CONCEPT_REGISTRY": "concepts.db",
     }
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    ).stdout
+
+
+def play(
+    text: str, folder: Path, run: Callable[[str, Path], str] = in_a_shell
+) -> Iterator[tuple[str, str]]:
+    """Run each `$ command` of the README; yields it with what it printed."""
     for block in _BLOCK.findall(text):
         for line in block.splitlines():
             if line.startswith("$ "):
-                done = subprocess.run(
-                    ["bash", "-c", line[2:]],
-                    cwd=folder,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    check=False,
-                )
-                yield line, "".join(f"{row.rstrip()}\n" for row in done.stdout.splitlines())
+                printed = run(line[2:], folder)
+                yield line, "".join(f"{row.rstrip()}\n" for row in printed.splitlines())
 
 
 def rewritten(text: str, session: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from eager_attention import EagerProcessor
 from full_size import UNETS, make_full_unet
 from torch import Tensor
 
-BLOCKS = {
+BLOCKS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "block_out_channels": (32, 64),
@@ -229,7 +229,9 @@ def test_low_precision(unet: Any) -> None:
 
 def test_a_compiled_unet_can_be_watched() -> None:
     """Attention itself stays out of the compiled graph: one break at each watched layer."""
-    unet = make_unet(SHAPES["SD 1.5"])
+    one_level = {"down_block_types": BLOCKS["down_block_types"][:1]}
+    one_level |= {"up_block_types": BLOCKS["up_block_types"][1:], "block_out_channels": (32,)}
+    unet = make_unet(SHAPES["SD 1.5"] | one_level)
     inputs = inputs_for(unet)
     compiled = torch.compile(unet, backend="eager")
     with torch.no_grad():
