@@ -24,6 +24,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,9 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
     stopped = iter((False, True, True))
     hooks = Hooks(should_stop=lambda: next(stopped, True))
     words = ["augmentation.crops=2", *(f"stage{i}.steps=2" for i in (1, 2, 3))]
-    with Registry.open(folder / "interrupted/concepts.db") as registry:
-        try:
-            train(registry, "rex", base, overrides=words, hooks=hooks)
-        except TrainingInterrupted:
-            pass
+    opened = Registry.open(folder / "interrupted/concepts.db")
+    with opened as registry, suppress(TrainingInterrupted):
+        train(registry, "rex", base, overrides=words, hooks=hooks)
     return Sound(folder, base)
 
 
