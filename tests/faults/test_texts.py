@@ -239,6 +239,16 @@ def test_scores_of_another_form_are_none() -> None:
             Evaluation.from_document(odd)
 
 
+def test_a_database_of_no_known_format_is_damaged(rex: Registry, database: Path) -> None:
+    """Faults, row 38."""
+    rex.close()
+    data = bytearray(database.read_bytes())
+    data[44:48] = (9).to_bytes(4, "big")  # the schema's format, 1 to 4
+    database.write_bytes(data)
+    result = invoke("--registry", database, "list")
+    assert (result.exit_code, "is damaged" in result.stderr) == (4, True)
+
+
 # --- row 39 ---------------------------------------------------------------------------------------
 
 
