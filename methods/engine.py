@@ -23,7 +23,7 @@ from .hooks import Hooks, Learned
 from .method import Method, Stage, active_stages
 from .photos import encode_pictures, varied_crops
 from .precision import cast, make_accelerator
-from .resume_point import ResumePoint, read_resume_point
+from .resume_point import ResumePoint, read_resume_point, take_values
 from .seeds import seed_of
 from .stage_run import StageRun, run_stage
 from .staged import StagedToken, staging_for
@@ -234,9 +234,7 @@ class Training:
 
     def take_over(self, point: ResumePoint) -> None:
         """Begin with what was learned up to a resume point."""
-        current = self.all_learning()
-        for name, value in point.learned.items():
-            current[name].data.copy_(value)
+        take_values(point.learned, self.all_learning())
 
     def learned(self) -> Learned:
         """What has been learned, as it is stored."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..registry.documents import parse_json
 from ..registry.errors import InvalidWeights, StorageError
 from ..registry.files import replacing
 
@@ -75,6 +76,28 @@ def read_resume_point(path: Path) -> ResumePoint:
         )
 
 
+def take_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors over those of the same names; raises `InvalidWeights` if they differ."""
+    for name, value in values.items():
+        if name not in into or into[name].shape != value.shape:
+            raise InvalidWeights(
+                f"the saved state of the training does not fit: {name}",
+                hint="concept train NAME begins anew",
+            )
+        into[name].data.copy_(value)
+
+
+def _is_place(place: Any) -> bool:
+    return (
+        isinstance(place, dict)
+        and isinstance(done := place.get("done"), list)
+        and all(isinstance(name, str) for name in done)
+        and isinstance(place.get("stage"), str)
+        and type(place.get("step")) is int
+        and place["step"] >= 0
+    )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file, and its place in the training."""
@@ -85,6 +108,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InvalidWeights(f"{path} is no resume point of this program")
-            yield opened, json.loads(metadata["place"])
+            place = parse_json(metadata["place"])
+            if not _is_place(place):
+                raise InvalidWeights(f"{path} does not say how far the training had come")
+            yield opened, place
+    except InvalidWeights:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise InvalidWeights(f"{path} is no sound resume point: {error}") from error

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from ..kernels import Observation, observe
 from ..models.drawing import draw_batch
-from ..registry.errors import InvalidInput, NotFinite, TrainingFailed, TrainingInterrupted
+from ..registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    NotFinite,
+    TrainingFailed,
+    TrainingInterrupted,
+)
 from . import previews
 from .conditioning import (
     Conditioning,
@@ -29,7 +35,7 @@ from .hooks import Checkpoint, StepReport
 from .losses import diffusion_loss, diffusion_target, moment_matching_loss, subject_wise_loss
 from .method import Stage, active_stages
 from .processes import agreed, told
-from .resume_point import ResumePoint, write_resume_point
+from .resume_point import ResumePoint, take_values, write_resume_point
 from .seeds import seed_of
 
 if TYPE_CHECKING:
@@ -481,9 +487,13 @@ class StageRun:
                 value = point.optimizer.get(f"{key}.{name}")
                 if value is not None:
                     state[key] = _as_state_of(parameter, value)
+            if self.training.settings.optimizer == "adamw" and not _is_adamw(state, parameter):
+                raise InvalidWeights(
+                    f"the saved state of the training does not fit: the optimiser's of {name}",
+                    hint="concept train NAME begins anew",
+                )
             self.optimizer.state[parameter] = state
-        for name, value in point.average.items():
-            self.average[name].copy_(value)
+        take_values(point.average, self.average)
 
 
 class _Denoiser(nn.Module):
@@ -570,6 +580,12 @@ def _make_optimizer(
             ) from error
         return AdamW8bit(parameters, **options)
     return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def _is_adamw(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether AdamW can go on with it; a parameter without a gradient has none."""
+    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    return not state or {key: torch.as_tensor(v).shape for key, v in state.items()} == shapes
 
 
 def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:

@@ -295,8 +295,9 @@ def _translated_in_session(path: Path) -> Iterator[None]:
 def explained(error: BaseException | None, path: Path) -> BaseException:
     """Our error for one of SQLite's, or the error itself where it would be a bug of ours."""
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None and isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError)):
-        return _corrupt(path, error)  # text that is not UTF-8
+    is_text = isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError))
+    if (code is None and is_text) or str(error) == "unsupported file format":
+        return _corrupt(path, error)  # text that is not UTF-8, or a header that says no format
     for codes, make in _EXPLANATIONS:
         if code is not None and code & 0xFF in codes:
             return make(path, error)

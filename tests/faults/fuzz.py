@@ -121,10 +121,8 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
     stopped = iter((False, True, True))
     hooks = Hooks(should_stop=lambda: next(stopped, True))
     words = ["augmentation.crops=2", *(f"stage{i}.steps=2" for i in (1, 2, 3))]
-    with (
-        Registry.open(folder / "interrupted/concepts.db") as registry,
-        suppress(TrainingInterrupted),
-    ):
+    opened = Registry.open(folder / "interrupted/concepts.db")
+    with opened as registry, suppress(TrainingInterrupted):
         train(registry, "rex", base, overrides=words, hooks=hooks)
     return Sound(folder, base)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conceptry.evaluation.record import Evaluation, Interval, PictureScores, PromptScores
 from conceptry.evaluation.report import _csv
 from conceptry.evaluation.suites import find_suite
@@ -19,15 +20,17 @@ from conceptry.methods.made import read_made
 from conceptry.methods.method import find_method, settings_of
 from conceptry.methods.other_tools import foreign_words
 from conceptry.methods.prompts import mentions
+from conceptry.methods.resume_point import FORMAT, read_place, read_resume_point, take_values
 from conceptry.models.bases import read_aliases
 from conceptry.registry import Registry
 from conceptry.registry.documents import parse_json, parse_yaml
-from conceptry.registry.errors import InvalidImage, InvalidInput
+from conceptry.registry.errors import InvalidImage, InvalidInput, InvalidWeights
 from drawing import draw
 from odd import BOMB
 from PIL.PngImagePlugin import PngInfo
 from program import invoke, program, run_python
 from raw_safetensors import raw_safetensors
+from safetensors.torch import save_file
 
 DEFAULTS = Defaults(n=1, seed=0, settings=Settings())
 MERGES = "a: &a {k: 1, l: 2}\n" + "".join(
@@ -239,6 +242,16 @@ def test_scores_of_another_form_are_none() -> None:
             Evaluation.from_document(odd)
 
 
+def test_a_database_of_no_known_format_is_damaged(rex: Registry, database: Path) -> None:
+    """Faults, row 38."""
+    rex.close()
+    data = bytearray(database.read_bytes())
+    data[44:48] = (9).to_bytes(4, "big")  # the schema's format, 1 to 4
+    database.write_bytes(data)
+    result = invoke("--registry", database, "list")
+    assert (result.exit_code, "is damaged" in result.stderr) == (4, True)
+
+
 # --- row 39 ---------------------------------------------------------------------------------------
 
 
@@ -438,3 +451,30 @@ def test_other_files_are_named_where_an_export_is_wanted(tmp_path: Path, databas
         assert what in result.stderr, name
         assert hint in result.stderr, name
         assert not database.exists()
+
+
+# --- resume points --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place",
+    [[], {}, {"done": 1, "stage": "a", "step": 1}, {"done": [], "stage": None, "step": 1}]
+    + [{"done": [], "stage": "a", "step": step} for step in (-1, True, "1", 1.5)],
+)
+def test_an_odd_place_in_a_training_is_refused(tmp_path: Path, place: Any) -> None:
+    """Faults, row 38."""
+    metadata = {"format": FORMAT, "place": json.dumps(place)}
+    save_file({"learned.a": torch.zeros(2)}, tmp_path / "resume.safetensors", metadata)
+    for read in (read_place, read_resume_point):
+        with pytest.raises(InvalidWeights):
+            read(tmp_path / "resume.safetensors")
+
+
+def test_saved_tensors_have_to_fit() -> None:
+    """Faults, row 38: another name, and a shape that would be spread out in silence."""
+    into = {"a": torch.zeros(2, 2)}
+    for odd in ({"b": torch.ones(2, 2)}, {"a": torch.ones(2)}, {"a": torch.ones(())}):
+        with pytest.raises(InvalidWeights):
+            take_values(odd, into)
+    take_values({"a": torch.ones(2, 2)}, into)
+    assert into["a"].sum() == 4
