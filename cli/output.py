@@ -1,5 +1,6 @@
 """The only printer. Results go to stdout, everything else to stderr."""
 
+import errno
 import io
 import json
 import os
@@ -64,7 +65,7 @@ class Output:
     def error(self, message: str, hint: str | None) -> None:
         """Print one line: what, why, and what to do next."""
         line = f"error: {message}" + (f" -> {hint}" if hint else "")
-        print(printable(line), file=sys.stderr)  # noqa: T201
+        print(printable(line), file=_Lasting(sys.stderr))
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None] | None]:
@@ -104,9 +105,9 @@ class Output:
     def _write(self, text: str) -> None:
         if self.is_silent:
             return
-        with _quiet_on_broken_pipe():
-            sys.stdout.write(text + "\n" if text else "")
-            sys.stdout.flush()
+        stream = _Lasting(sys.stdout)
+        stream.write(text + "\n" if text else "")
+        stream.flush()
 
 
 class StepsShown:
@@ -200,13 +201,38 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
 
     is_terminal = stream.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
-    return Console(file=target or stream, width=width, force_terminal=is_terminal)
+    file: Any = target or _Lasting(stream)
+    return Console(file=file, width=width, force_terminal=is_terminal)
 
 
-@contextmanager
-def _quiet_on_broken_pipe() -> Iterator[None]:
-    """Let `concept list | head` end without a complaint."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Lasting:
+    """A stream that outlives who reads it: the `head` of `concept list | head`, or a terminal.
+
+    What is written after that is lost, and the work goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length."""
+        with self._unless_gone():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._unless_gone():
+            self._stream.flush()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

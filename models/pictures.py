@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,17 @@ _INK = (40, 40, 40)
 
 
 def save_picture(
-    image: Image.Image, folder: Path, stem: str, metadata: Mapping[str, Any]
+    image: Image.Image,
+    folder: Path,
+    stem: str,
+    metadata: Mapping[str, Any],
+    *,
+    record: Callable[[str], object] = lambda _: None,
 ) -> tuple[Path, str]:
     """Write a PNG that carries `metadata` as JSON; returns its path and SHA-256.
 
     The file appears whole or not at all, and never replaces another: `rex-7.png`, `rex-7-2.png`, …
+    `record` gets the SHA-256 before it appears, so that no picture is there without its record.
     """
     text = PngInfo()
     text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
@@ -38,6 +44,8 @@ def save_picture(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        record(sha256)
         path = _reserved(folder, stem)
         unfinished.replace(path)
     except OSError as error:
@@ -45,7 +53,7 @@ def save_picture(
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-    return path, hashlib.sha256(data).hexdigest()
+    return path, sha256
 
 
 def replace_picture(image: Image.Image, path: Path) -> None:
