@@ -545,8 +545,7 @@ class _Queue:
         if self._failed:
             sys.exit(self._failed[0][1].exit_code)
         if len(self._done) == 1:
-            ((concept, _),) = self._done.items()
-            name = self._name(concept)
+            (name,) = (done.concept for done in self._done.values())
             self._session.output.note(f'next: concept generate "a photo of <{name}>"')
 
 

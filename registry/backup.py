@@ -15,8 +15,6 @@ from .location import DATABASE_NAME, Location
 from .records import BackupReport
 from .store import Store, Use
 
-_UNFINISHED = ".unfinished"
-
 
 def backup(
     store: Store, folder: Path, on_progress: Callable[[int, int], None] | None
@@ -140,7 +138,7 @@ def _writing_to(store: Store, target: Location) -> Iterator[Path]:
             _remove_unfinished(target)
             try:
                 yield target.database.with_name(
-                    f"{DATABASE_NAME}.{secrets.token_hex(8)}{_UNFINISHED}"
+                    f"{DATABASE_NAME}.{secrets.token_hex(8)}.unfinished"
                 )
             finally:
                 _remove_unfinished(target)
@@ -166,7 +164,7 @@ def _fold_log(database: Path) -> None:
 def _remove_unfinished(target: Location) -> None:
     """What we leave, or a backup that was killed has left. Hold the target's lock."""
     with contextlib.suppress(OSError):
-        for path in target.database.parent.glob(f"{DATABASE_NAME}.*{_UNFINISHED}*"):
+        for path in target.database.parent.glob(f"{DATABASE_NAME}.*unfinished*"):
             path.unlink()
         for file in BlobStore(target.blobs).files("tmp"):
             file.path.unlink()
