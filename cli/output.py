@@ -201,7 +201,8 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
 
     is_terminal = stream.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
-    file: Any = target or _Lasting(stream)
+    # while bars are shown, Rich has put a proxy in the stream's place
+    file: Any = target or _Lasting(getattr(stream, "rich_proxied_file", stream))
     return Console(file=file, width=width, force_terminal=is_terminal)
 
 

@@ -1,6 +1,7 @@
 """Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
 
 import hashlib
+import math
 import os
 import time
 from collections import defaultdict
@@ -223,7 +224,7 @@ def gc(store: Store, *, grace: float, dry_run: bool, checkpoints: bool) -> GcRep
                 f"{store.location.database} is damaged ({damage[0]}): nothing was removed",
                 hint="restore it from a backup",
             )
-        oldest_spared = time.time() - grace
+        oldest_spared = time.time() - grace if grace else math.inf  # clocks may be set back
         removed = num_bytes = kept_young = temporary = 0
         for shard in _SHARDS:
             needed = {use.sha256 for use in store.uses(shard)}
