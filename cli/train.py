@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.errors import ConceptryError
-    from ..registry.records import ConceptKey, RunRecord
+    from ..registry.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,7 +479,7 @@ class _Queue:
         )
 
     def _train(
-        self, concepts: list[int], hooks: "Mapping[ConceptKey, Hooks]"
+        self, concepts: list[int], hooks: "Mapping[int, Hooks]"
     ) -> "list[Trained | ConceptryError]":
         with quick_imports():
             from ..methods import training

@@ -114,7 +114,7 @@ def train_together(
     preset: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    hooks: Mapping[ConceptKey, Hooks] | None = None,
+    hooks: Mapping[Any, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Teach several concepts in one batch, for which the method has to keep the base model.
 
@@ -161,7 +161,7 @@ def resume_together(
     names: Sequence[ConceptKey],
     base: LoadedBase,
     *,
-    hooks: Mapping[ConceptKey, Hooks] | None = None,
+    hooks: Mapping[Any, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Go on with the latest trainings of several concepts; see `resume` and `train_together`.
 
@@ -236,7 +236,7 @@ def _run_all(
     base: LoadedBase,
     keys: Sequence[ConceptKey],
     begin: Callable[[Concept], _Plan],
-    hooks: Mapping[ConceptKey, Hooks],
+    hooks: Mapping[Any, Hooks],
 ) -> list[Trained | ConceptryError]:
     """Begin and run trainings; other processes take part in what the first one runs."""
     join()
