@@ -30,7 +30,7 @@ help:
 	@echo "make format   format and fix what can be fixed"
 	@echo "make example  build concepts.db.example again"
 	@echo "make readme   run the README's session and put its output there"
-	@echo "make kill     1,000 SIGKILLs over concept add"
+	@echo "make kill     1,000 SIGKILLs over concept add, and 1,000 over all other commands"
 	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
 	@echo "make test-kernels   every size of the attention kernels; half an hour on two cores"
 	@echo "make test-slow      models of full size, with random weights"
@@ -99,6 +99,7 @@ readme: $(INSTALLED)
 
 kill: $(INSTALLED)
 	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json
+	$(BIN)/python tests/faults/kill_commands.py --runs 1000 --json bench/results/kill-commands.json
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/registry.py

@@ -1,5 +1,6 @@
 """The only printer. Results go to stdout, everything else to stderr."""
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from ..registry.records import ImageRecord
 
+GONE = (errno.EPIPE, errno.EIO)
+"""Errors of a stream that nobody reads any more: a pipe, or a terminal that was closed."""
 _PIPE_WIDTH = 240
 """Columns when no terminal is there to say: wide enough that nothing is cut."""
 
@@ -216,7 +219,9 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
 
     is_terminal = stream.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
-    return Console(file=target or stream, width=width, force_terminal=is_terminal)
+    # while bars are shown, Rich has put a proxy in the stream's place
+    file: Any = target or _Lasting(getattr(stream, "rich_proxied_file", stream))
+    return Console(file=file, width=width, force_terminal=is_terminal)
 
 
 def deliver(text: str = "") -> None:
@@ -227,11 +232,10 @@ def deliver(text: str = "") -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        close_quietly(sys.stdout)
     except OSError as error:
         close_quietly(sys.stdout)
-        raise OutputLost(error) from error
+        if error.errno not in GONE:
+            raise OutputLost(error) from error
 
 
 @contextmanager
@@ -248,3 +252,36 @@ def close_quietly(stream: TextIO) -> None:
     """Let what is left of a stream go nowhere, so that nothing complains in the end."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Lasting:
+    """A stream that outlives who reads it: the `head` of `concept list | head`, or a terminal.
+
+    What is written after that is lost, and the work goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length."""
+        with self._unless_gone():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._unless_gone():
+            self._stream.flush()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            close_quietly(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -183,7 +183,7 @@ def train(
         offline=offline,
     )
     with session.registry() as registry:
-        chosen = _chosen(registry, names, tag or [], wish)
+        chosen = _chosen(registry, names, tag or [], wish)  # by id: they may be renamed meanwhile
         if resume and not _given(context, "base"):
             base = _base_of(registry, chosen)
         _check(registry, chosen, wish, base)
@@ -205,7 +205,7 @@ def train(
             while batches and not is_asked():
                 queue.train(batches.pop(0), is_asked)
         if is_asked():
-            queue.leave([name for batch in batches for name in batch])
+            queue.leave([concept for batch in batches for concept in batch])
         else:
             queue.choose()
     queue.tell()
@@ -219,41 +219,42 @@ def _given(context: typer.Context, *names: str) -> bool:
 
 def _chosen(
     registry: "Registry", names: list[str] | None, tags: list[str], wish: _Wish
-) -> list[str]:
+) -> list[int]:
+    """The ids of the concepts that are meant."""
     if names:
-        return list(dict.fromkeys(names))
-    found = [concept.name for concept in registry.find(tags=tags, limit=0).concepts]
+        return [registry.show(name).id for name in dict.fromkeys(names)]
+    found = [registry.show(each.name).id for each in registry.find(tags=tags, limit=0).concepts]
     if not found:
         raise usage("no concept fits", "concept list --tag TAG")
-    if wish.resume and not (found := [name for name in found if _waiting(registry, name)]):
+    if wish.resume and not (found := [each for each in found if _waiting(registry, each)]):
         raise usage("no concept has a training to go on with", "concept train --all")
     return found
 
 
-def _waiting(registry: "Registry", name: str) -> "RunRecord | None":
+def _waiting(registry: "Registry", concept: int) -> "RunRecord | None":
     """The training of a concept to go on with, if there is one."""
     from ..registry.errors import NotFound
 
     try:
-        return registry.resumable_run(name)
+        return registry.resumable_run(concept)
     except NotFound:
         return None
 
 
-def _base_of(registry: "Registry", names: list[str]) -> str:
+def _base_of(registry: "Registry", concepts: list[int]) -> str:
     """The base model that trainings began with."""
-    bases = {registry.resumable_run(name).base: name for name in names}
+    bases = {registry.resumable_run(each).base: each for each in concepts}
     if len(bases) > 1:
-        (base, name), *_ = bases.items()
+        (base, concept), *_ = bases.items()
         raise usage(
             f"trainings began with {' and '.join(bases)}: one base model at a time",
-            f"concept train {name} --resume --base {base}",
+            f"concept train {registry.show(concept).name} --resume --base {base}",
         )
     (base,) = bases
     return base
 
 
-def _check(registry: "Registry", names: list[str], wish: _Wish, base: str) -> None:
+def _check(registry: "Registry", concepts: list[int], wish: _Wish, base: str) -> None:
     """Tell a wrong word before anything is loaded."""
     from ..methods.method import active_stages, find_method, settings_of
     from ..models.bases import find_base
@@ -268,14 +269,13 @@ def _check(registry: "Registry", names: list[str], wish: _Wish, base: str) -> No
             f"{last.name} has {count(numbers.steps, 'step')}: none to keep every {every}",
             f"--{'eval' if wish.eval_every else 'keep'}-every {max(1, numbers.steps // 4)}",
         )
-    for name in names:
-        registry.show(name)
-        if wish.resume:
-            registry.resumable_run(name)
+    if wish.resume:
+        for concept in concepts:
+            registry.resumable_run(concept)
 
 
 class _Queue:
-    """Trains concepts, some at a time; one that fails does not stop the rest."""
+    """Trains concepts, by their ids, some at a time; one that fails does not stop the rest."""
 
     def __init__(
         self, session: Session, registry: "Registry", base: "LoadedBase", wish: _Wish
@@ -284,37 +284,46 @@ class _Queue:
         self._registry = registry
         self._base = base
         self._wish = wish
-        self._done: list[Trained] = []
+        self._done: dict[int, Trained] = {}
+        self._names: dict[int, str] = {}
         self._failed: list[tuple[str, Failure]] = []
         self._best: list[Evaluation] = []
         self._encoders: Encoders | None = None
 
-    def batches(self, names: list[str]) -> list[list[str]]:
+    def _name(self, concept: int) -> str:
+        """What a concept is called by now; what it was called, if it was removed."""
+        from ..registry.errors import ConceptNotFound
+
+        with suppress(ConceptNotFound):
+            self._names[concept] = self._registry.show(concept).name
+        return self._names.get(concept, "a concept that was removed")
+
+    def batches(self, concepts: list[int]) -> list[list[int]]:
         """Which concepts are taught at once."""
         from ..methods.method import find_method
 
-        def can_share(name: str) -> bool:
+        def can_share(concept: int) -> bool:
             wish = self._wish
-            method = self._registry.resumable_run(name).method if wish.resume else wish.method
+            method = self._registry.resumable_run(concept).method if wish.resume else wish.method
             return find_method(method).keeps_base
 
-        size, batches = self._wish.together, list[list[str]]()
-        for name in names:
+        size, batches = self._wish.together, list[list[int]]()
+        for concept in concepts:
             has_room = bool(batches) and len(batches[-1]) < size
-            if has_room and can_share(batches[-1][0]) and can_share(name):
-                batches[-1].append(name)
+            if has_room and can_share(batches[-1][0]) and can_share(concept):
+                batches[-1].append(concept)
             else:
-                batches.append([name])
+                batches.append([concept])
         return batches
 
-    def tell_estimates(self, names: list[str]) -> None:
+    def tell_estimates(self, concepts: list[int]) -> None:
         """Print what it would take."""
         from ..methods.estimating import estimate_together
 
         wish = self._wish
         told = [
             each
-            for batch in self.batches(names)
+            for batch in self.batches(concepts)
             for each in estimate_together(
                 self._registry,
                 batch,
@@ -326,51 +335,54 @@ class _Queue:
         ]
         document = {"estimates": [asdict(each) for each in told]}
         self._session.output.lines(document, list(map(_line, told)))
-        for name in names:
-            if unused := unused_in_training(self._registry.show(name).images):
-                self._session.output.note(f"{name} has {unused}: training does not use them yet")
+        for concept in map(self._registry.show, concepts):
+            if unused := unused_in_training(concept.images):
+                self._session.output.note(
+                    f"{concept.name} has {unused}: training does not use them yet"
+                )
 
-    def train(self, names: list[str], is_asked_to_stop: Any) -> None:
+    def train(self, concepts: list[int], is_asked_to_stop: Any) -> None:
         """Train a batch."""
         from ..methods.processes import num_processes
         from ..registry.errors import ConceptryError
 
         output = self._session.output
-        output.note(f"teaching {', '.join(names)}", style="bold")
-        for name in names:
-            self._note_what_was_left(name)
+        output.note(f"teaching {', '.join(map(self._name, concepts))}", style="bold")
+        for concept in concepts:
+            self._note_what_was_left(concept)
         try:
-            with self._hooks(names, is_asked_to_stop) as hooks:
-                watched: dict[str, Hooks] = {}
-                for name, own in hooks.items():
+            with self._hooks(concepts, is_asked_to_stop) as hooks:
+                watched: dict[int, Hooks] = {}
+                for concept, own in hooks.items():
                     try:
-                        watched[name] = self._watched(name, own)
+                        watched[concept] = self._watched(concept, own)
                     except ConceptryError as error:
-                        self._fail([name], error)
-                names = list(watched)
-                outcomes = self._train(names, watched) if names else []
+                        self._fail([concept], error)
+                concepts = list(watched)
+                outcomes = self._train(concepts, watched) if concepts else []
         except ConceptryError as error:
             if num_processes() > 1:
                 raise  # the others cannot follow any further
-            self._fail(names, error)
+            self._fail(concepts, error)
             return
         for error in dict.fromkeys(each for each in outcomes if isinstance(each, ConceptryError)):
-            whose = [n for n, each in zip(names, outcomes, strict=True) if each is error]
+            whose = [n for n, each in zip(concepts, outcomes, strict=True) if each is error]
             self._fail(whose, error)
-        for name, outcome in zip(names, outcomes, strict=True):
+        for concept, outcome in zip(concepts, outcomes, strict=True):
             if isinstance(outcome, ConceptryError):
                 continue
-            self._done.append(outcome)
-            output.note(f"{name}@{outcome.version} is ready, {outcome.seconds:.0f} s")
+            self._done[concept] = outcome
+            output.note(f"{outcome.concept}@{outcome.version} is ready, {outcome.seconds:.0f} s")
             if outcome.previews:
                 output.note(f"previews: {outcome.previews}")
 
-    def _note_what_was_left(self, name: str) -> None:
+    def _note_what_was_left(self, concept: int) -> None:
         """Say so where work is left behind, or was lost."""
         from ..methods.training import RESUME_FILE
 
-        if (left := _waiting(self._registry, name)) is None:
+        if (left := _waiting(self._registry, concept)) is None:
             return
+        name = self._name(concept)
         is_saved = (self._registry.run_folder(left.run) / RESUME_FILE).exists()
         if self._wish.resume and not is_saved:
             self._session.output.note(f"nothing was saved of {name}: it begins again")
@@ -380,28 +392,29 @@ class _Queue:
                 f"(concept train {name} --resume would go on with it)"
             )
 
-    def leave(self, names: list[str]) -> None:
+    def leave(self, concepts: list[int]) -> None:
         """Tell which concepts a Ctrl-C left untaught; those under way have told already."""
-        if not names:
+        if not concepts:
             return
-        wish = self._wish
+        wish, names = self._wish, list(map(self._name, concepts))
         words = ["concept", "train", *names, "--base", self._base.base.name]
         words += ["--method", wish.method, "--seed", str(wish.seed)]
         words += ["--preset", wish.preset] if wish.preset else []
         words += [word for each in wish.overrides for word in ("--set", each)]
         hint = f"concept train {' '.join(names)} --resume" if wish.resume else shlex.join(words)
         message = f"{', '.join(names)}: not begun"
-        self._tell_failure(names, Failure(ExitCode.INTERRUPTED, "interrupted", message, hint))
+        failure = Failure(ExitCode.INTERRUPTED, "interrupted", message, hint)
+        self._tell_failure(concepts, failure)
 
-    def _fail(self, names: list[str], error: Exception) -> None:
-        self._tell_failure(names, explain(error))
+    def _fail(self, concepts: list[int], error: Exception) -> None:
+        self._tell_failure(concepts, explain(error))
 
-    def _tell_failure(self, names: list[str], failure: Failure) -> None:
-        self._failed += [(name, failure) for name in names]
+    def _tell_failure(self, concepts: list[int], failure: Failure) -> None:
+        self._failed += [(self._name(concept), failure) for concept in concepts]
         if not self._session.output.as_json:
             self._session.output.error(failure.message, failure.hint)
 
-    def _watched(self, name: str, hooks: "Hooks") -> "Hooks":
+    def _watched(self, concept: int, hooks: "Hooks") -> "Hooks":
         """With what is kept and scored on the way; scores are of the first process."""
         from ..methods.processes import is_first
 
@@ -418,7 +431,7 @@ class _Queue:
         watch = Watch(
             self._registry,
             self._base,
-            self._to_score([name]),
+            self._to_score(concept),
             wish.eval_every,
             stop_early=wish.stop_early,
             encoders=self._encoders,
@@ -436,33 +449,33 @@ class _Queue:
         if not self._wish.eval_every or not self._done or not is_first():
             return
         self._session.output.note("scoring what was kept")
-        for done in self._done:
+        for concept in self._done:
             try:
-                self._best += self._best_of(done.concept)
+                self._best += self._best_of(concept)
             except ConceptryError as error:
-                self._fail([done.concept], error)
+                self._fail([concept], error)
         for each in self._best:
             self._session.output.note(f"best of {each.concept} is version {each.version}")
 
-    def _best_of(self, name: str) -> "list[Evaluation]":
+    def _best_of(self, concept: int) -> "list[Evaluation]":
         from ..evaluation.running import mark_best, score
 
         with self._session.output.progress("drawing") as advance:
             found = score(
                 self._registry,
-                self._to_score([name]),
+                self._to_score(concept),
                 base=self._base,
                 offline=self._wish.offline,
                 on_progress=advance,
             )
             return mark_best(self._registry, list(found))
 
-    def _to_score(self, names: list[str]) -> "ToScore":
+    def _to_score(self, concept: int) -> "ToScore":
         from ..evaluation.running import Wish as ToScore
 
         wish = self._wish
         return ToScore(
-            names=names,
+            names=[concept],
             all_checkpoints=True,
             suite=wish.suite,
             base=self._base.base.name,
@@ -471,17 +484,17 @@ class _Queue:
         )
 
     def _train(
-        self, names: list[str], hooks: "Mapping[str, Hooks]"
+        self, concepts: list[int], hooks: "Mapping[int, Hooks]"
     ) -> "list[Trained | ConceptryError]":
         with quick_imports():
             from ..methods import training
 
         wish = self._wish
         if wish.resume:
-            return training.resume_together(self._registry, names, self._base, hooks=hooks)
+            return training.resume_together(self._registry, concepts, self._base, hooks=hooks)
         return training.train_together(
             self._registry,
-            names,
+            concepts,
             self._base,
             method=wish.method,
             preset=wish.preset,
@@ -491,7 +504,7 @@ class _Queue:
         )
 
     @contextmanager
-    def _hooks(self, names: list[str], is_asked_to_stop: Any) -> "Iterator[dict[str, Hooks]]":
+    def _hooks(self, concepts: list[int], is_asked_to_stop: Any) -> "Iterator[dict[int, Hooks]]":
         """What is shown and written while a batch is taught."""
         from ..methods.hooks import Hooks
         from ..methods.tensorboard import written_for_tensorboard
@@ -500,17 +513,18 @@ class _Queue:
         wish = self._wish
         with ExitStack() as stack:
             shown = stack.enter_context(self._session.output.steps())
-            told: dict[str, Hooks] = {}
-            for name in names:
+            told: dict[int, Hooks] = {}
+            for concept in concepts:
+                name = self._name(concept)
                 write: Any = (
                     stack.enter_context(written_for_tensorboard(below(wish.tensorboard, name)))
                     if wish.tensorboard
                     else None
                 )
-                told[name] = Hooks(
+                told[concept] = Hooks(
                     on_step=partial(_on_step, write, shown),
                     on_class_picture=partial(_on_class_picture, shown),
-                    on_preview=partial(_on_preview, name if len(names) > 1 else "", shown),
+                    on_preview=partial(_on_preview, name if len(concepts) > 1 else "", shown),
                     preview_every=wish.preview_every,
                     should_stop=is_asked_to_stop,
                 )
@@ -526,18 +540,18 @@ class _Queue:
         if not is_first():
             return
         document: dict[str, Any] = {
-            "runs": [_document(done) for done in self._done],
+            "runs": [_document(done) for done in self._done.values()],
             "failed": [
                 {"concept": name, **failure.document()["error"]} for name, failure in self._failed
             ],
             "best": [{"concept": each.concept, "version": each.version} for each in self._best],
         }
-        lines = [f"{done.concept}@{done.version}" for done in self._done]
+        lines = [f"{done.concept}@{done.version}" for done in self._done.values()]
         self._session.output.lines(document, lines)
         if self._failed:
             sys.exit(self._failed[0][1].exit_code)
         if len(self._done) == 1:
-            name = self._done[0].concept
+            (name,) = (done.concept for done in self._done.values())
             self._session.output.note(f'next: concept generate "a photo of <{name}>"')
 
 
@@ -570,7 +584,12 @@ def _line_of(report: "StepReport") -> str:
 
 @contextmanager
 def _stopping_politely(session: Session) -> Iterator[Any]:
-    """The first Ctrl-C, or SIGTERM, asks to stop; a second Ctrl-C stops."""
+    """The first Ctrl-C, or SIGTERM, or a terminal that closes, asks to stop; a second Ctrl-C stops.
+
+    What was started so that it outlives its terminal (nohup) goes on.
+    """
+    from ..methods.processes import stop_signals
+
     asked = False
 
     def ask(number: int, _: object) -> None:
@@ -580,7 +599,7 @@ def _stopping_politely(session: Session) -> Iterator[Any]:
         asked = True
         session.output.note("stopping after this step; once more to stop at once")
 
-    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, *stop_signals())}
     try:
         yield lambda: asked
     finally:

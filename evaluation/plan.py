@@ -94,6 +94,7 @@ class Plan:
             prompts=prompts,
             made_by=self.made_by(hashes),
             checkpoint=checkpoint_of(first) if first else None,
+            concept_id=first.concept.id if first else 0,
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
@@ -106,11 +107,12 @@ class Plan:
             return None
         made_by = self.made_by(hashes)
         labels = [each.label for each in others]
-        for record in reversed(registry.evaluations(first.concept.name)):
+        for record in reversed(registry.evaluations(first.concept.id)):
             same = record.version == first.version.number and record.config == made_by
             if same and record.scores.get("others") == labels:
                 told = {
                     "concept": first.concept.name,
+                    "concept_id": first.concept.id,
                     "version": record.version,
                     "suite": record.suite,
                     "made_by": made_by,

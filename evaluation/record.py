@@ -91,6 +91,8 @@ class Evaluation:
     made_by: dict[str, Any]
     checkpoint: str | None = None
     """What a training kept of its way, which is no version yet: `stage3-000100`."""
+    concept_id: int = 0
+    """Stays when the concept is renamed; 0 for the bare base model."""
 
     @property
     def label(self) -> str:

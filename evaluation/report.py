@@ -209,9 +209,10 @@ def _as_source(image: Image.Image) -> str:
 def _photos(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[str, list[str]]]:
     """The photos of each concept, small."""
     shown = [label for each in found for label in (each.concept, *each.others)]
+    ids = {each.concept: each.concept_id for each in found}
     for name in dict.fromkeys(label.partition("@")[0] for label in shown):
         try:
-            concept = registry.show(name)
+            concept = registry.show(ids.get(name, name))
         except ConceptNotFound:
             continue
         sources: list[str] = []
@@ -224,9 +225,9 @@ def _photos(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[s
 
 def _curves(registry: Registry, found: Sequence[Evaluation]) -> Iterator[tuple[str, str]]:
     """The losses of the training behind each version."""
-    for label, name, number in dict.fromkeys((e.label, e.concept, e.version) for e in found):
+    for label, key, number in dict.fromkeys((e.label, e.concept_id, e.version) for e in found):
         try:
-            concept = registry.show(name)
+            concept = registry.show(key)
         except ConceptNotFound:
             continue
         run = next((each.run for each in concept.versions if each.number == number), None)

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..methods.prompts import FILE_NAME, Chosen, choose
+from ..methods.prompts import FILE_NAME, Chosen, choose_version
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..models.request import Settings
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
-from ..registry.records import Concept
+from ..registry.records import Concept, ConceptKey
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .encoders import Encoders
 
 
+BEST = "best"
 _EXAMPLES = {2: "REX MIA", 3: "REX MIA BOB"}
 
 
@@ -36,7 +37,7 @@ class Wish:
     kept of their way and what these ended with.
     """
 
-    names: Sequence[str]
+    names: Sequence[ConceptKey]
     versions: str | None = None
     all_checkpoints: bool = False
     suite: str | None = None
@@ -96,7 +97,7 @@ def score(
 def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
     """Who is in the pictures: each version by itself, or several concepts together."""
     suite = find_suite(wish.suite) if wish.suite else None
-    for word in (*wish.names, wish.versions or ""):
+    for word in (*map(str, wish.names), wish.versions or ""):
         if ":" in word:
             raise InvalidInput(f"{word}: scores are of a version at its whole strength")
     if suite is not None and suite.num_subjects > 1:
@@ -119,9 +120,9 @@ def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
     return [(chosen,) for name in names for chosen in _versions(registry, name, wish.versions)]
 
 
-def _with_checkpoints(registry: Registry, name: str, base: str | None) -> list[Chosen]:
+def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[Chosen]:
     """What trainings of a concept on a base model kept of their way, then what they ended with."""
-    concept = registry.show(name)
+    concept = registry.show(key)
     found: list[Chosen] = []
     runs = [run for run in concept.runs if base in (None, run.base)]
     of_several = sum(bool(registry.checkpoints(run.run)) for run in runs) > 1
@@ -131,30 +132,26 @@ def _with_checkpoints(registry: Registry, name: str, base: str | None) -> list[C
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
         found += [each for each in kept if each.sha256 not in made]
         for version in versions if kept else ():
-            found += choose(registry, f"<{name}@{version.number}>")
+            found.append(choose_version(registry, concept, str(version.number)))
     if not found:
         raise NotFound(
-            f"no training of {name} kept checkpoints",
-            hint=f"concept train {name} --keep-every 50",
+            f"no training of {concept.name} kept checkpoints",
+            hint=f"concept train {concept.name} --keep-every 50",
         )
     return found
 
 
-def _versions(registry: Registry, name: str, wanted: str | None) -> list[Chosen]:
+def _versions(registry: Registry, key: ConceptKey, wanted: str | None) -> list[Chosen]:
+    concept = registry.show(key)
     if wanted is None:
-        return choose(registry, f"<{name}>")
-    concept = registry.show(name)
+        return [choose_version(registry, concept)]
     if wanted == "all" and concept.versions:
         words = [str(version.number) for version in concept.versions]
     else:
         words = [] if wanted == "all" else [word.strip() for word in wanted.split(",")]
     if not all(words):
         raise InvalidInput(f'"{wanted}" names no versions', hint="--versions all, 1,2 or best")
-    return [
-        chosen
-        for word in words or [""]
-        for chosen in choose(registry, f"<{name}@{word}>" if word else f"<{name}>")
-    ]
+    return [choose_version(registry, concept, word) for word in words or [None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,25 +231,22 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
     checkpoint becomes a version by it. Raises `InvalidInput` if a suite has no such mean, and if
     versions of a concept were not scored on the same suite and base model.
     """
-    best: dict[str, Evaluation] = {}
+    best: dict[int, Evaluation] = {}
     for each in found:
         if HARMONIC not in each.scores or each.others:
             raise InvalidInput(
                 f"the suite {each.suite} cannot say which version is best",
                 hint="take one for single concepts, whose prompts keep the looks of the photos",
             )
-        former = best.get(each.concept, each)
+        former = best.get(each.concept_id, each)
         if _ground_of(former) != _ground_of(each):
             raise InvalidInput(
                 f"{former.label} and {each.label} were not scored on the same base model",
                 hint=f"--base {each.made_by['base']} --versions …",
             )
         if each.both >= former.both:
-            best[each.concept] = each
-    marked = [_as_version(registry, each) for each in best.values()]
-    for each in marked:
-        registry.set_alias(each.concept, each.version, "best")
-    return marked
+            best[each.concept_id] = each
+    return [_marked(registry, each) for each in best.values()]
 
 
 def _ground_of(found: Evaluation) -> tuple[str, ...]:
@@ -261,32 +255,51 @@ def _ground_of(found: Evaluation) -> tuple[str, ...]:
     return (made_by["base_sha256"], made_by["suite_sha256"], *made_by["chosen_by"])
 
 
-def _as_version(registry: Registry, found: Evaluation) -> Evaluation:
-    """A checkpoint made a version, unless it was before; its scores are kept with it."""
-    if found.checkpoint is None:
-        return found
-    concept = registry.show(found.concept)
+def _marked(registry: Registry, found: Evaluation) -> Evaluation:
+    """Let `best` stand for a version; a checkpoint is made one, with its scores, unless it is."""
+    number = found.version if found.checkpoint is None else _version_of(registry, found)
+    if number is not None:
+        registry.set_alias(found.concept_id, number, BEST)
+        return found if number == found.version else _as_version(found, number)
+    concept = registry.show(found.concept_id)
     (sha256,) = found.made_by["weights"]
-    known = (v.number for v in concept.versions for a in v.artifacts if a.sha256 == sha256)
-    if (number := next(known, None)) is None:
-        kept = [each for run in concept.runs for each in checkpoints(registry, concept, run.run)]
-        chosen = next(each for each in kept if each.sha256 == sha256)
-        run = chosen.version.run
-        number = registry.add_version(concept.name, {FILE_NAME: chosen.path}, run=run)
-    before, now = f"<{concept.name}@0>", f"<{concept.name}@{number}>"
+    kept = [each for run in concept.runs for each in checkpoints(registry, concept, run.run)]
+    chosen = next(each for each in kept if each.sha256 == sha256)
+    number = registry.add_version(
+        found.concept_id,
+        {FILE_NAME: chosen.path},
+        run=chosen.version.run,
+        alias=BEST,
+        evaluation=lambda number: _record(_as_version(found, number)),
+    )
+    return _as_version(found, number)
+
+
+def _version_of(registry: Registry, found: Evaluation) -> int | None:
+    """The version that a checkpoint was made before."""
+    (sha256,) = found.made_by["weights"]
+    versions = registry.show(found.concept_id).versions
+    known = (v.number for v in versions for a in v.artifacts if a.sha256 == sha256)
+    return next(known, None)
+
+
+def _as_version(found: Evaluation, number: int) -> Evaluation:
+    """What was found of a checkpoint, as that of a version."""
+    before, now = f"<{found.concept}@0>", f"<{found.concept}@{number}>"
     prompts = [replace(each, prompt=each.prompt.replace(before, now)) for each in found.prompts]
-    made = replace(found, version=number, checkpoint=None, prompts=prompts)
-    keep(registry, made)
-    return made
+    return replace(found, version=number, checkpoint=None, prompts=prompts)
 
 
 def keep(registry: Registry, found: Evaluation) -> None:
     """Keep the scores of a version in the registry."""
+    registry.add_evaluation(found.concept_id, found.version, **_record(found))
+
+
+def _record(found: Evaluation) -> dict[str, Any]:
+    """The scores of a version, as the registry keeps them."""
     document = found.document()
-    registry.add_evaluation(
-        found.concept,
-        found.version,
-        suite=found.suite,
-        config=found.made_by,
-        scores={name: document[name] for name in ("scores", "prompts", "others")},
-    )
+    return {
+        "suite": found.suite,
+        "config": found.made_by,
+        "scores": {name: document[name] for name in ("scores", "prompts", "others")},
+    }

@@ -11,6 +11,7 @@ from PIL import Image
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput, TrainingFailed
+from ..registry.records import Concept, ConceptKey
 from .config import TrainingSettings
 from .engine import Training, run_together
 from .hooks import Hooks, StepReport
@@ -64,7 +65,7 @@ def estimate(
 
 def estimate_together(
     registry: Registry,
-    names: Sequence[str],
+    names: Sequence[ConceptKey],
     base: LoadedBase,
     *,
     method: str = DEFAULT_METHOD,
@@ -90,8 +91,10 @@ def estimate_together(
 
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}-{RESUME_FILE}" for i in range(len(names))]
+        concepts = [registry.show(name) for name in names]
         trainings = [
-            _trial(registry, name, base, chosen, trial, Hooks(on_step=on_step)) for name in names
+            _trial(registry, concept, base, chosen, trial, Hooks(on_step=on_step))
+            for concept in concepts
         ]
         disk_bytes: list[int] = []
         for path, learned in zip(paths, run_together(trainings, paths), strict=True):
@@ -105,20 +108,22 @@ def estimate_together(
     ]
     seconds, memory = round(sum(stage.seconds for stage in stages), 1), _peak_memory()
     return [
-        Estimate(name, chosen.name, base.base.name, seconds, len(names), memory, size, stages)
-        for name, size in zip(names, disk_bytes, strict=True)
+        Estimate(
+            concept.name, chosen.name, base.base.name, seconds, len(names), memory, size, stages
+        )
+        for concept, size in zip(concepts, disk_bytes, strict=True)
     ]
 
 
 def _trial(
     registry: Registry,
-    name: str,
+    concept: Concept,
     base: LoadedBase,
     method: Method,
     settings: TrainingSettings,
     hooks: Hooks,
 ) -> Training:
-    subject = subject_of(registry, base, registry.show(name), settings)
+    subject = subject_of(registry, base, concept, settings)
     subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
     return Training(base.pipeline, method, settings, subject, seed=0, hooks=hooks)
 

@@ -143,7 +143,7 @@ def _leaks(
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Keeps pictures: the file, then the row that says what made it."""
+    """Keeps pictures: the row that says what made one is there when its file appears."""
 
     registry: Registry
     base: LoadedBase
@@ -168,14 +168,17 @@ class _Record:
         ]
         stem = file_stem(self.request.prompt, drawn.seed)
         told = made_by | {"versions": versions}
-        path, sha256 = save_picture(drawn.image, self.folder, stem, told)
+
+        def record(sha256: str) -> None:
+            self.registry.add_generation(
+                sha256,
+                **made_by,
+                versions=[(each.concept.id, each.version.number) for each in self.chosen],
+            )
+
+        path, sha256 = save_picture(drawn.image, self.folder, stem, told, record=record)
         maps = (
             save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": told})[0] if heat else None
-        )
-        self.registry.add_generation(
-            sha256,
-            **made_by,
-            versions=[(each.concept.name, each.version.number) for each in self.chosen],
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)

@@ -88,6 +88,14 @@ def agreed(flag: bool) -> bool:
     return bool(told(flag)) if num_processes() > 1 else flag
 
 
+def stop_signals() -> list[signal.Signals]:
+    """What asks a training to stop, beside Ctrl-C: SIGTERM and, unless it is ignored, SIGHUP."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hang_up]
+
+
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `python -m conceptry.cli` in `count` processes; returns the first one's exit code.
 
@@ -111,7 +119,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
     if not available:
         shared |= {"ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "conceptry.cli", *arguments]
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    stopping = stop_signals()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, *stopping)}
     with TemporaryFile() as kept_back:
         started: list[subprocess.Popen[Any]] = []
         try:
@@ -121,7 +130,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 environment = os.environ | shared | own
                 started.append(subprocess.Popen(command, env=environment, **streams))
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in started])
+            for each in stopping:
+                signal.signal(each, lambda *_: [process.terminate() for process in started])
             failed = _wait(started)
         finally:
             _end(started)

@@ -112,10 +112,23 @@ def choose(
     return [_choose(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
 
 
+def choose_version(registry: Registry, concept: Concept, word: str | None = None) -> Chosen:
+    """A version of a concept by number or alias, as if `<rex@word>` had asked for it.
+
+    Raises what `choose` raises.
+    """
+    name = concept.name
+    (mention,) = mentions(f"<{name}>" if word is None else f"<{name}@{word}>")
+    return _chosen(registry, concept, mention, mention.version)
+
+
 def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> Chosen:
     name, wanted = (mention.name, mention.version) if pinned is None else pinned
-    concept = registry.show(name)
-    version = _version(concept, None if wanted is None else str(wanted))
+    return _chosen(registry, registry.show(name), mention, None if wanted is None else str(wanted))
+
+
+def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> Chosen:
+    version = _version(concept, wanted)
     for artifact in version.artifacts:
         if artifact.name == FILE_NAME:
             path = registry.path_of(artifact.sha256)

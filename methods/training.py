@@ -19,9 +19,11 @@ from ..models.pictures import replace_picture
 from ..models.request import Settings as DrawingSettings
 from ..registry import Registry
 from ..registry.errors import (
+    ConceptNotFound,
     ConceptryError,
     InvalidInput,
     NotFinite,
+    NotFound,
     RegistryCorrupt,
     StorageError,
     TrainingFailed,
@@ -29,7 +31,7 @@ from ..registry.errors import (
 )
 from ..registry.files import open_file
 from ..registry.names import check_category
-from ..registry.records import Concept, RunRecord
+from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
 from .artifact import Fits, write_artifact
 from .config import TrainingSettings
@@ -77,7 +79,7 @@ class Trained:
 
 def train(
     registry: Registry,
-    name: str,
+    name: ConceptKey,
     base: LoadedBase,
     *,
     method: str = DEFAULT_METHOD,
@@ -112,20 +114,21 @@ def train(
 
 def train_together(
     registry: Registry,
-    names: Sequence[str],
+    names: Sequence[ConceptKey],
     base: LoadedBase,
     *,
     method: str,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    hooks: Mapping[str, Hooks] | None = None,
+    hooks: Mapping[Any, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Teach several concepts in one batch, for which the method has to keep the base model.
 
     Each learns what it would learn alone, up to the order of sums, and becomes a version of its
     own; one that cannot be taught leaves the others alone, and its error is returned in its place.
-    The hooks of the first one that can be begun are asked whether to stop.
+    `hooks` are by the names as given. The hooks of the first one that can be begun are asked
+    whether to stop. Concepts may be renamed meanwhile.
 
     Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
     """
@@ -134,10 +137,9 @@ def train_together(
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
 
-    def begin(name: str) -> _Plan:
-        concept = _with_images(registry.show(name))
+    def begin(concept: Concept) -> _Plan:
         run = registry.begin_run(
-            name,
+            _with_images(concept).id,
             method=chosen.name,
             config=settings.to_mapping() | _taught_from(concept),
             base=base.base.name,
@@ -151,7 +153,7 @@ def train_together(
 
 
 def resume(
-    registry: Registry, name: str, base: LoadedBase, *, hooks: Hooks | None = None
+    registry: Registry, name: ConceptKey, base: LoadedBase, *, hooks: Hooks | None = None
 ) -> Trained:
     """Go on with the latest training of a concept that did not end, as it was set up then.
 
@@ -163,26 +165,25 @@ def resume(
 
 def resume_together(
     registry: Registry,
-    names: Sequence[str],
+    names: Sequence[ConceptKey],
     base: LoadedBase,
     *,
-    hooks: Mapping[str, Hooks] | None = None,
+    hooks: Mapping[Any, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Go on with the latest trainings of several concepts; see `resume` and `train_together`.
 
     Those that were taught in one batch and stopped at the same step share one again.
     """
 
-    def begin(name: str) -> _Plan:
-        concept = registry.show(name)
-        record = registry.resumable_run(name)
+    def begin(concept: Concept) -> _Plan:
+        record = registry.resumable_run(concept.id)
         if record.base_sha256 != base.sha256:
             raise InvalidInput(
-                f"run {record.run} of {name} was on another base model",
+                f"run {record.run} of {concept.name} was on another base model",
                 hint=f"--base {record.base}",
             )
         method = find_method(record.method)
-        photos, category, config = _begun_with(record, name)
+        photos, category, config = _begun_with(record, concept.name)
         concept = _as_it_was(concept, photos, category)
         settings = method.settings().updated(config)
         path = registry.run_folder(record.run) / RESUME_FILE
@@ -252,9 +253,9 @@ class _Plan:
 def _run_all(
     registry: Registry,
     base: LoadedBase,
-    names: Sequence[str],
-    begin: Callable[[str], _Plan],
-    hooks: Mapping[str, Hooks],
+    keys: Sequence[ConceptKey],
+    begin: Callable[[Concept], _Plan],
+    hooks: Mapping[Any, Hooks],
 ) -> list[Trained | ConceptryError]:
     """Begin and run trainings; other processes take part in what the first one runs."""
     join()
@@ -266,34 +267,48 @@ def _run_all(
             )
         return told()
     outcomes: dict[str, Trained | ConceptryError] = {}
+    begun: dict[ConceptKey, str | ConceptryError] = {}
     with ExitStack() as locks:
         plans: list[_Plan] = []
-        for name in names:
+        hooks_of: dict[str, Hooks] = {}
+        for key in keys:
             try:
-                locks.enter_context(registry.training_lock(registry.show(name).name))
-                plans.append(begin(name))
+                concept_id = registry.show(key).id
+                locks.enter_context(registry.training_lock(concept_id))
+                plans.append(begin(registry.show(concept_id)))
             except ConceptryError as error:
-                outcomes[name] = error
+                begun[key] = error
+                continue
+            begun[key] = run = plans[-1].run
+            hooks_of[run] = hooks.get(key) or Hooks()
         batch, waiting = list[_Plan](), list(plans)
         try:
             for batch in _batches(plans):
                 waiting = [plan for plan in waiting if plan not in batch]
-                outcomes |= _outcomes(registry, base, batch, hooks)
+                outcomes |= _outcomes(registry, base, batch, hooks_of)
         except BaseException as error:
             _end(waiting, registry, "interrupted")
             if isinstance(error, TrainingInterrupted):
-                names = [plan.concept.name for plan in (*batch, *waiting)]
+                names = [_name_now(registry, plan) for plan in (*batch, *waiting)]
                 goes_on = f"concept train {' '.join(names)} --resume"
                 raise TrainingInterrupted(error.message, hint=goes_on) from None
             raise
     told(None)
-    return told([outcomes[name] for name in names])
+    return told([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
+
+
+def _name_now(registry: Registry, plan: _Plan) -> str:
+    """What the concept is called by now; what it was called, if it was removed."""
+    try:
+        return registry.show(plan.concept.id).name
+    except ConceptNotFound:
+        return plan.concept.name
 
 
 def _outcomes(
     registry: Registry, base: LoadedBase, batch: Sequence[_Plan], hooks: Mapping[str, Hooks]
 ) -> dict[str, Trained | ConceptryError]:
-    """What came out for each concept of a batch; what stops all of it is everyone's error."""
+    """What came out for each run of a batch; what stops all of it is everyone's error."""
     try:
         return _Batch(registry, base, batch, hooks).run()
     except TrainingInterrupted:
@@ -301,13 +316,14 @@ def _outcomes(
     except ConceptryError as error:
         if num_processes() > 1:
             raise  # the others cannot follow any further
-        return {plan.concept.name: error for plan in batch}
+        return {plan.run: error for plan in batch}
 
 
 def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | None = None) -> None:
-    """Record how runs end."""
+    """Record how runs end; those of concepts that were removed meanwhile are no more."""
     for plan in plans:
-        registry.end_run(plan.run, status, error=error)
+        with suppress(NotFound):
+            registry.end_run(plan.run, status, error=error)
 
 
 def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
@@ -321,7 +337,7 @@ def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
 
 
 class _Batch:
-    """Trainings that run together, on record in the registry."""
+    """Trainings that run together, on record in the registry; hooks are by run."""
 
     def __init__(
         self,
@@ -339,7 +355,7 @@ class _Batch:
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Trained | ConceptryError]:
-        """Run them; returns what came out for each concept's name.
+        """Run them; returns what came out for each run.
 
         What is the fault of one concept is its outcome; anything else is raised.
         """
@@ -355,7 +371,8 @@ class _Batch:
                     pupil.metrics.flush()
             for pupil, learned in zip(pupils, found, strict=True):
                 if isinstance(learned, TrainingFailed):
-                    message = self._on_base(pupil.plan.concept.name, learned)
+                    who = _name_now(self._registry, pupil.plan)
+                    message = self._on_base(who, learned)
                     self._fail(pupil.plan, TrainingFailed(message, hint=learned.hint))
                     continue
                 try:
@@ -363,20 +380,18 @@ class _Batch:
                 except ConceptryError as error:
                     self._fail(pupil.plan, error)
                     continue
-                self._registry.end_run(pupil.plan.run, "done")
-                self._registry.tidy_run_folder(pupil.plan.run)
                 self._running.remove(pupil.plan)
-                trained = self._trained(pupil, number, len(pupils))
-                self._outcomes[pupil.plan.concept.name] = trained
+                with suppress(OSError):  # gc would do it
+                    self._registry.tidy_run_folder(pupil.plan.run)
+                self._outcomes[pupil.plan.run] = self._trained(pupil, number, len(pupils))
         return self._outcomes
 
     def _prepared(self) -> tuple[list["_Pupil"], list[Training]]:
         pupils: list[_Pupil] = []
         trainings: list[Training] = []
         for plan in self._plans:
-            hooks = self._hooks.get(plan.concept.name) or Hooks()
             try:
-                pupil = _Pupil(self._registry, self._base, plan, hooks)
+                pupil = _Pupil(self._registry, self._base, plan, self._hooks[plan.run])
                 training = _training(self._registry, self._base, plan, pupil.recording_hooks())
             except TrainingInterrupted:
                 raise
@@ -390,11 +405,11 @@ class _Batch:
     def _fail(self, plan: _Plan, error: ConceptryError) -> None:
         _end([plan], self._registry, "failed", error.message)
         self._running.remove(plan)
-        self._outcomes[plan.concept.name] = error
+        self._outcomes[plan.run] = error
 
     def _trained(self, pupil: "_Pupil", number: int, together: int) -> Trained:
         return Trained(
-            concept=pupil.plan.concept.name,
+            concept=_name_now(self._registry, pupil.plan),
             run=pupil.plan.run,
             version=number,
             method=pupil.plan.method,
@@ -407,23 +422,21 @@ class _Batch:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Record how runs end that do not end well."""
-        names = [plan.concept.name for plan in self._plans]
-        who = ", ".join(names)
         try:
             yield
         except TrainingInterrupted as error:
             self._end("interrupted")
-            raise TrainingInterrupted(f"{who}: {error.message}; saved") from None
+            raise TrainingInterrupted(f"{self._names()}: {error.message}; saved") from None
         except torch.OutOfMemoryError as error:
             self._end("failed", "out of memory")
-            fewer = "--together 1, " if len(names) > 1 else ""
+            fewer = "--together 1, " if len(self._plans) > 1 else ""
             raise TrainingFailed(
-                f"{who}: the GPU has too little memory for these settings",
+                f"{self._names()}: the GPU has too little memory for these settings",
                 hint=f"{fewer}--preset low-vram, or --set gradient_accumulation=4",
             ) from error
         except NotFinite as error:
             self._end("failed", error.message)
-            raise NotFinite(self._on_base(who, error), hint=error.hint) from None
+            raise NotFinite(self._on_base(self._names(), error), hint=error.hint) from None
         except ConceptryError as error:
             self._end("failed", error.message)
             raise
@@ -436,6 +449,9 @@ class _Batch:
 
     def _on_base(self, who: str, error: ConceptryError) -> str:
         return f"{who} on {self._base.base.name}: {error.message}"
+
+    def _names(self) -> str:
+        return ", ".join(_name_now(self._registry, plan) for plan in self._plans)
 
     def _end(self, status: str, error: str | None = None) -> None:
         _end(self._running, self._registry, status, error)
@@ -483,17 +499,18 @@ class _Pupil:
         return Hooks(checkpoint_every=self._hooks.checkpoint_every)
 
     def keep(self, learned: Learned) -> int:
-        """Make what was learned the concept's next version; returns its number."""
+        """Make what was learned the concept's next version, which ends the run.
+
+        Returns the version's number.
+        """
         path = self._folder / FILE_NAME
         try:
             write_artifact(path, learned.state(), self._fits)
         except NotFinite as error:
             raise TrainingFailed(
-                f"{self.plan.concept.name}: {error.message}", hint=error.hint
+                f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
             ) from None
-        return self._registry.add_version(
-            self.plan.concept.name, {FILE_NAME: path}, run=self.plan.run
-        )
+        return self._registry.finish_run(self.plan.run, {FILE_NAME: path})
 
     def _on_step(self, report: StepReport) -> None:
         self.metrics.add(report)
@@ -542,7 +559,7 @@ def subject_of(
     return Subject(
         photos=photos,
         category=concept.category,
-        tokens=tuple(f"<{concept.name}#{i}>" for i in range(settings.num_tokens)),
+        tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
     )
 
 

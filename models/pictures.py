@@ -1,12 +1,11 @@
 """Picture files: what is written into them, how they are named, and contact sheets."""
 
-import hashlib
 import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, NotFound, StorageError
-from ..registry.files import write_file, write_new_file
+from ..registry.files import new_file, write_file
 from ..registry.images import read_file, strict_decoding
 
 METADATA_KEY = "conceptry"
@@ -25,24 +24,34 @@ _INK = (40, 40, 40)
 
 
 def save_picture(
-    image: Image.Image, folder: Path, stem: str, metadata: Mapping[str, Any]
+    image: Image.Image,
+    folder: Path,
+    stem: str,
+    metadata: Mapping[str, Any],
+    *,
+    record: Callable[[str], object] = lambda _: None,
 ) -> tuple[Path, str]:
     """Write a PNG that carries `metadata` as JSON; returns its path and SHA-256.
 
     The file appears whole or not at all, and never replaces another: `rex-7.png`, `rex-7-2.png`, …
+    `record` gets the SHA-256 before it appears, so that no picture is there without its record.
     """
     text = PngInfo()
     text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
     encoded = io.BytesIO()
     image.save(encoded, "png", pnginfo=text)
     data = encoded.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
     names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = write_new_file(folder, names, data)
+        with new_file(folder) as unfinished:
+            unfinished.file.write(data)
+            record(sha256)
+            path = next(path for name in names if unfinished.take(path := folder / name))
     except OSError as error:
         raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
-    return path, hashlib.sha256(data).hexdigest()
+    return path, sha256
 
 
 def replace_picture(image: Image.Image, path: Path) -> None:

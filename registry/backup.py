@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from .blobs import BlobStore
-from .database import Database, explained
-from .errors import AlreadyExists, RegistryCorrupt, StorageError
+from .database import Database, explained, translated
+from .errors import AlreadyExists, RegistryBusy, RegistryCorrupt, StorageError
 from .files import sync_file, sync_folder
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
@@ -24,8 +25,8 @@ def backup(
     The copy's database takes its name last, when all its blobs are safe.
     """
     target = Location(folder.absolute() / DATABASE_NAME)
-    _check_target(store, target)
-    with store.lock.shared(), _writing_to(target) as unfinished:
+    _check_folder(store, target)
+    with store.lock.shared(), _writing_to(store, target) as unfinished:
         store.database.copy_to(unfinished)
         num_blobs = copied = num_bytes = 0
         damaged: list[str] = []
@@ -55,7 +56,8 @@ def backup(
     return BackupReport(str(folder), concepts, num_blobs, copied, num_bytes)
 
 
-def _check_target(store: Store, target: Location) -> None:
+def _check_folder(store: Store, target: Location) -> None:
+    """Whether a folder may be written to at all; nothing is made or changed before that."""
     folder = target.database.parent
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise AlreadyExists(f"{folder} is a file", hint="name a folder for the backup")
@@ -68,12 +70,7 @@ def _check_target(store: Store, target: Location) -> None:
     if os.path.realpath(target.database) == os.path.realpath(store.location.database):
         raise AlreadyExists(f"{folder} is the registry itself", hint="name another folder")
     if os.path.exists(target.database):
-        if not _is_earlier(target.database, store):
-            raise AlreadyExists(
-                f"{target.database} is not an earlier backup of this registry, or has been "
-                "changed since",
-                hint="name another folder",
-            )
+        _check_earlier(store, target)
     elif os.path.exists(folder):
         others = [name for name in os.listdir(folder) if not name.startswith("concepts.")]
         if others:
@@ -81,6 +78,15 @@ def _check_target(store: Store, target: Location) -> None:
                 f"{folder} has other files in it ({others[0]})",
                 hint="name an empty folder, or an earlier backup to bring up to date",
             )
+
+
+def _check_earlier(store: Store, target: Location) -> None:
+    if not _is_earlier(target.database, store):
+        raise AlreadyExists(
+            f"{target.database} is not an earlier backup of this registry, or has been "
+            "changed since",
+            hint="name another folder",
+        )
 
 
 _NEVER_DELETED = (
@@ -91,7 +97,7 @@ _NEVER_DELETED = (
 
 
 def _is_earlier(database: Path, store: Store) -> bool:
-    """Whether what a database records is a beginning of what ours does; folds its log into it."""
+    """Whether what a database records is a beginning of what ours does."""
     try:
         # Where there is a log, only a read-only connection leaves it as it is.
         mode = "ro" if os.path.exists(f"{database}-wal") else "rw"
@@ -99,8 +105,6 @@ def _is_earlier(database: Path, store: Store) -> bool:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
             if not all(_has_last(store, reader, *table) for table in _NEVER_DELETED):
                 return False
-        with contextlib.closing(sqlite3.connect(database, timeout=1)) as writer:
-            writer.execute("PRAGMA journal_mode = DELETE")  # folds in, and removes, its log
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # it has no such table
             return False
@@ -125,28 +129,52 @@ def _has_last(
 
 
 @contextlib.contextmanager
-def _writing_to(target: Location) -> Iterator[Path]:
-    """The path for an unfinished database, which is gone whatever happens."""
+def _writing_to(store: Store, target: Location) -> Iterator[Path]:
+    """The path for an unfinished database, which is gone whatever happens.
+
+    Meanwhile we hold the lock of the registry that the backup is, so that no other backup goes
+    there at once, and nothing cleans up in it.
+    """
     folder = target.database.parent
-    unfinished = target.database.with_name(f"{DATABASE_NAME}.unfinished")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove(unfinished)
-        yield unfinished
+        with store.lock.of(target).exclusive():
+            if os.path.exists(target.database):  # another backup may have come first
+                _check_earlier(store, target)
+                _fold_log(target.database)
+            _remove_unfinished(target)
+            try:
+                yield target.database.with_name(
+                    f"{DATABASE_NAME}.{secrets.token_hex(8)}.unfinished"
+                )
+            finally:
+                _remove_unfinished(target)
+    except RegistryBusy:
+        raise RegistryBusy(
+            f"{folder} is busy: another backup is being written into it",
+            hint="try again when it is done",
+        ) from None
     except (OSError, StorageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.message
         raise StorageError(
             f"cannot back up into {folder}/: {reason}",
             hint="free some space or name another folder",
         ) from error
-    finally:
-        _remove(unfinished)
 
 
-def _remove(unfinished: Path) -> None:
-    for path in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-        with contextlib.suppress(OSError):
+def _fold_log(database: Path) -> None:
+    """Write the log of an earlier backup, if somebody has used it, into it."""
+    with translated(database), contextlib.closing(sqlite3.connect(database, timeout=1)) as writer:
+        writer.execute("PRAGMA journal_mode = DELETE")
+
+
+def _remove_unfinished(target: Location) -> None:
+    """What we leave, or a backup that was killed has left. Hold the target's lock."""
+    with contextlib.suppress(OSError):
+        for path in target.database.parent.glob(f"{DATABASE_NAME}.*unfinished*"):
             path.unlink()
+        for file in BlobStore(target.blobs).files("tmp"):
+            file.path.unlink()
 
 
 def _needed(store: Store) -> Iterator[Use]:

@@ -11,6 +11,7 @@ from .errors import AlreadyExists, ConceptNotFound, InvalidInput, NotFound
 from .names import check_category, check_name, check_text, findable
 from .queries import names, search_text, show_concept, to_json
 from .records import Concept as ConceptRecord
+from .records import ConceptKey
 from .store import Store
 from .tables import Concept, Event, Image, Tag
 
@@ -95,11 +96,11 @@ def concept_row(session: Session, name: str) -> Concept | None:
     return session.exec(select(Concept).where(Concept.name == findable(name))).one_or_none()
 
 
-def existing_row(session: Session, database: Database, name: str) -> Concept:
+def existing_row(session: Session, database: Database, key: ConceptKey) -> Concept:
     """The row of a concept; raises `ConceptNotFound`."""
-    concept = concept_row(session, name)
+    concept = session.get(Concept, key) if isinstance(key, int) else concept_row(session, key)
     if concept is None:
-        raise ConceptNotFound(name, names(database))
+        raise ConceptNotFound(key, names(database))
     return concept
 
 

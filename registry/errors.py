@@ -72,12 +72,15 @@ class NotFound(ConceptryError, LookupError):
 
 
 class ConceptNotFound(NotFound):
-    """No concept has this name."""
+    """No concept has this name, or the one with this id was removed."""
 
     code = "concept_not_found"
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f'no concept is named "{name}"', hint=suggest(name, known))
+    def __init__(self, key: str | int, known: Iterable[str]) -> None:
+        if isinstance(key, int):
+            super().__init__("the concept was removed meanwhile", hint="concept list")
+        else:
+            super().__init__(f'no concept is named "{key}"', hint=suggest(key, known))
 
 
 class RegistryMissing(NotFound):

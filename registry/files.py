@@ -12,7 +12,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -202,13 +202,6 @@ def write_file(path: Path, data: bytes) -> None:
     with new_file(path.parent) as unfinished:
         unfinished.file.write(data)
         unfinished.replace(path)
-
-
-def write_new_file(folder: Path, names: Iterable[str], data: bytes) -> Path:
-    """Write a file, synced, under the first of `names` that is free; returns its path."""
-    with new_file(folder) as unfinished:
-        unfinished.file.write(data)
-        return next(path for name in names if unfinished.take(path := folder / name))
 
 
 class NewFile:

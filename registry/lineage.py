@@ -4,19 +4,20 @@ import math
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sqlmodel import Session, col, func, select
 
-from .blobs import CHUNK, is_sha256
+from .blobs import CHUNK, Staging, is_sha256
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
 from .queries import began_here, loaded, to_json
-from .records import EvaluationRecord, Lineage, LineageSource
+from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource
+from .running import begun_here
 from .store import Store
 from .tables import (
     Alias,
@@ -38,7 +39,7 @@ RUN_STATUSES = ("running", "done", "interrupted", "failed")
 
 def begin_run(
     store: Store,
-    name: str,
+    key: ConceptKey,
     *,
     method: str,
     config: Mapping[str, Any],
@@ -51,7 +52,7 @@ def begin_run(
     _check_integer(seed, "seed")
     uid = secrets.token_hex(6)
     with store.database.write() as session:
-        concept = existing_row(session, store.database, name)
+        concept = existing_row(session, store.database, key)
         run = Run(
             uid=uid,
             concept_id=concept.id,
@@ -72,6 +73,7 @@ def begin_run(
         photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
         record_event(session, concept, "train", run=uid, method=method)
+    begun_here.add(uid)
     return uid
 
 
@@ -82,9 +84,13 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
     error = plain_text(error) if error is not None else None
     with store.database.write() as session:
         run = _run_row(session, uid)
-        run.status, run.error, run.finished = status, error, now()
-        concept = session.get_one(Concept, run.concept_id)
-        record_event(session, concept, "trained", run=uid, status=status)
+        _end(session, session.get_one(Concept, run.concept_id), run, status, error)
+    begun_here.discard(uid)
+
+
+def _end(session: Session, concept: Concept, run: Run, status: str, error: str | None) -> None:
+    run.status, run.error, run.finished = status, error, now()
+    record_event(session, concept, "trained", run=run.uid, status=status)
 
 
 def resume_run(store: Store, uid: str) -> None:
@@ -99,6 +105,7 @@ def resume_run(store: Store, uid: str) -> None:
             )
         run.status, run.error, run.finished = "running", None, None
         record_event(session, concept, "resume", run=uid)
+    begun_here.add(uid)
 
 
 def log_metrics(store: Store, uid: str, rows: Iterable[tuple[str, int, str, float]]) -> None:
@@ -131,64 +138,117 @@ def metrics(store: Store, uid: str) -> list[tuple[str, int, str, float]]:
 
 
 def add_version(
-    store: Store, name: str, files: Mapping[str, Path], *, run: str | None, kind: str
+    store: Store,
+    key: ConceptKey,
+    files: Mapping[str, Path],
+    *,
+    run: str | None,
+    kind: str,
+    alias: str | None,
+    evaluation: Callable[[int], Mapping[str, Any]] | None,
 ) -> int:
     """Store weights as the next version of a concept; see `Registry.add_version`."""
+    if alias is not None:
+        _check_alias(alias)
     with store.receive() as staging:
-        stored: list[Artifact] = []
-        moment = now()
-        for file_name, path in files.items():
-            check_file_name(file_name)
-            check_weights(path)
-            with path.open("rb") as file:
-                sha256 = staging.write(_chunks(file))
-            staged = staging.path(sha256)
-            check_weights(staged, name=file_name)  # it may have been changed since
-            stored.append(
-                Artifact(
-                    name=file_name,
-                    kind=plain_line(kind, "kind"),
-                    sha256=sha256,
-                    bytes=staged.stat().st_size,
-                    created=moment,
-                )
-            )
-        staging.publish()
+        stored = _stored(staging, files, kind)
         with store.database.write() as session:
-            concept = existing_row(session, store.database, name)
-            highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
-            number = (session.exec(highest).one() or 0) + 1
-            run_id = _run_row(session, run).id if run is not None else None
-            version = Version(concept_id=concept.id, number=number, run_id=run_id, created=moment)
-            session.add(version)
-            session.flush()
-            for artifact in stored:
-                artifact.version_id = version.id
-            session.add_all(stored)
-            refresh(session, concept)
-            record_event(session, concept, "version", number=number, run=run)
-    return number
+            concept = existing_row(session, store.database, key)
+            made_by = _run_row(session, run) if run is not None else None
+            version = _insert_version(session, concept, stored, made_by)
+            if evaluation is not None:
+                _insert_evaluation(session, concept, version, **evaluation(version.number))
+            if alias is not None:
+                _set_alias(session, concept, version, alias)
+    return version.number
+
+
+def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) -> int:
+    """Store what a run learnt, and record that it is done; see `Registry.finish_run`."""
+    with store.receive() as staging:
+        stored = _stored(staging, files, kind)
+        with store.database.write() as session:
+            run = _run_row(session, uid)
+            if run.status == "done":
+                raise InvalidInput(f"the run {uid} is done already")
+            concept = session.get_one(Concept, run.concept_id)
+            version = _insert_version(session, concept, stored, run)
+            _end(session, concept, run, "done", None)
+    begun_here.discard(uid)
+    return version.number
+
+
+def _stored(staging: Staging, files: Mapping[str, Path], kind: str) -> list[Artifact]:
+    """Take in weights and publish them; the rows still lack what they belong to."""
+    stored: list[Artifact] = []
+    moment = now()
+    for file_name, path in files.items():
+        check_file_name(file_name)
+        check_weights(path)
+        with path.open("rb") as file:
+            sha256 = staging.write(_chunks(file))
+        staged = staging.path(sha256)
+        check_weights(staged, name=file_name)  # it may have been changed since
+        stored.append(
+            Artifact(
+                name=file_name,
+                kind=plain_line(kind, "kind"),
+                sha256=sha256,
+                bytes=staged.stat().st_size,
+                created=moment,
+            )
+        )
+    staging.publish()
+    return stored
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(CHUNK), b"")
 
 
-def set_alias(store: Store, name: str, number: int, alias: str) -> None:
+def _insert_version(
+    session: Session, concept: Concept, stored: Sequence[Artifact], run: Run | None
+) -> Version:
+    highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
+    version = Version(
+        concept_id=concept.id,
+        number=(session.exec(highest).one() or 0) + 1,
+        run_id=run.id if run else None,
+        created=now(),
+    )
+    session.add(version)
+    session.flush()
+    for artifact in stored:
+        artifact.version_id = version.id
+    session.add_all(stored)
+    refresh(session, concept)
+    uid = run.uid if run else None
+    record_event(session, concept, "version", number=version.number, run=uid)
+    return version
+
+
+def set_alias(store: Store, key: ConceptKey, number: int, alias: str) -> None:
     """Let `alias` stand for a version; see `Registry.set_alias`."""
+    _check_alias(alias)
+    with store.database.write() as session:
+        concept = existing_row(session, store.database, key)
+        _set_alias(session, concept, _version_row(session, concept, number), alias)
+
+
+def _check_alias(alias: str) -> None:
     check_name(alias, "alias")
     if alias.isdigit():
         raise InvalidInput(f'"{alias}" would be taken for a version number')
-    with store.database.write() as session:
-        concept = existing_row(session, store.database, name)
-        version = _version_row(session, concept, number)
-        session.merge(Alias(concept_id=concept.id, alias=alias, version_id=version.id))
-        record_event(session, concept, "alias", alias=alias, number=number)
+
+
+def _set_alias(session: Session, concept: Concept, version: Version, alias: str) -> None:
+    session.merge(Alias(concept_id=concept.id, alias=alias, version_id=version.id))
+    record_event(session, concept, "alias", alias=alias, number=version.number)
 
 
 def add_evaluation(
     store: Store,
-    name: str,
+    key: ConceptKey,
     number: int,
     *,
     suite: str,
@@ -197,24 +257,36 @@ def add_evaluation(
 ) -> None:
     """Record the scores of a version; see `Registry.add_evaluation`."""
     with store.database.write() as session:
-        concept = existing_row(session, store.database, name)
+        concept = existing_row(session, store.database, key)
         version = _version_row(session, concept, number)
-        session.add(
-            Evaluation(
-                version_id=version.id,
-                suite=plain_line(suite, "suite"),
-                config=to_json(config),
-                scores=to_json(scores),
-                created=now(),
-            )
+        _insert_evaluation(session, concept, version, suite=suite, config=config, scores=scores)
+
+
+def _insert_evaluation(
+    session: Session,
+    concept: Concept,
+    version: Version,
+    *,
+    suite: str,
+    config: Mapping[str, Any],
+    scores: Mapping[str, Any],
+) -> None:
+    session.add(
+        Evaluation(
+            version_id=version.id,
+            suite=plain_line(suite, "suite"),
+            config=to_json(config),
+            scores=to_json(scores),
+            created=now(),
         )
-        record_event(session, concept, "evaluate", number=number, suite=suite)
+    )
+    record_event(session, concept, "evaluate", number=version.number, suite=suite)
 
 
-def evaluations(store: Store, name: str) -> list[EvaluationRecord]:
+def evaluations(store: Store, key: ConceptKey) -> list[EvaluationRecord]:
     """What was scored of a concept, oldest first; see `Registry.evaluations`."""
     with store.database.read() as session:
-        concept = existing_row(session, store.database, name)
+        concept = existing_row(session, store.database, key)
         rows = session.exec(
             select(Version.number, Evaluation)
             .where(Evaluation.version_id == Version.id, Version.concept_id == concept.id)
@@ -235,7 +307,7 @@ def add_generation(
     base: str,
     base_sha256: str,
     settings: Mapping[str, Any],
-    versions: Sequence[tuple[str, int]],
+    versions: Sequence[tuple[ConceptKey, int]],
 ) -> None:
     """Record a picture; see `Registry.add_generation`."""
     check_text(prompt, "prompt")
@@ -254,8 +326,10 @@ def add_generation(
         )
         session.add(picture)
         session.flush()
-        for name, number in versions:
-            concept = existing_row(session, store.database, name)
+        for key, number in versions:
+            if isinstance(key, int) and session.get(Concept, key) is None:
+                continue  # removed while it was drawn: the picture stays, as it does afterwards
+            concept = existing_row(session, store.database, key)
             version = _version_row(session, concept, number)
             session.add(GenerationVersion(generation_id=picture.id, version_id=version.id))
 

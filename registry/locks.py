@@ -22,6 +22,10 @@ class RegistryLock:
         self._location = location
         self._timeout = timeout
 
+    def of(self, location: Location) -> "RegistryLock":
+        """That of another registry, with the same time-out."""
+        return RegistryLock(location, self._timeout)
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Hold off `gc`, `check --repair` and migrations, while blobs are written or copied.

@@ -9,9 +9,11 @@ from typing import Any
 
 from .database import Database
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
+from .location import Location
 from .records import (
     ArtifactRecord,
     Concept,
+    ConceptKey,
     ConceptSummary,
     EventRecord,
     ImageRecord,
@@ -19,6 +21,7 @@ from .records import (
     RunRecord,
     VersionRecord,
 )
+from .running import is_alive
 
 MAX_WORDS = 32
 MAX_SEARCH = 1_000
@@ -134,7 +137,7 @@ def _escaped(word: str) -> str:
 
 
 _CONCEPT_SQL = f"""
-    SELECT id, category, {_TAGS}, notes, created, updated FROM concept WHERE name = :name"""  # noqa: S608
+    SELECT id, name, category, {_TAGS}, notes, created, updated FROM concept WHERE """  # noqa: S608
 _IMAGES_SQL = """
     SELECT sha256, filename, format, width, height, bytes, caption, mask, added,
         coalesce(mask_bytes, 0)
@@ -160,13 +163,13 @@ _ARTIFACTS_SQL = """
 _NAMES_SQL = "SELECT name FROM concept ORDER BY name"
 
 
-def show_concept(database: Database, name: str) -> Concept:
+def show_concept(database: Database, key: ConceptKey) -> Concept:
     """Everything about one concept; raises `ConceptNotFound`."""
     with database.snapshot():
-        found = database.rows(_CONCEPT_SQL, name=name)
+        found = _concept_rows(database, key)
         if not found:
-            raise ConceptNotFound(name, names(database))
-        concept_id, category, tags, notes, created, updated = found[0]
+            raise ConceptNotFound(key, names(database))
+        concept_id, name, category, tags, notes, created, updated = found[0]
         image_rows = database.rows(_IMAGES_SQL, concept=concept_id)
         runs = database.rows(_RUNS_SQL, concept=concept_id)
         versions = database.rows(_VERSIONS_SQL, concept=concept_id)
@@ -175,6 +178,7 @@ def show_concept(database: Database, name: str) -> Concept:
     for version_id, *fields in stored:
         artifacts[version_id].append(ArtifactRecord(*fields))
     return Concept(
+        id=concept_id,
         name=name,
         category=category,
         tags=tags.split() if tags else [],
@@ -184,16 +188,38 @@ def show_concept(database: Database, name: str) -> Concept:
             VersionRecord(number, aliases.split() if aliases else [], run, at, artifacts[version])
             for version, number, aliases, run, at in versions
         ],
-        runs=[_run_record(row) for row in runs],
+        runs=_run_records(database, concept_id, runs),
         bytes=sum(row[5] + row[-1] for row in image_rows) + sum(row[-1] for row in stored),
         created=created,
         updated=updated,
     )
 
 
-def _run_record(row: tuple[Any, ...]) -> RunRecord:
-    *_, config, packages, _, _, _, _ = row
-    return replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
+def _concept_rows(database: Database, key: ConceptKey) -> list[tuple[Any, ...]]:
+    if isinstance(key, int):
+        return database.rows(_CONCEPT_SQL + "id = :id", id=key)
+    return database.rows(_CONCEPT_SQL + "name = :name", name=key)
+
+
+def _run_records(
+    database: Database, concept_id: int, rows: Sequence[tuple[Any, ...]]
+) -> list[RunRecord]:
+    found: list[RunRecord] = []
+    for row in rows:
+        *_, config, packages, _, _, _, _ = row
+        run = replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
+        if run.status == "running" and _is_dead(database, concept_id, run.run):
+            run = replace(run, status="interrupted")
+        found.append(run)
+    return found
+
+
+def _is_dead(database: Database, concept_id: int, uid: str) -> bool:
+    """Whether a run is on record as running and nobody runs it."""
+    if is_alive(Location(database.path), concept_id, uid):
+        return False
+    status = database.rows("SELECT status FROM run WHERE uid = :uid", uid=uid)
+    return status == [("running",)]  # it may have ended while its process was looked for
 
 
 _BEGUN_SQL = """
@@ -244,8 +270,8 @@ def loaded(text: str) -> Any:
 
 def category_of(database: Database, name: str) -> str | None:
     """The category of a concept, or None if there is no such concept."""
-    rows = database.rows(_CONCEPT_SQL, name=name)
-    return rows[0][1] if rows else None
+    rows = _concept_rows(database, name)
+    return rows[0][2] if rows else None
 
 
 def names(database: Database) -> list[str]:
@@ -253,7 +279,10 @@ def names(database: Database) -> list[str]:
     return [row[0] for row in database.rows(_NAMES_SQL)]
 
 
-_HISTORY_SQL = "SELECT at, concept, action, detail FROM event {where} ORDER BY id DESC LIMIT :limit"
+_HISTORY_SQL = """
+    SELECT at, concept_id, concept, action, detail
+    FROM event {where} ORDER BY id DESC LIMIT :limit"""
+_RUNNING_SQL = "SELECT uid FROM run WHERE status = 'running'"
 _OF_ONE = """
     WHERE concept_id IN (SELECT id FROM concept WHERE name = :name)
     OR concept_id IN (SELECT concept_id FROM event WHERE concept = :name)"""
@@ -261,6 +290,8 @@ _OF_ONE = """
 
 def history(database: Database, name: str | None, limit: int) -> list[EventRecord]:
     """The last events, oldest first: of all concepts, or of those that bear or bore `name`.
+
+    The last event of a run whose process is dead says that it was interrupted.
 
     Raises `ConceptNotFound` for a name that was never used.
     """
@@ -271,7 +302,13 @@ def history(database: Database, name: str | None, limit: int) -> list[EventRecor
     rows = database.rows(_HISTORY_SQL.format(where=where), **parameters)
     if name is not None and not rows:
         raise ConceptNotFound(name, names(database))
-    return [
-        EventRecord(at, concept, action, loaded(detail))
-        for at, concept, action, detail in reversed(rows)
-    ]
+    running = {row[0] for row in database.rows(_RUNNING_SQL)}
+    events: list[EventRecord] = []
+    for at, concept_id, concept, action, text in rows:
+        detail = loaded(text)
+        if action in ("train", "resume") and detail["run"] in running:
+            running.remove(detail["run"])
+            if _is_dead(database, concept_id, detail["run"]):
+                detail["status"] = "interrupted"
+        events.append(EventRecord(at, concept, action, detail))
+    return events[::-1]

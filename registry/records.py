@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+ConceptKey = str | int
+"""A concept by its name or, while it may be renamed, by its id."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConceptSummary:
@@ -36,7 +39,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A training."""
+    """A training. One whose process is dead counts as interrupted."""
 
     run: str
     method: str
@@ -75,8 +78,9 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """A concept with everything in it."""
+    """A concept with everything in it. Its `id` stays whatever it is called."""
 
+    id: int = field(compare=False)
     name: str
     category: str
     tags: list[str]

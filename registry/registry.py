@@ -1,7 +1,7 @@
 """The registry as everyone else sees it. Each method's work is in the module its name suggests."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from .records import (
     BundleReport,
     CheckReport,
     Concept,
+    ConceptKey,
     EvaluationRecord,
     EventRecord,
     GcReport,
@@ -177,9 +178,9 @@ class Registry:
             page=page,
         )
 
-    def show(self, name: str) -> Concept:
+    def show(self, concept: ConceptKey) -> Concept:
         """Everything about one concept; raises `ConceptNotFound`, which suggests near names."""
-        return queries.show_concept(self._store.database, name)
+        return queries.show_concept(self._store.database, concept)
 
     def names(self) -> list[str]:
         """The names of all concepts, sorted."""
@@ -326,7 +327,7 @@ class Registry:
 
     def begin_run(
         self,
-        name: str,
+        concept: ConceptKey,
         *,
         method: str,
         config: Mapping[str, Any],
@@ -335,10 +336,13 @@ class Registry:
         seed: int,
         packages: Mapping[str, str],
     ) -> str:
-        """Record that a training begins, from all present photos of a concept; return its id."""
+        """Record that a training begins, from all present photos of a concept; return its id.
+
+        Hold the `training_lock` until it ends: without it, others take the run for interrupted.
+        """
         return lineage.begin_run(
             self._store,
-            name,
+            concept,
             method=method,
             config=config,
             base=base,
@@ -351,17 +355,17 @@ class Registry:
         """Record that a run that was interrupted goes on."""
         lineage.resume_run(self._store, run)
 
-    def resumable_run(self, name: str) -> RunRecord:
+    def resumable_run(self, concept: ConceptKey) -> RunRecord:
         """The latest training of a concept, if it did not end. Raises `NotFound`."""
-        return running.resumable_run(self._store, self.show(name))
+        return running.resumable_run(self._store, self.show(concept))
 
     def began_here(self, run: str) -> bool:
         """Whether a run began in this registry; one that was imported never goes on."""
         return queries.began_here(self._store.database, run)
 
-    def training_lock(self, name: str) -> AbstractContextManager[None]:
+    def training_lock(self, concept: ConceptKey) -> AbstractContextManager[None]:
         """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""
-        return running.training_lock(self.location, name)
+        return running.training_lock(self.location, self.show(concept))
 
     def run_folder(self, run: str) -> Path:
         """A folder for what only a run under way needs, such as where it goes on."""
@@ -393,26 +397,44 @@ class Registry:
 
     def add_version(
         self,
-        name: str,
+        concept: ConceptKey,
         files: Mapping[str, AnyPath],
         *,
         run: str | None = None,
         kind: str = "adapter",
+        alias: str | None = None,
+        evaluation: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> int:
         """Store safetensors files as the next version of a concept and return its number.
 
-        Raises `InvalidWeights` for anything but sound, finite safetensors.
+        An alias, and the scores that `evaluation` gives for that number in the words of
+        `add_evaluation`, are there with it or not at all. Raises `InvalidWeights` for anything but
+        sound, finite safetensors.
         """
-        paths = {file_name: plain_path(path) for file_name, path in files.items()}
-        return lineage.add_version(self._store, name, paths, run=run, kind=kind)
+        return lineage.add_version(
+            self._store,
+            concept,
+            _plain_paths(files),
+            run=run,
+            kind=kind,
+            alias=alias,
+            evaluation=evaluation,
+        )
 
-    def set_alias(self, name: str, number: int, alias: str) -> None:
+    def finish_run(self, run: str, files: Mapping[str, AnyPath], *, kind: str = "adapter") -> int:
+        """Store what a run learnt as the next version, and that the run is done: both or neither.
+
+        Returns the version's number. Raises what `add_version` raises.
+        """
+        return lineage.finish_run(self._store, run, _plain_paths(files), kind=kind)
+
+    def set_alias(self, concept: ConceptKey, number: int, alias: str) -> None:
         """Let a word such as `best` stand for a version; it may have stood for another before."""
-        lineage.set_alias(self._store, name, number, alias)
+        lineage.set_alias(self._store, concept, number, alias)
 
     def add_evaluation(
         self,
-        name: str,
+        concept: ConceptKey,
         number: int,
         *,
         suite: str,
@@ -420,11 +442,13 @@ class Registry:
         scores: Mapping[str, Any],
     ) -> None:
         """Record the scores of a version on a prompt suite."""
-        lineage.add_evaluation(self._store, name, number, suite=suite, config=config, scores=scores)
+        lineage.add_evaluation(
+            self._store, concept, number, suite=suite, config=config, scores=scores
+        )
 
-    def evaluations(self, name: str) -> list[EvaluationRecord]:
+    def evaluations(self, concept: ConceptKey) -> list[EvaluationRecord]:
         """What was scored of a concept, oldest first. Raises `NotFound`."""
-        return lineage.evaluations(self._store, name)
+        return lineage.evaluations(self._store, concept)
 
     def add_generation(
         self,
@@ -435,9 +459,12 @@ class Registry:
         base: str,
         base_sha256: str,
         settings: Mapping[str, Any],
-        versions: Sequence[tuple[str, int]],
+        versions: Sequence[tuple[ConceptKey, int]],
     ) -> None:
-        """Record a picture drawn with (concept, version) pairs, by the hash of its file."""
+        """Record a picture drawn with (concept, version) pairs, by the hash of its file.
+
+        A concept that is named by its id may have been removed meanwhile.
+        """
         lineage.add_generation(
             self._store,
             output_sha256,
@@ -452,6 +479,10 @@ class Registry:
     def trace(self, output_sha256: str) -> Lineage:
         """From a picture back to the versions, runs and photos that made it: one query."""
         return lineage.trace(self._store, output_sha256)
+
+
+def _plain_paths(files: Mapping[str, AnyPath]) -> dict[str, Path]:
+    return {name: plain_path(path) for name, path in files.items()}
 
 
 def _prepare(location: Location, create: bool) -> None:

@@ -1,7 +1,7 @@
 """Trainings under way: one per concept, and a folder for what only they need.
 
     concepts.runs/
-        rex.lock            held by the process that trains rex
+        7.lock              held by the process that trains the concept with the id 7
         1f0c92a7be44/       a run: where it goes on, until it is done, and its previews
     concepts.cache/
         class-pictures/…/   00000.png
@@ -28,6 +28,10 @@ from .store import Store
 PREVIEWS_FILE = "previews.png"
 CLASS_PICTURES, EVALUATIONS = CACHES = ("class-pictures", "evaluations")
 CHECKPOINT_PREFIX = "checkpoint-"
+_PATIENCE = 1.0
+"""Seconds to wait for a lock: who only asks for it holds it for a moment."""
+begun_here: set[str] = set()
+"""The runs that this process began, or goes on with, and did not end yet."""
 
 
 def stays(name: str) -> bool:
@@ -55,20 +59,21 @@ def _files(location: Location, folder: Path) -> list[StoredFile]:
 
 
 @contextmanager
-def training_lock(location: Location, name: str) -> Iterator[None]:
+def training_lock(location: Location, concept: Concept) -> Iterator[None]:
     """Be the only process that trains a concept; the lock dies with its holder.
 
-    Raises `RegistryBusy` at once if another one does.
+    Raises `RegistryBusy` if another one does.
     """
     from filelock import FileLock, Timeout
 
     try:
         make_folder(location.runs, location.runs)
-        lock = FileLock(below(location.runs, f"{name}.lock"))
-        lock.acquire(timeout=0)
+        lock = FileLock(_lock_path(location, concept.id))
+        lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise RegistryBusy(
-            f"{name} is being trained by another process", hint="try again when it is done"
+            f"{concept.name} is being trained by another process",
+            hint="try again when it is done",
         ) from None
     except OSError as error:
         raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
@@ -76,6 +81,26 @@ def training_lock(location: Location, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_alive(location: Location, concept_id: int, run: str) -> bool:
+    """Whether a run that did not end may still do so: whether anyone trains its concept."""
+    path = _lock_path(location, concept_id)
+    if run in begun_here or not path.exists():
+        return run in begun_here
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path).acquire(timeout=_PATIENCE / 10):
+            return False
+    except (Timeout, PermissionError):  # who may not ask has to believe the record
+        return True
+    except OSError:  # nobody trains on a medium that only reads
+        return False
+
+
+def _lock_path(location: Location, concept_id: int) -> Path:
+    return below(location.runs, f"{concept_id}.lock")
 
 
 def run_folder(location: Location, run: str) -> Path:
@@ -119,7 +144,7 @@ def _folders(root: Path, folder: Path) -> list[Path]:
 
 def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[StoredFile]:
     """Files of runs that were removed, or that nothing goes on with any more."""
-    rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY started, id")
+    rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY id")
     latest = {concept_id: uid for uid, concept_id, _ in rows}
     resumable = {
         uid
@@ -139,14 +164,13 @@ def leftovers(store: Store, *, with_checkpoints: bool = False) -> Iterator[Store
 
 def resumable_run(store: Store, concept: Concept) -> RunRecord:
     """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
-    latest = max(concept.runs, key=lambda run: run.started, default=None)
-    if latest is None or latest.status == "done":
+    if not concept.runs or concept.runs[-1].status == "done":
         raise NotFound(
             f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
         )
-    if not began_here(store.database, latest.run):
+    if not began_here(store.database, concept.runs[-1].run):
         raise NotFound(
             f"the last training of {concept.name} was imported: it cannot go on here",
             hint=f"concept train {concept.name}",
         )
-    return latest
+    return concept.runs[-1]

@@ -1,6 +1,7 @@
 """Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
 
 import hashlib
+import math
 import os
 import time
 from collections import defaultdict
@@ -239,7 +240,7 @@ def gc(
                 f"{store.location.database} is damaged ({damage[0]}): nothing was removed",
                 hint="restore it from a backup",
             )
-        oldest_spared = time.time() - grace
+        oldest_spared = time.time() - grace if grace else math.inf  # clocks may be set back
         blobs, runs, cache = store.blobs.folder, store.location.runs, store.location.cache
         removed = num_bytes = kept_young = temporary = cached = 0
         for shard in _SHARDS:

@@ -289,11 +289,12 @@ def main() -> None:
     print("\n".join(outcome.violations[:20]))
     print(json.dumps(result, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(_environment() | result, indent=2) + "\n")
+        options.json.write_text(json.dumps(environment() | result, indent=2) + "\n")
     sys.exit(bool(outcome.violations) or not all(caught.values()))
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """The machine and the versions, for a result that is kept."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
     from environment import describe
 

@@ -67,6 +67,13 @@ def append_photo(database: str, name: str, photo: str) -> str:
         return registry.add(name, [photo]).added[0].sha256
 
 
+def back_up(database: str, folder: str) -> str:
+    """Copy the registry into a folder."""
+    with Registry.open(database, timeout=DEADLINE) as registry:
+        registry.backup(folder)
+    return "done"
+
+
 def hold_lock(database: str, exclusive: bool) -> None:
     """Take the registry's lock, say so, and hold it until killed."""
     with Registry.open(database) as registry:

@@ -75,9 +75,9 @@ def bundle(pets: Registry, tmp_path: Path) -> Path:
 
 
 def told(registry: Registry, name: str) -> dict[str, Any]:
-    """All that is known of a concept, but the moment of its last change."""
+    """All that is known of a concept, but its id and the moment of its last change."""
     concept = dataclasses.asdict(registry.show(name))
-    del concept["updated"]
+    del concept["id"], concept["updated"]
     return concept
 
 
