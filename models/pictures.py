@@ -1,5 +1,6 @@
 """Picture files: what is written into them, how they are named, and contact sheets."""
 
+import hashlib
 import io
 import itertools
 import json
