@@ -14,10 +14,10 @@ from .blobs import CHUNK, Staging, is_sha256
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
+from .locks import begun_here
 from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
 from .queries import began_here, loaded, to_json
 from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource
-from .running import begun_here
 from .store import Store
 from .tables import (
     Alias,

@@ -1,18 +1,26 @@
 """One lock per registry: many writers of blobs together, or one that may delete them alone.
 
 The operating system owns it (a SQLite lock on `concepts.blobs/lock`), so it dies with its holder:
-a killed process leaves nothing that would have to be broken.
+a killed process leaves nothing that would have to be broken. So does that of a concept that is
+trained, `concepts.runs/7.lock`.
 """
 
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from .blobs import LOCK_NAME
 from .errors import RegistryBusy, StorageError
-from .files import make_folder
+from .files import below, make_folder
 from .location import Location
+from .records import Concept
+
+_PATIENCE = 1.0
+"""Seconds to wait for a lock: who only asks for it holds it for a moment."""
+begun_here: set[str] = set()
+"""The runs that this process began, or goes on with, and did not end yet."""
 
 
 class RegistryLock:
@@ -73,3 +81,48 @@ class RegistryLock:
         finally:
             held.lock.release()
             lock.close()
+
+
+@contextmanager
+def training_lock(location: Location, concept: Concept) -> Iterator[None]:
+    """Be the only process that trains a concept; the lock dies with its holder.
+
+    Raises `RegistryBusy` if another one does.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        make_folder(location.runs, location.runs)
+        lock = FileLock(_lock_path(location, concept.id))
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise RegistryBusy(
+            f"{concept.name} is being trained by another process",
+            hint="try again when it is done",
+        ) from None
+    except OSError as error:
+        raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_alive(location: Location, concept_id: int, run: str) -> bool:
+    """Whether a run that did not end may still do so: whether anyone trains its concept."""
+    path = _lock_path(location, concept_id)
+    if run in begun_here or not path.exists():
+        return run in begun_here
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path).acquire(timeout=_PATIENCE / 10):
+            return False
+    except (Timeout, PermissionError):  # who may not ask has to believe the record
+        return True
+    except OSError:  # nobody trains on a medium that only reads
+        return False
+
+
+def _lock_path(location: Location, concept_id: int) -> Path:
+    return below(location.runs, f"{concept_id}.lock")

@@ -10,6 +10,7 @@ from typing import Any
 from .database import Database
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
 from .location import Location
+from .locks import is_alive
 from .records import (
     ArtifactRecord,
     Concept,
@@ -21,7 +22,6 @@ from .records import (
     RunRecord,
     VersionRecord,
 )
-from .running import is_alive
 
 MAX_WORDS = 32
 MAX_SEARCH = 1_000

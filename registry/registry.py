@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import queries, running
+from . import locks, queries, running
 from .blobs import DEFAULT_GRACE, BlobStore
 from .database import Database
 from .errors import RegistryCorrupt, RegistryMissing, StorageError
@@ -365,7 +365,7 @@ class Registry:
 
     def training_lock(self, concept: ConceptKey) -> AbstractContextManager[None]:
         """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""
-        return running.training_lock(self.location, self.show(concept))
+        return locks.training_lock(self.location, self.show(concept))
 
     def run_folder(self, run: str) -> Path:
         """A folder for what only a run under way needs, such as where it goes on."""

@@ -13,11 +13,10 @@ is lost begins again. Links in here are never followed.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .blobs import StoredFile
-from .errors import NotFound, RegistryBusy, StorageError
+from .errors import NotFound, StorageError
 from .files import below, entries, is_unfinished, make_folder, remove_file, remove_folder
 from .location import Location
 from .names import check_run_id, is_run_id
@@ -28,10 +27,6 @@ from .store import Store
 PREVIEWS_FILE = "previews.png"
 CLASS_PICTURES, EVALUATIONS = CACHES = ("class-pictures", "evaluations")
 CHECKPOINT_PREFIX = "checkpoint-"
-_PATIENCE = 1.0
-"""Seconds to wait for a lock: who only asks for it holds it for a moment."""
-begun_here: set[str] = set()
-"""The runs that this process began, or goes on with, and did not end yet."""
 
 
 def stays(name: str) -> bool:
@@ -56,51 +51,6 @@ def _files(location: Location, folder: Path) -> list[StoredFile]:
         return []
     found = entries(location.runs, folder)
     return [StoredFile.of(entry, folder, folder.name) for entry in found if not entry.is_folder]
-
-
-@contextmanager
-def training_lock(location: Location, concept: Concept) -> Iterator[None]:
-    """Be the only process that trains a concept; the lock dies with its holder.
-
-    Raises `RegistryBusy` if another one does.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        make_folder(location.runs, location.runs)
-        lock = FileLock(_lock_path(location, concept.id))
-        lock.acquire(timeout=_PATIENCE)
-    except Timeout:
-        raise RegistryBusy(
-            f"{concept.name} is being trained by another process",
-            hint="try again when it is done",
-        ) from None
-    except OSError as error:
-        raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_alive(location: Location, concept_id: int, run: str) -> bool:
-    """Whether a run that did not end may still do so: whether anyone trains its concept."""
-    path = _lock_path(location, concept_id)
-    if run in begun_here or not path.exists():
-        return run in begun_here
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(path).acquire(timeout=_PATIENCE / 10):
-            return False
-    except (Timeout, PermissionError):  # who may not ask has to believe the record
-        return True
-    except OSError:  # nobody trains on a medium that only reads
-        return False
-
-
-def _lock_path(location: Location, concept_id: int) -> Path:
-    return below(location.runs, f"{concept_id}.lock")
 
 
 def run_folder(location: Location, run: str) -> Path:
