@@ -1,6 +1,8 @@
 """`concept generate`: pictures out. `concept reproduce`: the same again."""
 
+import hashlib
 import secrets
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -261,13 +263,32 @@ def reproduce(
 
     made = read_made(picture)
     with session.registry(create=not made.versions) as registry:
-        session.output.note(f"loading {base or made.base}")
+        wanted = base or _believed_base(registry, picture, made.base)
+        session.output.note(f"loading {wanted}")
         with quick_imports():
             from ..methods import generating
             from ..models.loading import load_base
 
-            loaded = load_base(base or made.base, offline=offline)
+            loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(registry, loaded, picture, out)
     document = {"image": _told(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])
     session.output.note("the same pixels" if is_same else "the pixels differ")
+
+
+def _believed_base(registry: "Registry", picture: Path, said: str) -> str:
+    """The base model that a picture names: an alias, or what the registry knows of it.
+
+    What a stranger's picture says is no reason to read a folder or to fetch a repository.
+    """
+    from ..models.bases import read_aliases
+    from ..registry.errors import InvalidInput, NotFound
+
+    if said in read_aliases():
+        return said
+    with picture.open("rb") as file, suppress(NotFound):
+        return registry.trace(hashlib.file_digest(file, "sha256").hexdigest()).base
+    raise InvalidInput(
+        f"{picture} says that {said} drew it, which this registry does not know of",
+        hint=f"concept reproduce {picture} --base {said}",
+    )

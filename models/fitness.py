@@ -211,9 +211,9 @@ def their_fault(base: Base, hint: str | None = None) -> Iterator[None]:
         yield
     except (InvalidInput, MemoryError, torch.OutOfMemoryError):
         raise
-    except NotImplementedError as error:  # torch's, of a tensor that was never filled
-        raise InvalidWeights(f"{base.name} lacks tensors") from error
     except Exception as error:
+        if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
+            raise InvalidWeights(f"{base.name} lacks tensors") from error
         raise InvalidWeights(f"{base.name} cannot be loaded: {short(error)}", hint=hint) from error
 
 

@@ -127,7 +127,11 @@ def test_a_picture_is_drawn_again(ask: Ask, run: Run, tiny: str, database: Path)
     assert Path(again["image"]["path"]).parent == Path("again")
     assert "the same pixels" in run("reproduce", picture["path"]).stderr
     shutil.rmtree(database.parent)
-    assert ask("reproduce", picture["path"])["is_same"]  # no concept, so no registry is needed
+    unknown = run("--json", "reproduce", picture["path"])  # faults, row 26: it may be a stranger's
+    assert unknown.exit_code == 2
+    assert f"--base {tiny}" in error_of(unknown)["hint"]
+    again = ask("reproduce", picture["path"], "--base", tiny)
+    assert again["is_same"]  # no concept, so no former registry is needed
 
 
 def test_a_picture_of_another_origin_is_told(run: Run, database: Path) -> None:
