@@ -14,7 +14,7 @@ RUNNABLE := $(firstword $(wildcard $(INSTALLED)) $(PROGRAM))
 PIP_LOG := $(VENV)/pip.log
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile,--no-compile)
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
-PACKAGES := cli evaluation kernels methods models registry
+PACKAGES := adapters cli evaluation generation kernels methods models registry training
 
 .DEFAULT_GOAL := help
 # Two installations into one folder would meet.

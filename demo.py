@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conceptry.generation.pictures import contact_sheet
 from conceptry.models.bases import DEFAULT_BASE
-from conceptry.models.miniature.sample import CATEGORY
-from conceptry.models.miniature.sample import FOLDER as PHOTOS
-from conceptry.models.pictures import contact_sheet
+from conceptry.models.miniature.world.sample import CATEGORY
+from conceptry.models.miniature.world.sample import FOLDER as PHOTOS
 from PIL import Image
 
 NAME = "rex"

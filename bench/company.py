@@ -26,9 +26,9 @@ from typing import Any
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.regions import as_mask, inside_only
 from conceptry.evaluation.suites import find_suite
-from conceptry.methods.looks import region
-from conceptry.models.miniature.identities import CATEGORIES
-from conceptry.models.request import Settings
+from conceptry.generation.regions import region
+from conceptry.generation.request import Settings
+from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
 from laboratory import (
     BARE_WAY,

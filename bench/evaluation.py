@@ -28,11 +28,12 @@ from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import find_suite
 from conceptry.evaluation.wanted import wanted_for
-from conceptry.methods import Settings, train
-from conceptry.models.drawing import draw
+from conceptry.generation import Settings
+from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.miniature.sample import CATEGORY, FOLDER
+from conceptry.models.miniature.world.sample import CATEGORY, FOLDER
 from conceptry.registry import Registry
+from conceptry.training import train
 from environment import describe
 from PIL import Image
 

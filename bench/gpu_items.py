@@ -28,11 +28,11 @@ import attention
 import torch
 import train_step
 from conceptry.evaluation.judge import load_judge
-from conceptry.models.drawing import draw_batch
-from conceptry.models.miniature import export, train
-from conceptry.models.miniature.world import describe, sample_scene
-from conceptry.models.pictures import contact_sheet
-from conceptry.models.request import Settings
+from conceptry.generation.pictures import contact_sheet
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw_batch
+from conceptry.models.miniature.recipe import export, train
+from conceptry.models.miniature.world.scenes import describe, sample_scene
 from environment import describe as describe_machine
 from full_size import make_full_size
 

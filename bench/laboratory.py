@@ -25,20 +25,21 @@ from conceptry.evaluation.record import Evaluation, harmonic_mean
 from conceptry.evaluation.regions import inside_only
 from conceptry.evaluation.suites import Suite, find_suite
 from conceptry.evaluation.wanted import wanted_for
-from conceptry.methods import find_method, settings_of, train_together
-from conceptry.methods.prompts import Chosen, choose
+from conceptry.generation.pictures import contact_sheet
+from conceptry.generation.prompt_syntax import Chosen, choose
+from conceptry.methods import find_method, settings_of
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.miniature.identities import (
+from conceptry.models.miniature.shipped import load_identity_encoder
+from conceptry.models.miniature.world.identities import (
     CATEGORIES,
     Identity,
     identity_seed,
     make_identity,
 )
-from conceptry.models.miniature.shipped import load_identity_encoder
-from conceptry.models.miniature.world import Rendered, render, sample_scene
-from conceptry.models.pictures import contact_sheet
+from conceptry.models.miniature.world.scenes import Rendered, render, sample_scene
 from conceptry.registry import Registry
 from conceptry.registry.errors import RegistryBusy
+from conceptry.training import train_together
 from PIL import Image
 from torch import Tensor
 

@@ -33,11 +33,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from conceptry.evaluation.suites import find_suite
-from conceptry.methods import all_methods, find_method, train
+from conceptry.methods import all_methods, find_method
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import load_base
-from conceptry.models.miniature.identities import CATEGORIES
+from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.registry import Registry
+from conceptry.training import train
 from environment import describe as describe_machine
 from laboratory import (
     BARE_WAY,

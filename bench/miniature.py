@@ -34,15 +34,20 @@ from typing import Any
 import numpy as np
 import torch
 from conceptry.evaluation.judge import load_judge, measure
+from conceptry.generation.pictures import contact_sheet
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw
 from conceptry.kernels import observe
-from conceptry.models.drawing import draw
 from conceptry.models.loading import load_base
-from conceptry.models.miniature.identities import CATEGORIES, Identity, identity_seed, make_identity
 from conceptry.models.miniature.shipped import load_identity_encoder
-from conceptry.models.miniature.world import Scene, Subject, describe, render, sample_scene
-from conceptry.models.pictures import contact_sheet
+from conceptry.models.miniature.world.identities import (
+    CATEGORIES,
+    Identity,
+    identity_seed,
+    make_identity,
+)
+from conceptry.models.miniature.world.scenes import Scene, Subject, describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
-from conceptry.models.request import Settings
 from environment import describe as describe_machine
 from PIL import Image
 from torch import Tensor

@@ -40,7 +40,17 @@ NEEDED = (
     "sqlmodel",
     "typing-inspection",
 )
-PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
+PACKAGES = (
+    "adapters",
+    "cli",
+    "evaluation",
+    "generation",
+    "kernels",
+    "methods",
+    "models",
+    "registry",
+    "training",
+)
 THERE = "/tmp/site"
 TO_END = 10.0
 """Seconds that an item has to end in once its time is over."""

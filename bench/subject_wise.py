@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from conceptry.evaluation.regions import regions_of_photos
 from conceptry.evaluation.suites import find_suite
-from conceptry.methods.looks import share_inside
-from conceptry.models.miniature.identities import CATEGORIES
+from conceptry.generation.regions import share_inside
+from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
 from laboratory import (
     Individual,

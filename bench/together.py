@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from conceptry.methods import Trained, train, train_together
-from conceptry.methods.artifact import read_artifact
-from conceptry.methods.prompts import choose
-from conceptry.methods.staged import StagedToken
+from conceptry.adapters.file_format import read_artifact
+from conceptry.adapters.timestep_tokens import StagedToken
+from conceptry.generation.prompt_syntax import choose
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
+from conceptry.training import Trained, train, train_together
 from environment import describe as describe_machine
 from laboratory import Laboratory, individuals
 from torch import Tensor

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conceptry.methods import stage_run
-from conceptry.methods.engine import Subject, Training
-from conceptry.methods.hooks import StepReport
 from conceptry.methods.method import find_method, settings_of
 from conceptry.models.loading import load_base
+from conceptry.training import loop as stage_run
+from conceptry.training.callbacks import StepReport
+from conceptry.training.trainer import Subject, Training
 from environment import describe
 from PIL import Image
 from torch import Tensor

@@ -76,7 +76,7 @@ def evaluate(
     """
     session = session_of(context)
     from ..evaluation import running
-    from ..models.request import Settings
+    from ..generation.request import Settings
 
     wish = running.Wish(
         names=list(dict.fromkeys(names)),

@@ -15,9 +15,9 @@ from .output import count
 from .quick_start import quick_imports
 
 if TYPE_CHECKING:
-    from ..methods.generating import Leak, Picture
-    from ..methods.prompt_files import Defaults
-    from ..models.request import Request
+    from ..generation.generating import Leak, Picture
+    from ..generation.prompt_files import Defaults
+    from ..generation.request import Request
     from ..registry import Registry
 
 _OUT = Path("pictures")
@@ -110,10 +110,10 @@ def generate(
     session = session_of(context)
     if (prompt is None) == (prompts is None):
         raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
-    from ..methods.prompt_files import Defaults, parse_size
-    from ..methods.prompts import choose
+    from ..generation.prompt_files import Defaults, parse_size
+    from ..generation.prompt_syntax import choose
+    from ..generation.request import Settings
     from ..models.bases import find_base
-    from ..models.request import Settings
 
     settings = Settings(
         steps=steps,
@@ -132,7 +132,7 @@ def generate(
         _point_out(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():
-            from ..methods import generating
+            from ..generation import generating
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
@@ -167,7 +167,7 @@ def generate(
 
 
 def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "list[Request]":
-    from ..methods.prompt_files import make_request, read_prompts
+    from ..generation.prompt_files import make_request, read_prompts
 
     if path is not None:
         return read_prompts(path, defaults)
@@ -178,7 +178,7 @@ def _point_out(
     session: Session, registry: "Registry", requests: "list[Request]", strict: bool
 ) -> None:
     """Tell of other tools' words in prompts, the same ones once."""
-    from ..methods.other_tools import foreign_words
+    from ..generation.other_tools import foreign_words
 
     def is_category(word: str) -> bool:
         return registry.find(category=word, limit=1).total > 0
@@ -203,7 +203,7 @@ def _point_out(
 
 def _most_concepts(requests: "list[Request]") -> int:
     """How many concepts the prompt with most of them names."""
-    from ..methods.prompts import mentions
+    from ..generation.prompt_syntax import mentions
 
     return max(len(mentions(request.prompt)) for request in requests)
 
@@ -259,14 +259,14 @@ def reproduce(
     On the machine and with the packages that drew it they are the same; elsewhere nearly so.
     """
     session = session_of(context)
-    from ..methods.made import read_made
+    from ..generation.provenance import read_made
 
     made = read_made(picture)
     with session.registry(create=not made.versions) as registry:
         wanted = base or _believed_base(registry, picture, made.base)
         session.output.note(f"loading {wanted}")
         with quick_imports():
-            from ..methods import generating
+            from ..generation import generating
             from ..models.loading import load_base
 
             loaded = load_base(wanted, offline=offline)

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from ..evaluation.encoders import Encoders
     from ..evaluation.record import Evaluation
     from ..evaluation.running import Wish as ToScore
-    from ..methods.estimating import Estimate
-    from ..methods.hooks import Hooks, StepReport
-    from ..methods.training import Trained
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.errors import ConceptryError
     from ..registry.records import RunRecord
+    from ..training.callbacks import Hooks, StepReport
+    from ..training.estimating import Estimate
+    from ..training.runs import Trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def train(
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
-    from ..methods.processes import is_first, launch, num_processes, own_device
+    from ..training.distributed import is_first, launch, num_processes, own_device
 
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
@@ -318,7 +318,7 @@ class _Queue:
 
     def tell_estimates(self, concepts: list[int]) -> None:
         """Print what it would take."""
-        from ..methods.estimating import estimate_together
+        from ..training.estimating import estimate_together
 
         wish = self._wish
         told = [
@@ -343,8 +343,8 @@ class _Queue:
 
     def train(self, concepts: list[int], is_asked_to_stop: Any) -> None:
         """Train a batch."""
-        from ..methods.processes import num_processes
         from ..registry.errors import ConceptryError
+        from ..training.distributed import num_processes
 
         output = self._session.output
         output.note(f"teaching {', '.join(map(self._name, concepts))}", style="bold")
@@ -378,7 +378,7 @@ class _Queue:
 
     def _note_what_was_left(self, concept: int) -> None:
         """Say so where work is left behind, or was lost."""
-        from ..methods.training import RESUME_FILE
+        from ..training.runs import RESUME_FILE
 
         if (left := _waiting(self._registry, concept)) is None:
             return
@@ -416,7 +416,7 @@ class _Queue:
 
     def _watched(self, concept: int, hooks: "Hooks") -> "Hooks":
         """With what is kept and scored on the way; scores are of the first process."""
-        from ..methods.processes import is_first
+        from ..training.distributed import is_first
 
         wish, output = self._wish, self._session.output
         hooks.checkpoint_every = wish.keep_every or wish.eval_every
@@ -443,8 +443,8 @@ class _Queue:
 
     def choose(self) -> None:
         """Score all that was kept, if that is wished, and mark the best of each concept."""
-        from ..methods.processes import is_first
         from ..registry.errors import ConceptryError
+        from ..training.distributed import is_first
 
         if not self._wish.eval_every or not self._done or not is_first():
             return
@@ -487,7 +487,7 @@ class _Queue:
         self, concepts: list[int], hooks: "Mapping[int, Hooks]"
     ) -> "list[Trained | ConceptryError]":
         with quick_imports():
-            from ..methods import training
+            from ..training import runs as training
 
         wish = self._wish
         if wish.resume:
@@ -506,9 +506,9 @@ class _Queue:
     @contextmanager
     def _hooks(self, concepts: list[int], is_asked_to_stop: Any) -> "Iterator[dict[int, Hooks]]":
         """What is shown and written while a batch is taught."""
-        from ..methods.hooks import Hooks
-        from ..methods.tensorboard import written_for_tensorboard
         from ..registry.files import below
+        from ..training.callbacks import Hooks
+        from ..training.tensorboard import written_for_tensorboard
 
         wish = self._wish
         with ExitStack() as stack:
@@ -535,7 +535,7 @@ class _Queue:
 
         Only the first process has a say: one that ended otherwise would end them all.
         """
-        from ..methods.processes import is_first
+        from ..training.distributed import is_first
 
         if not is_first():
             return
@@ -588,7 +588,7 @@ def _stopping_politely(session: Session) -> Iterator[Any]:
 
     What was started so that it outlives its terminal (nohup) goes on.
     """
-    from ..methods.processes import stop_signals
+    from ..training.distributed import stop_signals
 
     asked = False
 

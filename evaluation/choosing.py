@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..methods.hooks import Checkpoint, Hooks
-from ..methods.wardrobe import Worn
+from ..generation.injection import Worn
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from ..training.callbacks import Checkpoint, Hooks
 from .encoders import Encoders, load_encoders
 from .evaluating import Evaluator, Subject, masks_of
 from .picture_cache import PictureCache

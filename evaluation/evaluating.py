@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..methods.heatmaps import collected_maps
-from ..methods.looks import all_columns, by_subject, looks_of, telling_layers
-from ..methods.photos import Photos
-from ..methods.prompts import Chosen
-from ..methods.separation import separating
-from ..methods.wardrobe import Worn, dressed, spelled_out
-from ..models.drawing import draw
+from ..generation.attention_maps import collected_maps
+from ..generation.injection import Worn, dressed, spelled_out
+from ..generation.prompt_syntax import Chosen
+from ..generation.regions import all_columns, by_subject, looks_of, telling_layers
+from ..generation.sampler import draw
+from ..generation.separation import separating
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from ..training.latents import Photos
 from .encoders import Encoders
 from .picture_cache import PictureCache
 from .plan import Plan

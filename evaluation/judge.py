@@ -24,12 +24,12 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..models.hashes import check_hash, hash_of
 from ..models.miniature.architecture import SMALL_SIZE
-from ..models.miniature.data import MAX_SUBJECTS, Batch, scenes_batch
-from ..models.miniature.identities import CATEGORIES, COLOURS, PATTERNS
-from ..models.miniature.places import ACCESSORIES, PLACES
-from ..models.miniature.train import Losses, Stage, Workshop, train
+from ..models.miniature.recipe.data import MAX_SUBJECTS, Batch, scenes_batch
+from ..models.miniature.recipe.train import Losses, Stage, Workshop, train
 from ..models.miniature.trunk import Gaze, Trunk
-from ..models.miniature.world import STYLES, Scene
+from ..models.miniature.world.identities import CATEGORIES, COLOURS, PATTERNS
+from ..models.miniature.world.places import ACCESSORIES, PLACES
+from ..models.miniature.world.scenes import STYLES, Scene
 from ..models.pixels import to_pixels
 
 COLOUR_NAMES = tuple(COLOURS)

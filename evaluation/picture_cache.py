@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..models.pictures import replace_picture
+from ..generation.pictures import replace_picture
 from ..registry import Registry
 from ..registry.blobs import is_sha256
 from ..registry.errors import RegistryCorrupt, StorageError

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods.prompts import Chosen, Mention
+from ..generation.prompt_syntax import Chosen, Mention
+from ..generation.request import Settings
 from ..models.hashes import hash_of
-from ..models.request import Settings
 from ..registry import Registry
 from ..registry.errors import InvalidInput
 from ..registry.images import READING

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.conditioning import Conditioning, encode
+from ..generation.attention_maps import CollectedMaps
+from ..generation.regions import Looks, looks_of, region, telling_layers
 from ..kernels import observe
-from ..methods.conditioning import Conditioning, encode
-from ..methods.heatmaps import CollectedMaps
-from ..methods.looks import Looks, looks_of, region, telling_layers
-from ..methods.photos import encode_pictures
 from ..models.loading import LoadedBase
 from ..registry.errors import NotFinite
+from ..training.latents import encode_pictures
 
 GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..methods.heatmaps import overlaid
+from ..generation.attention_maps import overlaid
 from ..registry import Registry
 from ..registry.errors import ConceptNotFound, StorageError
 from ..registry.files import write_file

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
-from ..methods.prompts import FILE_NAME, Chosen, choose_version
+from ..generation.prompt_syntax import FILE_NAME, Chosen, choose_version
+from ..generation.request import Settings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
-from ..models.request import Settings
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.records import Concept, ConceptKey

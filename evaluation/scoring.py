@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..methods.looks import leak, region, share_inside
-from ..methods.photos import Photos
+from ..generation.regions import leak, region, share_inside
+from ..training.latents import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Seen
 from .regions import as_mask, inside_only

@@ -159,8 +159,8 @@ def _words(where: str, key: str, given: Any) -> tuple[str, ...]:
 
 def _seen_words() -> dict[str, Sequence[str]]:
     """What the judge can tell of each thing."""
-    from ..models.miniature.identities import COLOURS
-    from ..models.miniature.world import ACCESSORIES, PLACES, STYLES
+    from ..models.miniature.world.identities import COLOURS
+    from ..models.miniature.world.scenes import ACCESSORIES, PLACES, STYLES
 
     found = (PLACES, ACCESSORIES, tuple(COLOURS), STYLES)
     return dict(zip(SEEN_THINGS, found, strict=True))

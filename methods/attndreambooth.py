@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from .config import StageSettings, TrainingSettings
 from .method import Method, Stage
+from .settings import StageSettings, TrainingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

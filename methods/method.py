@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from ..registry.errors import InvalidInput, NotFound, suggest
-from .config import TrainingSettings
+from .settings import TrainingSettings
 
 Learns = Literal["embedding", "cross-attention", "unet"]
 Word = Literal["category", "rare", "staged"]

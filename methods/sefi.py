@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from ..registry.errors import InvalidInput
-from .config import Losses, StageSettings, TrainingSettings, setting
 from .method import Method, Stage
+from .settings import Losses, StageSettings, TrainingSettings, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

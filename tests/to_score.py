@@ -5,11 +5,11 @@ from pathlib import Path
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import Suite, SuitePrompt
 from conceptry.evaluation.wanted import Wanted
-from conceptry.methods import train
-from conceptry.methods.prompts import choose
+from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.request import Settings
 from conceptry.models.loading import LoadedBase
-from conceptry.models.request import Settings
 from conceptry.registry import Registry
+from conceptry.training import train
 from drawing import draw_folder
 
 TAUGHT = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))

@@ -5,9 +5,9 @@ Any other word is spelt in bytes, so nothing is unknown.
 
 from transformers import CLIPTokenizer
 
-from .identities import CATEGORIES, COLOURS, PATTERNS
-from .places import ACCESSORIES, PLACES
-from .world import RELATIONS
+from .world.identities import CATEGORIES, COLOURS, PATTERNS
+from .world.places import ACCESSORIES, PLACES
+from .world.scenes import RELATIONS
 
 MAX_TOKENS = 77
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conceptry.models.pictures import read_metadata
+from conceptry.generation.pictures import read_metadata
 from conceptry.registry import Registry
 from forked import run_forked
 from PIL import Image

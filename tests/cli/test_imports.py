@@ -10,7 +10,17 @@ from conceptry.cli.app import COMMANDS
 from drawing import draw_file
 from program import ROOT, run_python
 
-PACKAGES = ("cli", "evaluation", "kernels", "methods", "models", "registry")
+PACKAGES = (
+    "adapters",
+    "cli",
+    "evaluation",
+    "generation",
+    "kernels",
+    "methods",
+    "models",
+    "registry",
+    "training",
+)
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
 
 

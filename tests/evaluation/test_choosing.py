@@ -10,12 +10,12 @@ from conceptry.evaluation.choosing import Watch
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import Wish, mark_best, score
 from conceptry.evaluation.wanted import Wanted
-from conceptry.methods import Hooks, train
-from conceptry.methods.prompts import choose
+from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.request import Settings
 from conceptry.models.loading import LoadedBase
-from conceptry.models.request import Settings
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
+from conceptry.training import Hooks, train
 from to_score import DRAWN_WORLD
 
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")

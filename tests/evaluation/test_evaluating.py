@@ -14,9 +14,9 @@ from conceptry.evaluation.plan import BARE
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.running import Wish, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
-from conceptry.methods.prompts import choose
+from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.request import Settings
 from conceptry.models.loading import LoadedBase
-from conceptry.models.request import Settings
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from drawing import draw_file
@@ -91,7 +91,7 @@ def test_what_scores_depend_on_is_part_of_the_record(
 def test_the_picture_is_the_one_that_generate_draws(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path
 ) -> None:
-    from conceptry.methods import Request, generate
+    from conceptry.generation import Request, generate
 
     plan = replace(plan_of(taught, base, "<rex>"), seeds=(0, 1, 2, 3))
     found = evaluate(taught, base, encoders, plan)

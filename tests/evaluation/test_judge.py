@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from conceptry.evaluation import judge
-from conceptry.models.miniature import train
-from conceptry.models.miniature.identities import CATEGORIES, split_of
-from conceptry.models.miniature.world import render, sample_scene
+from conceptry.models.miniature.recipe import train
+from conceptry.models.miniature.world.identities import CATEGORIES, split_of
+from conceptry.models.miniature.world.scenes import render, sample_scene
 
 
 def test_targets_are_the_ground_truth() -> None:

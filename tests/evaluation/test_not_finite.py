@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conceptry.evaluation.running import Wish, score
+from conceptry.generation.request import Settings
 from conceptry.models.loading import LoadedBase
-from conceptry.models.request import Settings
 from conceptry.registry import NotFinite, Registry
 
 

@@ -15,9 +15,9 @@ from conceptry.evaluation.record import (
 from conceptry.evaluation.regions import as_mask, inside_only, regions_of_photos
 from conceptry.evaluation.scoring import Picture, Scorer, diversity, portrait
 from conceptry.evaluation.suites import SuitePrompt
-from conceptry.methods.looks import looks_of, region, share_inside, telling_layers
+from conceptry.generation.regions import looks_of, region, share_inside, telling_layers
 from conceptry.models.loading import load_base
-from conceptry.models.miniature.world import Rendered, Scene, describe, render, sample_scene
+from conceptry.models.miniature.world.scenes import Rendered, Scene, describe, render, sample_scene
 from PIL import Image, ImageChops
 
 SHARP = [0] * 128 + [255] * 128

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from conceptry.evaluation.suites import SuitePrompt, find_suite, shipped_suites, suite_for
-from conceptry.methods.prompts import mentions
-from conceptry.models.miniature.identities import CATEGORIES, COLOURS
-from conceptry.models.miniature.places import ACCESSORIES, PLACES
-from conceptry.models.miniature.world import STYLES
+from conceptry.generation.prompt_syntax import mentions
+from conceptry.models.miniature.world.identities import CATEGORIES, COLOURS
+from conceptry.models.miniature.world.places import ACCESSORIES, PLACES
+from conceptry.models.miniature.world.scenes import STYLES
 from conceptry.registry.errors import InvalidInput, NotFound
 
 LENGTHS = {"miniature": 16, "miniature-pairs": 8, "miniature-triples": 8}

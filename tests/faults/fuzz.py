@@ -110,9 +110,9 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
         registry.export_bundle(["rex"], folder / "rex.concept")
     if not with_models:
         return Sound(folder)
-    from conceptry.methods import Hooks, train
     from conceptry.models.loading import load_base
     from conceptry.registry.errors import TrainingInterrupted
+    from conceptry.training import Hooks, train
     from tiny_base import write_tiny_base
 
     write_tiny_base(folder / "tiny")

@@ -14,17 +14,17 @@ import torch
 from conceptry.evaluation.record import Evaluation, Interval, PictureScores, PromptScores
 from conceptry.evaluation.report import _csv
 from conceptry.evaluation.suites import find_suite
-from conceptry.methods import Defaults, Settings, read_prompts
-from conceptry.methods.config import TrainingSettings
-from conceptry.methods.made import read_made
+from conceptry.generation import Defaults, Settings, read_prompts
+from conceptry.generation.other_tools import foreign_words
+from conceptry.generation.prompt_syntax import mentions
+from conceptry.generation.provenance import read_made
 from conceptry.methods.method import find_method, settings_of
-from conceptry.methods.other_tools import foreign_words
-from conceptry.methods.prompts import mentions
-from conceptry.methods.resume_point import FORMAT, read_place, read_resume_point, take_values
+from conceptry.methods.settings import TrainingSettings
 from conceptry.models.bases import read_aliases
 from conceptry.registry import Registry
 from conceptry.registry.documents import parse_json, parse_yaml
 from conceptry.registry.errors import InvalidImage, InvalidInput, InvalidWeights
+from conceptry.training.checkpoints import FORMAT, read_place, read_resume_point, take_values
 from drawing import draw
 from odd import BOMB
 from PIL.PngImagePlugin import PngInfo

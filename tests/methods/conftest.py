@@ -1,35 +1,5 @@
 """A base model that is quick to train on, and photos for it."""
 
-import copy
-from dataclasses import replace
-from typing import Any
+from tiny_fixtures import _one_base, base, pictures, pipeline
 
-import pytest
-from conceptry.models.loading import LoadedBase, load_base
-from PIL import Image
-from tiny_base import write_tiny_base
-
-
-@pytest.fixture(scope="session")
-def _one_base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    return load_base(str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny")))
-
-
-@pytest.fixture
-def base(_one_base: LoadedBase) -> LoadedBase:
-    """A tiny Stable Diffusion of random weights, each test's own."""
-    return replace(_one_base, pipeline=copy.deepcopy(_one_base.pipeline))
-
-
-@pytest.fixture
-def pipeline(base: LoadedBase) -> Any:
-    """Its pipeline."""
-    return base.pipeline
-
-
-@pytest.fixture
-def pictures() -> list[Image.Image]:
-    """Three photos of 40x32."""
-    return [
-        Image.radial_gradient("L").resize((40, 32)).rotate(40 * i).convert("RGB") for i in (0, 1, 2)
-    ]
+__all__ = ["_one_base", "base", "pictures", "pipeline"]

@@ -9,32 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.adapter import wearing
+from conceptry.adapters.conditioning import Saying, encode, encode_reference, encode_sayings
+from conceptry.adapters.file_format import read_artifact
+from conceptry.adapters.timestep_tokens import STAGE_ORDER, StagedToken, staging_for
+from conceptry.generation import Request, generate, read_made, reproduce, separation
+from conceptry.generation import Settings as DrawingSettings
+from conceptry.generation.injection import dressed, spelled_out
+from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.regions import looks_of, telling_layers
+from conceptry.generation.separation import separating
 from conceptry.kernels import observe
-from conceptry.methods import (
-    Request,
-    Trained,
-    generate,
-    read_made,
-    reproduce,
-    resume_together,
-    separation,
-    train,
-    train_together,
-)
-from conceptry.methods import Settings as DrawingSettings
-from conceptry.methods.adapters import wearing
-from conceptry.methods.artifact import read_artifact
-from conceptry.methods.conditioning import Saying, encode, encode_reference, encode_sayings
-from conceptry.methods.engine import Learned, Subject, Training, run_together
-from conceptry.methods.hooks import Hooks, StepReport
-from conceptry.methods.looks import looks_of, telling_layers
-from conceptry.methods.losses import subject_wise_loss
+from conceptry.methods.attention_losses import subject_wise_loss
 from conceptry.methods.method import all_methods, find_method, settings_of
-from conceptry.methods.prompts import choose
-from conceptry.methods.resume_point import read_place
-from conceptry.methods.separation import separating
-from conceptry.methods.staged import STAGE_ORDER, StagedToken, staging_for
-from conceptry.methods.wardrobe import dressed, spelled_out
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import (
@@ -45,6 +32,10 @@ from conceptry.registry.errors import (
     TrainingFailed,
     TrainingInterrupted,
 )
+from conceptry.training import Trained, resume_together, train, train_together
+from conceptry.training.callbacks import Hooks, StepReport
+from conceptry.training.checkpoints import read_place
+from conceptry.training.trainer import Learned, Subject, Training, run_together
 from PIL import Image
 from torch import Tensor
 

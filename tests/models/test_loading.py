@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conceptry.models.drawing import draw
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.request import Settings
 from conceptry.registry import InvalidInput, InvalidWeights, NotFound
 from original_format import write_single_file
 from safetensors.numpy import save_file

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.models.drawing import draw
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw
 from conceptry.models.latents import in_float32
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.request import Settings
 from conceptry.registry import NotFinite
 from tiny_base import make_tiny_sdxl
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conceptry.evaluation import judge
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw
 from conceptry.models import bases, hashes
-from conceptry.models.drawing import draw
 from conceptry.models.loading import load_base
 from conceptry.models.miniature import shipped
-from conceptry.models.miniature.export import MAX_BYTES, restore
-from conceptry.models.miniature.train import STAGES
-from conceptry.models.miniature.world import describe, render, sample_scene
+from conceptry.models.miniature.recipe.export import MAX_BYTES, restore
+from conceptry.models.miniature.recipe.train import STAGES
+from conceptry.models.miniature.world.scenes import describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
-from conceptry.models.request import Settings
 from conceptry.registry import InvalidWeights
 from safetensors.torch import load_file
 

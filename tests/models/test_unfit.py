@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.models.drawing import SCHEDULERS, draw
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import SCHEDULERS, draw
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.request import Settings
 from conceptry.registry import InvalidInput
 from original_format import write_single_file
 from safetensors.torch import load_file, save_file

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from conceptry.models.miniature.figures import draw_subject
-from conceptry.models.miniature.identities import (
+from conceptry.models.miniature.tokenizer import MAX_TOKENS, make_tokenizer
+from conceptry.models.miniature.world.figures import draw_subject
+from conceptry.models.miniature.world.identities import (
     CATEGORIES,
     COLOURS,
     PATTERNS,
@@ -12,9 +13,8 @@ from conceptry.models.miniature.identities import (
     make_identity,
     split_of,
 )
-from conceptry.models.miniature.places import ACCESSORIES, PLACES
-from conceptry.models.miniature.tokenizer import MAX_TOKENS, make_tokenizer
-from conceptry.models.miniature.world import (
+from conceptry.models.miniature.world.places import ACCESSORIES, PLACES
+from conceptry.models.miniature.world.scenes import (
     RELATIONS,
     STYLES,
     Rendered,

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conceptry.registry import (
-    ConceptNotFound,
-    InvalidInput,
-    InvalidWeights,
-    NotFound,
-    Registry,
-)
+from conceptry.registry import ConceptNotFound, InvalidInput, InvalidWeights, NotFound, Registry
 from conceptry.registry.records import VersionRecord
 from copies import copied
 from drawing import draw_file, draw_folder

@@ -1,0 +1,1 @@
+"""What is learnt of a subject and injected into a pipeline, and how it is stored."""

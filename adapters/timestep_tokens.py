@@ -1,0 +1,323 @@
+"""SeFi-IDE's semantic-fidelity tokens (arXiv 2402.00631, section 3.3): vectors that change.
+
+A staged token has two vectors in each of S stages of the noise: one for the keys of cross-attention
+and one for its values. So each timestep has two prompts, which differ in this token alone: `to_k`
+reads the text states of the first, `to_v` those of the second. The base model stays as it is.
+
+Text states travel through a pipeline as they always do, only wider: (B, 77, 2 · d) where the stage
+is known, keys' states first, and (B, 77, I · 2 · d) with all I stages beside each other, of which
+the U-Net takes those of its timestep.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from .adapter import Adapter, NewTokens, TokenEmbedding, mean_vectors
+
+STAGE_ORDER = "stage 0 has the least noise"
+ROLES = ("k", "v")
+_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+def stage_of(timestep: float, num_stages: int, num_timesteps: int) -> int:
+    """The stage, 0 to S - 1, of a timestep: ⌊t · S / T⌋."""
+    return min(int(timestep * num_stages / num_timesteps), num_stages - 1)
+
+
+# --- where the vectors come from ------------------------------------------------------------------
+
+
+class StagedVectors(nn.Module):
+    """The vectors themselves are learned: (S, 2, d)."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.num_stages = len(vectors)
+        self.vectors = nn.Parameter(vectors)
+
+    def forward(self) -> Tensor:
+        """(S, 2, d)."""
+        return self.vectors
+
+
+class StagedNetwork(nn.Module):
+    """A self-attention block is learned that makes the vectors (S, 2, d) of a word's.
+
+    Two attentions of 8 heads and a GEGLU layer, as in ProSpect (arXiv 2305.16225), which the paper
+    builds on. Its last layer begins with zeros, so that all vectors begin as the word's.
+    """
+
+    def __init__(self, word: Tensor, num_stages: int) -> None:
+        super().__init__()
+        width = len(word)
+        self.num_stages = num_stages
+        self.register_buffer("word", word)
+        self.shape = (num_stages, len(ROLES), width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.attentions = nn.ModuleList(
+            Attention(width, heads=8, dim_head=64, dropout=0.1) for _ in range(2)
+        )
+        self.out = FeedForward(width, num_stages * len(ROLES) * width, dropout=0.1)
+        for parameter in self.out.net[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self) -> Tensor:
+        """(S, 2, d)."""
+        states: Tensor = self.get_buffer("word")[None, None]
+        for norm, attention in zip(self.norms, self.attentions, strict=False):
+            states = states + attention(norm(states))
+        return self.get_buffer("word") + self.out(self.norms[-1](states)).reshape(self.shape)
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StagedToken:
+    """A token with vectors (S, 2, d) for each text encoder; stage 0 has the least noise.
+
+    In a prompt stands the token's own name. What the text encoder gets are 2 · S other names, one
+    for each stage and role (`said`). `category` is the word that SDXL's pooled states are read of.
+    """
+
+    tokens: tuple[str]
+    category: str
+    sources: list[StagedVectors | StagedNetwork]
+    _now: list[Tensor] = field(default_factory=list)
+    _worn: NewTokens | None = None
+
+    @classmethod
+    def from_word(
+        cls,
+        pipeline: Any,
+        token: str,
+        category: str,
+        *,
+        num_stages: int,
+        parametrisation: str = "direct",
+        seed: int = 0,
+    ) -> "StagedToken":
+        """All vectors begin as the category's; learned `direct`ly or through a `network`."""
+        words = mean_vectors(pipeline, category)
+        if parametrisation == "direct":
+            starts = [word.repeat(num_stages, len(ROLES), 1) for word in words]
+            return cls((token,), category, [StagedVectors(start) for start in starts])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            networks = [StagedNetwork(word.cpu(), num_stages) for word in words]
+        return cls(
+            (token,),
+            category,
+            [each.to(word.device) for each, word in zip(networks, words, strict=True)],
+        )
+
+    @classmethod
+    def from_state(cls, token: str, category: str, state: Mapping[str, Tensor]) -> "StagedToken":
+        """From what `state` returned."""
+        names = sorted(name for name in state if name.startswith("staged."))
+        return cls((token,), category, [StagedVectors(state[name].float()) for name in names])
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        """`staged.0` (S, 2, d), and `staged.1` where there are two text encoders."""
+        return {f"staged.{i}": self._vectors(i).detach() for i in range(len(self.sources))}
+
+    @property
+    def num_stages(self) -> int:
+        """S."""
+        return self.sources[0].num_stages
+
+    def _vectors(self, encoder: int) -> Tensor:
+        source = self.sources[encoder].eval()
+        kind = next(source.parameters()).device.type
+        with torch.autocast(kind, enabled=False):
+            return source()
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained."""
+        return {
+            f"staged.{i}.{name}": parameter
+            for i, source in enumerate(self.sources)
+            for name, parameter in source.named_parameters()
+        }
+
+    def begin_pass(self, seed: int) -> None:
+        """Compute the vectors for a training's pass; what a network drops follows from `seed`."""
+        if all(isinstance(source, StagedVectors) for source in self.sources):
+            return
+        device = next(self.sources[0].parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self._now = [source.train()() for source in self.sources]
+
+    def end_pass(self) -> None:
+        """Forget the vectors of the last pass, as no other will follow."""
+        self._now = []
+
+    def weaken(self, pipeline: Any, category: str, strength: float) -> None:
+        """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+        for i, start in enumerate(mean_vectors(pipeline, category)):
+            own = self._vectors(i).detach()
+            self.sources[i] = StagedVectors(torch.lerp(start.to(own), own, strength))
+
+    # --- in prompts -------------------------------------------------------------------------------
+
+    def said(self, prompt: str, timestep: float, num_timesteps: int) -> tuple[str, ...]:
+        """The prompt as keys and as values get it at a timestep."""
+        stage = stage_of(timestep, self.num_stages, num_timesteps)
+        return tuple(self.at_stage(prompt, stage, role) for role in ROLES)
+
+    def in_words(self, prompt: str) -> str:
+        """The prompt with the category in the token's place."""
+        return prompt.replace(self.tokens[0], self.category)
+
+    def at_stage(self, prompt: str, stage: int, role: str) -> str:
+        """The prompt with the name of a stage and a role, k or v."""
+        return prompt.replace(self.tokens[0], self._name(stage, role))
+
+    def _name(self, stage: int, role: str) -> str:
+        return f"{self.tokens[0].removesuffix('>')}.{stage}{role}>"
+
+    def inject(self, pipeline: Any) -> None:
+        """Let the pipeline know the token and the names of its stages; see `Staging`."""
+        if self._worn:
+            raise RuntimeError(f"{self.tokens[0]} is on already")
+        names = [self._name(s, role) for s in range(self.num_stages) for role in ROLES]
+        rows = [partial(self._rows, i) for i in range(len(self.sources))]
+        self._worn = NewTokens((*self.tokens, *names), rows)
+        self._worn.inject(pipeline)
+
+    def _rows(self, encoder: int) -> Tensor:
+        """(1 + 2 · S, d); the token without a stage means the mean of all."""
+        is_training = bool(self._now) and torch.is_grad_enabled()
+        flat = (self._now[encoder] if is_training else self._vectors(encoder)).flatten(0, 1)
+        return torch.cat([flat.mean(0, keepdim=True), flat])
+
+    def eject(self, pipeline: Any) -> None:
+        """Let it forget them."""
+        if self._worn:
+            self._worn.eject(pipeline)
+        self._worn = None
+        self._now = []
+
+
+# --- in a pipeline --------------------------------------------------------------------------------
+
+
+def staging_for(embeddings: Sequence[TokenEmbedding | StagedToken]) -> Sequence[Adapter]:
+    """What a pipeline has to wear over these: nothing, if none of them is staged."""
+    staged = [each for each in embeddings if isinstance(each, StagedToken)]
+    return [Staging(staged)] if staged else []
+
+
+@dataclass(slots=True)
+class Staging:
+    """Brings staged tokens, which are worn already, into `encode_prompt` and the U-Net.
+
+    Several may have different numbers of stages: time is cut wherever one of them changes.
+    """
+
+    tokens: Sequence[StagedToken]
+    _handles: list[Any] = field(default_factory=list)
+
+    @property
+    def starts(self) -> list[Fraction]:
+        """Where a stage of any token begins, as a share of all timesteps."""
+        counts = {token.num_stages for token in self.tokens}
+        return sorted({Fraction(i, count) for count in counts for i in range(count)})
+
+    def inject(self, pipeline: Any) -> None:
+        """From now on prompts with staged tokens are encoded for all stages at once."""
+        if self._handles:
+            raise RuntimeError("stages are on already")
+        pipeline.encode_prompt = partial(self._encode, pipeline.encode_prompt)
+        unet, width = pipeline.unet, pipeline.unet.config.cross_attention_dim
+        starts = torch.tensor(
+            [float(each * pipeline.scheduler.config.num_train_timesteps) for each in self.starts]
+        )
+        take = partial(_take_stage, starts, width)
+        self._handles.append(unet.register_forward_pre_hook(take, with_kwargs=True))
+        for name, layer in unet.named_modules():
+            if name.endswith("attn2"):
+                for projection, part in ((layer.to_k, 0), (layer.to_v, 1)):
+                    hook = partial(_take_part, part, width)
+                    self._handles.append(projection.register_forward_pre_hook(hook))
+
+    def eject(self, pipeline: Any) -> None:
+        """Give the pipeline its own ways back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        del pipeline.encode_prompt
+
+    def _encode(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """`encode_prompt` of the pipeline, with states (B, 77, I · 2 · d) for staged tokens."""
+        given: dict[str, Any] = dict(signature(own).bind(*args, **kwargs).arguments)
+        prompt = given.get("prompt")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        if not any(token.tokens[0] in text for token in self.tokens for text in prompts):
+            return own(*args, **kwargs)
+        texts: dict[str, list[str]] = {
+            name: [value] * len(prompts) if isinstance(value, str) else list(value)
+            for name in _TEXTS
+            if (value := given.get(name)) is not None
+        }
+        variants = [(start, role) for start in self.starts for role in ROLES]
+        for name, each in texts.items():
+            given[name] = [self._at(text, *variant) for variant in variants for text in each]
+        states, negative, *pooled = own(**given)
+        if pooled:
+            in_words = {name: list(map(self._in_words, each)) for name, each in texts.items()}
+            _, _, *pooled = own(**(given | in_words))
+        return (_beside(states, len(variants)), _beside(negative, len(variants)), *pooled)
+
+    def _at(self, text: str, start: Fraction, role: str) -> str:
+        for token in self.tokens:
+            text = token.at_stage(text, int(start * token.num_stages), role)
+        return text
+
+    def _in_words(self, text: str) -> str:
+        for token in self.tokens:
+            text = token.in_words(text)
+        return text
+
+
+def _beside(states: Tensor | None, count: int) -> Tensor | None:
+    """(I · 2 · B, 77, d) to (B, 77, I · 2 · d)."""
+    if states is None:
+        return None
+    return states.unflatten(0, (count, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+def _take_stage(
+    starts: Tensor, width: int, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before the U-Net: of the states of all stages, those of each sample's timestep."""
+    bound = signature(unet.forward).bind(*args, **kwargs).arguments
+    states = bound["encoder_hidden_states"]
+    if states.shape[-1] <= len(ROLES) * width:
+        return None
+    times = torch.as_tensor(bound["timestep"], dtype=torch.float32, device=states.device)
+    stage = torch.bucketize(times, starts.to(states.device), right=True) - 1
+    by_stage = states.unflatten(-1, (len(starts), -1))  # (B, 77, I, 2 · d)
+    rows = torch.arange(len(states), device=states.device)
+    bound["encoder_hidden_states"] = by_stage[rows, :, stage.expand(len(states))]
+    sample, timestep = bound.pop("sample"), bound.pop("timestep")
+    return (sample, timestep), dict(bound)
+
+
+def _take_part(part: int, width: int, _: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+    """Before `to_k` and `to_v`: of states (B, 77, 2 · d) the keys' part, or the values'."""
+    (states,) = args
+    if states.shape[-1] != len(ROLES) * width:
+        return None
+    return states[..., part * width : (part + 1) * width]

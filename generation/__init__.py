@@ -1,0 +1,48 @@
+"""From a prompt to pictures: prompt syntax, concepts in it, the sampler, and what made a picture.
+
+    from conceptry.generation import generate
+
+Everything that `concept generate` and `reproduce` do is one of these calls; each is loaded when it
+is first asked for, as most of them need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .generating import Picture, generate, reproduce, save_grid
+    from .prompt_files import Defaults, read_prompts
+    from .provenance import Made, read_made
+    from .request import Request, Settings
+
+_HOMES = {
+    "Defaults": ".prompt_files",
+    "Made": ".provenance",
+    "Picture": ".generating",
+    "Request": ".request",
+    "Settings": ".request",
+    "generate": ".generating",
+    "read_made": ".provenance",
+    "read_prompts": ".prompt_files",
+    "reproduce": ".generating",
+    "save_grid": ".generating",
+}
+
+__all__ = [
+    "Defaults",
+    "Made",
+    "Picture",
+    "Request",
+    "Settings",
+    "generate",
+    "read_made",
+    "read_prompts",
+    "reproduce",
+    "save_grid",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

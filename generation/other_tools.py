@@ -1,0 +1,142 @@
+"""Prompts in other tools' words, which would be drawn as plain words: what to write instead."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .prompt_syntax import MAX_STRENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Words of another tool in a prompt, and what to do."""
+
+    text: str
+    advice: str
+
+    def __str__(self) -> str:
+        """A line for people."""
+        return f'"{self.text}" is drawn as plain words: {self.advice}'
+
+
+_Advice = Callable[[re.Match[str], frozenset[str]], str | None]
+"""What to do about a match, given the names of all concepts; None if it is nothing after all."""
+
+_KEPT_APART = re.compile(r'"[^"]*"|“[^”]*”')
+_MENTION = re.compile(r"<[^<>]*>")
+_PLACES = "concept generate --prompts takes .csv, .yaml and .jsonl"
+
+
+def _weight(match: re.Match[str], names: frozenset[str]) -> str | None:
+    inside, weight = match["inside"].strip(), match["weight"]
+    if "." not in weight and not inside[-1:].isalpha():
+        return None  # (16:9), (at 12:30)
+    name = inside.strip("<>()[] ").lower()
+    if name in names:
+        return f"write <{name}:{min(float(weight), MAX_STRENGTH):g}>"
+    return "words have no weights, only concepts do, as <NAME:0.8>; leave the brackets out"
+
+
+def _said(advice: str) -> _Advice:
+    return lambda _match, _names: advice
+
+
+_SWITCHES = {
+    ("n", "no"): "--negative",
+    ("w", "h", "ar", "aspect"): "--size 768x512",
+    ("d", "seed"): "--seed",
+    ("l", "cfg"): "--guidance",
+    ("s", "steps"): "--steps",
+    ("q", "v", "niji", "stylize", "chaos", "style", "tile", "iw", "am", "g"): "",
+}
+
+
+def _switch(match: re.Match[str], _names: frozenset[str]) -> str:
+    own = next(option for words, option in _SWITCHES.items() if match["switch"] in words)
+    what = f"write {own}, outside the prompt" if own else "leave it out"
+    return f"{what}, or give it a column of its own; {_PLACES}" if own else what
+
+
+_KNOWN = "|".join(word for words in _SWITCHES for word in words)
+_PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
+    (re.compile(r"\((?P<inside>[^():]+):\s*(?P<weight>\d*\.?\d+)\s*\)"), _weight),
+    (
+        re.compile(r"\[[^\[\]]*[^\W\d][^\[\]]*:[^\[\]]*\d\]|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]"),
+        _said("prompts do not change on the way; write what is wanted in the end"),
+    ),
+    (
+        re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"),
+        _said("prompts do not change on the way; write one of them"),
+    ),
+    (
+        re.compile(r"\(\([^()]+\)\)|\)\d+\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
+        _said("words have no weights; leave the brackets out"),
+    ),
+    (re.compile(r"\\[()]"), _said("brackets need no backslash")),
+    (re.compile(r"\w+::\s*-?\d*\.?\d*"), _said("words have no weights; leave the colons out")),
+    (
+        re.compile(r"\{[^{}]*\|[^{}]*\}"),
+        _said("write each choice as a prompt of its own; concept generate --prompts FILE"),
+    ),
+    (
+        re.compile(r"\{[^{}|]*\}"),
+        _said("braces mean nothing; a concept is <NAME>"),
+    ),
+    (
+        re.compile(r"(?<!\w)__[\w/*-]*\w__(?!\w)"),
+        _said("write each place as a prompt of its own; concept generate --prompts FILE"),
+    ),
+    (
+        re.compile(r"\bembedding:\s*(?P<name>[\w./-]+)"),
+        lambda match, names: (
+            f"write <{match['name'].lower()}>"
+            if match["name"].lower() in names
+            else "a concept is <NAME>; concept list says which there are"
+        ),
+    ),
+    (
+        re.compile(rf"(?:(?<=\s)|^)--(?P<switch>{_KNOWN})(?=\s|$)(?:\s+[^\s-]\S*)?"),
+        _switch,
+    ),
+)
+_CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
+    (re.compile(r"\bBREAK\b"), "prompts are not cut in parts; leave it out"),
+    (re.compile(r"\bAND\b"), "prompts are not added up; write and"),
+)
+_RARE = re.compile(r"\b(?:sks|ohwx)\b")
+
+
+def foreign_words(
+    prompt: str,
+    names: Iterable[str] = (),
+    *,
+    is_category: Callable[[str], bool] = lambda _word: False,
+) -> Iterator[Foreign]:
+    """What of a prompt is another tool's way to say something; `names` are those of all concepts.
+
+    A name that is also some concept's category is an ordinary word.
+    """
+    plain = _MENTION.sub(lambda match: " " * len(match[0]), prompt)
+    known = frozenset(names)
+    told: list[tuple[int, int]] = []
+    for pattern, advise in _PATTERNS:
+        for match in pattern.finditer(prompt):
+            start, end = match.span()
+            if any(start < last and end > first for first, last in told):
+                continue
+            if advice := advise(match, known):
+                told.append((start, end))
+                yield Foreign(match[0].strip(), advice)
+    if plain != plain.upper():
+        unquoted = _KEPT_APART.sub("", plain)
+        for pattern, advice in _CAPITALS:
+            if pattern.search(unquoted):
+                yield Foreign(pattern.pattern.strip("\\b"), advice)
+    if match := _RARE.search(plain):
+        yield Foreign(match[0], "a concept is <NAME>; concept list says which there are")
+    for match in re.finditer(r"(?<![\w<:@-])[a-z0-9][a-z0-9_-]*(?![\w>-])", plain.lower()):
+        is_told = any(first <= match.start() < last for first, last in told)
+        is_named = f"<{match[0]}" in prompt
+        is_meant = match[0] in known and len(match[0]) > 2 and not (is_told or is_named)
+        if is_meant and not is_category(match[0]):
+            yield Foreign(prompt[match.start() : match.end()], f"the concept is <{match[0]}>")

@@ -1,0 +1,206 @@
+"""Files of prompts, each with settings of its own: text, YAML, CSV or JSON lines."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text, shown
+from ..registry.errors import InvalidInput
+from .request import Request, Settings
+
+KEYS = ("prompt", "n", "seed", "steps", "guidance", "negative", "scheduler", "size")
+MAX_PICTURES = 10_000
+_MAX_SIZE = 20  # characters
+_SEPARATORS = (",", ";", "\t")
+
+Entry = tuple[str, Mapping[str, Any]]
+"""Where something stands in a file, and what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What holds where a prompt does not say otherwise: `n` pictures, seeds from `seed` on."""
+
+    n: int
+    seed: int
+    settings: Settings
+
+
+def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
+    """The prompts of a file: `.txt`, one a line, `.yaml`, `.csv` with headings, or `.jsonl`.
+
+    Lines of text that are empty or begin with # are left out. An entry of the others has a
+    `prompt` and may have any of `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler` and
+    `size`. A CSV file's cells are parted as its headings are, by commas, semicolons or tabs.
+    Raises `NotFound` and, naming the line, `InvalidInput`.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidInput(f"{path} is not a file of prompts by its name", hint=", ".join(_READERS))
+    text = read_text(path)
+    try:
+        entries = list(reader(text))
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}, {error.message}") from None
+    requests = [_request(f"{path}, {place}", entry, defaults) for place, entry in entries]
+    if not requests:
+        raise InvalidInput(f"{path} has no prompts")
+    return requests
+
+
+def make_request(prompt: str, defaults: Defaults) -> Request:
+    """A prompt as the defaults have it."""
+    seeds = range(defaults.seed, defaults.seed + defaults.n)
+    return Request(prompt=prompt, seeds=seeds, settings=defaults.settings)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`512` or `768x512` as (width, height). Raises `InvalidInput`."""
+    width, _, height = text.lower().partition("x")
+    height = height or width
+    if not (width.isdecimal() and height.isdecimal() and len(text) <= _MAX_SIZE):
+        raise InvalidInput(f"{text[:40]!r} is not a size", hint="512 or 768x512")
+    return int(width), int(height)
+
+
+def _request(place: str, entry: Mapping[str, Any], defaults: Defaults) -> Request:
+    given = {key: value for key, value in entry.items() if value not in (None, "")}
+    try:
+        if unknown := [key for key in given if key not in KEYS]:
+            raise InvalidInput(f"there is no setting {unknown[0]!r}", hint=", ".join(KEYS))
+        prompt = given.pop("prompt", None)
+        if not isinstance(prompt, str):
+            raise InvalidInput("there is no prompt")
+        values = {key: _PARSERS[key](value) for key, value in given.items()}
+        own = replace(defaults, **{key: values.pop(key) for key in ("n", "seed") if key in values})
+        if not 1 <= own.n <= MAX_PICTURES:
+            raise InvalidInput(f"n is {own.n}: 1 to {MAX_PICTURES:,}")
+        return make_request(prompt, replace(own, settings=replace(own.settings, **values)))
+    except InvalidInput as error:
+        raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number is None or not float(number).is_integer():
+        raise InvalidInput(f"{shown(value)} is not a whole number")
+    return int(number)
+
+
+def _float(value: Any) -> float:
+    number = _number(value)
+    if number is None:
+        raise InvalidInput(f"{shown(value)} is not a number", hint="2.5, with a point")
+    return float(number)
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, or what a text says of one; None for all else."""
+    if isinstance(value, str) and len(value) <= MAX_NUMBER:
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise InvalidInput(f"{shown(value)} is not a size", hint="512 or 768x512")
+    return parse_size(str(value))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{shown(value)} is no text", hint="put it in quotes")
+    return value
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "n": _whole,
+    "seed": _whole,
+    "steps": _whole,
+    "guidance": _float,
+    "negative": _text,
+    "scheduler": _text,
+    "size": _size,
+}
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def _lines(text: str) -> Iterator[Entry]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if (prompt := line.strip()) and not prompt.startswith("#"):
+            yield f"line {number}", {"prompt": prompt}
+
+
+def _json_lines(text: str) -> Iterator[Entry]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _entry(f"line {number}", parse_json(line))
+        except InvalidInput as error:
+            raise InvalidInput(f"line {number} is {error.message}") from None
+
+
+def _yaml(text: str) -> Iterator[Entry]:
+    try:
+        found = parse_yaml(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"which is {error.message}") from None
+    if not isinstance(found, list):
+        raise InvalidInput("which has to be a list of prompts")
+    for number, value in enumerate(found, 1):
+        yield _entry(f"entry {number}", value)
+
+
+def _csv(text: str) -> Iterator[Entry]:
+    told, text = _told_separator(text)
+    first = text.partition("\n")[0]
+    separator = told or max(_SEPARATORS, key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+    def line() -> str:
+        return f"line {rows.line_num + bool(told)}"
+
+    try:
+        headings = [heading.strip().lower() for heading in next(rows, [])]
+        named = [heading for heading in headings if heading]
+        if twice := [heading for heading in named if named.count(heading) > 1]:
+            raise InvalidInput(f"{line()} has two headings {twice[0]!r}")
+        for row in rows:
+            if len(row) > len(headings) and any(row[len(headings) :]):
+                raise InvalidInput(f"{line()} has more cells than there are headings")
+            if any(cell.strip() for cell in row):
+                cells = zip(headings, row, strict=False)
+                yield line(), {key: cell.strip() for key, cell in cells}
+    except csv.Error as error:
+        raise InvalidInput(f"{line()} is not CSV: {error}") from None
+
+
+def _told_separator(text: str) -> tuple[str, str]:
+    """What a spreadsheet wrote ahead of its headings, `sep=;`, and the text without it."""
+    first, _, rest = text.partition("\n")
+    match = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
+    return (match[1], rest) if match else ("", text)
+
+
+def _entry(place: str, value: Any) -> Entry:
+    return place, value if isinstance(value, Mapping) else {"prompt": value}
+
+
+_READERS: dict[str, Callable[[str], Iterator[Entry]]] = {
+    ".txt": _lines,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".jsonl": _json_lines,
+}

@@ -1,0 +1,1 @@
+"""How the miniature is trained from nothing, and made ready to ship."""

@@ -1,0 +1,134 @@
+"""Training batches, rendered ahead by worker processes.
+
+Batch k of a stage is the same in every run: its scenes follow from the stage's name and k alone.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..world.identities import CATEGORIES, identity_seed, make_identity
+from ..world.scenes import Rendered, Scene, describe, render, sample_scene
+
+MAX_SUBJECTS = 3
+MASK_SIZE = 16
+AHEAD = 6
+"""Batches that each worker has ready or under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures (B, 3, size, size) as uint8, their sentences and their scenes.
+
+    `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none;
+    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well.
+    """
+
+    images: Tensor
+    masks: Tensor
+    foregrounds: Tensor
+    captions: list[str]
+    scenes: list[Scene]
+
+
+def scenes_batch(
+    step: int,
+    *,
+    split: str,
+    offset: int,
+    batch: int,
+    size: int,
+    crowds: Sequence[float] | None = None,
+) -> Batch:
+    """Batch `step` of random scenes; stages differ in `offset`, so that none repeats another's.
+
+    `crowds` are the shares of scenes with one, two and three subjects, if not the world's own.
+    """
+    first = offset * 1_000_000_000 + step * batch
+    scenes: list[Scene] = []
+    for seed in range(first, first + batch):
+        count = None
+        if crowds is not None:
+            (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
+        scenes.append(sample_scene(seed, split, num_subjects=count))
+    return _rendered(scenes, size)
+
+
+def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) -> Batch:
+    """Batch `step` of identities in two scenes each: pictures 2i and 2i+1 show one identity.
+
+    A quarter of the batch is of one category, so that telling categories apart does not suffice.
+    """
+    rng = random.Random(f"pairs {offset} {step}")
+    category = rng.choice(CATEGORIES)
+    scenes: list[Scene] = []
+    for i in range(batch // 2):
+        chosen = category if i % 4 == 0 else None
+        identity = make_identity(identity_seed(rng, split), chosen)
+        for _ in range(2):
+            alone = rng.random() < 0.8
+            scenes.append(
+                sample_scene(
+                    rng.randrange(1 << 40),
+                    split,
+                    identity=identity,
+                    num_subjects=1 if alone else 2,
+                    style="photo",
+                )
+            )
+    return _rendered(scenes, size)
+
+
+def _rendered(scenes: list[Scene], size: int) -> Batch:
+    pictures: list[Rendered] = [render(scene, size) for scene in scenes]
+    images = np.stack([np.asarray(picture.image) for picture in pictures]).transpose(0, 3, 1, 2)
+    masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)
+    for row, picture in zip(masks, pictures, strict=True):
+        for i, mask in enumerate(picture.masks):
+            row[i] = _small(mask)
+    foregrounds = np.stack([_small(picture.foreground) for picture in pictures])
+    return Batch(
+        torch.from_numpy(images.copy()),
+        torch.from_numpy(masks),
+        torch.from_numpy(foregrounds),
+        [describe(scene) for scene in scenes],
+        scenes,
+    )
+
+
+def _small(mask: PIL.Image.Image) -> np.ndarray:
+    return np.asarray(mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX))
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, make: Callable[[int], Batch], steps: range) -> None:
+        self._make, self._steps = make, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._make(self._steps[index])
+
+
+def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> Iterator[Batch]:
+    """Yield `make(step)` for each step, in order, made by worker processes ahead of time."""
+    ahead: dict[str, Any] = {"prefetch_factor": AHEAD, "multiprocessing_context": "spawn"}
+    yield from DataLoader(
+        _Batches(make, steps),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        **(ahead if num_workers else {}),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,923 @@
+"""Train the miniature from nothing.
+
+    python -m conceptry.models.miniature.recipe.train all --out runs/miniature
+    python -m conceptry.models.miniature.recipe.train unet --out runs/miniature --images 1000000
+
+The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `decoder` (the
+autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
+encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
+`identity`. Each writes a resume point every few minutes and goes on from it when started again; a
+run that was killed ends bit-equal to one that was not, on a CPU of the same kind. (The weights
+that ship are of an earlier recipe, at 64 pixels.)
+
+A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
+then goes on from what it knows:
+
+    … vae --out runs/128 --latents-of runs/64/vae
+    … decoder --out runs/128
+    … unet --out runs/128 --start runs/64/unet.safetensors
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+from transformers import CLIPTokenizer
+
+from ..architecture import (
+    SIZE,
+    SMALL_SIZE,
+    Discriminator,
+    make_clip,
+    make_scheduler,
+    make_unet,
+    make_vae,
+)
+from ..identity import IdentityEncoder
+from ..tokenizer import make_tokenizer
+from .data import Batch, pairs_batch, prefetched, scenes_batch
+
+CAPTION_DROPOUT = 0.1
+MAX_SNR, MORE_SNR = 5.0, 0.25
+FOREGROUND_WEIGHT = 4.0
+FOREGROUND_NOISE_WEIGHT = 3.0
+LATENT_NOISE = 0.1
+LATENTS_WEIGHT = 2.0
+FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
+SAVE_EVERY_SECONDS = 180.0
+LOG_EVERY_STEPS = 25
+MANY_STEPS = 1_000_000
+
+
+@dataclass
+class Workshop:
+    """Where a training happens and what earlier stages left there."""
+
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    latents_of: Path | None = None
+    """The folder of an autoencoder whose latent space a new one takes over."""
+    tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """The randomness of one step; it depends on nothing else but the kind of device."""
+        return torch.Generator(self.device).manual_seed(hash_of(self.seed, stage, step))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, size, size) of bytes, in -1..1."""
+        images = images.to(self.device, non_blocking=True)
+        return (images.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+    def foregrounds(self, batch: Batch) -> Tensor:
+        """Where subjects are, and what they wear, hold or sit on (B, 1, 16, 16), 0..1."""
+        return batch.foregrounds.to(self.device, non_blocking=True)[:, None] / 255
+
+    def tokens(self, captions: list[str], *, padding: str = "max_length") -> Tensor:
+        """Token ids (B, 77), or as many as the longest caption has with `padding="longest"`."""
+        encoded = self.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
+        return encoded.input_ids.to(self.device)
+
+    @cached_property
+    def no_words(self) -> Tensor:
+        """Token ids (1, 77) of an empty caption."""
+        return self.tokens([""])
+
+    @cached_property
+    def earlier_vae(self) -> Any:
+        """The autoencoder of `latents_of`, which may be one for smaller pictures."""
+        vae: Any = AutoencoderKL.from_pretrained(self.latents_of)
+        vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        return vae
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """ᾱ of each timestep, (1000,)."""
+        return make_scheduler().alphas_cumprod.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 where a matrix product may use it."""
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def load(self, stage: str, module: nn.Module, part: str) -> None:
+        """Fill a module from the weights that a finished stage left."""
+        path = self.folder / f"{stage}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: train the stage {stage!r} first")
+        module.load_state_dict(parameters_of(load_file(path), part))
+
+
+def parameters_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a stage's weights, by the names that they have in it."""
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+Losses = dict[str, Tensor]
+Encoded = dict[str, Tensor]
+"""Tensors whose first dimension is the scene."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One training. The loss that is minimised is the sum of what `losses` returns."""
+
+    name: str
+    images: int
+    batch: int
+    learning_rate: float
+    make_batch: Callable[..., Batch]
+    offset: int
+    build: Callable[[Workshop], nn.ModuleDict]
+    losses: Callable[[Any, Any, Workshop, torch.Generator], Losses]
+    """Of a `Batch`, or of what `encode` makes of one."""
+    learns: tuple[str, ...]
+    size: int = SIZE
+    encode: Callable[[Any, Batch, Workshop], Encoded] | None = None
+    window: int = 1
+    """Minibatches are drawn from the last so many batches of encoded scenes, ..."""
+    reuse: int = 1
+    """... and so many of them until the next batch is rendered."""
+    crowds: tuple[float, float, float] | None = None
+    """Shares of scenes with one, two and three subjects, if not the world's own."""
+    split: str = "taught"
+    """Whose identities it sees; see `identities.SPLITS`."""
+    slow: Mapping[str, float] = field(default_factory=dict)
+    """Parts that learn at a fraction of the rate."""
+    ema: float = 0.999
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+
+
+# --- what the stages minimise ---------------------------------------------------------------------
+
+
+def build_clip(workshop: Workshop) -> nn.ModuleDict:
+    """Both encoders, from nothing."""
+    return nn.ModuleDict({"clip": make_clip(workshop.tokenizer)})
+
+
+def clip_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """Symmetric cross-entropy over all pairs of a batch (Radford et al. 2021, figure 3).
+
+    The text encoder is causal and read at the end token: padding after it changes nothing.
+    """
+    del generator
+    with workshop.autocast():
+        output = modules["clip"](
+            input_ids=workshop.tokens(batch.captions, padding="longest"),
+            pixel_values=workshop.pixels(batch.images),
+        )
+    logits = output.logits_per_text.float()
+    target = torch.arange(len(logits), device=logits.device)
+    return {"clip": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
+
+
+def build_clip_tune(workshop: Workshop) -> nn.ModuleDict:
+    """The encoders as they are, the text encoder as the U-Net's training left it."""
+    modules: Any = build_clip(workshop)
+    workshop.load("clip", modules["clip"], "clip")
+    workshop.load("unet", modules["clip"].text_model, "text")
+    return modules
+
+
+def build_vae(workshop: Workshop) -> nn.ModuleDict:
+    """The autoencoder, from nothing or from the layers of the one whose latents it takes over."""
+    vae = make_vae()
+    if workshop.latents_of is not None:
+        _take_over(vae, workshop.earlier_vae)
+    return nn.ModuleDict({"vae": vae})
+
+
+def _take_over(vae: Any, earlier: Any) -> None:
+    """Copy the layers whose shapes agree; blocks that are more come before the decoder's second."""
+    more = len(vae.decoder.up_blocks) - len(earlier.decoder.up_blocks)
+    ours = vae.state_dict()
+    for name, value in earlier.state_dict().items():
+        match = re.match(r"(decoder\.up_blocks\.)([1-9])(.*)", name)
+        place = f"{match[1]}{int(match[2]) + more}{match[3]}" if match else name
+        if place in ours and ours[place].shape == value.shape:
+            ours[place].copy_(value)
+
+
+def keep_pictures(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+    """What the autoencoder needs of scenes."""
+    del modules
+    images = batch.images.to(workshop.device, non_blocking=True)
+    return {"images": images, "foregrounds": workshop.foregrounds(batch)}
+
+
+def vae_losses(
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """How far what comes back is from what went in, and a touch of KL.
+
+    With `Workshop.latents_of`, also how far latents are from those of that autoencoder, as a share
+    of their own variance.
+    """
+    pixels = workshop.pixels(scenes["images"])
+    with workshop.autocast():
+        posterior = modules["vae"].encode(pixels).latent_dist
+        decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
+    kl = 1e-6 * posterior.kl().float().mean()
+    losses = _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
+    if workshop.latents_of is None:
+        return losses
+    earlier = workshop.earlier_vae
+    with torch.no_grad(), workshop.autocast():
+        reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
+        wanted = earlier.encode(reduced).latent_dist.mean.float()
+    error = (posterior.mean.float() - wanted).square().mean() / wanted.var()
+    return losses | {"latents": LATENTS_WEIGHT * error}
+
+
+def build_decoder(workshop: Workshop) -> nn.ModuleDict:
+    """The autoencoder as it is, and who tells its pictures from renders."""
+    modules: Any = build_vae(workshop)
+    workshop.load("vae", modules["vae"], "vae")
+    modules["discriminator"] = Discriminator()
+    return modules
+
+
+def decoder_losses(
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
+
+    The latent space stays, so that a U-Net can be trained beside it. Latents are a little noisy, as
+    those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
+    alone, and `discriminator`, the hinge loss, the discriminator alone.
+    """
+    pixels = workshop.pixels(scenes["images"])
+    with workshop.autocast():
+        with torch.no_grad():
+            latents = modules["vae"].encode(pixels).latent_dist.mean
+            noise = torch.randn(
+                latents.shape, generator=generator, device=latents.device, dtype=latents.dtype
+            )
+        decoded = modules["vae"].decode(latents + LATENT_NOISE * latents.std() * noise).sample
+        discriminator = modules["discriminator"]
+        unchanged = {name: value.detach() for name, value in discriminator.named_parameters()}
+        *features, verdict = functional_call(discriminator, unchanged, (decoded,))
+        *of_renders, true_verdict = discriminator(pixels)
+        *_, false_verdict = discriminator(decoded.detach())
+    matched = [
+        F.l1_loss(ours.float(), theirs.detach().float())
+        for ours, theirs in zip(features, of_renders, strict=True)
+    ]
+    hinge = F.relu(1 - true_verdict.float()).mean() + F.relu(1 + false_verdict.float()).mean()
+    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {
+        "features": FEATURE_WEIGHT * torch.stack(matched).mean(),
+        "adversary": -ADVERSARY_WEIGHT * verdict.float().mean(),
+        "discriminator": hinge,
+    }
+
+
+def _decode_sample(
+    vae: Any, posterior: Any, workshop: Workshop, generator: torch.Generator
+) -> Tensor:
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=workshop.device)
+    return vae.decode(posterior.mean + posterior.std * noise).sample
+
+
+def _reconstruction_losses(decoded: Tensor, pixels: Tensor, foreground: Tensor) -> Losses:
+    """L1 and squares of pixels, and L1 of their differences.
+
+    The foreground is a fifth of a picture's pixels and nearly all of what it is about: its pixels
+    count five times. L1 alone settles for the median of two colours; the squares do not.
+    """
+    weight = 1 + FOREGROUND_WEIGHT * F.interpolate(foreground, size=SIZE, mode="bilinear")
+    weight = weight / weight.mean()
+    error = decoded.float() - pixels
+    across, down = error.diff(dim=3), error.diff(dim=2)
+    return {
+        "pixels": (error.abs() * weight).mean(),
+        "squares": 2 * (error.square() * weight).mean(),
+        "edges": (across.abs() * weight[..., :-1]).mean()
+        + (down.abs() * weight[..., :-1, :]).mean(),
+    }
+
+
+def build_unet(workshop: Workshop) -> nn.ModuleDict:
+    """The U-Net from nothing, the text encoder from `clip`, and the frozen autoencoder."""
+    clip = make_clip(workshop.tokenizer)
+    workshop.load("clip", clip, "clip")
+    vae = make_vae()
+    workshop.load("vae", vae, "vae")
+    vae.register_to_config(scaling_factor=scaling_factor(vae, workshop))
+    unet = make_unet()
+    if workshop.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused one is slow there for small heads
+    return nn.ModuleDict({"unet": unet, "text": clip.text_model, "vae": vae})
+
+
+@torch.no_grad()
+def scaling_factor(vae: Any, workshop: Workshop) -> float:
+    """One over the standard deviation of latents, rounded so that every run agrees."""
+    vae.to(workshop.device)
+    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
+    latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
+    return round(1 / float(latents.std()), 4)
+
+
+@torch.no_grad()
+def encode_scenes(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+    """What the U-Net needs of scenes, so small that many of them stay in memory."""
+    vae = modules["vae"]
+    with workshop.autocast():
+        latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
+    return {
+        "latents": latents.float() * vae.config.scaling_factor,
+        "tokens": workshop.tokens(batch.captions),
+        "foregrounds": workshop.foregrounds(batch),
+    }
+
+
+def unet_losses(
+    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
+
+    Each timestep weighs (min(SNR, 5) + 1/4) / SNR: nearly clean pictures do not take the model's
+    attention from what they show (Hang et al. 2023, section 3.4), and the noisiest steps, where it
+    is decided which colour goes where, count as much as those in between. The foreground weighs
+    four times: a fifth of the picture, most of what a caption says.
+    """
+    device, latents = workshop.device, scenes["latents"]
+    count = len(latents)
+    is_left_out = torch.rand(count, generator=generator, device=device) < CAPTION_DROPOUT
+    tokens = torch.where(is_left_out[:, None], workshop.no_words, scenes["tokens"])
+    timesteps = torch.randint(0, 1000, (count,), generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    signal = workshop.signal[timesteps]
+    share = signal[:, None, None, None]
+    noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
+    with workshop.autocast():
+        states = modules["text"](tokens).last_hidden_state
+        predicted = modules["unet"](noisy, timesteps, states).sample
+    snr = signal / (1 - signal)
+    weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
+    errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
+    return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
+
+
+def build_identity(workshop: Workshop) -> nn.ModuleDict:
+    """The identity encoder, from nothing."""
+    del workshop
+    return nn.ModuleDict({"identity": IdentityEncoder()})
+
+
+def identity_losses(
+    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+) -> Losses:
+    """Each picture finds its partner among all others (Chen et al. 2020, NT-Xent, τ = 0.07)."""
+    del generator
+    with workshop.autocast():
+        embedded = modules["identity"](workshop.pixels(batch.images)).float()
+    similar = embedded @ embedded.T / 0.07
+    similar = similar.masked_fill(
+        torch.eye(len(similar), dtype=torch.bool, device=similar.device), -1e4
+    )
+    partner = torch.arange(len(similar), device=similar.device) ^ 1
+    return {"identity": F.cross_entropy(similar, partner)}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="clip",
+            images=400_000,
+            batch=128,
+            learning_rate=1e-3,
+            make_batch=scenes_batch,
+            offset=1,
+            build=build_clip,
+            size=SMALL_SIZE,
+            losses=clip_losses,
+            learns=("clip",),
+        ),
+        Stage(
+            name="vae",
+            images=112_000,
+            batch=16,
+            learning_rate=2e-3,
+            make_batch=scenes_batch,
+            offset=2,
+            build=build_vae,
+            encode=keep_pictures,
+            losses=vae_losses,
+            learns=("vae",),
+            weight_decay=0.0,
+            warmup_steps=100,
+        ),
+        Stage(
+            name="decoder",
+            images=200_000,
+            batch=16,
+            learning_rate=1e-3,
+            make_batch=scenes_batch,
+            offset=6,
+            build=build_decoder,
+            encode=keep_pictures,
+            losses=decoder_losses,
+            learns=("vae.decoder", "vae.post_quant_conv", "discriminator"),
+            slow={"discriminator": 0.4},
+            weight_decay=0.0,
+            warmup_steps=100,
+        ),
+        Stage(
+            name="unet",
+            images=1_000_000,
+            batch=32,
+            learning_rate=5e-4,
+            make_batch=scenes_batch,
+            offset=3,
+            build=build_unet,
+            encode=encode_scenes,
+            losses=unet_losses,
+            crowds=(0.5, 0.3, 0.2),
+            learns=("unet", "text"),
+            slow={"text": 0.25},
+        ),
+        Stage(
+            name="clip-tune",
+            images=200_000,
+            batch=128,
+            learning_rate=5e-4,
+            make_batch=scenes_batch,
+            offset=4,
+            build=build_clip_tune,
+            size=SMALL_SIZE,
+            losses=clip_losses,
+            learns=(
+                "clip.vision_model",
+                "clip.visual_projection",
+                "clip.text_projection",
+                "clip.logit_scale",
+            ),
+        ),
+        Stage(
+            name="identity",
+            images=400_000,
+            batch=128,
+            learning_rate=1e-3,
+            make_batch=pairs_batch,
+            offset=5,
+            build=build_identity,
+            size=SMALL_SIZE,
+            losses=identity_losses,
+            learns=("identity",),
+        ),
+    )
+}
+
+ON_CUDA: dict[str, dict[str, Any]] = {
+    "vae": {"batch": 64, "window": 512, "reuse": 4},
+    "decoder": {"batch": 64, "window": 512, "reuse": 4},
+    "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
+}
+"""What a GPU does better: it learns faster than processors render, and from larger batches."""
+
+_SETTINGS = (
+    "batch",
+    "size",
+    "window",
+    "reuse",
+    "crowds",
+    "learning_rate",
+    "slow",
+    "weight_decay",
+    "warmup_steps",
+    "ema",
+    "split",
+    "learns",
+)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+class Training:
+    """One stage under way: modules, optimiser, moving average and the step it is at."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        workshop: Workshop,
+        *,
+        start: Path | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.stage = stage
+        self.workshop = workshop
+        with _seeded(hash_of(workshop.seed, stage.name, -1)):
+            self.modules: Any = stage.build(workshop)
+        self.modules.to(workshop.device, memory_format=torch.channels_last)
+        self.modules.requires_grad_(False)
+        self.start = start
+        if compiled:
+            _compile_blocks(self.modules)
+        self.learning: dict[str, nn.Parameter] = {}
+        for name, parameter in self.modules.named_parameters():
+            if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
+                self.learning[name] = parameter.requires_grad_(True)
+        if start is not None:
+            self._begin_from(load_file(start))
+        self.average = {name: value.detach().clone() for name, value in self.learning.items()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.learning.items():
+            groups.setdefault(stage.slow.get(name.partition(".")[0], 1.0), []).append(parameter)
+        on_cuda = workshop.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "share": share} for share, params in groups.items()],
+            lr=torch.zeros((), device=workshop.device),
+            betas=(0.9, 0.99),
+            weight_decay=stage.weight_decay,
+            fused=True,
+            capturable=on_cuda,
+        )
+        self.step = 0
+        self._generator = torch.Generator(workshop.device)
+        self._graph = _Graph(self._update, self._generator) if on_cuda else None
+
+    def run(
+        self,
+        num_steps: int,
+        num_workers: int,
+        stop_at: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Train up to `num_steps` in all; `stop_at` ends sooner, as a kill would, with a save.
+
+        With `seconds`, for so long instead, of which the first batch is not yet a part.
+        """
+        stage, folder = self.stage, self.workshop.folder
+        self._resume()
+        last = MANY_STEPS if seconds else num_steps if stop_at is None else min(stop_at, num_steps)
+        started = saved = None
+        log = _Log(folder / f"{stage.name}.jsonl", stage.batch)
+        for batch in self._minibatches(last, num_workers):
+            now = time.monotonic()
+            started, saved = started or now, saved or now
+            done = (now - started) / seconds if seconds else self.step / max(1, num_steps)
+            if seconds and done >= 1:
+                num_steps = self.step
+                break
+            losses = self._learn(batch, min(1.0, done))
+            self.step += 1
+            log.add(self.step, losses)
+            if now - saved > SAVE_EVERY_SECONDS:
+                self.save()
+                saved = now
+        self.save()
+        if self.step == num_steps:
+            self._write_settings(num_steps, seconds)
+            self.export()
+
+    def _minibatches(self, last: int, num_workers: int) -> Iterator[Any]:
+        """What each step from here on learns from."""
+        stage = self.stage
+        options: dict[str, Any] = {"crowds": stage.crowds} if stage.crowds else {}
+        make = partial(
+            stage.make_batch,
+            split=stage.split,
+            offset=stage.offset + 100 * self.workshop.seed,
+            batch=stage.batch,
+            size=stage.size,
+            **options,
+        )
+        if stage.encode is None:
+            yield from prefetched(make, range(self.step, last), num_workers)
+            return
+        first = max(0, self.step // stage.reuse - stage.window + 1)
+        coming = prefetched(make, range(first, -(-last // stage.reuse)), num_workers)
+        window, num_known = _Window(stage.window), first
+        for step in range(self.step, last):
+            while num_known <= step // stage.reuse:
+                scenes = stage.encode(self.modules, next(coming), self.workshop)
+                window.put(num_known, scenes)
+                num_known += 1
+            yield window.draw(self.workshop.generator(f"{stage.name} window", step))
+
+    def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over what an earlier run learned; layers of another shape begin anew."""
+        for name, parameter in self.learning.items():
+            if name in weights and weights[name].shape == parameter.shape:
+                parameter.data.copy_(weights[name])
+
+    def _write_settings(self, num_steps: int, seconds: float | None) -> None:
+        stage = self.stage
+        settings = {
+            "stage": stage.name,
+            "images": num_steps * stage.batch,
+            "seconds": seconds,
+            "seed": self.workshop.seed,
+            "device": self.workshop.device.type,
+            "torch": torch.__version__,
+            "start_sha256": hashlib.sha256(self.start.read_bytes()).hexdigest()
+            if self.start
+            else None,
+            "latents_of": str(self.workshop.latents_of) if self.workshop.latents_of else None,
+            **{name: getattr(stage, name) for name in _SETTINGS},
+            "parameters": sum(value.numel() for value in self.learning.values()),
+        }
+        text = json.dumps(settings, indent=2, default=dict)
+        (self.workshop.folder / f"{stage.name}.json").write_text(text + "\n")
+
+    def _learn(self, batch: Any, done: float) -> Losses:
+        rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate * group["share"])
+        self._generator.manual_seed(hash_of(self.workshop.seed, self.stage.name, self.step))
+        losses = self._graph(batch) if self._graph else self._update(batch)
+        keep = min(self.stage.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.values()), list(self.learning.values()), 1 - keep
+            )
+        return losses
+
+    def _update(self, batch: Any) -> Losses:
+        """One step of the optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.stage.losses(self.modules, batch, self.workshop, self._generator)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def save(self) -> None:
+        """Write the resume point; the former one stays until this one is complete."""
+        state = {f"now.{name}": value for name, value in self.learning.items()}
+        state |= {f"average.{name}": value for name, value in self.average.items()}
+        names: dict[Any, str] = {value: name for name, value in self.learning.items()}
+        for parameter, moments in self.optimizer.state.items():
+            state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
+        _write(self._resume_path, state, {"step": str(self.step)})
+
+    def _resume(self) -> None:
+        if not self._resume_path.exists():
+            return
+        state = load_file(self._resume_path)
+        for name, parameter in self.learning.items():
+            parameter.data.copy_(state[f"now.{name}"])
+            self.average[name].copy_(state[f"average.{name}"])
+            self.optimizer.state[parameter] = {
+                "step": state[f"step.{name}"].to(parameter.device).clone(),
+                # laid out like the parameter: the fused optimiser goes by memory, not by index
+                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq.{name}"]),
+            }
+        with safe_open(self._resume_path, "pt") as opened:
+            self.step = int(opened.metadata()["step"])
+
+    def export(self) -> None:
+        """Write the averaged weights of all that this stage touched, for later stages."""
+        weights = dict(self.modules.state_dict()) | self.average
+        _write(self.workshop.folder / f"{self.stage.name}.safetensors", weights, {})
+
+    @property
+    def _resume_path(self) -> Path:
+        return self.workshop.folder / f"{self.stage.name}.resume.safetensors"
+
+
+class _Graph:
+    """The same update over and over as one CUDA graph: a launch instead of thousands.
+
+    Only for batches of tensors, whose shapes stay; others, and what CUDA cannot record, run as they
+    are.
+    """
+
+    WARM_UP = 4
+
+    def __init__(self, update: Callable[[Any], Losses], generator: torch.Generator) -> None:
+        self._update, self._generator = update, generator
+        self._stream = torch.cuda.Stream()
+        self._calls, self._graph = 0, torch.cuda.CUDAGraph()
+        self._inputs: Encoded = {}
+        self._losses: Losses | None = None
+
+    def __call__(self, batch: Any) -> Losses:
+        self._calls += 1
+        if self._calls <= self.WARM_UP or not isinstance(batch, dict):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                losses = self._update(batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return losses
+        if self._calls == self.WARM_UP + 1:
+            self._record(batch)
+        if self._losses is None:
+            return self._update(batch)
+        for name, value in batch.items():
+            self._inputs[name].copy_(value)
+        self._graph.replay()
+        return self._losses
+
+    def _record(self, batch: Encoded) -> None:
+        self._inputs = {name: value.clone() for name, value in batch.items()}
+        self._graph.register_generator_state(self._generator)
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._losses = self._update(self._inputs)
+        except RuntimeError as error:
+            self._losses = None
+            warnings.warn(f"no CUDA graph: {error}", stacklevel=2)
+
+
+class _Window:
+    """The last batches of encoded scenes, each where it replaces the oldest."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._filled = size, 0
+        self._tensors: Encoded = {}
+        self._batch = 0
+
+    def put(self, number: int, scenes: Encoded) -> None:
+        """Keep batch `number`; batches come in order."""
+        if not self._tensors:
+            self._batch = len(next(iter(scenes.values())))
+            self._tensors = {
+                name: value.new_empty((self._size * self._batch, *value.shape[1:]))
+                for name, value in scenes.items()
+            }
+        place = number % self._size * self._batch
+        for name, value in scenes.items():
+            self._tensors[name][place : place + self._batch] = value
+        self._filled = max(self._filled, place + self._batch)
+
+    def draw(self, generator: torch.Generator) -> Encoded:
+        """As many scenes as a batch has, at random; with a window of one batch, that batch."""
+        if self._size == 1:
+            return self._tensors
+        chosen = torch.randint(
+            self._filled, (self._batch,), generator=generator, device=generator.device
+        )
+        return {name: value[chosen] for name, value in self._tensors.items()}
+
+
+def _compile_blocks(modules: nn.Module) -> None:
+    """Compile block by block.
+
+    On a CPU a U-Net then learns half as fast again, and its gradients are nearer to float32, as
+    norms are fused in it. Whole networks must not be compiled: with torch 2.13 on a CPU, gradients
+    of the decoder then vanish below its last block.
+    """
+    torch._dynamo.config.recompile_limit = 64  # the blocks share their code
+    for module in modules.modules():
+        if isinstance(module, (ResnetBlock2D, BasicTransformerBlock)):
+            module.compile()
+
+
+class _Log:
+    """Means of the losses, a line of JSON every few steps."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path = path
+        self._batch = batch
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._since = time.monotonic()
+
+    def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._count += 1
+        if step % LOG_EVERY_STEPS:
+            return
+        seconds = time.monotonic() - self._since
+        line = {
+            "step": step,
+            "images": step * self._batch,
+            **{name: round(float(total) / self._count, 5) for name, total in self._sums.items()},
+            "images_per_second": round(self._count * self._batch / seconds, 1),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._sums, self._count, self._since = {}, 0, time.monotonic()
+
+
+def hash_of(seed: int, stage: str, step: int) -> int:
+    """A 63-bit seed from (seed, stage, step), the same on every machine."""
+    digest = hashlib.sha256(f"{seed} {stage} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _schedule(step: int, done: float, warmup: int) -> float:
+    """Linear warm-up, then, as the share of all steps that is done, a cosine down to 2 %."""
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(done * math.pi))
+    return min(1.0, (step + 1) / warmup) * cosine
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(whole, unfinished, metadata)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def train(
+    stage: Stage | str,
+    folder: Path,
+    *,
+    images: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    num_workers: int = 1,
+    start: Path | None = None,
+    latents_of: Path | None = None,
+    compiled: bool = False,
+    stop_at: int | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Run one stage, or go on with it; `images` overrides how many it sees in all.
+
+    With `seconds`, it sees as many as there is time for, at a rate of learning that falls with
+    time: for a machine that is there for minutes.
+
+    `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
+    that have another shape by now begin anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    recipe = STAGES[stage] if isinstance(stage, str) else stage
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
+    num_steps = (images or recipe.images) // recipe.batch
+    workshop = Workshop(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
+    training = Training(recipe, workshop, start=start, compiled=compiled)
+    training.run(num_steps, num_workers, stop_at, seconds)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--seconds", type=float, help="as many images as there is time for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
+    parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
+    parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
+    options = parser.parse_args()
+    for stage in STAGES if options.stage == "all" else [options.stage]:
+        train(
+            stage,
+            options.out,
+            images=options.images,
+            seconds=options.seconds,
+            seed=options.seed,
+            device=options.device,
+            num_workers=options.workers,
+            start=options.start,
+            latents_of=options.latents_of,
+            compiled=options.compile,
+        )
+
+
+if __name__ == "__main__":
+    main()

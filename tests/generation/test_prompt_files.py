@@ -1,0 +1,86 @@
+"""Files of prompts: what each format says, and what is told where one is wrong."""
+
+from pathlib import Path
+
+import pytest
+from conceptry.generation import Defaults, Request, Settings, read_prompts
+from conceptry.registry.errors import InvalidInput, NotFound
+
+DEFAULTS = Defaults(n=2, seed=7, settings=Settings(steps=10))
+PLAIN = Request(prompt="a <rex> asleep", seeds=range(7, 9), settings=Settings(steps=10))
+OWN = Request(
+    prompt="a red cat, sitting",
+    seeds=range(3, 4),
+    settings=Settings(steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)),
+)
+FILES = {
+    "a.txt": "# two of them\na <rex> asleep\n\n  a <rex> asleep  \n",
+    "a.yaml": """
+- a <rex> asleep
+- prompt: a red cat, sitting
+  n: 1
+  seed: 3
+  steps: 5
+  guidance: 2.5
+  negative: blurred
+  scheduler: ddim
+  size: 64x32
+""",
+    "a.csv": """prompt,n,seed,steps,guidance,negative,scheduler,size
+a <rex> asleep,,,,,,,
+"a red cat, sitting",1,3,5,2.5,blurred,ddim,64x32
+""",
+    "a.jsonl": """"a <rex> asleep"
+{"prompt": "a red cat, sitting", "n": 1, "seed": 3, "steps": 5, "guidance": 2.5,\
+ "negative": "blurred", "scheduler": "ddim", "size": "64x32"}
+""",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(FILES[name], encoding="utf-8-sig")  # as spreadsheets save it
+    expected = [PLAIN, PLAIN] if name == "a.txt" else [PLAIN, OWN]
+    assert read_prompts(path, DEFAULTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "# nothing\n", "has no prompts"),
+        ("a.doc", "a cat", "not a file of prompts"),
+        ("a.yaml", "prompt: a cat", "a list of prompts"),
+        ("a.yaml", "- [", "not YAML"),
+        ("a.yaml", "- 3", "entry 1: there is no prompt"),
+        ("a.jsonl", '"a cat"\n{', "line 2 is not JSON"),
+        ("a.jsonl", '{"prompt": "a cat", "step": 3}', "line 1: there is no setting 'step'"),
+        ("a.jsonl", '{"prompt": "a cat", "n": [1]}', "line 1: "),
+        ("a.jsonl", '{"prompt": "a cat", "n": 0}', "line 1: n is 0"),
+        ("a.jsonl", '{"prompt": "a cat", "n": 2.7}', "line 1: 2.7 is not a whole number"),
+        ("a.jsonl", '{"prompt": "a cat", "seed": true}', "line 1: True is not a whole number"),
+        ("a.yaml", "- {prompt: a cat, negative: no}", "entry 1: False is no text"),
+        ("a.jsonl", '{"prompt": "a cat", "seed": -1}', "line 1: the seed -1"),
+        ("a.jsonl", '{"prompt": "a cat", "scheduler": "magic"}', "no scheduler"),
+        ("a.csv", "prompt,steps\na cat,many\n", "line 2: "),
+        ("a.csv", "prompt\na cat, a dog\n", "line 2 has more cells"),
+        ("a.csv", 'prompt\n"a cat\n', "not CSV"),
+        ("a.csv", "steps\n3\n", "line 2: there is no prompt"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=message) as raised:
+        read_prompts(path, DEFAULTS)
+    assert str(path) in raised.value.message
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="is no file"):
+        read_prompts(tmp_path / "gone.txt", DEFAULTS)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_prompts(tmp_path / "bytes.txt", DEFAULTS)

@@ -1,0 +1,91 @@
+"""The sampler path: what decides a picture, and what does not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import SCHEDULERS, Drawn, draw
+from conceptry.models.loading import LoadedBase, load_base
+from conceptry.registry import InvalidInput
+
+PROMPT = "a photo of a red cat on the beach"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> LoadedBase:
+    return load_base(str(tiny_base))
+
+
+def drawn(base: LoadedBase, seeds: list[int], batch: int = 4, **settings: Any) -> list[np.ndarray]:
+    options = {"steps": 2, **settings}
+    pictures: list[Drawn] = list(draw(base, PROMPT, seeds, Settings(**options), batch=batch))
+    assert [picture.seed for picture in pictures] == seeds
+    return [np.asarray(picture.image, dtype=np.int16) for picture in pictures]
+
+
+def test_a_seed_is_one_picture_whatever_is_drawn_beside_it(base: LoadedBase) -> None:
+    one, two, three = drawn(base, [1, 2, 3])
+    assert (drawn(base, [1, 2, 3])[1] == two).all()
+    assert np.abs(drawn(base, [2], batch=1)[0] - two).max() <= 1
+    assert np.abs(one - three).max() > 1
+
+
+def test_it_is_told_which_batch_a_picture_was_in(base: LoadedBase) -> None:
+    pictures = list(draw(base, PROMPT, [5, 6, 7], Settings(steps=1), batch=2))
+    assert [picture.batch_seeds for picture in pictures] == [(5, 6), (5, 6), (7,)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 3},
+        {"guidance": 9.0},
+        {"negative": "a dog"},
+        {"scheduler": "euler"},
+        {"scheduler": "dpm++"},
+    ],
+    ids=str,
+)
+def test_every_setting_matters(base: LoadedBase, settings: dict[str, Any]) -> None:
+    assert (drawn(base, [1], **settings)[0] != drawn(base, [1])[0]).any()
+
+
+def test_a_scheduler_is_for_one_call(base: LoadedBase) -> None:
+    own = base.pipeline.scheduler
+    before = drawn(base, [1])[0]
+    for name in SCHEDULERS:
+        drawn(base, [1], scheduler=name)
+    assert base.pipeline.scheduler is own
+    assert (drawn(base, [1])[0] == before).all()
+    assert (drawn(base, [1], scheduler="ddim")[0] == before).all()
+
+
+def test_size(base: LoadedBase) -> None:
+    assert drawn(base, [1], size=(32, 16))[0].shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"steps": 1001},
+        {"guidance": -1},
+        {"scheduler": "magic"},
+        {"size": (15, 16)},
+        {"size": (0, 16)},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        Settings(**settings)
+
+
+def test_a_prompt_is_never_cut_in_silence(base: LoadedBase) -> None:
+    list(draw(base, "cat " * 75, [1], Settings(steps=1)))
+    with pytest.raises(InvalidInput, match="76 tokens; the text encoder reads 75"):
+        list(draw(base, "cat " * 76, [1], Settings(steps=1)))
+    with pytest.raises(InvalidInput, match="reads 75"):
+        list(draw(base, "a cat", [1], Settings(steps=1, negative="dog " * 80)))

@@ -1,0 +1,192 @@
+"""The recipe of the miniature: every stage learns, and goes on after a kill as if nothing was."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.models.miniature.architecture import LATENT_CHANNELS, make_unet
+from conceptry.models.miniature.recipe import train
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+BATCH = 8
+STEPS = dict.fromkeys(train.STAGES, 20) | {"unet": 150}
+"""As many as show that a stage learns: where batches are small, noise is loud."""
+DRAWING = ("vae", "decoder", "unet")
+"""The stages that are slow at the miniature's size."""
+SMALL = 32
+"""Pixels across of a picture that gives as many latents with half as many levels."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is whole after five steps."""
+    quick = {name: dataclasses.replace(each, warmup_steps=5) for name, each in train.STAGES.items()}
+    monkeypatch.setattr(train, "STAGES", quick)
+
+
+def small_vae() -> AutoencoderKL:
+    """Of pictures of 32x32."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(8, 16),  # pyright: ignore[reportArgumentType]
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=SMALL,
+        mid_block_add_attention=False,
+    )
+
+
+def small_unet() -> Any:
+    """The same blocks, with few channels."""
+    few = {"block_out_channels": (16, 16, 32), "norm_num_groups": 8}
+    return UNet2DConditionModel.from_config({**make_unet().config, **few})
+
+
+def run(
+    stage: str,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = BATCH,
+    stop_at: int | None = None,
+    full_size: bool = False,
+) -> None:
+    """Take steps of a stage; the loop is the same for small pictures and networks."""
+    numbers = dataclasses.replace(train.STAGES[stage], batch=batch)
+    with pytest.MonkeyPatch.context() as patched:
+        if not full_size:
+            patched.setattr(train, "SIZE", SMALL)
+            patched.setattr(train, "make_vae", small_vae)
+            patched.setattr(train, "make_unet", small_unet)
+            if stage in DRAWING:
+                numbers = dataclasses.replace(numbers, size=SMALL)
+        patched.setitem(train.STAGES, stage, numbers)
+        train.train(
+            stage, folder, images=batch * steps, device="cpu", num_workers=0, stop_at=stop_at
+        )
+
+
+def filled(folder: Path, *, full_size: bool) -> Path:
+    """Where each stage finds what the ones before it left: weights that have seen a picture."""
+    for stage in train.STAGES:
+        run(stage, folder, steps=1, batch=2, full_size=full_size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of small networks."""
+    return filled(tmp_path_factory.mktemp("workshop"), full_size=False)
+
+
+@pytest.fixture(scope="module")
+def large_workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of networks as they ship."""
+    return filled(tmp_path_factory.mktemp("workshop"), full_size=True)
+
+
+def begin(stage: str, workshop: Path, folder: Path) -> Path:
+    """A folder in which a stage can be run."""
+    folder.mkdir(exist_ok=True)
+    for earlier in train.STAGES:
+        if earlier != stage:
+            name = f"{earlier}.safetensors"
+            shutil.copyfile(workshop / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("stage", [name for name in train.STAGES if name != "unet"])
+def test_some_steps_of_a_stage_lower_its_loss(
+    stage: str, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", STEPS[stage] // 5)
+    run(stage, begin(stage, workshop, tmp_path), steps=STEPS[stage])
+    assert_learned(stage, tmp_path)
+
+
+def test_every_stage_takes_a_step_at_full_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "scaling_factor", lambda *_: 0.2)  # of 256 pictures
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
+    filled(tmp_path, full_size=True)
+    for stage in train.STAGES:
+        (line,) = (tmp_path / f"{stage}.jsonl").read_text().splitlines()
+        assert all(math.isfinite(value) for value in json.loads(line).values())
+        assert (tmp_path / f"{stage}.safetensors").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", DRAWING)
+def test_some_steps_of_a_stage_lower_its_loss_at_full_size(
+    stage: str, large_workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", STEPS[stage] // 5)
+    run(stage, begin(stage, large_workshop, tmp_path), steps=STEPS[stage], full_size=True)
+    assert_learned(stage, tmp_path)
+
+
+def assert_learned(stage: str, folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
+    opponents = {"adversary", "discriminator", "features"}  # they move against each other
+    names = lines[0].keys() - {"step", "images", "images_per_second"} - opponents
+    first, *_, last = [sum(line[name] for name in names) for line in lines]
+    assert last < first
+    assert (folder / f"{stage}.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", list(train.STAGES))
+def test_a_stage_that_was_stopped_ends_bit_equal(
+    stage: str, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches follow from the seed and the step; the rest is in the resume point.
+
+    All begin with the same autoencoder, whose scale takes as long to find as all steps here.
+    """
+    monkeypatch.setattr(train, "scaling_factor", lambda *_: 0.2)
+    whole, stopped = (begin(stage, workshop, tmp_path / name) for name in ("whole", "stopped"))
+    run(stage, whole, steps=6, batch=4)
+    run(stage, stopped, steps=6, batch=4, stop_at=4)
+    run(stage, stopped, steps=6, batch=4)
+    ours, theirs = (load_file(place / f"{stage}.safetensors") for place in (stopped, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_a_stopped_stage_finds_its_window_of_scenes_again(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenes that are used several times are those of the uninterrupted run."""
+    windowed = dataclasses.replace(train.STAGES["unet"], window=2, reuse=2)
+    monkeypatch.setitem(train.STAGES, "unet", windowed)
+    whole, stopped = (begin("unet", workshop, tmp_path / name) for name in ("whole", "stopped"))
+    run("unet", whole, steps=8, batch=2)
+    run("unet", stopped, steps=8, batch=2, stop_at=5)
+    run("unet", stopped, steps=8, batch=2)
+    ours, theirs = (load_file(place / "unet.safetensors") for place in (stopped, whole))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> None:
+    workshop = train.Workshop(tmp_path, torch.device("cpu"))
+    stage = train.STAGES["identity"]
+    fresh = train.Training(stage, workshop).learning
+    earlier = {name: torch.full(value.shape, 0.5) for name, value in fresh.items()}
+    other, *same = fresh
+    earlier[other] = torch.ones(2, 2)
+    save_file(earlier, tmp_path / "earlier.safetensors")
+    begun = train.Training(stage, workshop, start=tmp_path / "earlier.safetensors").learning
+    assert all(begun[name].eq(0.5).all() for name in same)
+    assert begun[other].equal(fresh[other])
+
+
+def test_a_stage_without_its_forerunner_says_which(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="train the stage 'clip' first"):
+        run("unet", tmp_path, steps=1)

@@ -1,0 +1,253 @@
+"""From photos in a registry to pictures of the concept, by the calls that scripts use."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conceptry.adapters.file_format import read_artifact
+from conceptry.generation.injection import dressed, spelled_out
+from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.request import Settings
+from conceptry.generation.sampler import draw
+from conceptry.models.loading import LoadedBase
+from conceptry.registry import Registry
+from conceptry.registry.errors import InvalidInput, NotFound, RegistryBusy, TrainingInterrupted
+from conceptry.training.callbacks import Hooks
+from conceptry.training.runs import Trained, resume, train
+from drawing import draw_file
+from PIL import Image
+from safetensors.torch import load_file
+
+SHORT = ("augmentation.crops=4", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
+DRAWING = Settings(steps=2, guidance=3.0)
+
+
+def teach(registry: Registry, base: LoadedBase, **options: Any) -> Trained:
+    options = {"overrides": SHORT, "seed": 3} | options
+    return train(registry, "rex", base, **options)
+
+
+def pixels(registry: Registry, base: LoadedBase, prompt: str) -> np.ndarray:
+    with dressed(base, choose(registry, prompt)) as worn:
+        (drawn,) = draw(base, spelled_out(prompt, worn), [5], DRAWING)
+    return np.asarray(drawn.image, dtype=int)
+
+
+def stop_after(count: int) -> Hooks:
+    calls = iter(range(1, 1000))
+    return Hooks(should_stop=lambda: next(calls) >= count)
+
+
+def test_a_training_leaves_a_version_and_its_record(rex: Registry, base: LoadedBase) -> None:
+    trained = teach(rex, base)
+    concept = rex.show("rex")
+    (run,), (version,) = concept.runs, concept.versions
+    assert (trained.version, version.run, run.run) == (1, trained.run, trained.run)
+    assert (run.status, run.method, run.seed) == ("done", "attndreambooth", 3)
+    assert run.base_sha256 == base.sha256
+    assert run.config["stage1"]["steps"] == 2
+    assert [(stage.name, stage.steps) for stage in trained.stages] == [
+        ("stage1", 2),
+        ("stage2", 2),
+        ("stage3", 2),
+    ]
+    assert not list(rex.location.runs.glob("*/")), "nothing of the run is left beside the registry"
+
+
+def test_pictures_are_of_the_concept_and_the_base_stays_as_it_was(
+    rex: Registry, base: LoadedBase
+) -> None:
+    before = pixels(rex, base, "a photo of a dog")
+    teach(rex, base, overrides=(*SHORT, "stage1.learning_rate=1"))
+    untaught = pixels(rex, base, "a photo of a <rex:0>")
+    assert not np.array_equal(pixels(rex, base, "a photo of a <rex>"), untaught)
+    assert np.array_equal(pixels(rex, base, "a photo of a dog"), before)
+    once = pixels(rex, base, "a photo of a <rex@1>")
+    assert np.array_equal(once, pixels(rex, base, "a photo of a <rex>"))
+
+
+def test_without_strength_a_word_is_its_category(rex: Registry, base: LoadedBase) -> None:
+    overrides = ("embedding.steps=2", "embedding.learning_rate=1", "augmentation.crops=2")
+    teach(rex, base, method="textual-inversion", overrides=overrides)
+    gap = pixels(rex, base, "a photo of a <rex:0>") - pixels(rex, base, "a photo of a dog")
+    assert abs(gap).max() <= 1
+
+
+def test_two_concepts_in_one_prompt(rex: Registry, base: LoadedBase, photos: Path) -> None:
+    rex.add("mia", [photos], category="cat")
+    for name in ("rex", "mia"):
+        train(rex, name, base, overrides=(*SHORT, "stage1.learning_rate=1"))
+    both = pixels(rex, base, "a <rex> and a <mia>")
+    assert not np.array_equal(both, pixels(rex, base, "a <rex> and a <mia:0>"))
+    assert not np.array_equal(both, pixels(rex, base, "a <rex:0> and a <mia>"))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    steps: int, rex: Registry, base: LoadedBase
+) -> None:
+    teach(rex, base)
+    with pytest.raises(TrainingInterrupted, match="saved") as stopped:
+        teach(rex, base, hooks=stop_after(steps))
+    assert stopped.value.hint == "concept train rex --resume"
+    assert rex.show("rex").runs[-1].status == "interrupted"
+    resumed = resume(rex, "rex", base)
+    assert resumed.version == 2
+    whole, gone_on = (load_file(choose(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
+    assert all(whole[name].equal(gone_on[name]) for name in whole)
+
+
+def test_there_may_be_nothing_to_go_on_with(rex: Registry, base: LoadedBase) -> None:
+    with pytest.raises(NotFound, match="no training to go on with"):
+        resume(rex, "rex", base)
+    teach(rex, base)
+    with pytest.raises(NotFound, match="no training to go on with"):
+        resume(rex, "rex", base)
+
+
+def test_another_base_model_is_refused(rex: Registry, base: LoadedBase) -> None:
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=stop_after(1))
+    other = replace(base, sha256="0" * 64)
+    with pytest.raises(InvalidInput, match="was on another base model"):
+        resume(rex, "rex", other)
+    resume(rex, "rex", base)
+    with pytest.raises(InvalidInput, match="rex@1 was taught on another base model"):
+        pixels(rex, other, "a photo of <rex>")
+
+
+def test_one_training_at_a_time(rex: Registry, base: LoadedBase) -> None:
+    with rex.training_lock("rex"), pytest.raises(RegistryBusy, match="rex is being trained"):
+        teach(rex, base)
+
+
+def test_class_pictures_are_drawn_once(
+    rex: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("unet.steps=1", "augmentation.crops=2", "prior.num_images=3")
+    teach(rex, base, method="dreambooth", overrides=overrides)
+    whole = {path: path.read_bytes() for path in rex.location.cache.rglob("*.png")}
+    assert len(whole) == 8, "in whole batches, so that their number changes no picture"
+    first = min(whole)
+    first.write_bytes(whole[first][:100])
+    teach(rex, base, method="dreambooth", overrides=overrides)
+    assert first.read_bytes() == whole[first], "a damaged one is drawn again"
+    monkeypatch.setattr("conceptry.training.runs.replace_picture", _never)
+    teach(rex, base, method="dreambooth", overrides=overrides)
+
+
+def _never(*_: object) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": ("stage4.steps=1",)}, 'no setting "stage4"'),
+        ({"overrides": ("stage3.stepz=1",)}, 'no setting "stage3.stepz"'),
+        ({"overrides": ("stage3=1",)}, "is a group of settings"),
+        ({"overrides": ("stage3.steps=-1",)}, "stage3.steps is -1: expected 0 to"),
+        ({"overrides": ("stage3.steps=many",)}, "expected a whole number"),
+        ({"overrides": ("stage3.steps",)}, "sets nothing"),
+        ({"overrides": ("optimizer=sgd",)}, "expected adamw or adamw8bit"),
+        ({"overrides": ("optimizer=adamw8bit",)}, "bitsandbytes"),
+        ({"overrides": [f"stage{i}.steps=0" for i in (1, 2, 3)]}, "all stages have 0 steps"),
+        ({"method": "attendreambooth"}, 'no method "attendreambooth"'),
+        ({"preset": "quick"}, 'has no preset "quick"'),
+    ],
+)
+def test_wrong_settings_are_told(
+    options: dict[str, Any], message: str, rex: Registry, base: LoadedBase
+) -> None:
+    if options.get("overrides") == ("optimizer=adamw8bit",):
+        options = {"overrides": (*SHORT, "optimizer=adamw8bit")}
+    with pytest.raises((InvalidInput, NotFound), match=message):
+        teach(rex, base, **options)
+
+
+def test_rates_are_read_as_numbers(rex: Registry, base: LoadedBase) -> None:
+    teach(rex, base, overrides=(*SHORT, "stage1.learning_rate=1e-4"))
+    assert rex.show("rex").runs[0].config["stage1"]["learning_rate"] == 1e-4
+
+
+def test_an_adapter_says_what_it_fits(rex: Registry, base: LoadedBase) -> None:
+    teach(rex, base, overrides=(*SHORT, "num_tokens=2"))
+    state, fits = read_artifact(Path(choose(rex, "<rex>")[0].path))
+    assert (fits.base_sha256, fits.category, fits.num_tokens) == (base.sha256, "dog", 2)
+    assert state["token.0"].shape == (2, 32)
+
+
+def test_a_run_goes_on_with_the_photos_that_it_began_with(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    teach(rex, base)
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=stop_after(1))
+    rex.add("rex", [draw_file(tmp_path / "new.png", seed=9)])
+    resume(rex, "rex", base)
+    whole, gone_on = (load_file(choose(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
+    assert all(whole[name].equal(gone_on[name]) for name in whole)
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=stop_after(1))
+    rex.edit("rex", remove_images=["new.png"])
+    with pytest.raises(InvalidInput, match="1 of the photos that the run of rex began with"):
+        resume(rex, "rex", base)
+
+
+def test_previews_change_nothing_of_what_is_learned(rex: Registry, base: LoadedBase) -> None:
+    strips: list[tuple[str, int, int]] = []
+
+    def on_preview(stage: str, step: int, images: list[Image.Image]) -> None:
+        strips.append((stage, step, len(images)))
+
+    shown = teach(rex, base, hooks=Hooks(on_preview=on_preview, preview_every=2))
+    plain = teach(rex, base)
+    assert strips == [(f"stage{i}", 2, 4) for i in (1, 2, 3)]
+    assert shown.previews is not None
+    assert plain.previews is None
+    one, two = (rex.show("rex").versions[i].artifacts[0].sha256 for i in (0, 1))
+    assert one == two
+
+
+def test_a_resumed_training_goes_on_with_its_previews(rex: Registry, base: LoadedBase) -> None:
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=replace(stop_after(3), preview_every=1))
+    trained = resume(rex, "rex", base, hooks=Hooks(preview_every=1))
+    with Image.open(str(trained.previews)) as sheet:
+        assert 6 * 150 < sheet.height < 7 * 150  # all six strips, each once
+
+
+def test_gc_keeps_the_resume_point_that_a_training_goes_on_from(
+    rex: Registry, base: LoadedBase
+) -> None:
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            teach(rex, base, hooks=stop_after(3))
+    assert rex.gc(grace=0).temporary == 1  # that of the first, which nothing goes on with
+    assert resume(rex, "rex", base).version == 1
+    assert rex.gc(grace=0).temporary == 0
+
+
+def test_a_run_goes_on_with_the_category_that_it_began_with(
+    rex: Registry, base: LoadedBase
+) -> None:
+    teach(rex, base)
+    with pytest.raises(TrainingInterrupted):
+        teach(rex, base, hooks=stop_after(3))
+    rex.edit("rex", category="cat")
+    resume(rex, "rex", base)
+    one, two = (rex.show("rex").versions[i].artifacts[0].sha256 for i in (0, 1))
+    assert one == two
+
+
+def test_class_pictures_can_be_interrupted_and_stay(rex: Registry, base: LoadedBase) -> None:
+    words = ("augmentation.crops=2", "unet.steps=1", "prior.num_images=10")
+    drawn: list[tuple[int, int]] = []
+    hooks = Hooks(should_stop=lambda: True, on_class_picture=lambda *each: drawn.append(each))
+    with pytest.raises(TrainingInterrupted, match="class picture 8 of 10"):
+        teach(rex, base, method="dreambooth", overrides=words, hooks=hooks)
+    hooks = Hooks(on_class_picture=lambda *each: drawn.append(each))
+    assert resume(rex, "rex", base, hooks=hooks).version == 1
+    assert drawn == [(8, 10), (10, 10)]

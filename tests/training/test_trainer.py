@@ -1,0 +1,291 @@
+"""The engine: what learns, how it goes on, and how it ends when it cannot."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.methods.method import find_method, settings_of
+from conceptry.models.loading import load_base
+from conceptry.registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    StorageError,
+    TrainingFailed,
+    TrainingInterrupted,
+)
+from conceptry.training.callbacks import Hooks, StepReport
+from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
+from conceptry.training.loop import _as_state_of
+from conceptry.training.trainer import Subject, Training
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+SMALL = ("augmentation.crops=4",)
+THREE = (*SMALL, *(f"stage{i}.{word}" for i in (1, 2, 3) for word in ("steps=3", "batch=4")))
+Pictures = list[Image.Image]
+
+
+def train(
+    pipeline: Any,
+    pictures: Pictures,
+    path: Path,
+    overrides: tuple[str, ...] = THREE,
+    method: str = "attndreambooth",
+    **hooks: Any,
+) -> dict[str, Tensor]:
+    settings = settings_of(find_method(method), base="tiny", overrides=overrides)
+    subject = Subject(photos=pictures, category="dog", tokens=("<v>",))
+    if settings.prior.weight:
+        subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
+    training = Training(
+        pipeline, find_method(method), settings, subject, seed=7, hooks=Hooks(**hooks)
+    )
+    return training.run(path / "resume.safetensors").state()
+
+
+def stops_after(count: int) -> Callable[[], bool]:
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= count
+
+
+def changed(before: dict[str, Tensor], module: Any) -> set[str]:
+    return {name for name, value in module.named_parameters() if not value.equal(before[name])}
+
+
+def copied(module: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def test_each_stage_changes_what_it_names_and_nothing_else(
+    pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    unet, vae, text = (copied(p) for p in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    seen: dict[str, set[str]] = {}
+    tokens: dict[str, Tensor] = {}
+
+    def look(report: StepReport) -> None:
+        seen[report.stage] = changed(unet, pipeline.unet)
+        tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().rows().clone()
+
+    train(pipeline, pictures, tmp_path, on_step=look)
+    assert seen["stage1"] == set()
+    assert seen["stage2"] == {name for name in unet if ".attn2." in name}
+    assert seen["stage3"] == set(unet)
+    assert tokens["stage1"].equal(tokens["stage3"])
+    assert not changed(vae, pipeline.vae)
+    assert not changed(text, pipeline.text_encoder)
+    assert not changed(unet, pipeline.unet), "the U-Net has its own weights back"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_small_steps_are_not_lost_in_half_precision(
+    rank: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    """A base model in bfloat16 learns as it does in float32, and is given back as it came."""
+    tiny_rate = (*THREE, f"rank={rank}", *(f"stage{i}.learning_rate=1e-6" for i in (2, 3)))
+    whole = train(pipeline, pictures, tmp_path / "whole", tiny_rate)
+    pipeline.to(torch.bfloat16)
+    before = copied(pipeline.unet)
+    words = (*tiny_rate, "mixed_precision=bf16")
+    half = train(pipeline, pictures, tmp_path / "half", words)
+    assert not changed(before, pipeline.unet)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {each.dtype for part in parts for each in part.parameters()} == {torch.bfloat16}
+    for name, value in whole.items():
+        assert half[name].dtype == value.dtype
+        if not name.startswith(("token.", "down.")):  # the steps of what begins elsewhere
+            kept = (half[name].float() != 0).float().mean()
+            assert kept > 0.8 * (value.float() != 0).float().mean()
+
+
+@pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("rank=2",), ("prior.weight=1",)], ids=str)
+def test_a_training_that_was_stopped_ends_bit_equal(
+    extra: tuple[str, ...], pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    """What is random follows from seed, stage and step; all else is in the resume point.
+
+    It is stopped in each stage: after 2, 4 and 8 of 9 steps.
+    """
+    overrides = (*THREE, *extra)
+    whole = train(pipeline, pictures, tmp_path / "whole", overrides)
+    done: list[StepReport] = []
+    for steps in (2, 4, 8):
+        stopping = stops_after(steps - len(done))
+        with pytest.raises(TrainingInterrupted, match="after step"):
+            train(
+                pipeline,
+                pictures,
+                tmp_path,
+                overrides,
+                should_stop=stopping,
+                on_step=done.append,
+            )
+        assert len(done) == steps
+    resumed = train(pipeline, pictures, tmp_path, overrides, on_step=done.append)
+    assert len(done) == 9
+    assert resumed.keys() == whole.keys()
+    assert all(resumed[name].equal(whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "attndreambooth", "sefi"])
+def test_threads_take_sums_in_the_same_order(
+    method: str, pictures: Pictures, tmp_path: Path
+) -> None:
+    """In the miniature's width, since small sums are taken by one thread.
+
+    No gradient is scattered by an index, which would add in whatever order threads come.
+    """
+    pipeline = load_base("miniature").pipeline
+    words = ["augmentation.crops=2"]
+    words += [f"{stage.name}.steps=2" for stage in find_method(method).stages]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        results = [
+            train(pipeline, pictures, tmp_path / str(i), tuple(words), method) for i in range(3)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(other[name].equal(value) for name, value in results[0].items())
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])
+def test_every_method_learns(
+    method: str, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    """On one crop and a large rate, the diffusion loss falls."""
+    stage = {"textual-inversion": "embedding", "dreambooth": "unet"}.get(method, "stage3")
+    overrides = [f"{stage}.steps=60", f"{stage}.batch=8", f"{stage}.learning_rate=3e-3"]
+    overrides += ["augmentation.crops=1", "prior.weight=0"]
+    if method == "attndreambooth":
+        overrides += ["stage1.steps=0", "stage2.steps=0"]
+    losses: list[float] = []
+    train(
+        pipeline,
+        pictures[:1],
+        tmp_path,
+        tuple(overrides),
+        method,
+        on_step=lambda report: losses.append(report.losses["diffusion"]),
+    )
+    assert sum(losses[-15:]) < sum(losses[:15])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Seen in AdamW's first moment, a tenth of the gradient; what it does hides a factor."""
+    gradients: dict[str, dict[str, Tensor]] = {}
+    for parts in ("1", "3"):
+        overrides = (*THREE, f"gradient_accumulation={parts}", "stage1.steps=0")
+        with pytest.raises(TrainingInterrupted):
+            train(pipeline, pictures, tmp_path / parts, overrides, should_stop=stops_after(1))
+        point = read_resume_point(tmp_path / parts / "resume.safetensors")
+        gradients[parts] = {
+            name: value for name, value in point.optimizer.items() if name.startswith("exp_avg.")
+        }
+    assert gradients["1"]
+    for name, whole in gradients["1"].items():
+        torch.testing.assert_close(gradients["3"][name], whole, rtol=1e-3, atol=1e-6)
+
+
+def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
+    pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    modules = [(name, id(module)) for name, module in pipeline.unet.named_modules()]
+    state = train(pipeline, pictures, tmp_path, (*THREE, "rank=2"))
+    assert [(name, id(module)) for name, module in pipeline.unet.named_modules()] == modules
+    ups = [tensor for name, tensor in state.items() if name.startswith("up.")]
+    assert {tensor.shape[1] for tensor in ups} == {2}
+    assert any(tensor.ne(0).any() for tensor in ups)
+    assert not any(name.startswith("delta.") for name in state)
+
+
+def test_numbers_that_are_not_finite_end_it_before_the_update(
+    pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    steps: list[StepReport] = []
+
+    def spoil(report: StepReport) -> None:
+        steps.append(report)
+        if len(steps) == 4:
+            with torch.no_grad():
+                pipeline.unet.conv_out.bias.fill_(float("nan"))
+
+    with pytest.raises(TrainingFailed, match="stage2, step 2: a loss or gradient is not finite"):
+        train(pipeline, pictures, tmp_path, on_step=spoil)
+    kept = read_resume_point(tmp_path / "resume.safetensors")
+    assert kept.done == ("stage1",)
+    assert all(torch.isfinite(value).all() for value in kept.learned.values())
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_former_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "resume.safetensors"
+    write_resume_point(path, ResumePoint(stage="stage1", step=5, learned={"a": torch.ones(2)}))
+    monkeypatch.setattr("conceptry.training.checkpoints.save_file", _no_room)
+    with pytest.raises(StorageError, match="cannot save"):
+        write_resume_point(path, ResumePoint(stage="stage1", step=6))
+    assert read_resume_point(path).step == 5
+
+
+def test_what_an_optimiser_keeps_comes_back_as_it_was() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4, 2, 3, 3).to(memory_format=torch.channels_last))
+    for kept in (torch.rand(4, 2, 3, 3), torch.tensor(3.0), torch.arange(6, dtype=torch.uint8)):
+        found = _as_state_of(parameter, kept)
+        assert isinstance(found, Tensor)
+        assert found.equal(kept)
+        assert found.dtype == kept.dtype
+    assert _as_state_of(parameter, torch.as_tensor(7)) == 7
+    moment = _as_state_of(parameter, torch.rand(4, 2, 3, 3))
+    assert isinstance(moment, Tensor)
+    assert moment.stride() == parameter.stride()
+
+
+def test_a_method_that_learns_no_vector_begins_with_a_rare_word(
+    pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    words = ("augmentation.crops=2", "unet.steps=1", "unet.batch=1")
+    learned = train(pipeline, pictures, tmp_path, words, "dreambooth")["token.0"]
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    gap = (table - learned).norm(dim=1).min()
+    assert gap > 0.5 * table.std(0).norm(), "it is no word that there is"
+    again = train(pipeline, pictures, tmp_path / "again", words, "dreambooth")["token.0"]
+    assert again.equal(learned)
+
+
+@pytest.mark.parametrize("resolution", [24, 32])
+def test_class_pictures_of_another_size_are_scaled(
+    resolution: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    words = ("augmentation.crops=2", "unet.steps=1", f"resolution={resolution}")
+    train(pipeline, pictures, tmp_path, words, "dreambooth")
+
+
+@pytest.mark.parametrize("resolution", [1, 17])
+def test_a_resolution_that_does_not_fit_is_told(
+    resolution: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="expected a multiple of 2"):
+        train(pipeline, pictures, tmp_path, (*THREE, f"resolution={resolution}"))
+
+
+@pytest.mark.parametrize("text", [b"", b"not weights"])
+def test_what_is_no_resume_point_is_told(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "resume.safetensors"
+    path.write_bytes(text)
+    with pytest.raises(InvalidWeights, match="no sound resume point"):
+        read_resume_point(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(InvalidWeights, match="resume point"):
+        read_resume_point(path)

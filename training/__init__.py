@@ -1,0 +1,59 @@
+"""From photos to an adapter: the trainer, its loop, and Python calls for all of it.
+
+    from conceptry.training import train
+
+Everything that `concept train` does is one of these calls; each is loaded when it is first asked
+for, as most of them need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .callbacks import Hooks, StepReport
+    from .estimating import Estimate, estimate, estimate_together
+    from .runs import (
+        StageSummary,
+        Trained,
+        class_pictures,
+        resume,
+        resume_together,
+        train,
+        train_together,
+    )
+
+_HOMES = {
+    "Estimate": ".estimating",
+    "Hooks": ".callbacks",
+    "StageSummary": ".runs",
+    "StepReport": ".callbacks",
+    "Trained": ".runs",
+    "class_pictures": ".runs",
+    "estimate": ".estimating",
+    "estimate_together": ".estimating",
+    "resume": ".runs",
+    "resume_together": ".runs",
+    "train": ".runs",
+    "train_together": ".runs",
+}
+
+__all__ = [
+    "Estimate",
+    "Hooks",
+    "StageSummary",
+    "StepReport",
+    "Trained",
+    "class_pictures",
+    "estimate",
+    "estimate_together",
+    "resume",
+    "resume_together",
+    "train",
+    "train_together",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

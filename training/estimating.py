@@ -1,0 +1,142 @@
+"""What a training would take: `estimate` tries some steps of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+
+from ..methods.method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
+from ..methods.settings import TrainingSettings
+from ..models.loading import LoadedBase
+from ..registry import Registry
+from ..registry.errors import InvalidInput, TrainingFailed
+from ..registry.records import Concept, ConceptKey
+from .callbacks import Hooks, StepReport
+from .distributed import num_processes
+from .runs import RESUME_FILE, subject_of
+from .trainer import Training, run_together
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """A stage as it would be: `seconds` for all its steps."""
+
+    name: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a training would take: seconds, bytes of memory at the peak, bytes on the disk.
+
+    `disk_bytes` counts the resume point, which goes away, and the version, which stays.
+    """
+
+    concept: str
+    method: str
+    base: str
+    seconds: float
+    """Of the whole batch, which `together` concepts share; so are the stages' and the memory."""
+    together: int
+    memory_bytes: int
+    disk_bytes: int
+    stages: list[StageEstimate]
+
+
+def estimate(
+    registry: Registry,
+    name: str,
+    base: LoadedBase,
+    *,
+    method: str = DEFAULT_METHOD,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Estimate:
+    """What `train` would take; see `estimate_together`."""
+    (told,) = estimate_together(
+        registry, [name], base, method=method, preset=preset, overrides=overrides
+    )
+    return told
+
+
+def estimate_together(
+    registry: Registry,
+    names: Sequence[ConceptKey],
+    base: LoadedBase,
+    *,
+    method: str = DEFAULT_METHOD,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Estimate]:
+    """Try three steps of each stage of a batch and multiply; leaves no trace.
+
+    Raises what `train` raises. Without class pictures, which DreamBooth draws the first time for a
+    category.
+    """
+    if num_processes() > 1:
+        raise InvalidInput("an estimate is made by one process", hint="leave --processes out")
+    chosen = find_method(method)
+    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    trial = settings.updated({"augmentation": {"crops": 2}})
+    for stage, numbers in active_stages(chosen, settings):
+        trial = trial.updated({stage.name: {"steps": min(3, numbers.steps)}})
+    taken: dict[str, float] = {}  # the last step of a stage: the first one warms up
+
+    def on_step(report: StepReport) -> None:
+        taken[report.stage] = report.seconds
+
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}-{RESUME_FILE}" for i in range(len(names))]
+        concepts = [registry.show(name) for name in names]
+        trainings = [
+            _trial(registry, concept, base, chosen, trial, Hooks(on_step=on_step))
+            for concept in concepts
+        ]
+        disk_bytes: list[int] = []
+        for path, learned in zip(paths, run_together(trainings, paths), strict=True):
+            if isinstance(learned, TrainingFailed):
+                raise learned
+            size = sum(tensor.nbytes for tensor in learned.state().values())
+            disk_bytes.append(3 * path.stat().st_size + size)  # with two moments of each weight
+    stages = [
+        StageEstimate(stage.name, numbers.steps, round(numbers.steps * taken[stage.name], 1))
+        for stage, numbers in active_stages(chosen, settings)
+    ]
+    seconds, memory = round(sum(stage.seconds for stage in stages), 1), _peak_memory()
+    return [
+        Estimate(
+            concept.name, chosen.name, base.base.name, seconds, len(names), memory, size, stages
+        )
+        for concept, size in zip(concepts, disk_bytes, strict=True)
+    ]
+
+
+def _trial(
+    registry: Registry,
+    concept: Concept,
+    base: LoadedBase,
+    method: Method,
+    settings: TrainingSettings,
+    hooks: Hooks,
+) -> Training:
+    subject = subject_of(registry, base, concept, settings)
+    subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
+    return Training(base.pipeline, method, settings, subject, seed=0, hooks=hooks)
+
+
+def _square(photo: Image.Image, base: LoadedBase) -> Image.Image:
+    side = base.pipeline.unet.config.sample_size * base.pipeline.vae_scale_factor
+    return photo.resize((side, side))
+
+
+def _peak_memory() -> int:
+    """Of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

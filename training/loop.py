@@ -1,0 +1,603 @@
+"""One stage of a training, step by step; trainings that run together share each batch."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..adapters.conditioning import (
+    Conditioning,
+    Saying,
+    encode,
+    encode_reference,
+    encode_sayings,
+    token_columns,
+)
+from ..generation.sampler import draw_batch
+from ..kernels import Observation, observe
+from ..methods.attention_losses import (
+    diffusion_loss,
+    diffusion_target,
+    moment_matching_loss,
+    subject_wise_loss,
+)
+from ..methods.method import Stage, active_stages
+from ..methods.settings import StageSettings, TrainingSettings
+from ..registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    NotFinite,
+    TrainingFailed,
+    TrainingInterrupted,
+)
+from . import previews
+from .callbacks import Checkpoint, StepReport
+from .checkpoints import ResumePoint, take_values, write_resume_point
+from .distributed import agreed, told
+from .seeds import seed_of
+
+if TYPE_CHECKING:
+    from .trainer import Training
+
+SAVE_EVERY_SECONDS = 120.0
+
+
+def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, TrainingFailed]":
+    """Take all steps of a stage; returns those that failed, and why."""
+    return _Loop(runs).run()
+
+
+class _Loop:
+    """The one training loop: samples of all runs go through the U-Net as one batch."""
+
+    def __init__(self, runs: "Sequence[StageRun]") -> None:
+        self.all = list(runs)
+        self.active = list(runs)
+        self.failed: dict[StageRun, TrainingFailed] = {}
+        lead = runs[0]
+        self.training = lead.training
+        self.settings, self.numbers, self.stage = lead.settings, lead.numbers, lead.stage
+        self.accelerator = lead.training.accelerator
+        learning = [
+            vectors for run in runs for vectors in run.training.embedding.learning().values()
+        ]
+        unet = lead.training.pipeline.unet
+        optimizers = [run.optimizer for run in runs]
+        self.model, *prepared = self.accelerator.prepare(
+            _Denoiser(unet, nn.ParameterList(learning)), *optimizers
+        )
+        for run, optimizer in zip(runs, prepared, strict=True):
+            run.begin(optimizer)
+
+    def run(self) -> "dict[StageRun, TrainingFailed]":
+        """All steps, or those after the resume points."""
+        hooks, num_steps = self.training.hooks, self.numbers.steps
+        saved = time.monotonic()
+        self.training.pipeline.unet.train()
+        for step in range(self.active[0].first_step, num_steps):
+            self._step(step)
+            for run in list(self.active):
+                with self._alone(run):
+                    if run.is_enough_after(step + 1):
+                        self._leave(run)
+            if not self.active:
+                break
+            stops = agreed(hooks.should_stop())
+            if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                for run in list(self.active):
+                    with self._alone(run):
+                        run.save(step + 1)
+                saved = time.monotonic()
+            if stops:
+                told()  # nobody leaves before the first process has saved
+                raise TrainingInterrupted(
+                    f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
+                )
+        for run in list(self.active):
+            with self._alone(run):
+                self._leave(run)
+        for run in self.all:
+            run.rest()
+        self.accelerator.free_memory()  # it would keep the moments of every stage
+        return self.failed
+
+    def _leave(self, run: "StageRun") -> None:
+        self._drop(run)
+        run.finish()
+
+    @contextmanager
+    def _alone(self, run: "StageRun") -> Iterator[None]:
+        """If a run cannot go on, the others do.
+
+        What only the first process draws fails there alone, and ends all of them.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            failed = TrainingFailed(error.message, hint=error.hint)
+            if self.accelerator.num_processes > 1:
+                raise failed from error
+            self._drop(run)
+            self.failed[run] = failed
+        except TrainingFailed as error:
+            self._drop(run)
+            self.failed[run] = error
+
+    def _drop(self, run: "StageRun") -> None:
+        """The others go on; its token is still worn, and no longer changes."""
+        if run not in self.active:
+            return
+        self.active.remove(run)
+        run.training.embedding.end_pass()
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> None:
+        """One update of each run; those that cannot go on leave before it."""
+        started = time.monotonic()
+        sums: list[dict[str, Tensor]] = [{} for _ in self.active]
+        rounds = list(zip(*(run.parts(step, self.accelerator) for run in self.active), strict=True))
+        for i, parts in enumerate(rounds):
+            is_last = i == len(rounds) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                for total, losses in zip(sums, self._backward(parts, step, i), strict=True):
+                    for name, value in losses.items():
+                        total[name] = total.get(name, torch.zeros_like(value)) + value
+        for run, total in zip(list(self.active), sums, strict=True):
+            losses = {name: float(self._of_all(value)) for name, value in total.items()}
+            with self._alone(run):
+                run.update(step, losses, self.accelerator)
+                run.tell(step + 1, losses, time.monotonic() - started)
+
+    def _of_all(self, share: Tensor) -> Tensor:
+        """The sum of what each process has of a loss."""
+        accelerator: Any = self.accelerator
+        return accelerator.reduce(share, "sum") if accelerator.num_processes > 1 else share
+
+    def _backward(
+        self, parts: "Sequence[_Part]", step: int, number: int
+    ) -> list[dict[str, Tensor]]:
+        """Losses of each run's part, as its share of the whole batch's, and their gradients."""
+        pairs = list(zip(self.active, parts, strict=True))
+        for run, _ in pairs:
+            run.training.embedding.begin_pass(seed_of(run.training.seed, "pass", step, number))
+        with self._watch(pairs) as seen:
+            errors = self._errors(
+                [(part.latents, part.noise, part.timesteps) for part in parts],
+                self._conditioning(pairs),
+            )
+            losses: list[dict[str, Tensor]] = []
+            for (run, part), rows in zip(pairs, _row_ranges(parts), strict=True):
+                losses.append({"diffusion": errors[rows].sum() / run.numbers.batch})
+                if seen is not None:
+                    losses[-1] |= run.attention_losses(seen, rows, len(part.prompts))
+            if self.training.class_pool is not None:
+                self._add_prior(pairs, losses)
+            zero = torch.zeros((), device=self.accelerator.device)
+            total = sum((value for each in losses for value in each.values()), zero)
+            self.accelerator.backward(total * self.accelerator.num_processes)
+        return [{name: value.detach() for name, value in each.items()} for each in losses]
+
+    def _watch(self, pairs: "Sequence[tuple[StageRun, _Part]]") -> Any:
+        """What the losses need to see of attention; nothing, if there is no loss on it."""
+        columns = [run.columns[part.prompts] for run, part in pairs if run.columns is not None]
+        references = [
+            run.references[part.prompts] for run, part in pairs if run.references is not None
+        ]
+        if not columns and not references:
+            return nullcontext()
+        return observe(
+            self.training.pipeline.unet,
+            columns=torch.cat(columns) if columns else None,
+            reference=torch.cat(references) if references else None,
+            reduction=self.settings.loss.subject_wise_reduction,
+        )
+
+    def _conditioning(self, pairs: "Sequence[tuple[StageRun, _Part]]") -> Conditioning:
+        """Text states as they are now, or as they were encoded once if nothing in them learns."""
+        fixed = [run.states.pick(part.prompts) for run, part in pairs if run.states]
+        if fixed:
+            return Conditioning.cat(fixed)
+        sayings = [
+            Saying(run.training.embedding, run.training.prompts[prompt], timestep)
+            for run, part in pairs
+            for prompt, timestep in zip(part.prompts.tolist(), part.timesteps.tolist(), strict=True)
+        ]
+        return encode_sayings(self.training.pipeline, sayings, self.training.size)
+
+    def _add_prior(
+        self, pairs: "Sequence[tuple[StageRun, _Part]]", losses: list[dict[str, Tensor]]
+    ) -> None:
+        """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2)."""
+        states = [run.class_states.pick(torch.zeros_like(part.prompts)) for run, part in pairs]
+        errors = self._errors(
+            [(part.class_latents, part.class_noise, part.timesteps) for _, part in pairs],
+            Conditioning.cat(states),
+        )
+        ranges = _row_ranges([part for _, part in pairs])
+        for (run, _), each, rows in zip(pairs, losses, ranges, strict=True):
+            each["prior"] = self.settings.prior.weight * errors[rows].sum() / run.numbers.batch
+
+    def _errors(
+        self, samples: Sequence[tuple[Tensor, Tensor, Tensor]], conditioning: Conditioning
+    ) -> Tensor:
+        """The diffusion loss (B,) of samples, each (latents, noise, timesteps) of one run."""
+        latents, noise, timesteps = (torch.cat(each) for each in zip(*samples, strict=True))
+        scheduler = self.training.noise_scheduler
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        predicted = self.model(noisy, timesteps, conditioning)
+        return diffusion_loss(predicted, diffusion_target(scheduler, latents, noise, timesteps))
+
+
+def _row_ranges(parts: "Sequence[_Part]") -> list[slice]:
+    """Where each part stands in their common batch."""
+    ranges, first = [], 0
+    for part in parts:
+        ranges.append(slice(first, first + len(part.prompts)))
+        first += len(part.prompts)
+    return ranges
+
+
+class StageRun:
+    """One training in a stage: what it draws, its losses, its optimiser, its resume points."""
+
+    def __init__(
+        self,
+        training: "Training",
+        stage: Stage,
+        numbers: StageSettings,
+        point: ResumePoint,
+        resume_path: Path,
+    ) -> None:
+        self.training = training
+        self.stage = stage
+        self.numbers = numbers
+        self.settings = training.settings
+        self.point = point
+        self.resume_path = resume_path
+        self.learning = training.learning(stage)
+        for parameter in self.learning.values():
+            parameter.requires_grad_(True)
+        self.optimizer: Any = _make_optimizer(list(self.learning.values()), numbers, self.settings)
+        self.average = (
+            {name: value.detach().clone() for name, value in self.learning.items()}
+            if self.settings.ema
+            else {}
+        )
+        is_watched = numbers.mean_weight or numbers.variance_weight
+        self.columns = self._columns() if is_watched else None
+        self.references = self._references() if self.settings.loss.subject_wise else None
+        is_fixed = stage.learns != "embedding"
+        self.states = self._encode(training.prompts) if is_fixed else None
+        self.class_states = self._encode([training.class_prompt])
+
+    def _columns(self) -> Tensor:
+        """(P, n + 1): of each prompt, where the tokens and the category stand."""
+        training = self.training
+        return torch.tensor(
+            [
+                token_columns(
+                    training.pipeline, prompt, training.subject.tokens, training.subject.category
+                )
+                for prompt in training.prompts
+            ],
+            device=training.accelerator.device,
+        )
+
+    def _references(self) -> Tensor:
+        """(P, 77, d): each prompt with the category in the tokens' place."""
+        training, subject = self.training, self.training.subject
+        return torch.stack(
+            [
+                encode_reference(
+                    training.pipeline, prompt, subject.tokens, subject.category, training.size
+                )
+                for prompt in training.prompts
+            ]
+        )
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        return encode(self.training.pipeline, prompts, self.training.size)
+
+    def begin(self, optimizer: Any) -> None:
+        """Take an optimiser that is ready to run, and go on where the resume point is."""
+        self.optimizer = optimizer
+        if self.point.stage == self.stage.name:
+            self._load(self.point)
+
+    @property
+    def first_step(self) -> int:
+        """How many steps are done."""
+        return self.point.step if self.point.stage == self.stage.name else 0
+
+    # --- in a step --------------------------------------------------------------------------------
+
+    def parts(self, step: int, accelerator: Any) -> Iterator["_Part"]:
+        """The step's batch, of this process, in as many parts as gradients are accumulated over."""
+        generator = torch.Generator().manual_seed(
+            seed_of(self.training.seed, self.stage.name, step)
+        )
+        whole = _Part.drawn(self, generator)
+        shares = accelerator.num_processes * self.settings.gradient_accumulation
+        rows = torch.arange(self.numbers.batch).tensor_split(shares)
+        for i in range(self.settings.gradient_accumulation):
+            own = rows[i * accelerator.num_processes + accelerator.process_index]
+            if len(own):
+                yield whole.rows(own)
+
+    def attention_losses(self, seen: Observation, rows: slice, count: int) -> dict[str, Tensor]:
+        """Losses on what was seen of `count` samples of the batch, those of `rows`."""
+        losses: dict[str, Tensor] = {}
+        share = count / self.numbers.batch
+        if self.columns is not None:
+            reduction = self.settings.loss_reduction
+            loss = moment_matching_loss(
+                {name: each[rows] for name, each in seen.moments.items()},
+                mean_weight=self.numbers.mean_weight,
+                variance_weight=self.numbers.variance_weight,
+                reduction=reduction,
+            )
+            losses["attention"] = loss * share if reduction == "mean" else loss
+        if self.references is not None:
+            own = {name: each[rows] for name, each in seen.distances.items()}
+            weight = self.settings.loss.subject_wise
+            losses["subject-wise"] = weight * subject_wise_loss(own).mean() * share
+        return losses
+
+    def update(self, step: int, losses: Mapping[str, float], accelerator: Any) -> None:
+        """Change what learns. Raises `TrainingFailed` before it, if something is not finite."""
+        limit = self.settings.max_grad_norm or math.inf
+        norm = float(accelerator.clip_grad_norm_(self.learning.values(), limit))
+        if not all(map(math.isfinite, [norm, *losses.values()])):
+            raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self._average(step)
+
+    def _not_finite(self, what: str) -> TrainingFailed:
+        """The error for numbers that are not finite, with what is at fault."""
+        if broken := self.training.broken_weights():
+            return TrainingFailed(
+                f"{self.stage.name}, {what}: {broken} of the base model is not finite",
+                hint="get the base model's files again, or take another: concept bases",
+            )
+        return TrainingFailed(
+            f"{self.stage.name}, {what}",
+            hint=f"--set {self.stage.name}.learning_rate=… lower, or mixed_precision=no",
+        )
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Follow what learns, at first more closely: a stage may be shorter than 1 / (1 - ema)."""
+        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.learning.values()), 1 - decay)
+
+    # --- after a step -----------------------------------------------------------------------------
+
+    def tell(self, step: int, losses: dict[str, float], seconds: float) -> None:
+        """Report a step, and draw a preview when it is time."""
+        hooks, num_steps = self.training.hooks, self.numbers.steps
+        hooks.on_step(StepReport(self.stage.name, step, num_steps, losses, seconds))
+        if self._is_preview_due(step):
+            hooks.on_preview(self.stage.name, step, self._preview(step))
+
+    def is_enough_after(self, step: int) -> bool:
+        """Make a checkpoint, if one is due; whether the training has had enough then."""
+        if not self._is_checkpoint_due(step):
+            return False
+        if self.training.accelerator.is_main_process:
+            self._checkpoint(step)
+        return agreed(self.training.hooks.is_enough())
+
+    def finish(self) -> None:
+        """The stage is done: its average becomes the result, and a resume point says so."""
+        self._put(self.average)
+        done = (*self.point.done, self.stage.name)
+        self._write(ResumePoint(done=done, learned=self.training.all_learning()))
+
+    def rest(self) -> None:
+        """Nothing of it learns any more; not before all have left, as processes wait for it."""
+        for parameter in self.learning.values():
+            parameter.requires_grad_(False)
+
+    def _is_preview_due(self, step: int) -> bool:
+        every = self.training.hooks.preview_every
+        is_time = bool(every) and (step % every == 0 or step == self.numbers.steps)
+        return is_time and self.training.accelerator.is_main_process
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        """In the last stage, but for its end, which is the result itself."""
+        *_, (last, _) = active_stages(self.training.method, self.settings)
+        every = self.training.hooks.checkpoint_every
+        return bool(every) and self.stage == last and not step % every and step < self.numbers.steps
+
+    def _checkpoint(self, step: int) -> None:
+        training = self.training
+        before = {name: self.learning[name].detach().clone() for name in self.average}
+        self._put(self.average)
+        checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
+        unet = training.pipeline.unet.eval()
+        try:
+            with torch.no_grad(), training.accelerator.autocast():
+                training.hooks.on_checkpoint(checkpoint)
+        finally:
+            unet.train()
+            self._put(before)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.learning[name].data.copy_(value)
+
+    def _preview(self, step: int) -> list[Image.Image]:
+        """Pictures with what has been learned so far; drawing them changes nothing.
+
+        Raises `NotFinite` as a preview that is black is one of the base model, or of what it has
+        become: neither is worth going on.
+        """
+        training = self.training
+        unet = training.pipeline.unet.eval()
+        prompts = [prompt.replace("{}", training.phrase) for prompt in previews.PROMPTS]
+        seeds = [seed_of(training.seed, "preview", i) for i in range(len(prompts))]
+        try:
+            with training.accelerator.autocast():
+                return draw_batch(training.pipeline, prompts, seeds, previews.SETTINGS)
+        except NotFinite:
+            failed = self._not_finite(f"step {step}: a preview is not finite")
+            raise NotFinite(failed.message, hint=failed.hint) from None
+        finally:
+            unet.train()
+
+    # --- resume points ----------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """Write where the training is after a step."""
+        moments = {
+            f"{key}.{name}": torch.as_tensor(value)
+            for name, parameter in self.learning.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        self._write(
+            ResumePoint(
+                done=self.point.done,
+                stage=self.stage.name,
+                step=step,
+                learned=self.training.all_learning(),
+                optimizer=moments,
+                average=self.average,
+            )
+        )
+
+    def _write(self, point: ResumePoint) -> None:
+        """Raises `TrainingFailed`, and leaves the former point, if this one is not finite."""
+        learned = [*point.learned.values(), *point.average.values()]
+        if learned and not torch.stack([each.isfinite().all() for each in learned]).all():
+            raise self._not_finite("what was learned is not finite")
+        if self.training.accelerator.is_main_process:
+            write_resume_point(self.resume_path, point)
+            self.training.hooks.on_saved(self.resume_path)
+
+    def _load(self, point: ResumePoint) -> None:
+        for name, parameter in self.learning.items():
+            state: dict[str, Any] = {}
+            for key in {key.partition(".")[0] for key in point.optimizer}:
+                value = point.optimizer.get(f"{key}.{name}")
+                if value is not None:
+                    state[key] = _as_state_of(parameter, value)
+            if self.training.settings.optimizer == "adamw" and not _is_adamw(state, parameter):
+                raise InvalidWeights(
+                    f"the saved state of the training does not fit: the optimiser's of {name}",
+                    hint="concept train NAME begins anew",
+                )
+            self.optimizer.state[parameter] = state
+        take_values(point.average, self.average)
+
+
+class _Denoiser(nn.Module):
+    """The U-Net and the embedding as one module, which is what several GPUs keep equal."""
+
+    def __init__(self, unet: nn.Module, embedding: nn.ParameterList) -> None:
+        super().__init__()
+        self.unet = unet
+        self.embedding = embedding
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the U-Net predicts, (B, C, h, w)."""
+        dtype = next(self.unet.parameters()).dtype
+        return self.unet(
+            noisy.to(dtype),
+            timesteps,
+            conditioning.states.to(dtype),
+            added_cond_kwargs=conditioning.added,
+        ).sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Samples of a step: latents and noise (B, C, h, w), timesteps (B,), which prompts (B,)."""
+
+    prompts: Tensor
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    class_latents: Tensor
+    class_noise: Tensor
+
+    @classmethod
+    def drawn(cls, run: StageRun, generator: torch.Generator) -> "_Part":
+        """A whole batch, the same for any number of processes and parts."""
+        training, batch = run.training, run.numbers.batch
+
+        def index(pool: Any) -> Tensor:
+            return torch.randint(len(pool), (batch,), generator=generator).to(device)
+
+        def noise() -> Tensor:
+            return torch.randn((batch, *shape), generator=generator).to(device)
+
+        device, shape = training.accelerator.device, training.pool.mean.shape[1:]
+        prompts = index(training.prompts)
+        latents = training.pool.sample(index(training.pool), noise())
+        timesteps = torch.randint(
+            training.noise_scheduler.config.num_train_timesteps, (batch,), generator=generator
+        ).to(device)
+        own_noise, classes = noise(), training.class_pool
+        class_latents = classes.sample(index(classes), noise()) if classes else latents[:0]
+        class_noise = noise() if classes else latents[:0]
+        return cls(prompts, latents, own_noise, timesteps, class_latents, class_noise)
+
+    def rows(self, index: Tensor) -> "_Part":
+        """Some of the samples."""
+        return _Part(
+            *(
+                value[index.to(value.device)] if len(value) else value
+                for value in (
+                    self.prompts,
+                    self.latents,
+                    self.noise,
+                    self.timesteps,
+                    self.class_latents,
+                    self.class_noise,
+                )
+            )
+        )
+
+
+def _make_optimizer(
+    parameters: list[nn.Parameter], numbers: StageSettings, settings: TrainingSettings
+) -> torch.optim.Optimizer:
+    """AdamW (0.9, 0.999) at a constant rate."""
+    options: dict[str, Any] = {"lr": numbers.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InvalidInput(
+                "optimizer=adamw8bit needs the package bitsandbytes",
+                hint="pip install bitsandbytes, or --set optimizer=adamw",
+            ) from error
+        return AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def _is_adamw(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether AdamW can go on with it; a parameter without a gradient has none."""
+    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    return not state or {key: torch.as_tensor(v).shape for key, v in state.items()} == shapes
+
+
+def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """What an optimiser keeps for a parameter, as it was before it was stored."""
+    if value.dim() == 0 and not value.is_floating_point():
+        return int(value)
+    if value.shape == parameter.shape:
+        # laid out like the parameter: fused optimisers go by memory, not by index
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device)

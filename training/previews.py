@@ -1,0 +1,43 @@
+"""Strips of pictures from fixed prompts and seeds, drawn while a concept is being taught."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from ..generation.pictures import contact_sheet, replace_picture
+from ..generation.request import Settings
+from ..registry.files import open_file
+
+PROMPTS = (
+    "a photo of {}",
+    "a photo of {} on the beach",
+    "a photo of {} in the snow",
+    "a drawing of a red {}",
+)
+SETTINGS = Settings(steps=20, guidance=5.0)
+_SIDE = 128
+
+
+def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
+    """Put a strip under those on the sheet at `path`, which is made if need be.
+
+    Whoever looks meanwhile finds the former sheet or the new one, whole.
+    """
+    strip = contact_sheet([(label, images)], side=_SIDE)
+    with (
+        suppress(FileNotFoundError),
+        open_file(path.parent, path) as file,
+        Image.open(file) as sheet,
+    ):
+        strip = _stacked(sheet, strip)
+    replace_picture(strip, path)
+
+
+def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    size = (max(upper.width, lower.width), upper.height + lower.height)
+    both = Image.new("RGB", size, "white")
+    both.paste(upper, (0, 0))
+    both.paste(lower, (0, upper.height))
+    return both

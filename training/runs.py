@@ -1,0 +1,663 @@
+"""`train` and `resume`: from a concept in a registry to a new version of it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..adapters.file_format import Fits, write_artifact
+from ..adapters.timestep_tokens import STAGE_ORDER
+from ..generation.pictures import replace_picture
+from ..generation.prompt_syntax import FILE_NAME
+from ..generation.request import Settings as DrawingSettings
+from ..generation.sampler import draw
+from ..methods.method import DEFAULT_METHOD, find_method, settings_of
+from ..methods.settings import TrainingSettings
+from ..models.loading import LoadedBase
+from ..registry import Registry
+from ..registry.errors import (
+    ConceptNotFound,
+    ConceptryError,
+    InvalidInput,
+    NotFinite,
+    NotFound,
+    RegistryCorrupt,
+    StorageError,
+    TrainingFailed,
+    TrainingInterrupted,
+)
+from ..registry.files import open_file
+from ..registry.names import check_category
+from ..registry.records import Concept, ConceptKey, RunRecord
+from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
+from .callbacks import Checkpoint, Hooks, Learned, StepReport
+from .checkpoints import read_place
+from .distributed import is_first, join, num_processes, told
+from .latents import Photos, needed_side
+from .previews import add_strip
+from .seeds import seed_of
+from .trainer import Subject, Training, drawn_size, run_together
+
+RESUME_FILE = "resume.safetensors"
+PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
+METRICS_EVERY = 50
+CLASS_PICTURES_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """A stage of a run: how many steps, and the mean loss of its last tenth."""
+
+    name: str
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left: version `version` of a concept."""
+
+    concept: str
+    run: str
+    version: int
+    method: str
+    seconds: float
+    """Of the whole batch, which `together` concepts shared."""
+    together: int
+    stages: list[StageSummary]
+    previews: Path | None
+    """The sheet of strips, if `Hooks.preview_every` asked for some."""
+
+
+def train(
+    registry: Registry,
+    name: ConceptKey,
+    base: LoadedBase,
+    *,
+    method: str = DEFAULT_METHOD,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    hooks: Hooks | None = None,
+) -> Trained:
+    """Teach a concept of a registry to a base model; the result is its next version.
+
+    Without `preset` it is that of the base model's name, or the paper's; `overrides` change single
+    settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state, and
+    `resume` goes on.
+
+    Raises `NotFound` for an unknown concept, method or preset, `InvalidInput` for settings out of
+    range or a concept without photos, `RegistryBusy` if it is being trained already,
+    `TrainingFailed` and `TrainingInterrupted`.
+    """
+    return _only(
+        train_together(
+            registry,
+            [name],
+            base,
+            method=method,
+            preset=preset,
+            overrides=overrides,
+            seed=seed,
+            hooks={name: hooks or Hooks()},
+        )
+    )
+
+
+def train_together(
+    registry: Registry,
+    names: Sequence[ConceptKey],
+    base: LoadedBase,
+    *,
+    method: str,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    hooks: Mapping[Any, Hooks] | None = None,
+) -> list[Trained | ConceptryError]:
+    """Teach several concepts in one batch, for which the method has to keep the base model.
+
+    Each learns what it would learn alone, up to the order of sums, and becomes a version of its
+    own; one that cannot be taught leaves the others alone, and its error is returned in its place.
+    `hooks` are by the names as given. The hooks of the first one that can be begun are asked
+    whether to stop. Concepts may be renamed meanwhile.
+
+    Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
+    """
+    chosen = find_method(method)
+    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    if len(names) > 1 and not chosen.keeps_base:
+        raise InvalidInput(f"{method} changes the base model: one concept at a time")
+
+    def begin(concept: Concept) -> _Plan:
+        run = registry.begin_run(
+            _with_images(concept).id,
+            method=chosen.name,
+            config=settings.to_mapping() | _taught_from(concept),
+            base=base.base.name,
+            base_sha256=base.sha256,
+            seed=seed,
+            packages={package: installed_version(package) for package in PACKAGES},
+        )
+        return _Plan(concept, run, chosen.name, settings, seed)
+
+    return _run_all(registry, base, names, begin, hooks or {})
+
+
+def resume(
+    registry: Registry, name: ConceptKey, base: LoadedBase, *, hooks: Hooks | None = None
+) -> Trained:
+    """Go on with the latest training of a concept that did not end, as it was set up then.
+
+    Where no state was saved, from its beginning. Raises `NotFound` if there is none, `InvalidInput`
+    if the base model or the photos are others by now.
+    """
+    return _only(resume_together(registry, [name], base, hooks={name: hooks or Hooks()}))
+
+
+def resume_together(
+    registry: Registry,
+    names: Sequence[ConceptKey],
+    base: LoadedBase,
+    *,
+    hooks: Mapping[Any, Hooks] | None = None,
+) -> list[Trained | ConceptryError]:
+    """Go on with the latest trainings of several concepts; see `resume` and `train_together`.
+
+    Those that were taught in one batch and stopped at the same step share one again.
+    """
+
+    def begin(concept: Concept) -> _Plan:
+        record = registry.resumable_run(concept.id)
+        if record.base_sha256 != base.sha256:
+            raise InvalidInput(
+                f"run {record.run} of {concept.name} was on another base model",
+                hint=f"--base {record.base}",
+            )
+        method = find_method(record.method)
+        photos, category, config = _begun_with(record, concept.name)
+        concept = _as_it_was(concept, photos, category)
+        settings = method.settings().updated(config)
+        path = registry.run_folder(record.run) / RESUME_FILE
+        place = read_place(path) if path.exists() else None
+        registry.resume_run(record.run)
+        return _Plan(concept, record.run, method.name, settings, record.seed, place)
+
+    return _run_all(registry, base, names, begin, hooks or {})
+
+
+def _only(outcomes: Sequence[Trained | ConceptryError]) -> Trained:
+    (outcome,) = outcomes
+    if isinstance(outcome, ConceptryError):
+        raise outcome
+    return outcome
+
+
+def _with_images(concept: Concept) -> Concept:
+    if not concept.images:
+        raise InvalidInput(
+            f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
+        )
+    return concept
+
+
+def _taught_from(concept: Concept) -> dict[str, Any]:
+    """What of a concept a run is made from; edits must not change a run under way."""
+    return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
+
+
+def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, Any]]:
+    """The photos, the category and the settings that a run began with, from its row."""
+    config = dict(record.config)
+    photos, category = config.pop("photos", None), config.pop("category", None)
+    if isinstance(photos, list) and isinstance(category, str):
+        with suppress(InvalidInput):
+            return [str(photo) for photo in photos], check_category(category), config
+    raise RegistryCorrupt(
+        f"the record of run {record.run} of {name} is damaged", hint=f"concept train {name}"
+    )
+
+
+def _as_it_was(concept: Concept, wanted: Sequence[str], category: str) -> Concept:
+    """The concept with the photos that a run began with, in their order, and its category."""
+    by_hash = {image.sha256: image for image in concept.images}
+    if missing := [sha256 for sha256 in wanted if sha256 not in by_hash]:
+        raise InvalidInput(
+            f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
+            hint=f"concept train {concept.name}",
+        )
+    return replace(concept, images=[by_hash[sha256] for sha256 in wanted], category=category)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A run as it was recorded: all that a process has to know to take part in it."""
+
+    concept: Concept
+    run: str
+    method: str
+    settings: TrainingSettings
+    seed: int
+    place: Any = None
+    """Where it goes on: stages that are done, a stage and a step in it."""
+
+
+def _run_all(
+    registry: Registry,
+    base: LoadedBase,
+    keys: Sequence[ConceptKey],
+    begin: Callable[[Concept], _Plan],
+    hooks: Mapping[Any, Hooks],
+) -> list[Trained | ConceptryError]:
+    """Begin and run trainings; other processes take part in what the first one runs."""
+    join()
+    if not is_first():
+        while batch := told():
+            run_together(
+                [_training(registry, base, plan, hooks) for plan, hooks in batch],
+                [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
+            )
+        return told()
+    outcomes: dict[str, Trained | ConceptryError] = {}
+    begun: dict[ConceptKey, str | ConceptryError] = {}
+    with ExitStack() as locks:
+        plans: list[_Plan] = []
+        hooks_of: dict[str, Hooks] = {}
+        for key in keys:
+            try:
+                concept_id = registry.show(key).id
+                locks.enter_context(registry.training_lock(concept_id))
+                plans.append(begin(registry.show(concept_id)))
+            except ConceptryError as error:
+                begun[key] = error
+                continue
+            begun[key] = run = plans[-1].run
+            hooks_of[run] = hooks.get(key) or Hooks()
+        batch, waiting = list[_Plan](), list(plans)
+        try:
+            for batch in _batches(plans):
+                waiting = [plan for plan in waiting if plan not in batch]
+                outcomes |= _outcomes(registry, base, batch, hooks_of)
+        except BaseException as error:
+            _end(waiting, registry, "interrupted")
+            if isinstance(error, TrainingInterrupted):
+                names = [_name_now(registry, plan) for plan in (*batch, *waiting)]
+                goes_on = f"concept train {' '.join(names)} --resume"
+                raise TrainingInterrupted(error.message, hint=goes_on) from None
+            raise
+    told(None)
+    return told([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
+
+
+def _name_now(registry: Registry, plan: _Plan) -> str:
+    """What the concept is called by now; what it was called, if it was removed."""
+    try:
+        return registry.show(plan.concept.id).name
+    except ConceptNotFound:
+        return plan.concept.name
+
+
+def _outcomes(
+    registry: Registry, base: LoadedBase, batch: Sequence[_Plan], hooks: Mapping[str, Hooks]
+) -> dict[str, Trained | ConceptryError]:
+    """What came out for each run of a batch; what stops all of it is everyone's error."""
+    try:
+        return _Batch(registry, base, batch, hooks).run()
+    except TrainingInterrupted:
+        raise
+    except ConceptryError as error:
+        if num_processes() > 1:
+            raise  # the others cannot follow any further
+        return {plan.run: error for plan in batch}
+
+
+def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | None = None) -> None:
+    """Record how runs end; those of concepts that were removed meanwhile are no more."""
+    for plan in plans:
+        with suppress(NotFound):
+            registry.end_run(plan.run, status, error=error)
+
+
+def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
+    """Plans that can share a batch: of one method and settings, and at the same step."""
+    batches: dict[Any, list[_Plan]] = {}
+    for plan in plans:
+        can_share = find_method(plan.method).keeps_base
+        key = (plan.method, plan.settings, plan.place) if can_share else plan.run
+        batches.setdefault(key, []).append(plan)
+    return list(batches.values())
+
+
+class _Batch:
+    """Trainings that run together, on record in the registry; hooks are by run."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        base: LoadedBase,
+        plans: Sequence[_Plan],
+        hooks: Mapping[str, Hooks],
+    ) -> None:
+        self._registry = registry
+        self._base = base
+        self._plans = plans
+        self._hooks = hooks
+        self._running = list(plans)
+        self._outcomes: dict[str, Trained | ConceptryError] = {}
+        self._started = time.monotonic()
+
+    def run(self) -> dict[str, Trained | ConceptryError]:
+        """Run them; returns what came out for each run.
+
+        What is the fault of one concept is its outcome; anything else is raised.
+        """
+        with self._recorded():
+            pupils, trainings = self._prepared()
+            if not pupils:
+                return self._outcomes
+            told([(pupil.plan, pupil.hooks_of_followers()) for pupil in pupils])
+            try:
+                found = run_together(trainings, [pupil.resume_path for pupil in pupils])
+            finally:
+                for pupil in pupils:
+                    pupil.metrics.flush()
+            for pupil, learned in zip(pupils, found, strict=True):
+                if isinstance(learned, TrainingFailed):
+                    who = _name_now(self._registry, pupil.plan)
+                    message = self._on_base(who, learned)
+                    self._fail(pupil.plan, TrainingFailed(message, hint=learned.hint))
+                    continue
+                try:
+                    number = pupil.keep(learned)
+                except ConceptryError as error:
+                    self._fail(pupil.plan, error)
+                    continue
+                self._running.remove(pupil.plan)
+                with suppress(OSError):  # gc would do it
+                    self._registry.tidy_run_folder(pupil.plan.run)
+                self._outcomes[pupil.plan.run] = self._trained(pupil, number, len(pupils))
+        return self._outcomes
+
+    def _prepared(self) -> tuple[list["_Pupil"], list[Training]]:
+        pupils: list[_Pupil] = []
+        trainings: list[Training] = []
+        for plan in self._plans:
+            try:
+                pupil = _Pupil(self._registry, self._base, plan, self._hooks[plan.run])
+                training = _training(self._registry, self._base, plan, pupil.recording_hooks())
+            except TrainingInterrupted:
+                raise
+            except ConceptryError as error:
+                self._fail(plan, error)
+                continue
+            pupils.append(pupil)
+            trainings.append(training)
+        return pupils, trainings
+
+    def _fail(self, plan: _Plan, error: ConceptryError) -> None:
+        _end([plan], self._registry, "failed", error.message)
+        self._running.remove(plan)
+        self._outcomes[plan.run] = error
+
+    def _trained(self, pupil: "_Pupil", number: int, together: int) -> Trained:
+        return Trained(
+            concept=_name_now(self._registry, pupil.plan),
+            run=pupil.plan.run,
+            version=number,
+            method=pupil.plan.method,
+            seconds=round(time.monotonic() - self._started, 1),
+            together=together,
+            stages=pupil.metrics.summary(),
+            previews=pupil.previews if pupil.previews.exists() else None,
+        )
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record how runs end that do not end well."""
+        try:
+            yield
+        except TrainingInterrupted as error:
+            self._end("interrupted")
+            raise TrainingInterrupted(f"{self._names()}: {error.message}; saved") from None
+        except torch.OutOfMemoryError as error:
+            self._end("failed", "out of memory")
+            fewer = "--together 1, " if len(self._plans) > 1 else ""
+            raise TrainingFailed(
+                f"{self._names()}: the GPU has too little memory for these settings",
+                hint=f"{fewer}--preset low-vram, or --set gradient_accumulation=4",
+            ) from error
+        except NotFinite as error:
+            self._end("failed", error.message)
+            raise NotFinite(self._on_base(self._names(), error), hint=error.hint) from None
+        except ConceptryError as error:
+            self._end("failed", error.message)
+            raise
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        except Exception as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            raise
+
+    def _on_base(self, who: str, error: ConceptryError) -> str:
+        return f"{who} on {self._base.base.name}: {error.message}"
+
+    def _names(self) -> str:
+        return ", ".join(_name_now(self._registry, plan) for plan in self._plans)
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        _end(self._running, self._registry, status, error)
+
+
+class _Pupil:
+    """A concept in a batch: what is written of it while it learns, and after."""
+
+    def __init__(self, registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> None:
+        self.plan = plan
+        self.metrics = _Metrics(registry, plan.run)
+        self._registry = registry
+        self._hooks = hooks
+        self._folder = registry.run_folder(plan.run)
+        method = find_method(plan.method)
+        self._fits = Fits(
+            base_sha256=base.sha256,
+            method=plan.method,
+            category=plan.concept.category,
+            num_tokens=plan.settings.num_tokens,
+            names_category=method.names_category,
+            stage_order=STAGE_ORDER if method.word == "staged" else "",
+        )
+
+    @property
+    def resume_path(self) -> Path:
+        return self._folder / RESUME_FILE
+
+    @property
+    def previews(self) -> Path:
+        return self._folder / PREVIEWS_FILE
+
+    def recording_hooks(self) -> Hooks:
+        """The hooks, with what goes into the registry and beside it."""
+        return replace(
+            self._hooks,
+            on_step=self._on_step,
+            on_preview=self._on_preview,
+            on_saved=self._on_saved,
+            on_checkpoint=self._on_checkpoint,
+        )
+
+    def hooks_of_followers(self) -> Hooks:
+        """What the other processes have to know of the hooks to keep step with the first one."""
+        return Hooks(checkpoint_every=self._hooks.checkpoint_every)
+
+    def keep(self, learned: Learned) -> int:
+        """Make what was learned the concept's next version, which ends the run.
+
+        Returns the version's number.
+        """
+        path = self._folder / FILE_NAME
+        try:
+            write_artifact(path, learned.state(), self._fits)
+        except NotFinite as error:
+            raise TrainingFailed(
+                f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
+            ) from None
+        return self._registry.finish_run(self.plan.run, {FILE_NAME: path})
+
+    def _on_step(self, report: StepReport) -> None:
+        self.metrics.add(report)
+        self._hooks.on_step(report)
+
+    def _on_preview(self, stage: str, step: int, images: list[Image.Image]) -> None:
+        with suppress(OSError):  # a preview is not worth a training
+            add_strip(self.previews, f"{stage}, step {step}", images)
+        self._hooks.on_preview(stage, step, images)
+
+    def _on_saved(self, path: Path) -> None:
+        self.metrics.flush()
+        self._hooks.on_saved(path)
+
+    def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
+        write_artifact(self._folder / name, checkpoint.learned.state(), self._fits)
+        self._hooks.on_checkpoint(checkpoint)
+
+
+def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
+    subject = subject_of(registry, base, plan.concept, plan.settings)
+    prior = plan.settings.prior
+    if prior.weight:
+        pictures = class_pictures(
+            registry, base, plan.concept.category, prior.num_images, hooks=hooks
+        )
+        subject = replace(subject, class_pictures=pictures)
+    method = find_method(plan.method)
+    return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+
+
+def subject_of(
+    registry: Registry, base: LoadedBase, concept: Concept, settings: TrainingSettings
+) -> Subject:
+    """A concept's photos, as large as crops need them, and words.
+
+    Each photo is decoded once here, so that a damaged one is known before others are waited for.
+    Raises `RegistryCorrupt` then, and `InvalidInput` if there are no photos.
+    """
+    side = needed_side(drawn_size(base.pipeline, settings), settings.augmentation)
+    images = _with_images(concept).images
+    photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
+    for photo in photos:
+        del photo
+    return Subject(
+        photos=photos,
+        category=concept.category,
+        tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
+    )
+
+
+@dataclass(slots=True)
+class _Metrics:
+    """Losses on their way into the registry, some steps at a time."""
+
+    registry: Registry
+    run: str
+    _rows: list[tuple[str, int, str, float]] = field(default_factory=list)
+
+    def add(self, report: StepReport) -> None:
+        self._rows += [
+            (report.stage, report.step, name, value) for name, value in report.losses.items()
+        ]
+        if report.step % METRICS_EVERY == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        self.registry.log_metrics(self.run, self._rows)
+        self._rows.clear()
+
+    def summary(self) -> list[StageSummary]:
+        """Of all steps, those before a resume too."""
+        totals: dict[str, dict[int, float]] = {}
+        for stage, step, _, value in self.registry.metrics(self.run):
+            steps = totals.setdefault(stage, {})
+            steps[step] = steps.get(step, 0.0) + value
+        return [
+            StageSummary(
+                stage, len(steps), _mean(list(steps.values())[-max(1, len(steps) // 10) :])
+            )
+            for stage, steps in totals.items()
+        ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 5)
+
+
+# --- class pictures -------------------------------------------------------------------------------
+
+
+def class_pictures(
+    registry: Registry,
+    base: LoadedBase,
+    category: str,
+    count: int,
+    *,
+    hooks: Hooks | None = None,
+) -> list[Image.Image]:
+    """Pictures of a bare category for prior preservation, drawn once by the base model.
+
+    They are kept in the registry's cache, and are the same for every concept of the category: they
+    are drawn in the same batches, however many are wanted and wherever the last time ended. Raises
+    `TrainingInterrupted` when the hooks ask to stop, and `StorageError` if the disk refuses; those
+    that are drawn stay.
+    """
+    hooks = hooks or Hooks()
+    folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
+    prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    pictures: list[Image.Image] = []
+    for first in range(0, count, CLASS_PICTURES_AT_ONCE):
+        numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
+        paths = [folder / f"{i:05}.png" for i in numbers]
+        found = [_sound_picture(folder, path) for path in paths]
+        if not all(found):
+            seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
+            drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
+            found = [picture.image for picture in drawn]
+            _keep_pictures(found, paths)
+            done = min(first + len(found), count)
+            hooks.on_class_picture(done, count)
+            if hooks.should_stop():
+                raise TrainingInterrupted(f"stopped after class picture {done} of {count}")
+        pictures += [picture for picture in found if picture]
+    return pictures[:count]
+
+
+def _class_folder(base: str, category: str) -> str:
+    """A name that file systems take; categories may be longer."""
+    digest = hashlib.sha256(category.encode()).hexdigest()
+    return f"{base}-{category if len(category.encode()) < 200 else digest}"
+
+
+def _sound_picture(folder: Path, path: Path) -> Image.Image | None:
+    """A picture of the cache; None if it is not there or damaged."""
+    try:
+        with open_file(folder, path) as file, Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
+    try:
+        for picture, path in zip(pictures, paths, strict=True):
+            assert picture is not None
+            replace_picture(picture, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error
