@@ -29,7 +29,7 @@ class Adapter(Protocol):
 
 
 @contextmanager
-def wearing(pipeline: Any, adapters: Sequence[Adapter]) -> Iterator[None]:
+def injected(pipeline: Any, adapters: Sequence[Adapter]) -> Iterator[None]:
     """Put adapters on, one after another, and take them off again whatever happens."""
     with ExitStack() as stack:
         for adapter in adapters:
@@ -68,11 +68,11 @@ class NewTokens:
 
     tokens: tuple[str, ...]
     rows: Sequence[Callable[[], Tensor]]
-    _worn: list[tuple[Any, Any, Any, nn.Module]] = field(default_factory=list)
+    _injected: list[tuple[Any, Any, Any, nn.Module]] = field(default_factory=list)
 
     def inject(self, pipeline: Any) -> None:
         """Let the pipeline's tokenizers know the tokens, and its text encoders their vectors."""
-        if self._worn:
+        if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is on already")
         names = ("tokenizer", "tokenizer_2")
         for name, (tokenizer, encoder), rows in zip(
@@ -84,15 +84,15 @@ class NewTokens:
             base = encoder.get_input_embeddings()
             encoder.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
             setattr(pipeline, name, extended)
-            self._worn.append((name, tokenizer, encoder, base))
+            self._injected.append((name, tokenizer, encoder, base))
             _read_at_end_token(encoder, tokenizer)
 
     def eject(self, pipeline: Any) -> None:
         """Give the pipeline its own tokenizers and embeddings back."""
-        for name, tokenizer, encoder, base in reversed(self._worn):
+        for name, tokenizer, encoder, base in reversed(self._injected):
             encoder.set_input_embeddings(base)
             setattr(pipeline, name, tokenizer)
-        self._worn.clear()
+        self._injected.clear()
 
 
 def mean_vectors(pipeline: Any, words: str) -> list[Tensor]:
@@ -114,7 +114,7 @@ class TokenEmbedding:
 
     tokens: tuple[str, ...]
     vectors: list[nn.Parameter]
-    _worn: NewTokens | None = None
+    _injected: NewTokens | None = None
 
     @classmethod
     def from_words(cls, pipeline: Any, tokens: Sequence[str], words: str) -> "TokenEmbedding":
@@ -165,16 +165,16 @@ class TokenEmbedding:
 
     def inject(self, pipeline: Any) -> None:
         """Let the pipeline know the tokens."""
-        if self._worn:
+        if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is on already")
-        self._worn = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
-        self._worn.inject(pipeline)
+        self._injected = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
+        self._injected.inject(pipeline)
 
     def eject(self, pipeline: Any) -> None:
         """Let it forget them."""
-        if self._worn:
-            self._worn.eject(pipeline)
-        self._worn = None
+        if self._injected:
+            self._injected.eject(pipeline)
+        self._injected = None
 
 
 def _itself(vectors: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def text_encoders(pipeline: Any) -> Iterator[tuple[Any, Any]]:
 
 
 @dataclass(slots=True)
-class WeightChange:
+class WeightDelta:
     """Changes of a U-Net's weights: whole differences, or products of two thin matrices (LoRA).
 
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
@@ -217,7 +217,7 @@ class WeightChange:
     _own: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightChange":
+    def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
         """From what `state` returned."""
         deltas, factors = {}, {}
         for name, tensor in state.items():

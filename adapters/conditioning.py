@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..registry.errors import InvalidInput
 from .adapter import TokenEmbedding
-from .timestep_tokens import StagedToken
+from .timestep_tokens import TimestepTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
 class Saying:
     """A prompt that names what an embedding stands for, at a timestep."""
 
-    embedding: TokenEmbedding | StagedToken
+    embedding: TokenEmbedding | TimestepTokens
     prompt: str
     timestep: int
 
@@ -81,7 +81,7 @@ def encode_sayings(pipeline: Any, sayings: Sequence[Saying], size: int) -> Condi
     words = [
         each.embedding.in_words(each.prompt)
         for each in sayings
-        if isinstance(each.embedding, StagedToken)
+        if isinstance(each.embedding, TimestepTokens)
     ]
     with torch.no_grad():
         return Conditioning(states, _encode_once(pipeline, words, size).added)

@@ -17,7 +17,7 @@ FORMAT = "conceptry-adapter 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fits:
+class AdapterMetadata:
     """What an adapter was made for: a base model's weights, a category, tokens in a prompt."""
 
     base_sha256: str
@@ -29,7 +29,7 @@ class Fits:
     """Of a staged token: which end of time its first stage is."""
 
 
-def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
+def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
     Hence the one entry of metadata: safetensors writes several in no order. Raises `NotFinite`
@@ -49,14 +49,14 @@ def write_artifact(path: Path, state: Mapping[str, Tensor], fits: Fits) -> None:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 
-def read_artifact(path: Path) -> tuple[dict[str, Tensor], Fits]:
+def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
     """The tensors and what they fit. Raises `InvalidWeights` for another kind of file."""
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
             if FORMAT not in metadata:
                 raise InvalidWeights(f"{path.name} is no adapter that this program can read")
-            fits = Fits(**json.loads(metadata[FORMAT]))
+            fits = AdapterMetadata(**json.loads(metadata[FORMAT]))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InvalidWeights(f"{path.name} is no sound adapter: {error}") from error

@@ -36,7 +36,7 @@ def stage_of(timestep: float, num_stages: int, num_timesteps: int) -> int:
 # --- where the vectors come from ------------------------------------------------------------------
 
 
-class StagedVectors(nn.Module):
+class TimestepVectors(nn.Module):
     """The vectors themselves are learned: (S, 2, d)."""
 
     def __init__(self, vectors: Tensor) -> None:
@@ -49,7 +49,7 @@ class StagedVectors(nn.Module):
         return self.vectors
 
 
-class StagedNetwork(nn.Module):
+class TimestepNetwork(nn.Module):
     """A self-attention block is learned that makes the vectors (S, 2, d) of a word's.
 
     Two attentions of 8 heads and a GEGLU layer, as in ProSpect (arXiv 2305.16225), which the paper
@@ -82,7 +82,7 @@ class StagedNetwork(nn.Module):
 
 
 @dataclass(slots=True)
-class StagedToken:
+class TimestepTokens:
     """A token with vectors (S, 2, d) for each text encoder; stage 0 has the least noise.
 
     In a prompt stands the token's own name. What the text encoder gets are 2 · S other names, one
@@ -91,9 +91,9 @@ class StagedToken:
 
     tokens: tuple[str]
     category: str
-    sources: list[StagedVectors | StagedNetwork]
+    sources: list[TimestepVectors | TimestepNetwork]
     _now: list[Tensor] = field(default_factory=list)
-    _worn: NewTokens | None = None
+    _injected: NewTokens | None = None
 
     @classmethod
     def from_word(
@@ -105,15 +105,15 @@ class StagedToken:
         num_stages: int,
         parametrisation: str = "direct",
         seed: int = 0,
-    ) -> "StagedToken":
+    ) -> "TimestepTokens":
         """All vectors begin as the category's; learned `direct`ly or through a `network`."""
         words = mean_vectors(pipeline, category)
         if parametrisation == "direct":
             starts = [word.repeat(num_stages, len(ROLES), 1) for word in words]
-            return cls((token,), category, [StagedVectors(start) for start in starts])
+            return cls((token,), category, [TimestepVectors(start) for start in starts])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            networks = [StagedNetwork(word.cpu(), num_stages) for word in words]
+            networks = [TimestepNetwork(word.cpu(), num_stages) for word in words]
         return cls(
             (token,),
             category,
@@ -121,10 +121,10 @@ class StagedToken:
         )
 
     @classmethod
-    def from_state(cls, token: str, category: str, state: Mapping[str, Tensor]) -> "StagedToken":
+    def from_state(cls, token: str, category: str, state: Mapping[str, Tensor]) -> "TimestepTokens":
         """From what `state` returned."""
         names = sorted(name for name in state if name.startswith("staged."))
-        return cls((token,), category, [StagedVectors(state[name].float()) for name in names])
+        return cls((token,), category, [TimestepVectors(state[name].float()) for name in names])
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ class StagedToken:
 
     def begin_pass(self, seed: int) -> None:
         """Compute the vectors for a training's pass; what a network drops follows from `seed`."""
-        if all(isinstance(source, StagedVectors) for source in self.sources):
+        if all(isinstance(source, TimestepVectors) for source in self.sources):
             return
         device = next(self.sources[0].parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -167,7 +167,7 @@ class StagedToken:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
         for i, start in enumerate(mean_vectors(pipeline, category)):
             own = self._vectors(i).detach()
-            self.sources[i] = StagedVectors(torch.lerp(start.to(own), own, strength))
+            self.sources[i] = TimestepVectors(torch.lerp(start.to(own), own, strength))
 
     # --- in prompts -------------------------------------------------------------------------------
 
@@ -189,12 +189,12 @@ class StagedToken:
 
     def inject(self, pipeline: Any) -> None:
         """Let the pipeline know the token and the names of its stages; see `Staging`."""
-        if self._worn:
+        if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is on already")
         names = [self._name(s, role) for s in range(self.num_stages) for role in ROLES]
         rows = [partial(self._rows, i) for i in range(len(self.sources))]
-        self._worn = NewTokens((*self.tokens, *names), rows)
-        self._worn.inject(pipeline)
+        self._injected = NewTokens((*self.tokens, *names), rows)
+        self._injected.inject(pipeline)
 
     def _rows(self, encoder: int) -> Tensor:
         """(1 + 2 · S, d); the token without a stage means the mean of all."""
@@ -204,18 +204,18 @@ class StagedToken:
 
     def eject(self, pipeline: Any) -> None:
         """Let it forget them."""
-        if self._worn:
-            self._worn.eject(pipeline)
-        self._worn = None
+        if self._injected:
+            self._injected.eject(pipeline)
+        self._injected = None
         self._now = []
 
 
 # --- in a pipeline --------------------------------------------------------------------------------
 
 
-def staging_for(embeddings: Sequence[TokenEmbedding | StagedToken]) -> Sequence[Adapter]:
+def staging_for(embeddings: Sequence[TokenEmbedding | TimestepTokens]) -> Sequence[Adapter]:
     """What a pipeline has to wear over these: nothing, if none of them is staged."""
-    staged = [each for each in embeddings if isinstance(each, StagedToken)]
+    staged = [each for each in embeddings if isinstance(each, TimestepTokens)]
     return [Staging(staged)] if staged else []
 
 
@@ -226,7 +226,7 @@ class Staging:
     Several may have different numbers of stages: time is cut wherever one of them changes.
     """
 
-    tokens: Sequence[StagedToken]
+    tokens: Sequence[TimestepTokens]
     _handles: list[Any] = field(default_factory=list)
 
     @property

@@ -39,7 +39,7 @@ from conceptry.models.miniature.world.identities import (
 from conceptry.models.miniature.world.scenes import Rendered, render, sample_scene
 from conceptry.registry import Registry
 from conceptry.registry.errors import RegistryBusy
-from conceptry.training import train_together
+from conceptry.training import train_many
 from PIL import Image
 from torch import Tensor
 
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class SubjectColumns:
     """How to tell an individual: unit vectors (8, d) of renders of it, (20, d) of lookalikes.
 
     Those of a lookalike, another one of its category, are the mean over renders.
@@ -78,8 +78,8 @@ class Individual:
     name: str
     identity: Identity
     photos: list[Image.Image]
-    whole: Looks
-    inside: Looks
+    whole: SubjectColumns
+    inside: SubjectColumns
 
 
 def individuals(split: str, count: int) -> Iterator[Individual]:
@@ -98,8 +98,12 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
             f"{category}-{i}",
             identity,
             photos,
-            whole=Looks(_whole(own), torch.stack([_mean(_whole(album)) for album in albums])),
-            inside=Looks(_inside(own), torch.stack([_mean(_inside(album)) for album in albums])),
+            whole=SubjectColumns(
+                _whole(own), torch.stack([_mean(_whole(album)) for album in albums])
+            ),
+            inside=SubjectColumns(
+                _inside(own), torch.stack([_mean(_inside(album)) for album in albums])
+            ),
         )
 
 
@@ -196,7 +200,7 @@ class Laboratory:
         names = [name for name in names if self.version(people[name], way) is None]
         if not names:
             return True
-        outcomes = train_together(
+        outcomes = train_many(
             self.registry,
             names,
             self.base,

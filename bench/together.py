@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from conceptry.adapters.file_format import read_artifact
-from conceptry.adapters.timestep_tokens import StagedToken
+from conceptry.adapters.file_format import read_adapter
+from conceptry.adapters.timestep_tokens import TimestepTokens
 from conceptry.generation.prompt_syntax import choose
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
-from conceptry.training import Trained, train, train_together
+from conceptry.training import Trained, train, train_many
 from environment import describe as describe_machine
 from laboratory import Laboratory, individuals
 from torch import Tensor
@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "results" / "together.json"
 def vectors_of(registry: Registry, name: str) -> Tensor:
     """Those of the latest version, (S, 2, d)."""
     (chosen,) = choose(registry, f"<{name}>")
-    return read_artifact(Path(chosen.path))[0]["staged.0"]
+    return read_adapter(Path(chosen.path))[0]["staged.0"]
 
 
 def measured(base: LoadedBase, count: int, steps: int) -> dict[str, float]:
@@ -51,12 +51,12 @@ def measured(base: LoadedBase, count: int, steps: int) -> dict[str, float]:
             alone = time.monotonic() - started
             before = [vectors_of(registry, name) for name in names]
             started = time.monotonic()
-            outcomes = train_together(registry, names, base, method="sefi", overrides=words)
+            outcomes = train_many(registry, names, base, method="sefi", overrides=words)
             together = time.monotonic() - started
             assert all(isinstance(outcome, Trained) for outcome in outcomes)
             after = [vectors_of(registry, name) for name in names]
     begun = [
-        StagedToken.from_word(
+        TimestepTokens.from_word(
             base.pipeline, "<v>", who.identity.category, num_stages=before[0].shape[0]
         ).state()["staged.0"]
         for who in subjects

@@ -78,7 +78,7 @@ def evaluate(
     from ..evaluation import running
     from ..generation.request import Settings
 
-    wish = running.Wish(
+    request = running.EvalRequest(
         names=list(dict.fromkeys(names)),
         versions=versions,
         all_checkpoints=checkpoints,
@@ -94,7 +94,7 @@ def evaluate(
     if best and versions is None and not checkpoints:
         raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
     with session.registry() as registry:
-        found = _scored(session, registry, wish, offline)
+        found = _scored(session, registry, request, offline)
         marked = running.mark_best(registry, found) if best or checkpoints else []
         page = _reported(registry, found, report) if report else None
     document: dict[str, Any] = {
@@ -115,7 +115,7 @@ def _reported(registry: Any, found: "list[Evaluation]", folder: Path) -> Path:
     return write_report(registry, found, folder)
 
 
-def _scored(session: Session, registry: Any, wish: Any, offline: bool) -> "list[Evaluation]":
+def _scored(session: Session, registry: Any, request: Any, offline: bool) -> "list[Evaluation]":
     from ..evaluation.running import score
 
     found: list[Evaluation] = []
@@ -126,7 +126,9 @@ def _scored(session: Session, registry: Any, wish: Any, offline: bool) -> "list[
             total = len(plan.suite.prompts) * len(plan.seeds)
             session.output.note(f"{names}: {plan.suite.name}, {count(total, 'picture')}")
 
-        found.extend(score(registry, wish, offline=offline, on_start=on_start, on_progress=advance))
+        found.extend(
+            score(registry, request, offline=offline, on_start=on_start, on_progress=advance)
+        )
     return found
 
 
@@ -136,14 +138,14 @@ def _render(found: "list[Evaluation]") -> list[Any]:
     told = {name for each in found for name in each.scores if not name.endswith("_subject")}
     names = [name for name in COLUMNS if name in told]
     rows = [
-        [each.label, each.suite, *(_told(each.scores.get(name)) for name in names)]
+        [each.label, each.suite, *(_described(each.scores.get(name)) for name in names)]
         for each in found
     ]
     headings = ("version", "suite", *(name.replace("_", "-") for name in names))
     return [table(headings, rows, numbers=len(names)), "", *_meanings(found)]
 
 
-def _told(score: "Interval | None") -> str:
+def _described(score: "Interval | None") -> str:
     """`0.92 (0.88-0.95)`."""
     return f"{score.mean:.2f} ({score.low:.2f}-{score.high:.2f})" if score else ""
 

@@ -144,7 +144,7 @@ def generate(
             for picture in generating.generate(
                 registry, loaded, requests, out, batch=batch, with_maps=maps, with_leaks=leak
             ):
-                told.append(_told(picture))
+                told.append(_described(picture))
                 leaks.append(picture.leaks)
                 if grid:
                     for_grid.append(picture)
@@ -228,7 +228,7 @@ def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
     ]
 
 
-def _told(picture: "Picture") -> dict[str, Any]:
+def _described(picture: "Picture") -> dict[str, Any]:
     return {
         "path": str(picture.path),
         "seed": picture.seed,
@@ -259,9 +259,9 @@ def reproduce(
     On the machine and with the packages that drew it they are the same; elsewhere nearly so.
     """
     session = session_of(context)
-    from ..generation.provenance import read_made
+    from ..generation.provenance import read_provenance
 
-    made = read_made(picture)
+    made = read_provenance(picture)
     with session.registry(create=not made.versions) as registry:
         wanted = base or _believed_base(registry, picture, made.base)
         session.output.note(f"loading {wanted}")
@@ -271,7 +271,7 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(registry, loaded, picture, out)
-    document = {"image": _told(again), "is_same": is_same}
+    document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])
     session.output.note("the same pixels" if is_same else "the pixels differ")
 

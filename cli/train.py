@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.encoders import Encoders
     from ..evaluation.record import Evaluation
-    from ..evaluation.running import Wish as ToScore
+    from ..evaluation.running import EvalRequest as ToScore
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.errors import ConceptryError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class TrainOptions:
     """What the options ask for."""
 
     method: str
@@ -153,7 +153,7 @@ def train(
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
-    from ..training.distributed import is_first, launch, num_processes, own_device
+    from ..training.distributed import is_main_process, launch, num_processes, own_device
 
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
@@ -165,7 +165,7 @@ def train(
         raise usage("--eval-every keeps what it scores", "leave --keep-every out")
     if tag and not everything:
         raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
-    wish = _Wish(
+    options = TrainOptions(
         method=method,
         preset=preset,
         overrides=overrides or [],
@@ -183,20 +183,22 @@ def train(
         offline=offline,
     )
     with session.registry() as registry:
-        chosen = _chosen(registry, names, tag or [], wish)  # by id: they may be renamed meanwhile
+        chosen = _chosen(
+            registry, names, tag or [], options
+        )  # by id: they may be renamed meanwhile
         if resume and not _given(context, "base"):
             base = _base_of(registry, chosen)
-        _check(registry, chosen, wish, base)
+        _check(registry, chosen, options, base)
         if processes > 1 and num_processes() == 1 and not dry_run:
             sys.exit(launch(sys.argv[1:], processes))
-        if not is_first():
+        if not is_main_process():
             session.output = Output(is_silent=True)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..models.loading import load_base
 
             loaded = load_base(base, device=own_device(), offline=offline)
-        queue = _Queue(session, registry, loaded, wish)
+        queue = _Queue(session, registry, loaded, options)
         if dry_run:
             queue.tell_estimates(chosen)
             return
@@ -218,7 +220,7 @@ def _given(context: typer.Context, *names: str) -> bool:
 
 
 def _chosen(
-    registry: "Registry", names: list[str] | None, tags: list[str], wish: _Wish
+    registry: "Registry", names: list[str] | None, tags: list[str], options: TrainOptions
 ) -> list[int]:
     """The ids of the concepts that are meant."""
     if names:
@@ -226,7 +228,7 @@ def _chosen(
     found = [registry.show(each.name).id for each in registry.find(tags=tags, limit=0).concepts]
     if not found:
         raise usage("no concept fits", "concept list --tag TAG")
-    if wish.resume and not (found := [each for each in found if _waiting(registry, each)]):
+    if options.resume and not (found := [each for each in found if _waiting(registry, each)]):
         raise usage("no concept has a training to go on with", "concept train --all")
     return found
 
@@ -254,22 +256,22 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
     return base
 
 
-def _check(registry: "Registry", concepts: list[int], wish: _Wish, base: str) -> None:
+def _check(registry: "Registry", concepts: list[int], options: TrainOptions, base: str) -> None:
     """Tell a wrong word before anything is loaded."""
     from ..methods.method import active_stages, find_method, settings_of
     from ..models.bases import find_base
 
-    method = find_method(wish.method)
+    method = find_method(options.method)
     settings = settings_of(
-        method, preset=wish.preset, base=find_base(base).name, overrides=tuple(wish.overrides)
+        method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
     *_, (last, numbers) = active_stages(method, settings)
-    if not wish.resume and (every := wish.eval_every or wish.keep_every) >= numbers.steps:
+    if not options.resume and (every := options.eval_every or options.keep_every) >= numbers.steps:
         raise usage(
             f"{last.name} has {count(numbers.steps, 'step')}: none to keep every {every}",
-            f"--{'eval' if wish.eval_every else 'keep'}-every {max(1, numbers.steps // 4)}",
+            f"--{'eval' if options.eval_every else 'keep'}-every {max(1, numbers.steps // 4)}",
         )
-    if wish.resume:
+    if options.resume:
         for concept in concepts:
             registry.resumable_run(concept)
 
@@ -278,12 +280,12 @@ class _Queue:
     """Trains concepts, by their ids, some at a time; one that fails does not stop the rest."""
 
     def __init__(
-        self, session: Session, registry: "Registry", base: "LoadedBase", wish: _Wish
+        self, session: Session, registry: "Registry", base: "LoadedBase", options: TrainOptions
     ) -> None:
         self._session = session
         self._registry = registry
         self._base = base
-        self._wish = wish
+        self._options = options
         self._done: dict[int, Trained] = {}
         self._names: dict[int, str] = {}
         self._failed: list[tuple[str, Failure]] = []
@@ -303,11 +305,13 @@ class _Queue:
         from ..methods.method import find_method
 
         def can_share(concept: int) -> bool:
-            wish = self._wish
-            method = self._registry.resumable_run(concept).method if wish.resume else wish.method
+            options = self._options
+            method = (
+                self._registry.resumable_run(concept).method if options.resume else options.method
+            )
             return find_method(method).keeps_base
 
-        size, batches = self._wish.together, list[list[int]]()
+        size, batches = self._options.together, list[list[int]]()
         for concept in concepts:
             has_room = bool(batches) and len(batches[-1]) < size
             if has_room and can_share(batches[-1][0]) and can_share(concept):
@@ -318,19 +322,19 @@ class _Queue:
 
     def tell_estimates(self, concepts: list[int]) -> None:
         """Print what it would take."""
-        from ..training.estimating import estimate_together
+        from ..training.estimating import estimate_many
 
-        wish = self._wish
+        options = self._options
         told = [
             each
             for batch in self.batches(concepts)
-            for each in estimate_together(
+            for each in estimate_many(
                 self._registry,
                 batch,
                 self._base,
-                method=wish.method,
-                preset=wish.preset,
-                overrides=wish.overrides,
+                method=options.method,
+                preset=options.preset,
+                overrides=options.overrides,
             )
         ]
         document = {"estimates": [asdict(each) for each in told]}
@@ -384,9 +388,9 @@ class _Queue:
             return
         name = self._name(concept)
         is_saved = (self._registry.run_folder(left.run) / RESUME_FILE).exists()
-        if self._wish.resume and not is_saved:
+        if self._options.resume and not is_saved:
             self._session.output.note(f"nothing was saved of {name}: it begins again")
-        elif is_saved and not self._wish.resume:
+        elif is_saved and not self._options.resume:
             self._session.output.note(
                 f"{name} has a training that did not end; this one replaces it "
                 f"(concept train {name} --resume would go on with it)"
@@ -396,12 +400,12 @@ class _Queue:
         """Tell which concepts a Ctrl-C left untaught; those under way have told already."""
         if not concepts:
             return
-        wish, names = self._wish, list(map(self._name, concepts))
+        options, names = self._options, list(map(self._name, concepts))
         words = ["concept", "train", *names, "--base", self._base.base.name]
-        words += ["--method", wish.method, "--seed", str(wish.seed)]
-        words += ["--preset", wish.preset] if wish.preset else []
-        words += [word for each in wish.overrides for word in ("--set", each)]
-        hint = f"concept train {' '.join(names)} --resume" if wish.resume else shlex.join(words)
+        words += ["--method", options.method, "--seed", str(options.seed)]
+        words += ["--preset", options.preset] if options.preset else []
+        words += [word for each in options.overrides for word in ("--set", each)]
+        hint = f"concept train {' '.join(names)} --resume" if options.resume else shlex.join(words)
         message = f"{', '.join(names)}: not begun"
         failure = Failure(ExitCode.INTERRUPTED, "interrupted", message, hint)
         self._tell_failure(concepts, failure)
@@ -416,11 +420,11 @@ class _Queue:
 
     def _watched(self, concept: int, hooks: "Hooks") -> "Hooks":
         """With what is kept and scored on the way; scores are of the first process."""
-        from ..training.distributed import is_first
+        from ..training.distributed import is_main_process
 
-        wish, output = self._wish, self._session.output
-        hooks.checkpoint_every = wish.keep_every or wish.eval_every
-        if not wish.eval_every or not is_first():
+        options, output = self._options, self._session.output
+        hooks.checkpoint_every = options.keep_every or options.eval_every
+        if not options.eval_every or not is_main_process():
             return hooks
         from ..evaluation.choosing import Watch
 
@@ -432,11 +436,11 @@ class _Queue:
             self._registry,
             self._base,
             self._to_score(concept),
-            wish.eval_every,
-            stop_early=wish.stop_early,
+            options.eval_every,
+            stop_early=options.stop_early,
             encoders=self._encoders,
             on_score=on_score,
-            offline=wish.offline,
+            offline=options.offline,
         )
         self._encoders = watch.encoders
         return watch.hooks(hooks)
@@ -444,9 +448,9 @@ class _Queue:
     def choose(self) -> None:
         """Score all that was kept, if that is wished, and mark the best of each concept."""
         from ..registry.errors import ConceptryError
-        from ..training.distributed import is_first
+        from ..training.distributed import is_main_process
 
-        if not self._wish.eval_every or not self._done or not is_first():
+        if not self._options.eval_every or not self._done or not is_main_process():
             return
         self._session.output.note("scoring what was kept")
         for concept in self._done:
@@ -465,22 +469,22 @@ class _Queue:
                 self._registry,
                 self._to_score(concept),
                 base=self._base,
-                offline=self._wish.offline,
+                offline=self._options.offline,
                 on_progress=advance,
             )
             return mark_best(self._registry, list(found))
 
     def _to_score(self, concept: int) -> "ToScore":
-        from ..evaluation.running import Wish as ToScore
+        from ..evaluation.running import EvalRequest as ToScore
 
-        wish = self._wish
+        options = self._options
         return ToScore(
             names=[concept],
             all_checkpoints=True,
-            suite=wish.suite,
+            suite=options.suite,
             base=self._base.base.name,
-            clip=wish.clip,
-            dino=wish.dino,
+            clip=options.clip,
+            dino=options.dino,
         )
 
     def _train(
@@ -489,17 +493,17 @@ class _Queue:
         with quick_imports():
             from ..training import runs as training
 
-        wish = self._wish
-        if wish.resume:
-            return training.resume_together(self._registry, concepts, self._base, hooks=hooks)
-        return training.train_together(
+        options = self._options
+        if options.resume:
+            return training.resume_many(self._registry, concepts, self._base, hooks=hooks)
+        return training.train_many(
             self._registry,
             concepts,
             self._base,
-            method=wish.method,
-            preset=wish.preset,
-            overrides=wish.overrides,
-            seed=wish.seed,
+            method=options.method,
+            preset=options.preset,
+            overrides=options.overrides,
+            seed=options.seed,
             hooks=hooks,
         )
 
@@ -510,22 +514,22 @@ class _Queue:
         from ..training.callbacks import Hooks
         from ..training.tensorboard import written_for_tensorboard
 
-        wish = self._wish
+        options = self._options
         with ExitStack() as stack:
             shown = stack.enter_context(self._session.output.steps())
             told: dict[int, Hooks] = {}
             for concept in concepts:
                 name = self._name(concept)
                 write: Any = (
-                    stack.enter_context(written_for_tensorboard(below(wish.tensorboard, name)))
-                    if wish.tensorboard
+                    stack.enter_context(written_for_tensorboard(below(options.tensorboard, name)))
+                    if options.tensorboard
                     else None
                 )
                 told[concept] = Hooks(
                     on_step=partial(_on_step, write, shown),
                     on_class_picture=partial(_on_class_picture, shown),
                     on_preview=partial(_on_preview, name if len(concepts) > 1 else "", shown),
-                    preview_every=wish.preview_every,
+                    preview_every=options.preview_every,
                     should_stop=is_asked_to_stop,
                 )
             yield told
@@ -535,9 +539,9 @@ class _Queue:
 
         Only the first process has a say: one that ended otherwise would end them all.
         """
-        from ..training.distributed import is_first
+        from ..training.distributed import is_main_process
 
-        if not is_first():
+        if not is_main_process():
             return
         document: dict[str, Any] = {
             "runs": [_document(done) for done in self._done.values()],

@@ -1,9 +1,9 @@
 """Scores of what a concept draws, the suites they are from, and the choice of the best version.
 
-    from conceptry.evaluation import Wish, score, write_report
+    from conceptry.evaluation import EvalRequest, score, write_report
 
     with Registry.open("concepts.db") as registry:
-        found = list(score(registry, Wish(names=["rex"], versions="all")))
+        found = list(score(registry, EvalRequest(names=["rex"], versions="all")))
         write_report(registry, found, Path("report"))
 
 Everything that `concept eval` and `concept suites` do is one of these calls; each is loaded when
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .choosing import Watch
     from .record import Evaluation
     from .report import write_report
-    from .running import Wish, mark_best, score
+    from .running import EvalRequest, mark_best, score
     from .suites import Suite, SuitePrompt, find_suite, shipped_suites
 
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "Suite": ".suites",
     "SuitePrompt": ".suites",
     "Watch": ".choosing",
-    "Wish": ".running",
+    "EvalRequest": ".running",
     "find_suite": ".suites",
     "mark_best": ".running",
     "score": ".running",
@@ -34,11 +34,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "EvalRequest",
     "Evaluation",
     "Suite",
     "SuitePrompt",
     "Watch",
-    "Wish",
     "find_suite",
     "mark_best",
     "score",

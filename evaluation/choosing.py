@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..generation.injection import Worn
+from ..generation.injection import InjectedConcept
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput
@@ -15,8 +15,8 @@ from .evaluating import Evaluator, Subject, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
-from .running import Wish, suite_of
-from .scoring import Portrait, portrait
+from .running import EvalRequest, suite_of
+from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
 from .wanted import Wanted, wanted_for
 
@@ -28,14 +28,14 @@ PATIENCE = 2
 class Watch:
     """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
 
-    Made before the training, whose pipeline has to be bare. `wish` names the concept, and by what
+    Made before the training, whose pipeline has to be bare. `request` names the concept, and by what
     it is scored; `encoders` may be those of another watch of the same suite. `on_score` gets each
     score. Raises what `score` raises.
     """
 
     registry: Registry
     base: LoadedBase
-    wish: Wish
+    request: EvalRequest
     every: int
     stop_early: bool = False
     encoders: Encoders | None = None
@@ -45,19 +45,21 @@ class Watch:
     _wanted: Wanted = field(init=False)
     _suite: Suite = field(init=False)
     _subject: Subject = field(init=False)
-    _portraits: list[Portrait] = field(init=False)
+    _references: list[ReferenceEmbeddings] = field(init=False)
 
     def __post_init__(self) -> None:
-        (name,), wish = self.wish.names, self.wish
+        (name,), request = self.request.names, self.request
         concept = self.registry.show(name)
-        self._wanted = wanted_for(self.base.base, clip=wish.clip, dino=wish.dino)
-        self._suite = suite_of(wish, self._wanted, concept)
+        self._wanted = wanted_for(self.base.base, clip=request.clip, dino=request.dino)
+        self._suite = suite_of(request, self._wanted, concept)
         self._check_suite()
         self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
         self.encoders.to(self.base.pipeline.device)
         self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
-        self._portraits = [portrait(self.encoders, concept.category, self._subject.photos, masks)]
+        self._references = [
+            embed_references(self.encoders, concept.category, self._subject.photos, masks)
+        ]
 
     def _check_suite(self) -> None:
         """Whether it can say which checkpoint is best: before the training, not in it."""
@@ -98,9 +100,9 @@ class Watch:
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=(0,),
-            settings=self.wish.settings,
+            settings=self.request.settings,
         )
-        worn = Worn(
+        worn = InjectedConcept(
             now.mention,
             self._subject.category,
             checkpoint.learned.embedding.tokens,
@@ -115,7 +117,7 @@ class Watch:
                 plan,
                 [replace(self._subject, chosen=now)],
                 worn=[worn],
-                portraits=self._portraits,
+                references=self._references,
             )
             self.found.append(evaluator.run())
         self.on_score(self.found[-1])

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..generation.attention_maps import collected_maps
-from ..generation.injection import Worn, dressed, spelled_out
+from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.prompt_syntax import Chosen
-from ..generation.regions import all_columns, by_subject, looks_of, telling_layers
+from ..generation.regions import all_columns, by_subject, localising_layers, subject_columns
 from ..generation.sampler import draw
 from ..generation.separation import separating
 from ..models.loading import LoadedBase
@@ -24,7 +24,7 @@ from .picture_cache import PictureCache
 from .plan import Plan
 from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
 from .regions import regions_of_photos
-from .scoring import Picture, Portrait, Scorer, diversity, portrait
+from .scoring import Picture, ReferenceEmbeddings, Scorer, diversity, embed_references
 from .suites import SuitePrompt
 
 BATCH = 4
@@ -74,7 +74,7 @@ def evaluate(
 ) -> Evaluation:
     """Score what a plan names; the registry gives the photos and keeps the pictures.
 
-    Pictures that were drawn before are not drawn again. Raises what `dressed` and `draw` raise.
+    Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw` raise.
     """
     subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
@@ -85,7 +85,7 @@ def evaluate(
 class Evaluator:
     """One evaluation.
 
-    Of a pipeline that is dressed already, `worn` says in what, and `portraits` are of its subjects,
+    Of a pipeline that is dressed already, `worn` says in what, and `references` are of its subjects,
     since the photos have to be looked at by the bare base model.
     """
 
@@ -94,14 +94,14 @@ class Evaluator:
     cache: PictureCache
     plan: Plan
     subjects: Sequence[Subject]
-    worn: list[Worn] | None = None
-    portraits: Sequence[Portrait] | None = None
+    worn: list[InjectedConcept] | None = None
+    references: Sequence[ReferenceEmbeddings] | None = None
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
         """Draw, or find, and score every picture of the suite."""
         total = len(self.plan.suite.prompts) * len(self.plan.seeds)
-        portraits = self.portraits or self._portraits()
-        scorer = Scorer(self.encoders, portraits)
+        references = self.references or self._references()
+        scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
             studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.worn)
@@ -129,9 +129,9 @@ class Evaluator:
             scores["diversity"] = round(varied, 4)
         return PromptScores(studio.told(prompt), prompt.tests, scores, found)
 
-    def _portraits(self) -> list[Portrait]:
+    def _references(self) -> list[ReferenceEmbeddings]:
         return [
-            portrait(
+            embed_references(
                 self.encoders,
                 subject.category,
                 subject.photos,
@@ -165,14 +165,14 @@ class _Studio:
         plan: Plan,
         subjects: Sequence[Subject],
         stack: ExitStack,
-        worn: list[Worn] | None,
+        worn: list[InjectedConcept] | None,
     ) -> None:
         self._base = base
         self._cache = cache
         self._plan = plan
         self._subjects = subjects
         self._stack = stack
-        self._worn = worn
+        self._injected = worn
 
     def told(self, prompt: SuitePrompt) -> str:
         """The prompt as a person would write it."""
@@ -203,19 +203,19 @@ class _Studio:
                 "prompt": prompt.filled(*phrases, category=self._subjects[0].category),
                 "seed": seed,
                 "batch": list(seeds),
-                "settings": self._plan.settings.told(),
+                "settings": self._plan.settings.to_mapping(),
             }
         )
 
     def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[Picture]:
-        if self._worn is None:
+        if self._injected is None:
             chosen = [subject.chosen for subject in self._subjects if subject.chosen]
-            self._worn = self._stack.enter_context(dressed(self._base, chosen))
-        worn = {each.mention.text: each for each in self._worn}
-        text = spelled_out(self.told(prompt), self._worn)
+            self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
+        worn = {each.mention.text: each for each in self._injected}
+        text = expand_prompt(self.told(prompt), self._injected)
         pipeline, settings = self._base.pipeline, self._plan.settings
         who = [worn.get(subject.phrase, subject.category) for subject in self._subjects]
-        looks = looks_of(pipeline, text, who)
+        looks = subject_columns(pipeline, text, who)
         drawing = draw(
             self._base,
             text,
@@ -223,13 +223,13 @@ class _Studio:
             settings,
             batch=len(seeds),
             after_step=separating(pipeline, looks, settings),
-            worn=[each.weight for each in self._worn],
+            worn=[each.weight for each in self._injected],
         )
         with collected_maps(
             pipeline,
             all_columns(looks),
             is_guided=settings.guidance > 1,
-            layers=[telling_layers(pipeline.unet)],
+            layers=[localising_layers(pipeline.unet)],
         ) as (collected,):
             images = [drawn.image for drawn in drawing]
             maps = by_subject(collected.take(), looks)  # (B, S, 2, h, w)

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from ..models.hashes import check_hash, hash_of
 from ..models.miniature.architecture import SMALL_SIZE
 from ..models.miniature.recipe.data import MAX_SUBJECTS, Batch, scenes_batch
-from ..models.miniature.recipe.train import Losses, Stage, Workshop, train
+from ..models.miniature.recipe.train import Context, Losses, Stage, train
 from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.world.places import ACCESSORIES, PLACES
@@ -160,23 +160,23 @@ def targets_of(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     }
 
 
-def _build(workshop: Workshop) -> nn.ModuleDict:
-    del workshop
+def _build(context: Context) -> nn.ModuleDict:
+    del context
     return nn.ModuleDict({"judge": Judge()})
 
 
-def _losses(modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator) -> Losses:
+def _losses(modules: Any, batch: Batch, context: Context, generator: torch.Generator) -> Losses:
     """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
     del generator
-    with workshop.autocast():
-        logits = modules["judge"](workshop.pixels(batch.images))
-    targets = {name: value.to(workshop.device) for name, value in targets_of(batch.scenes).items()}
+    with context.autocast():
+        logits = modules["judge"](context.pixels(batch.images))
+    targets = {name: value.to(context.device) for name, value in targets_of(batch.scenes).items()}
     losses = {
         name: F.cross_entropy(logits[name].float().flatten(0, -2), targets[name].flatten())
         for name in targets.keys() - {"present"}
     }
     present = F.binary_cross_entropy_with_logits(logits["present"].float(), targets["present"])
-    shares = _shares_of(batch).to(workshop.device)
+    shares = _shares_of(batch).to(context.device)
     where = -(shares * logits["where"]).sum() / shares.sum()
     return {name: losses[name] for name in sorted(losses)} | {
         "present": 4 * present,

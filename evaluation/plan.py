@@ -71,7 +71,7 @@ class Plan:
                 for each in self.chosen
             ],
             "seeds": self.seeds,
-            "settings": self.settings.told(),
+            "settings": self.settings.to_mapping(),
             "encoders": hashes,
             "chosen_by": self.metrics,
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters.conditioning import Conditioning, encode
 from ..generation.attention_maps import CollectedMaps
-from ..generation.regions import Looks, looks_of, region, telling_layers
+from ..generation.regions import SubjectColumns, localising_layers, region, subject_columns
 from ..kernels import observe
 from ..models.loading import LoadedBase
 from ..registry.errors import NotFinite
@@ -41,7 +41,7 @@ def regions_of_photos(
     """
     pipeline = base.pipeline
     prompt = f"a photo of a {category}"
-    (looks,) = looks_of(pipeline, prompt, [category])
+    (looks,) = subject_columns(pipeline, prompt, [category])
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     seen_as = encode(pipeline, [prompt] * len(_TIMESTEPS), side)
     try:
@@ -54,7 +54,7 @@ def regions_of_photos(
 
 
 def _region_of_photo(
-    pipeline: Any, photo: Image.Image, seen_as: Conditioning, looks: Looks
+    pipeline: Any, photo: Image.Image, seen_as: Conditioning, looks: SubjectColumns
 ) -> Image.Image:
     unet = pipeline.unet
     latents = encode_pictures(pipeline, [photo]).mean
@@ -64,7 +64,7 @@ def _region_of_photo(
         latents.cpu().expand(len(steps), -1, -1, -1), noise.expand(len(steps), -1, -1, -1), steps
     )
     collected = CollectedMaps(is_guided=False)
-    layers = telling_layers(unet)
+    layers = localising_layers(unet)
     with observe(unet, columns=list(looks.all), want="maps", layers=layers) as seen:
         unet(
             noisy.to(unet.device, unet.dtype),

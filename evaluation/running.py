@@ -27,7 +27,7 @@ _EXAMPLES = {2: "REX MIA", 3: "REX MIA BOB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class EvalRequest:
     """What is to be scored, and how.
 
     `versions` is `all`, or version numbers and aliases with commas between; without it, of each
@@ -50,7 +50,7 @@ class Wish:
 
 def score(
     registry: Registry,
-    wish: Wish,
+    request: EvalRequest,
     *,
     base: "LoadedBase | None" = None,
     offline: bool = False,
@@ -65,7 +65,7 @@ def score(
     taken where it is the one that is wanted, and has to be bare.
     """
     trusted = [base.base.name] if base else []
-    tasks = [_Task.of(registry, wish, cast, trusted) for cast in _casts(registry, wish)]
+    tasks = [_Task.of(registry, request, cast, trusted) for cast in _casts(registry, request)]
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -73,7 +73,7 @@ def score(
             if each.base not in at_rest:
                 at_rest[each.base] = hash_of_base(each.base)
             sha256 = at_rest[each.base]
-            if sha256 and (found := each.plan(wish, sha256).recorded(registry, hashes)):
+            if sha256 and (found := each.plan(request, sha256).recorded(registry, hashes)):
                 yield found
                 continue
         key = (each.base, each.encoders)
@@ -81,7 +81,7 @@ def score(
             loaded.clear()  # one base model at a time
             loaded[key] = _loaded(each, base, offline)
         at_hand, encoders = loaded[key]
-        plan = each.plan(wish, at_hand.sha256)
+        plan = each.plan(request, at_hand.sha256)
         found = plan.recorded(registry, encoders.hashes())
         if found is None:
             from .evaluating import evaluate
@@ -94,30 +94,32 @@ def score(
         yield found
 
 
-def _casts(registry: Registry, wish: Wish) -> list[tuple[Chosen, ...]]:
+def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]:
     """Who is in the pictures: each version by itself, or several concepts together."""
-    suite = find_suite(wish.suite) if wish.suite else None
-    for word in (*map(str, wish.names), wish.versions or ""):
+    suite = find_suite(request.suite) if request.suite else None
+    for word in (*map(str, request.names), request.versions or ""):
         if ":" in word:
             raise InvalidInput(f"{word}: scores are of a version at its whole strength")
     if suite is not None and suite.num_subjects > 1:
-        if wish.all_checkpoints:
+        if request.all_checkpoints:
             raise InvalidInput(
                 f"the suite {suite.name} is for several concepts: checkpoints are of one",
                 hint="--suite living",
             )
-        if len(set(wish.names)) < suite.num_subjects:
+        if len(set(request.names)) < suite.num_subjects:
             raise InvalidInput(
                 f"the suite {suite.name} is for {suite.num_subjects} concepts in a picture",
                 hint=f"concept eval {_EXAMPLES[suite.num_subjects]} --suite {suite.name}",
             )
-        each = [_versions(registry, name, wish.versions) for name in dict.fromkeys(wish.names)]
+        each = [
+            _versions(registry, name, request.versions) for name in dict.fromkeys(request.names)
+        ]
         return [cast for some in combinations(each, suite.num_subjects) for cast in product(*some)]
-    names = dict.fromkeys(wish.names)
-    if wish.all_checkpoints:
-        base = find_base(wish.base).name if wish.base else None
+    names = dict.fromkeys(request.names)
+    if request.all_checkpoints:
+        base = find_base(request.base).name if request.base else None
         return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name, base)]
-    return [(chosen,) for name in names for chosen in _versions(registry, name, wish.versions)]
+    return [(chosen,) for name in names for chosen in _versions(registry, name, request.versions)]
 
 
 def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[Chosen]:
@@ -165,29 +167,33 @@ class _Task:
 
     @classmethod
     def of(
-        cls, registry: Registry, wish: Wish, cast: tuple[Chosen, ...], trusted: Sequence[str]
+        cls,
+        registry: Registry,
+        request: EvalRequest,
+        cast: tuple[Chosen, ...],
+        trusted: Sequence[str],
     ) -> "_Task":
-        base = find_base(wish.base or _taught_on(registry, cast[0], trusted))
-        encoders = wanted_for(base, clip=wish.clip, dino=wish.dino)
-        suite = suite_of(wish, encoders, cast[0].concept)
+        base = find_base(request.base or _taught_on(registry, cast[0], trusted))
+        encoders = wanted_for(base, clip=request.clip, dino=request.dino)
+        suite = suite_of(request, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
 
-    def plan(self, wish: Wish, base_sha256: str) -> Plan:
+    def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
         return Plan(
             chosen=self.cast,
             suite=self.suite,
             wanted=self.encoders,
             base=self.base.name,
             base_sha256=base_sha256,
-            seeds=tuple(range(wish.num_seeds)),
-            settings=wish.settings,
+            seeds=tuple(range(request.num_seeds)),
+            settings=request.settings,
         )
 
 
-def suite_of(wish: Wish, encoders: Wanted, concept: Concept) -> Suite:
+def suite_of(request: EvalRequest, encoders: Wanted, concept: Concept) -> Suite:
     """The suite that is wished for, else the one that fits."""
-    if wish.suite:
-        return find_suite(wish.suite)
+    if request.suite:
+        return find_suite(request.suite)
     return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
 
 

@@ -39,7 +39,7 @@ PLAIN_STYLE = "photo"
 
 
 @dataclass(frozen=True, slots=True)
-class Portrait:
+class ReferenceEmbeddings:
     """What a subject looks like: unit vectors (P, d) of its photos by each encoder.
 
     `inside` are those of the photos with grey outside their masks.
@@ -64,16 +64,16 @@ def picture_encoders(encoders: Encoders) -> dict[str, PictureEncoder]:
     return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
-def portrait(
+def embed_references(
     encoders: Encoders,
     category: str,
     photos: Sequence[Image.Image],
     masks: Sequence[Image.Image],
-) -> Portrait:
+) -> ReferenceEmbeddings:
     """Embed the photos of a subject; masks are white on it."""
     inside = Photos([partial(_inside, photos, i, mask) for i, mask in enumerate(masks)])
     parts = picture_encoders(encoders).items()
-    return Portrait(
+    return ReferenceEmbeddings(
         category,
         whole={name: encoder.embed(photos) for name, encoder in parts},
         inside={name: encoder.embed(inside) for name, encoder in parts},
@@ -89,7 +89,7 @@ class Scorer:
     """Scores pictures of one subject or several."""
 
     encoders: Encoders
-    subjects: Sequence[Portrait]
+    subjects: Sequence[ReferenceEmbeddings]
 
     def score(
         self, prompt: SuitePrompt, pictures: Sequence[Picture]
@@ -141,7 +141,7 @@ class Scorer:
         self,
         rows: list[dict[str, float]],
         prompt: SuitePrompt,
-        subject: Portrait,
+        subject: ReferenceEmbeddings,
         images: Sequence[Image.Image],
         regions: Sequence[Tensor],
         suffix: str,

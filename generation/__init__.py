@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .generating import Picture, generate, reproduce, save_grid
     from .prompt_files import Defaults, read_prompts
-    from .provenance import Made, read_made
+    from .provenance import Provenance, read_provenance
     from .request import Request, Settings
 
 _HOMES = {
     "Defaults": ".prompt_files",
-    "Made": ".provenance",
+    "Provenance": ".provenance",
     "Picture": ".generating",
     "Request": ".request",
     "Settings": ".request",
     "generate": ".generating",
-    "read_made": ".provenance",
+    "read_provenance": ".provenance",
     "read_prompts": ".prompt_files",
     "reproduce": ".generating",
     "save_grid": ".generating",
@@ -30,13 +30,13 @@ _HOMES = {
 
 __all__ = [
     "Defaults",
-    "Made",
     "Picture",
+    "Provenance",
     "Request",
     "Settings",
     "generate",
-    "read_made",
     "read_prompts",
+    "read_provenance",
     "reproduce",
     "save_grid",
 ]

@@ -14,9 +14,9 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels import observe
 from ..kernels.observation import CROSS_ATTENTION
-from .injection import Worn
+from .injection import InjectedConcept
 from .pictures import contact_sheet
-from .regions import looks_of
+from .regions import subject_columns
 
 _HEAT = ((0, 0, 40), (90, 20, 140), (220, 60, 80), (255, 160, 40), (255, 255, 190))
 
@@ -29,7 +29,7 @@ class Word:
     column: int
 
 
-def words_of(pipeline: Any, prompt: str, worn: Sequence[Worn]) -> list[Word]:
+def words_of(pipeline: Any, prompt: str, worn: Sequence[InjectedConcept]) -> list[Word]:
     """The tokens of the concepts in a prompt, as spelled out, each with its category.
 
     Of a prompt without concepts, all of its tokens.
@@ -43,7 +43,7 @@ def words_of(pipeline: Any, prompt: str, worn: Sequence[Worn]) -> list[Word]:
             if each not in tokenizer.all_special_ids
         ]
     found: list[Word] = []
-    for each, looks in zip(worn, looks_of(pipeline, prompt, worn), strict=True):
+    for each, looks in zip(worn, subject_columns(pipeline, prompt, worn), strict=True):
         name = f"<{each.mention.name}>"
         many = len(looks.own) > 1
         found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(looks.own, 1)]

@@ -13,11 +13,19 @@ from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
 from .attention_maps import collected_maps, heat_sheet, words_of
-from .injection import Worn, dressed, spelled_out
+from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem, save_picture
 from .prompt_syntax import Chosen, check_negative, choose
-from .provenance import read_made
-from .regions import Looks, all_columns, by_subject, leak, looks_of, region, telling_layers
+from .provenance import read_provenance
+from .regions import (
+    SubjectColumns,
+    all_columns,
+    by_subject,
+    leak,
+    localising_layers,
+    region,
+    subject_columns,
+)
 from .request import Request
 from .sampler import Drawn, draw
 from .separation import separating
@@ -74,13 +82,13 @@ def generate(
     What made a picture is written into it and into the registry. All prompts are checked before
     the first is drawn. `with_maps` also draws where each word of a concept looks; `with_leaks`
     tells how much concepts of one prompt look at each other's places. Raises what `choose`,
-    `dressed` and `draw` raise.
+    `inject_concepts` and `draw` raise.
     """
     for request in requests:
         check_negative(request.settings.negative)
     wanted = [(request, choose(registry, request.prompt)) for request in requests]
     for chosen, group in groupby(wanted, key=lambda each: each[1]):
-        with dressed(base, chosen) as worn:
+        with inject_concepts(base, chosen) as worn:
             for request, _ in group:
                 record = _Record(registry, base, request, chosen, folder)
                 for seen in _drawn(base, request, worn, batch, with_maps, with_leaks):
@@ -90,15 +98,15 @@ def generate(
 def _drawn(
     base: LoadedBase,
     request: Request,
-    worn: Sequence[Worn],
+    worn: Sequence[InjectedConcept],
     batch: int,
     with_maps: bool = False,
     with_leaks: bool = False,
 ) -> Iterator[_Seen]:
     """Pictures of a request, each with what is wished to be seen."""
     pipeline, settings = base.pipeline, request.settings
-    prompt = spelled_out(request.prompt, worn)
-    looks = looks_of(pipeline, prompt, worn)
+    prompt = expand_prompt(request.prompt, worn)
+    looks = subject_columns(pipeline, prompt, worn)
     drawing = draw(
         base,
         prompt,
@@ -111,7 +119,7 @@ def _drawn(
     words = words_of(pipeline, prompt, worn) if with_maps else []
     compares = with_leaks and len(worn) > 1
     layers = [CROSS_ATTENTION] if with_maps else []
-    layers += [telling_layers(pipeline.unet)] if compares else []
+    layers += [localising_layers(pipeline.unet)] if compares else []
     if not layers:
         yield from map(_Seen, drawing)
         return
@@ -130,7 +138,10 @@ def _drawn(
 
 
 def _leaks(
-    maps: Tensor, columns: Sequence[int], looks: Sequence[Looks], worn: Sequence[Worn]
+    maps: Tensor,
+    columns: Sequence[int],
+    looks: Sequence[SubjectColumns],
+    worn: Sequence[InjectedConcept],
 ) -> list[Leak]:
     own = by_subject(maps[[columns.index(column) for column in all_columns(looks)]], looks)
     regions = region(own[:, 0])
@@ -158,7 +169,7 @@ class _Record:
             "seed": drawn.seed,
             "base": self.base.base.name,
             "base_sha256": self.base.sha256,
-            "settings": self.request.settings.told()
+            "settings": self.request.settings.to_mapping()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
             | ({"leaks": True} if seen.leaks else {}),
         }
@@ -218,9 +229,9 @@ def reproduce(
 
     They are on the machine that drew it and with the same packages; elsewhere sums are taken in
     another order. Raises `InvalidInput` for another base model, `NotFound` for versions that are
-    gone or are others by now, and what `read_made` raises.
+    gone or are others by now, and what `read_provenance` raises.
     """
-    made = read_made(path)
+    made = read_provenance(path)
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
@@ -236,7 +247,7 @@ def reproduce(
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
     record = _Record(registry, base, request, chosen, folder)
-    with dressed(base, chosen) as worn:
+    with inject_concepts(base, chosen) as worn:
         drawing = _drawn(
             base, request, worn, len(made.batch_seeds), made.with_maps, made.with_leaks
         )

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.adapter import Adapter, TokenEmbedding, WeightChange, wearing
-from ..adapters.file_format import Fits, read_artifact
-from ..adapters.timestep_tokens import STAGE_ORDER, StagedToken, staging_for
+from ..adapters.adapter import Adapter, TokenEmbedding, WeightDelta, injected
+from ..adapters.file_format import AdapterMetadata, read_adapter
+from ..adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, staging_for
 from ..models.loading import LoadedBase
 from ..registry.errors import InvalidInput, InvalidWeights
 from .prompt_syntax import Chosen, Mention, replaced
 
 
 @dataclass(frozen=True, slots=True)
-class Worn:
+class InjectedConcept:
     """A concept that a pipeline wears: its placeholder tokens, and how it is said in a prompt.
 
     `label` is its version, `rex@3`.
@@ -35,39 +35,39 @@ class Worn:
 
 
 @contextmanager
-def dressed(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[Worn]]:
-    """Let the pipeline wear the versions that a prompt asks for; see `spelled_out`.
+def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[InjectedConcept]]:
+    """Let the pipeline wear the versions that a prompt asks for; see `expand_prompt`.
 
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
     `InvalidInput` if one of them was taught on another base model.
     """
-    embeddings: list[TokenEmbedding | StagedToken] = []
+    embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
-    worn: list[Worn] = []
+    worn: list[InjectedConcept] = []
     for each in chosen:
-        state, fits = read_artifact(Path(each.path))
+        state, fits = read_adapter(Path(each.path))
         _check_base(base, each, fits)
         tokens = each.tokens(fits.num_tokens)
         embedding = _embedding(tokens, fits, state)
         if each.mention.strength != 1:
             embedding.weaken(base.pipeline, fits.category, each.mention.strength)
         embeddings.append(embedding)
-        change = WeightChange.from_state(state, each.mention.strength)
+        change = WeightDelta.from_state(state, each.mention.strength)
         if change.deltas or change.factors:
             changes.append(change)
         words = " ".join(tokens)
         phrase = f"{words} {fits.category}" if fits.names_category else words
-        worn.append(Worn(each.mention, fits.category, tokens, phrase, each.label))
-    with wearing(base.pipeline, [*embeddings, *staging_for(embeddings), *changes]):
+        worn.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
+    with injected(base.pipeline, [*embeddings, *staging_for(embeddings), *changes]):
         yield worn
 
 
-def spelled_out(prompt: str, worn: Sequence[Worn]) -> str:
+def expand_prompt(prompt: str, worn: Sequence[InjectedConcept]) -> str:
     """The prompt as the text encoder gets it: `<rex>` becomes its tokens and category."""
     return replaced(prompt, {each.mention.text: each.phrase for each in worn})
 
 
-def _check_base(base: LoadedBase, chosen: Chosen, fits: Fits) -> None:
+def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None:
     if fits.base_sha256 != base.sha256:
         taught_on = next(
             (run.base for run in chosen.concept.runs if run.base_sha256 == fits.base_sha256), None
@@ -79,10 +79,10 @@ def _check_base(base: LoadedBase, chosen: Chosen, fits: Fits) -> None:
 
 
 def _embedding(
-    tokens: tuple[str, ...], fits: Fits, state: Mapping[str, Tensor]
-) -> TokenEmbedding | StagedToken:
+    tokens: tuple[str, ...], fits: AdapterMetadata, state: Mapping[str, Tensor]
+) -> TokenEmbedding | TimestepTokens:
     if not fits.stage_order:
         return TokenEmbedding.from_state(tokens, state)
     if fits.stage_order != STAGE_ORDER:
         raise InvalidWeights(f"{tokens[0]} has stages in an order that is not known")
-    return StagedToken.from_state(tokens[0], fits.category, state)
+    return TimestepTokens.from_state(tokens[0], fits.category, state)

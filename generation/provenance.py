@@ -22,7 +22,7 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Provenance:
     """What a picture's file says made it."""
 
     base: str
@@ -70,7 +70,7 @@ class _Told(_Part):
     versions: list[_VersionPart] = Field(max_length=MAX_CONCEPTS)
 
 
-def read_made(path: Path) -> Made:
+def read_provenance(path: Path) -> Provenance:
     """What made a picture. Raises `NotFound` and `InvalidImage`."""
     told = read_metadata(path)
     if isinstance(told, dict) and "maps_of" in told:
@@ -92,13 +92,13 @@ def read_made(path: Path) -> Made:
     raise InvalidImage(f"what {path} says of its making is damaged: {problem}") from None
 
 
-def _made(told: _Told) -> Made:
+def _made(told: _Told) -> Provenance:
     drawn = told.settings.model_dump()
     batch_seeds = tuple(drawn.pop("batch_seeds"))
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
     if told.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
-    return Made(
+    return Provenance(
         base=told.base,
         base_sha256=told.base_sha256,
         prompt=told.prompt,

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..adapters.conditioning import token_columns
-from .injection import Worn
+from .injection import InjectedConcept
 
 _LEVEL = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class SubjectColumns:
     """Columns of a prompt's tokens that belong to one subject.
 
     `own` are its placeholder tokens, or its category's where it has none; `all` has both.
@@ -24,22 +24,24 @@ class Looks:
     all: tuple[int, ...]
 
 
-def looks_of(pipeline: Any, prompt: str, subjects: Sequence[Worn | str]) -> list[Looks]:
+def subject_columns(
+    pipeline: Any, prompt: str, subjects: Sequence[InjectedConcept | str]
+) -> list[SubjectColumns]:
     """Columns of each subject, worn or a plain category, in a prompt as it is spelled out."""
     tokenizer = pipeline.tokenizer
     ids: list[int] = tokenizer(prompt, truncation=True).input_ids
-    found: list[Looks] = []
+    found: list[SubjectColumns] = []
     for subject in subjects:
         if isinstance(subject, str):
             columns = _columns_of(ids, tokenizer(subject, add_special_tokens=False).input_ids)
-            found.append(Looks(columns, columns))
+            found.append(SubjectColumns(columns, columns))
             continue
         own = tuple(token_columns(pipeline, prompt, subject.tokens))
         category: tuple[int, ...] = ()
         if subject.phrase.endswith(subject.category):
             length = len(tokenizer(subject.category, add_special_tokens=False).input_ids)
             category = tuple(range(own[-1] + 1, own[-1] + 1 + length))
-        found.append(Looks(own, own + category))
+        found.append(SubjectColumns(own, own + category))
     return found
 
 
@@ -51,12 +53,12 @@ def _columns_of(ids: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     raise ValueError("the prompt does not name the category")
 
 
-def all_columns(looks: Sequence[Looks]) -> list[int]:
+def all_columns(looks: Sequence[SubjectColumns]) -> list[int]:
     """The columns of all subjects, in order."""
     return sorted({column for each in looks for column in each.all})
 
 
-def by_subject(maps: Tensor, looks: Sequence[Looks]) -> Tensor:
+def by_subject(maps: Tensor, looks: Sequence[SubjectColumns]) -> Tensor:
     """Maps (…, T, h, w) of `all_columns` to (…, S, 2, h, w).
 
     Of each subject, the mean over all of its words, and over its own.
@@ -77,7 +79,7 @@ def by_subject(maps: Tensor, looks: Sequence[Looks]) -> Tensor:
     )
 
 
-def telling_layers(unet: Any) -> str:
+def localising_layers(unet: Any) -> str:
     """The cross-attention layers, as a pattern, that tell best where a thing is.
 
     Those of the first upward block that has any: 16x16 in Stable Diffusion at 512 pixels, as

@@ -26,7 +26,7 @@ class Settings:
     size: tuple[int, int] | None = None
     separate: bool = False
 
-    def told(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Any]:
         """By name, as pictures and records tell them; what is new and off is left out.
 
         So pictures from before it existed are known by the same settings.

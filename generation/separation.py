@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import observe
-from .regions import Looks, all_columns, by_subject, telling_layers
+from .regions import SubjectColumns, all_columns, by_subject, localising_layers
 from .request import Settings
 from .sampler import AfterStep
 
@@ -25,16 +25,20 @@ _SCALE = 1024.0
 """Of the loss, against underflow in half precision; the move does not depend on it."""
 
 
-def separating(pipeline: Any, looks: Sequence[Looks], settings: Settings) -> AfterStep | None:
+def separating(
+    pipeline: Any, looks: Sequence[SubjectColumns], settings: Settings
+) -> AfterStep | None:
     """What keeps subjects apart after each step; None if that is not asked for, or there is one."""
     if not settings.separate or len(looks) < 2:
         return None
     pipeline.unet.requires_grad_(False)
-    return partial(_move_apart, list(looks), telling_layers(pipeline.unet), settings.guidance > 1)
+    return partial(
+        _move_apart, list(looks), localising_layers(pipeline.unet), settings.guidance > 1
+    )
 
 
 def _move_apart(
-    looks: list[Looks],
+    looks: list[SubjectColumns],
     layers: str,
     is_guided: bool,
     pipeline: Any,
@@ -69,7 +73,7 @@ def _overlaps(
     latents: Tensor,
     timestep: Tensor,
     conditions: dict[str, Tensor],
-    looks: Sequence[Looks],
+    looks: Sequence[SubjectColumns],
     layers: str,
 ) -> Tensor:
     """How much maps of subjects overlap at a timestep, (B,): 0 not at all, 1 wholly."""

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .lean import attend_lean, map_distance_lean
+from .chunked import attend_chunked, map_distance_chunked
 from .problem import (
     CheckedColumns,
     Problem,
@@ -157,7 +157,7 @@ def _implementation(backend: str) -> Callable[[Problem], Results]:
         from .triton_attention import attend_triton
 
         return attend_triton
-    return attend_lean if backend == "torch" else attend_reference
+    return attend_chunked if backend == "torch" else attend_reference
 
 
 def _distance(backend: str) -> Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]:
@@ -165,7 +165,7 @@ def _distance(backend: str) -> Callable[[Tensor, Tensor, Tensor, Tensor, float],
         from .triton_distance import map_distance_triton
 
         return map_distance_triton
-    return map_distance_lean if backend == "torch" else map_distance_reference
+    return map_distance_chunked if backend == "torch" else map_distance_reference
 
 
 def _single(value: Tensor | None) -> Tensor | None:

@@ -40,7 +40,7 @@ def read_text(path: Path) -> str:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise NotFound(f"{path} is no file") from None
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read: {_told(error)}") from None
+        raise InvalidInput(f"{path} cannot be read: {_described(error)}") from None
     if len(data) > MAX_BYTES:
         raise InvalidInput(f"{path} has more than {MAX_BYTES:,} bytes, the limit of a text")
     try:
@@ -54,7 +54,7 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(text, parse_int=_whole, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"not JSON that can be read: {_told(error)}") from None
+        raise InvalidInput(f"not JSON that can be read: {_described(error)}") from None
     if _is_too_deep(value):
         raise InvalidInput(f"not JSON that can be read: nested deeper than {MAX_DEPTH}")
     return value
@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader, and less)
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
-        raise InvalidInput(f"not YAML that can be read: {_told(error)}") from None
+        raise InvalidInput(f"not YAML that can be read: {_described(error)}") from None
 
 
 def shown(value: Any) -> str:
@@ -76,7 +76,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 2 * MAX_NUMBER else text[: 2 * MAX_NUMBER] + "…"
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """What went wrong, in a line that is not too long; a value in it may be as long as the file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text[: 4 * _MAX_COMPLAINT].split())

@@ -198,7 +198,7 @@ class _Captions:
 
     def __init__(self) -> None:
         self._texts: dict[Path, dict[str, list[Path]]] = {}
-        self._told: dict[Path, dict[str, str]] = {}
+        self._described: dict[Path, dict[str, str]] = {}
 
     def of(self, photo: Path) -> str | None:
         """The caption that is written beside a photo."""
@@ -206,11 +206,11 @@ class _Captions:
         if folder not in self._texts:
             self._texts[folder] = _caption_files(folder)
             metadata = folder / METADATA
-            self._told[folder] = _read_metadata(metadata) if metadata.is_file() else {}
+            self._described[folder] = _read_metadata(metadata) if metadata.is_file() else {}
         for path in self._texts[folder].get(photo.stem, []):
             if caption := check_text(_read_text(path), f"caption in {path}"):
                 return caption
-        return self._told[folder].get(photo.name)
+        return self._described[folder].get(photo.name)
 
 
 def _caption_files(folder: Path) -> dict[str, list[Path]]:

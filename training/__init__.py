@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .callbacks import Hooks, StepReport
-    from .estimating import Estimate, estimate, estimate_together
+    from .estimating import Estimate, estimate, estimate_many
     from .runs import (
         StageSummary,
         Trained,
         class_pictures,
         resume,
-        resume_together,
+        resume_many,
         train,
-        train_together,
+        train_many,
     )
 
 _HOMES = {
@@ -30,11 +30,11 @@ _HOMES = {
     "Trained": ".runs",
     "class_pictures": ".runs",
     "estimate": ".estimating",
-    "estimate_together": ".estimating",
+    "estimate_many": ".estimating",
     "resume": ".runs",
-    "resume_together": ".runs",
+    "resume_many": ".runs",
     "train": ".runs",
-    "train_together": ".runs",
+    "train_many": ".runs",
 }
 
 __all__ = [
@@ -45,11 +45,11 @@ __all__ = [
     "Trained",
     "class_pictures",
     "estimate",
-    "estimate_together",
+    "estimate_many",
     "resume",
-    "resume_together",
+    "resume_many",
     "train",
-    "train_together",
+    "train_many",
 ]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..adapters.adapter import TokenEmbedding, WeightChange
-from ..adapters.timestep_tokens import StagedToken
+from ..adapters.adapter import TokenEmbedding, WeightDelta
+from ..adapters.timestep_tokens import TimestepTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class StepReport:
 class Learned:
     """What a training leaves: vectors for the tokens and, if it changed the U-Net, the changes."""
 
-    embedding: TokenEmbedding | StagedToken
-    weights: WeightChange | None
+    embedding: TokenEmbedding | TimestepTokens
+    weights: WeightDelta | None
 
     def state(self) -> dict[str, Tensor]:
         """All tensors, as they are stored."""

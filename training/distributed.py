@@ -37,12 +37,12 @@ def own_device() -> str | None:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that talks to the registry and to people."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def told(message: Any = None) -> Any:
+def broadcast(message: Any = None) -> Any:
     """What the first process tells all others; returns once everyone has it.
 
     All processes have to call this as often; alone, a process tells itself.
@@ -85,7 +85,7 @@ def _leave() -> None:
 
 def agreed(flag: bool) -> bool:
     """The first process's flag, in all of them."""
-    return bool(told(flag)) if num_processes() > 1 else flag
+    return bool(broadcast(flag)) if num_processes() > 1 else flag
 
 
 def stop_signals() -> list[signal.Signals]:

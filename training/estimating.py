@@ -17,7 +17,7 @@ from ..registry.records import Concept, ConceptKey
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
 from .runs import RESUME_FILE, subject_of
-from .trainer import Training, run_together
+from .trainer import Training, run_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ def estimate(
     preset: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Estimate:
-    """What `train` would take; see `estimate_together`."""
-    (told,) = estimate_together(
+    """What `train` would take; see `estimate_many`."""
+    (told,) = estimate_many(
         registry, [name], base, method=method, preset=preset, overrides=overrides
     )
     return told
 
 
-def estimate_together(
+def estimate_many(
     registry: Registry,
     names: Sequence[ConceptKey],
     base: LoadedBase,
@@ -97,7 +97,7 @@ def estimate_together(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        for path, learned in zip(paths, run_together(trainings, paths), strict=True):
+        for path, learned in zip(paths, run_batch(trainings, paths), strict=True):
             if isinstance(learned, TrainingFailed):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())

@@ -40,7 +40,7 @@ from ..registry.errors import (
 from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, take_values, write_resume_point
-from .distributed import agreed, told
+from .distributed import agreed, broadcast
 from .seeds import seed_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Loop:
                         run.save(step + 1)
                 saved = time.monotonic()
             if stops:
-                told()  # nobody leaves before the first process has saved
+                broadcast()  # nobody leaves before the first process has saved
                 raise TrainingInterrupted(
                     f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
                 )
@@ -162,7 +162,7 @@ class _Loop:
         return accelerator.reduce(share, "sum") if accelerator.num_processes > 1 else share
 
     def _backward(
-        self, parts: "Sequence[_Part]", step: int, number: int
+        self, parts: "Sequence[Minibatch]", step: int, number: int
     ) -> list[dict[str, Tensor]]:
         """Losses of each run's part, as its share of the whole batch's, and their gradients."""
         pairs = list(zip(self.active, parts, strict=True))
@@ -185,7 +185,7 @@ class _Loop:
             self.accelerator.backward(total * self.accelerator.num_processes)
         return [{name: value.detach() for name, value in each.items()} for each in losses]
 
-    def _watch(self, pairs: "Sequence[tuple[StageRun, _Part]]") -> Any:
+    def _watch(self, pairs: "Sequence[tuple[StageRun, Minibatch]]") -> Any:
         """What the losses need to see of attention; nothing, if there is no loss on it."""
         columns = [run.columns[part.prompts] for run, part in pairs if run.columns is not None]
         references = [
@@ -200,7 +200,7 @@ class _Loop:
             reduction=self.settings.loss.subject_wise_reduction,
         )
 
-    def _conditioning(self, pairs: "Sequence[tuple[StageRun, _Part]]") -> Conditioning:
+    def _conditioning(self, pairs: "Sequence[tuple[StageRun, Minibatch]]") -> Conditioning:
         """Text states as they are now, or as they were encoded once if nothing in them learns."""
         fixed = [run.states.pick(part.prompts) for run, part in pairs if run.states]
         if fixed:
@@ -213,7 +213,7 @@ class _Loop:
         return encode_sayings(self.training.pipeline, sayings, self.training.size)
 
     def _add_prior(
-        self, pairs: "Sequence[tuple[StageRun, _Part]]", losses: list[dict[str, Tensor]]
+        self, pairs: "Sequence[tuple[StageRun, Minibatch]]", losses: list[dict[str, Tensor]]
     ) -> None:
         """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2)."""
         states = [run.class_states.pick(torch.zeros_like(part.prompts)) for run, part in pairs]
@@ -236,7 +236,7 @@ class _Loop:
         return diffusion_loss(predicted, diffusion_target(scheduler, latents, noise, timesteps))
 
 
-def _row_ranges(parts: "Sequence[_Part]") -> list[slice]:
+def _row_ranges(parts: "Sequence[Minibatch]") -> list[slice]:
     """Where each part stands in their common batch."""
     ranges, first = [], 0
     for part in parts:
@@ -320,12 +320,12 @@ class StageRun:
 
     # --- in a step --------------------------------------------------------------------------------
 
-    def parts(self, step: int, accelerator: Any) -> Iterator["_Part"]:
+    def parts(self, step: int, accelerator: Any) -> Iterator["Minibatch"]:
         """The step's batch, of this process, in as many parts as gradients are accumulated over."""
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
         )
-        whole = _Part.drawn(self, generator)
+        whole = Minibatch.drawn(self, generator)
         shares = accelerator.num_processes * self.settings.gradient_accumulation
         rows = torch.arange(self.numbers.batch).tensor_split(shares)
         for i in range(self.settings.gradient_accumulation):
@@ -521,7 +521,7 @@ class _Denoiser(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Minibatch:
     """Samples of a step: latents and noise (B, C, h, w), timesteps (B,), which prompts (B,)."""
 
     prompts: Tensor
@@ -532,7 +532,7 @@ class _Part:
     class_noise: Tensor
 
     @classmethod
-    def drawn(cls, run: StageRun, generator: torch.Generator) -> "_Part":
+    def drawn(cls, run: StageRun, generator: torch.Generator) -> "Minibatch":
         """A whole batch, the same for any number of processes and parts."""
         training, batch = run.training, run.numbers.batch
 
@@ -553,9 +553,9 @@ class _Part:
         class_noise = noise() if classes else latents[:0]
         return cls(prompts, latents, own_noise, timesteps, class_latents, class_noise)
 
-    def rows(self, index: Tensor) -> "_Part":
+    def rows(self, index: Tensor) -> "Minibatch":
         """Some of the samples."""
-        return _Part(
+        return Minibatch(
             *(
                 value[index.to(value.device)] if len(value) else value
                 for value in (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..adapters.file_format import Fits, write_artifact
+from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.timestep_tokens import STAGE_ORDER
 from ..generation.pictures import replace_picture
 from ..generation.prompt_syntax import FILE_NAME
@@ -40,11 +40,11 @@ from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
 from .callbacks import Checkpoint, Hooks, Learned, StepReport
 from .checkpoints import read_place
-from .distributed import is_first, join, num_processes, told
+from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
 from .seeds import seed_of
-from .trainer import Subject, Training, drawn_size, run_together
+from .trainer import Subject, Training, drawn_size, run_batch
 
 RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
@@ -99,7 +99,7 @@ def train(
     `TrainingFailed` and `TrainingInterrupted`.
     """
     return _only(
-        train_together(
+        train_many(
             registry,
             [name],
             base,
@@ -112,7 +112,7 @@ def train(
     )
 
 
-def train_together(
+def train_many(
     registry: Registry,
     names: Sequence[ConceptKey],
     base: LoadedBase,
@@ -160,17 +160,17 @@ def resume(
     Where no state was saved, from its beginning. Raises `NotFound` if there is none, `InvalidInput`
     if the base model or the photos are others by now.
     """
-    return _only(resume_together(registry, [name], base, hooks={name: hooks or Hooks()}))
+    return _only(resume_many(registry, [name], base, hooks={name: hooks or Hooks()}))
 
 
-def resume_together(
+def resume_many(
     registry: Registry,
     names: Sequence[ConceptKey],
     base: LoadedBase,
     *,
     hooks: Mapping[Any, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
-    """Go on with the latest trainings of several concepts; see `resume` and `train_together`.
+    """Go on with the latest trainings of several concepts; see `resume` and `train_many`.
 
     Those that were taught in one batch and stopped at the same step share one again.
     """
@@ -259,13 +259,13 @@ def _run_all(
 ) -> list[Trained | ConceptryError]:
     """Begin and run trainings; other processes take part in what the first one runs."""
     join()
-    if not is_first():
-        while batch := told():
-            run_together(
+    if not is_main_process():
+        while batch := broadcast():
+            run_batch(
                 [_training(registry, base, plan, hooks) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
             )
-        return told()
+        return broadcast()
     outcomes: dict[str, Trained | ConceptryError] = {}
     begun: dict[ConceptKey, str | ConceptryError] = {}
     with ExitStack() as locks:
@@ -293,8 +293,8 @@ def _run_all(
                 goes_on = f"concept train {' '.join(names)} --resume"
                 raise TrainingInterrupted(error.message, hint=goes_on) from None
             raise
-    told(None)
-    return told([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
+    broadcast(None)
+    return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
 def _name_now(registry: Registry, plan: _Plan) -> str:
@@ -360,63 +360,63 @@ class _Batch:
         What is the fault of one concept is its outcome; anything else is raised.
         """
         with self._recorded():
-            pupils, trainings = self._prepared()
-            if not pupils:
+            recorders, trainings = self._prepared()
+            if not recorders:
                 return self._outcomes
-            told([(pupil.plan, pupil.hooks_of_followers()) for pupil in pupils])
+            broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
             try:
-                found = run_together(trainings, [pupil.resume_path for pupil in pupils])
+                found = run_batch(trainings, [recorder.resume_path for recorder in recorders])
             finally:
-                for pupil in pupils:
-                    pupil.metrics.flush()
-            for pupil, learned in zip(pupils, found, strict=True):
+                for recorder in recorders:
+                    recorder.metrics.flush()
+            for recorder, learned in zip(recorders, found, strict=True):
                 if isinstance(learned, TrainingFailed):
-                    who = _name_now(self._registry, pupil.plan)
+                    who = _name_now(self._registry, recorder.plan)
                     message = self._on_base(who, learned)
-                    self._fail(pupil.plan, TrainingFailed(message, hint=learned.hint))
+                    self._fail(recorder.plan, TrainingFailed(message, hint=learned.hint))
                     continue
                 try:
-                    number = pupil.keep(learned)
+                    number = recorder.keep(learned)
                 except ConceptryError as error:
-                    self._fail(pupil.plan, error)
+                    self._fail(recorder.plan, error)
                     continue
-                self._running.remove(pupil.plan)
+                self._running.remove(recorder.plan)
                 with suppress(OSError):  # gc would do it
-                    self._registry.tidy_run_folder(pupil.plan.run)
-                self._outcomes[pupil.plan.run] = self._trained(pupil, number, len(pupils))
+                    self._registry.tidy_run_folder(recorder.plan.run)
+                self._outcomes[recorder.plan.run] = self._trained(recorder, number, len(recorders))
         return self._outcomes
 
-    def _prepared(self) -> tuple[list["_Pupil"], list[Training]]:
-        pupils: list[_Pupil] = []
+    def _prepared(self) -> tuple[list["_RunRecorder"], list[Training]]:
+        recorders: list[_RunRecorder] = []
         trainings: list[Training] = []
         for plan in self._plans:
             try:
-                pupil = _Pupil(self._registry, self._base, plan, self._hooks[plan.run])
-                training = _training(self._registry, self._base, plan, pupil.recording_hooks())
+                recorder = _RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
+                training = _training(self._registry, self._base, plan, recorder.recording_hooks())
             except TrainingInterrupted:
                 raise
             except ConceptryError as error:
                 self._fail(plan, error)
                 continue
-            pupils.append(pupil)
+            recorders.append(recorder)
             trainings.append(training)
-        return pupils, trainings
+        return recorders, trainings
 
     def _fail(self, plan: _Plan, error: ConceptryError) -> None:
         _end([plan], self._registry, "failed", error.message)
         self._running.remove(plan)
         self._outcomes[plan.run] = error
 
-    def _trained(self, pupil: "_Pupil", number: int, together: int) -> Trained:
+    def _trained(self, recorder: "_RunRecorder", number: int, together: int) -> Trained:
         return Trained(
-            concept=_name_now(self._registry, pupil.plan),
-            run=pupil.plan.run,
+            concept=_name_now(self._registry, recorder.plan),
+            run=recorder.plan.run,
             version=number,
-            method=pupil.plan.method,
+            method=recorder.plan.method,
             seconds=round(time.monotonic() - self._started, 1),
             together=together,
-            stages=pupil.metrics.summary(),
-            previews=pupil.previews if pupil.previews.exists() else None,
+            stages=recorder.metrics.summary(),
+            previews=recorder.previews if recorder.previews.exists() else None,
         )
 
     @contextmanager
@@ -457,7 +457,7 @@ class _Batch:
         _end(self._running, self._registry, status, error)
 
 
-class _Pupil:
+class _RunRecorder:
     """A concept in a batch: what is written of it while it learns, and after."""
 
     def __init__(self, registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> None:
@@ -467,7 +467,7 @@ class _Pupil:
         self._hooks = hooks
         self._folder = registry.run_folder(plan.run)
         method = find_method(plan.method)
-        self._fits = Fits(
+        self._fits = AdapterMetadata(
             base_sha256=base.sha256,
             method=plan.method,
             category=plan.concept.category,
@@ -505,7 +505,7 @@ class _Pupil:
         """
         path = self._folder / FILE_NAME
         try:
-            write_artifact(path, learned.state(), self._fits)
+            write_adapter(path, learned.state(), self._fits)
         except NotFinite as error:
             raise TrainingFailed(
                 f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
@@ -527,7 +527,7 @@ class _Pupil:
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
         name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
-        write_artifact(self._folder / name, checkpoint.learned.state(), self._fits)
+        write_adapter(self._folder / name, checkpoint.learned.state(), self._fits)
         self._hooks.on_checkpoint(checkpoint)
 
 

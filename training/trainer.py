@@ -14,8 +14,8 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters.adapter import TokenEmbedding, WeightChange, text_encoders, wearing
-from ..adapters.timestep_tokens import StagedToken, staging_for
+from ..adapters.adapter import TokenEmbedding, WeightDelta, injected, text_encoders
+from ..adapters.timestep_tokens import TimestepTokens, staging_for
 from ..generation.sampler import check_length
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
@@ -88,7 +88,7 @@ class Training:
         parts: tuple[Any, ...] = (pipeline.unet, pipeline.vae, *encoders)
         self._dtypes = [(part, part.dtype) for part in parts]
 
-    def _first_embedding(self) -> TokenEmbedding | StagedToken:
+    def _first_embedding(self) -> TokenEmbedding | TimestepTokens:
         pipeline, subject = self.pipeline, self.subject
         match self.method.word:
             case "category":
@@ -98,7 +98,7 @@ class Training:
                 return TokenEmbedding.rare(pipeline, subject.tokens, generator)
             case "staged":
                 options: Any = self.settings
-                return StagedToken.from_word(
+                return TimestepTokens.from_word(
                     pipeline,
                     subject.tokens[0],
                     subject.category,
@@ -136,8 +136,8 @@ class Training:
     # --- the whole --------------------------------------------------------------------------------
 
     def run(self, resume_path: Path) -> Learned:
-        """Run the stages; see `run_together`. Raises what that does, and `TrainingFailed`."""
-        (outcome,) = run_together([self], [resume_path])
+        """Run the stages; see `run_batch`. Raises what that does, and `TrainingFailed`."""
+        (outcome,) = run_batch([self], [resume_path])
         if isinstance(outcome, TrainingFailed):
             raise outcome
         return outcome
@@ -238,22 +238,22 @@ class Training:
 
     def learned(self) -> Learned:
         """What has been learned, as it is stored."""
-        return Learned(self.embedding, self._weight_change())
+        return Learned(self.embedding, self._weight_delta())
 
-    def _weight_change(self) -> WeightChange | None:
+    def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:
             return None
         parameters = dict(self.pipeline.unet.named_parameters())
         if self.settings.rank:
-            return WeightChange({}, dict(_lora_factors(parameters)))
+            return WeightDelta({}, dict(_lora_factors(parameters)))
         deltas = {
             name: (parameters[name].detach().cpu() - own.float()).half()
             for name, own in self._own.items()
         }
-        return WeightChange(deltas) if deltas else None
+        return WeightDelta(deltas) if deltas else None
 
 
-def run_together(
+def run_batch(
     trainings: Sequence[Training], resume_paths: Sequence[Path]
 ) -> list[Learned | TrainingFailed]:
     """Run trainings of one method and one set of settings, on one pipeline, as one batch.
@@ -272,7 +272,7 @@ def run_together(
     embeddings = [training.embedding for training in trainings]
     failed: dict[Training, TrainingFailed] = {}
     try:
-        with wearing(first.pipeline, [*embeddings, *staging_for(embeddings)]):
+        with injected(first.pipeline, [*embeddings, *staging_for(embeddings)]):
             points: list[ResumePoint] = []
             for training, path in zip(trainings, resume_paths, strict=True):
                 training.prepare()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.adapters.adapter import TokenEmbedding, WeightChange, wearing
+from conceptry.adapters.adapter import TokenEmbedding, WeightDelta, injected
 from conceptry.adapters.conditioning import encode, token_columns
 from conceptry.registry.errors import InvalidInput
 
@@ -19,7 +19,7 @@ def tree(pipeline: Any) -> list[tuple[str, int]]:
 def test_a_token_that_starts_as_its_category_says_the_same(pipeline: Any) -> None:
     plain = encode(pipeline, ["a photo of a dog"], 16).states
     token = TokenEmbedding.from_words(pipeline, ["<v>"], "dog")
-    with wearing(pipeline, [token]):
+    with injected(pipeline, [token]):
         worn = encode(pipeline, ["a photo of a <v>"], 16).states
     torch.testing.assert_close(worn, plain)
 
@@ -27,7 +27,7 @@ def test_a_token_that_starts_as_its_category_says_the_same(pipeline: Any) -> Non
 def test_gradients_reach_the_vectors_alone(pipeline: Any) -> None:
     pipeline.text_encoder.requires_grad_(False)
     token = TokenEmbedding.from_words(pipeline, ["<v0>", "<v1>"], "dog")
-    with wearing(pipeline, [token]):
+    with injected(pipeline, [token]):
         encode(pipeline, ["a photo of a <v1>"], 16).states.square().sum().backward()
     (gradient,) = [vectors.grad for vectors in token.vectors]
     assert gradient is not None
@@ -42,8 +42,8 @@ def test_after_eject_the_modules_are_the_very_ones(pipeline: Any) -> None:
     name = "conv_in.weight"
     token = TokenEmbedding.from_words(pipeline, ["<v>"], "dog")
     other = TokenEmbedding.from_words(pipeline, ["<w>"], "cat")
-    change = WeightChange({name: torch.ones_like(weights[name])}, strength=0.5)
-    with wearing(pipeline, [token, other, change]):
+    change = WeightDelta({name: torch.ones_like(weights[name])}, strength=0.5)
+    with injected(pipeline, [token, other, change]):
         assert tree(pipeline) != before
         assert pipeline.unet.conv_in.weight.allclose(weights[name] + 0.5)
     assert tree(pipeline) == before
@@ -55,15 +55,15 @@ def test_two_concepts_keep_their_own_vectors(pipeline: Any) -> None:
     dog = TokenEmbedding.from_words(pipeline, ["<v>"], "dog")
     cat = TokenEmbedding.from_words(pipeline, ["<w0>", "<w1>"], "cat")
     plain = encode(pipeline, ["a dog and a cat cat"], 16).states
-    with wearing(pipeline, [dog, cat]):
+    with injected(pipeline, [dog, cat]):
         worn = encode(pipeline, ["a <v> and a <w0> <w1>"], 16).states
     torch.testing.assert_close(worn, plain)
 
 
 def test_nothing_is_worn_twice(pipeline: Any) -> None:
     token = TokenEmbedding.from_words(pipeline, ["<v>"], "dog")
-    change = WeightChange({"conv_in.bias": torch.ones(16)})
-    with wearing(pipeline, [token, change]):
+    change = WeightDelta({"conv_in.bias": torch.ones(16)})
+    with injected(pipeline, [token, change]):
         for adapter in (token, change):
             with pytest.raises(RuntimeError, match="already"):
                 adapter.inject(pipeline)
@@ -74,13 +74,13 @@ def test_thin_factors_are_their_product(pipeline: Any) -> None:
     own = dict(pipeline.unet.named_parameters())[name]
     up, down = torch.randn(own.shape[0], 3), torch.randn(3, own.shape[1])
     before = own.detach().clone()
-    with wearing(pipeline, [WeightChange({}, {name: (up, down)}, strength=2.0)]):
+    with injected(pipeline, [WeightDelta({}, {name: (up, down)}, strength=2.0)]):
         torch.testing.assert_close(own.detach(), before + 2 * up @ down)
 
 
 def test_states_survive_storage() -> None:
     state = {"delta.a": torch.rand(2), "up.b": torch.rand(2, 1), "down.b": torch.rand(1, 2)}
-    again = WeightChange.from_state(state).state()
+    again = WeightDelta.from_state(state).state()
     assert again.keys() == state.keys()
     token = TokenEmbedding.from_state(["<v>"], {"token.0": torch.rand(1, 4), **state})
     assert token.state().keys() == {"token.0"}
@@ -88,7 +88,7 @@ def test_states_survive_storage() -> None:
 
 def test_columns_are_those_of_tokens_and_category(pipeline: Any) -> None:
     token = TokenEmbedding.from_words(pipeline, ["<v0>", "<v1>"], "dog")
-    with wearing(pipeline, [token]):
+    with injected(pipeline, [token]):
         columns = token_columns(pipeline, "a dog: a <v0> <v1> dog", ("<v0>", "<v1>"), "dog")
         ids = pipeline.tokenizer("a dog: a <v0> <v1> dog").input_ids
         with pytest.raises(InvalidInput, match="does not name"):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.adapters.adapter import TokenEmbedding, WeightChange, wearing
+from conceptry.adapters.adapter import TokenEmbedding, WeightDelta, injected
 from conceptry.adapters.conditioning import Saying, encode, encode_sayings
 from conceptry.adapters.timestep_tokens import (
-    StagedToken,
-    StagedVectors,
     Staging,
+    TimestepTokens,
+    TimestepVectors,
     stage_of,
     staging_for,
 )
@@ -37,14 +37,14 @@ def either(request: pytest.FixtureRequest, pipeline: Any) -> Any:
 
 
 @contextmanager
-def staged(pipeline: Any, *tokens: StagedToken | TokenEmbedding) -> Iterator[None]:
-    with wearing(pipeline, [*tokens, *staging_for(tokens)]):
+def staged(pipeline: Any, *tokens: TimestepTokens | TokenEmbedding) -> Iterator[None]:
+    with injected(pipeline, [*tokens, *staging_for(tokens)]):
         yield
 
 
-def varied(pipeline: Any, name: str = "<v>", stages: int = 5) -> StagedToken:
+def varied(pipeline: Any, name: str = "<v>", stages: int = 5) -> TimestepTokens:
     """A token all of whose vectors differ."""
-    token = StagedToken.from_word(pipeline, name, "dog", num_stages=stages)
+    token = TimestepTokens.from_word(pipeline, name, "dog", num_stages=stages)
     generator = torch.Generator().manual_seed(stages)
     for parameter in token.learning().values():
         parameter.data += torch.randn(parameter.shape, generator=generator)
@@ -65,7 +65,7 @@ def test_stages_are_fifths_of_time(timestep: int, stage: int) -> None:
 
 def test_vectors_of_the_category_are_the_base_model(either: Any) -> None:
     plain = pictures(either, "a photo of a dog")
-    token = StagedToken.from_word(either, "<v>", "dog", num_stages=5)
+    token = TimestepTokens.from_word(either, "<v>", "dog", num_stages=5)
     with staged(either, token):
         worn = pictures(either, PROMPT)
     assert np.abs(worn.astype(int) - plain).max() <= 1
@@ -77,18 +77,18 @@ def test_one_stage_with_equal_vectors_is_textual_inversion(either: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     for vectors in plain.vectors:
         vectors.data += torch.randn(vectors.shape, generator=generator)
-    token = StagedToken(
-        ("<v>",), "dog", [StagedVectors(v.detach().repeat(1, 2, 1)) for v in plain.vectors]
+    token = TimestepTokens(
+        ("<v>",), "dog", [TimestepVectors(v.detach().repeat(1, 2, 1)) for v in plain.vectors]
     )
     saying = [Saying(token, PROMPT, 500)]
-    with wearing(either, [plain]):
+    with injected(either, [plain]):
         expected = encode(either, [PROMPT], 16).states
     with staged(either, token):
         states = encode_sayings(either, saying, 16).states
     torch.testing.assert_close(states, expected.repeat(1, 1, 2))
 
 
-def recorded(pipeline: Any, token: StagedToken, timesteps: Tensor) -> dict[str, Tensor]:
+def recorded(pipeline: Any, token: TimestepTokens, timesteps: Tensor) -> dict[str, Tensor]:
     """What the first cross-attention layer's projections read in a pass with all stages."""
     layer = next(m for n, m in pipeline.unet.named_modules() if n.endswith("attn2"))
     seen: dict[str, Tensor] = {}
@@ -117,7 +117,7 @@ def test_keys_and_values_read_the_vectors_of_their_stage(either: Any) -> None:
         for part, name in enumerate(("to_k", "to_v")):
             vectors = [state[key][timestep // 200, part][None] for key in sorted(state)]
             alone = TokenEmbedding(("<v>",), [torch.nn.Parameter(each) for each in vectors])
-            with wearing(either, [alone]), torch.no_grad():
+            with injected(either, [alone]), torch.no_grad():
                 expected = encode(either, [PROMPT], 16).states[0]
             torch.testing.assert_close(seen[name][row], expected)
 
@@ -180,10 +180,10 @@ def test_staged_plain_and_weights_meet_in_a_prompt(either: Any) -> None:
     settings = Settings(steps=3, guidance=3.0, negative="rain", scheduler="euler")
     name = next(n for n, _ in either.unet.named_parameters() if "attn2.to_k" in n)
     shape = dict(either.unet.named_parameters())[name].shape
-    change = WeightChange({name: torch.full(shape, 0.1)})
+    change = WeightDelta({name: torch.full(shape, 0.1)})
     plain = TokenEmbedding.from_words(either, ["<w>"], "cat")
     before = pictures(either, "a dog and a cat", settings)
-    with wearing(either, [change]), staged(either, varied(either), plain):
+    with injected(either, [change]), staged(either, varied(either), plain):
         once = pictures(either, "a <v> and a <w>", settings)
         again = pictures(either, "a <v> and a <w>", settings)
         without = pictures(either, "a <w>", settings)
@@ -194,21 +194,21 @@ def test_staged_plain_and_weights_meet_in_a_prompt(either: Any) -> None:
 
 
 def test_a_network_begins_at_the_category_and_is_stored_as_vectors(either: Any) -> None:
-    token = StagedToken.from_word(
+    token = TimestepTokens.from_word(
         either, "<v>", "dog", num_stages=4, parametrisation="network", seed=3
     )
-    direct = StagedToken.from_word(either, "<v>", "dog", num_stages=4)
+    direct = TimestepTokens.from_word(either, "<v>", "dog", num_stages=4)
     for name, value in token.state().items():
         torch.testing.assert_close(value, direct.state()[name])
     for parameter in token.learning().values():
         parameter.data += 0.1
-    kept = StagedToken.from_state("<v>", "dog", token.state())
+    kept = TimestepTokens.from_state("<v>", "dog", token.state())
     assert token.num_stages == kept.num_stages == 4
     assert all(value.equal(token.state()[name]) for name, value in kept.state().items())
 
 
 def test_what_a_network_drops_follows_from_the_seed(pipeline: Any) -> None:
-    token = StagedToken.from_word(
+    token = TimestepTokens.from_word(
         pipeline, "<v>", "dog", num_stages=2, parametrisation="network", seed=3
     )
     for parameter in token.learning().values():
@@ -225,13 +225,13 @@ def test_what_a_network_drops_follows_from_the_seed(pipeline: Any) -> None:
 
 def test_a_concept_takes_fifty_kilobytes_at_most(tmp_path: Any) -> None:
     """Of SD 1.x's width, as stored."""
-    from conceptry.adapters.file_format import Fits, write_artifact
+    from conceptry.adapters.file_format import AdapterMetadata, write_adapter
 
-    token = StagedToken(("<v>",), "dog", [StagedVectors(torch.randn(5, 2, 768))])
-    fits = Fits(
+    token = TimestepTokens(("<v>",), "dog", [TimestepVectors(torch.randn(5, 2, 768))])
+    fits = AdapterMetadata(
         base_sha256="0" * 64, method="sefi", category="dog", num_tokens=1, names_category=False
     )
-    write_artifact(tmp_path / "a.safetensors", token.state(), fits)
+    write_adapter(tmp_path / "a.safetensors", token.state(), fits)
     assert (tmp_path / "a.safetensors").stat().st_size <= 50_000
 
 
@@ -240,8 +240,8 @@ def test_strength_goes_from_the_category_to_what_was_learned(
     strength: float, expected: str, pipeline: Any
 ) -> None:
     own = varied(pipeline)
-    weak = StagedToken.from_state("<v>", "dog", own.state())
+    weak = TimestepTokens.from_state("<v>", "dog", own.state())
     weak.weaken(pipeline, "dog", strength)
-    dog = StagedToken.from_word(pipeline, "<v>", "dog", num_stages=5)
+    dog = TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=5)
     wanted = own if expected == "own" else dog
     torch.testing.assert_close(weak.state()["staged.0"], wanted.state()["staged.0"])

@@ -8,7 +8,7 @@ import pytest
 from conceptry.evaluation import choosing
 from conceptry.evaluation.choosing import Watch
 from conceptry.evaluation.record import Evaluation, Interval
-from conceptry.evaluation.running import Wish, mark_best, score
+from conceptry.evaluation.running import EvalRequest, mark_best, score
 from conceptry.evaluation.wanted import Wanted
 from conceptry.generation.prompt_syntax import choose
 from conceptry.generation.request import Settings
@@ -21,10 +21,10 @@ from to_score import DRAWN_WORLD
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
 
 
-def wish(folder: Path, **options: Any) -> Wish:
+def request(folder: Path, **options: Any) -> EvalRequest:
     """A suite of one prompt."""
     (folder / "one.txt").write_text("a photo of a {}")
-    return Wish(names=["rex"], suite=str(folder / "one.txt"), num_seeds=1, **options)
+    return EvalRequest(names=["rex"], suite=str(folder / "one.txt"), num_seeds=1, **options)
 
 
 def teach(registry: Registry, base: LoadedBase, steps: int, hooks: Hooks, *more: str) -> int:
@@ -72,7 +72,7 @@ def test_scoring_on_the_way_changes_nothing(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
     plain = teach(rex, base, 4, Hooks())
-    watch = Watch(rex, base, wish(tmp_path), 2)
+    watch = Watch(rex, base, request(tmp_path), 2)
     watched = teach(rex, base, 4, watch.hooks(Hooks()))
     assert stored(rex, plain) == stored(rex, watched)
     assert [each.label for each in watch.found] == ["rex@stage3-000002"]
@@ -84,10 +84,10 @@ def test_what_is_drawn_on_the_way_is_what_the_checkpoint_draws(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
     """But for the rounding of what is stored."""
-    watch = Watch(rex, base, wish(tmp_path), 2)
+    watch = Watch(rex, base, request(tmp_path), 2)
     number = teach(rex, base, 4, watch.hooks(Hooks()))
     (before,) = watch.found
-    wanted = wish(tmp_path, all_checkpoints=True, base=base.base.name)
+    wanted = request(tmp_path, all_checkpoints=True, base=base.base.name)
     found, last = score(rex, wanted, base=base)
     assert (found.checkpoint, last.version) == ("stage3-000002", number)
     assert found.prompts[0].scores == pytest.approx(before.prompts[0].scores, abs=0.01)
@@ -103,7 +103,7 @@ def scored(both: float, **changes: Any) -> Evaluation:
 def test_a_training_has_had_enough_when_scores_do_not_rise(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
-    watch = Watch(rex, base, wish(tmp_path), 1)
+    watch = Watch(rex, base, request(tmp_path), 1)
     enough: list[bool] = []
     for both in (0.1, 0.3, 0.2, 0.4, 0.39, 0.4):
         watch.found.append(scored(both))
@@ -118,14 +118,14 @@ def test_a_suite_that_cannot_choose_is_refused_before_the_training(
     path = tmp_path / "mine.yaml"
     path.write_text(f"prompts: [{{text: '{text}', looks: other}}]")
     with pytest.raises(InvalidInput, match="the suite mine cannot say which checkpoint is best"):
-        Watch(rex, base, Wish(names=["rex"], suite=str(path)), 1)
+        Watch(rex, base, EvalRequest(names=["rex"], suite=str(path)), 1)
 
 
 def test_stopped_early_it_is_done_and_its_version_is_of_that_step(
     rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "PATIENCE", 1)
-    watch = Watch(rex, base, wish(tmp_path), 1, stop_early=True)
+    watch = Watch(rex, base, request(tmp_path), 1, stop_early=True)
     hooks = watch.hooks(Hooks())
 
     def score_it(checkpoint: Any) -> None:
@@ -142,7 +142,7 @@ def test_the_best_checkpoint_becomes_a_version(
 ) -> None:
     first = teach(rex, base, 3, Hooks(checkpoint_every=1))
     settings = Settings(steps=1)
-    wanted = wish(tmp_path, all_checkpoints=True, base=base.base.name, settings=settings)
+    wanted = request(tmp_path, all_checkpoints=True, base=base.base.name, settings=settings)
     found = list(score(rex, wanted))
     assert [each.label for each in found] == ["rex@stage3-000001", "rex@stage3-000002", "rex@1"]
     top = scored(9.0).scores["both"]
@@ -166,7 +166,7 @@ def test_the_best_checkpoint_becomes_a_version(
 def test_without_checkpoints_there_is_a_line(rex: Registry, base: LoadedBase) -> None:
     teach(rex, base, 1, Hooks())
     with pytest.raises(NotFound, match="kept checkpoints") as caught:
-        list(score(rex, Wish(names=["rex"], all_checkpoints=True)))
+        list(score(rex, EvalRequest(names=["rex"], all_checkpoints=True)))
     assert "--keep-every" in (caught.value.hint or "")
 
 

@@ -12,7 +12,7 @@ from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BARE
 from conceptry.evaluation.record import Evaluation
-from conceptry.evaluation.running import Wish, keep, mark_best, score
+from conceptry.evaluation.running import EvalRequest, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
 from conceptry.generation.prompt_syntax import choose
 from conceptry.generation.request import Settings
@@ -138,18 +138,18 @@ def test_records_survive_json(taught: Registry, base: LoadedBase, encoders: Enco
     assert Evaluation.from_document(found.document()) == found
 
 
-# --- by wish --------------------------------------------------------------------------------------
+# --- by request -----------------------------------------------------------------------------------
 
 
-def wish(base: LoadedBase, *names: str, **options: Any) -> Wish:
+def request(base: LoadedBase, *names: str, **options: Any) -> EvalRequest:
     options = {"clip": "miniature", "dino": "none", "suite": "objects", "num_seeds": 1} | options
     settings = Settings(steps=1, guidance=1.0)
-    return Wish(names=names, base=base.base.name, settings=settings, **options)
+    return EvalRequest(names=names, base=base.base.name, settings=settings, **options)
 
 
 def test_versions_are_named_as_in_prompts(taught: Registry, base: LoadedBase) -> None:
     def labels(versions: str | None) -> list[str]:
-        return [each.label for each in score(taught, wish(base, "rex", versions=versions))]
+        return [each.label for each in score(taught, request(base, "rex", versions=versions))]
 
     assert labels(None) == ["rex@2"]
     assert labels("all") == ["rex@1", "rex@2"]
@@ -159,7 +159,7 @@ def test_versions_are_named_as_in_prompts(taught: Registry, base: LoadedBase) ->
 
 
 def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> None:
-    found = list(score(taught, wish(base, "rex", "mia", versions="all")))
+    found = list(score(taught, request(base, "rex", "mia", versions="all")))
     marked = {each.concept: each.version for each in mark_best(taught, found)}
     assert set(marked) == {"rex", "mia"}
     mine = [each for each in found if each.concept == "rex"]
@@ -172,11 +172,11 @@ def test_scores_are_of_whole_strength(
     taught: Registry, base: LoadedBase, name: str, versions: str | None
 ) -> None:
     with pytest.raises(InvalidInput, match="whole strength"):
-        list(score(taught, wish(base, name, versions=versions)))
+        list(score(taught, request(base, name, versions=versions)))
 
 
 def test_scores_on_other_ground_are_not_compared(taught: Registry, base: LoadedBase) -> None:
-    one, two = score(taught, wish(base, "rex", versions="all"))
+    one, two = score(taught, request(base, "rex", versions="all"))
     other = replace(two, made_by=two.made_by | {"base_sha256": "0" * 64})
     with pytest.raises(InvalidInput, match="not scored on the same base model"):
         mark_best(taught, [one, other])
@@ -209,7 +209,7 @@ def test_nothing_is_left_of_a_wish_that_cannot_be(
     taught: Registry, base: LoadedBase, options: dict[str, Any], error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        list(score(taught, wish(base, "rex", **options), offline=True))
+        list(score(taught, request(base, "rex", **options), offline=True))
     assert taught.evaluations("rex") == []
     assert not (taught.location.cache / "evaluations").exists()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.evaluation.running import Wish, score
+from conceptry.evaluation.running import EvalRequest, score
 from conceptry.generation.request import Settings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import NotFinite, Registry
@@ -20,7 +20,7 @@ def test_a_black_picture_is_never_scored(taught: Registry, base: LoadedBase, nam
     with torch.no_grad():
         getattr(broken.pipeline, part).get_parameter(parameter)[0] = float("nan")
     settings = Settings(steps=1)
-    wish = Wish(
+    request = EvalRequest(
         names=["rex"],
         suite="mine.txt",
         clip="miniature",
@@ -29,7 +29,7 @@ def test_a_black_picture_is_never_scored(taught: Registry, base: LoadedBase, nam
         settings=settings,
     )
     with pytest.raises(NotFinite, match="cannot draw") as told:
-        list(score(taught, wish, base=broken))
+        list(score(taught, request, base=broken))
     assert base.base.name in told.value.message
     assert name in told.value.message
     assert taught.evaluations("rex") == []
@@ -43,7 +43,9 @@ def test_photos_that_a_broken_base_cannot_see_get_no_mask(
     broken = replace(base, pipeline=copy.deepcopy(base.pipeline))
     with torch.no_grad():
         broken.pipeline.vae.encoder.conv_in.bias[0] = float("nan")
-    wish = Wish(names=["rex"], suite="mine.txt", clip="miniature", dino="none", num_seeds=1)
+    request = EvalRequest(
+        names=["rex"], suite="mine.txt", clip="miniature", dino="none", num_seeds=1
+    )
     with pytest.raises(NotFinite, match="cannot see the photos") as told:
-        list(score(taught, wish, base=broken))
+        list(score(taught, request, base=broken))
     assert base.base.name in told.value.message

@@ -13,9 +13,9 @@ from conceptry.evaluation.record import (
     summary,
 )
 from conceptry.evaluation.regions import as_mask, inside_only, regions_of_photos
-from conceptry.evaluation.scoring import Picture, Scorer, diversity, portrait
+from conceptry.evaluation.scoring import Picture, Scorer, diversity, embed_references
 from conceptry.evaluation.suites import SuitePrompt
-from conceptry.generation.regions import looks_of, region, share_inside, telling_layers
+from conceptry.generation.regions import localising_layers, region, share_inside, subject_columns
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world.scenes import Rendered, Scene, describe, render, sample_scene
 from PIL import Image, ImageChops
@@ -41,7 +41,7 @@ def white(images: list[Image.Image]) -> list[Image.Image]:
 
 def test_identical_pictures_score_one(encoders: Encoders) -> None:
     (photo,) = [render(scene).image for scene in scenes(1)]
-    scorer = Scorer(encoders, [portrait(encoders, "dog", [photo], white([photo]))])
+    scorer = Scorer(encoders, [embed_references(encoders, "dog", [photo], white([photo]))])
     (row,), _ = scorer.score(ANYTHING, [whole(photo)])
     assert row["clip_i"] == row["identity"] == row["replay"] == 1.0
 
@@ -51,7 +51,7 @@ def test_another_individual_scores_less_than_another_picture(encoders: Encoders)
     who = scene.subjects[0].identity
     again = sample_scene(77, "held-out", identity=who, num_subjects=1, style="photo")
     photos = [render(scene).image]
-    scorer = Scorer(encoders, [portrait(encoders, who.category, photos, white(photos))])
+    scorer = Scorer(encoders, [embed_references(encoders, who.category, photos, white(photos))])
     pictures = [whole(render(each).image) for each in (again, other)]
     (same, different), _ = scorer.score(ANYTHING, pictures)
     assert same["identity"] > different["identity"] + 0.2
@@ -68,7 +68,9 @@ def test_shuffled_prompts_lower_clip_t(encoders: Encoders) -> None:
             category = said.subjects[0].identity.category
             text = describe(said).replace(f" {category}", " {}", 1)
             image = render(scene).image
-            scorer = Scorer(encoders, [portrait(encoders, category, [image], white([image]))])
+            scorer = Scorer(
+                encoders, [embed_references(encoders, category, [image], white([image]))]
+            )
             (row,), _ = scorer.score(SuitePrompt(text), [whole(image)])
             total += row["clip_t"]
         return total / len(drawn)
@@ -85,7 +87,8 @@ def test_the_judge_sees_in_renders_what_is_there(encoders: Encoders) -> None:
         sees |= {"accessory": subject.accessory} if subject.accessory else {}
         image = render(scene).image
         scorer = Scorer(
-            encoders, [portrait(encoders, subject.identity.category, [image], white([image]))]
+            encoders,
+            [embed_references(encoders, subject.identity.category, [image], white([image]))],
         )
         prompt = SuitePrompt("a photo of a {}", sees=sees)
         (row,), _ = scorer.score(prompt, [whole(image)])
@@ -98,7 +101,7 @@ def test_the_judge_sees_in_renders_what_is_there(encoders: Encoders) -> None:
 
 def test_identity_is_not_asked_of_other_looks(encoders: Encoders) -> None:
     (photo,) = [render(scene).image for scene in scenes(1)]
-    scorer = Scorer(encoders, [portrait(encoders, "dog", [photo], white([photo]))])
+    scorer = Scorer(encoders, [embed_references(encoders, "dog", [photo], white([photo]))])
     (row,), _ = scorer.score(SuitePrompt("a red {}", keeps_looks=False), [whole(photo)])
     assert "identity" not in row
     assert "identity_subject" not in row
@@ -136,7 +139,9 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
     left[:, 0], right[:, 3] = 1, 1
     straying = 0.75 * left + 0.25 * right
     photo = Image.new("RGB", (64, 64), "white")
-    subjects = [portrait(encoders, word, [photo], white([photo])) for word in ("dog", "cat")]
+    subjects = [
+        embed_references(encoders, word, [photo], white([photo])) for word in ("dog", "cat")
+    ]
     maps = torch.stack([torch.stack([left, straying]), torch.stack([right, right])])
     prompt = SuitePrompt("a photo of a {} and a {other}")
     (row,), _ = Scorer(encoders, subjects).score(prompt, [Picture(photo, maps)])
@@ -153,7 +158,7 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
 def test_attention_finds_the_subject_of_photos() -> None:
     """The masks of renders are known: half of what either covers is covered by both."""
     base = load_base()
-    assert telling_layers(base.pipeline.unet) == r"up_blocks\.1\..*\.attn2"
+    assert localising_layers(base.pipeline.unet) == r"up_blocks\.1\..*\.attn2"
     overlaps: list[float] = []
     for scene in scenes(12, first=800):
         drawn: Rendered = render(scene)
@@ -169,10 +174,10 @@ def test_attention_finds_the_subject_of_photos() -> None:
 
 def test_columns_of_categories_of_several_tokens() -> None:
     pipeline = load_base().pipeline
-    (looks,) = looks_of(pipeline, "a photo of a red house", ["red house"])
+    (looks,) = subject_columns(pipeline, "a photo of a red house", ["red house"])
     assert looks.own == looks.all == (5, 6)
     with pytest.raises(ValueError, match="does not name"):
-        looks_of(pipeline, "a photo of a dog", ["cat"])
+        subject_columns(pipeline, "a photo of a dog", ["cat"])
 
 
 def test_masks_are_white_inside() -> None:

@@ -17,7 +17,7 @@ from conceptry.evaluation.suites import find_suite
 from conceptry.generation import Defaults, Settings, read_prompts
 from conceptry.generation.other_tools import foreign_words
 from conceptry.generation.prompt_syntax import mentions
-from conceptry.generation.provenance import read_made
+from conceptry.generation.provenance import read_provenance
 from conceptry.methods.method import find_method, settings_of
 from conceptry.methods.settings import TrainingSettings
 from conceptry.models.bases import read_aliases
@@ -202,9 +202,9 @@ ODD_MAKING: dict[str, Any] = {
 def test_odd_words_of_a_picture_about_its_making(tmp_path: Path, settings: Any) -> None:
     """Faults, row 38."""
     sound = _with_text(tmp_path / "a.png", json.dumps(_made(tmp_path)))
-    assert read_made(sound).batch_seeds == (1,)
+    assert read_provenance(sound).batch_seeds == (1,)
     with pytest.raises(InvalidImage):
-        read_made(_with_text(tmp_path / "b.png", json.dumps(_made(tmp_path, **settings))))
+        read_provenance(_with_text(tmp_path / "b.png", json.dumps(_made(tmp_path, **settings))))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conceptry.generation import Request, Settings, generate, read_made, reproduce, save_grid
+from conceptry.generation import Request, Settings, generate, read_provenance, reproduce, save_grid
 from conceptry.generation.attention_maps import CollectedMaps, collected_maps, words_of
-from conceptry.generation.injection import dressed, spelled_out
+from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import choose
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
@@ -71,7 +71,7 @@ def test_a_picture_is_drawn_again(
     assert is_same
     assert again.path != picture.path
     assert again.path.read_bytes() == picture.path.read_bytes()
-    assert read_made(again.path).versions["rex"][0] == 2
+    assert read_provenance(again.path).versions["rex"][0] == 2
     taught.rename("rex", "max")
     renamed, is_same = reproduce(taught, base, again.path, tmp_path)
     assert is_same
@@ -119,8 +119,8 @@ def test_words_are_the_tokens_of_concepts_and_their_category(
     taught: Registry, base: LoadedBase
 ) -> None:
     prompt = "a photo of <rex> in the snow"
-    with dressed(base, choose(taught, prompt)) as worn:
-        words = words_of(base.pipeline, spelled_out(prompt, worn), worn)
+    with inject_concepts(base, choose(taught, prompt)) as worn:
+        words = words_of(base.pipeline, expand_prompt(prompt, worn), worn)
         assert [(word.label, word.column) for word in words] == [
             ("<rex> 1", 4),
             ("<rex> 2", 5),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import attend, lean
+from conceptry.kernels import attend, chunked
 from conceptry.kernels.attention import BACKENDS, choose_backend
 from problems import (
     DEVICE,
@@ -134,7 +134,7 @@ def test_agrees_with_float64(case: Case, backend: str) -> None:
 def test_chunks_of_any_size(case: Case, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one query at a time to several samples."""
     forced("torch", monkeypatch)
-    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", chunk)
     check(case)
 
 
@@ -142,7 +142,7 @@ def test_chunks_of_any_size(case: Case, chunk: int, monkeypatch: pytest.MonkeyPa
 def test_a_backward_pass_may_be_repeated(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether or not A was kept, and after others have used the memory of chunks."""
     forced("torch", monkeypatch)
-    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", chunk)
     inputs, others = (make(Case(), seed).to(torch.float32) for seed in (0, 1))
     results = ours(inputs)
     upstream = [torch.ones_like(result) for result in results]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import lean, map_distance
+from conceptry.kernels import chunked, map_distance
 from problems import DEVICE, DTYPES, Answers, Case, cut_less_finely, mean_norms
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def test_agrees_with_float64(case: Case) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 4096, 65536])
 def test_chunks_of_any_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", chunk)
     check(Case(batch=3))
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.adapters.adapter import wearing
+from conceptry.adapters.adapter import injected
 from conceptry.adapters.conditioning import Saying, encode, encode_reference, encode_sayings
-from conceptry.adapters.file_format import read_artifact
-from conceptry.adapters.timestep_tokens import STAGE_ORDER, StagedToken, staging_for
-from conceptry.generation import Request, generate, read_made, reproduce, separation
+from conceptry.adapters.file_format import read_adapter
+from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, staging_for
+from conceptry.generation import Request, generate, read_provenance, reproduce, separation
 from conceptry.generation import Settings as DrawingSettings
-from conceptry.generation.injection import dressed, spelled_out
+from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.regions import looks_of, telling_layers
+from conceptry.generation.regions import localising_layers, subject_columns
 from conceptry.generation.separation import separating
 from conceptry.kernels import observe
 from conceptry.methods.attention_losses import subject_wise_loss
@@ -32,10 +32,10 @@ from conceptry.registry.errors import (
     TrainingFailed,
     TrainingInterrupted,
 )
-from conceptry.training import Trained, resume_together, train, train_together
+from conceptry.training import Trained, resume_many, train, train_many
 from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import read_place
-from conceptry.training.trainer import Learned, Subject, Training, run_together
+from conceptry.training.trainer import Learned, Subject, Training, run_batch
 from PIL import Image
 from torch import Tensor
 
@@ -44,33 +44,33 @@ WORDS = ("augmentation.crops=4", "embedding.steps=4", "embedding.batch=2")
 
 
 @torch.no_grad()
-def loss_of(pipeline: Any, token: StagedToken) -> float:
+def loss_of(pipeline: Any, token: TimestepTokens) -> float:
     return float(subject_wise_loss(distances(pipeline, token, said(pipeline, token))))
 
 
-def distances(pipeline: Any, token: StagedToken, states: Tensor) -> dict[str, Tensor]:
+def distances(pipeline: Any, token: TimestepTokens, states: Tensor) -> dict[str, Tensor]:
     """Of each layer, with latents and a timestep that are always the same."""
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    with wearing(pipeline, [token, *staging_for([token])]):
+    with injected(pipeline, [token, *staging_for([token])]):
         reference = encode_reference(pipeline, PROMPT, ("<v>",), "dog", 16)
         with observe(pipeline.unet, reference=reference[None]) as seen:
             pipeline.unet(latents, torch.tensor([300]), states)
     return seen.distances
 
 
-def said(pipeline: Any, token: StagedToken) -> Tensor:
-    with wearing(pipeline, [token]):
+def said(pipeline: Any, token: TimestepTokens) -> Tensor:
+    with injected(pipeline, [token]):
         return encode_sayings(pipeline, [Saying(token, PROMPT, 300)], 16).states
 
 
-def moved(token: StagedToken) -> StagedToken:
+def moved(token: TimestepTokens) -> TimestepTokens:
     for parameter in token.learning().values():
         parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     return token
 
 
 def test_vectors_of_the_category_have_no_loss(pipeline: Any) -> None:
-    token = StagedToken.from_word(pipeline, "<v>", "dog", num_stages=5)
+    token = TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=5)
     assert loss_of(pipeline, token) < 1e-10
     assert loss_of(pipeline, moved(token)) > 1e-6
 
@@ -78,7 +78,7 @@ def test_vectors_of_the_category_have_no_loss(pipeline: Any) -> None:
 @pytest.mark.parametrize("is_detached", [False, True])
 def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, pipeline: Any) -> None:
     """V's vector reaches the loss through the queries of later layers alone."""
-    token = moved(StagedToken.from_word(pipeline, "<v>", "dog", num_stages=5))
+    token = moved(TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=5))
     token.begin_pass(0)
     handles = [
         layer.to_q.register_forward_hook(lambda _, __, out: out.detach() if is_detached else out)
@@ -96,18 +96,18 @@ def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, pipeline: 
 
 
 def test_the_reference_has_the_category_in_the_tokens_place(pipeline: Any) -> None:
-    token = StagedToken.from_word(pipeline, "<v>", "dog", num_stages=2)
+    token = TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=2)
     plain = encode(pipeline, ["a photo of a dog on the beach"], 16).states[0]
-    with wearing(pipeline, [token]):
+    with injected(pipeline, [token]):
         found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "dog", 16)
     torch.testing.assert_close(found, plain)
 
 
 def test_words_of_a_long_category_are_lined_up(pipeline: Any) -> None:
     """The last word of `red dog` stands where the token stands; what follows keeps its meaning."""
-    token = StagedToken.from_word(pipeline, "<v>", "red dog", num_stages=2)
+    token = TimestepTokens.from_word(pipeline, "<v>", "red dog", num_stages=2)
     plain = encode(pipeline, ["a photo of a red dog on the beach"], 16).states[0]
-    with wearing(pipeline, [token]):
+    with injected(pipeline, [token]):
         found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "red dog", 16)
     torch.testing.assert_close(found[:5], plain[:5])  # start, a photo of a
     torch.testing.assert_close(found[5:-1], plain[6:])
@@ -174,7 +174,7 @@ def test_a_large_weight_keeps_the_token_at_its_category(
     for weight in (0.0, 10.0):
         training = make(pipeline, pictures, words=[*words, f"loss.subject_wise={weight}"], seed=3)
         learned = training.run(tmp_path / f"{weight}.safetensors")
-        token = StagedToken.from_state("<v>", "dog", learned.state())
+        token = TimestepTokens.from_state("<v>", "dog", learned.state())
         ends.append(loss_of(pipeline, token))
     assert ends[1] < 0.5 * ends[0]
 
@@ -210,7 +210,7 @@ def test_together_each_learns_what_it_learns_alone(
         for i, training in enumerate(three())
     ]
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    together = [state_of(each) for each in run_together(three(), paths)]
+    together = [state_of(each) for each in run_batch(three(), paths)]
     for own, other in zip(alone, together, strict=True):
         assert own.keys() == other.keys()
         for name, value in own.items():
@@ -229,7 +229,7 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
     def two(folder: str, **hooks: Any) -> list[dict[str, Tensor]]:
         trainings = [make(pipeline, pictures, f"v{i}", seed=i, **hooks) for i in range(2)]
         paths = [tmp_path / f"{folder}{i}.safetensors" for i in range(2)]
-        return [state_of(each) for each in run_together(trainings, paths)]
+        return [state_of(each) for each in run_batch(trainings, paths)]
 
     whole = two("whole")
     with pytest.raises(TrainingInterrupted, match="after step 2 of 4"):
@@ -253,7 +253,7 @@ def test_one_that_fails_leaves_the_others_alone(
     trainings = [make(pipeline, pictures, f"v{i}", words=words, seed=i) for i in range(3)]
     for parameter in trainings[1].embedding.learning().values():
         parameter.data[:] = float("nan")
-    first, failed, last = run_together(trainings, paths)
+    first, failed, last = run_batch(trainings, paths)
     assert isinstance(first, Learned)
     assert isinstance(failed, TrainingFailed)
     assert "step 1: a loss or gradient is not finite" in failed.message
@@ -280,7 +280,7 @@ def test_one_that_has_had_enough_leaves_early(
         )
         for i in range(2)
     ]
-    run_together(trainings, [tmp_path / f"{i}.safetensors" for i in range(2)])
+    run_batch(trainings, [tmp_path / f"{i}.safetensors" for i in range(2)])
     assert [len(each) for each in reports] == [1, 4]
 
 
@@ -290,7 +290,7 @@ def test_what_changes_the_base_model_is_taught_alone(
     words = ("augmentation.crops=4", "unet.steps=1")
     two = [make(pipeline, pictures, f"v{i}", "dreambooth", words) for i in range(2)]
     with pytest.raises(ValueError, match="expected one training"):
-        run_together(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+        run_batch(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
 
 
 def test_sefi_learns_one_token() -> None:
@@ -329,7 +329,7 @@ def test_methods_meet_in_a_prompt(pair: Registry, base: LoadedBase, tmp_path: Pa
     assert is_same
     version = pair.show("rex").versions[-1]
     (artifact,) = version.artifacts
-    assert read_artifact(pair.path_of(artifact.sha256))[1].stage_order == STAGE_ORDER
+    assert read_adapter(pair.path_of(artifact.sha256))[1].stage_order == STAGE_ORDER
 
 
 def test_leaks_are_told_for_each_pair_and_direction(
@@ -356,7 +356,7 @@ def test_separation_changes_the_picture_and_is_recorded(
     plain = replace(wish, settings=replace(apart, separate=False))
     drawn, usual = (list(generate(pair, base, [each], tmp_path / "out")) for each in (wish, plain))
     assert drawn[0].image.tobytes() != usual[0].image.tobytes()
-    assert read_made(drawn[1].path).settings == apart
+    assert read_provenance(drawn[1].path).settings == apart
     _, is_same = reproduce(pair, base, drawn[1].path, tmp_path / "again")
     assert is_same
     single = replace(wish, prompt="<rex> asleep")
@@ -370,10 +370,10 @@ def test_separation_changes_the_picture_and_is_recorded(
 def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None:
     """Of the maps of a moved latent, at the same timestep."""
     pipeline = base.pipeline
-    with dressed(base, choose(pair, TOGETHER.prompt)) as worn:
-        prompt = spelled_out(TOGETHER.prompt, worn)
-        looks = looks_of(pipeline, prompt, worn)
-        layers = telling_layers(pipeline.unet)
+    with inject_concepts(base, choose(pair, TOGETHER.prompt)) as worn:
+        prompt = expand_prompt(TOGETHER.prompt, worn)
+        looks = subject_columns(pipeline, prompt, worn)
+        layers = localising_layers(pipeline.unet)
         pipeline.scheduler.set_timesteps(10)
         latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -408,19 +408,19 @@ def test_a_picture_that_was_watched_for_leaks_is_watched_again(
 ) -> None:
     """Watched layers differ from others in the last bit."""
     picture, _ = generate(pair, base, [TOGETHER], tmp_path / "a", with_leaks=True)
-    assert read_made(picture.path).with_leaks
+    assert read_provenance(picture.path).with_leaks
     again, is_same = reproduce(pair, base, picture.path, tmp_path / "b")
     assert is_same
     assert again.leaks == picture.leaks
     plain, _ = generate(pair, base, [TOGETHER], tmp_path / "c")
-    assert not read_made(plain.path).with_leaks
+    assert not read_provenance(plain.path).with_leaks
 
 
 def test_a_damaged_photo_stops_one_concept_of_a_batch(two: Registry, base: LoadedBase) -> None:
     path = two.path_of(two.show("mia").images[0].sha256)
     path.chmod(0o600)
     path.write_bytes(b"nothing")
-    failed, done = train_together(two, ["mia", "rex"], base, method="sefi", overrides=SHORT)
+    failed, done = train_many(two, ["mia", "rex"], base, method="sefi", overrides=SHORT)
     assert isinstance(failed, ConceptryError)
     assert isinstance(done, Trained)
     assert [run.status for name in ("mia", "rex") for run in two.show(name).runs] == [
@@ -434,10 +434,10 @@ def test_a_damaged_resume_point_stops_one_concept_of_a_batch(
 ) -> None:
     hooks = {"rex": Hooks(should_stop=stops_after(2))}
     with pytest.raises(TrainingInterrupted):
-        train_together(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+        train_many(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
     run = two.resumable_run("mia").run
     (two.run_folder(run) / "resume.safetensors").write_bytes(b"nothing")
-    done, failed = resume_together(two, ["rex", "mia"], base)
+    done, failed = resume_many(two, ["rex", "mia"], base)
     assert isinstance(done, Trained)
     assert isinstance(failed, InvalidWeights)
     assert two.resumable_run("mia").status == "interrupted"
@@ -458,27 +458,27 @@ def test_several_are_taught_in_one_batch_and_one_that_cannot_be_is_told(
     two: Registry, base: LoadedBase
 ) -> None:
     names = ["rex", "nobody", "mia"]
-    first, failed, last = train_together(two, names, base, method="sefi", overrides=SHORT)
+    first, failed, last = train_many(two, names, base, method="sefi", overrides=SHORT)
     assert isinstance(first, Trained)
     assert isinstance(last, Trained)
     assert (first.concept, first.together, last.concept, last.version) == ("rex", 2, "mia", 1)
     assert isinstance(failed, NotFound)
     assert [run.status for name in ("rex", "mia") for run in two.show(name).runs] == ["done"] * 2
     with pytest.raises(InvalidInput, match="one concept at a time"):
-        train_together(two, names, base, method="dreambooth")
+        train_many(two, names, base, method="dreambooth")
 
 
 def test_a_batch_that_was_interrupted_goes_on_together(two: Registry, base: LoadedBase) -> None:
     hooks = {"rex": Hooks(should_stop=stops_after(2))}
     with pytest.raises(TrainingInterrupted, match="rex, mia: stopped") as caught:
-        train_together(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
+        train_many(two, ["rex", "mia"], base, method="sefi", overrides=SHORT, hooks=hooks)
     assert caught.value.hint == "concept train rex mia --resume"
     assert [two.resumable_run(name).method for name in ("rex", "mia")] == ["sefi"] * 2
-    done = resume_together(two, ["rex", "mia"], base)
+    done = resume_many(two, ["rex", "mia"], base)
     assert [each.together for each in done if isinstance(each, Trained)] == [2, 2]
     one = train(two, "rex", base, method="sefi", overrides=SHORT)
     states = [
-        read_artifact(two.path_of(two.show("rex").versions[i].artifacts[0].sha256))[0]["staged.0"]
+        read_adapter(two.path_of(two.show("rex").versions[i].artifacts[0].sha256))[0]["staged.0"]
         for i in range(2)
     ]
     assert one.version == 2

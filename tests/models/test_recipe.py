@@ -81,33 +81,33 @@ def filled(folder: Path, *, full_size: bool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of small networks."""
-    return filled(tmp_path_factory.mktemp("workshop"), full_size=False)
+    return filled(tmp_path_factory.mktemp("context"), full_size=False)
 
 
 @pytest.fixture(scope="module")
 def large_workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of networks as they ship."""
-    return filled(tmp_path_factory.mktemp("workshop"), full_size=True)
+    return filled(tmp_path_factory.mktemp("context"), full_size=True)
 
 
-def begin(stage: str, workshop: Path, folder: Path) -> Path:
+def begin(stage: str, context: Path, folder: Path) -> Path:
     """A folder in which a stage can be run."""
     folder.mkdir(exist_ok=True)
     for earlier in train.STAGES:
         if earlier != stage:
             name = f"{earlier}.safetensors"
-            shutil.copyfile(workshop / name, folder / name)
+            shutil.copyfile(context / name, folder / name)
     return folder
 
 
 @pytest.mark.parametrize("stage", [name for name in train.STAGES if name != "unet"])
 def test_some_steps_of_a_stage_lower_its_loss(
-    stage: str, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", STEPS[stage] // 5)
-    run(stage, begin(stage, workshop, tmp_path), steps=STEPS[stage])
+    run(stage, begin(stage, context, tmp_path), steps=STEPS[stage])
     assert_learned(stage, tmp_path)
 
 
@@ -144,14 +144,14 @@ def assert_learned(stage: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("stage", list(train.STAGES))
 def test_a_stage_that_was_stopped_ends_bit_equal(
-    stage: str, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches follow from the seed and the step; the rest is in the resume point.
 
     All begin with the same autoencoder, whose scale takes as long to find as all steps here.
     """
     monkeypatch.setattr(train, "scaling_factor", lambda *_: 0.2)
-    whole, stopped = (begin(stage, workshop, tmp_path / name) for name in ("whole", "stopped"))
+    whole, stopped = (begin(stage, context, tmp_path / name) for name in ("whole", "stopped"))
     run(stage, whole, steps=6, batch=4)
     run(stage, stopped, steps=6, batch=4, stop_at=4)
     run(stage, stopped, steps=6, batch=4)
@@ -161,12 +161,12 @@ def test_a_stage_that_was_stopped_ends_bit_equal(
 
 
 def test_a_stopped_stage_finds_its_window_of_scenes_again(
-    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenes that are used several times are those of the uninterrupted run."""
     windowed = dataclasses.replace(train.STAGES["unet"], window=2, reuse=2)
     monkeypatch.setitem(train.STAGES, "unet", windowed)
-    whole, stopped = (begin("unet", workshop, tmp_path / name) for name in ("whole", "stopped"))
+    whole, stopped = (begin("unet", context, tmp_path / name) for name in ("whole", "stopped"))
     run("unet", whole, steps=8, batch=2)
     run("unet", stopped, steps=8, batch=2, stop_at=5)
     run("unet", stopped, steps=8, batch=2)
@@ -175,14 +175,14 @@ def test_a_stopped_stage_finds_its_window_of_scenes_again(
 
 
 def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> None:
-    workshop = train.Workshop(tmp_path, torch.device("cpu"))
+    context = train.Context(tmp_path, torch.device("cpu"))
     stage = train.STAGES["identity"]
-    fresh = train.Training(stage, workshop).learning
+    fresh = train.Training(stage, context).learning
     earlier = {name: torch.full(value.shape, 0.5) for name, value in fresh.items()}
     other, *same = fresh
     earlier[other] = torch.ones(2, 2)
     save_file(earlier, tmp_path / "earlier.safetensors")
-    begun = train.Training(stage, workshop, start=tmp_path / "earlier.safetensors").learning
+    begun = train.Training(stage, context, start=tmp_path / "earlier.safetensors").learning
     assert all(begun[name].eq(0.5).all() for name in same)
     assert begun[other].equal(fresh[other])
 

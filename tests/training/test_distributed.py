@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.adapters.file_format import read_artifact
+from conceptry.adapters.file_format import read_adapter
 from conceptry.registry import Registry
 from conceptry.registry.errors import TrainingFailed
 from conceptry.training import distributed as processes
@@ -88,7 +88,7 @@ def address() -> dict[str, str]:
 
 def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
     (version,) = (each for each in registry.show("rex").versions if each.number == number)
-    return read_artifact(registry.path_of(version.artifacts[0].sha256))[0]
+    return read_adapter(registry.path_of(version.artifacts[0].sha256))[0]
 
 
 @pytest.mark.parametrize("start", WAYS_TO_START)

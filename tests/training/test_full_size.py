@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.adapters.adapter import Adapter, wearing
+from conceptry.adapters.adapter import Adapter, injected
 from conceptry.adapters.timestep_tokens import staging_for
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw_batch
@@ -51,7 +51,7 @@ def test_one_step_of_each_stage_and_a_picture(
     assert [report.stage for report in seen] == [stage.name for stage in method.stages]
     adapters: list[Adapter] = [learned.embedding, *staging_for([learned.embedding])]
     adapters += [learned.weights] if learned.weights else []
-    with wearing(pipeline, adapters):
+    with injected(pipeline, adapters):
         settings = Settings(steps=2, guidance=3.0, size=(128, 128))
         (picture,) = draw_batch(pipeline, ["a photo of <v> dog"], [0], settings)
     assert picture.size == (128, 128)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.adapters.file_format import Fits, write_artifact
+from conceptry.adapters.file_format import AdapterMetadata, write_adapter
 from conceptry.generation import Request, Settings, generate
 from conceptry.generation.prompt_syntax import FILE_NAME, choose
 from conceptry.methods.method import find_method, settings_of
@@ -37,14 +37,14 @@ def request(prompt: str) -> Request:
 def taught(rex: Registry, base: LoadedBase, tmp_path: Path) -> Registry:
     """rex has a version whose weights are too large for a strength above 1."""
     state = {"token.0": torch.randn(1, 32), "delta.conv_in.weight": torch.full((16, 4, 3, 3), 3e38)}
-    fits = Fits(
+    fits = AdapterMetadata(
         base_sha256=base.sha256,
         method="attndreambooth",
         category="dog",
         num_tokens=1,
         names_category=True,
     )
-    write_artifact(tmp_path / "rex.safetensors", state, fits)
+    write_adapter(tmp_path / "rex.safetensors", state, fits)
     rex.add_version("rex", {FILE_NAME: tmp_path / "rex.safetensors"})
     return rex
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conceptry.adapters.file_format import read_artifact
-from conceptry.generation.injection import dressed, spelled_out
+from conceptry.adapters.file_format import read_adapter
+from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import choose
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw
@@ -30,8 +30,8 @@ def teach(registry: Registry, base: LoadedBase, **options: Any) -> Trained:
 
 
 def pixels(registry: Registry, base: LoadedBase, prompt: str) -> np.ndarray:
-    with dressed(base, choose(registry, prompt)) as worn:
-        (drawn,) = draw(base, spelled_out(prompt, worn), [5], DRAWING)
+    with inject_concepts(base, choose(registry, prompt)) as worn:
+        (drawn,) = draw(base, expand_prompt(prompt, worn), [5], DRAWING)
     return np.asarray(drawn.image, dtype=int)
 
 
@@ -174,7 +174,7 @@ def test_rates_are_read_as_numbers(rex: Registry, base: LoadedBase) -> None:
 
 def test_an_adapter_says_what_it_fits(rex: Registry, base: LoadedBase) -> None:
     teach(rex, base, overrides=(*SHORT, "num_tokens=2"))
-    state, fits = read_artifact(Path(choose(rex, "<rex>")[0].path))
+    state, fits = read_adapter(Path(choose(rex, "<rex>")[0].path))
     assert (fits.base_sha256, fits.category, fits.num_tokens) == (base.sha256, "dog", 2)
     assert state["token.0"].shape == (2, 32)
 

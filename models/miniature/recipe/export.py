@@ -23,7 +23,7 @@ from ...bases import SHIPPED
 from ...hashes import MANIFEST, hash_of
 from ..architecture import make_clip, make_scheduler, make_unet, make_vae
 from ..tokenizer import make_tokenizer
-from .train import STAGES, Workshop, parameters_of, scaling_factor
+from .train import STAGES, Context, parameters_of, scaling_factor
 
 MAX_BYTES = 36_000_000
 
@@ -41,7 +41,7 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     parts["unet"].load_state_dict(parameters_of(unet_stage, "unet"))
     decoder_stage = load_file(miniature / "decoder.safetensors")
     parts["vae"].load_state_dict(parameters_of(decoder_stage, "vae"))
-    factor = scaling_factor(parts["vae"], Workshop(miniature, torch.device("cpu")))
+    factor = scaling_factor(parts["vae"], Context(miniature, torch.device("cpu")))
     parts["vae"].register_to_config(scaling_factor=factor)
     for part in parts.values():
         part.half()

@@ -72,7 +72,7 @@ MANY_STEPS = 1_000_000
 
 
 @dataclass
-class Workshop:
+class Context:
     """Where a training happens and what earlier stages left there."""
 
     folder: Path
@@ -154,12 +154,12 @@ class Stage:
     learning_rate: float
     make_batch: Callable[..., Batch]
     offset: int
-    build: Callable[[Workshop], nn.ModuleDict]
-    losses: Callable[[Any, Any, Workshop, torch.Generator], Losses]
+    build: Callable[[Context], nn.ModuleDict]
+    losses: Callable[[Any, Any, Context, torch.Generator], Losses]
     """Of a `Batch`, or of what `encode` makes of one."""
     learns: tuple[str, ...]
     size: int = SIZE
-    encode: Callable[[Any, Batch, Workshop], Encoded] | None = None
+    encode: Callable[[Any, Batch, Context], Encoded] | None = None
     window: int = 1
     """Minibatches are drawn from the last so many batches of encoded scenes, ..."""
     reuse: int = 1
@@ -178,42 +178,40 @@ class Stage:
 # --- what the stages minimise ---------------------------------------------------------------------
 
 
-def build_clip(workshop: Workshop) -> nn.ModuleDict:
+def build_clip(context: Context) -> nn.ModuleDict:
     """Both encoders, from nothing."""
-    return nn.ModuleDict({"clip": make_clip(workshop.tokenizer)})
+    return nn.ModuleDict({"clip": make_clip(context.tokenizer)})
 
 
-def clip_losses(
-    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
-) -> Losses:
+def clip_losses(modules: Any, batch: Batch, context: Context, generator: torch.Generator) -> Losses:
     """Symmetric cross-entropy over all pairs of a batch (Radford et al. 2021, figure 3).
 
     The text encoder is causal and read at the end token: padding after it changes nothing.
     """
     del generator
-    with workshop.autocast():
+    with context.autocast():
         output = modules["clip"](
-            input_ids=workshop.tokens(batch.captions, padding="longest"),
-            pixel_values=workshop.pixels(batch.images),
+            input_ids=context.tokens(batch.captions, padding="longest"),
+            pixel_values=context.pixels(batch.images),
         )
     logits = output.logits_per_text.float()
     target = torch.arange(len(logits), device=logits.device)
     return {"clip": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
 
 
-def build_clip_tune(workshop: Workshop) -> nn.ModuleDict:
+def build_clip_tune(context: Context) -> nn.ModuleDict:
     """The encoders as they are, the text encoder as the U-Net's training left it."""
-    modules: Any = build_clip(workshop)
-    workshop.load("clip", modules["clip"], "clip")
-    workshop.load("unet", modules["clip"].text_model, "text")
+    modules: Any = build_clip(context)
+    context.load("clip", modules["clip"], "clip")
+    context.load("unet", modules["clip"].text_model, "text")
     return modules
 
 
-def build_vae(workshop: Workshop) -> nn.ModuleDict:
+def build_vae(context: Context) -> nn.ModuleDict:
     """The autoencoder, from nothing or from the layers of the one whose latents it takes over."""
     vae = make_vae()
-    if workshop.latents_of is not None:
-        _take_over(vae, workshop.earlier_vae)
+    if context.latents_of is not None:
+        _take_over(vae, context.earlier_vae)
     return nn.ModuleDict({"vae": vae})
 
 
@@ -228,47 +226,47 @@ def _take_over(vae: Any, earlier: Any) -> None:
             ours[place].copy_(value)
 
 
-def keep_pictures(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+def keep_pictures(modules: Any, batch: Batch, context: Context) -> Encoded:
     """What the autoencoder needs of scenes."""
     del modules
-    images = batch.images.to(workshop.device, non_blocking=True)
-    return {"images": images, "foregrounds": workshop.foregrounds(batch)}
+    images = batch.images.to(context.device, non_blocking=True)
+    return {"images": images, "foregrounds": context.foregrounds(batch)}
 
 
 def vae_losses(
-    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """How far what comes back is from what went in, and a touch of KL.
 
-    With `Workshop.latents_of`, also how far latents are from those of that autoencoder, as a share
+    With `Context.latents_of`, also how far latents are from those of that autoencoder, as a share
     of their own variance.
     """
-    pixels = workshop.pixels(scenes["images"])
-    with workshop.autocast():
+    pixels = context.pixels(scenes["images"])
+    with context.autocast():
         posterior = modules["vae"].encode(pixels).latent_dist
-        decoded = _decode_sample(modules["vae"], posterior, workshop, generator)
+        decoded = _decode_sample(modules["vae"], posterior, context, generator)
     kl = 1e-6 * posterior.kl().float().mean()
     losses = _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
-    if workshop.latents_of is None:
+    if context.latents_of is None:
         return losses
-    earlier = workshop.earlier_vae
-    with torch.no_grad(), workshop.autocast():
+    earlier = context.earlier_vae
+    with torch.no_grad(), context.autocast():
         reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
         wanted = earlier.encode(reduced).latent_dist.mean.float()
     error = (posterior.mean.float() - wanted).square().mean() / wanted.var()
     return losses | {"latents": LATENTS_WEIGHT * error}
 
 
-def build_decoder(workshop: Workshop) -> nn.ModuleDict:
+def build_decoder(context: Context) -> nn.ModuleDict:
     """The autoencoder as it is, and who tells its pictures from renders."""
-    modules: Any = build_vae(workshop)
-    workshop.load("vae", modules["vae"], "vae")
+    modules: Any = build_vae(context)
+    context.load("vae", modules["vae"], "vae")
     modules["discriminator"] = Discriminator()
     return modules
 
 
 def decoder_losses(
-    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
 
@@ -276,8 +274,8 @@ def decoder_losses(
     those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
     alone, and `discriminator`, the hinge loss, the discriminator alone.
     """
-    pixels = workshop.pixels(scenes["images"])
-    with workshop.autocast():
+    pixels = context.pixels(scenes["images"])
+    with context.autocast():
         with torch.no_grad():
             latents = modules["vae"].encode(pixels).latent_dist.mean
             noise = torch.randn(
@@ -302,9 +300,9 @@ def decoder_losses(
 
 
 def _decode_sample(
-    vae: Any, posterior: Any, workshop: Workshop, generator: torch.Generator
+    vae: Any, posterior: Any, context: Context, generator: torch.Generator
 ) -> Tensor:
-    noise = torch.randn(posterior.mean.shape, generator=generator, device=workshop.device)
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=context.device)
     return vae.decode(posterior.mean + posterior.std * noise).sample
 
 
@@ -326,43 +324,43 @@ def _reconstruction_losses(decoded: Tensor, pixels: Tensor, foreground: Tensor) 
     }
 
 
-def build_unet(workshop: Workshop) -> nn.ModuleDict:
+def build_unet(context: Context) -> nn.ModuleDict:
     """The U-Net from nothing, the text encoder from `clip`, and the frozen autoencoder."""
-    clip = make_clip(workshop.tokenizer)
-    workshop.load("clip", clip, "clip")
+    clip = make_clip(context.tokenizer)
+    context.load("clip", clip, "clip")
     vae = make_vae()
-    workshop.load("vae", vae, "vae")
-    vae.register_to_config(scaling_factor=scaling_factor(vae, workshop))
+    context.load("vae", vae, "vae")
+    vae.register_to_config(scaling_factor=scaling_factor(vae, context))
     unet = make_unet()
-    if workshop.device.type == "cpu":
+    if context.device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused one is slow there for small heads
     return nn.ModuleDict({"unet": unet, "text": clip.text_model, "vae": vae})
 
 
 @torch.no_grad()
-def scaling_factor(vae: Any, workshop: Workshop) -> float:
+def scaling_factor(vae: Any, context: Context) -> float:
     """One over the standard deviation of latents, rounded so that every run agrees."""
-    vae.to(workshop.device)
+    vae.to(context.device)
     batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
-    latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
+    latents = vae.encode(context.pixels(batch.images)).latent_dist.mean
     return round(1 / float(latents.std()), 4)
 
 
 @torch.no_grad()
-def encode_scenes(modules: Any, batch: Batch, workshop: Workshop) -> Encoded:
+def encode_scenes(modules: Any, batch: Batch, context: Context) -> Encoded:
     """What the U-Net needs of scenes, so small that many of them stay in memory."""
     vae = modules["vae"]
-    with workshop.autocast():
-        latents = vae.encode(workshop.pixels(batch.images)).latent_dist.mean
+    with context.autocast():
+        latents = vae.encode(context.pixels(batch.images)).latent_dist.mean
     return {
         "latents": latents.float() * vae.config.scaling_factor,
-        "tokens": workshop.tokens(batch.captions),
-        "foregrounds": workshop.foregrounds(batch),
+        "tokens": context.tokens(batch.captions),
+        "foregrounds": context.foregrounds(batch),
     }
 
 
 def unet_losses(
-    modules: Any, scenes: Encoded, workshop: Workshop, generator: torch.Generator
+    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
@@ -371,16 +369,16 @@ def unet_losses(
     is decided which colour goes where, count as much as those in between. The foreground weighs
     four times: a fifth of the picture, most of what a caption says.
     """
-    device, latents = workshop.device, scenes["latents"]
+    device, latents = context.device, scenes["latents"]
     count = len(latents)
     is_left_out = torch.rand(count, generator=generator, device=device) < CAPTION_DROPOUT
-    tokens = torch.where(is_left_out[:, None], workshop.no_words, scenes["tokens"])
+    tokens = torch.where(is_left_out[:, None], context.no_words, scenes["tokens"])
     timesteps = torch.randint(0, 1000, (count,), generator=generator, device=device)
     noise = torch.randn(latents.shape, generator=generator, device=device)
-    signal = workshop.signal[timesteps]
+    signal = context.signal[timesteps]
     share = signal[:, None, None, None]
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
-    with workshop.autocast():
+    with context.autocast():
         states = modules["text"](tokens).last_hidden_state
         predicted = modules["unet"](noisy, timesteps, states).sample
     snr = signal / (1 - signal)
@@ -389,19 +387,19 @@ def unet_losses(
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
 
 
-def build_identity(workshop: Workshop) -> nn.ModuleDict:
+def build_identity(context: Context) -> nn.ModuleDict:
     """The identity encoder, from nothing."""
-    del workshop
+    del context
     return nn.ModuleDict({"identity": IdentityEncoder()})
 
 
 def identity_losses(
-    modules: Any, batch: Batch, workshop: Workshop, generator: torch.Generator
+    modules: Any, batch: Batch, context: Context, generator: torch.Generator
 ) -> Losses:
     """Each picture finds its partner among all others (Chen et al. 2020, NT-Xent, τ = 0.07)."""
     del generator
-    with workshop.autocast():
-        embedded = modules["identity"](workshop.pixels(batch.images)).float()
+    with context.autocast():
+        embedded = modules["identity"](context.pixels(batch.images)).float()
     similar = embedded @ embedded.T / 0.07
     similar = similar.masked_fill(
         torch.eye(len(similar), dtype=torch.bool, device=similar.device), -1e4
@@ -532,16 +530,16 @@ class Training:
     def __init__(
         self,
         stage: Stage,
-        workshop: Workshop,
+        context: Context,
         *,
         start: Path | None = None,
         compiled: bool = False,
     ) -> None:
         self.stage = stage
-        self.workshop = workshop
-        with _seeded(hash_of(workshop.seed, stage.name, -1)):
-            self.modules: Any = stage.build(workshop)
-        self.modules.to(workshop.device, memory_format=torch.channels_last)
+        self.context = context
+        with _seeded(hash_of(context.seed, stage.name, -1)):
+            self.modules: Any = stage.build(context)
+        self.modules.to(context.device, memory_format=torch.channels_last)
         self.modules.requires_grad_(False)
         self.start = start
         if compiled:
@@ -556,17 +554,17 @@ class Training:
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.learning.items():
             groups.setdefault(stage.slow.get(name.partition(".")[0], 1.0), []).append(parameter)
-        on_cuda = workshop.device.type == "cuda"
+        on_cuda = context.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "share": share} for share, params in groups.items()],
-            lr=torch.zeros((), device=workshop.device),
+            lr=torch.zeros((), device=context.device),
             betas=(0.9, 0.99),
             weight_decay=stage.weight_decay,
             fused=True,
             capturable=on_cuda,
         )
         self.step = 0
-        self._generator = torch.Generator(workshop.device)
+        self._generator = torch.Generator(context.device)
         self._graph = _Graph(self._update, self._generator) if on_cuda else None
 
     def run(
@@ -580,7 +578,7 @@ class Training:
 
         With `seconds`, for so long instead, of which the first batch is not yet a part.
         """
-        stage, folder = self.stage, self.workshop.folder
+        stage, folder = self.stage, self.context.folder
         self._resume()
         last = MANY_STEPS if seconds else num_steps if stop_at is None else min(stop_at, num_steps)
         started = saved = None
@@ -610,7 +608,7 @@ class Training:
         make = partial(
             stage.make_batch,
             split=stage.split,
-            offset=stage.offset + 100 * self.workshop.seed,
+            offset=stage.offset + 100 * self.context.seed,
             batch=stage.batch,
             size=stage.size,
             **options,
@@ -623,10 +621,10 @@ class Training:
         window, num_known = _Window(stage.window), first
         for step in range(self.step, last):
             while num_known <= step // stage.reuse:
-                scenes = stage.encode(self.modules, next(coming), self.workshop)
+                scenes = stage.encode(self.modules, next(coming), self.context)
                 window.put(num_known, scenes)
                 num_known += 1
-            yield window.draw(self.workshop.generator(f"{stage.name} window", step))
+            yield window.draw(self.context.generator(f"{stage.name} window", step))
 
     def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what an earlier run learned; layers of another shape begin anew."""
@@ -640,24 +638,24 @@ class Training:
             "stage": stage.name,
             "images": num_steps * stage.batch,
             "seconds": seconds,
-            "seed": self.workshop.seed,
-            "device": self.workshop.device.type,
+            "seed": self.context.seed,
+            "device": self.context.device.type,
             "torch": torch.__version__,
             "start_sha256": hashlib.sha256(self.start.read_bytes()).hexdigest()
             if self.start
             else None,
-            "latents_of": str(self.workshop.latents_of) if self.workshop.latents_of else None,
+            "latents_of": str(self.context.latents_of) if self.context.latents_of else None,
             **{name: getattr(stage, name) for name in _SETTINGS},
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
         text = json.dumps(settings, indent=2, default=dict)
-        (self.workshop.folder / f"{stage.name}.json").write_text(text + "\n")
+        (self.context.folder / f"{stage.name}.json").write_text(text + "\n")
 
     def _learn(self, batch: Any, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate * group["share"])
-        self._generator.manual_seed(hash_of(self.workshop.seed, self.stage.name, self.step))
+        self._generator.manual_seed(hash_of(self.context.seed, self.stage.name, self.step))
         losses = self._graph(batch) if self._graph else self._update(batch)
         keep = min(self.stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -669,7 +667,7 @@ class Training:
     def _update(self, batch: Any) -> Losses:
         """One step of the optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.stage.losses(self.modules, batch, self.workshop, self._generator)
+        losses = self.stage.losses(self.modules, batch, self.context, self._generator)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
         self.optimizer.step()
@@ -703,11 +701,11 @@ class Training:
     def export(self) -> None:
         """Write the averaged weights of all that this stage touched, for later stages."""
         weights = dict(self.modules.state_dict()) | self.average
-        _write(self.workshop.folder / f"{self.stage.name}.safetensors", weights, {})
+        _write(self.context.folder / f"{self.stage.name}.safetensors", weights, {})
 
     @property
     def _resume_path(self) -> Path:
-        return self.workshop.folder / f"{self.stage.name}.resume.safetensors"
+        return self.context.folder / f"{self.stage.name}.resume.safetensors"
 
 
 class _Graph:
@@ -883,8 +881,8 @@ def train(
         torch.backends.cudnn.benchmark = True
         recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
     num_steps = (images or recipe.images) // recipe.batch
-    workshop = Workshop(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
-    training = Training(recipe, workshop, start=start, compiled=compiled)
+    context = Context(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
+    training = Training(recipe, context, start=start, compiled=compiled)
     training.run(num_steps, num_workers, stop_at, seconds)
 
 

@@ -23,11 +23,11 @@ GROUP_BYTES = 1 << 20
 """Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
 
 
-def attend_lean(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_chunked(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`."""
     flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
     biases = [segment.bias for segment in problem.segments]
-    output, maps, moments = _LeanAttention.apply(
+    output, maps, moments = _ChunkedAttention.apply(
         problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
     )
     return output, maps, moments
@@ -44,7 +44,7 @@ def _outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class _LeanAttention(torch.autograd.Function):
+class _ChunkedAttention(torch.autograd.Function):
     """Forward and backward by chunks of queries."""
 
     @staticmethod
@@ -273,12 +273,14 @@ class _Group:
         _add_product(own_d_k, d_scores.mT, self._q[:, chunk], chunk, self._scale)
 
 
-def map_distance_lean(q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float) -> Tensor:
+def map_distance_chunked(
+    q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
+) -> Tensor:
     """See `map_distance_reference`."""
-    return _LeanDistance.apply(q, k_a, k_b, weights, scale)
+    return _ChunkedDistance.apply(q, k_a, k_b, weights, scale)
 
 
-class _LeanDistance(torch.autograd.Function):
+class _ChunkedDistance(torch.autograd.Function):
     """Forward and backward by chunks of queries."""
 
     @staticmethod
