@@ -1,63 +1,20 @@
 """From prompts to what the U-Net is conditioned on, and where in it the concept stands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..models.backbone import Backbone
+from ..models.conditioning import Conditioning
 from ..registry.errors import InvalidInput
-from .adapter import TokenEmbedding
 from .timestep_tokens import TimestepTokens
+from .token_embedding import TokenEmbedding
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioning:
-    """Text states (B, 77, d), and what else SDXL takes: pooled states and sizes."""
-
-    states: Tensor
-    added: dict[str, Tensor] = field(default_factory=dict)
-
-    def pick(self, index: Tensor) -> "Conditioning":
-        """The rows of an index (B,).
-
-        By `index_select`: the gradient of `states[index]` is summed in any order, even on a CPU.
-        """
-        return Conditioning(
-            self.states.index_select(0, index),
-            {name: value.index_select(0, index) for name, value in self.added.items()},
-        )
-
-    @classmethod
-    def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """One batch after another."""
-        names = parts[0].added
-        return cls(
-            torch.cat([part.states for part in parts]),
-            {name: torch.cat([part.added[name] for part in parts]) for name in names},
-        )
-
-
-def encode(pipeline: Any, prompts: list[str], size: int) -> Conditioning:
-    """Encode prompts as the pipeline itself does; gradients flow into the embedding.
-
-    `size` is the side of the pictures in pixels, of which SDXL is told.
-    """
-    device = pipeline.unet.device
-    encoded = pipeline.encode_prompt(
-        prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    if len(encoded) == 2:
-        return Conditioning(encoded[0])
-    states, _, pooled, _ = encoded
-    sizes = torch.tensor([size, size, 0, 0, size, size], device=device, dtype=states.dtype)
-    added = {"text_embeds": pooled, "time_ids": sizes.repeat(len(prompts), 1)}
-    return Conditioning(states, added)
-
-
-@dataclass(frozen=True, slots=True)
-class Saying:
+class PromptAtTimestep:
     """A prompt that names what an embedding stands for, at a timestep."""
 
     embedding: TokenEmbedding | TimestepTokens
@@ -65,37 +22,41 @@ class Saying:
     timestep: int
 
 
-def encode_sayings(pipeline: Any, sayings: Sequence[Saying], size: int) -> Conditioning:
+def encode_at_timesteps(
+    backbone: Backbone, wanted: Sequence[PromptAtTimestep], size: int
+) -> Conditioning:
     """Encode each as its embedding has it at its timestep, equal ones once, all in one batch.
 
     Gradients flow into the embeddings. States are (B, 77, d), of staged tokens (B, 77, 2 · d).
     """
-    total = pipeline.scheduler.config.num_train_timesteps
-    said = [each.embedding.said(each.prompt, each.timestep, total) for each in sayings]
-    found = _encode_once(pipeline, [text for texts in said for text in texts], size)
-    if len(said[0]) == 1:
+    total = backbone.num_timesteps
+    variants = [
+        each.embedding.prompt_variants(each.prompt, each.timestep, total) for each in wanted
+    ]
+    found = _encode_once(backbone, [text for texts in variants for text in texts], size)
+    if len(variants[0]) == 1:
         return found
-    states = found.states.unflatten(0, (len(said), -1)).transpose(1, 2).flatten(2)
+    states = found.states.unflatten(0, (len(variants), -1)).transpose(1, 2).flatten(2)
     if not found.added:
         return Conditioning(states)
     words = [
         each.embedding.in_words(each.prompt)
-        for each in sayings
+        for each in wanted
         if isinstance(each.embedding, TimestepTokens)
     ]
     with torch.no_grad():
-        return Conditioning(states, _encode_once(pipeline, words, size).added)
+        return Conditioning(states, _encode_once(backbone, words, size).added)
 
 
-def _encode_once(pipeline: Any, prompts: Sequence[str], size: int) -> Conditioning:
+def _encode_once(backbone: Backbone, prompts: Sequence[str], size: int) -> Conditioning:
     unique = list(dict.fromkeys(prompts))
-    places = torch.tensor([unique.index(prompt) for prompt in prompts], device=pipeline.unet.device)
-    return encode(pipeline, unique, size).pick(places)
+    places = torch.tensor([unique.index(prompt) for prompt in prompts], device=backbone.device)
+    return backbone.encode_prompts(unique, size).pick(places)
 
 
 @torch.no_grad()
 def encode_reference(
-    pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str, size: int
+    backbone: Backbone, prompt: str, tokens: tuple[str, ...], category: str, size: int
 ) -> Tensor:
     """Text states (77, d) of a prompt with the category in the tokens' place.
 
@@ -103,10 +64,10 @@ def encode_reference(
     Row j belongs to what stands at j in the prompt with the tokens: where the category has more
     words than there are tokens, its last ones stand for them, and what follows moves up.
     """
-    tokenizer = pipeline.tokenizer
-    words = len(tokenizer(category, add_special_tokens=False).input_ids)
-    first = token_columns(pipeline, prompt, tokens)[0]
-    states = encode(pipeline, [prompt.replace(" ".join(tokens), category)], size).states[0]
+    words = len(backbone.text_encoders[0].ids(category, whole=False))
+    first = token_columns(backbone, prompt, tokens)[0]
+    in_words = prompt.replace(" ".join(tokens), category)
+    states = backbone.encode_prompts([in_words], size).states[0]
     own = torch.arange(len(states))
     inside = (own >= first) & (own < first + len(tokens))
     skipped = words - len(tokens)
@@ -116,20 +77,20 @@ def encode_reference(
 
 
 def token_columns(
-    pipeline: Any, prompt: str, tokens: tuple[str, ...], category: str | None = None
+    backbone: Backbone, prompt: str, tokens: tuple[str, ...], category: str | None = None
 ) -> list[int]:
     """Where in a prompt the placeholder tokens stand and, last, the first token of the category.
 
     Without `category` only the tokens. Raises `InvalidInput` if one of them is not in it.
     """
-    tokenizer = pipeline.tokenizer
-    ids: list[int] = tokenizer(prompt).input_ids
-    own = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    encoder = backbone.text_encoders[0]
+    ids = encoder.ids(prompt)
+    own = [encoder.tokenizer.convert_tokens_to_ids(token) for token in tokens]
     try:
         columns = [ids.index(each) for each in own]
         if category is None:
             return columns
-        first = tokenizer(category, add_special_tokens=False).input_ids[0]
+        first = encoder.ids(category, whole=False)[0]
         return [*columns, ids.index(first, columns[-1] + 1)]
     except ValueError:
         named = " ".join([*tokens, category or ""]).strip()

@@ -9,23 +9,24 @@ is known, keys' states first, and (B, 77, I · 2 · d) with all I stages beside 
 the U-Net takes those of its timestep.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from .adapter import Adapter, NewTokens, TokenEmbedding, mean_vectors
+from ..models.backbone import Backbone, EncodedTexts, EncodeTexts
+from .adapter import Adapter
+from .token_embedding import NewTokens, TokenEmbedding, mean_vectors
 
 STAGE_ORDER = "stage 0 has the least noise"
 ROLES = ("k", "v")
-_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 def stage_of(timestep: float, num_stages: int, num_timesteps: int) -> int:
@@ -86,7 +87,8 @@ class TimestepTokens:
     """A token with vectors (S, 2, d) for each text encoder; stage 0 has the least noise.
 
     In a prompt stands the token's own name. What the text encoder gets are 2 · S other names, one
-    for each stage and role (`said`). `category` is the word that SDXL's pooled states are read of.
+    for each stage and role (`prompt_variants`). `category` is the word that the pooled states of
+    SDXL are read of.
     """
 
     tokens: tuple[str]
@@ -98,7 +100,7 @@ class TimestepTokens:
     @classmethod
     def from_word(
         cls,
-        pipeline: Any,
+        backbone: Backbone,
         token: str,
         category: str,
         *,
@@ -107,7 +109,7 @@ class TimestepTokens:
         seed: int = 0,
     ) -> "TimestepTokens":
         """All vectors begin as the category's; learned `direct`ly or through a `network`."""
-        words = mean_vectors(pipeline, category)
+        words = mean_vectors(backbone, category)
         if parametrisation == "direct":
             starts = [word.repeat(num_stages, len(ROLES), 1) for word in words]
             return cls((token,), category, [TimestepVectors(start) for start in starts])
@@ -163,15 +165,15 @@ class TimestepTokens:
         """Forget the vectors of the last pass, as no other will follow."""
         self._now = []
 
-    def weaken(self, pipeline: Any, category: str, strength: float) -> None:
+    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
-        for i, start in enumerate(mean_vectors(pipeline, category)):
+        for i, start in enumerate(mean_vectors(backbone, category)):
             own = self._vectors(i).detach()
             self.sources[i] = TimestepVectors(torch.lerp(start.to(own), own, strength))
 
     # --- in prompts -------------------------------------------------------------------------------
 
-    def said(self, prompt: str, timestep: float, num_timesteps: int) -> tuple[str, ...]:
+    def prompt_variants(self, prompt: str, timestep: float, num_timesteps: int) -> tuple[str, ...]:
         """The prompt as keys and as values get it at a timestep."""
         stage = stage_of(timestep, self.num_stages, num_timesteps)
         return tuple(self.at_stage(prompt, stage, role) for role in ROLES)
@@ -187,14 +189,14 @@ class TimestepTokens:
     def _name(self, stage: int, role: str) -> str:
         return f"{self.tokens[0].removesuffix('>')}.{stage}{role}>"
 
-    def inject(self, pipeline: Any) -> None:
-        """Let the pipeline know the token and the names of its stages; see `Staging`."""
+    def inject(self, backbone: Backbone) -> None:
+        """Let the base model know the token and the names of its stages; see `TimestepRouting`."""
         if self._injected:
-            raise RuntimeError(f"{self.tokens[0]} is on already")
+            raise RuntimeError(f"{self.tokens[0]} is injected already")
         names = [self._name(s, role) for s in range(self.num_stages) for role in ROLES]
         rows = [partial(self._rows, i) for i in range(len(self.sources))]
         self._injected = NewTokens((*self.tokens, *names), rows)
-        self._injected.inject(pipeline)
+        self._injected.inject(backbone)
 
     def _rows(self, encoder: int) -> Tensor:
         """(1 + 2 · S, d); the token without a stage means the mean of all."""
@@ -202,32 +204,37 @@ class TimestepTokens:
         flat = (self._now[encoder] if is_training else self._vectors(encoder)).flatten(0, 1)
         return torch.cat([flat.mean(0, keepdim=True), flat])
 
-    def eject(self, pipeline: Any) -> None:
+    def eject(self, backbone: Backbone) -> None:
         """Let it forget them."""
         if self._injected:
-            self._injected.eject(pipeline)
+            self._injected.eject(backbone)
         self._injected = None
         self._now = []
 
 
-# --- in a pipeline --------------------------------------------------------------------------------
+# --- in a base model ------------------------------------------------------------------------------
 
 
-def staging_for(embeddings: Sequence[TokenEmbedding | TimestepTokens]) -> Sequence[Adapter]:
-    """What a pipeline has to wear over these: nothing, if none of them is staged."""
-    staged = [each for each in embeddings if isinstance(each, TimestepTokens)]
-    return [Staging(staged)] if staged else []
+def timestep_routing(
+    embeddings: Sequence[TokenEmbedding | TimestepTokens],
+) -> Sequence[Adapter]:
+    """What a base model needs beside these: nothing, if no token changes with time."""
+    changing = [each for each in embeddings if isinstance(each, TimestepTokens)]
+    return [TimestepRouting(changing)] if changing else []
 
 
 @dataclass(slots=True)
-class Staging:
-    """Brings staged tokens, which are worn already, into `encode_prompt` and the U-Net.
+class TimestepRouting:
+    """Brings tokens that change with time, which are injected already, to the denoiser.
 
-    Several may have different numbers of stages: time is cut wherever one of them changes.
+    Prompts are encoded for all stages at once; of these states the denoiser takes those of its
+    timestep (`Conditioning.at`), `to_k` the keys' part of them and `to_v` the values'. Several
+    tokens may have different numbers of stages: time is cut wherever one of them changes.
     """
 
     tokens: Sequence[TimestepTokens]
-    _handles: list[Any] = field(default_factory=list)
+    _undo: ExitStack | None = None
+    _starts: tuple[float, ...] = ()
 
     @property
     def starts(self) -> list[Fraction]:
@@ -235,50 +242,53 @@ class Staging:
         counts = {token.num_stages for token in self.tokens}
         return sorted({Fraction(i, count) for count in counts for i in range(count)})
 
-    def inject(self, pipeline: Any) -> None:
-        """From now on prompts with staged tokens are encoded for all stages at once."""
-        if self._handles:
-            raise RuntimeError("stages are on already")
-        pipeline.encode_prompt = partial(self._encode, pipeline.encode_prompt)
-        unet, width = pipeline.unet, pipeline.unet.config.cross_attention_dim
-        starts = torch.tensor(
-            [float(each * pipeline.scheduler.config.num_train_timesteps) for each in self.starts]
-        )
-        take = partial(_take_stage, starts, width)
-        self._handles.append(unet.register_forward_pre_hook(take, with_kwargs=True))
-        for name, layer in unet.named_modules():
-            if name.endswith("attn2"):
-                for projection, part in ((layer.to_k, 0), (layer.to_v, 1)):
-                    hook = partial(_take_part, part, width)
-                    self._handles.append(projection.register_forward_pre_hook(hook))
+    def inject(self, backbone: Backbone) -> None:
+        """From now on prompts with these tokens are encoded for all stages at once."""
+        if self._undo:
+            raise RuntimeError("stages are injected already")
+        self._starts = tuple(float(each * backbone.num_timesteps) for each in self.starts)
+        self._undo = ExitStack()
+        self._undo.enter_context(backbone.wrapped_texts(self._encode))
+        for projections in backbone.cross_attention():
+            for part, projection in enumerate(projections):
+                hook = partial(_take_part, part)
+                self._undo.callback(projection.register_forward_pre_hook(hook).remove)
 
-    def eject(self, pipeline: Any) -> None:
-        """Give the pipeline its own ways back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        del pipeline.encode_prompt
+    def eject(self, backbone: Backbone) -> None:
+        """Give the base model its own ways back."""
+        del backbone
+        if self._undo:
+            self._undo.close()
+        self._undo = None
 
-    def _encode(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """`encode_prompt` of the pipeline, with states (B, 77, I · 2 · d) for staged tokens."""
-        given: dict[str, Any] = dict(signature(own).bind(*args, **kwargs).arguments)
-        prompt = given.get("prompt")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    def _encode(
+        self,
+        encode: EncodeTexts,
+        prompts: Sequence[str],
+        negatives: Sequence[str] | None,
+        is_guided: bool,
+    ) -> EncodedTexts:
+        """States (B, 77, I · 2 · d) where one of the tokens is in a prompt."""
         if not any(token.tokens[0] in text for token in self.tokens for text in prompts):
-            return own(*args, **kwargs)
-        texts: dict[str, list[str]] = {
-            name: [value] * len(prompts) if isinstance(value, str) else list(value)
-            for name in _TEXTS
-            if (value := given.get(name)) is not None
-        }
+            return encode(prompts, negatives, is_guided)
         variants = [(start, role) for start in self.starts for role in ROLES]
-        for name, each in texts.items():
-            given[name] = [self._at(text, *variant) for variant in variants for text in each]
-        states, negative, *pooled = own(**given)
-        if pooled:
-            in_words = {name: list(map(self._in_words, each)) for name, each in texts.items()}
-            _, _, *pooled = own(**(given | in_words))
-        return (_beside(states, len(variants)), _beside(negative, len(variants)), *pooled)
+
+        def varied(texts: Sequence[str]) -> list[str]:
+            return [self._at(text, *variant) for variant in variants for text in texts]
+
+        found = encode(varied(prompts), varied(negatives) if negatives else None, is_guided)
+        pooled, negative_pooled = found.pooled, found.negative_pooled
+        if pooled is not None:
+            in_words = [list(map(self._in_words, each)) for each in (prompts, negatives or [])]
+            words = encode(in_words[0], in_words[1] or None, is_guided)
+            pooled, negative_pooled = words.pooled, words.negative_pooled
+        return EncodedTexts(
+            _beside(found.states, len(variants)),
+            None if found.negative is None else _beside(found.negative, len(variants)),
+            pooled,
+            negative_pooled,
+            self._starts,
+        )
 
     def _at(self, text: str, start: Fraction, role: str) -> str:
         for token in self.tokens:
@@ -291,33 +301,15 @@ class Staging:
         return text
 
 
-def _beside(states: Tensor | None, count: int) -> Tensor | None:
+def _beside(states: Tensor, count: int) -> Tensor:
     """(I · 2 · B, 77, d) to (B, 77, I · 2 · d)."""
-    if states is None:
-        return None
     return states.unflatten(0, (count, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def _take_stage(
-    starts: Tensor, width: int, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before the U-Net: of the states of all stages, those of each sample's timestep."""
-    bound = signature(unet.forward).bind(*args, **kwargs).arguments
-    states = bound["encoder_hidden_states"]
-    if states.shape[-1] <= len(ROLES) * width:
-        return None
-    times = torch.as_tensor(bound["timestep"], dtype=torch.float32, device=states.device)
-    stage = torch.bucketize(times, starts.to(states.device), right=True) - 1
-    by_stage = states.unflatten(-1, (len(starts), -1))  # (B, 77, I, 2 · d)
-    rows = torch.arange(len(states), device=states.device)
-    bound["encoder_hidden_states"] = by_stage[rows, :, stage.expand(len(states))]
-    sample, timestep = bound.pop("sample"), bound.pop("timestep")
-    return (sample, timestep), dict(bound)
-
-
-def _take_part(part: int, width: int, _: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+def _take_part(part: int, projection: nn.Module, args: tuple[Tensor]) -> Tensor | None:
     """Before `to_k` and `to_v`: of states (B, 77, 2 · d) the keys' part, or the values'."""
     (states,) = args
+    width = cast("Any", projection).in_features
     if states.shape[-1] != len(ROLES) * width:
         return None
     return states[..., part * width : (part + 1) * width]

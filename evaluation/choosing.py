@@ -28,9 +28,9 @@ PATIENCE = 2
 class Watch:
     """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
 
-    Made before the training, whose pipeline has to be bare. `request` names the concept, and by what
-    it is scored; `encoders` may be those of another watch of the same suite. `on_score` gets each
-    score. Raises what `score` raises.
+    Made before the training, whose base model has to be bare. `request` names the concept, and by
+    what it is scored; `encoders` may be those of another watch of the same suite. `on_score` gets
+    each score. Raises what `score` raises.
     """
 
     registry: Registry
@@ -54,7 +54,7 @@ class Watch:
         self._suite = suite_of(request, self._wanted, concept)
         self._check_suite()
         self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
-        self.encoders.to(self.base.pipeline.device)
+        self.encoders.to(self.base.backbone.device)
         self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
         self._references = [
@@ -116,7 +116,7 @@ class Watch:
                 PictureCache(Path(folder)),
                 plan,
                 [replace(self._subject, chosen=now)],
-                worn=[worn],
+                concepts=[worn],
                 references=self._references,
             )
             self.found.append(evaluator.run())

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..generation.attention_maps import collected_maps
+from ..generation.attention_maps import MapCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.prompt_syntax import Chosen
-from ..generation.regions import all_columns, by_subject, localising_layers, subject_columns
+from ..generation.regions import all_columns, by_subject, subject_columns
 from ..generation.sampler import draw
 from ..generation.separation import separating
 from ..models.loading import LoadedBase
@@ -74,7 +74,8 @@ def evaluate(
 ) -> Evaluation:
     """Score what a plan names; the registry gives the photos and keeps the pictures.
 
-    Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw` raise.
+    Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw`
+    raise.
     """
     subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
@@ -85,8 +86,8 @@ def evaluate(
 class Evaluator:
     """One evaluation.
 
-    Of a pipeline that is dressed already, `worn` says in what, and `references` are of its subjects,
-    since the photos have to be looked at by the bare base model.
+    `concepts` are those that are injected already, if any, and `references` are of their subjects,
+    since photos have to be looked at by the bare base model.
     """
 
     base: LoadedBase
@@ -94,7 +95,7 @@ class Evaluator:
     cache: PictureCache
     plan: Plan
     subjects: Sequence[Subject]
-    worn: list[InjectedConcept] | None = None
+    concepts: list[InjectedConcept] | None = None
     references: Sequence[ReferenceEmbeddings] | None = None
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
@@ -104,7 +105,7 @@ class Evaluator:
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.worn)
+            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.concepts)
             for prompt in self.plan.suite.prompts:
                 scored.append(self._prompt(prompt, studio, scorer))
                 if on_progress:
@@ -165,14 +166,14 @@ class _Studio:
         plan: Plan,
         subjects: Sequence[Subject],
         stack: ExitStack,
-        worn: list[InjectedConcept] | None,
+        concepts: list[InjectedConcept] | None,
     ) -> None:
         self._base = base
         self._cache = cache
         self._plan = plan
         self._subjects = subjects
         self._stack = stack
-        self._injected = worn
+        self._injected = concepts
 
     def told(self, prompt: SuitePrompt) -> str:
         """The prompt as a person would write it."""
@@ -192,7 +193,7 @@ class _Studio:
         return [(key, each) for key, each in zip(keys, found, strict=True) if each]
 
     def _key(self, prompt: SuitePrompt, seed: int, seeds: Sequence[int]) -> str:
-        """By content: the weights that are worn stand for the concept's name."""
+        """By content: the weights that are concepts stand for the concept's name."""
         phrases = [
             f"[{subject.chosen.sha256}]" if subject.chosen else subject.category
             for subject in self._subjects
@@ -211,26 +212,21 @@ class _Studio:
         if self._injected is None:
             chosen = [subject.chosen for subject in self._subjects if subject.chosen]
             self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
-        worn = {each.mention.text: each for each in self._injected}
+        concepts = {each.mention.text: each for each in self._injected}
         text = expand_prompt(self.told(prompt), self._injected)
-        pipeline, settings = self._base.pipeline, self._plan.settings
-        who = [worn.get(subject.phrase, subject.category) for subject in self._subjects]
-        looks = subject_columns(pipeline, text, who)
+        backbone, settings = self._base.backbone, self._plan.settings
+        who = [concepts.get(subject.phrase, subject.category) for subject in self._subjects]
+        columns = subject_columns(backbone, text, who)
+        collector = MapCollector(all_columns(columns), layers=[backbone.localising_layers])
         drawing = draw(
             self._base,
             text,
             seeds,
             settings,
             batch=len(seeds),
-            after_step=separating(pipeline, looks, settings),
-            worn=[each.weight for each in self._injected],
+            observers=[*separating(backbone, columns, settings), collector],
+            names=[each.weight for each in self._injected],
         )
-        with collected_maps(
-            pipeline,
-            all_columns(looks),
-            is_guided=settings.guidance > 1,
-            layers=[localising_layers(pipeline.unet)],
-        ) as (collected,):
-            images = [drawn.image for drawn in drawing]
-            maps = by_subject(collected.take(), looks)  # (B, S, 2, h, w)
-        yield from map(Picture, images, maps)
+        images = [drawn.image for drawn in drawing]
+        (maps,) = collector.take()
+        yield from map(Picture, images, by_subject(maps, columns))  # (B, S, 2, h, w)

@@ -1,19 +1,17 @@
 """A subject cut out of its picture, and where it is in photos that have no mask."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapters.conditioning import Conditioning, encode
 from ..generation.attention_maps import CollectedMaps
-from ..generation.regions import SubjectColumns, localising_layers, region, subject_columns
-from ..kernels import observe
+from ..generation.regions import SubjectColumns, region, subject_columns
+from ..models.backbone import Backbone
+from ..models.conditioning import Conditioning
 from ..models.loading import LoadedBase
 from ..registry.errors import NotFinite
-from ..training.latents import encode_pictures
 
 GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)
@@ -39,14 +37,14 @@ def regions_of_photos(
     A photo is noised a little, shown to the bare U-Net beside `a photo of a CATEGORY`, and where
     the category's word looks is the subject. Raises `NotFinite` for a base model that is broken.
     """
-    pipeline = base.pipeline
+    backbone = base.backbone
     prompt = f"a photo of a {category}"
-    (looks,) = subject_columns(pipeline, prompt, [category])
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    seen_as = encode(pipeline, [prompt] * len(_TIMESTEPS), side)
+    (subject,) = subject_columns(backbone, prompt, [category])
+    side = backbone.size
+    seen_as = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)
     try:
         return [
-            _region_of_photo(pipeline, photo.resize((side, side)), seen_as, looks)
+            _region_of_photo(backbone, photo.resize((side, side)), seen_as, subject)
             for photo in photos
         ]
     except NotFinite as error:
@@ -54,24 +52,20 @@ def regions_of_photos(
 
 
 def _region_of_photo(
-    pipeline: Any, photo: Image.Image, seen_as: Conditioning, looks: SubjectColumns
+    backbone: Backbone, photo: Image.Image, seen_as: Conditioning, subject: SubjectColumns
 ) -> Image.Image:
-    unet = pipeline.unet
-    latents = encode_pictures(pipeline, [photo]).mean
+    latents = backbone.encode_images([photo]).mean
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor(_TIMESTEPS)
-    noisy = pipeline.scheduler.add_noise(
+    noisy = backbone.training_scheduler().add_noise(
         latents.cpu().expand(len(steps), -1, -1, -1), noise.expand(len(steps), -1, -1, -1), steps
     )
-    collected = CollectedMaps(is_guided=False)
-    layers = localising_layers(unet)
-    with observe(unet, columns=list(looks.all), want="maps", layers=layers) as seen:
-        unet(
-            noisy.to(unet.device, unet.dtype),
-            steps.to(unet.device),
-            seen_as.states,
-            added_cond_kwargs=seen_as.added,
-        )
+    collected = CollectedMaps()
+    with backbone.attention.observe(
+        columns=list(subject.all), want="maps", layers=backbone.localising_layers
+    ) as seen:
+        noisy = noisy.to(backbone.device, seen_as.states.dtype)
+        backbone.denoise(noisy, steps.to(backbone.device), seen_as)
         collected.add(list(seen.maps.values()), (latents.shape[-2], latents.shape[-1]))
     maps = collected.take()
     if not maps.isfinite().all():

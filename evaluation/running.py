@@ -223,7 +223,7 @@ def _loaded(
     encoders = load_encoders(task.encoders, offline=offline)  # what may be missing comes first
     is_it = at_hand is not None and at_hand.base == task.base
     base = at_hand if at_hand and is_it else load_base(task.base.name, offline=offline)
-    encoders.to(base.pipeline.device)
+    encoders.to(base.backbone.device)
     return base, encoders
 
 

@@ -4,19 +4,19 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from ..kernels import observe
-from ..kernels.observation import CROSS_ATTENTION
+from ..kernels.observation import CROSS_ATTENTION, Observation
+from ..models.backbone import Backbone
+from .guidance import Guidance
 from .injection import InjectedConcept
 from .pictures import contact_sheet
 from .regions import subject_columns
+from .sampler import Step
 
 _HEAT = ((0, 0, 40), (90, 20, 140), (220, 60, 80), (255, 160, 40), (255, 255, 190))
 
@@ -29,76 +29,81 @@ class Word:
     column: int
 
 
-def words_of(pipeline: Any, prompt: str, worn: Sequence[InjectedConcept]) -> list[Word]:
+def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept]) -> list[Word]:
     """The tokens of the concepts in a prompt, as spelled out, each with its category.
 
     Of a prompt without concepts, all of its tokens.
     """
-    tokenizer = pipeline.tokenizer
-    ids: list[int] = tokenizer(prompt, truncation=True).input_ids
-    if not worn:
+    encoder = backbone.text_encoders[0]
+    tokenizer, ids = encoder.tokenizer, encoder.ids(prompt)
+    if not concepts:
         return [
             Word(tokenizer.decode([each]).replace("</w>", "").strip(), column)
             for column, each in enumerate(ids)
             if each not in tokenizer.all_special_ids
         ]
     found: list[Word] = []
-    for each, looks in zip(worn, subject_columns(pipeline, prompt, worn), strict=True):
+    for each, subject in zip(concepts, subject_columns(backbone, prompt, concepts), strict=True):
         name = f"<{each.mention.name}>"
-        many = len(looks.own) > 1
-        found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(looks.own, 1)]
-        if category := looks.all[len(looks.own) :]:
+        many = len(subject.own) > 1
+        found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(subject.own, 1)]
+        if category := subject.all[len(subject.own) :]:
             found.append(Word(each.category, category[0]))
     return found
 
 
-@contextmanager
-def collected_maps(
-    pipeline: Any,
-    columns: Sequence[int],
-    *,
-    is_guided: bool,
-    layers: Sequence[str] = (CROSS_ATTENTION,),
-) -> Iterator[list["CollectedMaps"]]:
-    """Collect token maps while the pipeline draws, for each of some patterns of layers' names.
+class MapCollector:
+    """Collects token maps of pictures while they are drawn, by patterns of layers' names."""
 
-    With guidance the first half of the U-Net's batch sees the negative prompt and is left out.
-    """
-    patterns = [re.compile(each) for each in layers]
-    collected = [CollectedMaps(is_guided) for _ in patterns]
+    def __init__(
+        self, columns: Sequence[int], *, layers: Sequence[str] = (CROSS_ATTENTION,)
+    ) -> None:
+        self._columns = columns
+        self._patterns = [re.compile(each) for each in layers]
+        self._collected = [CollectedMaps() for _ in layers]
+        self._seen = Observation()
 
-    def after_pass(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
-        if torch.is_grad_enabled():
-            return  # a look ahead, not a step
-        size = tuple(arguments[0].shape[-2:])
-        for pattern, each in zip(patterns, collected, strict=True):
-            each.add([maps for name, maps in seen.maps.items() if pattern.fullmatch(name)], size)
-        seen.clear()
+    @contextmanager
+    def watching(self, backbone: Backbone) -> Iterator[None]:
+        """While a batch is drawn, the layers compute maps."""
+        observed = backbone.attention.observe(
+            columns=self._columns, want="maps", layers=self._is_watched
+        )
+        with observed as self._seen:
+            yield
 
-    def is_watched(name: str) -> bool:
-        return any(pattern.fullmatch(name) for pattern in patterns)
+    def _is_watched(self, layer: str) -> bool:
+        return any(pattern.fullmatch(layer) for pattern in self._patterns)
 
-    with observe(pipeline.unet, columns=columns, want="maps", layers=is_watched) as seen:
-        hook = pipeline.unet.register_forward_hook(after_pass)
-        try:
-            yield collected
-        finally:
-            hook.remove()
+    def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
+        """Take the maps of the rows that see the prompt."""
+        rows = guidance.conditional(len(latents))
+        size = (latents.shape[-2], latents.shape[-1])
+        for pattern, each in zip(self._patterns, self._collected, strict=True):
+            maps = [maps[rows] for name, maps in self._seen.maps.items() if pattern.fullmatch(name)]
+            each.add(maps, size)
+        self._seen.clear()
+
+    def after_step(self, step: Step) -> Tensor:
+        """Change nothing."""
+        return step.latents
+
+    def take(self) -> list[Tensor]:
+        """Of each pattern, the maps (B, T, h, w) of the pictures since the last call."""
+        return [each.take() for each in self._collected]
 
 
 class CollectedMaps:
     """The mean over layers and denoising steps, at the latents' size (Tang et al. 2023, eq. 4)."""
 
-    def __init__(self, is_guided: bool) -> None:
-        self._is_guided = is_guided
+    def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
 
     def add(self, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
         """Take the maps (B, T, N) of one pass of the U-Net over latents of `size` (h, w)."""
         for each in maps:
-            own = each[len(each) // 2 :] if self._is_guided else each
-            square = own.detach().float().cpu().unflatten(-1, _shrunk(size, own.shape[-1]))
+            square = each.detach().float().cpu().unflatten(-1, _shrunk(size, each.shape[-1]))
             whole = F.interpolate(square, size=size, mode="bicubic")
             self._sum = whole if self._sum is None else self._sum + whole
             self._count += 1

@@ -12,7 +12,7 @@ from ..kernels.observation import CROSS_ATTENTION
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound
-from .attention_maps import collected_maps, heat_sheet, words_of
+from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem, save_picture
 from .prompt_syntax import Chosen, check_negative, choose
@@ -22,7 +22,6 @@ from .regions import (
     all_columns,
     by_subject,
     leak,
-    localising_layers,
     region,
     subject_columns,
 )
@@ -88,67 +87,66 @@ def generate(
         check_negative(request.settings.negative)
     wanted = [(request, choose(registry, request.prompt)) for request in requests]
     for chosen, group in groupby(wanted, key=lambda each: each[1]):
-        with inject_concepts(base, chosen) as worn:
+        with inject_concepts(base, chosen) as concepts:
             for request, _ in group:
                 record = _Record(registry, base, request, chosen, folder)
-                for seen in _drawn(base, request, worn, batch, with_maps, with_leaks):
+                for seen in _drawn(base, request, concepts, batch, with_maps, with_leaks):
                     yield record.keep(seen)
 
 
 def _drawn(
     base: LoadedBase,
     request: Request,
-    worn: Sequence[InjectedConcept],
+    concepts: Sequence[InjectedConcept],
     batch: int,
     with_maps: bool = False,
     with_leaks: bool = False,
 ) -> Iterator[_Seen]:
     """Pictures of a request, each with what is wished to be seen."""
-    pipeline, settings = base.pipeline, request.settings
-    prompt = expand_prompt(request.prompt, worn)
-    looks = subject_columns(pipeline, prompt, worn)
+    backbone, settings = base.backbone, request.settings
+    prompt = expand_prompt(request.prompt, concepts)
+    subjects = subject_columns(backbone, prompt, concepts)
+    words = words_of(backbone, prompt, concepts) if with_maps else []
+    compares = with_leaks and len(concepts) > 1
+    layers = [CROSS_ATTENTION] if with_maps else []
+    layers += [backbone.localising_layers] if compares else []
+    columns = sorted({word.column for word in words} | set(all_columns(subjects)))
+    collector = MapCollector(columns, layers=layers)
     drawing = draw(
         base,
         prompt,
         request.seeds,
         settings,
         batch=batch,
-        after_step=separating(pipeline, looks, settings),
-        worn=[each.weight for each in worn],
+        observers=[*separating(backbone, subjects, settings), *([collector] if layers else [])],
+        names=[each.weight for each in concepts],
     )
-    words = words_of(pipeline, prompt, worn) if with_maps else []
-    compares = with_leaks and len(worn) > 1
-    layers = [CROSS_ATTENTION] if with_maps else []
-    layers += [localising_layers(pipeline.unet)] if compares else []
     if not layers:
         yield from map(_Seen, drawing)
         return
-    columns = sorted({word.column for word in words} | set(all_columns(looks)))
-    is_guided = settings.guidance > 1
-    with collected_maps(pipeline, columns, is_guided=is_guided, layers=layers) as collected:
-        maps: list[Iterator[Tensor]] = []
-        for i, drawn in enumerate(drawing):
-            if i % batch == 0:
-                maps = [iter(each.take()) for each in collected]
-            of_picture = [next(each) for each in maps]
-            rows = [columns.index(word.column) for word in words]
-            heat = heat_sheet(drawn.image, of_picture[0][rows], words) if with_maps else None
-            leaks = _leaks(of_picture[-1], columns, looks, worn) if compares else []
-            yield _Seen(drawn, heat, leaks)
+    maps: list[Iterator[Tensor]] = []
+    for i, drawn in enumerate(drawing):
+        if i % batch == 0:
+            maps = [iter(each) for each in collector.take()]
+        of_picture = [next(each) for each in maps]
+        rows = [columns.index(word.column) for word in words]
+        heat = heat_sheet(drawn.image, of_picture[0][rows], words) if with_maps else None
+        leaks = _leaks(of_picture[-1], columns, subjects, concepts) if compares else []
+        yield _Seen(drawn, heat, leaks)
 
 
 def _leaks(
     maps: Tensor,
     columns: Sequence[int],
-    looks: Sequence[SubjectColumns],
-    worn: Sequence[InjectedConcept],
+    subjects: Sequence[SubjectColumns],
+    concepts: Sequence[InjectedConcept],
 ) -> list[Leak]:
-    own = by_subject(maps[[columns.index(column) for column in all_columns(looks)]], looks)
+    own = by_subject(maps[[columns.index(column) for column in all_columns(subjects)]], subjects)
     regions = region(own[:, 0])
-    names = [each.mention.name for each in worn]
+    names = [each.mention.name for each in concepts]
     return [
         Leak(names[i], names[j], round(leak(own, regions, i, [j]), 4))
-        for i, j in permutations(range(len(worn)), 2)
+        for i, j in permutations(range(len(concepts)), 2)
     ]
 
 
@@ -247,9 +245,9 @@ def reproduce(
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
     record = _Record(registry, base, request, chosen, folder)
-    with inject_concepts(base, chosen) as worn:
+    with inject_concepts(base, chosen) as concepts:
         drawing = _drawn(
-            base, request, worn, len(made.batch_seeds), made.with_maps, made.with_leaks
+            base, request, concepts, len(made.batch_seeds), made.with_maps, made.with_leaks
         )
         picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
     with Image.open(path) as before:

@@ -1,4 +1,4 @@
-"""From a prompt that names concepts to a pipeline that wears them."""
+"""From a prompt that names concepts to a base model with their adapters injected."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.adapter import Adapter, TokenEmbedding, WeightDelta, injected
+from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
-from ..adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, staging_for
+from ..adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
+from ..adapters.token_embedding import TokenEmbedding
+from ..adapters.weight_delta import WeightDelta
 from ..models.loading import LoadedBase
 from ..registry.errors import InvalidInput, InvalidWeights
 from .prompt_syntax import Chosen, Mention, replaced
@@ -17,7 +19,7 @@ from .prompt_syntax import Chosen, Mention, replaced
 
 @dataclass(frozen=True, slots=True)
 class InjectedConcept:
-    """A concept that a pipeline wears: its placeholder tokens, and how it is said in a prompt.
+    """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
     `label` is its version, `rex@3`.
     """
@@ -36,35 +38,35 @@ class InjectedConcept:
 
 @contextmanager
 def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[InjectedConcept]]:
-    """Let the pipeline wear the versions that a prompt asks for; see `expand_prompt`.
+    """Inject the versions that a prompt asks for; see `expand_prompt`.
 
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
     `InvalidInput` if one of them was taught on another base model.
     """
     embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
-    worn: list[InjectedConcept] = []
+    concepts: list[InjectedConcept] = []
     for each in chosen:
         state, fits = read_adapter(Path(each.path))
         _check_base(base, each, fits)
         tokens = each.tokens(fits.num_tokens)
         embedding = _embedding(tokens, fits, state)
         if each.mention.strength != 1:
-            embedding.weaken(base.pipeline, fits.category, each.mention.strength)
+            embedding.weaken(base.backbone, fits.category, each.mention.strength)
         embeddings.append(embedding)
         change = WeightDelta.from_state(state, each.mention.strength)
         if change.deltas or change.factors:
             changes.append(change)
         words = " ".join(tokens)
         phrase = f"{words} {fits.category}" if fits.names_category else words
-        worn.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
-    with injected(base.pipeline, [*embeddings, *staging_for(embeddings), *changes]):
-        yield worn
+        concepts.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
+    with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
+        yield concepts
 
 
-def expand_prompt(prompt: str, worn: Sequence[InjectedConcept]) -> str:
+def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
     """The prompt as the text encoder gets it: `<rex>` becomes its tokens and category."""
-    return replaced(prompt, {each.mention.text: each.phrase for each in worn})
+    return replaced(prompt, {each.mention.text: each.phrase for each in concepts})
 
 
 def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.conditioning import token_columns
+from ..models.backbone import Backbone
 from .injection import InjectedConcept
 
 _LEVEL = 0.4
@@ -25,21 +25,21 @@ class SubjectColumns:
 
 
 def subject_columns(
-    pipeline: Any, prompt: str, subjects: Sequence[InjectedConcept | str]
+    backbone: Backbone, prompt: str, subjects: Sequence[InjectedConcept | str]
 ) -> list[SubjectColumns]:
-    """Columns of each subject, worn or a plain category, in a prompt as it is spelled out."""
-    tokenizer = pipeline.tokenizer
-    ids: list[int] = tokenizer(prompt, truncation=True).input_ids
+    """Columns of each subject, a concept or a plain category, in a prompt as it is expanded."""
+    encoder = backbone.text_encoders[0]
+    ids = encoder.ids(prompt)
     found: list[SubjectColumns] = []
     for subject in subjects:
         if isinstance(subject, str):
-            columns = _columns_of(ids, tokenizer(subject, add_special_tokens=False).input_ids)
+            columns = _columns_of(ids, encoder.ids(subject, whole=False))
             found.append(SubjectColumns(columns, columns))
             continue
-        own = tuple(token_columns(pipeline, prompt, subject.tokens))
+        own = tuple(token_columns(backbone, prompt, subject.tokens))
         category: tuple[int, ...] = ()
         if subject.phrase.endswith(subject.category):
-            length = len(tokenizer(subject.category, add_special_tokens=False).input_ids)
+            length = len(encoder.ids(subject.category, whole=False))
             category = tuple(range(own[-1] + 1, own[-1] + 1 + length))
         found.append(SubjectColumns(own, own + category))
     return found
@@ -53,17 +53,17 @@ def _columns_of(ids: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     raise ValueError("the prompt does not name the category")
 
 
-def all_columns(looks: Sequence[SubjectColumns]) -> list[int]:
+def all_columns(subjects: Sequence[SubjectColumns]) -> list[int]:
     """The columns of all subjects, in order."""
-    return sorted({column for each in looks for column in each.all})
+    return sorted({column for each in subjects for column in each.all})
 
 
-def by_subject(maps: Tensor, looks: Sequence[SubjectColumns]) -> Tensor:
+def by_subject(maps: Tensor, subjects: Sequence[SubjectColumns]) -> Tensor:
     """Maps (…, T, h, w) of `all_columns` to (…, S, 2, h, w).
 
     Of each subject, the mean over all of its words, and over its own.
     """
-    columns = all_columns(looks)
+    columns = all_columns(subjects)
     return torch.stack(
         [
             torch.stack(
@@ -73,22 +73,10 @@ def by_subject(maps: Tensor, looks: Sequence[SubjectColumns]) -> Tensor:
                 ],
                 -3,
             )
-            for each in looks
+            for each in subjects
         ],
         -4,
     )
-
-
-def localising_layers(unet: Any) -> str:
-    """The cross-attention layers, as a pattern, that tell best where a thing is.
-
-    Those of the first upward block that has any: 16x16 in Stable Diffusion at 512 pixels, as
-    Hertz et al. (2023) use. On drawn scenes, where masks are known, they overlap with 0.66 of
-    them (intersection over union); all layers together with 0.37.
-    """
-    blocks = [name for name in unet.attn_processors if ".attn2." in name and "up_blocks" in name]
-    first = min(blocks, key=lambda name: int(name.split(".")[1]))
-    return rf"up_blocks\.{first.split('.')[1]}\..*\.attn2"
 
 
 def region(attention: Tensor) -> Tensor:

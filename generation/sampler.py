@@ -1,28 +1,55 @@
 """The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from torch import Tensor
 
-from ..models.latents import decoded, name_of_broken
+from ..models.backbone import Backbone
 from ..models.loading import LoadedBase
 from ..registry.errors import InvalidInput, NotFinite
+from .guidance import Guidance, guidance_for
 from .request import Settings
 
-SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpm++": DPMSolverMultistepScheduler,
-}
+
+@dataclass(slots=True)
+class Step:
+    """A denoising step that was taken: what observers and changes get."""
+
+    backbone: Backbone
+    guidance: Guidance
+    scheduler: Any
+    index: int
+    """From 0."""
+    latents: Tensor
+    """(B, C, h, w), after it."""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """All of them, from noise to picture."""
+        return self.scheduler.timesteps
 
 
-AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
-"""Gets the pipeline, how many steps came before, the timestep and tensors; returns some anew."""
-_TOLD_AFTER_STEP = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+class Observer(Protocol):
+    """Something that watches pictures being drawn, or changes them on the way."""
+
+    def watching(self, backbone: Backbone) -> AbstractContextManager[object]:
+        """What is open while a batch is drawn."""
+        ...
+
+    def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
+        """The denoiser has seen latents (B, C, h, w)."""
+        ...
+
+    def after_step(self, step: Step) -> Tensor:
+        """The latents to go on with."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +72,20 @@ def draw(
     settings: Settings,
     *,
     batch: int = 4,
-    after_step: AfterStep | None = None,
-    worn: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+    names: Sequence[str] = (),
 ) -> Iterator[Drawn]:
     """Draw a prompt once for each seed, a batch at a time.
 
-    `after_step` may change the latents after each denoising step, as diffusers' callbacks do.
-    `worn` names what the pipeline wears, for the error if nothing can be drawn.
+    `observers` watch each batch, or change it on its way. `names` are those of the concepts that
+    are injected, for the error if nothing can be drawn.
 
     Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut,
     and `NotFinite` instead of a black picture.
     """
-    check_length(base.pipeline, prompt)
-    check_length(base.pipeline, settings.negative)
-    return _drawing(base, prompt, seeds, settings, batch, after_step, worn)
+    check_length(base.backbone, prompt)
+    check_length(base.backbone, settings.negative)
+    return _drawing(base, prompt, seeds, settings, batch, observers, names)
 
 
 def _drawing(
@@ -67,31 +94,31 @@ def _drawing(
     seeds: Sequence[int],
     settings: Settings,
     batch: int,
-    after_step: AfterStep | None,
-    worn: Sequence[str],
+    observers: Sequence[Observer],
+    names: Sequence[str],
 ) -> Iterator[Drawn]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
         prompts = [prompt] * len(chunk)
         try:
-            images = draw_batch(base.pipeline, prompts, chunk, settings, after_step)
+            images = draw_batch(base.backbone, prompts, chunk, settings, observers)
         except NotFinite:
-            raise _not_drawn(base, worn) from None
+            raise _not_drawn(base, names) from None
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
 
 
-def _not_drawn(base: LoadedBase, worn: Sequence[str]) -> NotFinite:
+def _not_drawn(base: LoadedBase, names: Sequence[str]) -> NotFinite:
     """What is at fault for a picture whose numbers are not finite."""
     name = base.base.name
-    if broken := name_of_broken(base.pipeline, is_changed=bool(worn)):
+    if broken := base.backbone.name_of_broken(is_changed=bool(names)):
         return NotFinite(
             f"the base model {name} cannot draw: {broken} has values that are not finite",
             hint="get the base model's files again, or take another: concept bases",
         )
-    if worn:
+    if names:
         return NotFinite(
-            f"{name} with {' and '.join(worn)} gives no picture: its numbers overflow",
+            f"{name} with {' and '.join(names)} gives no picture: its numbers overflow",
             hint="a lower strength, as <NAME:0.5>, or another version, as <NAME@1>",
         )
     return NotFinite(
@@ -101,51 +128,61 @@ def _not_drawn(base: LoadedBase, worn: Sequence[str]) -> NotFinite:
 
 
 def draw_batch(
-    pipeline: Any,
+    backbone: Backbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
-    after_step: AfterStep | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
-    width, height = settings.size or (None, None)
-    own_scheduler = pipeline.scheduler
-    if settings.scheduler is not None:
-        pipeline.scheduler = _scheduler(settings.scheduler, own_scheduler.config)
-    try:
-        latents = pipeline(
-            output_type="latent",
-            prompt=list(prompts),
-            negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            width=width,
-            height=height,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=(
-                [name for name in _TOLD_AFTER_STEP if name in pipeline._callback_tensor_inputs]
-                if after_step
-                else ["latents"]
-            ),
-        ).images
-        pixels = decoded(pipeline, latents)
-        return pipeline.image_processor.postprocess(pixels, output_type="pil")
-    finally:
-        pipeline.scheduler = own_scheduler
+    width, height = settings.size or (backbone.size, backbone.size)
+    with torch.no_grad():
+        guidance = guidance_for(
+            backbone, list(prompts), settings.negative, settings.guidance, width, height
+        )
+        latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers)
+        return backbone.decode_latents(latents)
 
 
-def _scheduler(name: str, config: Any) -> Any:
-    """A scheduler on the base model's noise schedule; DDIM must not clip latents."""
-    options = {"clip_sample": False} if name == "ddim" else {}
-    return SCHEDULERS[name].from_config(config, **options)
+def _sampled(
+    backbone: Backbone,
+    guidance: Guidance,
+    seeds: Sequence[int],
+    settings: Settings,
+    size: tuple[int, int],
+    observers: Sequence[Observer],
+) -> Tensor:
+    """Latents (B, C, h, w), each from the noise of its own seed."""
+    scheduler = backbone.sampling_scheduler(settings.scheduler)
+    scheduler.set_timesteps(settings.steps, device=backbone.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    width, height = (side // backbone.latent_factor for side in size)
+    shape = (len(seeds), backbone.latent_channels, height, width)
+    dtype = guidance.conditioning.states.dtype
+    noise = randn_tensor(shape, generator=generators, device=backbone.device, dtype=dtype)
+    latents = noise * scheduler.init_noise_sigma
+    takes = signature(scheduler.step).parameters
+    options = {"eta": 0.0} if "eta" in takes else {}
+    options |= {"generator": generators} if "generator" in takes else {}
+    with ExitStack() as stack:
+        for observer in observers:
+            stack.enter_context(observer.watching(backbone))
+        for i, timestep in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(latents, timestep)
+            predicted = guidance.predict(backbone, scaled, timestep)
+            for observer in observers:
+                observer.after_prediction(guidance, scaled)
+            latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
+            latents = latents.to(dtype)
+            for observer in observers:
+                latents = observer.after_step(Step(backbone, guidance, scheduler, i, latents))
+    return latents
 
 
-def check_length(pipeline: Any, prompt: str) -> None:
+def check_length(backbone: Backbone, prompt: str) -> None:
     """Raise `InvalidInput` if a prompt has more tokens than the text encoder reads."""
-    for tokenizer in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)):
-        if tokenizer is None:
-            continue
+    for encoder in backbone.text_encoders:
+        tokenizer = encoder.tokenizer
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         limit = tokenizer.model_max_length
         if len(ids) > limit:

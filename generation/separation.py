@@ -5,17 +5,17 @@ the maps of different concepts overlap (attention segregation, Agarwal et al. 20
 """
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import observe
-from .regions import SubjectColumns, all_columns, by_subject, localising_layers
+from ..models.backbone import Backbone
+from .guidance import Guidance
+from .regions import SubjectColumns, all_columns, by_subject
 from .request import Settings
-from .sampler import AfterStep
+from .sampler import Step
 
 _RATE = 0.1
 """Of the first move, as a share of the latents' spread where maps overlap wholly; falls to 0."""
@@ -26,74 +26,58 @@ _SCALE = 1024.0
 
 
 def separating(
-    pipeline: Any, looks: Sequence[SubjectColumns], settings: Settings
-) -> AfterStep | None:
-    """What keeps subjects apart after each step; None if that is not asked for, or there is one."""
-    if not settings.separate or len(looks) < 2:
-        return None
-    pipeline.unet.requires_grad_(False)
-    return partial(
-        _move_apart, list(looks), localising_layers(pipeline.unet), settings.guidance > 1
-    )
+    backbone: Backbone, subjects: Sequence[SubjectColumns], settings: Settings
+) -> list["Separation"]:
+    """What keeps subjects apart while they are drawn: nothing, if it is not asked for."""
+    if not settings.separate or len(subjects) < 2:
+        return []
+    backbone.denoiser.requires_grad_(False)
+    return [Separation(subjects)]
 
 
-def _move_apart(
-    looks: list[SubjectColumns],
-    layers: str,
-    is_guided: bool,
-    pipeline: Any,
-    step: int,
-    _: Any,
-    tensors: dict[str, Any],
-) -> dict[str, Any]:
-    """The latents of the next step, moved; without those of the second half of steps."""
-    timesteps = pipeline.scheduler.timesteps
-    progress = 2 * (step + 1) / len(timesteps)
-    if progress >= 1:
-        return {}
-    with torch.enable_grad():
-        latents = tensors["latents"].detach().requires_grad_(True)
-        conditions = {
-            name: value.chunk(2)[1] if is_guided else value
-            for name, value in tensors.items()
-            if name != "latents"
-        }
-        overlaps = _overlaps(pipeline, latents, timesteps[step + 1], conditions, looks, layers)
-        (gradient,) = torch.autograd.grad(_SCALE * overlaps.sum(), latents)
-    before, gradient = latents.detach().float(), gradient.float()
-    each = (1, 2, 3)
-    spread = before.square().mean(each, keepdim=True).sqrt()
-    size = gradient.square().mean(each, keepdim=True).sqrt().clamp(min=1e-12)
-    rate = _RATE * (1 - progress) * overlaps.detach().reshape(-1, 1, 1, 1)
-    return {"latents": (before - rate * spread * gradient / size).to(latents.dtype)}
+class Separation:
+    """An observer that moves the latents after each of the first half of steps."""
 
+    def __init__(self, subjects: Sequence[SubjectColumns]) -> None:
+        self._subjects = subjects
 
-def _overlaps(
-    pipeline: Any,
-    latents: Tensor,
-    timestep: Tensor,
-    conditions: dict[str, Tensor],
-    looks: Sequence[SubjectColumns],
-    layers: str,
-) -> Tensor:
-    """How much maps of subjects overlap at a timestep, (B,): 0 not at all, 1 wholly."""
-    unet = pipeline.unet
-    added = {
-        "text_embeds": conditions.get("add_text_embeds"),
-        "time_ids": conditions.get("add_time_ids"),
-    }
-    with observe(unet, columns=all_columns(looks), want="maps", layers=layers) as seen:
-        unet(
-            pipeline.scheduler.scale_model_input(latents, timestep),
-            timestep,
-            conditions["prompt_embeds"],
-            added_cond_kwargs={name: value for name, value in added.items() if value is not None},
-        )
-    maps = torch.stack(list(seen.maps.values())).mean(0)  # (B, T, N)
-    own = by_subject(maps.unsqueeze(-1), looks)[:, :, 0, :, 0]  # (B, S, N)
-    shares = own / own.sum(-1, keepdim=True)
-    pairs = [
-        torch.minimum(shares[:, i], shares[:, j]).sum(-1)
-        for i, j in combinations(range(len(looks)), 2)
-    ]
-    return torch.stack(pairs).mean(0)
+    def watching(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """Nothing: it looks ahead by itself."""
+        del backbone
+        return nullcontext()
+
+    def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
+        """Nothing to keep."""
+
+    def after_step(self, step: Step) -> Tensor:
+        """The latents of the next step, moved; as they are in the second half of steps."""
+        progress = 2 * (step.index + 1) / len(step.timesteps)
+        if progress >= 1:
+            return step.latents
+        with torch.enable_grad():
+            latents = step.latents.detach().requires_grad_(True)
+            overlaps = self._overlaps(step, latents, step.timesteps[step.index + 1])
+            (gradient,) = torch.autograd.grad(_SCALE * overlaps.sum(), latents)
+        before, gradient = latents.detach().float(), gradient.float()
+        each = (1, 2, 3)
+        spread = before.square().mean(each, keepdim=True).sqrt()
+        size = gradient.square().mean(each, keepdim=True).sqrt().clamp(min=1e-12)
+        rate = _RATE * (1 - progress) * overlaps.detach().reshape(-1, 1, 1, 1)
+        return (before - rate * spread * gradient / size).to(latents.dtype)
+
+    def _overlaps(self, step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
+        """How much maps of subjects overlap at a timestep, (B,): 0 not at all, 1 wholly."""
+        backbone = step.backbone
+        with backbone.attention.observe(
+            columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers
+        ) as seen:
+            scaled = step.scheduler.scale_model_input(latents, timestep)
+            backbone.denoise(scaled, timestep, step.guidance.conditioning)
+        maps = torch.stack(list(seen.maps.values())).mean(0)  # (B, T, N)
+        own = by_subject(maps.unsqueeze(-1), self._subjects)[:, :, 0, :, 0]  # (B, S, N)
+        shares = own / own.sum(-1, keepdim=True)
+        pairs = [
+            torch.minimum(shares[:, i], shares[:, j]).sum(-1)
+            for i, j in combinations(range(len(self._subjects)), 2)
+        ]
+        return torch.stack(pairs).mean(0)

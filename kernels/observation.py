@@ -66,6 +66,62 @@ class _Asked:
         return known
 
 
+class AttentionStack:
+    """The attention layers of a UNet2DConditionModel, and who watches them.
+
+    Its processors are put in once. Where nobody watches, a layer computes what it did before, by
+    the processor that it had. Of those who watch a layer, the latest one sees it.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+        self._observers: list[_Observer] = []
+        self._own = {name: _own_of(each) for name, each in unet.attn_processors.items()}
+        self.layers = [name.removesuffix(".processor") for name in self._own]
+        unet.set_attn_processor(
+            {
+                f"{name}.processor": _Processor(self, name, self._own[f"{name}.processor"])
+                for name in self.layers
+            }
+        )
+
+    def remove(self) -> None:
+        """Give the U-Net its own processors back."""
+        self._unet.set_attn_processor(dict(self._own))
+
+    @contextmanager
+    def observe(
+        self,
+        *,
+        columns: Tensor | Sequence[int] | None = None,
+        want: str | Sequence[str] | None = None,
+        layers: str | Callable[[str], bool] = CROSS_ATTENTION,
+        per_head: bool = False,
+        reference: Tensor | None = None,
+        reduction: str = "sum",
+    ) -> Iterator[Observation]:
+        """Let layers compute what their attention looks like; see the function `observe`."""
+        asked = _asked(columns, want, per_head, reference, reduction)
+        fits = layers if callable(layers) else re.compile(layers).fullmatch
+        watched = {name for name in self.layers if fits(name)}
+        if not watched:
+            raise ValueError(
+                f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
+            )
+        for name in watched:
+            _check_layer(self._unet.get_submodule(name), name)
+        observer = _Observer(Observation(), watched, asked)
+        self._observers.append(observer)
+        try:
+            yield observer.seen
+        finally:
+            self._observers.remove(observer)
+
+    def observer_of(self, layer: str) -> "_Observer | None":
+        """Who sees a layer."""
+        return next((each for each in reversed(self._observers) if layer in each.layers), None)
+
+
 @contextmanager
 def observe(
     unet: Any,
@@ -95,24 +151,24 @@ def observe(
     Raises `ValueError` if nothing is asked for, no layer fits, or a layer is of a kind that cannot
     be watched.
     """
-    asked = _asked(columns, want, per_head, reference, reduction)
-    own = unet.attn_processors
-    names = [name.removesuffix(".processor") for name in own]
-    fits = layers if callable(layers) else re.compile(layers).fullmatch
-    watched = [name for name in names if fits(name)]
-    if not watched:
-        raise ValueError(f"no attention layer fits {layers!r}: there are {', '.join(names[:4])}, …")
-    for name in watched:
-        _check_layer(unet.get_submodule(name), name)
-    seen = Observation()
-    processors = own | {
-        f"{name}.processor": _WatchingProcessor(seen, name, asked) for name in watched
-    }
-    unet.set_attn_processor(dict(processors))
+    before = dict(unet.attn_processors)
+    stack = AttentionStack(unet)
     try:
-        yield seen
+        with stack.observe(
+            columns=columns,
+            want=want,
+            layers=layers,
+            per_head=per_head,
+            reference=reference,
+            reduction=reduction,
+        ) as seen:
+            yield seen
     finally:
-        unet.set_attn_processor(dict(own))
+        unet.set_attn_processor(before)
+
+
+def _own_of(processor: Any) -> Any:
+    return processor.own if isinstance(processor, _Processor) else processor
 
 
 def _asked(
@@ -147,17 +203,34 @@ def _check_layer(layer: Any, name: str) -> None:
         raise ValueError(f"the layer {name} has {unknown[0]}, which cannot be watched")
 
 
-class _WatchingProcessor:
-    """What diffusers' AttnProcessor2_0 computes, through `attend`."""
+class _Processor:
+    """What a layer computes: by its own processor, or as whoever watches it asks."""
 
-    def __init__(self, seen: Observation, name: str, asked: _Asked) -> None:
-        self.seen = seen
+    def __init__(self, stack: AttentionStack, name: str, own: Any) -> None:
+        self.stack = stack
         self.name = name
-        self.asked = asked
+        self.own = own
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attend."""
+        observer = self.stack.observer_of(self.name)
+        if observer is None:
+            return self.own(attn, hidden_states, *args, **kwargs)
+        return observer.attend(self.name, attn, hidden_states, *args, **kwargs)
+
+
+@dataclass(slots=True, eq=False)
+class _Observer:
+    """Computes what diffusers' AttnProcessor2_0 does, through `attend`, and keeps what is asked."""
+
+    seen: Observation
+    layers: set[str]
+    asked: _Asked
 
     @torch.compiler.disable(recursive=True)
-    def __call__(
+    def attend(
         self,
+        name: str,
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
@@ -177,9 +250,9 @@ class _WatchingProcessor:
             context = attn.norm_encoder_hidden_states(context)
         projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         query, key, value = (_by_head(each, attn.heads) for each in projections)
-        output = self._attended(query, key, value, attention_mask, attn.scale)
+        output = self._attended(name, query, key, value, attention_mask, attn.scale)
         if self.asked.reference is not None:
-            self._compare(attn, query, key, attention_mask)
+            self._compare(name, attn, query, key, attention_mask)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
         if len(shape) == 4:
@@ -189,7 +262,13 @@ class _WatchingProcessor:
         return output / attn.rescale_output_factor
 
     def _attended(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+        self,
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
     ) -> Tensor:
         """The output (B, H, N, D); what is wanted of the maps is kept."""
         asked, bias = self.asked, _key_bias(mask, key.shape[2])
@@ -208,13 +287,15 @@ class _WatchingProcessor:
         )
         if not _in_backward():  # gradient checkpointing computes the layer again
             if attended.maps is not None:
-                self.seen.maps[self.name] = attended.maps
+                self.seen.maps[name] = attended.maps
             if attended.moments is not None:
-                self.seen.moments[self.name] = attended.moments
+                self.seen.moments[name] = attended.moments
             self.seen.backends.add(attended.backend)
         return attended.output
 
-    def _compare(self, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+    def _compare(
+        self, name: str, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None
+    ) -> None:
         """Keep the distance from the map that the reference's keys would give."""
         if mask is not None:
             raise ValueError("attention_mask is given: expected None where distances are wanted")
@@ -224,7 +305,7 @@ class _WatchingProcessor:
             other = _by_head(attn.to_k(states), attn.heads).to(key.dtype)
         distance = map_distance(query, key, other, reduction=self.asked.reduction, scale=attn.scale)
         if not _in_backward():
-            self.seen.distances[self.name] = distance
+            self.seen.distances[name] = distance
 
 
 def _by_head(states: Tensor, heads: int) -> Tensor:

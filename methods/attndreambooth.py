@@ -33,6 +33,6 @@ METHOD = Method(
     stages=(
         Stage("stage1", learns="embedding"),
         Stage("stage2", learns="cross-attention"),
-        Stage("stage3", learns="unet"),
+        Stage("stage3", learns="denoiser"),
     ),
 )

@@ -21,6 +21,6 @@ METHOD = Method(
     about="learns the subject into the U-Net, with class images to keep what it knew",
     paper="arXiv 2208.12242",
     settings=DreamBoothSettings,
-    stages=(Stage("unet", learns="unet"),),
+    stages=(Stage("unet", learns="denoiser"),),
     word="rare",
 )

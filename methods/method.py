@@ -12,7 +12,7 @@ import yaml
 from ..registry.errors import InvalidInput, NotFound, suggest
 from .settings import TrainingSettings
 
-Learns = Literal["embedding", "cross-attention", "unet"]
+Learns = Literal["embedding", "cross-attention", "denoiser"]
 Word = Literal["category", "rare", "staged"]
 _MODULES = ("attndreambooth", "dreambooth", "sefi", "textual_inversion")
 DEFAULT_METHOD = "attndreambooth"
@@ -22,7 +22,7 @@ DEFAULT_METHOD = "attndreambooth"
 class Stage:
     """A part of a training; its numbers are the settings of the same name.
 
-    `learns` is the embedding of the new tokens, the U-Net's cross-attention layers, or all of it.
+    `learns` is the embedding of the new tokens, the denoiser's cross-attention, or all of it.
     """
 
     name: str

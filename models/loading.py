@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
+from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
 from .fitness import (
     SINGLE_FILE,
@@ -36,6 +37,8 @@ from .fitness import (
 )
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder
+from .sd import StableDiffusion
+from .sdxl import StableDiffusionXL
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,21 @@ class LoadedBase:
     """
 
     base: Base
-    pipeline: Any
+    backbone: Backbone
     sha256: str
+
+
+FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)
+"""The families of base models that there are; a new one is a file, and a place here."""
+
+
+def backbone_of(pipeline: Any) -> Backbone:
+    """What a pipeline has to offer. Raises `InvalidInput` if its family is not known."""
+    for family in FAMILIES:
+        if family.accepts(pipeline):
+            return family(pipeline)
+    known = ", ".join(family.family for family in FAMILIES)
+    raise InvalidInput(f"{type(pipeline).__name__} is of no family that is known: {known}")
 
 
 def load_base(
@@ -76,7 +92,7 @@ def load_base(
     if chosen.type == "cuda":
         pipeline.vae.enable_slicing()  # a batch of SDXL's decoder would take tens of gigabytes
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedBase(base, pipeline, sha256)
+    return LoadedBase(base, backbone_of(pipeline), sha256)
 
 
 def _check_is_there(base: Base) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..adapters.adapter import TokenEmbedding, WeightDelta
 from ..adapters.timestep_tokens import TimestepTokens
+from ..adapters.token_embedding import TokenEmbedding
+from ..adapters.weight_delta import WeightDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from ..registry.records import Concept, ConceptKey
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
 from .runs import RESUME_FILE, subject_of
-from .trainer import Training, run_batch
+from .trainer import run_batch
+from .training import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,11 @@ def _trial(
 ) -> Training:
     subject = subject_of(registry, base, concept, settings)
     subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
-    return Training(base.pipeline, method, settings, subject, seed=0, hooks=hooks)
+    return Training(base.backbone, method, settings, subject, seed=0, hooks=hooks)
 
 
 def _square(photo: Image.Image, base: LoadedBase) -> Image.Image:
-    side = base.pipeline.unet.config.sample_size * base.pipeline.vae_scale_factor
+    side = base.backbone.size
     return photo.resize((side, side))
 
 

@@ -3,20 +3,16 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..methods.settings import Augmentation
-from ..models.latents import in_float32, needs_float32
-from ..registry.errors import NotFinite
+from ..models.backbone import Backbone
 
-ENCODED_AT_ONCE = 4
 _FINER = 2
 """By so much, photos are larger than their crops: at most when they are turned, at least when
 they are decoded."""
@@ -37,27 +33,10 @@ class LatentPool:
         return len(self.mean)
 
 
-@torch.no_grad()
-def encode_pictures(pipeline: Any, pictures: Sequence[Image.Image]) -> LatentPool:
+def encode_pictures(backbone: Backbone, pictures: Sequence[Image.Image]) -> LatentPool:
     """Encode pictures of one size. Raises `NotFinite` if the autoencoder cannot."""
-    vae = pipeline.vae
-    means, stds = [], []
-    with in_float32(vae) if needs_float32(vae) else nullcontext():
-        for first in range(0, len(pictures), ENCODED_AT_ONCE):
-            chunk = pictures[first : first + ENCODED_AT_ONCE]
-            pixels = pipeline.image_processor.preprocess(list(chunk)).to(vae.device, vae.dtype)
-            posterior = vae.encode(pixels).latent_dist
-            means.append(posterior.mean.float())
-            stds.append(posterior.std.float())
-    scale = vae.config.scaling_factor
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    pool = LatentPool((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)
-    if not (torch.isfinite(pool.mean).all() and torch.isfinite(pool.std).all()):
-        raise NotFinite(
-            "the base model cannot see the photos: what its VAE encodes is not finite",
-            hint="get the base model's files again, or take another: concept bases",
-        )
-    return pool
+    found = backbone.encode_images(pictures)
+    return LatentPool(found.mean, found.std)
 
 
 class Photos(Sequence[Image.Image]):

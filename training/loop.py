@@ -6,22 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..adapters.conditioning import (
-    Conditioning,
-    Saying,
-    encode,
+    PromptAtTimestep,
+    encode_at_timesteps,
     encode_reference,
-    encode_sayings,
     token_columns,
 )
 from ..generation.sampler import draw_batch
-from ..kernels import Observation, observe
+from ..kernels import Observation
 from ..methods.attention_losses import (
     diffusion_loss,
     diffusion_target,
@@ -30,6 +28,8 @@ from ..methods.attention_losses import (
 )
 from ..methods.method import Stage, active_stages
 from ..methods.settings import StageSettings, TrainingSettings
+from ..models.backbone import Backbone
+from ..models.conditioning import Conditioning
 from ..registry.errors import (
     InvalidInput,
     InvalidWeights,
@@ -42,9 +42,7 @@ from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, take_values, write_resume_point
 from .distributed import agreed, broadcast
 from .seeds import seed_of
-
-if TYPE_CHECKING:
-    from .trainer import Training
+from .training import Training
 
 SAVE_EVERY_SECONDS = 120.0
 
@@ -68,10 +66,9 @@ class _Loop:
         learning = [
             vectors for run in runs for vectors in run.training.embedding.learning().values()
         ]
-        unet = lead.training.pipeline.unet
         optimizers = [run.optimizer for run in runs]
         self.model, *prepared = self.accelerator.prepare(
-            _Denoiser(unet, nn.ParameterList(learning)), *optimizers
+            _Denoiser(lead.training.backbone, nn.ParameterList(learning)), *optimizers
         )
         for run, optimizer in zip(runs, prepared, strict=True):
             run.begin(optimizer)
@@ -80,7 +77,7 @@ class _Loop:
         """All steps, or those after the resume points."""
         hooks, num_steps = self.training.hooks, self.numbers.steps
         saved = time.monotonic()
-        self.training.pipeline.unet.train()
+        self.training.backbone.denoiser.train()
         for step in range(self.active[0].first_step, num_steps):
             self._step(step)
             for run in list(self.active):
@@ -193,8 +190,7 @@ class _Loop:
         ]
         if not columns and not references:
             return nullcontext()
-        return observe(
-            self.training.pipeline.unet,
+        return self.training.backbone.attention.observe(
             columns=torch.cat(columns) if columns else None,
             reference=torch.cat(references) if references else None,
             reduction=self.settings.loss.subject_wise_reduction,
@@ -205,12 +201,12 @@ class _Loop:
         fixed = [run.states.pick(part.prompts) for run, part in pairs if run.states]
         if fixed:
             return Conditioning.cat(fixed)
-        sayings = [
-            Saying(run.training.embedding, run.training.prompts[prompt], timestep)
+        wanted = [
+            PromptAtTimestep(run.training.embedding, run.training.prompts[prompt], timestep)
             for run, part in pairs
             for prompt, timestep in zip(part.prompts.tolist(), part.timesteps.tolist(), strict=True)
         ]
-        return encode_sayings(self.training.pipeline, sayings, self.training.size)
+        return encode_at_timesteps(self.training.backbone, wanted, self.training.size)
 
     def _add_prior(
         self, pairs: "Sequence[tuple[StageRun, Minibatch]]", losses: list[dict[str, Tensor]]
@@ -250,7 +246,7 @@ class StageRun:
 
     def __init__(
         self,
-        training: "Training",
+        training: Training,
         stage: Stage,
         numbers: StageSettings,
         point: ResumePoint,
@@ -284,7 +280,7 @@ class StageRun:
         return torch.tensor(
             [
                 token_columns(
-                    training.pipeline, prompt, training.subject.tokens, training.subject.category
+                    training.backbone, prompt, training.subject.tokens, training.subject.category
                 )
                 for prompt in training.prompts
             ],
@@ -297,7 +293,7 @@ class StageRun:
         return torch.stack(
             [
                 encode_reference(
-                    training.pipeline, prompt, subject.tokens, subject.category, training.size
+                    training.backbone, prompt, subject.tokens, subject.category, training.size
                 )
                 for prompt in training.prompts
             ]
@@ -305,7 +301,7 @@ class StageRun:
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> Conditioning:
-        return encode(self.training.pipeline, prompts, self.training.size)
+        return self.training.backbone.encode_prompts(prompts, self.training.size)
 
     def begin(self, optimizer: Any) -> None:
         """Take an optimiser that is ready to run, and go on where the resume point is."""
@@ -425,12 +421,12 @@ class StageRun:
         before = {name: self.learning[name].detach().clone() for name in self.average}
         self._put(self.average)
         checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
-        unet = training.pipeline.unet.eval()
+        denoiser = training.backbone.denoiser.eval()
         try:
             with torch.no_grad(), training.accelerator.autocast():
                 training.hooks.on_checkpoint(checkpoint)
         finally:
-            unet.train()
+            denoiser.train()
             self._put(before)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -444,17 +440,17 @@ class StageRun:
         become: neither is worth going on.
         """
         training = self.training
-        unet = training.pipeline.unet.eval()
+        denoiser = training.backbone.denoiser.eval()
         prompts = [prompt.replace("{}", training.phrase) for prompt in previews.PROMPTS]
         seeds = [seed_of(training.seed, "preview", i) for i in range(len(prompts))]
         try:
             with training.accelerator.autocast():
-                return draw_batch(training.pipeline, prompts, seeds, previews.SETTINGS)
+                return draw_batch(training.backbone, prompts, seeds, previews.SETTINGS)
         except NotFinite:
             failed = self._not_finite(f"step {step}: a preview is not finite")
             raise NotFinite(failed.message, hint=failed.hint) from None
         finally:
-            unet.train()
+            denoiser.train()
 
     # --- resume points ----------------------------------------------------------------------------
 
@@ -502,22 +498,20 @@ class StageRun:
 
 
 class _Denoiser(nn.Module):
-    """The U-Net and the embedding as one module, which is what several GPUs keep equal."""
+    """The denoiser and the embedding as one module, which is what several GPUs keep equal."""
 
-    def __init__(self, unet: nn.Module, embedding: nn.ParameterList) -> None:
+    def __init__(self, backbone: Backbone, embedding: nn.ParameterList) -> None:
         super().__init__()
-        self.unet = unet
+        self.denoiser = backbone.denoiser
         self.embedding = embedding
+        self._denoise = backbone.denoise
 
     def forward(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the U-Net predicts, (B, C, h, w)."""
-        dtype = next(self.unet.parameters()).dtype
-        return self.unet(
-            noisy.to(dtype),
-            timesteps,
-            conditioning.states.to(dtype),
-            added_cond_kwargs=conditioning.added,
-        ).sample
+        """What the denoiser predicts, (B, C, h, w)."""
+        dtype = next(self.denoiser.parameters()).dtype
+        states = conditioning.states.to(dtype)
+        now = Conditioning(states, conditioning.added, conditioning.starts)
+        return self._denoise(noisy.to(dtype), timesteps, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,11 @@ def _best() -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
 
 
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type of a network's floating-point parameters."""
+    return next(each.dtype for each in network.parameters() if each.is_floating_point())
+
+
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring all parameters to one type; diffusers' own `to` warns without a cause."""
     nn.Module.to(module, dtype=dtype)

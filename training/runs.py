@@ -44,7 +44,8 @@ from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
 from .seeds import seed_of
-from .trainer import Subject, Training, drawn_size, run_batch
+from .trainer import run_batch
+from .training import Subject, Training, drawn_size
 
 RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
@@ -540,7 +541,7 @@ def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -
         )
         subject = replace(subject, class_pictures=pictures)
     method = find_method(plan.method)
-    return Training(base.pipeline, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+    return Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
 
 def subject_of(
@@ -551,7 +552,7 @@ def subject_of(
     Each photo is decoded once here, so that a damaged one is known before others are waited for.
     Raises `RegistryCorrupt` then, and `InvalidInput` if there are no photos.
     """
-    side = needed_side(drawn_size(base.pipeline, settings), settings.augmentation)
+    side = needed_side(drawn_size(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
     for photo in photos:

@@ -1,0 +1,162 @@
+"""Vectors for new tokens: what Textual Inversion learns, and others beside more."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AddedToken
+
+from ..models.backbone import Backbone
+
+
+class ExtendedEmbedding(nn.Module):
+    """An embedding with `count` further rows: ids from `first` on are those that `rows` gives."""
+
+    def __init__(self, base: nn.Module, rows: Callable[[], Tensor], first: int, count: int) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = rows
+        self.first = first
+        self.count = count
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (…,) to vectors (…, d)."""
+        new = (ids >= self.first) & (ids < self.first + self.count)
+        known = self.base(torch.where(new, 0, ids))
+        own = nn.functional.embedding(torch.where(new, ids - self.first, 0), self.rows().to(known))
+        return torch.where(new.unsqueeze(-1), own, known)
+
+
+@dataclass(slots=True)
+class NewTokens:
+    """Tokens that a base model's tokenizers do not know.
+
+    `rows` give their vectors (n, d), for each text encoder one.
+    """
+
+    tokens: tuple[str, ...]
+    rows: Sequence[Callable[[], Tensor]]
+    _injected: list[tuple[int, Any, Any, nn.Module]] = field(default_factory=list)
+
+    def inject(self, backbone: Backbone) -> None:
+        """Let the tokenizers know the tokens, and the text encoders their vectors."""
+        if self._injected:
+            raise RuntimeError(f"{self.tokens[0]} is injected already")
+        for i, (encoder, rows) in enumerate(zip(backbone.text_encoders, self.rows, strict=True)):
+            tokenizer, network = encoder.tokenizer, encoder.network
+            extended = copy.deepcopy(tokenizer)
+            extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
+            (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
+            base = network.get_input_embeddings()
+            network.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
+            backbone.set_tokenizer(i, extended)
+            self._injected.append((i, tokenizer, network, base))
+            _read_at_end_token(network, tokenizer)
+
+    def eject(self, backbone: Backbone) -> None:
+        """Give back the tokenizers and embeddings that were there."""
+        for i, tokenizer, network, base in reversed(self._injected):
+            network.set_input_embeddings(base)
+            backbone.set_tokenizer(i, tokenizer)
+        self._injected.clear()
+
+
+def mean_vectors(backbone: Backbone, words: str) -> list[Tensor]:
+    """The mean of the vectors of some words, (d,), for each text encoder."""
+    means: list[Tensor] = []
+    for encoder in backbone.text_encoders:
+        ids = torch.tensor(encoder.ids(words, whole=False), device=encoder.network.device)
+        with torch.no_grad():
+            means.append(encoder.network.get_input_embeddings()(ids).float().mean(0))
+    return means
+
+
+@dataclass(slots=True)
+class TokenEmbedding:
+    """Vectors for the placeholder tokens of a subject, (n, d) for each text encoder.
+
+    `tokens` are the placeholders' names; no two concepts in one base model may share them.
+    """
+
+    tokens: tuple[str, ...]
+    vectors: list[nn.Parameter]
+    _injected: NewTokens | None = None
+
+    @classmethod
+    def from_words(cls, backbone: Backbone, tokens: Sequence[str], words: str) -> "TokenEmbedding":
+        """Every vector starts as the mean of the vectors of some words."""
+        means = mean_vectors(backbone, words)
+        return cls(tuple(tokens), [nn.Parameter(mean.repeat(len(tokens), 1)) for mean in means])
+
+    @classmethod
+    def rare(
+        cls, backbone: Backbone, tokens: Sequence[str], generator: torch.Generator
+    ) -> "TokenEmbedding":
+        """Vectors that mean nothing yet: drawn with the mean and spread of all words' vectors."""
+        vectors: list[nn.Parameter] = []
+        for encoder in backbone.text_encoders:
+            table = encoder.network.get_input_embeddings().weight.detach().float()
+            noise = torch.randn((len(tokens), table.shape[1]), generator=generator)
+            vectors.append(nn.Parameter(table.mean(0) + table.std(0) * noise.to(table.device)))
+        return cls(tuple(tokens), vectors)
+
+    @classmethod
+    def from_state(cls, tokens: Sequence[str], state: Mapping[str, Tensor]) -> "TokenEmbedding":
+        """From what `state` returned."""
+        names = sorted(name for name in state if name.startswith("token."))
+        return cls(tuple(tokens), [nn.Parameter(state[name].float()) for name in names])
+
+    def state(self) -> dict[str, Tensor]:
+        """`token.0` (n, d), and `token.1` where there are two text encoders."""
+        return {name: vectors.detach() for name, vectors in self.learning().items()}
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained."""
+        return {f"token.{i}": vectors for i, vectors in enumerate(self.vectors)}
+
+    def begin_pass(self, seed: int) -> None:
+        """Called before a training's pass; vectors that are no function of others stay."""
+
+    def end_pass(self) -> None:
+        """Called after the last pass."""
+
+    def prompt_variants(self, prompt: str, *_: float) -> tuple[str, ...]:
+        """The prompt as the text encoder gets it at a timestep: always as it is."""
+        return (prompt,)
+
+    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
+        """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+        for own, start in zip(self.vectors, mean_vectors(backbone, category), strict=True):
+            own.data = torch.lerp(start.to(own), own.data, strength)
+
+    def inject(self, backbone: Backbone) -> None:
+        """Let the base model know the tokens."""
+        if self._injected:
+            raise RuntimeError(f"{self.tokens[0]} is injected already")
+        self._injected = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
+        self._injected.inject(backbone)
+
+    def eject(self, backbone: Backbone) -> None:
+        """Let it forget them."""
+        if self._injected:
+            self._injected.eject(backbone)
+        self._injected = None
+
+
+def _itself(vectors: Tensor) -> Tensor:
+    return vectors
+
+
+def _read_at_end_token(encoder: Any, tokenizer: Any) -> None:
+    """Let the pooled vector be read at the end token.
+
+    Configurations from before 2023 (`eos_token_id: 2`) make transformers read it at the highest id,
+    which a new token would be.
+    """
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) == 2:
+            module.eos_token_id = tokenizer.eos_token_id

@@ -1,0 +1,66 @@
+"""Changes of the denoiser's weights: what DreamBooth and AttnDreamBooth learn, whole or as LoRA."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..models.backbone import Backbone
+
+
+@dataclass(slots=True)
+class WeightDelta:
+    """Changes of a denoiser's weights: whole differences, or products of two thin matrices (LoRA).
+
+    W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
+    (up (out, r), down (r, in)). Names are those of the denoiser's parameters.
+    """
+
+    deltas: dict[str, Tensor]
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    strength: float = 1.0
+    _own: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
+        """From what `state` returned."""
+        deltas, factors = {}, {}
+        for name, tensor in state.items():
+            kind, _, parameter = name.partition(".")
+            if kind == "delta":
+                deltas[parameter] = tensor
+            elif kind == "up":
+                factors[parameter] = tensor, state[f"down.{parameter}"]
+        return cls(deltas, factors, strength)
+
+    def state(self) -> dict[str, Tensor]:
+        """`delta.NAME`, or `up.NAME` and `down.NAME`."""
+        state = {f"delta.{name}": tensor for name, tensor in self.deltas.items()}
+        for name, (up, down) in self.factors.items():
+            state |= {f"up.{name}": up, f"down.{name}": down}
+        return state
+
+    def inject(self, backbone: Backbone) -> None:
+        """Add the changes to the denoiser's weights; its own are kept aside."""
+        if self._own:
+            raise RuntimeError("these weights are changed already")
+        parameters = backbone.parameters("denoiser")
+        for name in (*self.deltas, *self.factors):
+            parameter = parameters[name]
+            self._own[name] = parameter.data
+            change = self._change(name, parameter)
+            parameter.data = (parameter.data.float() + self.strength * change).to(parameter.dtype)
+
+    def _change(self, name: str, parameter: Tensor) -> Tensor:
+        if name in self.deltas:
+            return self.deltas[name].to(parameter.device, torch.float32)
+        up, down = (part.to(parameter.device, torch.float32) for part in self.factors[name])
+        return (up @ down.flatten(1)).reshape(parameter.shape)
+
+    def eject(self, backbone: Backbone) -> None:
+        """Give the denoiser its own weights back, bit for bit."""
+        parameters = backbone.parameters("denoiser")
+        for name, own in self._own.items():
+            parameters[name].data = own
+        self._own.clear()

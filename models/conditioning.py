@@ -1,0 +1,52 @@
+"""What a denoiser is conditioned on: text states, and what else a family takes beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Text states (B, 77, d), and what else a family takes: SDXL's pooled states and sizes.
+
+    Where tokens change with time, states are (B, 77, I · d) for I spans of time, of which each
+    sample takes those of its timestep (`at`). `starts` are the timesteps at which spans begin.
+    """
+
+    states: Tensor
+    added: dict[str, Tensor] = field(default_factory=dict)
+    starts: tuple[float, ...] = ()
+
+    def pick(self, index: Tensor) -> "Conditioning":
+        """The rows of an index (B,).
+
+        By `index_select`: the gradient of `states[index]` is summed in any order, even on a CPU.
+        """
+        return Conditioning(
+            self.states.index_select(0, index),
+            {name: value.index_select(0, index) for name, value in self.added.items()},
+            self.starts,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
+        """One batch after another; all have the same spans of time."""
+        names = parts[0].added
+        return cls(
+            torch.cat([part.states for part in parts]),
+            {name: torch.cat([part.added[name] for part in parts]) for name in names},
+            parts[0].starts,
+        )
+
+    def at(self, timesteps: Tensor) -> "Conditioning":
+        """What each sample is conditioned on at its timestep; `timesteps` are (B,) or one."""
+        if not self.starts:
+            return self
+        by_span = self.states.unflatten(-1, (len(self.starts), -1))  # (B, 77, I, d)
+        starts = torch.tensor(self.starts, device=self.states.device)
+        times = torch.as_tensor(timesteps, dtype=torch.float32, device=self.states.device)
+        span = torch.bucketize(times, starts, right=True) - 1
+        rows = torch.arange(len(by_span), device=self.states.device)
+        return Conditioning(by_span[rows, :, span.expand(len(by_span))], self.added)

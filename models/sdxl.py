@@ -1,0 +1,41 @@
+"""Stable Diffusion XL: a second text encoder, pooled states and the picture's size beside it."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from .backbone import EncodedTexts, TextEncoder
+from .sd import StableDiffusion
+
+
+class StableDiffusionXL(StableDiffusion):
+    """As Stable Diffusion, with what a picture's size and pooled text states tell the U-Net."""
+
+    family: ClassVar[str] = "SDXL"
+
+    @classmethod
+    def accepts(cls, pipeline: Any) -> bool:
+        """Whether a pipeline is one of this family."""
+        return isinstance(pipeline, StableDiffusionXLPipeline)
+
+    @property
+    def text_encoders(self) -> list[TextEncoder]:
+        """Both."""
+        second = TextEncoder(self.pipeline.tokenizer_2, self.pipeline.text_encoder_2)
+        return [*super().text_encoders, second]
+
+    def _encode_texts(
+        self, prompts: Sequence[str], negatives: Sequence[str] | None, is_guided: bool
+    ) -> EncodedTexts:
+        return EncodedTexts(*self._pipeline_encodes(prompts, negatives, is_guided))
+
+    def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
+        """Pooled states, and (height, width, top, left, height, width): nothing was cut off."""
+        assert pooled is not None
+        sizes = torch.tensor(
+            [height, width, 0, 0, height, width], device=pooled.device, dtype=pooled.dtype
+        )
+        return {"text_embeds": pooled, "time_ids": sizes.repeat(len(pooled), 1)}

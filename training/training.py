@@ -1,0 +1,232 @@
+"""What the training of one concept is made of: embedding, prompts, pools, what learns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..adapters.timestep_tokens import TimestepTokens
+from ..adapters.token_embedding import TokenEmbedding
+from ..adapters.weight_delta import WeightDelta
+from ..generation.sampler import check_length
+from ..methods.method import Method, Stage, active_stages
+from ..methods.settings import TrainingSettings
+from ..models.backbone import Backbone
+from ..registry.errors import InvalidInput
+from .callbacks import Hooks, Learned
+from .checkpoints import ResumePoint, take_values
+from .latents import encode_pictures, varied_crops
+from .precision import cast, dtype_of, make_accelerator
+from .seeds import seed_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is to be learned: photos, the word for what they show, and the tokens to learn it as.
+
+    `class_pictures` are for prior preservation, drawn from the bare category.
+    """
+
+    photos: Sequence[Image.Image]
+    category: str
+    tokens: tuple[str, ...]
+    class_pictures: Sequence[Image.Image] = ()
+
+
+def drawn_size(backbone: Backbone, settings: TrainingSettings) -> int:
+    """Side of the pictures that a training learns from: set, or the base model's own."""
+    return settings.resolution or backbone.size
+
+
+class Training:
+    """One concept under way on one base model.
+
+    The denoiser learns in place while it runs; `restore` gives it its own weights back. Make all
+    trainings that are to run in one batch before the first of them runs.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        settings: TrainingSettings,
+        subject: Subject,
+        *,
+        seed: int,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.method = method
+        self.settings = settings
+        self.subject = subject
+        self.seed = seed
+        self.hooks = hooks or Hooks()
+        self.accelerator = make_accelerator(settings.mixed_precision)
+        backbone.to(self.accelerator.device)
+        for network in backbone.networks.values():
+            network.requires_grad_(False)
+        self.size = drawn_size(backbone, settings)
+        self.embedding = self._first_embedding()
+        self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
+        self.class_prompt = f"a photo of a {subject.category}"
+        self._check_resolution()
+        self._check_batches()
+        self.noise_scheduler: Any = backbone.training_scheduler()
+        self._own: dict[str, Tensor] = {}
+        self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
+
+    def _first_embedding(self) -> TokenEmbedding | TimestepTokens:
+        backbone, subject = self.backbone, self.subject
+        match self.method.word:
+            case "category":
+                return TokenEmbedding.from_words(backbone, subject.tokens, subject.category)
+            case "rare":
+                generator = torch.Generator().manual_seed(seed_of(self.seed, "rare word"))
+                return TokenEmbedding.rare(backbone, subject.tokens, generator)
+            case "staged":
+                options: Any = self.settings
+                return TimestepTokens.from_word(
+                    backbone,
+                    subject.tokens[0],
+                    subject.category,
+                    num_stages=options.num_stages,
+                    parametrisation=options.parametrisation,
+                    seed=seed_of(self.seed, "network"),
+                )
+
+    def _check_resolution(self) -> None:
+        factor = self.backbone.latent_factor
+        if self.size % factor or self.size < 2 * factor:
+            raise InvalidInput(
+                f"resolution is {self.size}: expected a multiple of {factor}",
+                hint=f"--set resolution={max(2, round(self.size / factor)) * factor}",
+            )
+
+    def _check_batches(self) -> None:
+        """Each process has to have a part in each step, or the others would wait for it."""
+        processes = self.accelerator.num_processes
+        shares = processes * self.settings.gradient_accumulation
+        for stage, numbers in active_stages(self.method, self.settings):
+            if processes > 1 and numbers.batch < shares:
+                raise InvalidInput(
+                    f"a batch of {numbers.batch} in {stage.name} is too small for "
+                    f"{processes} processes",
+                    hint=f"--set {stage.name}.batch={shares}",
+                )
+
+    @property
+    def phrase(self) -> str:
+        """The concept in a prompt: `[V] dog`."""
+        words = " ".join(self.subject.tokens)
+        return f"{words} {self.subject.category}" if self.method.names_category else words
+
+    # --- the whole --------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Encode all photos, and lay the models out for what is to be learned.
+
+        What learns is float32, whatever the base model came in: a step of 1e-6 would be lost in
+        the rounding of half precision. So are text encoders, which see no autocast.
+        """
+        backbone, settings = self.backbone, self.settings
+        for prompt in (*self.prompts, self.class_prompt):
+            check_length(backbone, prompt)
+        for encoder in backbone.text_encoders:
+            cast(encoder.network, torch.float32)
+        cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
+        if self.accelerator.mixed_precision == "no":
+            cast(backbone.denoiser, torch.float32)
+        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
+        self.pool = encode_pictures(backbone, crops)
+        self.class_pool = None
+        if settings.prior.weight:
+            if not self.subject.class_pictures:
+                raise InvalidInput("prior preservation needs class pictures")
+            sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
+            self.class_pool = encode_pictures(backbone, sized)
+        if settings.gradient_checkpointing:
+            backbone.set_gradient_checkpointing(True)
+        if settings.rank and not self.method.keeps_base:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(self.seed, "lora", 0))
+                backbone.add_lora(settings.rank)
+        for stage, _ in active_stages(self.method, settings):
+            if stage.learns == "embedding":
+                continue
+            for name, parameter in self.learning(stage).items():
+                if not settings.rank and name not in self._own:
+                    self._own[name] = parameter.detach().to("cpu", copy=True)
+                parameter.data = parameter.data.float()
+
+    def restore(self) -> None:
+        """Give the denoiser its own weights and layers back."""
+        parameters = self.backbone.parameters("denoiser")
+        for name, own in self._own.items():
+            parameters[name].data = own.to(parameters[name].device)
+        self._own.clear()
+        self.backbone.remove_lora()
+        if self.settings.gradient_checkpointing:
+            self.backbone.set_gradient_checkpointing(False)
+        for network, dtype in self._dtypes:
+            cast(network, dtype)
+        self.backbone.denoiser.requires_grad_(False).eval()
+
+    def broken_weights(self) -> str | None:
+        """A parameter that was not finite before anything was learned."""
+        return self.backbone.name_of_broken(self._own)
+
+    # --- what learns ------------------------------------------------------------------------------
+
+    def learning(self, stage: Stage) -> dict[str, nn.Parameter]:
+        """The parameters that a stage changes, by name.
+
+        With LoRA, its factors stand for the layers that they change.
+        """
+        if stage.learns == "embedding":
+            return self.embedding.learning()
+        return {
+            name: parameter
+            for name, parameter in self.backbone.parameters(stage.learns).items()
+            if not self.settings.rank or ".lora_" in name
+        }
+
+    def all_learning(self) -> dict[str, Tensor]:
+        """All that has been learned so far, in every stage."""
+        everything: dict[str, Tensor] = {}
+        for stage, _ in active_stages(self.method, self.settings):
+            everything |= self.learning(stage)
+        return everything
+
+    def take_over(self, point: ResumePoint) -> None:
+        """Begin with what was learned up to a resume point."""
+        take_values(point.learned, self.all_learning())
+
+    def learned(self) -> Learned:
+        """What has been learned, as it is stored."""
+        return Learned(self.embedding, self._weight_delta())
+
+    def _weight_delta(self) -> WeightDelta | None:
+        if self.method.keeps_base:
+            return None
+        parameters = self.backbone.parameters("denoiser")
+        if self.settings.rank:
+            return WeightDelta({}, dict(_lora_factors(parameters)))
+        deltas = {
+            name: (parameters[name].detach().cpu() - own.float()).half()
+            for name, own in self._own.items()
+        }
+        return WeightDelta(deltas) if deltas else None
+
+
+def _lora_factors(
+    parameters: dict[str, nn.Parameter],
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(up, down) of each adapted layer, by the name of the weight that it changes."""
+    for name, down in parameters.items():
+        if ".lora_A." in name:
+            up = parameters[name.replace(".lora_A.", ".lora_B.")]
+            layer = name.partition(".lora_A.")[0]
+            yield f"{layer}.weight", (up.detach().cpu().clone(), down.detach().cpu().clone())
