@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from PIL import Image
 from tiny_base import write_tiny_base
 
@@ -25,13 +26,19 @@ def _one_base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
 @pytest.fixture
 def base(_one_base: LoadedBase) -> LoadedBase:
     """A tiny Stable Diffusion of random weights, each test's own."""
-    return replace(_one_base, pipeline=copy.deepcopy(_one_base.pipeline))
+    return replace(_one_base, backbone=backbone_of(copy.deepcopy(_one_base.backbone.pipeline)))
 
 
 @pytest.fixture
-def pipeline(base: LoadedBase) -> Any:
-    """Its pipeline."""
-    return base.pipeline
+def backbone(base: LoadedBase) -> Backbone:
+    """It, without what is known of its files."""
+    return base.backbone
+
+
+@pytest.fixture
+def pipeline(backbone: Backbone) -> Any:
+    """Its pipeline of diffusers."""
+    return backbone.pipeline
 
 
 @pytest.fixture
