@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -90,6 +90,8 @@ class TimestepTokens:
     for each stage and role (`prompt_variants`). `category` is the word that the pooled states of
     SDXL are read of.
     """
+
+    stage_order: ClassVar[str] = STAGE_ORDER
 
     tokens: tuple[str]
     category: str

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,9 @@ class TokenEmbedding:
 
     `tokens` are the placeholders' names; no two concepts in one base model may share them.
     """
+
+    stage_order: ClassVar[str] = ""
+    """Its vectors do not change with time."""
 
     tokens: tuple[str, ...]
     vectors: list[nn.Parameter]

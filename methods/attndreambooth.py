@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .method import Method, Stage
+from .method import Method, Stage, from_category
 from .settings import StageSettings, TrainingSettings
 
 
@@ -30,6 +30,7 @@ METHOD = Method(
     about="aligns a word's attention with its category's, then learns the subject",
     paper="arXiv 2406.05000",
     settings=AttnDreamBoothSettings,
+    make_embedding=from_category,
     stages=(
         Stage("stage1", learns="embedding"),
         Stage("stage2", learns="cross-attention"),

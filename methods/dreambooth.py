@@ -1,9 +1,15 @@
 """DreamBooth (Ruiz et al. 2023): a rare word, and the whole U-Net learns it."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .method import Method, Stage
+from .seeds import seed_of
 from .settings import Prior, StageSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from ..adapters.token_embedding import TokenEmbedding
+    from ..models.backbone import Backbone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +22,24 @@ class DreamBoothSettings(TrainingSettings):
     prior: Prior = field(default_factory=lambda: Prior(weight=1.0))
 
 
+def rare_word(
+    backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: Any, seed: int
+) -> "TokenEmbedding":
+    """Tokens that mean nothing yet."""
+    del category, settings
+    import torch
+
+    from ..adapters.token_embedding import TokenEmbedding
+
+    generator = torch.Generator().manual_seed(seed_of(seed, "rare word"))
+    return TokenEmbedding.rare(backbone, tokens, generator)
+
+
 METHOD = Method(
     name="dreambooth",
     about="learns the subject into the U-Net, with class images to keep what it knew",
     paper="arXiv 2208.12242",
     settings=DreamBoothSettings,
+    make_embedding=rare_word,
     stages=(Stage("unet", learns="denoiser"),),
-    word="rare",
 )

@@ -1,21 +1,30 @@
 """What a method is: its stages and settings. How a stage is run is in `stage_run.py`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from ..registry.errors import InvalidInput, NotFound, suggest
 from .settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from ..adapters.timestep_tokens import TimestepTokens
+    from ..adapters.token_embedding import TokenEmbedding
+    from ..models.backbone import Backbone
+
+    Embedding = TokenEmbedding | TimestepTokens
+
 Learns = Literal["embedding", "cross-attention", "denoiser"]
-Word = Literal["category", "rare", "staged"]
-_MODULES = ("attndreambooth", "dreambooth", "sefi", "textual_inversion")
+MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, Any, int], "Embedding"]
+"""Gets a base model, placeholder tokens, their category, settings and a seed."""
 DEFAULT_METHOD = "attndreambooth"
+_NO_METHODS = ("attention_losses", "method", "seeds", "settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +42,8 @@ class Stage:
 class Method:
     """A way to teach a concept.
 
-    Its tokens begin as the category's `word`, as a rare one that means nothing, or as one with
-    vectors of its own in each stage of time. With `names_category` the concept stands in a prompt
-    as its tokens and its category, `[V] dog`, else as its tokens alone.
+    `make_embedding` says what its placeholder tokens begin as. With `names_category` the concept
+    stands in a prompt as its tokens and its category, `[V] dog`, else as its tokens alone.
     """
 
     name: str
@@ -43,7 +51,7 @@ class Method:
     paper: str
     settings: type[TrainingSettings]
     stages: tuple[Stage, ...]
-    word: Word = "category"
+    make_embedding: MakeEmbedding
     names_category: bool = True
 
     @property
@@ -61,10 +69,22 @@ class Preset:
     settings: TrainingSettings
 
 
+def from_category(
+    backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: Any, seed: int
+) -> "TokenEmbedding":
+    """Tokens that begin as the category's word."""
+    del settings, seed
+    from ..adapters.token_embedding import TokenEmbedding
+
+    return TokenEmbedding.from_words(backbone, tokens, category)
+
+
 @cache
 def all_methods() -> dict[str, Method]:
-    """The methods by name."""
-    found = (import_module(f".{name}", __package__).METHOD for name in _MODULES)
+    """The methods by name: each module beside this one that has a `METHOD`."""
+    names = sorted(each.name for each in iter_modules([str(Path(__file__).parent)]))
+    modules = (import_module(f".{name}", __package__) for name in names if name not in _NO_METHODS)
+    found: list[Method] = [module.METHOD for module in modules]
     return {method.name: method for method in found}
 
 

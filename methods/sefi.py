@@ -1,10 +1,16 @@
 """SeFi-IDE (Li et al. 2024): a word with a reading for each stage, kept close to its category."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..registry.errors import InvalidInput
 from .method import Method, Stage
+from .seeds import seed_of
 from .settings import Losses, StageSettings, TrainingSettings, setting
+
+if TYPE_CHECKING:
+    from ..adapters.timestep_tokens import TimestepTokens
+    from ..models.backbone import Backbone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +33,28 @@ class SefiSettings(TrainingSettings):
             raise InvalidInput(f"num_tokens is {self.num_tokens}: sefi learns one token")
 
 
+def timestep_tokens(
+    backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: SefiSettings, seed: int
+) -> "TimestepTokens":
+    """One token with vectors of its own in each stage of time."""
+    from ..adapters.timestep_tokens import TimestepTokens
+
+    return TimestepTokens.from_word(
+        backbone,
+        tokens[0],
+        category,
+        num_stages=settings.num_stages,
+        parametrisation=settings.parametrisation,
+        seed=seed_of(seed, "network"),
+    )
+
+
 METHOD = Method(
     name="sefi",
     about="learns a word with vectors for each stage of time; one photo is enough, many can meet",
     paper="arXiv 2402.00631",
     settings=SefiSettings,
+    make_embedding=timestep_tokens,
     stages=(Stage("embedding", learns="embedding"),),
-    word="staged",
     names_category=False,
 )

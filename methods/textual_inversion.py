@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .method import Method, Stage
+from .method import Method, Stage, from_category
 from .settings import StageSettings, TrainingSettings
 
 TEMPLATES = (
@@ -33,6 +33,7 @@ METHOD = Method(
     about="learns a word for the subject; small and composable, likeness limited",
     paper="arXiv 2208.01618",
     settings=TextualInversionSettings,
+    make_embedding=from_category,
     stages=(Stage("embedding", learns="embedding"),),
     names_category=False,
 )

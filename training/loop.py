@@ -27,6 +27,7 @@ from ..methods.attention_losses import (
     subject_wise_loss,
 )
 from ..methods.method import Stage, active_stages
+from ..methods.seeds import seed_of
 from ..methods.settings import StageSettings, TrainingSettings
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
@@ -41,7 +42,6 @@ from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, take_values, write_resume_point
 from .distributed import agreed, broadcast
-from .seeds import seed_of
 from .training import Training
 
 SAVE_EVERY_SECONDS = 120.0

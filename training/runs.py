@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
-from ..adapters.timestep_tokens import STAGE_ORDER
 from ..generation.pictures import replace_picture
 from ..generation.prompt_syntax import FILE_NAME
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import draw
 from ..methods.method import DEFAULT_METHOD, find_method, settings_of
+from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
 from ..registry import Registry
@@ -43,7 +43,6 @@ from .checkpoints import read_place
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
-from .seeds import seed_of
 from .trainer import run_batch
 from .training import Subject, Training, drawn_size
 
@@ -467,14 +466,17 @@ class _RunRecorder:
         self._registry = registry
         self._hooks = hooks
         self._folder = registry.run_folder(plan.run)
-        method = find_method(plan.method)
-        self._fits = AdapterMetadata(
-            base_sha256=base.sha256,
+        self._base_sha256 = base.sha256
+
+    def _metadata_of(self, learned: Learned) -> AdapterMetadata:
+        plan = self.plan
+        return AdapterMetadata(
+            base_sha256=self._base_sha256,
             method=plan.method,
             category=plan.concept.category,
             num_tokens=plan.settings.num_tokens,
-            names_category=method.names_category,
-            stage_order=STAGE_ORDER if method.word == "staged" else "",
+            names_category=find_method(plan.method).names_category,
+            stage_order=learned.embedding.stage_order,
         )
 
     @property
@@ -506,7 +508,7 @@ class _RunRecorder:
         """
         path = self._folder / FILE_NAME
         try:
-            write_adapter(path, learned.state(), self._fits)
+            write_adapter(path, learned.state(), self._metadata_of(learned))
         except NotFinite as error:
             raise TrainingFailed(
                 f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
@@ -528,7 +530,8 @@ class _RunRecorder:
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
         name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
-        write_adapter(self._folder / name, checkpoint.learned.state(), self._fits)
+        learned = checkpoint.learned
+        write_adapter(self._folder / name, learned.state(), self._metadata_of(learned))
         self._hooks.on_checkpoint(checkpoint)
 
 

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters.timestep_tokens import TimestepTokens
-from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
 from ..methods.method import Method, Stage, active_stages
+from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone
 from ..registry.errors import InvalidInput
@@ -20,7 +19,6 @@ from .callbacks import Hooks, Learned
 from .checkpoints import ResumePoint, take_values
 from .latents import encode_pictures, varied_crops
 from .precision import cast, dtype_of, make_accelerator
-from .seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,9 @@ class Training:
         for network in backbone.networks.values():
             network.requires_grad_(False)
         self.size = drawn_size(backbone, settings)
-        self.embedding = self._first_embedding()
+        self.embedding = method.make_embedding(
+            backbone, subject.tokens, subject.category, settings, seed
+        )
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = f"a photo of a {subject.category}"
         self._check_resolution()
@@ -77,25 +77,6 @@ class Training:
         self.noise_scheduler: Any = backbone.training_scheduler()
         self._own: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
-
-    def _first_embedding(self) -> TokenEmbedding | TimestepTokens:
-        backbone, subject = self.backbone, self.subject
-        match self.method.word:
-            case "category":
-                return TokenEmbedding.from_words(backbone, subject.tokens, subject.category)
-            case "rare":
-                generator = torch.Generator().manual_seed(seed_of(self.seed, "rare word"))
-                return TokenEmbedding.rare(backbone, subject.tokens, generator)
-            case "staged":
-                options: Any = self.settings
-                return TimestepTokens.from_word(
-                    backbone,
-                    subject.tokens[0],
-                    subject.category,
-                    num_stages=options.num_stages,
-                    parametrisation=options.parametrisation,
-                    seed=seed_of(self.seed, "network"),
-                )
 
     def _check_resolution(self) -> None:
         factor = self.backbone.latent_factor
