@@ -33,7 +33,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from conceptry.evaluation.judge import load_judge, measure
+from conceptry.evaluation.judge import load_judge
+from conceptry.evaluation.judge_recipe import measure
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.evaluation import judge
+from conceptry.evaluation import judge, judge_recipe
 from conceptry.models.miniature.recipe import train
 from conceptry.models.miniature.world.identities import CATEGORIES, split_of
 from conceptry.models.miniature.world.scenes import render, sample_scene
@@ -14,7 +14,7 @@ from conceptry.models.miniature.world.scenes import render, sample_scene
 
 def test_targets_are_the_ground_truth() -> None:
     scenes = [sample_scene(seed, "judge") for seed in range(60)]
-    targets = judge.targets_of(scenes)
+    targets = judge_recipe.targets_of(scenes)
     for row, scene in enumerate(scenes):
         present = {CATEGORIES[i] for i in targets["present"][row].nonzero().flatten()}
         assert present == {subject.identity.category for subject in scene.subjects}
@@ -26,12 +26,12 @@ def test_targets_are_the_ground_truth() -> None:
             if scene.style == "photo":
                 assert judge.COLOUR_NAMES[colour] == who.colour
             else:
-                assert colour == judge.IGNORED
+                assert colour == judge_recipe.IGNORED
 
 
 def test_the_judge_never_meets_an_identity_of_the_base_model() -> None:
-    assert judge.STAGE.split == "judge"
-    scenes = [sample_scene(seed, judge.STAGE.split) for seed in range(50)]
+    assert judge_recipe.STAGE.split == "judge"
+    scenes = [sample_scene(seed, judge_recipe.STAGE.split) for seed in range(50)]
     splits = {split_of(subject.identity.seed) for scene in scenes for subject in scene.subjects}
     assert splits == {"judge"}
 
@@ -44,17 +44,19 @@ def test_a_perfect_verdict_scores_one_and_a_wrong_one_less(
     def cheat(wrong: bool) -> None:
         def look(_images: object) -> list[judge.Seen]:
             step = steps.pop(0)
-            scenes = judge.scenes_batch(step, split="held-out", offset=7, batch=100, size=64).scenes
-            logits = judge.targets_of(scenes)
+            scenes = judge_recipe.scenes_batch(
+                step, split="held-out", offset=7, batch=100, size=64
+            ).scenes
+            logits = judge_recipe.targets_of(scenes)
             return [_verdict(logits, row, wrong) for row in range(len(scenes))]
 
         steps = [0]
         monkeypatch.setattr(network, "look", look)
 
     cheat(wrong=False)
-    assert set(judge.measure(network, 100).values()) == {1.0}
+    assert set(judge_recipe.measure(network, 100).values()) == {1.0}
     cheat(wrong=True)
-    assert judge.measure(network, 100)["place"] < 0.3
+    assert judge_recipe.measure(network, 100)["place"] < 0.3
 
 
 def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.Seen:
@@ -78,7 +80,7 @@ def test_fifty_steps_lower_its_loss_and_it_can_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", 10)
-    stage = dataclasses.replace(judge.STAGE, batch=16, warmup_steps=5)
+    stage = dataclasses.replace(judge_recipe.STAGE, batch=16, warmup_steps=5)
     train.train(stage, tmp_path, images=16 * 50, device="cpu", num_workers=0)
     lines = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
     names = lines[0].keys() - {"step", "images", "images_per_second"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.evaluation import judge
+from conceptry.evaluation import judge, judge_recipe
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw
 from conceptry.models import bases, hashes
@@ -99,7 +99,7 @@ def test_a_corrupted_judge_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_judge_is_as_good_as_is_said_of_it() -> None:
     promised = json.loads(judge.SHIPPED.with_suffix(".json").read_text())["accuracy"]
-    measured = judge.measure(judge.load_judge(), 300)
+    measured = judge_recipe.measure(judge.load_judge(), 300)
     for name, accuracy in promised.items():
         assert abs(measured[name] - accuracy) < 0.06, name
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..world.identities import CATEGORIES, identity_seed, make_identity
-from ..world.scenes import Rendered, Scene, describe, render, sample_scene
+from ..world.scenes import MAX_SUBJECTS, Rendered, Scene, describe, render, sample_scene
 
-MAX_SUBJECTS = 3
 MASK_SIZE = 16
 AHEAD = 6
 """Batches that each worker has ready or under way."""

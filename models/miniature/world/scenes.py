@@ -14,6 +14,7 @@ from .figures import draw_subject
 from .identities import CATEGORIES, Identity, identity_seed, make_identity
 from .places import ACCESSORIES, PLACES, draw_accessory, draw_place
 
+MAX_SUBJECTS = 3
 STYLES = ("photo", "pencil sketch")
 RELATIONS = ("next to", "to the left of", "on top of", "and")
 SUPERSAMPLING = 3
