@@ -69,14 +69,23 @@ class _Asked:
 class AttentionStack:
     """The attention layers of a UNet2DConditionModel, and who watches them.
 
-    Its processors are put in once. Where nobody watches, a layer computes what it did before, by
-    the processor that it had. Of those who watch a layer, the latest one sees it.
+    Its processors are put in once (`of`). Where nobody watches, a layer computes what it did
+    before, by the processor that it had. Of those who watch a layer, the latest one sees it.
     """
+
+    @classmethod
+    def of(cls, unet: Any) -> "AttentionStack":
+        """The one of a U-Net, which is made if need be."""
+        stacks = {each.stack for each in unet.attn_processors.values() if _is_ours(each)}
+        return stacks.pop() if len(stacks) == 1 else cls(unet)
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
         self._observers: list[_Observer] = []
-        self._own = {name: _own_of(each) for name, each in unet.attn_processors.items()}
+        self._own = {
+            name: each.own if _is_ours(each) else each
+            for name, each in unet.attn_processors.items()
+        }
         self.layers = [name.removesuffix(".processor") for name in self._own]
         unet.set_attn_processor(
             {
@@ -84,10 +93,6 @@ class AttentionStack:
                 for name in self.layers
             }
         )
-
-    def remove(self) -> None:
-        """Give the U-Net its own processors back."""
-        self._unet.set_attn_processor(dict(self._own))
 
     @contextmanager
     def observe(
@@ -152,7 +157,7 @@ def observe(
     be watched.
     """
     before = dict(unet.attn_processors)
-    stack = AttentionStack(unet)
+    stack = AttentionStack.of(unet)
     try:
         with stack.observe(
             columns=columns,
@@ -167,8 +172,8 @@ def observe(
         unet.set_attn_processor(before)
 
 
-def _own_of(processor: Any) -> Any:
-    return processor.own if isinstance(processor, _Processor) else processor
+def _is_ours(processor: Any) -> bool:
+    return isinstance(processor, _Processor)
 
 
 def _asked(

@@ -81,11 +81,16 @@ def from_category(
 
 @cache
 def all_methods() -> dict[str, Method]:
-    """The methods by name: each module beside this one that has a `METHOD`."""
-    names = sorted(each.name for each in iter_modules([str(Path(__file__).parent)]))
+    """The methods by name: each module of this package that has a `METHOD`."""
+    names = sorted(each.name for each in iter_modules(_folders()))
     modules = (import_module(f".{name}", __package__) for name in names if name not in _NO_METHODS)
     found: list[Method] = [module.METHOD for module in modules]
     return {method.name: method for method in found}
+
+
+def _folders() -> list[str]:
+    """Where modules of this package are: beside this one, unless somebody has added to its path."""
+    return list(import_module(__package__ or "").__path__)
 
 
 def find_method(name: str) -> Method:
@@ -99,7 +104,8 @@ def find_method(name: str) -> Method:
 
 def read_presets(method: Method) -> dict[str, Preset]:
     """The presets of a method by name, each a change of the settings' defaults."""
-    path = Path(__file__).parent / "presets" / f"{method.name}.yaml"
+    found = (Path(folder, "presets", f"{method.name}.yaml") for folder in _folders())
+    path = next(path for path in found if path.exists())
     entries: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {name: _preset(method, name, entry) for name, entry in entries.items()}
 

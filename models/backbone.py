@@ -65,7 +65,7 @@ class Backbone(ABC):
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.attention = AttentionStack(self.denoiser)
+        self.attention = AttentionStack.of(self.denoiser)
         self._text_wrappers: list[TextWrapper] = []
 
     # --- what a family says -----------------------------------------------------------------------

@@ -163,41 +163,6 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (".".join([*parts, alias.name]) for alias in node.names)
 
 
-def imports_between_packages() -> set[tuple[str, str]]:
-    return {
-        (package, name.split(".")[1])
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        for name in imports_of(path)
-        if name.startswith("conceptry.")
-    }
-
-
-def test_the_walk_sees_imports() -> None:
-    assert ("cli", "registry") in imports_between_packages()
-    assert "sqlmodel.Session" in set(imports_of(ROOT / "registry/edits.py"))
-
-
-def test_nothing_imports_the_command_line() -> None:
-    assert {who for who, what in imports_between_packages() if what == "cli"} <= {"cli"}
-
-
-@pytest.mark.parametrize("package", ["registry", "kernels"])
-def test_the_lowest_packages_import_no_other(package: str) -> None:
-    assert {what for who, what in imports_between_packages() if who == package} <= {package}
-
-
-@pytest.mark.parametrize(
-    ("package", "above"),
-    [
-        ("models", {"methods", "evaluation"}),
-        ("methods", {"evaluation"}),
-    ],
-)
-def test_dependencies_point_one_way(package: str, above: set[str]) -> None:
-    assert not {what for who, what in imports_between_packages() if who == package} & above
-
-
 def test_the_registry_names_no_deep_learning_library() -> None:
     names = {
         name.split(".")[0]
