@@ -88,7 +88,7 @@ def judge() -> dict[str, Any]:
 @torch.no_grad()
 def autoencoder() -> dict[str, Any]:
     """Encode and decode held-out pictures, and ask the judge for what they show."""
-    vae, network = load_base().pipeline.vae, load_judge()
+    vae, network = load_base().backbone.pipeline.vae, load_judge()
     scenes = [
         sample_scene(seed, "held-out", style="photo")
         for seed in range(9_000_000, 9_000_000 + NUM_RECONSTRUCTED)
@@ -178,7 +178,7 @@ def attention() -> dict[str, Any]:
     for seed in range(8_000_000, 8_000_000 + NUM_ATTENTION):
         scene = sample_scene(seed, "held-out")
         rendered = render(scene)
-        token_map = _token_maps(base.pipeline, scene, rendered.image)
+        token_map = _token_maps(base.backbone.pipeline, scene, rendered.image)
         for box, grid in zip(rendered.boxes(), token_map, strict=True):
             if grid is None:
                 continue

@@ -57,7 +57,7 @@ def measured(base: LoadedBase, count: int, steps: int) -> dict[str, float]:
             after = [vectors_of(registry, name) for name in names]
     begun = [
         TimestepTokens.from_word(
-            base.pipeline, "<v>", who.identity.category, num_stages=before[0].shape[0]
+            base.backbone, "<v>", who.identity.category, num_stages=before[0].shape[0]
         ).state()["staged.0"]
         for who in subjects
     ]

@@ -8,17 +8,17 @@ import pytest
 import torch
 from conceptry.evaluation.running import EvalRequest, score
 from conceptry.generation.request import Settings
-from conceptry.models.loading import LoadedBase
+from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import NotFinite, Registry
 
 
 @pytest.mark.parametrize("name", ["unet.conv_out.bias", "vae.decoder.conv_out.bias"])
 def test_a_black_picture_is_never_scored(taught: Registry, base: LoadedBase, name: str) -> None:
     Path("mine.txt").write_text("a photo of a {} on the beach")
-    broken = replace(base, pipeline=copy.deepcopy(base.pipeline))
+    broken = replace(base, backbone=backbone_of(copy.deepcopy(base.backbone.pipeline)))
     part, _, parameter = name.partition(".")
     with torch.no_grad():
-        getattr(broken.pipeline, part).get_parameter(parameter)[0] = float("nan")
+        getattr(broken.backbone.pipeline, part).get_parameter(parameter)[0] = float("nan")
     settings = Settings(steps=1)
     request = EvalRequest(
         names=["rex"],
@@ -40,9 +40,9 @@ def test_photos_that_a_broken_base_cannot_see_get_no_mask(
     taught: Registry, base: LoadedBase
 ) -> None:
     Path("mine.txt").write_text("a photo of a {}")
-    broken = replace(base, pipeline=copy.deepcopy(base.pipeline))
+    broken = replace(base, backbone=backbone_of(copy.deepcopy(base.backbone.pipeline)))
     with torch.no_grad():
-        broken.pipeline.vae.encoder.conv_in.bias[0] = float("nan")
+        broken.backbone.pipeline.vae.encoder.conv_in.bias[0] = float("nan")
     request = EvalRequest(
         names=["rex"], suite="mine.txt", clip="miniature", dino="none", num_seeds=1
     )

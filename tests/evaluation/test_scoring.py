@@ -15,7 +15,7 @@ from conceptry.evaluation.record import (
 from conceptry.evaluation.regions import as_mask, inside_only, regions_of_photos
 from conceptry.evaluation.scoring import Picture, Scorer, diversity, embed_references
 from conceptry.evaluation.suites import SuitePrompt
-from conceptry.generation.regions import localising_layers, region, share_inside, subject_columns
+from conceptry.generation.regions import region, share_inside, subject_columns
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world.scenes import Rendered, Scene, describe, render, sample_scene
 from PIL import Image, ImageChops
@@ -158,7 +158,7 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
 def test_attention_finds_the_subject_of_photos() -> None:
     """The masks of renders are known: half of what either covers is covered by both."""
     base = load_base()
-    assert localising_layers(base.pipeline.unet) == r"up_blocks\.1\..*\.attn2"
+    assert base.backbone.localising_layers == r"up_blocks\.1\..*\.attn2"
     overlaps: list[float] = []
     for scene in scenes(12, first=800):
         drawn: Rendered = render(scene)
@@ -173,11 +173,11 @@ def test_attention_finds_the_subject_of_photos() -> None:
 
 
 def test_columns_of_categories_of_several_tokens() -> None:
-    pipeline = load_base().pipeline
-    (looks,) = subject_columns(pipeline, "a photo of a red house", ["red house"])
+    backbone = load_base().backbone
+    (looks,) = subject_columns(backbone, "a photo of a red house", ["red house"])
     assert looks.own == looks.all == (5, 6)
     with pytest.raises(ValueError, match="does not name"):
-        subject_columns(pipeline, "a photo of a dog", ["cat"])
+        subject_columns(backbone, "a photo of a dog", ["cat"])
 
 
 def test_masks_are_white_inside() -> None:

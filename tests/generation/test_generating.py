@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conceptry.generation import Request, Settings, generate, read_provenance, reproduce, save_grid
-from conceptry.generation.attention_maps import CollectedMaps, collected_maps, words_of
+from conceptry.generation.attention_maps import CollectedMaps, MapCollector, words_of
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import choose
 from conceptry.generation.sampler import draw
@@ -111,7 +111,7 @@ def test_a_picture_that_differs_is_said_to(
 ) -> None:
     (picture,) = generate(taught, base, [request("a cat")], tmp_path)
     with torch.no_grad():
-        base.pipeline.unet.conv_out.bias += 1
+        base.backbone.pipeline.unet.conv_out.bias += 1
     assert not reproduce(taught, base, picture.path, tmp_path)[1]
 
 
@@ -119,26 +119,25 @@ def test_words_are_the_tokens_of_concepts_and_their_category(
     taught: Registry, base: LoadedBase
 ) -> None:
     prompt = "a photo of <rex> in the snow"
-    with inject_concepts(base, choose(taught, prompt)) as worn:
-        words = words_of(base.pipeline, expand_prompt(prompt, worn), worn)
+    with inject_concepts(base, choose(taught, prompt)) as concepts:
+        words = words_of(base.backbone, expand_prompt(prompt, concepts), concepts)
         assert [(word.label, word.column) for word in words] == [
             ("<rex> 1", 4),
             ("<rex> 2", 5),
             ("dog", 6),
         ]
-    plain = words_of(base.pipeline, "a red cat", [])
+    plain = words_of(base.backbone, "a red cat", [])
     assert [(word.label, word.column) for word in plain] == [("a", 1), ("red", 2), ("cat", 3)]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_maps_are_the_means_over_layers_and_steps(base: LoadedBase, guidance: float) -> None:
     """All columns together are one at each place, guided or not."""
-    pipeline = base.pipeline
     settings = Settings(steps=3, guidance=guidance)
-    with collected_maps(pipeline, range(77), is_guided=guidance > 1) as (collected,):
-        for _ in draw(base, "a red cat", (1, 2), settings):
-            pass
-        maps = collected.take()
+    collector = MapCollector(range(77))
+    for _ in draw(base, "a red cat", (1, 2), settings, observers=[collector]):
+        pass
+    (maps,) = collector.take()
     assert maps.shape == (2, 77, 8, 8)
     torch.testing.assert_close(maps.sum(1), torch.ones(2, 8, 8), atol=1e-4, rtol=0)
 
@@ -148,15 +147,16 @@ def test_maps_are_of_the_prompt_not_of_the_negative_one(base: LoadedBase) -> Non
 
     def maps(guidance: float) -> torch.Tensor:
         settings = Settings(steps=1, guidance=guidance, negative="two blue dogs on a beach")
-        with collected_maps(base.pipeline, [1, 2, 3], is_guided=guidance > 1) as (collected,):
-            list(draw(base, "a red cat", (1, 2), settings))
-            return collected.take()
+        collector = MapCollector([1, 2, 3])
+        list(draw(base, "a red cat", (1, 2), settings, observers=[collector]))
+        (found,) = collector.take()
+        return found
 
     torch.testing.assert_close(maps(3.0), maps(1.0))
 
 
 def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
-    collected = CollectedMaps(is_guided=False)
+    collected = CollectedMaps()
     fine = torch.zeros(1, 1, 8, 4)
     fine[..., 4:, :] = 1
     coarse = torch.zeros(1, 1, 4, 2)
@@ -172,10 +172,10 @@ def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
 
 def test_sizes_that_are_halved_to_odd_ones_are_known(base: LoadedBase, tmp_path: Path) -> None:
     settings = Settings(steps=1, size=(40, 56))
-    with collected_maps(base.pipeline, [1, 2], is_guided=True) as (collected,):
-        list(draw(base, "a cat", (1,), settings))
-        assert collected.take().shape == (1, 2, 28, 20)
-    collected = CollectedMaps(is_guided=False)
+    collector = MapCollector([1, 2])
+    list(draw(base, "a cat", (1,), settings, observers=[collector]))
+    assert [maps.shape for maps in collector.take()] == [(1, 2, 28, 20)]
+    collected = CollectedMaps()
     collected.add([torch.rand(1, 1, 6 * 8)], (41, 64))
     assert collected.take().shape == (1, 1, 41, 64)
 

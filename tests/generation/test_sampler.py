@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conceptry.generation.request import Settings
-from conceptry.generation.sampler import SCHEDULERS, Drawn, draw
+from conceptry.generation.sampler import Drawn, draw
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
 
 PROMPT = "a photo of a red cat on the beach"
@@ -53,11 +54,11 @@ def test_every_setting_matters(base: LoadedBase, settings: dict[str, Any]) -> No
 
 
 def test_a_scheduler_is_for_one_call(base: LoadedBase) -> None:
-    own = base.pipeline.scheduler
+    own = base.backbone.pipeline.scheduler
     before = drawn(base, [1])[0]
     for name in SCHEDULERS:
         drawn(base, [1], scheduler=name)
-    assert base.pipeline.scheduler is own
+    assert base.backbone.pipeline.scheduler is own
     assert (drawn(base, [1])[0] == before).all()
     assert (drawn(base, [1], scheduler="ddim")[0] == before).all()
 

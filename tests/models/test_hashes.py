@@ -56,7 +56,7 @@ def test_what_lies_beside_the_weights_makes_no_stranger(folder: Path, name: str)
 
 
 def test_shards_are_those_of_the_index(folder: Path) -> None:
-    pipeline = load_base(str(folder)).pipeline
+    pipeline = load_base(str(folder)).backbone.pipeline
     whole = hash_of_folder(folder)
     (folder / UNET).unlink()
     pipeline.unet.save_pretrained(folder / "unet", max_shard_size="100KB")

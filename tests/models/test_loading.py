@@ -49,7 +49,7 @@ def test_a_single_file_is_loaded_offline_with_the_folder_beside_it(
 ) -> None:
     folder = load_base(str(tiny_base))
     file = tmp_path / "single.safetensors"
-    write_single_file(folder.pipeline, file)
+    write_single_file(folder.backbone.pipeline, file)
     beside = shutil.copytree(tiny_base, tmp_path / "single")
     for weights in beside.rglob("*.safetensors"):
         weights.unlink()

@@ -12,7 +12,7 @@ import torch
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw
 from conceptry.models.latents import in_float32
-from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.registry import NotFinite
 from tiny_base import make_tiny_sdxl
 
@@ -35,7 +35,11 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
 def base(request: pytest.FixtureRequest) -> LoadedBase:
     """A base model of each kind, to be broken."""
     found: LoadedBase = request.getfixturevalue(request.param)
-    return replace(found, pipeline=copy.deepcopy(found.pipeline))
+    return copied(found)
+
+
+def copied(base: LoadedBase) -> LoadedBase:
+    return replace(base, backbone=backbone_of(copy.deepcopy(base.backbone.pipeline)))
 
 
 def pixels(base: LoadedBase, **options: Any) -> np.ndarray:
@@ -64,7 +68,7 @@ PARAMETERS = (
 def test_broken_weights_are_named(base: LoadedBase, name: str, value: float) -> None:
     part, _, parameter = name.partition(".")
     with torch.no_grad():
-        getattr(base.pipeline, part).get_parameter(parameter).view(-1)[0] = value
+        getattr(base.backbone.pipeline, part).get_parameter(parameter).view(-1)[0] = value
     with pytest.raises(NotFinite, match="cannot draw: ") as told:
         pixels(base)
     assert base.base.name in told.value.message
@@ -72,21 +76,21 @@ def test_broken_weights_are_named(base: LoadedBase, name: str, value: float) -> 
 
 
 def test_pictures_of_earlier_batches_stay(sd: LoadedBase) -> None:
-    base = replace(sd, pipeline=copy.deepcopy(sd.pipeline))
+    base = copied(sd)
     drawing = draw(base, "a photo of a cat", [1, 2], ONCE, batch=1)
     assert next(drawing).seed == 1
     with torch.no_grad():
-        base.pipeline.unet.conv_out.bias.fill_(float("nan"))
+        base.backbone.pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(NotFinite):
         next(drawing)
 
 
 def test_what_overflows_is_told_with_what_is_worn(base: LoadedBase) -> None:
     with torch.no_grad():
-        base.pipeline.unet.conv_in.weight.mul_(1e30)
-        base.pipeline.unet.conv_out.weight.mul_(1e30)
+        base.backbone.pipeline.unet.conv_in.weight.mul_(1e30)
+        base.backbone.pipeline.unet.conv_out.weight.mul_(1e30)
     with pytest.raises(NotFinite, match=r"with rex@3 at strength 4 gives no picture") as told:
-        pixels(base, worn=["rex@3 at strength 4"])
+        pixels(base, names=["rex@3 at strength 4"])
     assert base.base.name in told.value.message
     assert "lower strength" in (told.value.hint or "")
     with pytest.raises(NotFinite, match="gives no picture: its numbers overflow"):
@@ -94,8 +98,8 @@ def test_what_overflows_is_told_with_what_is_worn(base: LoadedBase) -> None:
 
 
 def test_an_autoencoder_that_overflows_in_half_precision_is_float32(base: LoadedBase) -> None:
-    overflowing(base.pipeline.vae)
-    half, vae = base.pipeline.to(torch.float16), base.pipeline.vae
+    overflowing(base.backbone.pipeline.vae)
+    half, vae = base.backbone.pipeline.to(torch.float16), base.backbone.pipeline.vae
     own = {name: value.data_ptr() for name, value in vae.named_parameters()}
     assert vae.decode(torch.randn(1, 4, 8, 8).half()).sample.isfinite().all().item() is False
     dtypes: list[torch.dtype] = []
@@ -110,10 +114,10 @@ def test_an_autoencoder_that_overflows_in_half_precision_is_float32(base: Loaded
 
 
 def test_an_autoencoder_that_does_not_overflow_stays_in_half_precision(base: LoadedBase) -> None:
-    base.pipeline.vae.register_to_config(force_upcast=False)
-    base.pipeline.to(torch.float16)
+    base.backbone.pipeline.vae.register_to_config(force_upcast=False)
+    base.backbone.pipeline.to(torch.float16)
     dtypes: list[torch.dtype] = []
-    base.pipeline.vae.decoder.register_forward_pre_hook(
+    base.backbone.pipeline.vae.decoder.register_forward_pre_hook(
         lambda _, given: dtypes.append(given[0].dtype)
     )
     pixels(base)
@@ -122,14 +126,14 @@ def test_an_autoencoder_that_does_not_overflow_stays_in_half_precision(base: Loa
 
 def test_it_decodes_as_diffusers_does(base: LoadedBase) -> None:
     generator = [torch.Generator().manual_seed(3)]
-    theirs = base.pipeline(
+    theirs = base.backbone.pipeline(
         ["a photo of a cat"], num_inference_steps=2, guidance_scale=5.0, generator=generator
     ).images[0]
     assert (pixels(base) == np.asarray(theirs, dtype=np.int16)).all()
 
 
 def test_float32_ends_whatever_happens(base: LoadedBase) -> None:
-    vae = base.pipeline.vae.half()
+    vae = base.backbone.pipeline.vae.half()
     with suppress(KeyboardInterrupt), in_float32(vae):
         assert vae.dtype == torch.float32
         raise KeyboardInterrupt

@@ -32,7 +32,7 @@ def folder(tiny_base: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def _single(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("single") / "one.safetensors"
-    write_single_file(load_base(str(tiny_base)).pipeline, file)
+    write_single_file(load_base(str(tiny_base)).backbone.pipeline, file)
     shutil.copytree(tiny_base, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     return file
 
@@ -116,7 +116,7 @@ def test_half_precision_alone_is_loaded(folder: Path) -> None:
         )
     rename_weights(folder, ".fp16.safetensors")
     base = load_base(str(folder))
-    assert base.pipeline.unet.dtype == torch.float32
+    assert base.backbone.pipeline.unet.dtype == torch.float32
     assert np.abs(picture(base) - whole).max() <= 4
 
 
@@ -332,13 +332,13 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str, kind:
 
 def test_a_single_file_that_predicts_velocity_says_so(single: Path) -> None:
     tensors = load_file(single)
-    assert load_base(str(single)).pipeline.scheduler.config.prediction_type == "epsilon"
+    assert load_base(str(single)).backbone.pipeline.scheduler.config.prediction_type == "epsilon"
     for found, metadata in (
         (tensors | {"v_pred": torch.zeros(0)}, None),
         (tensors, {"modelspec.prediction_type": "v"}),
     ):
         save_file(found, single, metadata)
-        scheduler = load_base(str(single)).pipeline.scheduler
+        scheduler = load_base(str(single)).backbone.pipeline.scheduler
         assert scheduler.config.prediction_type == "v_prediction"
 
 
