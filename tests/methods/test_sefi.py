@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 from conceptry.adapters.adapter import injected
-from conceptry.adapters.conditioning import Saying, encode, encode_reference, encode_sayings
+from conceptry.adapters.conditioning import PromptAtTimestep, encode_at_timesteps, encode_reference
 from conceptry.adapters.file_format import read_adapter
-from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, staging_for
-from conceptry.generation import Request, generate, read_provenance, reproduce, separation
+from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
+from conceptry.generation import Request, generate, read_provenance, reproduce
 from conceptry.generation import Settings as DrawingSettings
+from conceptry.generation.guidance import Unguided
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.regions import localising_layers, subject_columns
+from conceptry.generation.regions import subject_columns
+from conceptry.generation.sampler import Step
 from conceptry.generation.separation import separating
-from conceptry.kernels import observe
 from conceptry.methods.attention_losses import subject_wise_loss
 from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.models.backbone import Backbone
+from conceptry.models.conditioning import Conditioning
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import (
@@ -33,9 +36,10 @@ from conceptry.registry.errors import (
     TrainingInterrupted,
 )
 from conceptry.training import Trained, resume_many, train, train_many
-from conceptry.training.callbacks import Hooks, StepReport
+from conceptry.training.callbacks import Hooks, Learned, StepReport
 from conceptry.training.checkpoints import read_place
-from conceptry.training.trainer import Learned, Subject, Training, run_batch
+from conceptry.training.trainer import run_batch, run_one
+from conceptry.training.training import Subject, Training
 from PIL import Image
 from torch import Tensor
 
@@ -44,23 +48,25 @@ WORDS = ("augmentation.crops=4", "embedding.steps=4", "embedding.batch=2")
 
 
 @torch.no_grad()
-def loss_of(pipeline: Any, token: TimestepTokens) -> float:
-    return float(subject_wise_loss(distances(pipeline, token, said(pipeline, token))))
+def loss_of(backbone: Backbone, token: TimestepTokens) -> float:
+    return float(subject_wise_loss(distances(backbone, token, conditioning_of(backbone, token))))
 
 
-def distances(pipeline: Any, token: TimestepTokens, states: Tensor) -> dict[str, Tensor]:
+def distances(
+    backbone: Backbone, token: TimestepTokens, conditioning: Conditioning
+) -> dict[str, Tensor]:
     """Of each layer, with latents and a timestep that are always the same."""
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    with injected(pipeline, [token, *staging_for([token])]):
-        reference = encode_reference(pipeline, PROMPT, ("<v>",), "dog", 16)
-        with observe(pipeline.unet, reference=reference[None]) as seen:
-            pipeline.unet(latents, torch.tensor([300]), states)
+    with injected(backbone, [token, *timestep_routing([token])]):
+        reference = encode_reference(backbone, PROMPT, ("<v>",), "dog", 16)
+        with backbone.attention.observe(reference=reference[None]) as seen:
+            backbone.denoise(latents, torch.tensor([300]), conditioning)
     return seen.distances
 
 
-def said(pipeline: Any, token: TimestepTokens) -> Tensor:
-    with injected(pipeline, [token]):
-        return encode_sayings(pipeline, [Saying(token, PROMPT, 300)], 16).states
+def conditioning_of(backbone: Backbone, token: TimestepTokens) -> Conditioning:
+    with injected(backbone, [token]):
+        return encode_at_timesteps(backbone, [PromptAtTimestep(token, PROMPT, 300)], 16)
 
 
 def moved(token: TimestepTokens) -> TimestepTokens:
@@ -69,23 +75,23 @@ def moved(token: TimestepTokens) -> TimestepTokens:
     return token
 
 
-def test_vectors_of_the_category_have_no_loss(pipeline: Any) -> None:
-    token = TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=5)
-    assert loss_of(pipeline, token) < 1e-10
-    assert loss_of(pipeline, moved(token)) > 1e-6
+def test_vectors_of_the_category_have_no_loss(backbone: Backbone) -> None:
+    token = TimestepTokens.from_word(backbone, "<v>", "dog", num_stages=5)
+    assert loss_of(backbone, token) < 1e-10
+    assert loss_of(backbone, moved(token)) > 1e-6
 
 
 @pytest.mark.parametrize("is_detached", [False, True])
-def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, pipeline: Any) -> None:
+def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, backbone: Backbone) -> None:
     """V's vector reaches the loss through the queries of later layers alone."""
-    token = moved(TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=5))
+    token = moved(TimestepTokens.from_word(backbone, "<v>", "dog", num_stages=5))
     token.begin_pass(0)
     handles = [
         layer.to_q.register_forward_hook(lambda _, __, out: out.detach() if is_detached else out)
-        for name, layer in pipeline.unet.named_modules()
+        for name, layer in backbone.denoiser.named_modules()
         if name.endswith("attn2")
     ]
-    subject_wise_loss(distances(pipeline, token, said(pipeline, token))).sum().backward()
+    subject_wise_loss(distances(backbone, token, conditioning_of(backbone, token))).sum().backward()
     for handle in handles:
         handle.remove()
     (gradient,) = (parameter.grad for parameter in token.learning().values())
@@ -95,20 +101,20 @@ def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, pipeline: 
     assert values.any() != is_detached
 
 
-def test_the_reference_has_the_category_in_the_tokens_place(pipeline: Any) -> None:
-    token = TimestepTokens.from_word(pipeline, "<v>", "dog", num_stages=2)
-    plain = encode(pipeline, ["a photo of a dog on the beach"], 16).states[0]
-    with injected(pipeline, [token]):
-        found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "dog", 16)
+def test_the_reference_has_the_category_in_the_tokens_place(backbone: Backbone) -> None:
+    token = TimestepTokens.from_word(backbone, "<v>", "dog", num_stages=2)
+    plain = backbone.encode_prompts(["a photo of a dog on the beach"], 16).states[0]
+    with injected(backbone, [token]):
+        found = encode_reference(backbone, f"{PROMPT} on the beach", ("<v>",), "dog", 16)
     torch.testing.assert_close(found, plain)
 
 
-def test_words_of_a_long_category_are_lined_up(pipeline: Any) -> None:
+def test_words_of_a_long_category_are_lined_up(backbone: Backbone) -> None:
     """The last word of `red dog` stands where the token stands; what follows keeps its meaning."""
-    token = TimestepTokens.from_word(pipeline, "<v>", "red dog", num_stages=2)
-    plain = encode(pipeline, ["a photo of a red dog on the beach"], 16).states[0]
-    with injected(pipeline, [token]):
-        found = encode_reference(pipeline, f"{PROMPT} on the beach", ("<v>",), "red dog", 16)
+    token = TimestepTokens.from_word(backbone, "<v>", "red dog", num_stages=2)
+    plain = backbone.encode_prompts(["a photo of a red dog on the beach"], 16).states[0]
+    with injected(backbone, [token]):
+        found = encode_reference(backbone, f"{PROMPT} on the beach", ("<v>",), "red dog", 16)
     torch.testing.assert_close(found[:5], plain[:5])  # start, a photo of a
     torch.testing.assert_close(found[5:-1], plain[6:])
     torch.testing.assert_close(found[-1], plain[-1])
@@ -118,7 +124,7 @@ def test_words_of_a_long_category_are_lined_up(pipeline: Any) -> None:
 
 
 def make(
-    pipeline: Any,
+    backbone: Backbone,
     pictures: Sequence[Image.Image],
     name: str = "v",
     method: str = "sefi",
@@ -132,7 +138,7 @@ def make(
     )
     subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
     return Training(
-        pipeline, find_method(method), settings, subject, seed=seed, hooks=Hooks(**hooks)
+        backbone, find_method(method), settings, subject, seed=seed, hooks=Hooks(**hooks)
     )
 
 
@@ -143,7 +149,7 @@ def state_of(outcome: Learned | TrainingFailed) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", list(all_methods()))
 def test_any_method_takes_the_loss(
-    name: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    name: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     """Its value is what the observation says, times λ, and it changes what is learned."""
     stages = [stage.name for stage in find_method(name).stages]
@@ -153,13 +159,13 @@ def test_any_method_takes_the_loss(
     for weight in (0.0, 1.0, 2.0):
         found[weight] = []
         training = make(
-            pipeline,
+            backbone,
             pictures,
             method=name,
             words=[*words, f"loss.subject_wise={weight}"],
             on_step=found[weight].append,
         )
-        states[weight] = training.run(tmp_path / f"{weight}.safetensors").state()
+        states[weight] = run_one(training, tmp_path / f"{weight}.safetensors").state()
     assert all("subject-wise" not in report.losses for report in found[0.0])
     first = [found[weight][0].losses["subject-wise"] for weight in (1.0, 2.0)]
     assert first[1] == pytest.approx(2 * first[0], rel=1e-4, abs=1e-9)
@@ -167,15 +173,15 @@ def test_any_method_takes_the_loss(
 
 
 def test_a_large_weight_keeps_the_token_at_its_category(
-    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     words = [*WORDS, "embedding.steps=12", "embedding.learning_rate=0.02"]
     ends: list[float] = []
     for weight in (0.0, 10.0):
-        training = make(pipeline, pictures, words=[*words, f"loss.subject_wise={weight}"], seed=3)
-        learned = training.run(tmp_path / f"{weight}.safetensors")
+        training = make(backbone, pictures, words=[*words, f"loss.subject_wise={weight}"], seed=3)
+        learned = run_one(training, tmp_path / f"{weight}.safetensors")
         token = TimestepTokens.from_state("<v>", "dog", learned.state())
-        ends.append(loss_of(pipeline, token))
+        ends.append(loss_of(backbone, token))
     assert ends[1] < 0.5 * ends[0]
 
 
@@ -193,7 +199,7 @@ def test_a_large_weight_keeps_the_token_at_its_category(
 def test_together_each_learns_what_it_learns_alone(
     method: str,
     extra: tuple[str, ...],
-    pipeline: Any,
+    backbone: Backbone,
     pictures: list[Image.Image],
     tmp_path: Path,
 ) -> None:
@@ -202,11 +208,11 @@ def test_together_each_learns_what_it_learns_alone(
     def three(**hooks: Any) -> list[Training]:
         photos = [pictures[i:] for i in range(3)]
         return [
-            make(pipeline, photos[i], f"v{i}", method, words, seed=i, **hooks) for i in range(3)
+            make(backbone, photos[i], f"v{i}", method, words, seed=i, **hooks) for i in range(3)
         ]
 
     alone = [
-        training.run(tmp_path / f"alone{i}.safetensors").state()
+        run_one(training, tmp_path / f"alone{i}.safetensors").state()
         for i, training in enumerate(three())
     ]
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
@@ -224,10 +230,10 @@ def stops_after(count: int) -> Callable[[], bool]:
 
 
 def test_a_batch_that_was_stopped_ends_bit_equal(
-    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     def two(folder: str, **hooks: Any) -> list[dict[str, Tensor]]:
-        trainings = [make(pipeline, pictures, f"v{i}", seed=i, **hooks) for i in range(2)]
+        trainings = [make(backbone, pictures, f"v{i}", seed=i, **hooks) for i in range(2)]
         paths = [tmp_path / f"{folder}{i}.safetensors" for i in range(2)]
         return [state_of(each) for each in run_batch(trainings, paths)]
 
@@ -244,13 +250,13 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
 
 @pytest.mark.parametrize("kind", ["direct", "network"])
 def test_one_that_fails_leaves_the_others_alone(
-    kind: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    kind: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     words = (*WORDS, f"parametrisation={kind}", "embedding.learning_rate=1e-3")
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    last = make(pipeline, pictures, "v2", words=words, seed=2)
-    expected = last.run(tmp_path / "alone.safetensors").state()
-    trainings = [make(pipeline, pictures, f"v{i}", words=words, seed=i) for i in range(3)]
+    last = make(backbone, pictures, "v2", words=words, seed=2)
+    expected = run_one(last, tmp_path / "alone.safetensors").state()
+    trainings = [make(backbone, pictures, f"v{i}", words=words, seed=i) for i in range(3)]
     for parameter in trainings[1].embedding.learning().values():
         parameter.data[:] = float("nan")
     first, failed, last = run_batch(trainings, paths)
@@ -263,13 +269,13 @@ def test_one_that_fails_leaves_the_others_alone(
 
 @pytest.mark.parametrize("kind", ["direct", "network"])
 def test_one_that_has_had_enough_leaves_early(
-    kind: str, pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    kind: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     words = (*WORDS, f"parametrisation={kind}", "embedding.learning_rate=1e-3")
     reports: list[list[StepReport]] = [[], []]
     trainings = [
         make(
-            pipeline,
+            backbone,
             pictures,
             f"v{i}",
             words=words,
@@ -285,10 +291,10 @@ def test_one_that_has_had_enough_leaves_early(
 
 
 def test_what_changes_the_base_model_is_taught_alone(
-    pipeline: Any, pictures: list[Image.Image], tmp_path: Path
+    backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
     words = ("augmentation.crops=4", "unet.steps=1")
-    two = [make(pipeline, pictures, f"v{i}", "dreambooth", words) for i in range(2)]
+    two = [make(backbone, pictures, f"v{i}", "dreambooth", words) for i in range(2)]
     with pytest.raises(ValueError, match="expected one training"):
         run_batch(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
 
@@ -369,27 +375,26 @@ def test_separation_changes_the_picture_and_is_recorded(
 
 def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None:
     """Of the maps of a moved latent, at the same timestep."""
-    pipeline = base.pipeline
-    with inject_concepts(base, choose(pair, TOGETHER.prompt)) as worn:
-        prompt = expand_prompt(TOGETHER.prompt, worn)
-        looks = subject_columns(pipeline, prompt, worn)
-        layers = localising_layers(pipeline.unet)
-        pipeline.scheduler.set_timesteps(10)
+    backbone = base.backbone
+    apart = replace(TOGETHER.settings, separate=True)
+    with inject_concepts(base, choose(pair, TOGETHER.prompt)) as concepts:
+        prompt = expand_prompt(TOGETHER.prompt, concepts)
+        looks = subject_columns(backbone, prompt, concepts)
+        scheduler = backbone.sampling_scheduler(None)
+        scheduler.set_timesteps(10)
         latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            states = encode(pipeline, [prompt] * 2, 16).states
+            guidance = Unguided(backbone.encode_prompts([prompt] * 2, 16))
+        first, fifth = (Step(backbone, guidance, scheduler, i, latents) for i in (0, 4))
+        (separation,) = separating(backbone, looks, apart)
 
+        @torch.no_grad()
         def overlap(at: Tensor) -> Tensor:
-            given = {"prompt_embeds": states}
-            time = pipeline.scheduler.timesteps[1]
-            with torch.no_grad():
-                return separation._overlaps(pipeline, at, time, given, looks, layers)
+            return separation._overlaps(first, at, scheduler.timesteps[1])
 
-        after = separating(pipeline, looks, replace(TOGETHER.settings, guidance=1.0, separate=True))
-        assert after is not None
-        moved = after(pipeline, 0, None, {"latents": latents, "prompt_embeds": states})["latents"]
+        moved = separation.after_step(first)
         assert (overlap(moved) < overlap(latents)).all()
-        assert after(pipeline, 4, None, {"latents": latents, "prompt_embeds": states}) == {}
+        assert separation.after_step(fifth) is latents
 
 
 def test_separation_works_in_half_precision(
@@ -398,7 +403,7 @@ def test_separation_works_in_half_precision(
     """As base models are on a GPU."""
     wish = replace(TOGETHER, settings=replace(TOGETHER.settings, separate=True))
     for dtype in (torch.bfloat16, torch.float16):
-        base.pipeline.to(dtype)
+        base.backbone.pipeline.to(dtype)
         (picture, _) = generate(pair, base, [wish], tmp_path / str(dtype))
         assert np.asarray(picture.image).std() > 0
 

@@ -133,8 +133,8 @@ def test_processes_part_before_python_ends() -> None:
         import atexit
         from torch.distributed import is_initialized
         atexit.register(lambda: print("alone" if not is_initialized() else "together"))
-        from conceptry.training.distributed import told
-        told("hello"), told("again")
+        from conceptry.training.distributed import broadcast
+        broadcast("hello"), broadcast("again")
         assert is_initialized()
     """
     shared = os.environ | address()

@@ -2,17 +2,19 @@
 
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conceptry.adapters.adapter import Adapter, injected
-from conceptry.adapters.timestep_tokens import staging_for
+from conceptry.adapters.timestep_tokens import timestep_routing
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw_batch
 from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import backbone_of
 from conceptry.training.callbacks import StepReport
-from conceptry.training.trainer import Subject, Training
+from conceptry.training.trainer import run_one
+from conceptry.training.training import Subject, Training
 from full_size import UNETS, make_full_size
 from PIL import Image
 
@@ -22,18 +24,18 @@ WORDS = ("augmentation.crops=2", "resolution=128", "mixed_precision=bf16")
 
 
 @pytest.fixture(scope="module", params=list(UNETS))
-def whole(request: pytest.FixtureRequest) -> tuple[str, Any]:
+def whole(request: pytest.FixtureRequest) -> tuple[str, Backbone]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return request.param, make_full_size(request.param)
+        return request.param, backbone_of(make_full_size(request.param))
 
 
 @pytest.mark.parametrize("name", list(all_methods()))
 def test_one_step_of_each_stage_and_a_picture(
-    whole: tuple[str, Any], name: str, tmp_path: Path
+    whole: tuple[str, Backbone], name: str, tmp_path: Path
 ) -> None:
     """Whole weights; of SDXL, whose optimiser would not fit, LoRA."""
-    shape, pipeline = whole
+    shape, backbone = whole
     method = find_method(name)
     words = [
         *WORDS,
@@ -45,14 +47,14 @@ def test_one_step_of_each_stage_and_a_picture(
     classes = [photo.resize((128, 128)) for photo in photos]
     subject = Subject(photos=photos, category="dog", tokens=("<v>",), class_pictures=classes)
     seen: list[StepReport] = []
-    training = Training(pipeline, method, settings, subject, seed=0)
+    training = Training(backbone, method, settings, subject, seed=0)
     training.hooks.on_step = seen.append
-    learned = training.run(tmp_path / "resume.safetensors")
+    learned = run_one(training, tmp_path / "resume.safetensors")
     assert [report.stage for report in seen] == [stage.name for stage in method.stages]
-    adapters: list[Adapter] = [learned.embedding, *staging_for([learned.embedding])]
+    adapters: list[Adapter] = [learned.embedding, *timestep_routing([learned.embedding])]
     adapters += [learned.weights] if learned.weights else []
-    with injected(pipeline, adapters):
+    with injected(backbone, adapters):
         settings = Settings(steps=2, guidance=3.0, size=(128, 128))
-        (picture,) = draw_batch(pipeline, ["a photo of <v> dog"], [0], settings)
+        (picture,) = draw_batch(backbone, ["a photo of <v> dog"], [0], settings)
     assert picture.size == (128, 128)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY_LIMIT

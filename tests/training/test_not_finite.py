@@ -12,12 +12,12 @@ from conceptry.methods.method import find_method, settings_of
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import NotFinite, RegistryCorrupt, TrainingFailed
-from conceptry.training import loop as stage_run
-from conceptry.training import train
+from conceptry.training import loop, train
 from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import read_resume_point
 from conceptry.training.latents import encode_pictures
-from conceptry.training.trainer import Subject, Training
+from conceptry.training.trainer import run_one
+from conceptry.training.training import Subject, Training
 from PIL import Image
 
 SHORT = ("augmentation.crops=2", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
@@ -53,20 +53,21 @@ def taught(rex: Registry, base: LoadedBase, tmp_path: Path) -> Registry:
 def test_a_strength_that_overflows_is_named_and_nothing_is_recorded(
     taught: Registry, base: LoadedBase, tmp_path: Path, with_maps: bool
 ) -> None:
-    own = base.pipeline.unet.conv_in.weight.clone()
+    weight = base.backbone.parameters("denoiser")["conv_in.weight"]
+    own = weight.detach().clone()
     drawing = generate(
         taught, base, [request("<rex:4> asleep")], tmp_path / "out", with_maps=with_maps
     )
     with pytest.raises(NotFinite, match="with rex@1 at strength 4 gives no picture"):
         list(drawing)
     assert not (tmp_path / "out").exists()
-    assert base.pipeline.unet.conv_in.weight.equal(own)
+    assert weight.equal(own)
 
 
-def test_a_base_model_that_is_broken_is_named_whoever_is_worn(
+def test_a_base_model_that_is_broken_is_named_whoever_is_injected(
     taught: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
-    spoil(base.pipeline.vae, "decoder.conv_out.bias")
+    spoil(base.backbone.autoencoder, "decoder.conv_out.bias")
     for prompt in ("<rex> asleep", "a cat"):
         with pytest.raises(NotFinite, match=r"cannot draw: vae\.decoder\.conv_out\.bias"):
             list(generate(taught, base, [request(prompt)], tmp_path / "out"))
@@ -97,7 +98,7 @@ def test_weights_that_are_gone_are_the_registrys_fault(taught: Registry) -> None
 def test_a_broken_base_model_is_named_by_a_training(
     rex: Registry, base: LoadedBase, part: str, name: str, overrides: tuple[str, ...]
 ) -> None:
-    spoil(getattr(base.pipeline, part), name)
+    spoil(getattr(base.backbone.pipeline, part), name)
     with pytest.raises((TrainingFailed, NotFinite)) as told:
         train(rex, "rex", base, overrides=overrides)
     assert base.base.name in told.value.message
@@ -107,7 +108,7 @@ def test_a_broken_base_model_is_named_by_a_training(
 
 
 def test_no_preview_is_black(rex: Registry, base: LoadedBase) -> None:
-    spoil(base.pipeline.vae, "decoder.conv_out.bias")
+    spoil(base.backbone.autoencoder, "decoder.conv_out.bias")
     shown: list[Any] = []
     hooks = Hooks(preview_every=1, on_preview=lambda *strip: shown.append(strip))
     with pytest.raises(TrainingFailed, match=r"preview is not finite: vae\.decoder\.conv_out"):
@@ -118,7 +119,7 @@ def test_no_preview_is_black(rex: Registry, base: LoadedBase) -> None:
 
 
 def test_no_class_picture_is_black(rex: Registry, base: LoadedBase) -> None:
-    spoil(base.pipeline.vae, "decoder.conv_out.bias")
+    spoil(base.backbone.autoencoder, "decoder.conv_out.bias")
     with pytest.raises(NotFinite, match="cannot draw"):
         train(rex, "rex", base, method="dreambooth", overrides=("prior.num_images=1",))
     assert not list(rex.location.cache.rglob("*.png"))
@@ -128,17 +129,17 @@ def test_what_is_not_finite_is_never_saved(
     base: LoadedBase, pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last point stays, whose numbers are; also where the last step of all broke them."""
-    monkeypatch.setattr(stage_run, "SAVE_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1.0)
     path = tmp_path / "resume.safetensors"
     settings = settings_of(find_method("attndreambooth"), base="tiny", overrides=SHORT)
     subject = Subject(photos=pictures, category="dog", tokens=("<v>", "<w>"))
 
     def ruin(report: StepReport) -> None:
         if (report.stage, report.step) == ("stage3", 2):
-            spoil(base.pipeline.unet, "conv_in.weight", float("inf"))
+            spoil(base.backbone.denoiser, "conv_in.weight", float("inf"))
 
     training = Training(
-        base.pipeline,
+        base.backbone,
         find_method("attndreambooth"),
         settings,
         subject,
@@ -146,7 +147,7 @@ def test_what_is_not_finite_is_never_saved(
         hooks=Hooks(on_step=ruin),
     )
     with pytest.raises(TrainingFailed, match="stage3, what was learned is not finite") as told:
-        training.run(path)
+        run_one(training, path)
     assert "learning_rate" in (told.value.hint or "")
     kept = read_resume_point(path)
     assert (kept.stage, kept.step) == ("stage3", 1)
@@ -156,7 +157,7 @@ def test_what_is_not_finite_is_never_saved(
 def test_a_version_that_half_precision_cannot_hold_is_none(rex: Registry, base: LoadedBase) -> None:
     def ruin(report: StepReport) -> None:
         if (report.stage, report.step) == ("stage3", 2):
-            spoil(base.pipeline.unet, "conv_in.weight", 1e6)  # more than 65504
+            spoil(base.backbone.denoiser, "conv_in.weight", 1e6)  # more than 65504
 
     with pytest.raises(TrainingFailed, match="rex: what was learned is not finite"):
         train(rex, "rex", base, overrides=SHORT, hooks=Hooks(on_step=ruin))
@@ -166,13 +167,13 @@ def test_a_version_that_half_precision_cannot_hold_is_none(rex: Registry, base: 
 def test_photos_are_encoded_in_float32_where_half_precision_overflows(
     base: LoadedBase, pictures: list[Image.Image]
 ) -> None:
-    vae = base.pipeline.vae.half()
+    vae: Any = base.backbone.autoencoder.half()
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(3e4)
         vae.encoder.conv_in.bias.mul_(3e4)
     small = [each.resize((16, 16)) for each in pictures]
-    assert encode_pictures(base.pipeline, small).mean.isfinite().all()
+    assert encode_pictures(base.backbone, small).mean.isfinite().all()
     assert vae.dtype == torch.float16
     spoil(vae, "encoder.conv_in.bias")
     with pytest.raises(NotFinite, match="cannot see the photos"):
-        encode_pictures(base.pipeline, small)
+        encode_pictures(base.backbone, small)

@@ -1,4 +1,4 @@
-"""The engine: what learns, how it goes on, and how it ends when it cannot."""
+"""The trainer: what learns, how it goes on, and how it ends when it cannot."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conceptry.methods.method import find_method, settings_of
+from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
 from conceptry.registry.errors import (
     InvalidInput,
@@ -19,7 +20,8 @@ from conceptry.registry.errors import (
 from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
 from conceptry.training.loop import _as_state_of
-from conceptry.training.trainer import Subject, Training
+from conceptry.training.trainer import run_one
+from conceptry.training.training import Subject, Training
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,7 +32,7 @@ Pictures = list[Image.Image]
 
 
 def train(
-    pipeline: Any,
+    backbone: Backbone,
     pictures: Pictures,
     path: Path,
     overrides: tuple[str, ...] = THREE,
@@ -42,9 +44,9 @@ def train(
     if settings.prior.weight:
         subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
     training = Training(
-        pipeline, find_method(method), settings, subject, seed=7, hooks=Hooks(**hooks)
+        backbone, find_method(method), settings, subject, seed=7, hooks=Hooks(**hooks)
     )
-    return training.run(path / "resume.safetensors").state()
+    return run_one(training, path / "resume.safetensors").state()
 
 
 def stops_after(count: int) -> Callable[[], bool]:
@@ -61,40 +63,42 @@ def copied(module: Any) -> dict[str, Tensor]:
 
 
 def test_each_stage_changes_what_it_names_and_nothing_else(
-    pipeline: Any, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
-    unet, vae, text = (copied(p) for p in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    networks = (backbone.denoiser, backbone.autoencoder, backbone.text_encoders[0].network)
+    denoiser, autoencoder, text = map(copied, networks)
     seen: dict[str, set[str]] = {}
     tokens: dict[str, Tensor] = {}
 
     def look(report: StepReport) -> None:
-        seen[report.stage] = changed(unet, pipeline.unet)
-        tokens[report.stage] = pipeline.text_encoder.get_input_embeddings().rows().clone()
+        seen[report.stage] = changed(denoiser, networks[0])
+        tokens[report.stage] = networks[2].get_input_embeddings().rows().clone()
 
-    train(pipeline, pictures, tmp_path, on_step=look)
+    train(backbone, pictures, tmp_path, on_step=look)
     assert seen["stage1"] == set()
-    assert seen["stage2"] == {name for name in unet if ".attn2." in name}
-    assert seen["stage3"] == set(unet)
+    assert seen["stage2"] == {name for name in denoiser if ".attn2." in name}
+    assert seen["stage3"] == set(denoiser)
     assert tokens["stage1"].equal(tokens["stage3"])
-    assert not changed(vae, pipeline.vae)
-    assert not changed(text, pipeline.text_encoder)
-    assert not changed(unet, pipeline.unet), "the U-Net has its own weights back"
+    assert not changed(autoencoder, networks[1])
+    assert not changed(text, networks[2])
+    assert not changed(denoiser, networks[0]), "the denoiser has its own weights back"
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_small_steps_are_not_lost_in_half_precision(
-    rank: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+    rank: int, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     """A base model in bfloat16 learns as it does in float32, and is given back as it came."""
     tiny_rate = (*THREE, f"rank={rank}", *(f"stage{i}.learning_rate=1e-6" for i in (2, 3)))
-    whole = train(pipeline, pictures, tmp_path / "whole", tiny_rate)
-    pipeline.to(torch.bfloat16)
-    before = copied(pipeline.unet)
+    whole = train(backbone, pictures, tmp_path / "whole", tiny_rate)
+    for network in backbone.networks.values():
+        network.to(torch.bfloat16)
+    before = copied(backbone.denoiser)
     words = (*tiny_rate, "mixed_precision=bf16")
-    half = train(pipeline, pictures, tmp_path / "half", words)
-    assert not changed(before, pipeline.unet)
-    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-    assert {each.dtype for part in parts for each in part.parameters()} == {torch.bfloat16}
+    half = train(backbone, pictures, tmp_path / "half", words)
+    assert not changed(before, backbone.denoiser)
+    networks = backbone.networks.values()
+    assert {each.dtype for part in networks for each in part.parameters()} == {torch.bfloat16}
     for name, value in whole.items():
         assert half[name].dtype == value.dtype
         if not name.startswith(("token.", "down.")):  # the steps of what begins elsewhere
@@ -104,20 +108,20 @@ def test_small_steps_are_not_lost_in_half_precision(
 
 @pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("rank=2",), ("prior.weight=1",)], ids=str)
 def test_a_training_that_was_stopped_ends_bit_equal(
-    extra: tuple[str, ...], pipeline: Any, pictures: Pictures, tmp_path: Path
+    extra: tuple[str, ...], backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     """What is random follows from seed, stage and step; all else is in the resume point.
 
     It is stopped in each stage: after 2, 4 and 8 of 9 steps.
     """
     overrides = (*THREE, *extra)
-    whole = train(pipeline, pictures, tmp_path / "whole", overrides)
+    whole = train(backbone, pictures, tmp_path / "whole", overrides)
     done: list[StepReport] = []
     for steps in (2, 4, 8):
         stopping = stops_after(steps - len(done))
         with pytest.raises(TrainingInterrupted, match="after step"):
             train(
-                pipeline,
+                backbone,
                 pictures,
                 tmp_path,
                 overrides,
@@ -125,7 +129,7 @@ def test_a_training_that_was_stopped_ends_bit_equal(
                 on_step=done.append,
             )
         assert len(done) == steps
-    resumed = train(pipeline, pictures, tmp_path, overrides, on_step=done.append)
+    resumed = train(backbone, pictures, tmp_path, overrides, on_step=done.append)
     assert len(done) == 9
     assert resumed.keys() == whole.keys()
     assert all(resumed[name].equal(whole[name]) for name in whole)
@@ -139,14 +143,14 @@ def test_threads_take_sums_in_the_same_order(
 
     No gradient is scattered by an index, which would add in whatever order threads come.
     """
-    pipeline = load_base("miniature").pipeline
+    backbone = load_base("miniature").backbone
     words = ["augmentation.crops=2"]
     words += [f"{stage.name}.steps=2" for stage in find_method(method).stages]
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         results = [
-            train(pipeline, pictures, tmp_path / str(i), tuple(words), method) for i in range(3)
+            train(backbone, pictures, tmp_path / str(i), tuple(words), method) for i in range(3)
         ]
     finally:
         torch.set_num_threads(threads)
@@ -156,7 +160,7 @@ def test_threads_take_sums_in_the_same_order(
 
 @pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])
 def test_every_method_learns(
-    method: str, pipeline: Any, pictures: Pictures, tmp_path: Path
+    method: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     """On one crop and a large rate, the diffusion loss falls."""
     stage = {"textual-inversion": "embedding", "dreambooth": "unet"}.get(method, "stage3")
@@ -166,7 +170,7 @@ def test_every_method_learns(
         overrides += ["stage1.steps=0", "stage2.steps=0"]
     losses: list[float] = []
     train(
-        pipeline,
+        backbone,
         pictures[:1],
         tmp_path,
         tuple(overrides),
@@ -177,14 +181,14 @@ def test_every_method_learns(
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    pipeline: Any, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     """Seen in AdamW's first moment, a tenth of the gradient; what it does hides a factor."""
     gradients: dict[str, dict[str, Tensor]] = {}
     for parts in ("1", "3"):
         overrides = (*THREE, f"gradient_accumulation={parts}", "stage1.steps=0")
         with pytest.raises(TrainingInterrupted):
-            train(pipeline, pictures, tmp_path / parts, overrides, should_stop=stops_after(1))
+            train(backbone, pictures, tmp_path / parts, overrides, should_stop=stops_after(1))
         point = read_resume_point(tmp_path / parts / "resume.safetensors")
         gradients[parts] = {
             name: value for name, value in point.optimizer.items() if name.startswith("exp_avg.")
@@ -195,11 +199,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
-    pipeline: Any, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
-    modules = [(name, id(module)) for name, module in pipeline.unet.named_modules()]
-    state = train(pipeline, pictures, tmp_path, (*THREE, "rank=2"))
-    assert [(name, id(module)) for name, module in pipeline.unet.named_modules()] == modules
+    modules = [(name, id(module)) for name, module in backbone.denoiser.named_modules()]
+    state = train(backbone, pictures, tmp_path, (*THREE, "rank=2"))
+    assert [(name, id(module)) for name, module in backbone.denoiser.named_modules()] == modules
     ups = [tensor for name, tensor in state.items() if name.startswith("up.")]
     assert {tensor.shape[1] for tensor in ups} == {2}
     assert any(tensor.ne(0).any() for tensor in ups)
@@ -207,7 +211,7 @@ def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
 
 
 def test_numbers_that_are_not_finite_end_it_before_the_update(
-    pipeline: Any, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     steps: list[StepReport] = []
 
@@ -215,10 +219,10 @@ def test_numbers_that_are_not_finite_end_it_before_the_update(
         steps.append(report)
         if len(steps) == 4:
             with torch.no_grad():
-                pipeline.unet.conv_out.bias.fill_(float("nan"))
+                backbone.parameters("denoiser")["conv_out.bias"].fill_(float("nan"))
 
     with pytest.raises(TrainingFailed, match="stage2, step 2: a loss or gradient is not finite"):
-        train(pipeline, pictures, tmp_path, on_step=spoil)
+        train(backbone, pictures, tmp_path, on_step=spoil)
     kept = read_resume_point(tmp_path / "resume.safetensors")
     assert kept.done == ("stage1",)
     assert all(torch.isfinite(value).all() for value in kept.learned.values())
@@ -253,31 +257,31 @@ def test_what_an_optimiser_keeps_comes_back_as_it_was() -> None:
 
 
 def test_a_method_that_learns_no_vector_begins_with_a_rare_word(
-    pipeline: Any, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     words = ("augmentation.crops=2", "unet.steps=1", "unet.batch=1")
-    learned = train(pipeline, pictures, tmp_path, words, "dreambooth")["token.0"]
-    table = pipeline.text_encoder.get_input_embeddings().weight
+    learned = train(backbone, pictures, tmp_path, words, "dreambooth")["token.0"]
+    table = backbone.text_encoders[0].network.get_input_embeddings().weight
     gap = (table - learned).norm(dim=1).min()
     assert gap > 0.5 * table.std(0).norm(), "it is no word that there is"
-    again = train(pipeline, pictures, tmp_path / "again", words, "dreambooth")["token.0"]
+    again = train(backbone, pictures, tmp_path / "again", words, "dreambooth")["token.0"]
     assert again.equal(learned)
 
 
 @pytest.mark.parametrize("resolution", [24, 32])
 def test_class_pictures_of_another_size_are_scaled(
-    resolution: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+    resolution: int, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     words = ("augmentation.crops=2", "unet.steps=1", f"resolution={resolution}")
-    train(pipeline, pictures, tmp_path, words, "dreambooth")
+    train(backbone, pictures, tmp_path, words, "dreambooth")
 
 
 @pytest.mark.parametrize("resolution", [1, 17])
 def test_a_resolution_that_does_not_fit_is_told(
-    resolution: int, pipeline: Any, pictures: Pictures, tmp_path: Path
+    resolution: int, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match="expected a multiple of 2"):
-        train(pipeline, pictures, tmp_path, (*THREE, f"resolution={resolution}"))
+        train(backbone, pictures, tmp_path, (*THREE, f"resolution={resolution}"))
 
 
 @pytest.mark.parametrize("text", [b"", b"not weights"])
