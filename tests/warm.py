@@ -133,8 +133,9 @@ def run(request: Request) -> int:
     sys.path[0] = ""
     sys.stdin, sys.stdout, sys.stderr = map(_reopened, (sys.stdin, sys.stdout, sys.stderr))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    if (threads := os.environ.get("OMP_NUM_THREADS")) and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(threads))
+    torch, threads = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
+    if torch and threads and torch.get_num_threads() != int(threads):
+        torch.set_num_threads(int(threads))  # which also forbids MKL to use fewer
     return _end(_exit_code(request["program"]))
 
 
