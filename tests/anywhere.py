@@ -86,7 +86,8 @@ def all_of(name: str) -> Condition:
 def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
     """The row of a condition."""
     condition = all_of(name)
-    words = ["-m", "pytest", "-n", "2", "--dist", "worksteal", *condition.words, *tests]
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal"]
+    words += [*condition.words, *tests]
     started = time.monotonic()
     with _busy(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"umask": condition.umask}
@@ -107,7 +108,8 @@ def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
         )
     if done.returncode:
         print(done.stdout[-20_000:])
-    *_, summary = re.findall(r"^.*\b(?:passed|failed|error).* in .*s", done.stdout, re.MULTILINE)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    *_, summary = re.findall(r"^.*\b(?:passed|failed|error).* in .*s", plain, re.MULTILINE)
     counts = {kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", summary)}
     return {
         "condition": name,

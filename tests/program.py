@@ -19,6 +19,13 @@ ROOT = Path(__file__).parent.parent
 DEADLINE = 1800
 """Seconds after which a process hangs, however busy the machine is."""
 
+_AS_FROM_A_SHELL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+"""Whoever runs the tests may ignore these signals, as `nohup` does."""
 Argument = str | bytes | Path
 Run = Callable[..., Result]
 Ask = Callable[..., dict[str, Any]]
@@ -32,8 +39,7 @@ def invoke(*arguments: str | Path, input: str | bytes | None = None) -> Result: 
 
 def program(prelude: str = "") -> str:
     """Python that runs `concept`; `prelude` is Python that runs before it."""
-    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    return f"{interruptible}\n{prelude}\nfrom conceptry.cli import main; main()"
+    return f"{_AS_FROM_A_SHELL}\n{prelude}\nfrom conceptry.cli import main; main()"
 
 
 def command(*arguments: Argument, prelude: str = "") -> list[Argument]:

@@ -127,14 +127,16 @@ def run(request: Request) -> int:
         os.setsid()
     os.chdir(request["folder"])
     os.umask(request["umask"])
+    had = os.environ.get("OMP_NUM_THREADS")
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["-c", *(os.fsdecode(bytes.fromhex(each)) for each in request["arguments"])]
     sys.path[0] = ""
     sys.stdin, sys.stdout, sys.stderr = map(_reopened, (sys.stdin, sys.stdout, sys.stderr))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    if (threads := os.environ.get("OMP_NUM_THREADS")) and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(threads))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and threads != had and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))  # which torch's own start does not
     return _end(_exit_code(request["program"]))
 
 

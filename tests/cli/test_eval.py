@@ -1,6 +1,8 @@
 """`concept eval` and `concept suites`."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def taught(registry: Registry, bundle: Path) -> Registry:
+def taught(bundle: Path, database: Path) -> Iterator[Registry]:
     """rex has two versions, and there is a suite of two prompts."""
-    registry.import_bundle(bundle)
     Path("mine.txt").write_text("a photo of a {} on the beach\na photo of a {} in the snow\n")
-    return registry
+    shutil.copytree(bundle.parent / "concepts.blobs", database.parent / "concepts.blobs")
+    shutil.copy(bundle.parent / "concepts.db", database)
+    with Registry.open(database, timeout=600) as opened:
+        yield opened
 
 
 def test_people_get_a_table(taught: Registry, run: Run) -> None:

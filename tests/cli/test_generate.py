@@ -155,8 +155,8 @@ def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -
 import os, signal
 from conceptry.models import pictures
 save, calls = pictures.save_picture, []
-def save_and_interrupt(*arguments):
-    calls.append(save(*arguments))
+def save_and_interrupt(*arguments, **options):
+    calls.append(save(*arguments, **options))
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGINT)
     return calls[-1]

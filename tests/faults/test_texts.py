@@ -6,6 +6,7 @@ import os
 import pickle
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,11 +289,17 @@ def test_a_terminal_finds_nothing_to_obey(monkeypatch: pytest.MonkeyPatch) -> No
     assert invoke("bases").exit_code == 2
 
 
+@pytest.fixture
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no permissions of this kind")
+@pytest.mark.usefixtures("_usual_umask")
 def test_photos_are_for_those_whose_registry_it_is(database: Path, photos: Path) -> None:
     """Faults, row 39."""
-    os.umask(umask := os.umask(0o022))
-    del umask
     with Registry.open(database, create=True) as registry:
         registry.add("rex", [photos], category="dog")
     blobs = database.with_suffix(".blobs")
