@@ -31,6 +31,8 @@ from conceptry.evaluation.judge import load_judge
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.request import Settings
 from conceptry.generation.sampler import draw_batch
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import backbone_of, load_base
 from conceptry.models.miniature.recipe import export, train
 from conceptry.models.miniature.world.scenes import describe, sample_scene
 from environment import describe as describe_machine
@@ -176,16 +178,16 @@ def _is_repeatable(dtype: torch.dtype) -> bool:
 # --- full size ------------------------------------------------------------------------------------
 
 
-def _full_size(name: str) -> Any:
+def _full_size(name: str) -> Backbone:
     with torch.device(DEVICE):
-        return make_full_size(name)
+        return backbone_of(make_full_size(name))
 
 
 def training_step(report: Report, left: Time, is_tiny: bool) -> bool:
     """Ours first: what a cut leaves out is the usual way."""
     _machine(report)
     report.put("shape", "the miniature, 64 px" if is_tiny else "SD 2.1-base, 512 px, batch 8")
-    pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1")
+    backbone = load_base().backbone if is_tiny else _full_size("SD 2.1")
     words = [f"resolution={64 if is_tiny else 512}", "augmentation.crops=8"]
     words += [f"stage{i}.batch={2 if is_tiny else 8}" for i in (1, 2, 3)]
     ways = ("ours", "eager", "eager float32")
@@ -195,8 +197,8 @@ def training_step(report: Report, left: Time, is_tiny: bool) -> bool:
         told: defaultdict[str, Any] = defaultdict(train_step.Measured)
         precision = ["mixed_precision=no"] if way == "eager float32" else []
         try:
-            with nullcontext() if way == "ours" else train_step.usual_way():
-                train_step.measure(pipeline, words + precision, 2 if is_tiny else 8, told)
+            with nullcontext() if way == "ours" else train_step.usual_way(backbone):
+                train_step.measure(backbone, words + precision, 2 if is_tiny else 8, told)
         except torch.cuda.OutOfMemoryError as error:
             report.put(way, {"out_of_memory": str(error)[:200]})
             continue
@@ -206,17 +208,17 @@ def training_step(report: Report, left: Time, is_tiny: bool) -> bool:
     of_all = sum(ours[stage]["seconds"] * count for stage, count in steps.items())
     report.put("seconds_for_660_steps", round(of_all, 1))
     if DEVICE == "cuda" and left.left > 15:
-        report.put("profile_of_stage3", _profile(pipeline, words))
+        report.put("profile_of_stage3", _profile(backbone, words))
     is_profiled = DEVICE == "cpu" or report.get("profile_of_stage3") is not None
     return is_profiled and all(report.get(way) for way in ways)
 
 
-def _profile(pipeline: Any, words: list[str]) -> str:
+def _profile(backbone: Backbone, words: list[str]) -> str:
     """Where the time of some steps of the last stage goes."""
     told: defaultdict[str, Any] = defaultdict(train_step.Measured)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as seen:
-        train_step.measure(pipeline, words, 1, told, stages=("stage3",))
+        train_step.measure(backbone, words, 1, told, stages=("stage3",))
     table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=30)
     return "\n".join(line[:60] + line[-160:] for line in table.splitlines())
 
@@ -224,12 +226,13 @@ def _profile(pipeline: Any, words: list[str]) -> str:
 def generation(report: Report, left: Time, is_tiny: bool) -> bool:
     """Pictures of SD 2.1-base's shape, 512 px, 50 steps, guidance 7.5, one and four at a time."""
     _machine(report)
-    pipeline = train_step.load_base().pipeline if is_tiny else _full_size("SD 2.1").to(DEVICE)
+    backbone = load_base().backbone if is_tiny else _full_size("SD 2.1")
+    pipeline = backbone.pipeline.to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     steps = 2 if is_tiny else 50
 
     def ours(count: int) -> None:
-        draw_batch(pipeline, ["a dog"] * count, range(count), Settings(steps=steps, guidance=7.5))
+        draw_batch(backbone, ["a dog"] * count, range(count), Settings(steps=steps, guidance=7.5))
 
     def plain(count: int) -> None:
         pipeline(["a dog"] * count, num_inference_steps=steps, guidance_scale=7.5)
@@ -319,11 +322,11 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
     from diffusers import StableDiffusionPipeline
 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(weights).to(DEVICE)
-    pipeline.set_progress_bar_config(disable=True)
+    backbone = backbone_of(pipeline)
     settings = Settings(steps=25, guidance=5.0)
     rows = []
     for prompt in PROMPTS[:1] if count < 9 else PROMPTS:
-        images = draw_batch(pipeline, [prompt] * 8, range(8), settings)
+        images = draw_batch(backbone, [prompt] * 8, range(8), settings)
         rows.append((prompt, images))
     contact_sheet(rows, side=128).save(report.path.with_name("miniature-drawn.png"))
     judge, right = load_judge(), defaultdict(list)
@@ -331,7 +334,7 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
     for first in range(0, count, 64):
         some = scenes[first : first + 64]
         prompts = [describe(scene) for scene in some]
-        images = draw_batch(pipeline, prompts, [scene.seed for scene in some], settings)
+        images = draw_batch(backbone, prompts, [scene.seed for scene in some], settings)
         for scene, prompt, seen in zip(some, prompts, judge.look(images), strict=True):
             kinds = {subject.identity.category for subject in scene.subjects}
             right[f"all of {len(kinds)}"].append(kinds <= set(seen.categories))

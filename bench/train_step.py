@@ -23,15 +23,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from conceptry.methods.method import find_method, settings_of
-from conceptry.models.loading import load_base
-from conceptry.training import loop as stage_run
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import backbone_of, load_base
 from conceptry.training.callbacks import StepReport
-from conceptry.training.trainer import Subject, Training
+from conceptry.training.trainer import run_one
+from conceptry.training.training import Subject, Training
 from environment import describe
 from PIL import Image
 from torch import Tensor
@@ -59,7 +62,7 @@ class _Maps:
 
     @property
     def moments(self) -> dict[str, Tensor]:
-        """(B, T, 2) of each layer, as `observe` gives them."""
+        """(B, T, 2) of each layer, as `AttentionStack.observe` gives them."""
         return {name: self._moments(maps) for name, maps in self.whole.items()}
 
     def _moments(self, maps: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class _Maps:
 
 @contextmanager
 def _materialised(unet: Any, *, columns: Tensor, **_: Any) -> Iterator[_Maps]:
-    """What `observe` does, at full cost."""
+    """What `AttentionStack.observe` does, at full cost."""
     own, maps = unet.attn_processors, _Maps(columns)
     eager = {
         name: EagerProcessor(
@@ -87,13 +90,10 @@ def _materialised(unet: Any, *, columns: Tensor, **_: Any) -> Iterator[_Maps]:
 
 
 @contextmanager
-def usual_way() -> Iterator[None]:
-    ours = stage_run.observe
-    stage_run.observe = _materialised
-    try:
+def usual_way(backbone: Backbone) -> Iterator[None]:
+    usual = partial(_materialised, backbone.denoiser)
+    with patch.object(backbone.attention, "observe", usual):
         yield
-    finally:
-        stage_run.observe = ours
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def peak() -> int:
 
 
 def measure(
-    pipeline: Any,
+    backbone: Backbone,
     words: list[str],
     steps: int,
     told: dict[str, Measured],
@@ -162,9 +162,9 @@ def measure(
         since = now
 
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(pipeline, method, settings, subject, seed=0)
+        training = Training(backbone, method, settings, subject, seed=0)
         training.hooks.on_step = on_step
-        training.run(Path(folder) / "resume.safetensors")
+        run_one(training, Path(folder) / "resume.safetensors")
 
 
 def _ratios(other: dict[str, Measured], ours: dict[str, Measured]) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
-    pipeline = make_full_size("SD 2.1") if on_gpu else load_base().pipeline
+    backbone = backbone_of(make_full_size("SD 2.1")) if on_gpu else load_base().backbone
     batch, size = (8, 512) if on_gpu else (2, 256)
     words = [f"resolution={size}", "augmentation.crops=8"]
     words += [f"stage{i}.batch={batch}" for i in (1, 2, 3)]
@@ -199,8 +199,8 @@ def main() -> None:
     for _ in range(ROUNDS):
         for way, told in ways.items():
             precision = ["mixed_precision=no"] if way == "eager float32" else []
-            with nullcontext() if way == "ours" else usual_way():
-                measure(pipeline, words + precision, options.steps, told)
+            with nullcontext() if way == "ours" else usual_way(backbone):
+                measure(backbone, words + precision, options.steps, told)
     ours = ways.pop("ours")
     result = {
         "environment": describe(),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -75,9 +75,9 @@ class AttentionStack:
 
     @classmethod
     def of(cls, unet: Any) -> "AttentionStack":
-        """The one of a U-Net, which is made if need be."""
-        stacks = {each.stack for each in unet.attn_processors.values() if _is_ours(each)}
-        return stacks.pop() if len(stacks) == 1 else cls(unet)
+        """The one of a U-Net, which is made if some of its processors are not of one."""
+        first, *others = (_stack_of(each) for each in unet.attn_processors.values())
+        return first if first and all(each is first for each in others) else cls(unet)
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
@@ -93,6 +93,10 @@ class AttentionStack:
                 for name in self.layers
             }
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nobody watches a copy."""
+        return vars(self) | {"_observers": []}
 
     @contextmanager
     def observe(
@@ -172,8 +176,12 @@ def observe(
         unet.set_attn_processor(before)
 
 
-def _is_ours(processor: Any) -> bool:
+def _is_ours(processor: Any) -> TypeGuard["_Processor"]:
     return isinstance(processor, _Processor)
+
+
+def _stack_of(processor: Any) -> AttentionStack | None:
+    return processor.stack if _is_ours(processor) else None
 
 
 def _asked(

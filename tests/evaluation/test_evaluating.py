@@ -39,7 +39,7 @@ def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
         raise AssertionError("something is drawn")
 
     monkeypatch.setattr(evaluating, "draw", refuse)
-    monkeypatch.setattr(evaluating, "dressed", refuse)
+    monkeypatch.setattr(evaluating, "inject_concepts", refuse)
     assert evaluate(taught, base, encoders, plan) == first
     assert plan.recorded(taught, encoders.hashes()) is None
     keep(taught, first)

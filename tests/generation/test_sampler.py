@@ -1,15 +1,20 @@
 """The sampler path: what decides a picture, and what does not."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conceptry.generation.request import Settings
-from conceptry.generation.sampler import Drawn, draw
-from conceptry.models.loading import LoadedBase, load_base
+from conceptry.generation.sampler import Drawn, draw, draw_batch
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
+from PIL import Image
+from tiny_base import make_tiny_base, make_tiny_sdxl
 
 PROMPT = "a photo of a red cat on the beach"
 
@@ -24,6 +29,71 @@ def drawn(base: LoadedBase, seeds: list[int], batch: int = 4, **settings: Any) -
     pictures: list[Drawn] = list(draw(base, PROMPT, seeds, Settings(**options), batch=batch))
     assert [picture.seed for picture in pictures] == seeds
     return [np.asarray(picture.image, dtype=np.int16) for picture in pictures]
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[make_tiny_base, make_tiny_sdxl], ids=["SD", "SDXL"])
+def pipeline(request: pytest.FixtureRequest) -> Any:
+    """Of diffusers, as it is: nothing of ours is in it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = request.param()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ours(pipeline: Any) -> Backbone:
+    """The same weights."""
+    return backbone_of(copy.deepcopy(pipeline))
+
+
+@pytest.mark.parametrize("size", [None, (32, 16)], ids=str)
+@pytest.mark.parametrize("negative", ["", "two blue dogs"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
+def test_pixels_are_those_of_diffusers(
+    pipeline: Any,
+    ours: Backbone,
+    scheduler: str | None,
+    guidance: float,
+    negative: str,
+    size: tuple[int, int] | None,
+) -> None:
+    options: dict[str, Any] = {"steps": 4, "guidance": guidance, "negative": negative}
+    settings = Settings(**options, scheduler=scheduler, size=size)
+    prompts, seeds = [PROMPT, "a dog"], [3, 4]
+    found = draw_batch(ours, prompts, seeds, settings)
+    expected = as_diffusers_draws(pipeline, prompts, seeds, settings)
+    assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
+    assert [each.size for each in found] == [size or (16, 16)] * 2
+
+
+def as_diffusers_draws(
+    pipeline: Any, prompts: list[str], seeds: list[int], settings: Settings
+) -> list[Image.Image]:
+    """What its own call gives; DDIM does not clip latents."""
+    own, (width, height) = pipeline.scheduler, settings.size or (None, None)
+    if settings.scheduler:
+        unclipped = {"clip_sample": False} if settings.scheduler == "ddim" else {}
+        pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(own.config, **unclipped)
+    try:
+        return pipeline(
+            prompts,
+            negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            width=width,
+            height=height,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images
+    finally:
+        pipeline.scheduler = own
+
+
+# --- seeds, settings ------------------------------------------------------------------------------
 
 
 def test_a_seed_is_one_picture_whatever_is_drawn_beside_it(base: LoadedBase) -> None:

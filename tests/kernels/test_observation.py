@@ -1,13 +1,17 @@
 """Watching a U-Net: its output stays, what is seen is what a materialised map would show."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from conceptry.kernels import observation, observe
+from conceptry.kernels.observation import AttentionStack
 from conceptry.kernels.problem import check_columns
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from eager_attention import EagerProcessor
 from full_size import UNETS, make_full_unet
 from torch import Tensor
@@ -122,6 +126,157 @@ def test_the_processors_are_given_back(unet: Any) -> None:
     with pytest.raises(ZeroDivisionError), observe(unet, columns=COLUMNS):
         print(1 / 0)
     assert unet.attn_processors == own
+
+
+# --- processors that stay -----------------------------------------------------------------------
+
+
+def all_bits(tensors: Iterable[Tensor | None]) -> list[bytes | None]:
+    return [None if each is None else each.detach().numpy().tobytes() for each in tensors]
+
+
+def output_and_gradients(unet: Any, inputs: dict[str, Any]) -> list[bytes | None]:
+    unet.zero_grad(set_to_none=True)
+    output = unet(**inputs).sample
+    output.square().mean().backward()
+    return all_bits([output, *(each.grad for each in unet.parameters())])
+
+
+@pytest.mark.parametrize("is_checkpointing", [False, True])
+def test_where_nobody_watches_nothing_changes(unet: Any, is_checkpointing: bool) -> None:
+    inputs = inputs_for(unet)
+    if is_checkpointing:
+        unet.train().enable_gradient_checkpointing()
+    names, before = list(unet.state_dict()), output_and_gradients(unet, inputs)
+    stack = AttentionStack.of(unet)
+    assert output_and_gradients(unet, inputs) == before
+    with stack.observe(columns=COLUMNS):
+        unet(**inputs)
+    assert output_and_gradients(unet, inputs) == before
+    with pytest.raises(ZeroDivisionError), stack.observe(columns=COLUMNS):
+        print(1 / 0)
+    assert output_and_gradients(unet, inputs) == before
+    with stack.observe(columns=COLUMNS, layers="mid_block.*attn2") as seen:
+        for _ in range(2):
+            unet(**inputs)
+    assert set(seen.moments) == {name for name in stack.layers if "mid_block" in name} & set(
+        cross_attention(stack)
+    )
+    assert list(unet.state_dict()) == names
+
+
+def cross_attention(stack: AttentionStack) -> list[str]:
+    return [name for name in stack.layers if name.endswith("attn2")]
+
+
+@torch.no_grad()
+def test_layers_that_nobody_watches_compute_what_they_did(unet: Any) -> None:
+    """Each by the processor that it had, whoever watches others."""
+    calls: list[Any] = []
+
+    class Counted:
+        def __init__(self, own: Any) -> None:
+            self.own = own
+
+        def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Tensor:
+            calls.append(attn)
+            return self.own(attn, *args, **kwargs)
+
+    unet.set_attn_processor({name: Counted(own) for name, own in unet.attn_processors.items()})
+    stack = AttentionStack.of(unet)
+    with stack.observe(columns=COLUMNS):
+        unet(**inputs_for(unet))
+    watched = {unet.get_submodule(name) for name in cross_attention(stack)}
+    assert len(calls) == len(stack.layers) - len(watched)
+    assert not watched & set(calls)
+
+
+@torch.no_grad()
+def test_the_latest_who_watches_a_layer_sees_it(unet: Any) -> None:
+    """The others see it again afterwards, in whatever order they go."""
+    inputs, stack = inputs_for(unet), AttentionStack.of(unet)
+    names = set(cross_attention(stack))
+    middle = {name for name in names if "mid_block" in name}
+    assert middle < names
+
+    def seen_by(*observations: Any) -> list[set[str]]:
+        for each in observations:
+            each.clear()
+        unet(**inputs)
+        return [{*each.moments, *each.maps} for each in observations]
+
+    with ExitStack() as first, ExitStack() as second:
+        whole = first.enter_context(stack.observe(columns=COLUMNS))
+        part = second.enter_context(
+            stack.observe(columns=[1], want="maps", layers="mid_block.*attn2")
+        )
+        assert seen_by(whole, part) == [names - middle, middle]
+        with stack.observe(columns=[3]) as last:
+            assert seen_by(whole, part, last) == [set(), set(), names]
+        assert seen_by(whole, part) == [names - middle, middle]
+        first.close()
+        assert seen_by(whole, part) == [set(), middle]
+    assert seen_by(whole, part) == [set(), set()]
+
+
+@torch.no_grad()
+def test_a_unet_has_one_stack(unet: Any) -> None:
+    inputs, own = inputs_for(unet), unet.attn_processors
+    stack = AttentionStack.of(unet)
+    ours = unet.attn_processors
+    assert AttentionStack.of(unet) is stack
+    with stack.observe(columns=COLUMNS) as outer, observe(unet, columns=COLUMNS) as inner:
+        assert unet.attn_processors == ours
+        unet(**inputs)
+    assert not outer.moments
+    assert set(inner.moments) == set(cross_attention(stack))
+    assert unet.attn_processors == ours
+    unet.set_attn_processor(own)
+    again = AttentionStack.of(unet)
+    assert again is not stack
+    with stack.observe(columns=COLUMNS) as outer, again.observe(columns=COLUMNS) as inner:
+        unet(**inputs)
+    assert (len(outer.moments), len(inner.moments)) == (0, len(cross_attention(stack)))
+
+
+@torch.no_grad()
+def test_where_somebody_replaced_some_processors_all_layers_are_seen(unet: Any) -> None:
+    stack = AttentionStack.of(unet)
+    replaced = cross_attention(stack)[0]
+    plain = AttnProcessor2_0()
+    unet.set_attn_processor(unet.attn_processors | {f"{replaced}.processor": plain})
+    with observe(unet, columns=COLUMNS) as seen:
+        unet(**inputs_for(unet))
+    assert set(seen.moments) == set(cross_attention(stack))
+
+
+@torch.no_grad()
+def test_a_copy_has_a_stack_of_its_own(unet: Any) -> None:
+    inputs, stack = inputs_for(unet), AttentionStack.of(unet)
+    before = unet(**inputs).sample
+    with stack.observe(columns=COLUMNS):
+        copied = copy.deepcopy(unet)  # not who watches
+    assert all_bits([copied(**inputs).sample]) == all_bits([before])
+    with stack.observe(columns=COLUMNS) as ours, observe(copied, columns=COLUMNS) as theirs:
+        unet(**inputs)
+        assert len(ours.moments) == len(cross_attention(stack))
+        assert not theirs.moments
+        ours.clear()
+        copied(**inputs)
+        assert not ours.moments
+        assert len(theirs.moments) == len(cross_attention(stack))
+    other = AttentionStack.of(copied)
+    assert other is not stack
+    assert not {id(each) for each in copied.attn_processors.values()} & {
+        id(each) for each in unet.attn_processors.values()
+    }
+    for each in copied.parameters():
+        each.zero_()
+    assert all_bits([unet(**inputs).sample]) == all_bits([before])
+    assert not copied(**inputs).sample.any()
+
+
+# --- gradients, layers, columns -------------------------------------------------------------------
 
 
 def loss_of(seen: Any) -> Tensor:
@@ -241,6 +396,13 @@ def test_a_compiled_unet_can_be_watched() -> None:
         with observe(unet, columns=COLUMNS) as seen:
             watched = compiled(**inputs).sample
         assert torch.allclose(compiled(**inputs).sample, plain)
+        stack = AttentionStack.of(unet)
+        whole = torch.compile(unet, backend="eager", fullgraph=True)
+        assert torch.equal(whole(**inputs).sample, plain)
+        with stack.observe(columns=COLUMNS) as by_stack:
+            compiled(**inputs)
+        assert torch.equal(whole(**inputs).sample, plain)
+    assert by_stack.moments.keys() == eager.moments.keys()
     assert torch.allclose(watched, plain, rtol=1e-4, atol=1e-5)
     assert seen.moments.keys() == eager.moments.keys()
     assert all(torch.allclose(seen.moments[name], eager.moments[name]) for name in seen.moments)

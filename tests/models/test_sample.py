@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from conceptry.models.miniature.world import sample
 from conceptry.models.miniature.world.identities import split_of
-from conceptry.models.miniature.world.scenes import sample
 from PIL import Image
 
 

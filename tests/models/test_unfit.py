@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conceptry.generation.request import Settings
-from conceptry.generation.sampler import SCHEDULERS, draw
+from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
 from original_format import write_single_file
 from safetensors.torch import load_file, save_file
