@@ -88,7 +88,7 @@ class Watch:
         return bool(before) and max(last) <= max(before)
 
     def _score(self, checkpoint: Checkpoint) -> None:
-        """Draw with the pipeline as it is, and keep no picture: they are of weights in motion."""
+        """Draw with the base model as it is, and keep no picture: they are of weights in motion."""
         chosen, encoders = self._subject.chosen, self.encoders
         assert chosen is not None
         assert encoders is not None
@@ -102,7 +102,7 @@ class Watch:
             seeds=(0,),
             settings=self.request.settings,
         )
-        worn = InjectedConcept(
+        concept = InjectedConcept(
             now.mention,
             self._subject.category,
             checkpoint.learned.embedding.tokens,
@@ -116,7 +116,7 @@ class Watch:
                 PictureCache(Path(folder)),
                 plan,
                 [replace(self._subject, chosen=now)],
-                concepts=[worn],
+                concepts=[concept],
                 references=self._references,
             )
             self.found.append(evaluator.run())

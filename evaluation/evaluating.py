@@ -157,7 +157,7 @@ def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
 
 
 class _Studio:
-    """Draws what the cache lacks; the pipeline is dressed when it first has to draw."""
+    """Draws what the cache lacks; concepts are injected when it first has to draw."""
 
     def __init__(
         self,

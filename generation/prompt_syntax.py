@@ -145,7 +145,7 @@ def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str 
                     hint="concept check --read-data",
                 )
             return Chosen(mention, concept, version, str(path), artifact.sha256)
-    raise NotFound(f"{concept.name}@{version.number} has no adapter that can be worn")
+    raise NotFound(f"{concept.name}@{version.number} has no adapter to draw with")
 
 
 def _version(concept: Concept, wanted: str | None) -> VersionRecord:

@@ -37,7 +37,7 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is learned after a step of the last stage; the pipeline wears it meanwhile.
+    """What is learned after a step of the last stage; it is injected meanwhile.
 
     `phrase` is the concept in a prompt, `[V] dog`.
     """

@@ -128,7 +128,7 @@ class _Loop:
             self.failed[run] = error
 
     def _drop(self, run: "StageRun") -> None:
-        """The others go on; its token is still worn, and no longer changes."""
+        """The others go on; its token stays injected, and no longer changes."""
         if run not in self.active:
             return
         self.active.remove(run)

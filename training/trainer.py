@@ -28,7 +28,7 @@ def run_one(training: Training, resume_path: Path) -> Learned:
 def run_batch(
     trainings: Sequence[Training], resume_paths: Sequence[Path]
 ) -> list[Learned | TrainingFailed]:
-    """Run trainings of one method and one set of settings, on one pipeline, as one batch.
+    """Run trainings of one method and one set of settings, on one base model, as one batch.
 
     Each goes on from its resume path, if it is there, and writes it now and then; all have to be at
     the same step. A training learns what it would learn alone, up to the order of sums. More than
