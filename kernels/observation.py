@@ -80,18 +80,15 @@ class AttentionStack:
         return first if first and all(each is first for each in others) else cls(unet)
 
     def __init__(self, unet: Any) -> None:
-        self._unet = unet
         self._observers: list[_Observer] = []
-        self._own = {
-            name: each.own if _is_ours(each) else each
+        own = {
+            name.removesuffix(".processor"): each.own if _is_ours(each) else each
             for name, each in unet.attn_processors.items()
         }
-        self.layers = [name.removesuffix(".processor") for name in self._own]
+        self.layers = list(own)
+        self._unknown = {name: _unknown_part(unet.get_submodule(name)) for name in own}
         unet.set_attn_processor(
-            {
-                f"{name}.processor": _Processor(self, name, self._own[f"{name}.processor"])
-                for name in self.layers
-            }
+            {f"{name}.processor": _Processor(self, name, each) for name, each in own.items()}
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +115,8 @@ class AttentionStack:
                 f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
             )
         for name in watched:
-            _check_layer(self._unet.get_submodule(name), name)
+            if part := self._unknown[name]:
+                raise ValueError(f"the layer {name} has {part}, which cannot be watched")
         observer = _Observer(Observation(), watched, asked)
         self._observers.append(observer)
         try:
@@ -205,15 +203,10 @@ def _asked(
     return _Asked(columns, words, per_head, reference, reduction)
 
 
-def _check_layer(layer: Any, name: str) -> None:
+def _unknown_part(layer: Any) -> str | None:
     """Only plain attention is known: one projection each, no extra keys, no spatial norm."""
-    unknown = [
-        part
-        for part in ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
-        if getattr(layer, part, None) is not None
-    ]
-    if unknown:
-        raise ValueError(f"the layer {name} has {unknown[0]}, which cannot be watched")
+    parts = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
+    return next((part for part in parts if getattr(layer, part, None) is not None), None)
 
 
 class _Processor:

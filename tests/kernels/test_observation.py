@@ -1,6 +1,8 @@
 """Watching a U-Net: its output stays, what is seen is what a materialised map would show."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -498,3 +500,17 @@ def test_a_wrong_wish_is_told(options: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"columns": [0]} | options
     with pytest.raises(ValueError, match=message), observe(unet, **given):
         pass
+
+
+def test_a_unet_with_a_stack_is_gone_once_it_is_dropped() -> None:
+    """Of two base models in turn, the first gives its memory back before the second is loaded."""
+    gc.collect()
+    gc.disable()
+    try:
+        unet = make_unet(next(iter(SHAPES.values())))
+        AttentionStack.of(unet)
+        layer = weakref.ref(next(unet.parameters()))
+        del unet
+        assert layer() is None
+    finally:
+        gc.enable()
