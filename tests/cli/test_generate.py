@@ -153,7 +153,7 @@ def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -
     """Ctrl-C while the third picture is being drawn."""
     prelude = """
 import os, signal
-from conceptry.models import pictures
+from conceptry.generation import pictures
 save, calls = pictures.save_picture, []
 def save_and_interrupt(*arguments, **options):
     calls.append(save(*arguments, **options))

@@ -189,12 +189,12 @@ def test_a_concept_beyond_the_text_encoders_limit_is_told(
 
 TELLS_OF_A_STEP = """
 from pathlib import Path
-from conceptry.methods import stage_run
-step = stage_run._Loop._step
+from conceptry.training import loop
+step = loop._Loop._step
 def told(self, number):
     step(self, number)
     Path("in a step").touch()
-stage_run._Loop._step = told
+loop._Loop._step = told
 """
 
 

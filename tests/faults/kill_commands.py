@@ -55,8 +55,8 @@ SHORT = {
     "attndreambooth": [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2")],
 }
 SAVE_EACH_STEP = """
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
 """
 
 

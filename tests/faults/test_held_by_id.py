@@ -24,8 +24,8 @@ from tiny_base import write_tiny_base
 SHORT = ["--preview-every", "0", "--set", "augmentation.crops=2"]
 SHORT += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=2")]
 SAVE_EACH_STEP = """
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
 """
 # each step tells that it is done, then waits for leave
 WAITS_AFTER_A_STEP = (
@@ -33,13 +33,13 @@ WAITS_AFTER_A_STEP = (
     + """
 import time
 from pathlib import Path
-step = stage_run._Loop._step
+step = loop._Loop._step
 def told(self, number):
     step(self, number)
     Path("in a step").touch()
     while not Path("go on").exists():
         time.sleep(0.01)
-stage_run._Loop._step = told
+loop._Loop._step = told
 """
 )
 # before the row of a version, and so before what else is promised with it
@@ -149,7 +149,7 @@ def test_fault_30_a_concept_is_renamed_or_removed_while_it_is_drawn(
     waits = """
 import time
 from pathlib import Path
-from conceptry.methods import generating
+from conceptry.generation import generating
 keep = generating._Record.keep
 def told(self, seen):
     Path("drawn").touch()

@@ -17,26 +17,26 @@ from tiny_base import write_tiny_base
 WORDS = ["--preview-every", "0", "--set", "augmentation.crops=2"]
 WORDS += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=4")]
 SAVE_EACH_STEP = """
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
 """
 # in the second stage, once two of its steps have been saved
 KILL = """
 import os, signal
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
-save, calls = stage_run.StageRun.save, []
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
+save, calls = loop.StageRun.save, []
 def save_and_die(self, step):
     save(self, step)
     if (self.stage.name, step) == ("stage2", 2):
         os.kill(os.getpid(), signal.SIGKILL)
-stage_run.StageRun.save = save_and_die
+loop.StageRun.save = save_and_die
 """
 KILL_WHILE_SAVING = """
 import os, signal
 from pathlib import Path
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
 replace, calls = Path.replace, []
 def die_instead(self, target):
     calls.append(target) if target.name == "resume.safetensors" else None
@@ -49,21 +49,21 @@ Path.replace = die_instead
 NEVER_DONE = """
 import time
 from pathlib import Path
-from conceptry.methods import stage_run
+from conceptry.training import loop
 def step(self, number):
     Path("in a step").touch()
     while True:
         time.sleep(0.01)
-stage_run._Loop._step = step
+loop._Loop._step = step
 """
 NOT_FINITE = """
-from conceptry.methods import stage_run
-stage_run.SAVE_EVERY_SECONDS = 0
-loss, calls = stage_run.diffusion_loss, []
+from conceptry.training import loop
+loop.SAVE_EVERY_SECONDS = 0
+loss, calls = loop.diffusion_loss, []
 def broken(*arguments):
     calls.append(1)
     return loss(*arguments) * (float("nan") if len(calls) == 6 else 1)
-stage_run.diffusion_loss = broken
+loop.diffusion_loss = broken
 """
 
 
