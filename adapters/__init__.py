@@ -1,1 +1,1 @@
-"""What is learnt of a subject and injected into a pipeline, and how it is stored."""
+"""What is learnt of a subject and injected into a base model, and how it is stored."""

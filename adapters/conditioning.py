@@ -1,4 +1,4 @@
-"""From prompts to what the U-Net is conditioned on, and where in it the concept stands."""
+"""From prompts to what the denoiser is conditioned on, and where in it the concept stands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

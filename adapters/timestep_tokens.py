@@ -4,9 +4,9 @@ A staged token has two vectors in each of S stages of the noise: one for the key
 and one for its values. So each timestep has two prompts, which differ in this token alone: `to_k`
 reads the text states of the first, `to_v` those of the second. The base model stays as it is.
 
-Text states travel through a pipeline as they always do, only wider: (B, 77, 2 · d) where the stage
-is known, keys' states first, and (B, 77, I · 2 · d) with all I stages beside each other, of which
-the U-Net takes those of its timestep.
+Text states travel through a base model as they always do, only wider: (B, 77, 2 · d) where the
+stage is known, keys' states first, and (B, 77, I · 2 · d) with all I stages beside each other, of
+which the denoiser takes those of its timestep.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,7 +20,7 @@ they are decoded."""
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """Posteriors of encoded pictures: `mean` and `std` (P, C, h, w), as the U-Net takes them."""
+    """Posteriors of encoded pictures: `mean` and `std` (P, C, h, w), as the denoiser takes them."""
 
     mean: Tensor
     std: Tensor

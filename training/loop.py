@@ -53,7 +53,7 @@ def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, TrainingFailed]":
 
 
 class _Loop:
-    """The one training loop: samples of all runs go through the U-Net as one batch."""
+    """The one training loop: samples of all runs go through the denoiser as one batch."""
 
     def __init__(self, runs: "Sequence[StageRun]") -> None:
         self.all = list(runs)

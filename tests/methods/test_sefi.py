@@ -87,9 +87,9 @@ def test_only_queries_carry_the_loss_to_the_values(is_detached: bool, backbone: 
     token = moved(TimestepTokens.from_word(backbone, "<v>", "dog", num_stages=5))
     token.begin_pass(0)
     handles = [
-        layer.to_q.register_forward_hook(lambda _, __, out: out.detach() if is_detached else out)
+        layer.register_forward_hook(lambda _, __, out: out.detach() if is_detached else out)
         for name, layer in backbone.denoiser.named_modules()
-        if name.endswith("attn2")
+        if name.endswith("attn2.to_q")
     ]
     subject_wise_loss(distances(backbone, token, conditioning_of(backbone, token))).sum().backward()
     for handle in handles:
