@@ -25,7 +25,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a training leaves: vectors for the tokens and, if they changed, the denoiser's changes."""
+    """What a training leaves: the tokens' vectors and, where it learnt, the denoiser's changes."""
 
     embedding: TokenEmbedding | TimestepTokens
     weights: WeightDelta | None
