@@ -8,6 +8,8 @@ command on the same registry. After each kill all that was confirmed is there, `
 finds no error, nothing is there twice and what has a final name is whole. Each registry lives
 through 20 kills; then its training goes on to its end, bit-equal to one that nobody disturbed, and
 `gc --grace 0` leaves it bare of leftovers.
+
+`--plant` puts one of three mistakes into the program, to show that the harness would see it.
 """
 
 import argparse
@@ -58,6 +60,47 @@ SAVE_EACH_STEP = """
 from conceptry.training import loop
 loop.SAVE_EVERY_SECONDS = 0
 """
+PLANTS = {
+    "version-before-its-run-ends": (
+        "train",
+        """
+import time
+from conceptry.registry import Registry
+def finish_run(self, run, files, *, kind="adapter"):
+    name = next(n for n in self.names() for each in self.show(n).runs if each.run == run)
+    number = self.add_version(name, files, run=run, kind=kind)
+    time.sleep(0.5)
+    self.end_run(run, "done")
+    return number
+Registry.finish_run = finish_run
+""",
+    ),
+    "step-taken-twice": (
+        "train",
+        """
+from dataclasses import replace
+from conceptry.training import trainer
+def read_resume_point(path, read=trainer.read_resume_point):
+    point = read(path)
+    return replace(point, step=max(0, point.step - 1))
+trainer.read_resume_point = read_resume_point
+""",
+    ),
+    "picture-before-its-row": (
+        "generate",
+        """
+import time
+from conceptry.generation import generating
+def save_picture(*arguments, record=lambda _: None, save=generating.save_picture):
+    path, sha256 = save(*arguments)
+    time.sleep(0.5)
+    record(sha256)
+    return path, sha256
+generating.save_picture = save_picture
+""",
+    ),
+}
+"""Mistakes, each with the command that makes it and how it comes into the program."""
 
 
 @dataclass(slots=True)
@@ -288,10 +331,17 @@ def run_kills(
     runs: int,
     folder: Path,
     *,
+    plant: str | None = None,
     seed: int = 0,
     on_kill: Callable[[Outcome], None] | None = None,
 ) -> Outcome:
-    """Kill commands `runs` times, in registries under `folder`."""
+    """Kill commands `runs` times, in registries under `folder`.
+
+    With a plant only those that make its mistake, and no more once it was seen.
+    """
+    operations, prelude = OPERATIONS, SAVE_EACH_STEP
+    if plant is not None:
+        operations, prelude = (PLANTS[plant][0],), SAVE_EACH_STEP + PLANTS[plant][1]
     rng = random.Random(seed)
     outcome = Outcome()
     base = write_tiny_base(folder / "tiny")
@@ -301,11 +351,11 @@ def run_kills(
         first = outcome.runs
         world = template.copy(folder / f"world-{first}")
         while outcome.runs < min(runs, first + KILLS_PER_REGISTRY):
-            operation = rng.choice(OPERATIONS)
+            operation = rng.choice(operations)
             beside = rng.choice(BESIDE) if operation != "repair" and rng.random() < 0.5 else None
             seconds = rng.uniform(0, 1.1 * pace[operation])
             method = rng.choice(METHODS)
-            found = set(_kill_one(world, operation, method, beside, seconds, outcome))
+            found = set(_kill_one(world, operation, method, beside, seconds, outcome, prelude))
             if operation == "repair":
                 run(["--registry", world.database, "--json", "check", "--read-data", "--repair"])
             found |= set(world.violations())
@@ -316,6 +366,8 @@ def run_kills(
             if on_kill is not None:
                 on_kill(outcome)
         outcome.violations += _finish(world, outcome)
+        if plant is not None and outcome.violations:
+            break
         shutil.rmtree(world.folder)
     return outcome
 
@@ -337,14 +389,15 @@ def _kill_one(
     beside: str | None,
     seconds: float,
     outcome: Outcome,
+    prelude: str,
 ) -> Iterator[str]:
     """Kill a command after some seconds, while another one runs to its end beside it."""
     words = world.words(operation, method)
     event = world.last_event()
-    with Forked(*words, prelude=SAVE_EACH_STEP) as process:
+    with Forked(*words, prelude=prelude) as process:
         other = None
         if beside is not None:
-            other = Forked(*world.words(beside, method), prelude=SAVE_EACH_STEP)
+            other = Forked(*world.words(beside, method), prelude=prelude)
             outcome.beside[f"{operation} beside {beside}"] += 1
         time.sleep(seconds)
         process.kill()
@@ -392,6 +445,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plant", choices=PLANTS, help="put a mistake in; expect violations")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
 
@@ -401,7 +455,13 @@ def main() -> None:
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = run_kills(options.runs, Path(folder), seed=options.seed, on_kill=say)
+        plant, seed = options.plant, options.seed
+        outcome = run_kills(options.runs, Path(folder), plant=plant, seed=seed, on_kill=say)
+        caught = {
+            name: len(run_kills(100, Path(folder) / name, plant=name, seed=seed).violations)
+            for name in PLANTS
+            if plant is None
+        }
     result = {
         "runs": outcome.runs,
         "violations": len(outcome.violations),
@@ -409,13 +469,14 @@ def main() -> None:
         "beside another command": dict(outcome.beside.most_common()),
         "registries whose training went on in the end": outcome.resumed,
         "versions, all bit-equal to undisturbed ones": outcome.versions,
+        "caught in at most 100 kills with a planted mistake": caught,
         "seconds": round(time.perf_counter() - start, 1),
     }
     print("\n".join(outcome.violations[:40]))
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(environment() | result, indent=2) + "\n")
-    sys.exit(bool(outcome.violations))
+    sys.exit(bool(outcome.violations) or not all(caught.values()))
 
 
 if __name__ == "__main__":

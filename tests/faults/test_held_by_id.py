@@ -15,7 +15,7 @@ from conceptry.registry import InvalidInput, Registry, RegistryBusy, RegistryErr
 from drawing import draw_file, draw_folder
 from fake_training import begin, weights_file
 from forked import Forked, run_forked
-from kill_commands import run_kills
+from kill_commands import PLANTS, run_kills
 from program import change_rows, invoke, wait_until
 from safetensors.torch import load_file
 from snapshot import rows_of
@@ -400,3 +400,9 @@ def test_kills_of_every_command_break_no_promise(kills: int, tmp_path: Path) -> 
     outcome = run_kills(kills, tmp_path / "worlds")
     assert outcome.violations == []
     assert outcome.runs == kills
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plant", PLANTS)
+def test_the_harness_sees_a_planted_mistake(plant: str, tmp_path: Path) -> None:
+    assert run_kills(100, tmp_path / "worlds", plant=plant).violations
