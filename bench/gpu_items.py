@@ -6,6 +6,7 @@ generation     seconds of a picture through ours and through plain diffusers
 correctness    a sample of the kernels' grid, against float64 (tests/kernels, in processes)
 miniature      its autoencoder and its U-Net, by the recipe, for as long as there is time
 memory         the peak of a training with the preset for small GPUs
+laboratory     every method on many individuals, for as long as there is time
 """
 
 import itertools
@@ -35,8 +36,12 @@ from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of, load_base
 from conceptry.models.miniature.recipe import export, train
 from conceptry.models.miniature.world.scenes import describe, sample_scene
+from conceptry.registry import Registry
 from environment import describe as describe_machine
 from full_size import make_full_size
+from laboratory import Laboratory, individuals, summary, without_pictures
+
+import methods
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -349,6 +354,36 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
     return {name: round(statistics.mean(values), 3) for name, values in sorted(right.items())}
 
 
+# --- the laboratory -------------------------------------------------------------------------------
+
+
+def laboratory(report: Report, left: Time, is_tiny: bool) -> bool:
+    """Individual by individual, every way of `methods.py`; the registry stays beside the report."""
+    _machine(report)
+    folder = report.path.with_name("laboratory-run")
+    folder.mkdir(exist_ok=True)
+    some, short = ["textual-inversion"], ["embedding.steps=2", "augmentation.crops=2"]
+    chosen = methods.ways(some, short) if is_tiny else methods.ways(["all"], [])
+    base, seeds = load_base(), (0,) if is_tiny else (0, 1, 2, 3)
+    rows: list[dict[str, Any]] = report.get("rows") or []
+    longest = 0.0
+    with Registry.open(folder / "concepts.db", create=True) as registry:
+        for who in individuals("measured", 1 if is_tiny else 36):
+            one = Laboratory(registry, base, [who], seeds)
+            one.enter(folder)
+            known = {row["method"] for row in rows if row["individual"] == who.name}
+            for way in (way for way in chosen if way.label not in known):
+                if left.left < longest:
+                    return False
+                started = time.monotonic()
+                one.teach(way)
+                rows += without_pictures([one.row(who, way)])
+                report.put("rows", rows)
+                report.put("summary", summary(rows))
+                longest = max(longest, time.monotonic() - started)
+    return True
+
+
 ITEMS = (
     Item("kernels", 0.2, kernels),
     Item("training_step", 0.22, training_step),
@@ -356,4 +391,5 @@ ITEMS = (
     Item("correctness", 0.15, correctness),
     Item("miniature", 0.8, miniature),
     Item("memory", 0.2, memory),
+    Item("laboratory", 0.8, laboratory),
 )

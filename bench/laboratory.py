@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectColumns:
+class Recogniser:
     """How to tell an individual: unit vectors (8, d) of renders of it, (20, d) of lookalikes.
 
     Those of a lookalike, another one of its category, are the mean over renders.
@@ -78,8 +78,8 @@ class Individual:
     name: str
     identity: Identity
     photos: list[Image.Image]
-    whole: SubjectColumns
-    inside: SubjectColumns
+    whole: Recogniser
+    inside: Recogniser
 
 
 def individuals(split: str, count: int) -> Iterator[Individual]:
@@ -98,10 +98,8 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
             f"{category}-{i}",
             identity,
             photos,
-            whole=SubjectColumns(
-                _whole(own), torch.stack([_mean(_whole(album)) for album in albums])
-            ),
-            inside=SubjectColumns(
+            whole=Recogniser(_whole(own), torch.stack([_mean(_whole(album)) for album in albums])),
+            inside=Recogniser(
                 _inside(own), torch.stack([_mean(_inside(album)) for album in albums])
             ),
         )
