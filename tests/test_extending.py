@@ -13,6 +13,7 @@ from conceptry.models import loading
 from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import Registry
 from conceptry.training import train
+from conceptry.training.callbacks import Hooks, StepReport
 from drawing import draw_folder
 from program import ROOT, invoke
 from tiny_fixtures import _one_base, base
@@ -46,6 +47,23 @@ def test_a_method_is_a_module_and_a_preset(rex: Registry, base: LoadedBase) -> N
     request = Request(prompt="a photo of <rex>", seeds=[1])
     (picture,) = generate(rex, base, [request], Path("drawn"))
     assert picture.path.exists()
+
+
+@pytest.mark.usefixtures("_toy_method")
+def test_a_loss_on_attention_is_a_class_of_its_method(rex: Registry, base: LoadedBase) -> None:
+    """Beside others, each of which sees the columns that it asked for."""
+    few = ["augmentation.crops=1", "word.mean_weight=1", "loss.subject_wise=0.1"]
+    told: list[dict[str, float]] = []
+    for weight in (0.1, 0.2):
+        reports: list[StepReport] = []
+        words = [*few, f"focus={weight}"]
+        hooks = Hooks(on_step=reports.append)
+        train(rex, "rex", base, method="focused-word", overrides=words, hooks=hooks)
+        told.append(reports[0].losses)
+    once, twice = told
+    assert list(once) == ["diffusion", "attention", "subject-wise", "focus"]
+    assert twice.pop("focus") == pytest.approx(2 * once.pop("focus"), rel=1e-5)
+    assert twice == pytest.approx(once, rel=1e-5)
 
 
 def test_a_base_family_is_a_file(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
+from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
@@ -19,6 +20,7 @@ from .callbacks import Hooks, Learned
 from .checkpoints import ResumePoint, take_values
 from .latents import encode_pictures, varied_crops
 from .precision import cast, dtype_of, make_accelerator
+from .sources import SampleSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,18 @@ class Training:
         words = " ".join(self.subject.tokens)
         return f"{words} {self.subject.category}" if self.method.names_category else words
 
+    @property
+    def training_prompts(self) -> TrainingPrompts:
+        """What losses on attention are made from."""
+        return TrainingPrompts(
+            self.backbone,
+            self.prompts,
+            self.subject.tokens,
+            self.subject.category,
+            self.method.names_category,
+            self.size,
+        )
+
     # --- the whole --------------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -120,14 +134,7 @@ class Training:
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
             cast(backbone.denoiser, torch.float32)
-        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
-        self.pool = encode_pictures(backbone, crops)
-        self.class_pool = None
-        if settings.prior.weight:
-            if not self.subject.class_pictures:
-                raise InvalidInput("prior preservation needs class pictures")
-            sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
-            self.class_pool = encode_pictures(backbone, sized)
+        self.sources = [self._subject_source(), *self._class_sources()]
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if settings.rank and not self.method.keeps_base:
@@ -141,6 +148,21 @@ class Training:
                 if not settings.rank and name not in self._own:
                     self._own[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
+
+    def _subject_source(self) -> SampleSource:
+        settings = self.settings
+        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
+        return SampleSource("diffusion", encode_pictures(self.backbone, crops), self.prompts)
+
+    def _class_sources(self) -> Iterator[SampleSource]:
+        """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if it has a weight."""
+        if not self.settings.prior.weight:
+            return
+        if not self.subject.class_pictures:
+            raise InvalidInput("prior preservation needs class pictures")
+        sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
+        pool = encode_pictures(self.backbone, sized)
+        yield SampleSource("prior", pool, [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:
         """Give the denoiser its own weights and layers back."""

@@ -13,6 +13,7 @@ from conceptry.adapters.adapter import injected
 from conceptry.adapters.conditioning import PromptAtTimestep, encode_at_timesteps, encode_reference
 from conceptry.adapters.file_format import read_adapter
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
+from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.generation import Request, generate, read_provenance, reproduce
 from conceptry.generation import Settings as DrawingSettings
 from conceptry.generation.guidance import Unguided
@@ -118,6 +119,23 @@ def test_words_of_a_long_category_are_lined_up(backbone: Backbone) -> None:
     torch.testing.assert_close(found[:5], plain[:5])  # start, a photo of a
     torch.testing.assert_close(found[5:-1], plain[6:])
     torch.testing.assert_close(found[-1], plain[-1])
+
+
+@pytest.mark.parametrize("category", ["dog", "red dog"])
+def test_a_category_that_follows_the_tokens_is_named_once(
+    backbone: Backbone, category: str
+) -> None:
+    """No "red dog red dog": its words stand for themselves, the last one for the token too."""
+    token = TokenEmbedding.from_words(backbone, ("<v>",), category)
+    plain = backbone.encode_prompts([f"a photo of a {category} on the beach"], 16).states[0]
+    words = ("<v>",), category, 16
+    with injected(backbone, [token]):
+        prompt = f"{PROMPT} {category} on the beach"
+        found = encode_reference(backbone, prompt, *words, names_category=True)
+    last = 4 + len(category.split())
+    torch.testing.assert_close(found[:5], plain[:5])
+    torch.testing.assert_close(found[5], plain[last])
+    torch.testing.assert_close(found[6:], plain[5:-1])
 
 
 # --- trainings ------------------------------------------------------------------------------------
