@@ -7,6 +7,7 @@ in the repository (other pages, pictures, code, results) comes along under its o
 import os
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,13 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 def on_files(files: Any, config: Any) -> Any:
     """Put every file where it is in the repository, and take in what pages link to."""
-    from mkdocs.structure.files import File
-
+    files_of_mkdocs: Any = import_module("mkdocs.structure.files")
     root = Path(config.config_file_path).parent
     for file in [each for each in files if each.src_dir == config.docs_dir]:
         files.remove(file)
     for path in site_files(root):
         source = str(root / path)
-        files.append(File.generated(config, path, abs_src_path=source))
+        files.append(files_of_mkdocs.File.generated(config, path, abs_src_path=source))
     return files
 
 

@@ -91,7 +91,7 @@ def command_line() -> str:
         command = root.commands[name]
         context = command.context_class(command, info_name=name, parent=whole)
         own = [each for each in command.get_params(context) if each.name not in _EVERYWHERE]
-        about = "\n\n".join(inspect.getdoc(command.callback).split("\n\n"))
+        about = inspect.getdoc(command.callback) or ""
         usage = " ".join(command.collect_usage_pieces(context))
         parts += [f"## concept {name}", about, f"    concept {name} {usage}"]
         parts += [_table(own, context), f"```\n{example}\n```"]
@@ -259,7 +259,9 @@ def floors() -> str:
         parts.append(_text(22, y + 25, package, "#004d40", "bold"))
         parts.append(_text(122, y + 25, _about(package), "#333333", size=12))
         x = _LEFT + row * _CELL
-        parts.append(_text(x + _CELL / 2 - 3, _TOP - 10, package, "#004d40", anchor="middle", size=11))
+        parts.append(
+            _text(x + _CELL / 2 - 3, _TOP - 10, package, "#004d40", anchor="middle", size=11)
+        )
         for column, target in enumerate(packages):
             if (number := count.get((package, target))) and package != target:
                 x = _LEFT + column * _CELL
@@ -293,8 +295,14 @@ def _about(package: str) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, fill: str, weight: str = "normal", *,
-    anchor: str = "start", size: int = 15,
+    x: float,
+    y: float,
+    text: str,
+    fill: str,
+    weight: str = "normal",
+    *,
+    anchor: str = "start",
+    size: int = 15,
 ) -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" fill="{fill}" font-weight="{weight}" '

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conceptry.evaluation import Evaluation
 from conceptry.registry import Registry
 from drawing import draw_folder
 from PIL import Image
