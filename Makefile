@@ -103,7 +103,7 @@ pages: $(INSTALLED)
 
 docs: $(SITE)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "the first page is build/docs/index.html"
+	@echo "the first page is build/docs/index.html; for its search, $(PYTHON) -m http.server -d build/docs"
 
 kill: $(INSTALLED)
 	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json

@@ -236,45 +236,48 @@ _ROW, _CELL, _LEFT, _TOP = 46, 62, 470, 74
 
 
 def floors() -> str:
-    """A picture of the packages, from the top down, and of how many modules import which."""
+    """A picture of the packages, from the top down, and of which imports which."""
     known = test_floors.modules()
-    count: dict[tuple[str, str], int] = {}
-    for name, path in known.items():
-        package = name.split(".")[0]
-        for target in {each.split(".")[0] for each in test_floors.imports(path, known)}:
-            count[package, target] = count.get((package, target), 0) + 1
+    found = {
+        (name.split(".")[0], target.split(".")[0])
+        for name, path in known.items()
+        for target in test_floors.imports(path, known)
+    }
     packages = test_floors.FLOORS
     width, height = _LEFT + _CELL * len(packages) + 10, _TOP + _ROW * len(packages) + 34
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="15">',
+        'font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(10, 24, "each package, from the top down", "#555555"),
-        _text(_LEFT, 24, "how many of its modules import from", "#555555"),
+        _text(10, 24, "the packages, from the top down", "#555555"),
+        _text(_LEFT, 24, "what each imports from", "#555555"),
     ]
     for row, package in enumerate(packages):
         y = _TOP + row * _ROW
         fill = "#e0f2f1" if row % 2 else "#b2dfdb"
-        parts.append(f'<rect x="10" y="{y}" width="440" height="{_ROW - 6}" rx="6" fill="{fill}"/>')
-        parts.append(_text(22, y + 25, package, "#004d40", "bold"))
-        parts.append(_text(122, y + 25, _about(package), "#333333", size=12))
-        x = _LEFT + row * _CELL
-        parts.append(
-            _text(x + _CELL / 2 - 3, _TOP - 10, package, "#004d40", anchor="middle", size=11)
-        )
-        for column, target in enumerate(packages):
-            if (number := count.get((package, target))) and package != target:
-                x = _LEFT + column * _CELL
-                opacity = min(1.0, 0.25 + number / 20)
-                parts.append(
-                    f'<rect x="{x}" y="{y}" width="{_CELL - 6}" height="{_ROW - 6}" rx="6" '
-                    f'fill="#26a69a" fill-opacity="{opacity:.2f}"/>'
-                )
-                middle = x + _CELL / 2 - 3
-                parts.append(_text(middle, y + 26, str(number), "#00251f", anchor="middle"))
-    below = "What is left of the diagonal would be an import upwards: there is none."
+        parts += [
+            _box(10, y, 440, fill),
+            _text(22, y + 25, package, "#004d40", weight="bold"),
+            _text(132, y + 25, _ABOUT[package], "#333333", size=12),
+            _text(_middle(row), _TOP - 10, package, "#004d40", anchor="middle", size=11),
+        ]
+        parts += [
+            _box(_LEFT + column * _CELL, y, _CELL - 6, "#80cbc4")
+            for column, target in enumerate(packages)
+            if (package, target) in found and package != target
+        ]
+    below = "A box left of the diagonal would be an import upwards: there is none."
     parts += [_text(10, height - 12, below, "#555555", size=13), "</svg>"]
     return "\n".join(parts) + "\n"
+
+
+def _middle(column: int) -> float:
+    return _LEFT + column * _CELL + (_CELL - 6) / 2
+
+
+def _box(x: float, y: float, width: float, fill: str) -> str:
+    size = f'width="{width:g}" height="{_ROW - 6}"'
+    return f'<rect x="{x:g}" y="{y:g}" {size} rx="6" fill="{fill}"/>'
 
 
 _ABOUT = {
@@ -288,10 +291,6 @@ _ABOUT = {
     "kernels": "attention that returns token maps",
     "registry": "photos, versions, lineage",
 }
-
-
-def _about(package: str) -> str:
-    return _ABOUT[package]
 
 
 def _text(
