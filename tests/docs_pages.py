@@ -91,12 +91,18 @@ def command_line() -> str:
         command = root.commands[name]
         context = command.context_class(command, info_name=name, parent=whole)
         own = [each for each in command.get_params(context) if each.name not in _EVERYWHERE]
-        about = inspect.getdoc(command.callback) or ""
+        about = escape(inspect.getdoc(command.callback) or "", quote=False)
         usage = " ".join(command.collect_usage_pieces(context))
         parts += [f"## concept {name}", about, f"    concept {name} {usage}"]
         parts += [_table(own, context), f"```\n{example}\n```"]
     shared = [each for each in root.get_params(whole) if each.name in (*GLOBAL_OPTIONS, "_version")]
-    return "\n\n".join([*filter(None, parts), "## Options of all commands", _table(shared, whole)])
+    return "\n\n".join([*filter(None, parts), *_SHARED, _table(shared, whole)])
+
+
+_SHARED = (
+    "## Options of all commands",
+    "They stand before the command or after it; `--version` needs none.",
+)
 
 
 _EVERYWHERE = (*GLOBAL_OPTIONS, "help")

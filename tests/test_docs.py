@@ -77,6 +77,14 @@ def test_modules_that_are_named_are_there(name: str) -> None:
         assert is_toy or "NAME" in path or (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_taken_for_a_tag(name: str) -> None:
+    """`<rex>` outside code would be invisible."""
+    text = re.sub(r"<!--.*?-->", "", _SPAN.sub("", without_code(read(name))))
+    indented = re.compile(r"^ {4}.*$", re.MULTILINE)
+    assert set(re.findall(r"<[a-zA-Z][^>]*>", indented.sub("", text))) <= {"<br>"}
+
+
 # --- what is typed --------------------------------------------------------------------------------
 
 
