@@ -111,10 +111,52 @@ class TrainingPrompts:
     names_category: bool
     size: int
 
+    def columns(self) -> Tensor:
+        """(P, n + 1): of each prompt, where the n tokens and the category stand."""
+        columns = [
+            token_columns(self.backbone, prompt, self.tokens, self.category)
+            for prompt in self.prompts
+        ]
+        return torch.tensor(columns, device=self.backbone.device)
+
+    def references(self) -> Tensor:
+        """(P, 77, d): each prompt with the category alone in the concept's place."""
+        references = [
+            encode_reference(
+                self.backbone,
+                prompt,
+                self.tokens,
+                self.category,
+                self.size,
+                names_category=self.names_category,
+            )
+            for prompt in self.prompts
+        ]
+        return torch.stack(references)
+
+
+def attention_losses(
+    taught: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
+) -> list[AttentionLoss]:
+    """Those whose weights are not 0."""
+    losses: list[AttentionLoss] = []
+    if stage.mean_weight or stage.variance_weight:
+        losses.append(
+            MomentMatching(
+                taught.columns(),
+                stage.mean_weight,
+                stage.variance_weight,
+                settings.loss_reduction,
+            )
+        )
+    if settings.loss.subject_wise:
+        losses.append(SubjectWise(taught.references(), settings.loss.subject_wise))
+    return losses
+
 
 @dataclass(frozen=True, slots=True)
 class MomentMatching:
-    """`moment_matching_loss` with its weights; the last column is the category's."""
+    """`moment_matching_loss` with its weights."""
 
     name: ClassVar[str] = "attention"
     columns: Tensor
@@ -122,22 +164,6 @@ class MomentMatching:
     variance_weight: float
     reduction: str
     reference: None = None
-
-    @classmethod
-    def of(
-        cls, taught: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
-    ) -> "MomentMatching":
-        """With the weights of a stage."""
-        columns = [
-            token_columns(taught.backbone, prompt, taught.tokens, taught.category)
-            for prompt in taught.prompts
-        ]
-        return cls(
-            torch.tensor(columns, device=taught.backbone.device),
-            stage.mean_weight,
-            stage.variance_weight,
-            settings.loss_reduction,
-        )
 
     def value(self, seen: Observation, share: float) -> Tensor:
         """A sum over the batch, or a mean."""
@@ -159,34 +185,6 @@ class SubjectWise:
     weight: float
     columns: None = None
 
-    @classmethod
-    def of(cls, taught: TrainingPrompts, settings: TrainingSettings) -> "SubjectWise":
-        """Each prompt beside the one with the category in the tokens' place."""
-        references = [
-            encode_reference(
-                taught.backbone,
-                prompt,
-                taught.tokens,
-                taught.category,
-                taught.size,
-                names_category=taught.names_category,
-            )
-            for prompt in taught.prompts
-        ]
-        return cls(torch.stack(references), settings.loss.subject_wise)
-
     def value(self, seen: Observation, share: float) -> Tensor:
         """Of a batch, the mean."""
         return self.weight * subject_wise_loss(seen.distances).mean() * share
-
-
-def attention_losses(
-    taught: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
-) -> list[AttentionLoss]:
-    """Those whose weights are not 0."""
-    losses: list[AttentionLoss] = []
-    if stage.mean_weight or stage.variance_weight:
-        losses.append(MomentMatching.of(taught, settings, stage))
-    if settings.loss.subject_wise:
-        losses.append(SubjectWise.of(taught, settings))
-    return losses
