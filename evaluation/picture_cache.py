@@ -68,8 +68,8 @@ class PictureCache:
         maps = picture.maps.to(torch.float16).contiguous()
         try:
             make_folder(self._root, path.parent)
-            write_file(path.with_suffix(".safetensors"), save({"maps": maps}))
-            replace_picture(picture.image, path)
+            write_file(path.with_suffix(".safetensors"), save({"maps": maps}), root=self._root)
+            replace_picture(picture.image, path, root=self._root)
         except OSError as error:
             raise StorageError(f"cannot write into {self._folder}: {error.strerror}") from error
         return Picture(picture.image, maps.float())

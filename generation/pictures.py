@@ -55,11 +55,11 @@ def save_picture(
     return path, sha256
 
 
-def replace_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG in place of what was there; whoever looks meanwhile finds one of the two."""
+def replace_picture(image: Image.Image, path: Path, *, root: Path) -> None:
+    """Write a PNG below `root` in place of what was there, as `write_file` does."""
     encoded = io.BytesIO()
     image.save(encoded, "png")
-    write_file(path, encoded.getvalue())
+    write_file(path, encoded.getvalue(), root=root)
 
 
 def kept_picture(root: Path, path: Path, size: tuple[int, int] | None = None) -> Image.Image | None:

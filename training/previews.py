@@ -26,7 +26,7 @@ def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
     strip = contact_sheet([(label, images)], side=_SIDE)
     if sheet := kept_picture(path.parent, path):
         strip = _stacked(sheet, strip)
-    replace_picture(strip, path)
+    replace_picture(strip, path, root=path.parent)
 
 
 def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:

@@ -653,6 +653,6 @@ def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]
     try:
         for picture, path in zip(pictures, paths, strict=True):
             assert picture is not None
-            replace_picture(picture, path)
+            replace_picture(picture, path, root=path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error

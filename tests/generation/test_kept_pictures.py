@@ -41,7 +41,7 @@ def test_what_is_not_ours_is_as_if_it_were_not_there(tmp_path: Path, what: str) 
     other, path = tmp_path / "other.png", tmp_path / "cache/a/1.png"
     path.parent.mkdir(parents=True)
     for each in (other, path):
-        replace_picture(draw(3, SIZE), each)
+        replace_picture(draw(3, SIZE), each, root=each.parent)
     kept = kept_picture(tmp_path / "cache", path, SIZE)
     assert kept is not None
     assert kept.tobytes() == draw(3, SIZE).tobytes()
@@ -53,7 +53,7 @@ def test_a_folder_that_leads_away_is_told(tmp_path: Path) -> None:
     """Faults, row 27."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    replace_picture(draw(3, SIZE), tmp_path / "elsewhere/1.png")
+    replace_picture(draw(3, SIZE), tmp_path / "elsewhere/1.png", root=tmp_path)
     (tmp_path / "cache/a").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RegistryCorrupt, match="is a link"):
         kept_picture(tmp_path / "cache", tmp_path / "cache/a/1.png")
