@@ -1,7 +1,7 @@
 """PNGs with more pixels than are decoded at once: reduced band by band while they are unpacked.
 
-Pillow decodes whole files only. So each band of rows becomes a small PNG of its own, whose first row
-is the last one of the band above, since rows may be told as differences from the one above them.
+Pillow decodes whole files only. So each band of rows becomes a small PNG of its own, whose first
+row is the last one of the band above, since rows may be told as differences from the one above.
 """
 
 import io

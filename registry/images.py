@@ -254,7 +254,8 @@ def _decoded(data: bytes, name: str, at_least: int | None = None) -> Iterator[_D
     """Decode a photo or mask; waits until other threads have left it the memory.
 
     A JPEG is reduced while it is decoded where it is large, or its shorter side keeps `at_least`
-    pixels; so is a large PNG. Whatever is raised, in the block too, becomes an `InvalidImage` about `name`.
+    pixels; so is a large PNG. Whatever is raised, in the block too, becomes an `InvalidImage` about
+    `name`.
     """
     with _naming(name):
         data, beside = formats.split(data)

@@ -487,7 +487,7 @@ def _run_cases(
     kinds: Mapping[str, Make],
     outcome: Outcome,
     on_case: Callable[[int, Outcome], None] | None,
-    keep: bool,  # noqa: FBT001
+    keep: bool,
 ) -> None:
     _warm_up(folder / "warm")
     sound = make_sound(folder / "sound", with_models=bool(set(kinds) & set(WITH_MODELS)))
