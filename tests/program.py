@@ -17,7 +17,8 @@ from conceptry.registry import locate
 from typer import main, testing
 from typer.testing import CliRunner, Result
 
-vars(testing)["_get_command"] = cache(main.get_command)  # the commands, built for every call
+_typer: Any = testing
+_typer._get_command = cache(main.get_command)  # it would build all commands for every call
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 1800

@@ -360,11 +360,14 @@ def _cache(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
     """What is kept to be read again: class pictures, pictures with maps, previews, checkpoints."""
     registry = sound.copy("kept", folder / "registry")
     sound.copy("suite.txt", folder / "suite.txt")
-    kept = sorted(registry.glob("concepts.cache/*/*/*"))
-    kept += [*registry.glob("concepts.runs/*/*.png"), *registry.glob("concepts.runs/*/check*")]
-    group = rng.choice(sorted({path.relative_to(registry).parts[:2] for path in kept}))
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        path = rng.choice([each for each in kept if each.relative_to(registry).parts[:2] == group])
+    kept = [*registry.glob("concepts.cache/*/*/*"), *registry.glob("concepts.runs/*/*.png")]
+    kept += registry.glob("concepts.runs/*/checkpoint*")
+    kept.sort(key=lambda path: (path.name, len(os.listdir(path.parent))))  # a run's id is random
+    groups = list(dict.fromkeys(path.relative_to(registry).parts[:2] for path in kept))
+    group = rng.choice(groups)
+    kept = [path for path in kept if path.relative_to(registry).parts[:2] == group]
+    chosen = rng.choices(kept, k=rng.choice((1, 1, 2, 5)))
+    for path in chosen:
         _make_odd(rng, path, folder)
     score = ["eval", "rex", "--suite", "suite.txt", "--base", "tiny", "--dino", "none"]
     score += ["--clip", "miniature", "--seeds", "2", "--steps", "1"]
@@ -372,7 +375,7 @@ def _cache(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
         line = [*score, "--report", "registry/report"]
     elif "class-pictures" in group:
         line = ["train", "rex", "--base", "tiny", "--preview-every", "0", *KEPT]
-    elif "previews" in path.name:
+    elif "previews" in chosen[-1].name:
         line = ["train", "rex", "--resume", "--base", "tiny", "--preview-every", "100"]
     else:
         line = [*score, "--all-checkpoints"]

@@ -197,6 +197,7 @@ class _Heic(ImageFile.ImageFile):
     format_description = "HEIF container"
 
     def _open(self) -> None:
+        assert self.fp is not None
         self._inner = Image.open(io.BytesIO(self.fp.read()[len(HEIC_HEAD) :]))
         self._size, self._mode = self._inner.size, self._inner.mode
         self.info["icc_profile"] = self._inner.info["icc_profile"]
@@ -521,7 +522,7 @@ def test_row_48_a_large_png_is_reduced_band_by_band(
     """To the bytes that it would be reduced to whole."""
     plain, _, is_clear = mode.partition(" ")
     photo = noise("L", size).convert("P") if plain == "P" else noise(mode, size)
-    options = {"transparency": 7} if is_clear else {}
+    options: dict[str, Any] = {"transparency": 7} if is_clear else {}
     photo.info |= {"dpi": (72, 72)}
     data = saved(photo, icc_profile=P3, **options)
     colours = {"P": "RGBA" if is_clear else "RGB"}.get(plain, plain)
