@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
-from ..registry.files import replacing
+from .tensor_file import write_tensors
 
 FORMAT = "conceptry-adapter 1"
 
@@ -32,7 +31,7 @@ class AdapterMetadata:
 def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
-    Hence the one entry of metadata: safetensors writes several in no order. Raises `NotFinite`
+    Raises `NotFinite`
     for what could not be read again, and `StorageError` if the disk refuses; leaves no half of a
     file.
     """
@@ -43,9 +42,8 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, {FORMAT: json.dumps(asdict(fits))})
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, {FORMAT: json.dumps(asdict(fits))})
+    except OSError as error:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 

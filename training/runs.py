@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
-from ..generation.pictures import replace_picture
+from ..generation.pictures import kept_picture, replace_picture
 from ..generation.prompt_syntax import FILE_NAME
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import draw
@@ -34,7 +34,6 @@ from ..registry.errors import (
     TrainingFailed,
     TrainingInterrupted,
 )
-from ..registry.files import open_file
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
@@ -625,11 +624,12 @@ def class_pictures(
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
     prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
         numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
         paths = [folder / f"{i:05}.png" for i in numbers]
-        found = [_sound_picture(folder, path) for path in paths]
+        found = [kept_picture(folder, path, size) for path in paths]
         if not all(found):
             seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
             drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
@@ -649,19 +649,10 @@ def _class_folder(base: str, category: str) -> str:
     return f"{base}-{category if len(category.encode()) < 200 else digest}"
 
 
-def _sound_picture(folder: Path, path: Path) -> Image.Image | None:
-    """A picture of the cache; None if it is not there or damaged."""
-    try:
-        with open_file(folder, path) as file, Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
     try:
         for picture, path in zip(pictures, paths, strict=True):
             assert picture is not None
-            replace_picture(picture, path)
+            replace_picture(picture, path, root=path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error
