@@ -42,7 +42,7 @@ from .checkpoints import read_place
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
-from .trainer import run_batch
+from .trainer import Trainer
 from .training import Subject, Training, drawn_size
 
 RESUME_FILE = "resume.safetensors"
@@ -260,10 +260,10 @@ def _run_all(
     join()
     if not is_main_process():
         while batch := broadcast():
-            run_batch(
+            Trainer(
                 [_training(registry, base, plan, hooks) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
-            )
+            ).run()
         return broadcast()
     outcomes: dict[str, Trained | ConceptryError] = {}
     begun: dict[ConceptKey, str | ConceptryError] = {}
@@ -364,7 +364,8 @@ class _Batch:
                 return self._outcomes
             broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
             try:
-                found = run_batch(trainings, [recorder.resume_path for recorder in recorders])
+                paths = [recorder.resume_path for recorder in recorders]
+                found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
                     recorder.metrics.flush()

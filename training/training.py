@@ -44,8 +44,8 @@ def drawn_size(backbone: Backbone, settings: TrainingSettings) -> int:
 class Training:
     """One concept under way on one base model.
 
-    The denoiser learns in place while it runs; `restore` gives it its own weights back. Make all
-    trainings that are to run in one batch before the first of them runs.
+    The denoiser learns in place between `begin` and `restore`, which gives it its own weights back.
+    Raises `InvalidInput` for settings that do not fit the base model or the number of processes.
     """
 
     def __init__(
@@ -65,13 +65,7 @@ class Training:
         self.seed = seed
         self.hooks = hooks or Hooks()
         self.accelerator = make_accelerator(settings.mixed_precision)
-        backbone.to(self.accelerator.device)
-        for network in backbone.networks.values():
-            network.requires_grad_(False)
         self.size = drawn_size(backbone, settings)
-        self.embedding = method.make_embedding(
-            backbone, subject.tokens, subject.category, settings, seed
-        )
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = f"a photo of a {subject.category}"
         self._check_resolution()
@@ -119,6 +113,16 @@ class Training:
         )
 
     # --- the whole --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make what is to be learned; nothing else of the base model learns unless a stage asks."""
+        backbone, subject = self.backbone, self.subject
+        backbone.to(self.accelerator.device)
+        for network in backbone.networks.values():
+            network.requires_grad_(False)
+        self.embedding = self.method.make_embedding(
+            backbone, subject.tokens, subject.category, self.settings, self.seed
+        )
 
     def prepare(self) -> None:
         """Encode all photos, and lay the models out for what is to be learned.
