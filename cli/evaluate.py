@@ -133,10 +133,10 @@ def _scored(session: Session, registry: Any, request: Any, offline: bool) -> "li
 
 
 def _render(found: "list[Evaluation]") -> list[Any]:
-    from ..evaluation.record import COLUMNS
+    from ..evaluation.record import metrics_of
 
     told = {name for each in found for name in each.scores if not name.endswith("_subject")}
-    names = [name for name in COLUMNS if name in told]
+    names = [metric.name for metric in metrics_of(told)]
     rows = [
         [each.label, each.suite, *(_described(each.scores.get(name)) for name in names)]
         for each in found

@@ -7,7 +7,7 @@ import json
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,25 +28,52 @@ the same individual 0.970 at most.
 """
 HARMONIC = "both"
 NUM_RESAMPLINGS = 1000
-COLUMNS = (
-    "both",
-    "seen",
-    "clip_t",
-    "identity",
-    "dino",
-    "clip_i",
-    "identity_subject",
-    "dino_subject",
-    "clip_i_subject",
-    "identity_subjects",
-    "dino_subjects",
-    "clip_i_subjects",
-    "replay",
-    "diversity",
-    "focus",
-    "leak",
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score, and what it means to people. Its value is made in `scoring.py`."""
+
+    name: str
+    meaning: str
+
+
+_OF_PICTURES = ("identity", "dino", "clip_i")
+METRICS = (
+    Metric(
+        "both",
+        "harmonic mean of the prompt score and the identity score; the best version is chosen by "
+        "it",
+    ),
+    Metric("seen", "share of what the prompt names that the judge sees"),
+    Metric(
+        "clip_t", "CLIP's cosine of picture and prompt, without the token but with the category"
+    ),
+    Metric("identity", "cosine of the drawn world's identity encoder, picture and photos"),
+    Metric("dino", "DINO's cosine of picture and photos"),
+    Metric("clip_i", "CLIP's cosine of picture and photos"),
+    *(
+        Metric(
+            f"{name}_subject",
+            f"{name.replace('_', ' ')} within the subject's region, grey elsewhere",
+        )
+        for name in _OF_PICTURES
+    ),
+    *(
+        Metric(f"{name}_subjects", f"mean of {name.replace('_', ' ')} subject over all subjects")
+        for name in _OF_PICTURES
+    ),
+    Metric("replay", "highest cosine with one of the photos, by DINO, else CLIP"),
+    Metric("diversity", "one less CLIP's cosine, between pictures of one prompt"),
+    Metric("focus", "share of the token's attention that falls on the subject"),
+    Metric("leak", "share of the first token's attention that falls on the other subject"),
 )
-"""Scores in the order in which people get them."""
+"""Scores in the order in which people get them: tables, reports and their legends go by it."""
+
+
+def metrics_of(names: Collection[str]) -> list[Metric]:
+    """Those of some scores, in their order."""
+    return [metric for metric in METRICS if metric.name in names]
 
 
 @dataclass(frozen=True, slots=True)

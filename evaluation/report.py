@@ -22,25 +22,12 @@ from ..registry.files import write_file
 from ..registry.names import printable
 from .charts import curves, scatter
 from .picture_cache import PictureCache
-from .record import COLUMNS, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean
+from .record import REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean, metrics_of
 
 NUM_WORST = 12
 _LARGEST = 768
 _LOSSLESS = 256
 _PHOTO_SIDE = 160
-MEANINGS = {
-    "both": "harmonic mean of the prompt score and the identity score; the best version is chosen "
-    "by it",
-    "seen": "share of what the prompt names that the judge sees",
-    "clip_t": "CLIP's cosine of picture and prompt, without the token but with the category",
-    "identity": "cosine of the drawn world's identity encoder, picture and photos",
-    "dino": "DINO's cosine of picture and photos",
-    "clip_i": "CLIP's cosine of picture and photos",
-    "replay": "highest cosine with one of the photos, by DINO, else CLIP",
-    "diversity": "one less CLIP's cosine, between pictures of one prompt",
-    "focus": "share of the token's attention that falls on the subject",
-    "leak": "share of the first token's attention that falls on the other subject",
-}
 
 
 def write_report(registry: Registry, found: Sequence[Evaluation], folder: Path) -> Path:
@@ -115,12 +102,11 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
     )
     pictures = PictureCache.of(registry)
     shown = [list(_shown(each, number, pictures)) for number, each in enumerate(found)]
-    names = [name for name in COLUMNS if any(name in each.scores for each in found)]
+    metrics = metrics_of({name for each in found for name in each.scores})
     return environment.get_template("report.html.j2").render(
         title=", ".join(dict.fromkeys(each.label for each in found)),
         evaluations=found,
-        names=names,
-        meanings={name: MEANINGS[name] for name in names if name in MEANINGS},
+        metrics=metrics,
         rows=_rows(found, shown),
         worst=sorted((one for each in shown for one in each), key=lambda one: one.worth)[
             :NUM_WORST

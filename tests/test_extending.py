@@ -122,7 +122,7 @@ def test_what_the_page_says_can_be_followed(
     shown = [each for each in blocks(page) if each.title]
     followed = [each for each in shown if not each.title.startswith("tests/")]
     assert len(shown) - len(followed) == 3
-    assert len(followed) == 8
+    assert len(followed) == 7
     for block in followed:
         follow(block, copy)
     monkeypatch.setenv("CONCEPT_REGISTRY", str(rex.location.database))
