@@ -382,7 +382,7 @@ class _Queue:
 
     def _note_what_was_left(self, concept: int) -> None:
         """Say so where work is left behind, or was lost."""
-        from ..training.runs import RESUME_FILE
+        from ..registry.running import RESUME_FILE
 
         if (left := _waiting(self._registry, concept)) is None:
             return

@@ -212,9 +212,14 @@ class Database:
                 SELECT count(*) FROM {table} WHERE {column} IS NOT NULL AND (
                     typeof({column}) != 'text' OR {column} GLOB '*[^0-9a-f]*'
                     OR length({column}) NOT BETWEEN {shortest} AND {longest}
+                    OR length({column}) != length(CAST({column} AS BLOB))
                 )"""  # noqa: S608
+            # Text is as long as its bytes unless there is a NUL, where all else here stops.
             if count := self.reader.execute(query).fetchone()[0]:
                 found.append(f"table {table}: {count} rows whose {column} is no name of a file")
+        query = "SELECT count(*) FROM artifact WHERE (run_id IS NULL) = (version_id IS NULL)"
+        if count := self.reader.execute(query).fetchone()[0]:
+            found.append(f"table artifact: {count} rows that do not belong to one run or version")
         return found
 
     def _unreadable(self) -> list[str]:

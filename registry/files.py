@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import RegistryCorrupt
+from .errors import RegistryCorrupt, StorageError
 
 PRIVATE = 0o700
 """Permissions of a new folder for photos and pictures, of which the umask may take more away.
@@ -76,10 +76,27 @@ def make_folder(root: Path, folder: Path) -> Path:
 
 
 def entries(root: Path, folder: Path) -> list[Entry]:
-    """What is in a folder below `root`, by name; nothing, if it does not exist."""
-    with suppress(FileNotFoundError), _entered(root, folder) as handle:
-        names = os.listdir(folder if handle is None else handle)
-        return [Entry(name, _status(handle, folder / name)) for name in sorted(names)]
+    """What is in a folder below `root`, by name; nothing, if it does not exist.
+
+    Raises `StorageError` for one that cannot be read.
+    """
+    found: list[Entry] = []
+    try:
+        with suppress(FileNotFoundError), _entered(root, folder) as handle:
+            for name in sorted(os.listdir(folder if handle is None else handle)):
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    found.append(Entry(name, _status(handle, folder / name)))
+    except OSError as error:
+        raise StorageError(f"cannot read {folder}: {error.strerror}") from error
+    return found
+
+
+def own_entries(root: Path, folder: Path) -> list[Entry]:
+    """As `entries`, but nothing where the folder is a link or has another file system in it."""
+    with suppress(FileNotFoundError):
+        status = os.lstat(folder)
+        if stat.S_ISDIR(status.st_mode) and status.st_dev == os.lstat(root).st_dev:
+            return entries(root, folder)
     return []
 
 
