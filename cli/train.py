@@ -183,6 +183,7 @@ def train(
         offline=offline,
     )
     with session.registry() as registry:
+        registry.check_outside(tensorboard)
         chosen = _chosen(
             registry, names, tag or [], options
         )  # by id: they may be renamed meanwhile

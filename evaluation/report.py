@@ -46,8 +46,10 @@ MEANINGS = {
 def write_report(registry: Registry, found: Sequence[Evaluation], folder: Path) -> Path:
     """Write report.html, scores.csv and scores.json into a folder; returns the page's path.
 
-    Raises `StorageError` if the folder cannot be written to.
+    A report that is there is replaced. Raises `StorageError` if the folder cannot be written to,
+    and `InvalidInput` if it is one of the registry's own.
     """
+    registry.check_outside(folder)
     page = _page(registry, found)
     files = {
         "report.html": page,

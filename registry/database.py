@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
 from .files import replacing
+from .location import FORMER
 from .names import RUN_ID_LENGTHS, findable
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Database:
             self._use_write_ahead_log()
             if not self.is_blank():
                 done = migrations.applied(self.reader)
-                former = self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}")
+                former = self.path.with_name(f"{self.path.name}{FORMER}{len(done)}")
                 with replacing(former) as unfinished:
                     self.copy_to(unfinished)
             migrations.upgrade(self.reader)

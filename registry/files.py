@@ -12,14 +12,15 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from .errors import RegistryCorrupt, StorageError
 
+_T = TypeVar("_T")
 PRIVATE = 0o700
 """Permissions of a new folder for photos and pictures, of which the umask may take more away.
 
@@ -138,6 +139,15 @@ def is_file(root: Path, path: Path, size: int | None = None) -> bool:
             return size is None or os.fstat(file.fileno()).st_size == size
     except (OSError, RegistryCorrupt):
         return False
+
+
+def tried(read: Callable[[], list[_T]], failed: list[str]) -> list[_T]:
+    """What was read; nothing, with a word of why in `failed`, if it cannot be."""
+    try:
+        return read()
+    except StorageError as error:
+        failed.append(error.message)
+        return []
 
 
 @contextmanager

@@ -112,6 +112,11 @@ class Registry:
         """The paths of the database and of the blobs."""
         return self._store.location
 
+    def check_outside(self, path: AnyPath | None) -> None:
+        """Raise `InvalidInput` for a path to write to, if any, that is the registry's own."""
+        if path is not None:
+            self.location.check_outside(plain_path(path))
+
     # --- concepts -------------------------------------------------------------------------------
 
     def add(

@@ -14,6 +14,7 @@ is lost begins again. Links in here are never followed.
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .blobs import BlobStore, StoredFile, is_sha256
@@ -26,6 +27,7 @@ from .files import (
     own_entries,
     remove_file,
     remove_folder,
+    tried,
 )
 from .location import Location
 from .locks import is_alive
@@ -127,11 +129,7 @@ def _is_cached(kind: str, group: str, name: str) -> bool:
 
 
 def _listed(root: Path, folder: Path, failed: list[str]) -> list[Entry]:
-    try:
-        return own_entries(root, folder)
-    except StorageError as error:
-        failed.append(error.message)
-        return []
+    return tried(partial(own_entries, root, folder), failed)
 
 
 def _run_folders(location: Location) -> list[Path]:
@@ -161,15 +159,11 @@ def leftovers(
     }
     known = {uid for uid, _, _ in rows}
     begun = dict(store.database.rows(_BEGUN_SQL))
-    for folder in _run_folders(store.location):
+    for folder in tried(partial(_run_folders, store.location), failed):
         run = folder.name
         if run not in begun and not unknown:
             continue
-        try:
-            found = _files(store.location, folder)
-        except StorageError as error:
-            failed.append(error.message)
-            continue
+        found = tried(partial(_files, store.location, folder), failed)
         if found and run in begun and is_alive(store.location, begun[run], run):
             continue
         for file in found:

@@ -9,12 +9,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .blobs import DEFAULT_GRACE, StoredFile, is_sha256
 from .edits import refresh
 from .errors import InvalidInput, NotFound, RegistryCorrupt, StorageError
-from .files import entries, is_file, make_folder, move_file, open_file, remove_file, remove_folder
+from .files import (
+    entries,
+    is_file,
+    make_folder,
+    move_file,
+    open_file,
+    remove_file,
+    remove_folder,
+    tried,
+)
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
 from .running import cached_files, leftovers
@@ -402,20 +412,13 @@ class _Sweep:
 def _orphans(store: Store, shard: str, failed: list[str]) -> list[StoredFile]:
     """The blobs of a shard that no row needs."""
     needed = {use.sha256 for use in store.uses(shard)}
-    files = _own_files(store, shard, failed)
+    files = tried(partial(store.blobs.own_files, shard), failed)
     return [file for file in files if file.is_blob and file.path.name not in needed]
 
 
 def _temporary(store: Store, failed: list[str]) -> list[StoredFile]:
-    return [file for file in _own_files(store, "tmp", failed) if file.is_temporary]
-
-
-def _own_files(store: Store, shard: str, failed: list[str]) -> list[StoredFile]:
-    try:
-        return store.blobs.own_files(shard)
-    except StorageError as error:
-        failed.append(error.message)
-        return []
+    files = tried(partial(store.blobs.own_files, "tmp"), failed)
+    return [file for file in files if file.is_temporary]
 
 
 def _beyond(store: Store, size: float, failed: list[str]) -> list[StoredFile]:
