@@ -7,6 +7,7 @@ the ORM is loaded for the first of them, as that takes longer than most reads.
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -199,11 +200,11 @@ class Database:
         try:
             lines = [row[0] for row in self.reader.execute("PRAGMA integrity_check")]
             dangling = self.reader.execute("PRAGMA foreign_key_check").fetchall()
-        except sqlite3.DatabaseError as error:
+            found = [] if lines == ["ok"] else lines
+            found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
+            return found or [*self._unreadable(), *self._unfit()]
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return [str(error)]
-        found = [] if lines == ["ok"] else lines
-        found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
-        return found or [*self._unreadable(), *self._unfit()]
 
     def _unfit(self) -> list[str]:
         """Names that lead to files, and are none that this program gives."""
@@ -234,7 +235,7 @@ class Database:
             try:
                 for _ in self.reader.execute(f"SELECT * FROM {table.name}"):  # noqa: S608
                     pass
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 found.append(f"table {table.name}: {error}")
         for table, column in JSON_COLUMNS:
             query = f"SELECT count(*) FROM {table} WHERE NOT json_valid({column})"  # noqa: S608
@@ -256,6 +257,8 @@ def _read_only(path: Path) -> str:
     return "mode=ro" if has_log else "mode=ro&immutable=1"
 
 
+_OTHER_SCHEMA = re.compile("unsupported file format|no such |(table|index) .* already exists")
+"""What SQLite says of a database without the tables, or the header, that this program gives it."""
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LEAD_TO_FILES = (
     ("image", "sha256", 64, 64),
@@ -302,7 +305,7 @@ def explained(error: BaseException | None, path: Path) -> BaseException:
     """Our error for one of SQLite's, or the error itself where it would be a bug of ours."""
     code = getattr(error, "sqlite_errorcode", None)
     is_text = isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError))
-    if (code is None and is_text) or str(error) == "unsupported file format":
+    if (code is None and is_text) or _OTHER_SCHEMA.match(str(error)):
         return _corrupt(path, error)  # text that is not UTF-8, or a header that says no format
     for codes, make in _EXPLANATIONS:
         if code is not None and code & 0xFF in codes:

@@ -174,6 +174,23 @@ def leftovers(
                 yield file
 
 
+_LEARNT_SQL = """
+    SELECT uid, concept_id, sha256 FROM run JOIN run_image ON run_id = run.id
+    WHERE status = 'running' ORDER BY run.id"""
+
+
+def photos_of_trainings(store: Store) -> set[str]:
+    """What trainings under way learn from, also if it was removed from its concept meanwhile."""
+    alive: dict[str, bool] = {}
+    found: set[str] = set()
+    for run, concept_id, sha256 in store.database.rows(_LEARNT_SQL):
+        if run not in alive:
+            alive[run] = is_alive(store.location, concept_id, run)
+        if alive[run]:
+            found.add(sha256)
+    return found
+
+
 def resumable_run(store: Store, concept: Concept) -> RunRecord:
     """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
     if not concept.runs or concept.runs[-1].status == "done":

@@ -27,7 +27,7 @@ from .files import (
 )
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
-from .running import cached_files, leftovers
+from .running import cached_files, leftovers, photos_of_trainings
 from .store import Store, Use
 from .tables import Concept
 
@@ -339,9 +339,10 @@ def gc(
             _check_belonging(store)
         blobs, runs, cache = store.blobs.folder, store.location.runs, store.location.cache
         sweep = _Sweep(time.time() - grace if grace else math.inf, dry_run)  # clocks may be set
-        removed = 0
+        removed, learnt = 0, photos_of_trainings(store)
         for shard in _SHARDS:
-            removed += sweep.remove(blobs, _orphans(store, shard, sweep.failed))
+            orphans = _orphans(store, shard, sweep.failed)
+            removed += sweep.remove(blobs, (o for o in orphans if o.path.name not in learnt))
         temporary = sweep.remove(blobs, _temporary(store, sweep.failed), keep_folders=True)
         left = leftovers(store, sweep.failed, with_checkpoints=checkpoints, unknown=unknown)
         temporary += sweep.remove(runs, left)

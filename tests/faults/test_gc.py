@@ -338,6 +338,20 @@ def test_gc_spares_what_a_training_writes(rex: Registry, database: Path) -> None
     assert not unfinished.parent.exists()
 
 
+def test_gc_spares_the_photos_of_a_training_that_waits_for_its_turn(
+    rex: Registry, database: Path
+) -> None:
+    run = begin(rex, "rex")
+    photo = rex.path_of(rex.show("rex").images[0].sha256)
+    rex.edit("rex", remove_images=["00.png"])
+    with rex.training_lock("rex"):
+        assert run_forked("--registry", database, "gc", "--grace", "0").returncode == 0
+        assert photo.exists()
+    rex.end_run(run, "interrupted")
+    assert rex.gc(grace=0).removed == 1
+    assert not photo.exists()
+
+
 def test_gc_removes_folders_that_get_empty(rex: Registry) -> None:
     rex.remove(["rex"])
     rex.gc(grace=0)
