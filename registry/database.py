@@ -69,6 +69,15 @@ class Database:
         if self._no_room is not None:
             raise self._no_room
 
+    def _check_names(self) -> None:
+        """Raise `StorageError` where the file has two names: each would have a log of its own."""
+        if os.path.exists(self.path) and self.path.stat().st_nlink > 1:
+            raise StorageError(
+                f"{self.path} is there under another name too (a hard link): what is written under "
+                "one is lost under the other",
+                hint=f"find the other with find / -samefile {self.path}, and remove it",
+            )
+
     @cached_property
     def _engine(self) -> "Engine":
         from sqlalchemy import URL, event
@@ -120,6 +129,7 @@ class Database:
         from sqlmodel import Session
 
         self._check_room()
+        self._check_names()
         with translated(self.path):
             self._use_write_ahead_log()
         with (

@@ -186,6 +186,23 @@ def test_a_backup_copied_over_a_registry_does_not_vouch_for_its_files(
     refused(database, "gc")
 
 
+@pytest.mark.parametrize("name", ["concepts.db", "other.db"])
+def test_nothing_is_written_to_a_database_with_two_names(
+    rex: Registry, database: Path, tmp_path: Path, name: str
+) -> None:
+    rex.close()
+    other = database.with_name("other.db")
+    os.link(database, other)
+    used = database.with_name(name)
+    photo = draw_file(tmp_path / "more.png", 70, SMALL)
+    result = invoke("--registry", used, "add", "rex", photo)
+    assert (result.exit_code, "a hard link" in result.stderr) == (4, True)
+    assert invoke("--registry", used, "list").exit_code == 0
+    other.unlink()
+    assert invoke("--registry", database, "check").exit_code == 0
+    assert invoke("--registry", database, "add", "rex", photo).exit_code == 0
+
+
 def test_gc_works_in_a_backup_and_in_a_copy(rex: Registry, database: Path, tmp_path: Path) -> None:
     rex.backup(tmp_path / "backup")
     rex.close()
