@@ -58,10 +58,11 @@ def check(
         problems = [Problem("database", name, line, is_error=True) for line in damage]
         if damage:
             return CheckReport(False, read_data, 0, 0, problems)
+        scan = _Scan(store, read_data)
         if last := store.stranger():
+            scan.orphans_go = False
             what = f"another database, or a later state of this one, stored files here: {last}"
             problems.append(Problem("stranger", name, what, is_error=False))
-        scan = _Scan(store, read_data)
         problems += scan.run(on_progress)
         problems += _stale_search(store, repair)
         if repair:
@@ -80,6 +81,7 @@ class _Scan:
     def __init__(self, store: Store, read_data: bool) -> None:
         self._store = store
         self._read_data = read_data
+        self.orphans_go = True
         self.num_blobs = 0
         self.num_bytes = 0
 
@@ -143,7 +145,8 @@ class _Scan:
             what = f"is whole, but the database gives it {told[0]:,} bytes instead of {file.size:,}"
             yield self._error("size", file.path, uses, what)
         elif not uses:
-            yield self._note("orphan", file.path, "is needed by nothing; gc will remove it")
+            what = "is needed by nothing" + ("; gc will remove it" if self.orphans_go else "")
+            yield self._note("orphan", file.path, what)
 
     def _unreadable(self, path: Path, error: StorageError, uses: Iterable[Use] = ()) -> Problem:
         relative = _relative(self._store, path)
