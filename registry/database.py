@@ -102,6 +102,8 @@ class Database:
             texts = {key: findable(v) for key, v in parameters.items() if isinstance(v, str)}
             return self.rows(sql, **parameters | texts)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            if str(error).startswith("no such "):  # a table or column that we have made
+                raise _corrupt(self.path, error) from error
             raise explained(error, self.path) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
@@ -267,8 +269,8 @@ def _read_only(path: Path) -> str:
     return "mode=ro" if has_log else "mode=ro&immutable=1"
 
 
-_OTHER_SCHEMA = re.compile("unsupported file format|no such |(table|index) .* already exists")
-"""What SQLite says of a database without the tables, or the header, that this program gives it."""
+_OTHER_SCHEMA = re.compile("unsupported file format|(table|index) .* already exists")
+"""What SQLite says of a database with other tables, or another header, than it should have."""
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LEAD_TO_FILES = (
     ("image", "sha256", 64, 64),
