@@ -56,7 +56,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Also write report.html, scores.csv and scores.json.",
+            help="Also write report.html, scores.csv and scores.json, in place of earlier ones.",
             show_default=False,
         ),
     ] = None,
@@ -94,6 +94,7 @@ def evaluate(
     if best and versions is None and not checkpoints:
         raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
     with session.registry() as registry:
+        registry.check_outside(report)  # before hours are spent
         found = _scored(session, registry, request, offline)
         marked = running.mark_best(registry, found) if best or checkpoints else []
         page = _reported(registry, found, report) if report else None

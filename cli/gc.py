@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from .errors import usage
+from .errors import ExitCode, usage
 from .framework import session_of
 from .output import count, size
 
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_MOST_TOLD = 10
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -27,10 +28,17 @@ def gc(
         str,
         typer.Option(metavar="SIZE", help="Keep so much of what can be made again: 500MB, 2GB."),
     ] = "0",
+    unknown: Annotated[
+        bool,
+        typer.Option(
+            "--unknown", help="Also files of another or a later database, or if some are missing."
+        ),
+    ] = False,
 ) -> None:
     """Delete stored files that nothing needs any more, and what can be made again.
 
-    The latter are class pictures of trainings and pictures that were scored.
+    The latter are class pictures of trainings and pictures that were scored. Exits with 4 if
+    something cannot be deleted.
     """
     session = session_of(context)
     with session.registry() as registry:
@@ -39,11 +47,18 @@ def gc(
             dry_run=dry_run,
             checkpoints=checkpoints,
             cache_size=_size(cache_size),
+            unknown=unknown,
         )
     verb = "would remove" if dry_run else "removed"
     young = f"; {report.kept_young:,} too young to go" if report.kept_young else ""
     files = count(report.removed + report.temporary + report.cached, "file")
     session.output.result(asdict(report), f"{verb} {files} ({size(report.bytes)}){young}")
+    if report.failed:
+        for line in report.failed[:_MOST_TOLD]:
+            session.output.note(line)
+        if (more := len(report.failed) - _MOST_TOLD) > 0:
+            session.output.note(f"and {count(more, 'file')} more")
+        raise typer.Exit(ExitCode.REGISTRY)
 
 
 def _duration(text: str) -> float:
@@ -53,8 +68,8 @@ def _duration(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def _size(text: str) -> int:
+def _size(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?B)?", text)
     if match is None:
         raise usage(f"{text!r} is no size", "write 500MB or 2GB: concept gc --cache-size 2GB")
-    return round(float(match[1]) * _BYTES[match[2] or "B"])
+    return float(match[1]) * _BYTES[match[2] or "B"]

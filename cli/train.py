@@ -183,6 +183,7 @@ def train(
         offline=offline,
     )
     with session.registry() as registry:
+        registry.check_outside(tensorboard)
         chosen = _chosen(
             registry, names, tag or [], options
         )  # by id: they may be renamed meanwhile
@@ -382,7 +383,7 @@ class _Queue:
 
     def _note_what_was_left(self, concept: int) -> None:
         """Say so where work is left behind, or was lost."""
-        from ..training.runs import RESUME_FILE
+        from ..registry.running import RESUME_FILE
 
         if (left := _waiting(self._registry, concept)) is None:
             return

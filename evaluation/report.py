@@ -33,8 +33,10 @@ _PHOTO_SIDE = 160
 def write_report(registry: Registry, found: Sequence[Evaluation], folder: Path) -> Path:
     """Write report.html, scores.csv and scores.json into a folder; returns the page's path.
 
-    Raises `StorageError` if the folder cannot be written to.
+    A report that is there is replaced. Raises `StorageError` if the folder cannot be written to,
+    and `InvalidInput` if it is one of the registry's own.
     """
+    registry.check_outside(folder)
     page = _page(registry, found)
     files = {
         "report.html": page,

@@ -83,6 +83,7 @@ def generate(
     tells how much concepts of one prompt look at each other's places. Raises what `choose`,
     `inject_concepts` and `draw` raise.
     """
+    registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
     wanted = [(request, choose(registry, request.prompt)) for request in requests]
@@ -229,6 +230,7 @@ def reproduce(
     another order. Raises `InvalidInput` for another base model, `NotFound` for versions that are
     gone or are others by now, and what `read_provenance` raises.
     """
+    registry.check_outside(folder)
     made = read_provenance(path)
     if made.base_sha256 != base.sha256:
         raise InvalidInput(

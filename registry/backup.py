@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from .errors import AlreadyExists, RegistryBusy, RegistryCorrupt, StorageError
 from .files import sync_file, sync_folder
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
+from .running import stored_files
 from .store import Store, Use
 
 
@@ -69,6 +71,7 @@ def _check_folder(store: Store, target: Location) -> None:
             )
     if os.path.realpath(target.database) == os.path.realpath(store.location.database):
         raise AlreadyExists(f"{folder} is the registry itself", hint="name another folder")
+    store.location.check_outside(folder)
     if os.path.exists(target.database):
         _check_earlier(store, target)
     elif os.path.exists(folder):
@@ -78,6 +81,29 @@ def _check_folder(store: Store, target: Location) -> None:
                 f"{folder} has other files in it ({others[0]})",
                 hint="name an empty folder, or an earlier backup to bring up to date",
             )
+        _check_blobs(store, target)
+
+
+def _check_blobs(store: Store, target: Location) -> None:
+    """Where there is no database, stored files are those of a backup that did not come to its end.
+
+    Those of a registry that lost its database would be orphans of ours.
+    """
+    blobs = BlobStore(target.blobs)
+    for shard in blobs.shards():
+        ours = {use.sha256 for use in store.uses(shard)}
+        ours |= {file.path.name for file in store.blobs.files(shard)}
+        if any(file.is_blob and file.path.name not in ours for file in blobs.files(shard)):
+            raise _without_database(target.blobs)
+    if stored_files(target) == target.runs:
+        raise _without_database(target.runs)
+
+
+def _without_database(folder: Path) -> AlreadyExists:
+    return AlreadyExists(
+        f"{folder} holds files of another registry, whose database is gone",
+        hint="name another folder, or restore that database",
+    )
 
 
 def _check_earlier(store: Store, target: Location) -> None:
@@ -89,6 +115,9 @@ def _check_earlier(store: Store, target: Location) -> None:
         )
 
 
+_UNFINISHED = re.compile(
+    rf"{re.escape(DATABASE_NAME)}(\.[0-9a-f]{{16}})?\.unfinished(-journal|-wal|-shm)?"
+)
 _NEVER_DELETED = (
     ("event", ("id", "at", "concept", "action")),
     ("generation", ("id", "created", "output_sha256")),
@@ -170,11 +199,13 @@ def _fold_log(database: Path) -> None:
 
 def _remove_unfinished(target: Location) -> None:
     """What we leave, or a backup that was killed has left. Hold the target's lock."""
-    with contextlib.suppress(OSError):
-        for path in target.database.parent.glob(f"{DATABASE_NAME}.*unfinished*"):
-            path.unlink()
-        for file in BlobStore(target.blobs).files("tmp"):
-            file.path.unlink()
+    with contextlib.suppress(OSError, StorageError):
+        for path in target.database.parent.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
+        for file in BlobStore(target.blobs).own_files("tmp"):
+            if file.is_temporary:
+                file.path.unlink()
 
 
 def _needed(store: Store) -> Iterator[Use]:

@@ -6,7 +6,8 @@ the bytes it promises, and what may remain are temporary files and blobs that no
 
     concepts.blobs/
         lock                  see `locks.py`
-        tmp/                  files being written
+        stamp                 of whose database they are, see `store.py`
+        tmp/                  files being written: 4711-0123456789abcdef
         damaged/              set aside by `check --repair`
         3f/3fa1…              a blob, in a folder named by its first two digits
 """
@@ -34,18 +35,21 @@ from .files import (
     make_folder,
     move_file,
     open_file,
+    own_entries,
     remove_file,
     sync_file,
     sync_folder,
 )
 
 LOCK_NAME = "lock"
+STAMP_NAME = "stamp"
 CHUNK = 1 << 20
 DEFAULT_GRACE = 3600.0
 """Seconds for which `gc` spares a file, whatever it is."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
+_TEMPORARY = re.compile(r"[0-9]+-[0-9a-f]{16}")
 
 
 def is_sha256(text: str) -> bool:
@@ -68,6 +72,12 @@ class StoredFile:
     def is_blob(self) -> bool:
         """Whether it has the name and the place of a blob; its bytes are another matter."""
         is_named_so = is_sha256(self.path.name) and self.path.name[:2] == self.shard
+        return is_named_so and self.is_plain
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it has the name and the place of a blob that is being written."""
+        is_named_so = _TEMPORARY.fullmatch(self.path.name) is not None and self.shard == "tmp"
         return is_named_so and self.is_plain
 
     @classmethod
@@ -140,6 +150,12 @@ class BlobStore:
             return []
         return sorted(self._below(folder), key=lambda file: file.path)
 
+    def own_files(self, shard: str) -> list[StoredFile]:
+        """The files of a folder that can be ours: neither deeper ones, nor those of a mount."""
+        folder = self.folder / shard
+        found = own_entries(self.folder, folder)
+        return [StoredFile.of(entry, folder, shard) for entry in found if not entry.is_folder]
+
     def _below(self, folder: Path) -> Iterator[StoredFile]:
         for entry in entries(self.folder, folder):
             if entry.is_folder:
@@ -148,11 +164,11 @@ class BlobStore:
                 yield StoredFile.of(entry, folder, folder.relative_to(self.folder).as_posix())
 
     def strays(self) -> list[Path]:
-        """What is directly in the blob folder, other than folders and the lock."""
+        """What is directly in the blob folder, other than folders, the lock and the stamp."""
         return [
             self.folder / entry.name
             for entry in entries(self.folder, self.folder)
-            if not (entry.is_folder or (entry.is_file and entry.name.startswith(LOCK_NAME)))
+            if not (entry.is_folder or (entry.is_file and _is_on_top(entry.name)))
         ]
 
     def has_blobs(self) -> bool:
@@ -163,6 +179,20 @@ class BlobStore:
             if _SHARD.fullmatch(shard)
             for file in self.files(shard)
         )
+
+    def read_stamp(self) -> bytes | None:
+        """The bytes of the stamp, None if there is none; raises `OSError` if it is no file."""
+        try:
+            with self.open(self.folder / STAMP_NAME) as file:
+                return file.read(CHUNK)
+        except FileNotFoundError:
+            return None
+
+    def write_stamp(self, data: bytes) -> None:
+        """Put a stamp in place of the former one."""
+        with self.stage() as staging:
+            sha256 = staging.write(data)
+            staging.take(sha256, self.folder / STAMP_NAME)
 
     def remove(self, sha256: str) -> None:
         """Delete a blob. Only under the registry's exclusive lock, and only if no row needs it."""
@@ -231,6 +261,15 @@ class Staging:
         """The temporary file of a blob that was written and not yet published."""
         return self._staged[sha256]
 
+    def take(self, sha256: str, path: Path) -> None:
+        """Give a staged file a name of another kind than that of a blob."""
+        try:
+            move_file(self._store.folder, self._staged[sha256], path)
+            del self._staged[sha256]
+            sync_folder(path.parent)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
     def publish(self) -> None:
         """Rename every staged file to its name and sync the folders: now rows may need them.
 
@@ -251,6 +290,10 @@ class Staging:
             sync_folder(self._store.folder)
         except OSError as error:
             raise _cannot_write(self._store.folder, error) from error
+
+
+def _is_on_top(name: str) -> bool:
+    return name == STAMP_NAME or name.startswith(LOCK_NAME)
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:

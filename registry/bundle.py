@@ -220,6 +220,7 @@ def export_bundle(
         raise AlreadyExists(
             f"{path} exists", hint=f"concept export {' '.join(names)} {path} --force"
         )
+    store.location.check_outside(path)
     if not os.path.isdir(path.absolute().parent):
         raise InvalidInput(
             f"cannot write {path}: there is no such folder", hint=f"mkdir -p {path.parent}"

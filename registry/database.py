@@ -7,6 +7,7 @@ the ORM is loaded for the first of them, as that takes longer than most reads.
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import migrations
 from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
 from .files import replacing
+from .location import FORMER
 from .names import RUN_ID_LENGTHS, findable
 
 if TYPE_CHECKING:
@@ -67,6 +69,15 @@ class Database:
         if self._no_room is not None:
             raise self._no_room
 
+    def _check_names(self) -> None:
+        """Raise `StorageError` where the file has two names: each would have a log of its own."""
+        if os.path.exists(self.path) and self.path.stat().st_nlink > 1:
+            raise StorageError(
+                f"{self.path} is there under another name too (a hard link): what is written under "
+                "one is lost under the other",
+                hint=f"find the other with find / -samefile {self.path}, and remove it",
+            )
+
     @cached_property
     def _engine(self) -> "Engine":
         from sqlalchemy import URL, event
@@ -91,6 +102,8 @@ class Database:
             texts = {key: findable(v) for key, v in parameters.items() if isinstance(v, str)}
             return self.rows(sql, **parameters | texts)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            if str(error).startswith("no such "):  # a table or column that we have made
+                raise _corrupt(self.path, error) from error
             raise explained(error, self.path) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
@@ -118,6 +131,7 @@ class Database:
         from sqlmodel import Session
 
         self._check_room()
+        self._check_names()
         with translated(self.path):
             self._use_write_ahead_log()
         with (
@@ -177,7 +191,7 @@ class Database:
             self._use_write_ahead_log()
             if not self.is_blank():
                 done = migrations.applied(self.reader)
-                former = self.path.with_name(f"{self.path.name}.before-upgrade-{len(done)}")
+                former = self.path.with_name(f"{self.path.name}{FORMER}{len(done)}")
                 with replacing(former) as unfinished:
                     self.copy_to(unfinished)
             migrations.upgrade(self.reader)
@@ -198,11 +212,11 @@ class Database:
         try:
             lines = [row[0] for row in self.reader.execute("PRAGMA integrity_check")]
             dangling = self.reader.execute("PRAGMA foreign_key_check").fetchall()
-        except sqlite3.DatabaseError as error:
+            found = [] if lines == ["ok"] else lines
+            found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
+            return found or [*self._unreadable(), *self._unfit()]
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return [str(error)]
-        found = [] if lines == ["ok"] else lines
-        found += [f"row {row[1]} of table {row[0]} has no {row[2]}" for row in dangling]
-        return found or [*self._unreadable(), *self._unfit()]
 
     def _unfit(self) -> list[str]:
         """Names that lead to files, and are none that this program gives."""
@@ -212,9 +226,14 @@ class Database:
                 SELECT count(*) FROM {table} WHERE {column} IS NOT NULL AND (
                     typeof({column}) != 'text' OR {column} GLOB '*[^0-9a-f]*'
                     OR length({column}) NOT BETWEEN {shortest} AND {longest}
+                    OR length({column}) != length(CAST({column} AS BLOB))
                 )"""  # noqa: S608
+            # Text is as long as its bytes unless there is a NUL, where all else here stops.
             if count := self.reader.execute(query).fetchone()[0]:
                 found.append(f"table {table}: {count} rows whose {column} is no name of a file")
+        query = "SELECT count(*) FROM artifact WHERE (run_id IS NULL) = (version_id IS NULL)"
+        if count := self.reader.execute(query).fetchone()[0]:
+            found.append(f"table artifact: {count} rows that do not belong to one run or version")
         return found
 
     def _unreadable(self) -> list[str]:
@@ -228,7 +247,7 @@ class Database:
             try:
                 for _ in self.reader.execute(f"SELECT * FROM {table.name}"):  # noqa: S608
                     pass
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 found.append(f"table {table.name}: {error}")
         for table, column in JSON_COLUMNS:
             query = f"SELECT count(*) FROM {table} WHERE NOT json_valid({column})"  # noqa: S608
@@ -250,6 +269,8 @@ def _read_only(path: Path) -> str:
     return "mode=ro" if has_log else "mode=ro&immutable=1"
 
 
+_OTHER_SCHEMA = re.compile("unsupported file format|(table|index) .* already exists")
+"""What SQLite says of a database with other tables, or another header, than it should have."""
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LEAD_TO_FILES = (
     ("image", "sha256", 64, 64),
@@ -296,7 +317,7 @@ def explained(error: BaseException | None, path: Path) -> BaseException:
     """Our error for one of SQLite's, or the error itself where it would be a bug of ours."""
     code = getattr(error, "sqlite_errorcode", None)
     is_text = isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError))
-    if (code is None and is_text) or str(error) == "unsupported file format":
+    if (code is None and is_text) or _OTHER_SCHEMA.match(str(error)):
         return _corrupt(path, error)  # text that is not UTF-8, or a header that says no format
     for codes, make in _EXPLANATIONS:
         if code is not None and code & 0xFF in codes:

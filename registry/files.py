@@ -12,14 +12,15 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
-from .errors import RegistryCorrupt
+from .errors import RegistryCorrupt, StorageError
 
+_T = TypeVar("_T")
 PRIVATE = 0o700
 """Permissions of a new folder for photos and pictures, of which the umask may take more away.
 
@@ -76,10 +77,27 @@ def make_folder(root: Path, folder: Path) -> Path:
 
 
 def entries(root: Path, folder: Path) -> list[Entry]:
-    """What is in a folder below `root`, by name; nothing, if it does not exist."""
-    with suppress(FileNotFoundError), _entered(root, folder) as handle:
-        names = os.listdir(folder if handle is None else handle)
-        return [Entry(name, _status(handle, folder / name)) for name in sorted(names)]
+    """What is in a folder below `root`, by name; nothing, if it does not exist.
+
+    Raises `StorageError` for one that cannot be read.
+    """
+    found: list[Entry] = []
+    try:
+        with suppress(FileNotFoundError), _entered(root, folder) as handle:
+            for name in sorted(os.listdir(folder if handle is None else handle)):
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    found.append(Entry(name, _status(handle, folder / name)))
+    except OSError as error:
+        raise StorageError(f"cannot read {folder}: {error.strerror}") from error
+    return found
+
+
+def own_entries(root: Path, folder: Path) -> list[Entry]:
+    """As `entries`, but nothing where the folder is a link or has another file system in it."""
+    with suppress(FileNotFoundError):
+        status = os.lstat(folder)
+        if stat.S_ISDIR(status.st_mode) and status.st_dev == os.lstat(root).st_dev:
+            return entries(root, folder)
     return []
 
 
@@ -121,6 +139,15 @@ def is_file(root: Path, path: Path, size: int | None = None) -> bool:
             return size is None or os.fstat(file.fileno()).st_size == size
     except (OSError, RegistryCorrupt):
         return False
+
+
+def tried(read: Callable[[], list[_T]], failed: list[str]) -> list[_T]:
+    """What was read; nothing, with a word of why in `failed`, if it cannot be."""
+    try:
+        return read()
+    except StorageError as error:
+        failed.append(error.message)
+        return []
 
 
 @contextmanager

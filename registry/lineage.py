@@ -73,6 +73,7 @@ def begin_run(
         photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
         record_event(session, concept, "train", run=uid, method=method)
+    store.stamp()
     begun_here.add(uid)
     return uid
 

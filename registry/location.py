@@ -8,6 +8,9 @@ from .errors import InvalidInput
 
 DATABASE_NAME = "concepts.db"
 ENVIRONMENT_VARIABLE = "CONCEPT_REGISTRY"
+FORMER = ".before-upgrade-"
+"""After the name of a database, for a copy of it from before its schema was changed."""
+_LOGS = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,26 @@ class Location:
     def cache(self) -> Path:
         """The folder of what can be made again: `concepts.cache` for `concepts.db`."""
         return self._beside("cache")
+
+    def check_outside(self, path: Path) -> None:
+        """Whether something may be written to a path; raises `InvalidInput` where it may not.
+
+        Not to the database, nor into a folder of this registry, nor in place of any database.
+        """
+        own = [self.blobs, self.runs, self.cache, self.database]
+        own += [self.database.with_name(self.database.name + suffix) for suffix in _LOGS]
+        real = Path(os.path.realpath(path))
+        named = Path(os.path.realpath(path.absolute().parent), path.name)  # it may be a link itself
+        former = os.fspath(self.database) + FORMER
+        is_former = any(os.fspath(path).startswith(former) for path in (real, named))
+        parts = {real, named, *real.parents, *named.parents}
+        if is_former or any(_is_same(part, each) for part in parts for each in own):
+            raise InvalidInput(
+                f"{path} belongs to the registry: nothing else is written there",
+                hint="name another place",
+            )
+        if _is_database(real):
+            raise InvalidInput(f"{path} is a database: nothing replaces it", hint="name another")
 
     def _beside(self, what: str) -> Path:
         if self.database.suffix == ".db":
@@ -62,6 +85,23 @@ def plain_path(path: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(path):
         raise InvalidInput(f"{os.fspath(path)!r} is not a path")
     return Path(path)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path == other or path.samefile(other)
+    except OSError:
+        return False
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        if os.path.isfile(path):
+            with path.open("rb") as file:
+                return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        pass  # whoever writes there says why not
+    return False
 
 
 def _user_database() -> Path:

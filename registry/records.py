@@ -177,8 +177,9 @@ class EventRecord:
 class Problem:
     """Something that `check` found. `path` is relative to the registry's folder.
 
-    Errors are `missing`, `truncated`, `damaged`, `database` and `search`; notes, which hurt
-    nothing, are `misnamed`, `orphan`, `foreign`, `temporary` and `aside`.
+    Errors are `missing`, `truncated`, `damaged`, `size`, `unreadable`, `database` and `search`;
+    notes, which hurt nothing, are `misnamed`, `orphan`, `foreign`, `temporary`, `aside` and
+    `stranger`.
     """
 
     kind: str
@@ -203,7 +204,7 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `gc` removed, or with `dry_run` would have."""
+    """What `gc` removed, or with `dry_run` would have; `failed` says what it could not."""
 
     removed: int
     bytes: int
@@ -211,6 +212,7 @@ class GcReport:
     cached: int
     kept_young: int
     dry_run: bool
+    failed: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,11 @@ class Registry:
         """The paths of the database and of the blobs."""
         return self._store.location
 
+    def check_outside(self, path: AnyPath | None) -> None:
+        """Raise `InvalidInput` for a path to write to, if any, that is the registry's own."""
+        if path is not None:
+            self.location.check_outside(plain_path(path))
+
     # --- concepts -------------------------------------------------------------------------------
 
     def add(
@@ -278,16 +283,18 @@ class Registry:
         grace: float = DEFAULT_GRACE,
         dry_run: bool = False,
         checkpoints: bool = False,
-        cache_size: int = 0,
+        cache_size: float = 0,
+        unknown: bool = False,
     ) -> GcReport:
         """Delete stored files that nothing needs and that are older than `grace` seconds.
 
         With them go the resume points of trainings that nothing goes on with any more, the cache
         but for the latest `cache_size` bytes of it and, with `checkpoints`, what trainings that
-        are done kept of their way.
+        are done kept of their way. What cannot be deleted stops nothing: the report names it.
 
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
-        nothing, if the database is damaged.
+        nothing, if the database is damaged. So too, unless `unknown` files may go, if it is not the
+        database that stored these files last, nor a later state of it, or if files are missing.
         """
         return upkeep.gc(
             self._store,
@@ -295,6 +302,7 @@ class Registry:
             dry_run=dry_run,
             checkpoints=checkpoints,
             cache_size=cache_size,
+            unknown=unknown,
         )
 
     def backup(self, folder: AnyPath, *, on_progress: "Progress | None" = None) -> BackupReport:
@@ -490,12 +498,10 @@ def _prepare(location: Location, create: bool) -> None:
     try:
         if database.exists() and database.stat().st_size > 0:
             return
-        if BlobStore(location.blobs).has_blobs():
-            raise RegistryCorrupt(
-                f"{location.blobs} holds stored files, but {database} is "
-                + ("empty" if database.exists() else "gone"),
-                hint="restore the database from a backup, or move the folder away",
-            )
+        if folder := running.stored_files(location):
+            if database.exists() and database.stat().st_size > 0:  # another process made it
+                return
+            raise _lost(folder, f"{database} is " + ("empty" if database.exists() else "gone"))
         if not create:
             raise RegistryMissing(
                 f"there is no registry at {database}",
@@ -507,9 +513,21 @@ def _prepare(location: Location, create: bool) -> None:
         raise StorageError(f"cannot use {database}: {error.strerror}") from error
 
 
+def _lost(folder: Path, what: str) -> RegistryCorrupt:
+    """The error for a registry whose files are there and whose database is not."""
+    return RegistryCorrupt(
+        f"{folder} holds stored files, but {what}",
+        hint="restore the database from a backup, or move the folder away",
+    )
+
+
 def _bring_up_to_date(store: Store, create: bool) -> None:
-    if store.database.is_blank() and not create:
-        raise RegistryMissing(f"there is no registry at {store.location.database}")
+    if store.database.is_blank():
+        # Asked again, for another process may have made it and stored files in between.
+        if (folder := running.stored_files(store.location)) and store.database.is_blank():
+            raise _lost(folder, f"{store.location.database} has nothing in it")
+        if not create:
+            raise RegistryMissing(f"there is no registry at {store.location.database}")
     if store.database.pending():
         with store.lock.exclusive():
             if store.database.pending():  # another process may have been faster

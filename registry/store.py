@@ -1,6 +1,15 @@
-"""What every operation works on: the database, the blobs and the lock of one registry."""
+"""What every operation works on: the database, the blobs and the lock of one registry.
+
+A database and its stored files can come apart: another one, or an older copy, may be put in its
+place. So whoever stores files then leaves the latest event of the database with them, as a stamp.
+History only grows: a database without that event is not the one that stored them, or is an older
+state of it, and does not know what of theirs is needed. A copy of both, and a file that a killed
+`add` left, need no stamp of their own: the database still knows the event.
+"""
 
 import contextlib
+import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +19,7 @@ from .database import Database
 from .errors import ConceptryError
 from .location import Location
 from .locks import RegistryLock
+from .names import printable
 
 
 class Use(NamedTuple):
@@ -40,6 +50,7 @@ class Store:
         try:
             with self.lock.shared(), staging:
                 yield staging
+                self.stamp()
         except BaseException:
             self._discard(staging.published)
             raise
@@ -47,6 +58,34 @@ class Store:
     def uses(self, prefix: str = "") -> list[Use]:
         """The rows that need blobs whose hashes begin with `prefix`, ordered by hash."""
         return [Use(*row) for row in self.database.rows(_USES_SQL, low=prefix, high=prefix + "g")]
+
+    def stamp(self, *, over: bool = False) -> None:
+        """Leave the latest event with the stored files; with `over`, over that of another database.
+
+        A disk that refuses keeps the former one, which is as true.
+        """
+        latest = self.database.rows(_LATEST_SQL)
+        if latest and (over or self.stranger() is None):
+            data = json.dumps(dict(zip(_EVENT, latest[0], strict=True)))
+            with contextlib.suppress(ConceptryError, OSError):
+                self.blobs.write_stamp(data.encode() + b"\n")
+
+    def stranger(self) -> str | None:
+        """What another database, or a later state of this one, did last when it stored files here.
+
+        None where this one knows of it, or nobody left a stamp.
+        """
+        try:
+            data = self.blobs.read_stamp()
+            if data is None:
+                return None
+            told = json.loads(data)
+            event = {name: told[name] for name in _EVENT}
+            if self.database.rows(_KNOWN_SQL, **event):
+                return None
+            return printable(f"{event['action']} {event['concept']} at {event['at']}")[:200]
+        except (*_UNSOUND, sqlite3.Error):
+            return "something that cannot be read"
 
     def _discard(self, hashes: Sequence[str]) -> None:
         """Remove new blobs that no row came to need; `gc` will do it if others are at work."""
@@ -58,12 +97,18 @@ class Store:
                     self.blobs.remove(sha256)
 
 
+_UNSOUND = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+_EVENT = ("id", "at", "concept", "action")
+_LATEST_SQL = "SELECT id, at, concept, action FROM event ORDER BY id DESC LIMIT 1"
+_KNOWN_SQL = """
+    SELECT 1 FROM event
+    WHERE id = :id AND at = :at AND concept = :concept AND action = :action"""
 _USES_SQL = """
     SELECT sha256, bytes, concept.name, 'photo ' || filename
     FROM image JOIN concept ON concept.id = concept_id
     WHERE sha256 >= :low AND sha256 < :high
     UNION ALL
-    SELECT mask, mask_bytes, concept.name, 'mask of ' || filename
+    SELECT mask, coalesce(mask_bytes, 0), concept.name, 'mask of ' || filename
     FROM image JOIN concept ON concept.id = concept_id
     WHERE mask >= :low AND mask < :high
     UNION ALL

@@ -1,27 +1,44 @@
 """Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
 
 import hashlib
+import itertools
 import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .blobs import DEFAULT_GRACE, StoredFile, is_sha256
 from .edits import refresh
-from .errors import NotFound, RegistryCorrupt, StorageError
-from .files import entries, is_file, make_folder, move_file, open_file, remove_file, remove_folder
+from .errors import InvalidInput, NotFound, RegistryCorrupt, StorageError
+from .files import (
+    entries,
+    is_file,
+    make_folder,
+    move_file,
+    open_file,
+    remove_file,
+    remove_folder,
+    tried,
+)
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
-from .running import cached_files, leftovers
+from .running import cached_files, leftovers, photos_of_trainings
 from .store import Store, Use
 from .tables import Concept
 
 _SHARDS = [f"{i:02x}" for i in range(256)]
 _PRIVATE = ("tmp", "damaged")
+_SIZES = (
+    ("image", "sha256", "bytes"),
+    ("image", "mask", "mask_bytes"),
+    ("artifact", "sha256", "bytes"),
+)
+"""The (table, column, size) of stored files."""
 
 
 def check(
@@ -37,13 +54,15 @@ def check(
         raise NotFound(f"the folder {look_in} does not exist")
     with store.lock.exclusive() if repair else store.lock.shared():
         damage = store.database.damage()
-        problems = [
-            Problem("database", store.location.database.name, line, is_error=True)
-            for line in damage
-        ]
+        name = store.location.database.name
+        problems = [Problem("database", name, line, is_error=True) for line in damage]
         if damage:
             return CheckReport(False, read_data, 0, 0, problems)
         scan = _Scan(store, read_data)
+        if last := store.stranger():
+            scan.orphans_go = False
+            what = f"another database, or a later state of this one, stored files here: {last}"
+            problems.append(Problem("stranger", name, what, is_error=False))
         problems += scan.run(on_progress)
         problems += _stale_search(store, repair)
         if repair:
@@ -62,6 +81,7 @@ class _Scan:
     def __init__(self, store: Store, read_data: bool) -> None:
         self._store = store
         self._read_data = read_data
+        self.orphans_go = True
         self.num_blobs = 0
         self.num_bytes = 0
 
@@ -69,17 +89,21 @@ class _Scan:
         problems: list[Problem] = []
         shards = sorted({*_SHARDS, *self._store.blobs.shards()} - set(_PRIVATE))
         for done, shard in enumerate(shards, 1):
-            problems += self._shard(shard)
+            try:
+                problems += self._shard(shard)
+            except StorageError as error:
+                problems.append(self._unreadable(self._store.blobs.folder / shard, error))
             if on_progress is not None:
                 on_progress(done, len(shards))
         location = self._store.location
         strays = [*self._store.blobs.strays(), *_links(location.runs), *_links(location.cache)]
         problems += [self._note("foreign", path, "is not ours") for path in strays]
-        problems += [
-            self._note("temporary", file.path, "was left by an interrupted command")
-            for file in self._store.blobs.files("tmp")
-            if time.time() - file.modified > DEFAULT_GRACE
-        ]
+        for file in self._store.blobs.files("tmp"):
+            if not file.is_temporary:
+                problems.append(self._note("foreign", file.path, "is not ours"))
+            elif time.time() - file.modified > DEFAULT_GRACE:
+                what = "was left by an interrupted command"
+                problems.append(self._note("temporary", file.path, what))
         problems += [
             self._note("aside", file.path, "was set aside by an earlier repair")
             for file in self._store.blobs.files("damaged")
@@ -94,7 +118,7 @@ class _Scan:
         for file in self._store.blobs.files(shard):
             if file.is_blob:
                 yield from self._blob(file, needed.pop(file.path.name, []))
-            elif is_sha256(file.path.name.lower()) and file.is_plain:
+            elif shard in _SHARDS and file.shard == shard and _is_misnamed(file):
                 yield self._note("misnamed", file.path, "is not in the folder of its name")
             else:
                 yield self._note("foreign", file.path, "is not ours")
@@ -104,13 +128,30 @@ class _Scan:
     def _blob(self, file: StoredFile, uses: list[Use]) -> Iterator[Problem]:
         self.num_blobs += 1
         self.num_bytes += file.size
-        if uses and file.size != uses[0].bytes:
-            what = f"has {file.size:,} bytes instead of {uses[0].bytes:,}"
+        told = [use.bytes for use in uses if use.bytes != file.size]
+        is_whole = True
+        if told or self._read_data:
+            try:
+                is_whole = _sha256_of(self._store.blobs.folder, file.path) == file.path.name
+            except StorageError as error:
+                yield self._unreadable(file.path, error, uses)
+                return
+        if told and not is_whole:
+            what = f"has {file.size:,} bytes instead of {told[0]:,}"
             yield self._error("truncated", file.path, uses, what)
-        elif self._read_data and _sha256_of(self._store.blobs.folder, file.path) != file.path.name:
+        elif not is_whole:
             yield self._error("damaged", file.path, uses, "does not hold the bytes of its name")
+        elif told:
+            what = f"is whole, but the database gives it {told[0]:,} bytes instead of {file.size:,}"
+            yield self._error("size", file.path, uses, what)
         elif not uses:
-            yield self._note("orphan", file.path, "is needed by nothing; gc will remove it")
+            what = "is needed by nothing" + ("; gc will remove it" if self.orphans_go else "")
+            yield self._note("orphan", file.path, what)
+
+    def _unreadable(self, path: Path, error: StorageError, uses: Iterable[Use] = ()) -> Problem:
+        relative = _relative(self._store, path)
+        concepts = sorted({use.concept for use in uses})
+        return Problem("unreadable", relative, error.message, is_error=True, concepts=concepts)
 
     def _note(self, kind: str, path: Path, what: str) -> Problem:
         relative = _relative(self._store, path)
@@ -127,6 +168,11 @@ class _Scan:
             sha256=path.name,
             concepts=sorted({use.concept for use in uses}),
         )
+
+
+def _is_misnamed(file: StoredFile) -> bool:
+    """Whether it has the name of a blob, in capitals or in another blob's folder."""
+    return file.is_plain and is_sha256(file.path.name.lower())
 
 
 def _links(folder: Path) -> Iterator[Path]:
@@ -154,32 +200,52 @@ class _Repair:
         self._look_in = look_in
 
     def run(self, problems: list[Problem]) -> list[Problem]:
-        mended = [self._mend(problem) for problem in problems]
-        self._fetch_lost([problem for problem in mended if self._is_lost(problem)])
+        # What is damaged leaves its place before anything whole comes there.
+        for kinds in (("truncated", "damaged", "size"), ("misnamed", "temporary")):
+            problems = [self._mend(each) if each.kind in kinds else each for each in problems]
+        unread = self._fetch_lost([problem for problem in problems if self._is_lost(problem)])
         return [
             replace(problem, repaired=True)
-            if problem.sha256 and problem.is_error and self._is_whole(problem.sha256)
+            if problem.sha256 and self._is_lost(problem) and self._is_whole(problem.sha256)
             else problem
-            for problem in mended
-        ]
+            for problem in problems
+        ] + unread
 
     def _mend(self, problem: Problem) -> Problem:
         path = self._store.location.database.parent / problem.path
-        if problem.kind in ("truncated", "damaged"):
+        if problem.kind == "size":
+            self._correct_size(path)
+        elif problem.kind == "temporary":
+            remove_file(self._store.blobs.folder, path)
+        elif problem.kind == "misnamed":
+            return replace(problem, repaired=self._put_in_place(path))
+        elif not self._is_whole(path.name):
             self._set_aside(path)
             return replace(problem, repaired=not problem.concepts)
-        if problem.kind == "misnamed":
-            self._move(path, self._store.blobs.path(_sha256_of(self._store.blobs.folder, path)))
-            return replace(problem, repaired=True)
-        if problem.kind == "temporary":
-            remove_file(self._store.blobs.folder, path)
-            return replace(problem, repaired=True)
-        return problem
+        return replace(problem, repaired=True)
+
+    def _correct_size(self, path: Path) -> None:
+        """Let the rows give a whole file the size that it has."""
+        size = os.lstat(path).st_size
+        with self._store.database.write() as session:
+            for table, column, of in _SIZES:
+                statement = f"UPDATE {table} SET {of} = ? WHERE {column} = ?"  # noqa: S608
+                session.connection().exec_driver_sql(statement, (size, path.name))
+
+    def _put_in_place(self, path: Path) -> bool:
+        """Move a file to where a blob of its bytes belongs, if it is one."""
+        sha256 = _sha256_of(self._store.blobs.folder, path)
+        if sha256 != path.name.lower() and not self._store.uses(sha256):
+            return False
+        place = self._store.blobs.path(sha256)
+        if os.path.lexists(place) and not self._is_whole(sha256):
+            self._set_aside(place)
+        self._move(path, place)
+        return True
 
     def _set_aside(self, path: Path) -> None:
-        damaged = self._store.blobs.damaged
-        number = len(self._store.blobs.files(damaged.name)) + 1
-        self._move(path, damaged / f"{path.name}.{number}")
+        places = (self._store.blobs.damaged / f"{path.name}.{i}" for i in itertools.count(1))
+        self._move(path, next(place for place in places if not os.path.lexists(place)))
 
     def _move(self, path: Path, place: Path) -> None:
         """Move a whole file to another place in the store."""
@@ -194,20 +260,43 @@ class _Repair:
         is_there = is_file(self._store.blobs.folder, path)
         return is_there and _sha256_of(self._store.blobs.folder, path) == sha256
 
-    def _fetch_lost(self, problems: list[Problem]) -> None:
-        """Copy lost blobs back from any files in `look_in` that have their bytes."""
+    def _fetch_lost(self, problems: list[Problem]) -> list[Problem]:
+        """Copy lost blobs back from any files in `look_in` that have their bytes.
+
+        Returns notes of what could not be read.
+        """
         if self._look_in is None or not problems:
-            return
+            return []
         lost = {use.sha256: use.bytes for p in problems for use in self._store.uses(p.sha256 or "")}
+        unread: list[Problem] = []
+
+        def tell(error: OSError) -> None:
+            what = f"cannot read {error.filename}: {error.strerror}"
+            unread.append(Problem("unreadable", str(error.filename), what, is_error=False))
+
         with self._store.blobs.stage() as staging:
-            for folder, _, names in os.walk(self._look_in):
+            for folder, _, names in os.walk(self._look_in, onerror=tell):
                 for path in (Path(folder, name) for name in names):
-                    if path.is_file() and path.stat().st_size in lost.values():
-                        with path.open("rb") as file:
-                            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                        if lost.pop(sha256, None) is not None:
-                            staging.write(path.read_bytes())
+                    try:
+                        data = _bytes_of_lost(path, lost)
+                    except OSError as error:
+                        tell(error)
+                        continue
+                    if data is not None:
+                        del lost[staging.write(data)]
             staging.publish()
+        return unread
+
+
+def _bytes_of_lost(path: Path, lost: Mapping[str, int]) -> bytes | None:
+    """What is in a file, if it is the blob of one of these hashes, whose sizes may be wrong."""
+    if path.is_file() and (path.stat().st_size in lost.values() or path.name in lost):
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() not in lost:
+                return None
+        data = path.read_bytes()
+        return data if hashlib.sha256(data).hexdigest() in lost else None
+    return None
 
 
 def _stale_search(store: Store, repair: bool) -> list[Problem]:
@@ -231,51 +320,116 @@ def _stale_search(store: Store, repair: bool) -> list[Problem]:
 
 
 def gc(
-    store: Store, *, grace: float, dry_run: bool, checkpoints: bool, cache_size: int
+    store: Store,
+    *,
+    grace: float,
+    dry_run: bool,
+    checkpoints: bool,
+    cache_size: float,
+    unknown: bool,
 ) -> GcReport:
     """Delete the blobs that no row needs; see `Registry.gc`."""
+    for value, what in ((grace, "the grace in seconds"), (cache_size, "the size of the cache")):
+        if not value >= 0:
+            raise InvalidInput(f"{what} cannot be {value}")
     with store.lock.exclusive():
         if damage := store.database.damage():
             raise RegistryCorrupt(
                 f"{store.location.database} is damaged ({damage[0]}): nothing was removed",
                 hint="restore it from a backup",
             )
-        oldest_spared = time.time() - grace if grace else math.inf  # clocks may be set back
+        if not unknown:
+            _check_belonging(store)
         blobs, runs, cache = store.blobs.folder, store.location.runs, store.location.cache
-        removed = num_bytes = kept_young = temporary = cached = 0
+        sweep = _Sweep(time.time() - grace if grace else math.inf, dry_run)  # clocks may be set
+        removed, learnt = 0, photos_of_trainings(store)
         for shard in _SHARDS:
-            needed = {use.sha256 for use in store.uses(shard)}
-            for file in store.blobs.files(shard):
-                if not file.is_blob or file.path.name in needed:
-                    continue
-                if file.modified > oldest_spared:
-                    kept_young += 1
-                    continue
-                _delete(blobs, file, dry_run)
-                removed += 1
-                num_bytes += file.size
-        left = leftovers(store, with_checkpoints=checkpoints)
-        for root, file in (
-            *((blobs, file) for file in store.blobs.files("tmp") if file.is_plain),
-            *((runs, file) for file in left),
-        ):
-            if file.modified <= oldest_spared:
-                _delete(root, file, dry_run)
-                temporary += 1
-                num_bytes += file.size
-                if root == runs:
-                    remove_folder(runs, file.path.parent)
-        for file in _beyond(cache, cache_size):
-            if file.modified <= oldest_spared:
-                _delete(cache, file, dry_run)
-                cached += 1
-                num_bytes += file.size
-        return GcReport(removed, num_bytes, temporary, cached, kept_young, dry_run)
+            orphans = _orphans(store, shard, sweep.failed)
+            removed += sweep.remove(blobs, (o for o in orphans if o.path.name not in learnt))
+        temporary = sweep.remove(blobs, _temporary(store, sweep.failed), keep_folders=True)
+        left = leftovers(store, sweep.failed, with_checkpoints=checkpoints, unknown=unknown)
+        temporary += sweep.remove(runs, left)
+        cached = sweep.remove(cache, _beyond(store, cache_size, sweep.failed), keep_folders=True)
+        if not dry_run:
+            store.stamp(over=unknown)
+        return GcReport(
+            removed, sweep.num_bytes, temporary, cached, sweep.kept_young, dry_run, sweep.failed
+        )
 
 
-def _beyond(cache: Path, size: int) -> list[StoredFile]:
+def _check_belonging(store: Store) -> None:
+    """Raise `RegistryCorrupt` where the database does not seem to be that of the stored files."""
+    database, blobs = store.location.database, store.blobs.folder
+    hint = "restore what belongs together; if what {} does not need may go: concept gc --unknown"
+    hint = hint.format(database.name)
+    if last := store.stranger():
+        raise RegistryCorrupt(
+            f"another database, or a later state of {database}, stored files in {blobs} "
+            f"({last}): nothing was removed",
+            hint=hint,
+        )
+    missing, num_needed = list[Use](), 0
+    for shard in _SHARDS:
+        needed = {use.sha256: use for use in store.uses(shard)}
+        num_needed += len(needed)
+        with suppress(StorageError):  # told of when the folder's turn comes
+            present = {file.path.name for file in store.blobs.own_files(shard)}
+            missing += [use for sha256, use in needed.items() if sha256 not in present]
+    if missing:
+        raise RegistryCorrupt(
+            f"{blobs} lacks {len(missing):,} of {num_needed:,} files that {database} needs "
+            f"({missing[0].what} of {missing[0].concept}): nothing was removed",
+            hint=f"concept check --repair --from BACKUP, or {hint}",
+        )
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """What goes, and what cannot; one file that does not let itself be deleted stops nothing."""
+
+    oldest_spared: float
+    dry_run: bool
+    num_bytes: int = 0
+    kept_young: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def remove(self, root: Path, files: Iterable[StoredFile], *, keep_folders: bool = False) -> int:
+        """Delete those that are old enough, and folders that get empty; returns how many."""
+        removed = 0
+        for file in files:
+            if file.modified > self.oldest_spared:
+                self.kept_young += 1
+                continue
+            try:
+                _delete(root, file, self.dry_run)
+            except (OSError, RegistryCorrupt) as error:
+                reason = error.strerror if isinstance(error, OSError) else error.message
+                self.failed.append(f"cannot delete {file.path}: {reason}")
+                continue
+            removed += 1
+            self.num_bytes += file.size
+            if not (self.dry_run or keep_folders):
+                remove_folder(root, file.path.parent)
+        return removed
+
+
+def _orphans(store: Store, shard: str, failed: list[str]) -> list[StoredFile]:
+    """The blobs of a shard that no row needs."""
+    needed = {use.sha256 for use in store.uses(shard)}
+    files = tried(partial(store.blobs.own_files, shard), failed)
+    return [file for file in files if file.is_blob and file.path.name not in needed]
+
+
+def _temporary(store: Store, failed: list[str]) -> list[StoredFile]:
+    files = tried(partial(store.blobs.own_files, "tmp"), failed)
+    return [file for file in files if file.is_temporary]
+
+
+def _beyond(store: Store, size: float, failed: list[str]) -> list[StoredFile]:
     """The files of the cache, oldest first, without which it would be within a size in bytes."""
-    found = sorted(cached_files(cache), key=lambda file: file.modified, reverse=True)
+    found = sorted(
+        cached_files(store.location, failed), key=lambda file: file.modified, reverse=True
+    )
     total, leaving = 0, list[StoredFile]()
     for file in found:
         total += file.size
@@ -285,13 +439,9 @@ def _beyond(cache: Path, size: int) -> list[StoredFile]:
 
 
 def _delete(root: Path, file: StoredFile, dry_run: bool) -> None:
-    if dry_run:
-        return
-    try:
+    if not dry_run:
         with suppress(FileNotFoundError):
             remove_file(root, file.path)
-    except OSError as error:
-        raise StorageError(f"cannot delete {file.path}: {error.strerror}") from error
 
 
 def _sha256_of(folder: Path, path: Path) -> str:

@@ -102,12 +102,12 @@ def error_of(done: Result | subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def stored_files(database: Path) -> dict[str, bytes]:
-    """Every file in the blob folder with its bytes, but for the lock."""
+    """Every file in the blob folder with its bytes, but for the lock and the stamp."""
     folder = locate(database).blobs
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith("lock")
+        if path.is_file() and not path.name.startswith(("lock", "stamp"))
     }
 
 

@@ -14,9 +14,10 @@ from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput, TrainingFailed
 from ..registry.records import Concept, ConceptKey
+from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
-from .runs import RESUME_FILE, subject_of
+from .runs import subject_of
 from .trainer import Trainer
 from .training import Training
 

@@ -36,7 +36,13 @@ from ..registry.errors import (
 )
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
-from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
+from ..registry.running import (
+    ADAPTER_FILE,
+    CHECKPOINT_PREFIX,
+    CLASS_PICTURES,
+    PREVIEWS_FILE,
+    RESUME_FILE,
+)
 from .callbacks import Checkpoint, Hooks, Learned, StepReport
 from .checkpoints import read_place
 from .distributed import broadcast, is_main_process, join, num_processes
@@ -45,7 +51,6 @@ from .previews import add_strip
 from .trainer import Trainer
 from .training import Subject, Training, drawn_size
 
-RESUME_FILE = "resume.safetensors"
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
 CLASS_PICTURES_AT_ONCE = 8
@@ -506,7 +511,7 @@ class _RunRecorder:
 
         Returns the version's number.
         """
-        path = self._folder / FILE_NAME
+        path = self._folder / ADAPTER_FILE
         try:
             write_adapter(path, learned.state(), self._metadata_of(learned))
         except NotFinite as error:

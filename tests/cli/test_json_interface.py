@@ -1,5 +1,6 @@
 """Holds the program to `cli/README.md`, the documented JSON interface, and the document to it."""
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from conceptry.cli.app import COMMANDS
 from conceptry.cli.errors import ExitCode, explain
-from conceptry.registry import Registry, errors
+from conceptry.registry import Registry, errors, files
 from drawing import draw, draw_file
 from program import ROOT, Ask, Run, change_rows, make_old
 from tiny_base import write_tiny_base
@@ -286,9 +287,11 @@ def test_check(rex: Registry, run: Run, compare: Compare) -> None:
     assert compare(document, "concept check") == {"problem"}
 
 
-def test_every_kind_of_problem_is_documented(rex: Registry, run: Run) -> None:
+def test_every_kind_of_problem_is_documented(
+    rex: Registry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     documented = {(row[0], row[1]) for row in list(tables("problem"))[1]}
-    assert cause_every_problem(rex, run) == documented
+    assert cause_every_problem(rex, run, monkeypatch) == documented
 
 
 def test_errors(rex: Registry, run: Run, compare: Compare) -> None:
@@ -298,12 +301,14 @@ def test_errors(rex: Registry, run: Run, compare: Compare) -> None:
         compare(document["error"], "error")
 
 
-def cause_every_problem(rex: Registry, run: Run) -> set[tuple[str, str]]:
+def cause_every_problem(
+    rex: Registry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> set[tuple[str, str]]:
     """Do every kind of damage; returns what `check` calls each, and whether it is an error."""
     blobs = rex.location.blobs
-    rex.add("rex", [draw_file(Path(f"{i}.png"), 91 + i) for i in range(2)])
+    rex.add("rex", [draw_file(Path(f"{i}.png"), 91 + i) for i in range(4)])
     rex.add("mia", [draw_file(Path("mia.png"), 95)], category="cat")
-    missing, truncated, damaged, aside, moved = (
+    missing, truncated, damaged, aside, moved, sized, unreadable = (
         rex.path_of(image.sha256) for image in rex.show("rex").images
     )
     rex.remove(["mia"])
@@ -314,9 +319,19 @@ def cause_every_problem(rex: Registry, run: Run) -> set[tuple[str, str]]:
     damaged.write_bytes(bytes(damaged.stat().st_size))
     moved.rename(moved.with_name(moved.name.upper()))
     (blobs / "notes.txt").touch()
-    (blobs / "tmp/123-old").touch()
-    make_old(blobs / "tmp/123-old")
+    left = blobs / "tmp" / f"123-{'0' * 16}"
+    left.touch()
+    make_old(left)
+    (blobs / "stamp").write_text("another's")
     change_rows(rex.location.database, "UPDATE concept SET search = ''")
+    change_rows(rex.location.database, f"UPDATE image SET bytes = 7 WHERE sha256 = '{sized.name}'")
+
+    def refuse(handle: int | None, path: Path, opened: Any = files._opened) -> int:
+        if path == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(handle, path)
+
+    monkeypatch.setattr(files, "_opened", refuse)
     found = json.loads(run("check", "--read-data", "--json").stdout)["problems"]
     change_rows(rex.location.database, "INSERT INTO tag VALUES (999, 'dangling')")
     found += json.loads(run("check", "--json").stdout)["problems"]

@@ -180,7 +180,7 @@ def inspect(place: Path, promised: list[str]) -> State:
             violations.add(f"blob {name[:8]} does not hold the bytes of its name")
     needed = {sha256 for hashes in rows.values() for sha256 in hashes}
     violations |= {f"row without blob {sha256[:8]}" for sha256 in needed - stored}
-    known = {"lock", "lock-journal", "tmp"}
+    known = {"lock", "lock-journal", "stamp", "tmp"}
     strange = {path.name for path in blobs.glob("*") if len(path.name) != 2} - known
     return State(
         violations | {f"unexpected {name}" for name in strange},

@@ -101,7 +101,7 @@ def test_fault_05_old_temporary_files_go_and_needed_blobs_stay(
     rex: Registry, database: Path
 ) -> None:
     folder = database.with_suffix(".blobs")
-    old, young = folder / "tmp" / "1-old", folder / "tmp" / "2-young"
+    old, young = (folder / "tmp" / f"{i}-{'0' * 16}" for i in (1, 2))
     for path in (old, young):
         path.write_bytes(b"half a photo")
     _age(old, 7200)

@@ -53,7 +53,9 @@ def test_fault_02_sync_rename_sync_folder_commit(
     ]
     positions = [calls.index(call) for call in order]
     assert positions == sorted(positions), calls
-    assert calls[-1][0] == "commit"
+    after = [path.rpartition(" -> ")[2] for kind, path in calls[positions[-1] + 1 :]]
+    assert str(blobs / "stamp") in after
+    assert {Path(path).parent for path in after} <= {blobs / "tmp", blobs, blobs.parent}
 
 
 def test_fault_02_commits_are_durable(registry: Registry) -> None:

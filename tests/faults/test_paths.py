@@ -363,7 +363,9 @@ def test_fault_40_a_size_that_is_none(rex: Registry) -> None:
 
 
 def test_fault_40_gc_takes_what_a_kill_left_of_a_resume_point(rex: Registry) -> None:
-    folder = rex.run_folder(begin(rex, "rex"))
+    run = begin(rex, "rex")
+    rex.end_run(run, "interrupted")
+    folder = rex.run_folder(run)
     left = folder / f".resume.safetensors.{'0' * 16}.unfinished"
     point = folder / "resume.safetensors"
     for path in (left, point):

@@ -308,7 +308,7 @@ def test_a_failure_at_the_last_moment_leaves_nothing(
         path for path, what in files_below(elsewhere.location.blobs).items() if what != "folder"
     }
     shared = {image.sha256 for image in elsewhere.show("first").images}
-    assert {Path(path).name for path in files} == {*shared, "lock"}
+    assert {Path(path).name for path in files} == {*shared, "lock", "stamp"}
     assert rows_of(elsewhere.location.database) == before[1]
 
 
