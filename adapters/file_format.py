@@ -97,9 +97,9 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
             _check_vectors({name: part.get_shape() for name, part in parts.items()}, fits)
             state = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, InvalidWeights) as error:
-        raise InvalidWeights(f"{path.name} is no adapter that can be used: {error}") from error
+        raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise InvalidWeights(f"{path.name} holds values that are not finite")
+        raise InvalidWeights("the file holds values that are not finite")
     return state, fits
 
 

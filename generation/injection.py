@@ -13,7 +13,11 @@ from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
 from ..models.loading import LoadedBase
-from ..registry.errors import InvalidInput, InvalidWeights
+from ..registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    quoted,
+)
 from .prompt_syntax import Chosen, Mention, replaced
 
 
@@ -92,7 +96,9 @@ def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None
         )
         raise InvalidInput(
             f"{chosen.label} was taught on another base model than {base.base.name}",
-            hint=f"--base {taught_on}" if taught_on else f"concept train {chosen.concept.name}",
+            hint=f"--base {quoted(taught_on)}"
+            if taught_on
+            else f"concept train {chosen.concept.name}",
         )
 
 

@@ -33,9 +33,11 @@ from .errors import (
     NotFound,
     RegistryCorrupt,
     StorageError,
+    quoted,
 )
-from .files import new_file
+from .files import below, new_file
 from .lineage import MAX_VERSION, check_config, check_scores
+from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, show_concept, to_json
 from .records import BundleReport, Concept
@@ -209,20 +211,16 @@ def export_bundle(
 ) -> BundleReport:
     """Write concepts to one file; see `Registry.export_bundle`."""
     if not names:
-        raise InvalidInput(
-            "no concept was named", hint=f"concept export NAME {shlex.quote(str(path))}"
-        )
+        raise InvalidInput("no concept was named", hint=f"concept export NAME {quoted(path)}")
     command = f"concept export {shlex.join(names)} "
     if os.path.isdir(path):
-        raise AlreadyExists(
-            f"{path} is a folder", hint=command + shlex.quote(str(path / "NAME.concept"))
-        )
+        raise AlreadyExists(f"{path} is a folder", hint=command + quoted(path / "NAME.concept"))
     if os.path.lexists(path) and not overwrite:
-        raise AlreadyExists(f"{path} exists", hint=command + f"{shlex.quote(str(path))} --force")
+        raise AlreadyExists(f"{path} exists", hint=command + f"{quoted(path)} --force")
     if not os.path.isdir(path.absolute().parent):
         raise InvalidInput(
             f"cannot write {path}: there is no such folder",
-            hint=f"mkdir -p {shlex.quote(str(path.parent))}",
+            hint=f"mkdir -p {quoted(path.parent)}",
         )
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
@@ -357,7 +355,7 @@ def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept
             if len(manifest.concepts) != 1:
                 raise InvalidInput(
                     f"{path} holds {len(manifest.concepts)} concepts; only one can be renamed",
-                    hint=f"concept import {shlex.quote(str(path))}",
+                    hint=f"concept import {quoted(path)}",
                 )
             manifest.concepts[0].name = check_name(name)
         _check_manifest(manifest, entries, path)
@@ -503,7 +501,7 @@ def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:
         one = len(names) == 1
         raise AlreadyExists(
             f'"{taken[0]}" is taken' + (f" ({len(taken)} names are)" if len(taken) > 1 else ""),
-            hint=f"concept import {shlex.quote(str(path))} --as NAME"
+            hint=f"concept import {quoted(path)} --as NAME"
             if one
             else f"concept rename {taken[0]} NAME",
         )
@@ -536,7 +534,7 @@ def _take_in(
             for concept in manifest.concepts:
                 if concept_row(session, concept.name) is not None:
                     raise AlreadyExists(f'"{concept.name}" is taken')
-                _insert_concept(session, concept, photos)
+                _insert_concept(session, concept, photos, store.location)
     return [show_concept(store.database, concept.name) for concept in manifest.concepts]
 
 
@@ -561,7 +559,10 @@ def _check_mask(mask: bytes, photo: images.Inspected, name: str) -> None:
 
 
 def _insert_concept(
-    session: Session, part: _ConceptPart, photos: Mapping[str, images.Inspected]
+    session: Session,
+    part: _ConceptPart,
+    photos: Mapping[str, images.Inspected],
+    location: Location,
 ) -> None:
     concept = ConceptRow(
         name=part.name,
@@ -586,16 +587,18 @@ def _insert_concept(
                 **image.model_dump(),
             )
         )
-    runs = {run.uid: _insert_run(session, concept.id, run) for run in part.runs}
+    runs = {run.uid: _insert_run(session, concept.id, run, location) for run in part.runs}
     for version in part.versions:
         _insert_version(session, concept.id, version, runs)
     refresh(session, concept)
     record_event(session, concept, "import", images=[image.sha256 for image in part.images])
 
 
-def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
+def _insert_run(session: Session, concept_id: int, part: _RunPart, location: Location) -> int:
+    """Its id stays, unless another run has it or left a folder, which is not the import's."""
     fields = part.model_dump(exclude={"images", "metrics", "config", "packages", "uid"})
-    taken = session.exec(select(Run).where(Run.uid == part.uid)).first() is not None
+    has_folder = os.path.lexists(below(location.runs, part.uid))
+    taken = has_folder or session.exec(select(Run).where(Run.uid == part.uid)).first() is not None
     run = Run(
         concept_id=concept_id,
         uid=os.urandom(6).hex() if taken else part.uid,

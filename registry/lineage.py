@@ -32,6 +32,7 @@ from .tables import (
     Artifact,
     Concept,
     Evaluation,
+    Event,
     Generation,
     GenerationVersion,
     Image,
@@ -313,10 +314,24 @@ def evaluations(store: Store, key: ConceptKey) -> list[EvaluationRecord]:
             .where(Evaluation.version_id == Version.id, Version.concept_id == concept.id)
             .order_by(col(Evaluation.id))
         ).all()
+        num_imported = len(rows) - _num_made_here(session, concept)
         return [
-            EvaluationRecord(number, row.suite, loaded(row.config), loaded(row.scores), row.created)
-            for number, row in rows
+            EvaluationRecord(
+                number,
+                row.suite,
+                loaded(row.config),
+                loaded(row.scores),
+                row.created,
+                is_imported=i < num_imported,
+            )
+            for i, (number, row) in enumerate(rows)
         ]
+
+
+def _num_made_here(session: Session, concept: Concept) -> int:
+    """How many evaluations were made here, by history; those that were imported came before."""
+    made = select(func.count()).where(Event.concept_id == concept.id, Event.action == "evaluate")
+    return session.exec(made).one()
 
 
 def add_generation(
@@ -388,7 +403,7 @@ def trace(store: Store, output_sha256: str) -> Lineage:
 def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of a run, if they name what it was taught from; methods know the others."""
     photos, category = config.get("photos", []), config.get("category", "thing")
-    if not isinstance(photos, Sequence) or not all(map(_is_hash, photos)):
+    if not isinstance(photos, (list, tuple)) or not all(map(_is_hash, photos)):
         raise InvalidInput("photos are not hashes")
     if not isinstance(category, str) or check_category(category) != category:
         raise InvalidInput("the category is none")
