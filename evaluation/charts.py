@@ -127,15 +127,15 @@ class _Axis:
 def _frame(across: _Axis, up: _Axis, below: str, beside: str) -> str:
     bottom, right = _HEIGHT - _EDGE, _WIDTH - 12
     lines = [f'<path class="axis" d="M{_EDGE} {_EDGE / 2}V{bottom}H{right}"/>']
-    places = ".2f" if across.high < 10 else ".0f"
+    places = 2 if across.high < 10 else 0
     lines += [
         f'<text class="small" x="{across.x(value)}" y="{bottom + 15}" '
-        f'text-anchor="middle">{value:{places}}</text>'
+        f'text-anchor="middle">{_tick(value, places)}</text>'
         for value in across.ticks()
     ]
     lines += [
         f'<text class="small" x="{_EDGE - 5}" y="{up.y(value) + 4}" '
-        f'text-anchor="end">{value:.2f}</text>'
+        f'text-anchor="end">{_tick(value)}</text>'
         for value in up.ticks()
     ]
     lines.append(
@@ -144,6 +144,10 @@ def _frame(across: _Axis, up: _Axis, below: str, beside: str) -> str:
     )
     lines.append(f'<text x="4" y="12">{escape(beside)}</text>')
     return "".join(lines)
+
+
+def _tick(value: float, places: int = 2) -> str:
+    return f"{value:.{places}f}" if abs(value) < 1e5 else f"{value:.0e}"
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

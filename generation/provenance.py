@@ -43,14 +43,10 @@ class Provenance:
     @property
     def work(self) -> str:
         """What it takes to draw it again, for people."""
-        count = len(self.batch_seeds)
-        size = (
-            "{} x {} pixels".format(*self.settings.size)
-            if self.settings.size
-            else "the base model's size"
-        )
+        count, size = len(self.batch_seeds), self.settings.size
         pictures = "a picture" if count == 1 else f"{count} pictures at once"
-        return f"{pictures}, {size}, {self.settings.steps} steps"
+        sides = f", {size[0]}x{size[1]}" if size else ""
+        return f"{pictures}{sides}, in {self.settings.steps} steps"
 
     @property
     def is_modest(self) -> bool:
