@@ -16,9 +16,17 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from sqlmodel import Session, col, insert, select
 
 from . import images
@@ -50,10 +58,8 @@ FORMAT = "conceptry-bundle"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 128 << 20
 """A concept with a training of 660 steps takes some 90 kB of it, an untrained one 2 kB."""
-_MAX_MANIFEST_PARTS = 16 << 20
+_MAX_MANIFEST_PARTS = 8 << 20
 """Of values, which take far more room in memory than in the file."""
-_MAX_ERRORS = 1_000
-"""So many mistakes in a manifest are looked at."""
 _LOCAL_HEADER_BYTES = 30
 
 _MANIFEST = "manifest.json"
@@ -74,6 +80,14 @@ def _no_nan(value: float) -> float:
 def _storable(value: dict[str, Any]) -> dict[str, Any]:
     to_json(value)
     return value
+
+
+def _checked_packages(packages: dict[str, Any]) -> dict[str, str]:
+    for name, version in packages.items():
+        check_line(name, "package")
+        if not isinstance(version, str) or check_text(version, "version") != version:
+            raise ValueError(f"{name[:40]!r} has no version")
+    return packages
 
 
 def _no_number(alias: str) -> str:
@@ -100,6 +114,7 @@ _PictureSize = Annotated[int, Field(ge=1, le=images.MAX_FILE_BYTES)]
 _Number = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
 _Json = Annotated[dict[str, Any], AfterValidator(_storable)]
+_Packages = Annotated[dict[str, Any], AfterValidator(_checked_packages)]
 _Config = Annotated[_Json, AfterValidator(check_config)]
 _Scores = Annotated[_Json, AfterValidator(check_scores)]
 _Value = Annotated[float, AfterValidator(_no_nan)]
@@ -108,7 +123,15 @@ _List = Annotated[list[_Item], FailFast()]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+    """Mistakes are told one at a time: a list of all may fill the memory."""
+
+    model_config = ConfigDict(extra="allow", strict=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="after")
+    def _has_no_more(self) -> Self:
+        for key in self.model_extra or ():
+            raise ValueError(f"{key[:40]!r} does not belong here")
+        return self
 
 
 class _ImagePart(_Part):
@@ -128,7 +151,7 @@ class _RunPart(_Part):
     base: _Text
     base_sha256: _Text
     seed: _Integer
-    packages: dict[_Line, _Text]
+    packages: _Packages
     host: _Text
     status: Literal["running", "done", "interrupted", "failed"]
     started: _Moment
@@ -275,7 +298,7 @@ def _first(error: Exception) -> str:
     """What is wrong, and where in the manifest."""
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors()[0]
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
@@ -423,13 +446,13 @@ def _read_manifest(bundle: zipfile.ZipFile, path: Path) -> _Manifest:
     try:
         manifest = _Manifest.model_validate_json(text)
     except ValidationError as error:
+        told = _first(error)
+        complaint = f"wrong at {told}" if told[0] != ":" else "not JSON"
+    else:
+        complaint = ""
+    if complaint:
         _refuse_newer(text, path)
-        if error.error_count() > _MAX_ERRORS:
-            raise InvalidBundle(f"{path}: the manifest is wrong in many places") from None
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise InvalidBundle(f"{path}: the manifest is not JSON") from None
-        raise InvalidBundle(f"{path}: the manifest is wrong at {_first(error)}") from None
+        raise InvalidBundle(f"{path}: the manifest is {complaint}")
     if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
         _refuse_newer(text, path)
         raise InvalidBundle(f"{path} is not a {FORMAT}")

@@ -271,14 +271,16 @@ def to_json(value: object) -> str:
 
 def is_too_deep(value: object) -> bool:
     """Whether lists and mappings are nested deeper than `MAX_DEPTH`."""
-    waiting = [(value, 1)]
-    while waiting:
-        value, depth = waiting.pop()
-        if isinstance(value, (list, tuple, Mapping)):
-            if depth > MAX_DEPTH:
-                return True
-            inner = value.values() if isinstance(value, Mapping) else value
-            waiting += [(each, depth + 1) for each in inner]
+    path = [iter((value,))]
+    while path:
+        for inner in path[-1]:
+            if isinstance(inner, (list, tuple, Mapping)):
+                path.append(iter(inner.values() if isinstance(inner, Mapping) else inner))
+                break
+        else:
+            path.pop()
+        if len(path) > MAX_DEPTH + 1:
+            return True
     return False
 
 
