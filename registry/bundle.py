@@ -443,20 +443,23 @@ def _read_manifest(bundle: zipfile.ZipFile, path: Path) -> _Manifest:
         text = bundle.read(info)
     if _is_too_large(text):
         raise InvalidBundle(f"{path}: the manifest is too large")
-    try:
-        manifest = _Manifest.model_validate_json(text)
-    except ValidationError as error:
-        told = _first(error)
-        complaint = f"wrong at {told}" if told[0] != ":" else "not JSON"
-    else:
-        complaint = ""
-    if complaint:
+    manifest = _parsed(text)
+    if isinstance(manifest, str):
         _refuse_newer(text, path)
-        raise InvalidBundle(f"{path}: the manifest is {complaint}")
+        raise InvalidBundle(f"{path}: the manifest is {manifest}")
     if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
         _refuse_newer(text, path)
         raise InvalidBundle(f"{path} is not a {FORMAT}")
     return manifest
+
+
+def _parsed(text: bytes) -> _Manifest | str:
+    """The manifest, or what is wrong; the error itself would keep all of it in memory."""
+    try:
+        return _Manifest.model_validate_json(text)
+    except ValidationError as error:
+        told = _first(error)
+    return f"wrong at {told}" if told[0] != ":" else "not JSON"
 
 
 def _is_too_large(text: bytes) -> bool:

@@ -73,7 +73,7 @@ TOLD: dict[str, object] = {
     "stages without vectors": {"stage_order": STAGE_ORDER},
     "a key more": {"further": 1},
 }
-IN_STAGES = {"stage_order": STAGE_ORDER}
+IN_STAGES: dict[str, object] = {"stage_order": STAGE_ORDER}
 TENSORS: dict[str, tuple[dict[str, Tensor], dict[str, object]]] = {
     "no vectors": ({"z": torch.zeros(1)}, {}),
     "another width": ({"token.0": torch.zeros(1, WIDTH + 1)}, {}),
