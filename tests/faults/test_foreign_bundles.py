@@ -157,6 +157,20 @@ def test_the_registrys_own_disk_is_not_called_the_bundles(
     assert registry.names() == []
 
 
+def test_a_disk_that_became_read_only_is_named(
+    registry: Registry, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be cleared away there either."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("create_file", "remove_file"):
+        monkeypatch.setattr(f"conceptry.registry.blobs.{name}", read_only)
+    with pytest.raises(StorageError, match=r"cannot write .*concepts\.blobs.*Read-only"):
+        registry.import_bundle(packed(tmp_path, parts))
+
+
 def test_a_photo_larger_than_add_takes_is_refused(
     registry: Registry, parts: Parts, tmp_path: Path
 ) -> None:
