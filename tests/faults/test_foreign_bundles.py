@@ -110,14 +110,14 @@ def test_entries_within_each_other_are_refused_unread(
 def test_a_place_beyond_any_file_is_refused(
     registry: Registry, parts: Parts, tmp_path: Path, offset: int
 ) -> None:
-    manifest = json.dumps(parts.manifest).encode()
-    name = f"blobs/{next(iter(parts.blobs))}".encode()
-    extra = struct.pack("<HHQ", 1, 8, offset)
-    directory = [
-        central_header(b"manifest.json", manifest, 0),
-        central_header(name, b"", 0, extra),
-    ]
-    body = local_header(b"manifest.json", manifest) + manifest
+    body, directory = b"", []
+    entries = {"manifest.json": json.dumps(parts.manifest).encode()}
+    for name, data in (
+        entries | {f"blobs/{key}": blob for key, blob in parts.blobs.items()}
+    ).items():
+        far = struct.pack("<HHQ", 1, 8, offset) if len(directory) == 1 else b""
+        directory.append(central_header(name.encode(), data, len(body), far))
+        body += local_header(name.encode(), data) + data
     refused(registry, zip_of(tmp_path / "hostile.concept", body, directory))
 
 
