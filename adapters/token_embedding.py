@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,9 @@ def check_vectors(backbone: Backbone, shapes: Sequence[torch.Size], leading: Seq
     """Raise `InvalidWeights` unless there are vectors (…, d), as many, for each text encoder."""
     wanted: list[tuple[int, ...]] = []
     for encoder in backbone.text_encoders:
-        embedding = encoder.network.get_input_embeddings()
+        embedding: Any = encoder.network.get_input_embeddings()
         while isinstance(embedding, ExtendedEmbedding):
-            embedding = embedding.base
+            embedding = cast("Any", embedding.base)
         wanted.append((*leading, embedding.weight.shape[1]))
     if [tuple(shape) for shape in shapes] != wanted:
         raise InvalidWeights("its vectors are not as wide as the base model's")
