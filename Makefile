@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PROGRAM := $(VENV)/program
+SITE := $(VENV)/site
 # Where the development tools are, the program is too.
 RUNNABLE := $(firstword $(wildcard $(INSTALLED)) $(PROGRAM))
 PIP_LOG := $(VENV)/pip.log
@@ -19,7 +20,7 @@ PACKAGES := adapters cli evaluation generation kernels methods models registry t
 .DEFAULT_GOAL := help
 # Two installations into one folder would meet.
 .NOTPARALLEL:
-.PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example readme kill bench clean
+.PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example pages docs kill bench clean
 
 help:
 	@echo "make demo     teach the sample dog to the miniature, and draw it"
@@ -29,7 +30,8 @@ help:
 	@echo "make check    lint, format check, types"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make example  build concepts.db.example again"
-	@echo "make readme   run the README's session and put its output there"
+	@echo "make pages    run the manual's session, and renew all that pages have from the program"
+	@echo "make docs     build all pages as a site, in build/docs"
 	@echo "make kill     1,000 SIGKILLs over concept add, and 1,000 over all other commands"
 	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
 	@echo "make test-kernels   every size of the attention kernels; half an hour on two cores"
@@ -40,10 +42,11 @@ install: $(INSTALLED)
 
 $(PROGRAM): WHAT := .
 $(INSTALLED): WHAT := .[dev]
+$(SITE): WHAT := .[docs]
 
 # On a terminal pip shows its own bars; elsewhere only large files and what takes long are told.
 # What is never imported need not be compiled, where Python keeps what it compiles.
-$(PROGRAM) $(INSTALLED): pyproject.toml constraints.txt
+$(PROGRAM) $(INSTALLED) $(SITE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.12 install")'
 	@rm -f $@
 	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -94,8 +97,13 @@ format: $(INSTALLED)
 example: $(INSTALLED)
 	$(BIN)/python tests/example_registry.py concepts.db.example
 
-readme: $(INSTALLED)
-	@$(BIN)/python tests/readme_session.py --write
+pages: $(INSTALLED)
+	@$(BIN)/python tests/manual_session.py --write
+	@$(BIN)/python tests/docs_pages.py --write
+
+docs: $(SITE)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the first page is build/docs/index.html; for its search, $(PYTHON) -m http.server -d build/docs"
 
 kill: $(INSTALLED)
 	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json

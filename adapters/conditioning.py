@@ -56,24 +56,32 @@ def _encode_once(backbone: Backbone, prompts: Sequence[str], size: int) -> Condi
 
 @torch.no_grad()
 def encode_reference(
-    backbone: Backbone, prompt: str, tokens: tuple[str, ...], category: str, size: int
+    backbone: Backbone,
+    prompt: str,
+    tokens: tuple[str, ...],
+    category: str,
+    size: int,
+    *,
+    names_category: bool = False,
 ) -> Tensor:
-    """Text states (77, d) of a prompt with the category in the tokens' place.
+    """Text states (77, d) of a prompt in which the category alone stands for the concept.
 
     What the subject-wise attention loss compares with (SeFi-IDE, arXiv 2402.00631, section 3.2).
-    Row j belongs to what stands at j in the prompt with the tokens: where the category has more
-    words than there are tokens, its last ones stand for them, and what follows moves up.
+    Row j belongs to what stands at j in the prompt itself: to each token one of the category's
+    words, the last ones where it has more; with `names_category`, where the category follows the
+    tokens in the prompt, its own words to these; and then to what follows.
     """
-    words = len(backbone.text_encoders[0].ids(category, whole=False))
+    num_words = len(backbone.text_encoders[0].ids(category, whole=False))
     first = token_columns(backbone, prompt, tokens)[0]
-    in_words = prompt.replace(" ".join(tokens), category)
-    states = backbone.encode_prompts([in_words], size).states[0]
-    own = torch.arange(len(states))
-    inside = (own >= first) & (own < first + len(tokens))
-    skipped = words - len(tokens)
-    shifted = torch.where(own < first, own, (own + skipped).clamp(max=len(states) - 1))
-    within = (first + (own - first + max(skipped, 0)).clamp(max=words - 1)).clamp(min=0)
-    return states[torch.where(inside, within, shifted).to(states.device)]
+    phrase = " ".join([*tokens, category] if names_category else tokens)
+    states = backbone.encode_prompts([prompt.replace(phrase, category)], size).states[0]
+    skipped = max(0, num_words - len(tokens))
+    words = [min(skipped + i, num_words - 1) for i in range(len(tokens))]
+    words += range(num_words) if names_category else ()
+    rows = [*range(first), *(first + word for word in words)]
+    rows += range(first + num_words, len(states))
+    rows += [len(states) - 1] * (len(states) - len(rows))
+    return states[rows[: len(states)]]
 
 
 def token_columns(

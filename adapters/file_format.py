@@ -14,14 +14,13 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
-from ..registry.files import replacing
 from ..registry.names import check_category, check_line
 from ..registry.tensors import ADAPTER_FORMAT
 from .limits import MAX_STAGES, MAX_TOKENS
+from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
 
 _MAX_METADATA = 4096
@@ -63,7 +62,7 @@ class AdapterMetadata:
 def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
-    Hence the one entry of metadata: safetensors writes several in no order. Raises `NotFinite`
+    Raises `NotFinite`
     for what could not be read again, and `StorageError` if the disk refuses; leaves no half of a
     file.
     """
@@ -74,9 +73,8 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, {ADAPTER_FORMAT: json.dumps(asdict(fits))})
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, {ADAPTER_FORMAT: json.dumps(asdict(fits))})
+    except OSError as error:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 

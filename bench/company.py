@@ -86,7 +86,7 @@ def _presence(
     all_there: list[float] = []
     for told in found.prompts:
         for each in told.pictures:
-            picture = laboratory.pictures.get(each.picture)
+            picture = laboratory.pictures.get(each.picture, num_subjects=len(people))
             assert picture is not None
             regions = region(picture.maps[:, 0])
             cut = embed([inside_only(picture.image, as_mask(inside)) for inside in regions])

@@ -39,9 +39,7 @@ from conceptry.models.miniature.world.scenes import describe, sample_scene
 from conceptry.registry import Registry
 from environment import describe as describe_machine
 from full_size import make_full_size
-from laboratory import Laboratory, individuals, summary, without_pictures
-
-import methods
+from laboratory import Laboratory, individuals, summary, ways, without_pictures
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,7 +361,7 @@ def laboratory(report: Report, left: Time, is_tiny: bool) -> bool:
     folder = report.path.with_name("laboratory-run")
     folder.mkdir(exist_ok=True)
     some, short = ["textual-inversion"], ["embedding.steps=2", "augmentation.crops=2"]
-    chosen = methods.ways(some, short) if is_tiny else methods.ways(["all"], [])
+    chosen = ways(some, short) if is_tiny else ways(["all"], [])
     base, seeds = load_base(), (0,) if is_tiny else (0, 1, 2, 3)
     rows: list[dict[str, Any]] = report.get("rows") or []
     longest = 0.0

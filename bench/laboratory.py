@@ -27,7 +27,7 @@ from conceptry.evaluation.suites import Suite, find_suite
 from conceptry.evaluation.wanted import wanted_for
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import Chosen, choose
-from conceptry.methods import find_method, settings_of
+from conceptry.methods import all_methods, find_method, settings_of
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world.identities import (
@@ -157,6 +157,26 @@ class Way:
 
 BARE_WAY = Way(BARE, "")
 """Not taught at all: the base model, asked for the bare category."""
+
+
+WEIGHTS = (0.003, Way("", "sefi").settings("miniature").loss.subject_wise)
+"""Of SeFi-IDE's loss for Textual Inversion: the paper's, and that of its preset."""
+WITH_LOSS = [
+    Way(f"textual-inversion, λ {each:g}", "textual-inversion", (f"loss.subject_wise={each:g}",))
+    for each in WEIGHTS
+]
+
+
+def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
+    """The ways of some names; `all` are all methods, the base model and those `WITH_LOSS`."""
+    every = [BARE_WAY, *(Way(name, name, tuple(overrides)) for name in all_methods())]
+    every += WITH_LOSS
+    if list(names) == ["all"]:
+        return every
+    for name in names:
+        if name not in {way.label for way in every}:
+            find_method(name)  # says what there is
+    return [way for way in every if way.label in names]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from conceptry.evaluation.suites import find_suite
-from conceptry.methods import all_methods, find_method
+from conceptry.methods import all_methods
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world.identities import CATEGORIES
@@ -41,7 +41,7 @@ from conceptry.registry import Registry
 from conceptry.training import train
 from environment import describe as describe_machine
 from laboratory import (
-    BARE_WAY,
+    WITH_LOSS,
     Laboratory,
     Row,
     Way,
@@ -51,36 +51,19 @@ from laboratory import (
     parser,
     save_sheet,
     summary,
+    ways,
     without_pictures,
 )
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = (0, 4, 8, 10, 12)
 HEADLINES = ("seen", "likeness", "recognised", "both")
-WEIGHTS = (0.003, Way("", "sefi").settings("miniature").loss.subject_wise)
-"""Of SeFi-IDE's loss for Textual Inversion: the paper's, and that of its preset."""
-WITH_LOSS = [
-    Way(f"textual-inversion, λ {each:g}", "textual-inversion", (f"loss.subject_wise={each:g}",))
-    for each in WEIGHTS
-]
 COMPARED = (
     (DEFAULT_METHOD, ()),
     ("sefi", ("textual-inversion",)),
     *((way.label, ("textual-inversion",)) for way in WITH_LOSS),
 )
 """Which ways are compared with which others, on the same individuals; () are all."""
-
-
-def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
-    """The ways of some names; `all` are all methods, the base model and those `WITH_LOSS`."""
-    every = [BARE_WAY, *(Way(name, name, tuple(overrides)) for name in all_methods())]
-    every += WITH_LOSS
-    if list(names) == ["all"]:
-        return every
-    for name in names:
-        if name not in {way.label for way in every}:
-            find_method(name)  # says what there is
-    return [way for way in every if way.label in names]
 
 
 def _compared(labels: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,8 @@ def row_of(laboratory: Laboratory, who: Individual, way: Way) -> Row:
     row = laboratory.row(who, way, SHOWN)
     found = laboratory.evaluate(find_suite("miniature"), [who], way)
     keys = [picture.picture for prompt in found.prompts for picture in prompt.pictures]
-    pictures = [picture for key in keys if (picture := laboratory.pictures.get(key))]
+    kept = (laboratory.pictures.get(key, num_subjects=1) for key in keys)
+    pictures = [picture for picture in kept if picture]
     images = [picture.image for picture in pictures]
     regions = regions_of_photos(laboratory.base, images, who.identity.category)
     shares = [

@@ -184,7 +184,9 @@ class _Studio:
     def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, Picture]]:
         """Pictures of some seeds, each with its key in the cache."""
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
-        found = [self._cache.get(key) for key in keys]
+        side = self._base.backbone.size
+        size = self._plan.settings.size or (side, side)
+        found = [self._cache.get(key, num_subjects=len(self._subjects), size=size) for key in keys]
         if None in found:
             found = [
                 self._cache.put(key, picture)

@@ -9,16 +9,15 @@ The folder may be removed at any time: what is missing is drawn again.
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
-from ..generation.pictures import replace_picture
+from ..generation.pictures import kept_picture, replace_picture
 from ..registry import Registry
 from ..registry.blobs import is_sha256
 from ..registry.errors import RegistryCorrupt, StorageError
@@ -26,14 +25,9 @@ from ..registry.files import below, make_folder, open_file, write_file
 from ..registry.running import EVALUATIONS
 from .scoring import Picture
 
-_UNSOUND = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    KeyError,
-    SafetensorError,
-    Image.DecompressionBombError,
-)
+_MAX_MAPS_BYTES = 64 << 20
+_MAX_SIDE = 1024
+"""Of maps: more than any layer of attention has."""
 
 
 class PictureCache:
@@ -59,15 +53,14 @@ class PictureCache:
             raise RegistryCorrupt(f"{key!r} is not the hash of a picture", hint="concept check")
         return below(self._folder, key[:2], f"{key}.png")
 
-    def get(self, key: str) -> Picture | None:
-        """A picture, if it is here and whole."""
+    def get(
+        self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None
+    ) -> Picture | None:
+        """A picture of so many subjects and of `size`, if it is here and whole."""
         path = self.path(key)
-        with suppress(*_UNSOUND):
-            with open_file(self._root, path.with_suffix(".safetensors")) as file:
-                maps = load(file.read())["maps"].float()
-            with open_file(self._root, path) as file, Image.open(file) as image:
-                return Picture(image.convert("RGB"), maps)
-        return None
+        maps = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
+        image = kept_picture(self._root, path, size) if maps is not None else None
+        return Picture(image, maps) if image is not None and maps is not None else None
 
     def put(self, key: str, picture: Picture) -> Picture:
         """Keep a picture; returns it as it will be found again."""
@@ -75,8 +68,20 @@ class PictureCache:
         maps = picture.maps.to(torch.float16).contiguous()
         try:
             make_folder(self._root, path.parent)
-            write_file(path.with_suffix(".safetensors"), save({"maps": maps}))
-            replace_picture(picture.image, path)
+            write_file(path.with_suffix(".safetensors"), save({"maps": maps}), root=self._root)
+            replace_picture(picture.image, path, root=self._root)
         except OSError as error:
             raise StorageError(f"cannot write into {self._folder}: {error.strerror}") from error
         return Picture(picture.image, maps.float())
+
+
+def _read_maps(root: Path, path: Path, num_subjects: int) -> Tensor | None:
+    """Maps (S, 2, h, w) of so many subjects; None unless they are here, whole and finite."""
+    try:
+        with open_file(root, path) as file:
+            maps = load(file.read(_MAX_MAPS_BYTES))["maps"].float()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+        return None
+    is_ours = maps.dim() == 4 and maps.shape[:2] == (num_subjects, 2)
+    fits = is_ours and all(0 < side <= _MAX_SIDE for side in maps.shape[2:])
+    return maps if fits and maps.isfinite().all() else None

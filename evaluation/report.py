@@ -161,7 +161,7 @@ def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
 def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_Shown]:
     for row, prompt in enumerate(each.prompts):
         for picture in prompt.pictures:
-            kept = pictures.get(picture.picture)
+            kept = pictures.get(picture.picture, num_subjects=1 + len(each.others))
             heats = [overlaid(kept.image, own[1]) for own in kept.maps] if kept else []
             yield _Shown(
                 id=f"p{number}-{row}-{picture.seed}",

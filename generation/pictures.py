@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ..registry.documents import parse_json
-from ..registry.errors import InvalidImage, NotFound, StorageError
-from ..registry.files import new_file, write_file
-from ..registry.images import read_file, strict_decoding
+from ..registry.errors import InvalidImage, NotFound, RegistryCorrupt, StorageError
+from ..registry.files import new_file, open_file, write_file
+from ..registry.images import MAX_PIXELS, read_file, strict_decoding
 
 METADATA_KEY = "conceptry"
 _GAP = 8
@@ -55,11 +55,27 @@ def save_picture(
     return path, sha256
 
 
-def replace_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG in place of what was there; whoever looks meanwhile finds one of the two."""
+def replace_picture(image: Image.Image, path: Path, *, root: Path) -> None:
+    """Write a PNG below `root` in place of what was there, as `write_file` does."""
     encoded = io.BytesIO()
     image.save(encoded, "png")
-    write_file(path, encoded.getvalue())
+    write_file(path, encoded.getvalue(), root=root)
+
+
+def kept_picture(root: Path, path: Path, size: tuple[int, int] | None = None) -> Image.Image | None:
+    """A picture that `replace_picture` wrote below `root`; None unless it is there and whole.
+
+    What somebody else put there is as if it were not: a link, another format, or another `size`
+    (width, height). Raises `RegistryCorrupt` where a folder above it is a link.
+    """
+    try:
+        with open_file(root, path) as file, Image.open(file, "r", ["PNG"]) as picture:
+            is_ours = picture.width * picture.height <= MAX_PIXELS and size in (None, picture.size)
+            return picture.convert("RGB") if is_ours else None
+    except RegistryCorrupt:
+        raise
+    except Exception:  # noqa: BLE001 (decoders raise anything)
+        return None
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

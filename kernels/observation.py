@@ -38,6 +38,15 @@ class Observation:
     distances: dict[str, Tensor] = field(default_factory=dict)
     backends: set[str] = field(default_factory=set)
 
+    def part(self, rows: slice, columns: slice) -> "Observation":
+        """Of some samples of the batch and some token columns."""
+        return Observation(
+            {name: each[rows][..., columns, :] for name, each in self.maps.items()},
+            {name: each[rows, columns] for name, each in self.moments.items()},
+            {name: each[rows] for name, each in self.distances.items()},
+            self.backends,
+        )
+
     def clear(self) -> None:
         """Forget what was seen."""
         for seen in (self.maps, self.moments, self.distances):

@@ -1,10 +1,16 @@
 """What is minimised: the diffusion loss, and losses on attention that any method takes."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from ..adapters.conditioning import encode_reference, token_columns
+from ..kernels.observation import Observation
+from ..models.backbone import Backbone
+from .settings import StageSettings, TrainingSettings
 
 REDUCTIONS = ("sum", "mean")
 
@@ -66,3 +72,119 @@ def subject_wise_loss(distances: Mapping[str, Tensor]) -> Tensor:
     that, and the squares, are our reading, as the paper leaves them open.
     """
     return torch.stack(list(distances.values())).mean(0)
+
+
+# --- as the loop takes them -----------------------------------------------------------------------
+
+
+class AttentionLoss(Protocol):
+    """A loss on the cross-attention of training prompts.
+
+    Of each of P prompts, `columns` (P, T) are the tokens whose moments it looks at, and `reference`
+    (P, 77, d) the text states from whose attention it measures a distance; None for neither.
+    """
+
+    name: ClassVar[str]
+    """What metrics call it."""
+
+    @property
+    def columns(self) -> Tensor | None:
+        """(P, T)."""
+
+    @property
+    def reference(self) -> Tensor | None:
+        """(P, 77, d)."""
+
+    def value(self, seen: Observation, share: float) -> Tensor:
+        """With its weight, of samples that are this share of a step's batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPrompts:
+    """Prompts that name a concept, on a base model, for pictures of `size` pixels."""
+
+    backbone: Backbone
+    prompts: Sequence[str]
+    tokens: tuple[str, ...]
+    category: str
+    names_category: bool
+    size: int
+
+    def columns(self) -> Tensor:
+        """(P, n + 1): of each prompt, where the n tokens and the category stand."""
+        columns = [
+            token_columns(self.backbone, prompt, self.tokens, self.category)
+            for prompt in self.prompts
+        ]
+        return torch.tensor(columns, device=self.backbone.device)
+
+    def references(self) -> Tensor:
+        """(P, 77, d): each prompt with the category alone in the concept's place."""
+        references = [
+            encode_reference(
+                self.backbone,
+                prompt,
+                self.tokens,
+                self.category,
+                self.size,
+                names_category=self.names_category,
+            )
+            for prompt in self.prompts
+        ]
+        return torch.stack(references)
+
+
+def attention_losses(
+    taught: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
+) -> list[AttentionLoss]:
+    """Those whose weights are not 0."""
+    losses: list[AttentionLoss] = []
+    if stage.mean_weight or stage.variance_weight:
+        losses.append(
+            MomentMatching(
+                taught.columns(),
+                stage.mean_weight,
+                stage.variance_weight,
+                settings.loss_reduction,
+            )
+        )
+    if settings.loss.subject_wise:
+        losses.append(SubjectWise(taught.references(), settings.loss.subject_wise))
+    return losses
+
+
+@dataclass(frozen=True, slots=True)
+class MomentMatching:
+    """`moment_matching_loss` with its weights."""
+
+    name: ClassVar[str] = "attention"
+    columns: Tensor
+    mean_weight: float
+    variance_weight: float
+    reduction: str
+    reference: None = None
+
+    def value(self, seen: Observation, share: float) -> Tensor:
+        """A sum over the batch, or a mean."""
+        loss = moment_matching_loss(
+            seen.moments,
+            mean_weight=self.mean_weight,
+            variance_weight=self.variance_weight,
+            reduction=self.reduction,
+        )
+        return loss * share if self.reduction == "mean" else loss
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectWise:
+    """`subject_wise_loss` with its weight, averaged over the batch."""
+
+    name: ClassVar[str] = "subject-wise"
+    reference: Tensor
+    weight: float
+    columns: None = None
+
+    def value(self, seen: Observation, share: float) -> Tensor:
+        """Of a batch, the mean."""
+        return self.weight * subject_wise_loss(seen.distances).mean() * share

@@ -1,4 +1,4 @@
-"""What a method is: its stages and settings. How a stage is run is in `stage_run.py`."""
+"""What a method is: its stages and settings. How a stage is run is in `training/loop.py`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from ..adapters.timestep_tokens import TimestepTokens
     from ..adapters.token_embedding import TokenEmbedding
     from ..models.backbone import Backbone
+    from .attention_losses import AttentionLoss, TrainingPrompts
 
     Embedding = TokenEmbedding | TimestepTokens
 
 Learns = Literal["embedding", "cross-attention", "denoiser"]
 MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, Any, int], "Embedding"]
 """Gets a base model, placeholder tokens, their category, settings and a seed."""
+MakeLosses = Callable[["TrainingPrompts", Any, Any], "list[AttentionLoss]"]
+"""Gets training prompts, settings and those of a stage."""
 DEFAULT_METHOD = "attndreambooth"
 _NO_METHODS = ("attention_losses", "method", "seeds", "settings")
 
@@ -38,12 +41,20 @@ class Stage:
     learns: Learns
 
 
+def losses_asked_for(taught: "TrainingPrompts", settings: Any, stage: Any) -> "list[AttentionLoss]":
+    """Losses on attention that settings give a weight."""
+    from .attention_losses import attention_losses
+
+    return attention_losses(taught, settings, stage)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A way to teach a concept.
 
-    `make_embedding` says what its placeholder tokens begin as. With `names_category` the concept
-    stands in a prompt as its tokens and its category, `[V] dog`, else as its tokens alone.
+    `make_embedding` says what its placeholder tokens begin as, `make_losses` what is minimised
+    beside the diffusion loss. With `names_category` the concept stands in a prompt as its tokens
+    and its category, `[V] dog`, else as its tokens alone.
     """
 
     name: str
@@ -52,6 +63,7 @@ class Method:
     settings: type[TrainingSettings]
     stages: tuple[Stage, ...]
     make_embedding: MakeEmbedding
+    make_losses: MakeLosses = losses_asked_for
     names_category: bool = True
 
     @property

@@ -137,6 +137,7 @@ class StageSettings(Settings):
     steps: int = setting(low=0, high=1_000_000)
     """Optimiser steps; 0 leaves the stage out."""
     learning_rate: float = setting(low=0, high=10)
+    """AdamW's; it stays the same throughout."""
     batch: int = setting(8, low=1, high=4096)
     """Pictures per step."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
@@ -154,6 +155,7 @@ class Augmentation(Settings):
     rotation: float = setting(45.0, low=0, high=180)
     """Degrees, at most."""
     rotation_probability: float = setting(0.75, low=0, high=1)
+    """Of a crop to be turned at all."""
     flip: bool = setting(True)
     """Half of the crops are mirrored; not for faces and lettering."""
     smallest: float = setting(0.8, low=0.1, high=1)
@@ -195,6 +197,7 @@ class TrainingSettings(Settings):
     optimizer: str = setting("adamw", choices=("adamw", "adamw8bit"))
     """8-bit needs the package bitsandbytes and a CUDA GPU."""
     weight_decay: float = setting(1e-2, low=0, high=1)
+    """AdamW's."""
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     loss_reduction: str = setting("sum", choices=("sum", "mean"))
@@ -204,6 +207,7 @@ class TrainingSettings(Settings):
     gradient_accumulation: int = setting(1, low=1, high=1024)
     """Each step's batch is worked off in as many parts."""
     gradient_checkpointing: bool = setting(False)
+    """Activations are computed again in the backward pass: less memory, more time."""
     ema: float = setting(0.0, low=0, high=0.99999)
     """Decay of the moving average that becomes the result; 0 takes the last weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)

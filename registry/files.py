@@ -197,24 +197,32 @@ def _close(handle: int | None) -> None:
 # --- whole or not at all --------------------------------------------------------------------------
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, synced, in place of what was there; whoever looks finds one of the two."""
-    with new_file(path.parent) as unfinished:
+def write_file(path: Path, data: bytes, *, root: Path | None = None) -> None:
+    """Write a file, synced, in place of what was there; whoever looks finds one of the two.
+
+    With `root`, no folder from there to the file may be a link.
+    """
+    with new_file(path.parent, root=root) as unfinished:
         unfinished.file.write(data)
         unfinished.replace(path)
 
 
 class NewFile:
-    """A file that has no name, or one that nobody can guess, until it is given its own."""
+    """A file that has no name, or one that nobody can guess, until it is given its own.
 
-    def __init__(self, folder: Path) -> None:
+    All is done in the folder that was opened, whatever its path leads to by then.
+    """
+
+    def __init__(self, folder: Path, handle: int | None) -> None:
         self._folder = folder
+        self._handle = handle
         self._path: Path | None = None
         try:
-            descriptor = os.open(folder, os.O_RDWR | _unnamed_flag(), 0o666)
+            here = folder if handle is None else "."
+            descriptor = os.open(here, os.O_RDWR | _unnamed_flag(), 0o666, dir_fd=handle)
         except OSError:  # some file systems know no files without a name
             self._path = _random_path(folder, "new")
-            descriptor = os.open(self._path, _CREATE, 0o666)
+            descriptor = os.open(_named(handle, self._path), _CREATE, 0o666, dir_fd=handle)
         self.file: BinaryIO = os.fdopen(descriptor, "w+b")
 
     def replace(self, path: Path) -> None:
@@ -224,9 +232,7 @@ class NewFile:
             unfinished = _random_path(self._folder, path.name)
             self._link(unfinished)
             self._path = unfinished
-        self._path.replace(path)
-        self._path = None
-        sync_folder(self._folder)
+        self._rename(path)
 
     def take(self, path: Path) -> bool:
         """Give it a name that nothing bears; False if something does."""
@@ -238,24 +244,36 @@ class NewFile:
         except OSError:
             if self._path is None:
                 raise
-            try:
-                path.touch(exist_ok=False)  # without links, a name has to be reserved first
+            try:  # without links, a name has to be reserved first
+                os.close(os.open(self._named(path), _CREATE, 0o666, dir_fd=self._handle))
             except FileExistsError:
                 return False
-            self._path.replace(path)
-            self._path = None
-        sync_folder(self._folder)
+            self._rename(path)
+        self._sync_folder()
         return True
 
+    def _rename(self, path: Path) -> None:
+        assert self._path is not None
+        source, target = self._named(self._path), self._named(path)
+        os.replace(source, target, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+        self._path = None
+        self._sync_folder()
+
     def _link(self, path: Path) -> None:
+        source: str | Path = f"/proc/self/fd/{self.file.fileno()}"
         if self._path is not None:
-            os.link(self._path, path)
-            return
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:  # only with a handle does Python call the function that follows /proc
-            os.link(f"/proc/self/fd/{self.file.fileno()}", path, src_dir_fd=folder)
-        finally:
-            os.close(folder)
+            source = self._named(self._path)
+        # only with a handle does Python call the function that follows /proc
+        os.link(source, self._named(path), src_dir_fd=self._handle, dst_dir_fd=self._handle)
+
+    def _named(self, path: Path) -> str | Path:
+        return _named(self._handle, path)
+
+    def _sync_folder(self) -> None:
+        if self._handle is None:
+            sync_folder(self._folder)
+        else:
+            os.fsync(self._handle)
 
     def close(self) -> None:
         """Let go of it, and of all that has no name of its own yet."""
@@ -263,17 +281,31 @@ class NewFile:
             self.file.close()
         if self._path is not None:
             with suppress(OSError):
-                self._path.unlink()
+                os.unlink(self._named(self._path), dir_fd=self._handle)
 
 
 @contextmanager
-def new_file(folder: Path) -> Iterator[NewFile]:
-    """A file in `folder` that is gone again unless it is given a name in the block."""
-    unfinished = NewFile(folder)
+def new_file(folder: Path, *, root: Path | None = None) -> Iterator[NewFile]:
+    """A file in `folder` that is gone again unless it is given a name in the block.
+
+    With `root`, no folder from there to it may be a link.
+    """
+    with _entered(root, folder) if root else _opened_folder(folder) as handle:
+        unfinished = NewFile(folder, handle)
+        try:
+            yield unfinished
+        finally:
+            unfinished.close()
+
+
+@contextmanager
+def _opened_folder(folder: Path) -> Iterator[int | None]:
+    """The handle of a folder of the user's, who may have links."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY) if _HAS_HANDLES else None
     try:
-        yield unfinished
+        yield handle
     finally:
-        unfinished.close()
+        _close(handle)
 
 
 @contextmanager

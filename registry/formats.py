@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
+from .bands import PNG_MAGIC
 from .errors import InvalidImage
 
 with contextlib.suppress(ImportError):
@@ -22,7 +23,6 @@ MAX_PROFILE_BYTES = 16 << 20
 """Of a colour profile; those of printers have some megabytes."""
 JPEG_MAGIC = b"\xff\xd8\xff"
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DNG_VERSION, _SUBFILE, _SUB_IFDS = 50706, 254, 330
 _OTHER_KINDS = {
@@ -131,7 +131,7 @@ class Beside:
 
 def split(data: bytes) -> tuple[bytes, Beside]:
     """The bytes to decode, and what is better read without Pillow."""
-    if data.startswith(_PNG_MAGIC):
+    if data.startswith(PNG_MAGIC):
         return _split_png(data)
     place = data.find(b"colrnclx", 0, 1 << 16) if data[4:8] == b"ftyp" else -1
     if place < 0 or len(data) < place + 12:
@@ -168,7 +168,7 @@ def _split_png(data: bytes) -> tuple[bytes, Beside]:
     else:
         kept.append(view[place:])  # it ends early
     cicp = found.get(b"cICP", b"")
-    return b"".join([_PNG_MAGIC, *kept]), Beside(
+    return b"".join([PNG_MAGIC, *kept]), Beside(
         profile=found.get(b"iCCP"),
         cicp=(cicp[0], cicp[1]) if len(cicp) == 4 else None,
         significant_bits=max(found[b"sBIT"], default=None) if b"sBIT" in found else None,

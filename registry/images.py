@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from . import formats
+from .bands import open_large_png, png_size, reduced_png
 from .colour import conversion_of, to_srgb
 from .depth import to_8_bits
 from .errors import InvalidImage
@@ -44,9 +45,9 @@ READING = 2
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, at which it only warns; so many are decoded at once, by all threads together.
 
-A larger JPEG is reduced while it is decoded.
+A larger JPEG or PNG is reduced while it is decoded.
 """
-MAX_JPEG_PIXELS = 1 << 28
+MAX_LARGE_PIXELS = 1 << 28
 """Phones make photos of 200 million pixels."""
 MAX_FILE_BYTES = 256 << 20
 SMALL = 512
@@ -63,8 +64,13 @@ recompressing move a hash by 0-4, cropping by 2-5 % by up to 16; different shots
 one place lie 10 and more apart."""
 
 _THUMBNAIL = 512
+_SCAN = b"\xff\xda"
 _MAX_PIXELS_A_BYTE = 256
 """Of a JPEG: no block of 64 pixels takes less than 2 bits."""
+_MAX_COEFFICIENT_BYTES = 1 << 30
+"""Of a progressive JPEG, all of which are held while it is decoded."""
+_MAX_SCANS = 100
+"""Of a large progressive JPEG, which is gone through as often; there are 10 as a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +182,15 @@ def is_stored_mask(data: bytes, size: tuple[int, int]) -> bool:
 
 def size_as_read(width: int, height: int) -> tuple[int, int]:
     """The size at which a photo of this size is read, and masked: halved until it is allowed."""
+    factor = _factor_as_read(width, height)
+    return -(-width // factor), -(-height // factor)
+
+
+def _factor_as_read(width: int, height: int) -> int:
     factor = 1
     while -(-width // factor) * -(-height // factor) > MAX_PIXELS:
         factor *= 2
-    return -(-width // factor), -(-height // factor)
+    return factor
 
 
 def blur_effect(grey: np.ndarray, kernel: int = 11) -> float:
@@ -243,7 +254,8 @@ def _decoded(data: bytes, name: str, at_least: int | None = None) -> Iterator[_D
     """Decode a photo or mask; waits until other threads have left it the memory.
 
     A JPEG is reduced while it is decoded where it is large, or its shorter side keeps `at_least`
-    pixels. Whatever is raised, in the block too, becomes an `InvalidImage` about `name`.
+    pixels; so is a large PNG. Whatever is raised, in the block too, becomes an `InvalidImage` about
+    `name`.
     """
     with _naming(name):
         data, beside = formats.split(data)
@@ -252,8 +264,12 @@ def _decoded(data: bytes, name: str, at_least: int | None = None) -> Iterator[_D
         factor = _draft_factor(image, at_least)
         if factor > 1:
             image.draft(None, (width // factor, height // factor))
-        with _ROOM.taken(image.width * image.height):
-            image.load()
+        allowed = size_as_read(*image.size)
+        with _ROOM.taken(allowed[0] * allowed[1]):
+            if image.size == allowed:
+                image.load()
+            else:
+                image = reduced_png(image, data, _factor_as_read(*image.size))
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             stored = image.size
             with contextlib.suppress(Exception):  # broken EXIF turns nothing
@@ -267,12 +283,15 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """The header of a photo, of a kind and size that is read."""
     if data.startswith(formats.JPEG_MAGIC):
         return _opened_jpeg(data, name)
+    width, height = png_size(data)
+    if MAX_PIXELS < width * height <= MAX_LARGE_PIXELS:
+        return open_large_png(data, name)
     try:
         image = Image.open(io.BytesIO(data), formats=formats.available_formats())
     except UnidentifiedImageError:
         raise formats.unidentified(data, name) from None
     if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
+        raise _too_large(name, MAX_PIXELS)
     formats.check_kind(image, name)
     return image
 
@@ -287,22 +306,38 @@ def _opened_jpeg(data: bytes, name: str) -> Image.Image:
             raise formats.unreadable(name, what) from None
         raise
     pixels = image.width * image.height
-    if pixels > MAX_JPEG_PIXELS:
-        raise InvalidImage(f"{name} has more than {MAX_JPEG_PIXELS:,} pixels, the limit")
-    if pixels > MAX_PIXELS and image.info.get("progressive"):  # all of it is held while decoded
-        raise InvalidImage(
-            f"{name} has more than {MAX_PIXELS:,} pixels, the limit of a progressive JPEG"
-        )
+    if pixels > MAX_LARGE_PIXELS:
+        raise _too_large(name, MAX_LARGE_PIXELS)
+    if pixels > MAX_PIXELS and image.info.get("progressive"):
+        is_long = data.count(_SCAN) > _MAX_SCANS
+        if is_long or _coefficient_bytes(image) > _MAX_COEFFICIENT_BYTES:
+            raise InvalidImage(
+                f"{name} is too large for a progressive JPEG: save it smaller, or as a plain one"
+            )
     if pixels > MAX_PIXELS and len(data) < pixels / _MAX_PIXELS_A_BYTE:  # libjpeg makes up the rest
         raise InvalidImage(f"{name} is damaged: it has too few bytes for so many pixels")
     return image
+
+
+def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
+    """What libjpeg holds of a progressive JPEG: 2 bytes for each pixel of each channel."""
+    across, down = (max(layer[i] for layer in image.layer) for i in (1, 2))
+    shares = sum(layer[1] * layer[2] for layer in image.layer) / (across * down)
+    return int(2 * image.width * image.height * shares)
+
+
+def _too_large(name: str, limit: int) -> InvalidImage:
+    other = "" if limit == MAX_LARGE_PIXELS else ", or as a JPEG or PNG"
+    return InvalidImage(
+        f"{name} has more than {limit:,} pixels, the limit of its kind: save it smaller{other}"
+    )
 
 
 def _draft_factor(image: Image.Image, at_least: int | None) -> int:
     """By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return 1
-    factor = -(-image.width // size_as_read(*image.size)[0])
+    factor = _factor_as_read(*image.size)
     while at_least and factor < 8 and min(image.size) >= 2 * factor * at_least:
         factor *= 2
     return factor
@@ -340,7 +375,7 @@ def _naming(name: str) -> Iterator[None]:
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidImage(f"{name} has more than {MAX_PIXELS:,} pixels, the limit") from None
+        raise _too_large(name, MAX_PIXELS) from None
     except Exception as error:
         raise InvalidImage(f"{name} is damaged: {error}") from error
 

@@ -8,12 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from conceptry.cli.app import app
 from conceptry.registry import locate
+from typer import main, testing
 from typer.testing import CliRunner, Result
+
+_typer: Any = testing
+_typer._get_command = cache(main.get_command)  # it would build all commands for every call
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 1800

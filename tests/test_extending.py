@@ -1,5 +1,9 @@
-"""One file is enough: a toy method and a toy base family, which the product knows nothing of."""
+"""One file is enough: a toy method and a toy base family, which the product knows nothing of.
 
+And what `docs/extending.md` says can be followed: its files and changes, in a copy of the program.
+"""
+
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +17,13 @@ from conceptry.models import loading
 from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import Registry
 from conceptry.training import train
+from conceptry.training.callbacks import Hooks, StepReport
+from docs_pages import Block, blocks
 from drawing import draw_folder
+from forked import Forked
 from program import ROOT, invoke
+from test_floors import FLOORS
+from tiny_base import write_tiny_base
 from tiny_fixtures import _one_base, base
 from toy_family import RenamedPipeline, ToyFamily
 
@@ -48,6 +57,23 @@ def test_a_method_is_a_module_and_a_preset(rex: Registry, base: LoadedBase) -> N
     assert picture.path.exists()
 
 
+@pytest.mark.usefixtures("_toy_method")
+def test_a_loss_on_attention_is_a_class_of_its_method(rex: Registry, base: LoadedBase) -> None:
+    """Beside others, each of which sees the columns that it asked for."""
+    few = ["augmentation.crops=1", "word.mean_weight=1", "loss.subject_wise=0.1"]
+    told: list[dict[str, float]] = []
+    for weight in (0.1, 0.2):
+        reports: list[StepReport] = []
+        words = [*few, f"focus={weight}"]
+        hooks = Hooks(on_step=reports.append)
+        train(rex, "rex", base, method="focused-word", overrides=words, hooks=hooks)
+        told.append(reports[0].losses)
+    once, twice = told
+    assert list(once) == ["diffusion", "attention", "subject-wise", "focus"]
+    assert twice.pop("focus") == pytest.approx(2 * once.pop("focus"), rel=1e-5)
+    assert twice == pytest.approx(once, rel=1e-5)
+
+
 def test_a_base_family_is_a_file(
     rex: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,3 +88,63 @@ def test_a_base_family_is_a_file(
     (theirs,) = generate(rex, base, [request], Path("sd"), with_maps=True)
     assert ours.image.tobytes() == theirs.image.tobytes()
     shutil.rmtree("toy")
+
+
+# --- following the page ---------------------------------------------------------------------------
+
+
+def follow(block: Block, folder: Path) -> None:
+    """Put a file where a block says, or change the one that is there."""
+    path = folder / block.title
+    if block.language != "diff":
+        assert not path.exists()
+        path.write_text(block.text)
+        return
+    text = path.read_text(encoding="utf-8")
+    for hunk in block.text.split("@@\n"):
+        lines = [line.partition("\n")[0] or " " for line in hunk.splitlines(keepends=True)]
+        before = "".join(f"{line[1:]}\n" for line in lines if line[0] in " -")
+        after = "".join(f"{line[1:]}\n" for line in lines if line[0] in " +")
+        assert text.count(before) == 1, f"{block.title} has no longer, or more than once:\n{before}"
+        text = text.replace(before, after)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_what_the_page_says_can_be_followed(
+    rex: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy" / "conceptry"
+    for package in FLOORS:
+        shutil.copytree(
+            ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    shown = [each for each in blocks(page) if each.title]
+    followed = [each for each in shown if not each.title.startswith("tests/")]
+    assert len(shown) - len(followed) == 3
+    assert len(followed) == 8
+    for block in followed:
+        follow(block, copy)
+    monkeypatch.setenv("CONCEPT_REGISTRY", str(rex.location.database))
+    base = write_tiny_base(tmp_path / "tiny")
+    Path("mine.txt").write_text("a photo of a {}\n")
+
+    def ask(*words: str) -> dict[str, object]:
+        prelude = f"import sys; sys.path.insert(0, {str(copy.parent)!r})"
+        with Forked("--json", *words, prelude=prelude) as process:
+            out, err = process.communicate()
+        assert process.returncode == 0, f"{out}{err}"
+        return json.loads(out)
+
+    assert ask("tags") == {"tags": []}
+    rex.edit("rex", tag=["pets"])
+    assert ask("tags") == {"tags": [{"tag": "pets", "concepts": 1}]}
+
+    short = [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=1")]
+    ask("train", "rex", "--base", str(base), "--set", "loss.overshadow=1000", *short)
+    (run,) = rex.show("rex").runs
+    assert "overshadow" in {name for _, _, name, _ in rex.metrics(run.run)}
+
+    words = ("--suite", "mine.txt", "--clip", "miniature", "--dino", "none", "--steps", "1")
+    (scored,) = ask("eval", "rex", *words)["results"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert 0 < scored["scores"]["coverage"]["mean"] < 1

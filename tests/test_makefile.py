@@ -14,7 +14,7 @@ PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exec {sys.executable} "$@"
 mkdir -p .venv/bin
 cp pip .venv/bin/pip
-for name in python pytest; do printf '#!/bin/sh\\n' > .venv/bin/$name; done
+for name in python pytest mkdocs; do printf '#!/bin/sh\\n' > .venv/bin/$name; done
 chmod +x .venv/bin/*
 """
 PIP = """#!/bin/sh
@@ -25,7 +25,7 @@ echo "  Downloading large-1.0.whl (812.3 MB)"
 echo "Installing collected packages: tiny, large"
 test ! -e broken || { echo "ERROR: no network"; exit 1; }
 """
-PROGRAM, WITH_TOOLS = ".", ".[dev]"
+PROGRAM, WITH_TOOLS, WITH_SITE = ".", ".[dev]", ".[docs]"
 
 
 @pytest.fixture
@@ -77,6 +77,13 @@ def test_development_tools_are_added_to_what_the_demo_needs(clone: Path) -> None
     assert installed(clone, "demo") == [PROGRAM]
     assert installed(clone, "test") == [WITH_TOOLS]
     assert installed(clone, "demo") == []
+
+
+def test_what_builds_the_site_is_for_the_site_alone(clone: Path) -> None:
+    assert installed(clone, "docs") == [WITH_SITE]
+    assert installed(clone, "docs") == []
+    assert installed(clone, "demo") == [PROGRAM]
+    assert installed(clone, "test") == [WITH_TOOLS]
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..adapters.tensor_file import write_tensors
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidWeights, StorageError
-from ..registry.files import replacing
 
 FORMAT = "conceptry-resume 1"
 
@@ -50,9 +49,8 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
     place = {"done": point.done, "stage": point.stage, "step": point.step}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, {"format": FORMAT, "place": json.dumps(place)})
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, {"format": FORMAT, "place": json.dumps(place)})
+    except OSError as error:
         raise StorageError(
             f"cannot save to {path}: {error}", hint="make room; the last saved state is still there"
         ) from error

@@ -17,7 +17,7 @@ from ..registry.records import Concept, ConceptKey
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
 from .runs import RESUME_FILE, subject_of
-from .trainer import run_batch
+from .trainer import Trainer
 from .training import Training
 
 
@@ -98,7 +98,7 @@ def estimate_many(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        for path, learned in zip(paths, run_batch(trainings, paths), strict=True):
+        for path, learned in zip(paths, Trainer(trainings, paths).run(), strict=True):
             if isinstance(learned, TrainingFailed):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())

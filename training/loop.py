@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters.conditioning import (
-    PromptAtTimestep,
-    encode_at_timesteps,
-    encode_reference,
-    token_columns,
-)
+from ..adapters.conditioning import PromptAtTimestep, encode_at_timesteps
 from ..generation.sampler import draw_batch
 from ..kernels import Observation
-from ..methods.attention_losses import (
-    diffusion_loss,
-    diffusion_target,
-    moment_matching_loss,
-    subject_wise_loss,
-)
+from ..methods.attention_losses import AttentionLoss, diffusion_loss, diffusion_target
 from ..methods.method import Stage, active_stages
 from ..methods.seeds import seed_of
 from ..methods.settings import StageSettings, TrainingSettings
@@ -42,6 +31,7 @@ from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, take_values, write_resume_point
 from .distributed import agreed, broadcast
+from .sources import Minibatch
 from .training import Training
 
 SAVE_EVERY_SECONDS = 120.0
@@ -159,24 +149,18 @@ class _Loop:
         return accelerator.reduce(share, "sum") if accelerator.num_processes > 1 else share
 
     def _backward(
-        self, parts: "Sequence[Minibatch]", step: int, number: int
+        self, parts: Sequence[Minibatch], step: int, number: int
     ) -> list[dict[str, Tensor]]:
         """Losses of each run's part, as its share of the whole batch's, and their gradients."""
         pairs = list(zip(self.active, parts, strict=True))
         for run, _ in pairs:
             run.training.embedding.begin_pass(seed_of(run.training.seed, "pass", step, number))
+        losses: list[dict[str, Tensor]] = [{} for _ in pairs]
         with self._watch(pairs) as seen:
-            errors = self._errors(
-                [(part.latents, part.noise, part.timesteps) for part in parts],
-                self._conditioning(pairs),
-            )
-            losses: list[dict[str, Tensor]] = []
-            for (run, part), rows in zip(pairs, _row_ranges(parts), strict=True):
-                losses.append({"diffusion": errors[rows].sum() / run.numbers.batch})
-                if seen is not None:
-                    losses[-1] |= run.attention_losses(seen, rows, len(part.prompts))
-            if self.training.class_pool is not None:
-                self._add_prior(pairs, losses)
+            for source in range(len(self.training.sources)):
+                self._add_errors(pairs, source, losses)
+                if seen is not None and source == 0:
+                    self._add_attention_losses(pairs, seen, losses)
             zero = torch.zeros((), device=self.accelerator.device)
             total = sum((value for each in losses for value in each.values()), zero)
             self.accelerator.backward(total * self.accelerator.num_processes)
@@ -184,9 +168,10 @@ class _Loop:
 
     def _watch(self, pairs: "Sequence[tuple[StageRun, Minibatch]]") -> Any:
         """What the losses need to see of attention; nothing, if there is no loss on it."""
-        columns = [run.columns[part.prompts] for run, part in pairs if run.columns is not None]
+        needs = [(run.losses, part.samples[0].prompts) for run, part in pairs]
+        columns = [losses.columns[rows] for losses, rows in needs if losses.columns is not None]
         references = [
-            run.references[part.prompts] for run, part in pairs if run.references is not None
+            losses.reference[rows] for losses, rows in needs if losses.reference is not None
         ]
         if not columns and not references:
             return nullcontext()
@@ -196,49 +181,91 @@ class _Loop:
             reduction=self.settings.loss.subject_wise_reduction,
         )
 
-    def _conditioning(self, pairs: "Sequence[tuple[StageRun, Minibatch]]") -> Conditioning:
+    def _conditioning(
+        self, pairs: "Sequence[tuple[StageRun, Minibatch]]", source: int
+    ) -> Conditioning:
         """Text states as they are now, or as they were encoded once if nothing in them learns."""
-        fixed = [run.states.pick(part.prompts) for run, part in pairs if run.states]
-        if fixed:
-            return Conditioning.cat(fixed)
+        samples = [part.samples[source] for _, part in pairs]
+        fixed = [run.states[source] for run, _ in pairs]
+        known = [
+            states.pick(each.prompts)
+            for states, each in zip(fixed, samples, strict=True)
+            if states is not None
+        ]
+        if known:
+            return Conditioning.cat(known)
         wanted = [
             PromptAtTimestep(run.training.embedding, run.training.prompts[prompt], timestep)
-            for run, part in pairs
-            for prompt, timestep in zip(part.prompts.tolist(), part.timesteps.tolist(), strict=True)
+            for (run, part), each in zip(pairs, samples, strict=True)
+            for prompt, timestep in zip(each.prompts.tolist(), part.timesteps.tolist(), strict=True)
         ]
         return encode_at_timesteps(self.training.backbone, wanted, self.training.size)
 
-    def _add_prior(
-        self, pairs: "Sequence[tuple[StageRun, Minibatch]]", losses: list[dict[str, Tensor]]
+    def _add_errors(
+        self,
+        pairs: "Sequence[tuple[StageRun, Minibatch]]",
+        source: int,
+        losses: list[dict[str, Tensor]],
     ) -> None:
-        """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2)."""
-        states = [run.class_states.pick(torch.zeros_like(part.prompts)) for run, part in pairs]
-        errors = self._errors(
-            [(part.class_latents, part.class_noise, part.timesteps) for _, part in pairs],
-            Conditioning.cat(states),
-        )
-        ranges = _row_ranges([part for _, part in pairs])
-        for (run, _), each, rows in zip(pairs, losses, ranges, strict=True):
-            each["prior"] = self.settings.prior.weight * errors[rows].sum() / run.numbers.batch
-
-    def _errors(
-        self, samples: Sequence[tuple[Tensor, Tensor, Tensor]], conditioning: Conditioning
-    ) -> Tensor:
-        """The diffusion loss (B,) of samples, each (latents, noise, timesteps) of one run."""
-        latents, noise, timesteps = (torch.cat(each) for each in zip(*samples, strict=True))
+        """The diffusion loss of the samples of each run's nth source."""
+        samples = [part.samples[source] for _, part in pairs]
+        latents = torch.cat([each.latents for each in samples])
+        noise = torch.cat([each.noise for each in samples])
+        timesteps = torch.cat([part.timesteps for _, part in pairs])
         scheduler = self.training.noise_scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        predicted = self.model(noisy, timesteps, conditioning)
-        return diffusion_loss(predicted, diffusion_target(scheduler, latents, noise, timesteps))
+        predicted = self.model(noisy, timesteps, self._conditioning(pairs, source))
+        target = diffusion_target(scheduler, latents, noise, timesteps)
+        errors = diffusion_loss(predicted, target)  # (B,)
+        for (run, _), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
+            told = run.training.sources[source]
+            each[told.name] = told.weight * errors[rows].sum() / run.numbers.batch
+
+    def _add_attention_losses(
+        self,
+        pairs: "Sequence[tuple[StageRun, Minibatch]]",
+        seen: Observation,
+        losses: list[dict[str, Tensor]],
+    ) -> None:
+        """Those on what was seen of the first source's samples."""
+        for (run, part), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
+            each.update(run.losses.values(seen, rows, len(part) / run.numbers.batch))
 
 
-def _row_ranges(parts: "Sequence[Minibatch]") -> list[slice]:
-    """Where each part stands in their common batch."""
+def _row_ranges(pairs: "Sequence[tuple[StageRun, Minibatch]]") -> list[slice]:
+    """Where each run's part stands in their common batch."""
     ranges, first = [], 0
-    for part in parts:
-        ranges.append(slice(first, first + len(part.prompts)))
-        first += len(part.prompts)
+    for _, part in pairs:
+        ranges.append(slice(first, first + len(part)))
+        first += len(part)
     return ranges
+
+
+class _AttentionLosses:
+    """The losses of a stage; each sees the columns that it asked for, all in one forward pass.
+
+    Of each training prompt, `columns` (P, T) are those of all losses, one after another, and
+    `reference` (P, 77, d) that of the one that has one.
+    """
+
+    def __init__(self, losses: Sequence[AttentionLoss]) -> None:
+        self._losses = losses
+        columns = [loss.columns for loss in losses if loss.columns is not None]
+        self.columns = torch.cat(columns, 1) if columns else None
+        references = [loss.reference for loss in losses if loss.reference is not None]
+        if len(references) > 1:
+            raise ValueError("two losses have a reference: expected one at most")
+        self.reference = references[0] if references else None
+
+    def values(self, seen: Observation, rows: slice, share: float) -> dict[str, Tensor]:
+        """By name, of some samples of what was seen, which are this share of their batch."""
+        values: dict[str, Tensor] = {}
+        first = 0
+        for loss in self._losses:
+            end = first + (loss.columns.shape[1] if loss.columns is not None else 0)
+            values[loss.name] = loss.value(seen.part(rows, slice(first, end)), share)
+            first = end
+        return values
 
 
 class StageRun:
@@ -267,40 +294,15 @@ class StageRun:
             if self.settings.ema
             else {}
         )
-        is_watched = numbers.mean_weight or numbers.variance_weight
-        self.columns = self._columns() if is_watched else None
-        self.references = self._references() if self.settings.loss.subject_wise else None
+        losses = training.method.make_losses(training.training_prompts, self.settings, numbers)
+        self.losses = _AttentionLosses(losses)
+        subject, *others = training.sources
         is_fixed = stage.learns != "embedding"
-        self.states = self._encode(training.prompts) if is_fixed else None
-        self.class_states = self._encode([training.class_prompt])
-
-    def _columns(self) -> Tensor:
-        """(P, n + 1): of each prompt, where the tokens and the category stand."""
-        training = self.training
-        return torch.tensor(
-            [
-                token_columns(
-                    training.backbone, prompt, training.subject.tokens, training.subject.category
-                )
-                for prompt in training.prompts
-            ],
-            device=training.accelerator.device,
-        )
-
-    def _references(self) -> Tensor:
-        """(P, 77, d): each prompt with the category in the tokens' place."""
-        training, subject = self.training, self.training.subject
-        return torch.stack(
-            [
-                encode_reference(
-                    training.backbone, prompt, subject.tokens, subject.category, training.size
-                )
-                for prompt in training.prompts
-            ]
-        )
+        self.states = [self._encode(subject.prompts) if is_fixed else None]
+        self.states += [self._encode(source.prompts) for source in others]
 
     @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.training.backbone.encode_prompts(prompts, self.training.size)
 
     def begin(self, optimizer: Any) -> None:
@@ -316,37 +318,19 @@ class StageRun:
 
     # --- in a step --------------------------------------------------------------------------------
 
-    def parts(self, step: int, accelerator: Any) -> Iterator["Minibatch"]:
+    def parts(self, step: int, accelerator: Any) -> Iterator[Minibatch]:
         """The step's batch, of this process, in as many parts as gradients are accumulated over."""
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
         )
-        whole = Minibatch.drawn(self, generator)
+        total = self.training.backbone.num_timesteps
+        whole = Minibatch.drawn(self.training.sources, self.numbers.batch, total, generator)
         shares = accelerator.num_processes * self.settings.gradient_accumulation
         rows = torch.arange(self.numbers.batch).tensor_split(shares)
         for i in range(self.settings.gradient_accumulation):
             own = rows[i * accelerator.num_processes + accelerator.process_index]
             if len(own):
                 yield whole.rows(own)
-
-    def attention_losses(self, seen: Observation, rows: slice, count: int) -> dict[str, Tensor]:
-        """Losses on what was seen of `count` samples of the batch, those of `rows`."""
-        losses: dict[str, Tensor] = {}
-        share = count / self.numbers.batch
-        if self.columns is not None:
-            reduction = self.settings.loss_reduction
-            loss = moment_matching_loss(
-                {name: each[rows] for name, each in seen.moments.items()},
-                mean_weight=self.numbers.mean_weight,
-                variance_weight=self.numbers.variance_weight,
-                reduction=reduction,
-            )
-            losses["attention"] = loss * share if reduction == "mean" else loss
-        if self.references is not None:
-            own = {name: each[rows] for name, each in seen.distances.items()}
-            weight = self.settings.loss.subject_wise
-            losses["subject-wise"] = weight * subject_wise_loss(own).mean() * share
-        return losses
 
     def update(self, step: int, losses: Mapping[str, float], accelerator: Any) -> None:
         """Change what learns. Raises `TrainingFailed` before it, if something is not finite."""
@@ -512,56 +496,6 @@ class _Denoiser(nn.Module):
         states = conditioning.states.to(dtype)
         now = Conditioning(states, conditioning.added, conditioning.starts)
         return self._denoise(noisy.to(dtype), timesteps, now)
-
-
-@dataclass(frozen=True, slots=True)
-class Minibatch:
-    """Samples of a step: latents and noise (B, C, h, w), timesteps (B,), which prompts (B,)."""
-
-    prompts: Tensor
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    class_latents: Tensor
-    class_noise: Tensor
-
-    @classmethod
-    def drawn(cls, run: StageRun, generator: torch.Generator) -> "Minibatch":
-        """A whole batch, the same for any number of processes and parts."""
-        training, batch = run.training, run.numbers.batch
-
-        def index(pool: Any) -> Tensor:
-            return torch.randint(len(pool), (batch,), generator=generator).to(device)
-
-        def noise() -> Tensor:
-            return torch.randn((batch, *shape), generator=generator).to(device)
-
-        device, shape = training.accelerator.device, training.pool.mean.shape[1:]
-        prompts = index(training.prompts)
-        latents = training.pool.sample(index(training.pool), noise())
-        timesteps = torch.randint(
-            training.noise_scheduler.config.num_train_timesteps, (batch,), generator=generator
-        ).to(device)
-        own_noise, classes = noise(), training.class_pool
-        class_latents = classes.sample(index(classes), noise()) if classes else latents[:0]
-        class_noise = noise() if classes else latents[:0]
-        return cls(prompts, latents, own_noise, timesteps, class_latents, class_noise)
-
-    def rows(self, index: Tensor) -> "Minibatch":
-        """Some of the samples."""
-        return Minibatch(
-            *(
-                value[index.to(value.device)] if len(value) else value
-                for value in (
-                    self.prompts,
-                    self.latents,
-                    self.noise,
-                    self.timesteps,
-                    self.class_latents,
-                    self.class_noise,
-                )
-            )
-        )
 
 
 def _make_optimizer(

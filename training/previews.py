@@ -1,14 +1,12 @@
 """Strips of pictures from fixed prompts and seeds, drawn while a concept is being taught."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
-from ..generation.pictures import contact_sheet, replace_picture
+from ..generation.pictures import contact_sheet, kept_picture, replace_picture
 from ..generation.request import Settings
-from ..registry.files import open_file
 
 PROMPTS = (
     "a photo of {}",
@@ -21,18 +19,14 @@ _SIDE = 128
 
 
 def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
-    """Put a strip under those on the sheet at `path`, which is made if need be.
+    """Put a strip under those on the sheet at `path`, which is made if need be, or is not sound.
 
     Whoever looks meanwhile finds the former sheet or the new one, whole.
     """
     strip = contact_sheet([(label, images)], side=_SIDE)
-    with (
-        suppress(FileNotFoundError),
-        open_file(path.parent, path) as file,
-        Image.open(file) as sheet,
-    ):
+    if sheet := kept_picture(path.parent, path):
         strip = _stacked(sheet, strip)
-    replace_picture(strip, path)
+    replace_picture(strip, path, root=path.parent)
 
 
 def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
-from ..generation.pictures import replace_picture
+from ..generation.pictures import kept_picture, replace_picture
 from ..generation.prompt_syntax import FILE_NAME
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import draw
@@ -35,7 +35,6 @@ from ..registry.errors import (
     TrainingInterrupted,
     quoted,
 )
-from ..registry.files import open_file
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import CHECKPOINT_PREFIX, CLASS_PICTURES, PREVIEWS_FILE
@@ -44,7 +43,7 @@ from .checkpoints import read_place
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
-from .trainer import run_batch
+from .trainer import Trainer
 from .training import Subject, Training, drawn_size
 
 RESUME_FILE = "resume.safetensors"
@@ -262,10 +261,10 @@ def _run_all(
     join()
     if not is_main_process():
         while batch := broadcast():
-            run_batch(
+            Trainer(
                 [_training(registry, base, plan, hooks) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
-            )
+            ).run()
         return broadcast()
     outcomes: dict[str, Trained | ConceptryError] = {}
     begun: dict[ConceptKey, str | ConceptryError] = {}
@@ -366,7 +365,8 @@ class _Batch:
                 return self._outcomes
             broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
             try:
-                found = run_batch(trainings, [recorder.resume_path for recorder in recorders])
+                paths = [recorder.resume_path for recorder in recorders]
+                found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
                     recorder.metrics.flush()
@@ -626,11 +626,12 @@ def class_pictures(
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
     prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
         numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
         paths = [folder / f"{i:05}.png" for i in numbers]
-        found = [_sound_picture(folder, path) for path in paths]
+        found = [kept_picture(folder, path, size) for path in paths]
         if not all(found):
             seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
             drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
@@ -650,19 +651,10 @@ def _class_folder(base: str, category: str) -> str:
     return f"{base}-{category if len(category.encode()) < 200 else digest}"
 
 
-def _sound_picture(folder: Path, path: Path) -> Image.Image | None:
-    """A picture of the cache; None if it is not there or damaged."""
-    try:
-        with open_file(folder, path) as file, Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
     try:
         for picture, path in zip(pictures, paths, strict=True):
             assert picture is not None
-            replace_picture(picture, path)
+            replace_picture(picture, path, root=path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error

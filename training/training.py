@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
+from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
@@ -19,6 +20,7 @@ from .callbacks import Hooks, Learned
 from .checkpoints import ResumePoint, take_values
 from .latents import encode_pictures, varied_crops
 from .precision import cast, dtype_of, make_accelerator
+from .sources import SampleSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,8 @@ def drawn_size(backbone: Backbone, settings: TrainingSettings) -> int:
 class Training:
     """One concept under way on one base model.
 
-    The denoiser learns in place while it runs; `restore` gives it its own weights back. Make all
-    trainings that are to run in one batch before the first of them runs.
+    The denoiser learns in place between `begin` and `restore`, which gives it its own weights back.
+    Raises `InvalidInput` for settings that do not fit the base model or the number of processes.
     """
 
     def __init__(
@@ -63,13 +65,7 @@ class Training:
         self.seed = seed
         self.hooks = hooks or Hooks()
         self.accelerator = make_accelerator(settings.mixed_precision)
-        backbone.to(self.accelerator.device)
-        for network in backbone.networks.values():
-            network.requires_grad_(False)
         self.size = drawn_size(backbone, settings)
-        self.embedding = method.make_embedding(
-            backbone, subject.tokens, subject.category, settings, seed
-        )
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = f"a photo of a {subject.category}"
         self._check_resolution()
@@ -104,7 +100,29 @@ class Training:
         words = " ".join(self.subject.tokens)
         return f"{words} {self.subject.category}" if self.method.names_category else words
 
+    @property
+    def training_prompts(self) -> TrainingPrompts:
+        """What losses on attention are made from."""
+        return TrainingPrompts(
+            self.backbone,
+            self.prompts,
+            self.subject.tokens,
+            self.subject.category,
+            self.method.names_category,
+            self.size,
+        )
+
     # --- the whole --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make what is to be learned; nothing else of the base model learns unless a stage asks."""
+        backbone, subject = self.backbone, self.subject
+        backbone.to(self.accelerator.device)
+        for network in backbone.networks.values():
+            network.requires_grad_(False)
+        self.embedding = self.method.make_embedding(
+            backbone, subject.tokens, subject.category, self.settings, self.seed
+        )
 
     def prepare(self) -> None:
         """Encode all photos, and lay the models out for what is to be learned.
@@ -120,14 +138,7 @@ class Training:
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
             cast(backbone.denoiser, torch.float32)
-        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
-        self.pool = encode_pictures(backbone, crops)
-        self.class_pool = None
-        if settings.prior.weight:
-            if not self.subject.class_pictures:
-                raise InvalidInput("prior preservation needs class pictures")
-            sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
-            self.class_pool = encode_pictures(backbone, sized)
+        self.sources = [self._subject_source(), *self._class_sources()]
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if settings.rank and not self.method.keeps_base:
@@ -141,6 +152,21 @@ class Training:
                 if not settings.rank and name not in self._own:
                     self._own[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
+
+    def _subject_source(self) -> SampleSource:
+        settings = self.settings
+        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
+        return SampleSource("diffusion", encode_pictures(self.backbone, crops), self.prompts)
+
+    def _class_sources(self) -> Iterator[SampleSource]:
+        """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if it has a weight."""
+        if not self.settings.prior.weight:
+            return
+        if not self.subject.class_pictures:
+            raise InvalidInput("prior preservation needs class pictures")
+        sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
+        pool = encode_pictures(self.backbone, sized)
+        yield SampleSource("prior", pool, [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:
         """Give the denoiser its own weights and layers back."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conceptry.generation.pictures import read_metadata
 from conceptry.registry import Registry
-from drawing import draw_folder
+from drawing import draw_folder, draw_masks
 from forked import Forked
 from PIL import Image
 from program import Ask, Run, error_of, wait_until
@@ -196,6 +196,21 @@ def told(self, number):
     Path("in a step").touch()
 loop._Loop._step = told
 """
+
+
+def test_row_54_a_dry_run_tells_what_is_kept_and_not_used(
+    rex: Registry, run: Run, tiny: str
+) -> None:
+    line = ("train", "rex", "--base", tiny, "--dry-run", *SHORT)
+    assert "does not use them yet" not in run(*line).stderr
+    (image, *_) = rex.show("rex").images
+    rex.edit("rex", captions={image.sha256: "a dog on a sofa"})
+    assert "rex has captions: training does not use them yet" in run(*line).stderr
+    photo = draw_folder(Path("masked"), 1, seed=7)
+    rex.add("rex", [photo], masks=draw_masks(Path("masks"), 1))
+    told = run(*line)
+    assert told.exit_code == 0
+    assert "rex has captions and masks: training does not use them yet" in told.stderr
 
 
 def interrupted(*words: str) -> str:

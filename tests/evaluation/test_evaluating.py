@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conceptry import evaluation
 from conceptry.evaluation import evaluating
 from conceptry.evaluation.encoders import Encoders
@@ -21,6 +22,7 @@ from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from drawing import draw_file
 from PIL import Image
+from safetensors.torch import save
 from to_score import ALONE, TOGETHER, plan_of
 
 
@@ -77,6 +79,42 @@ def test_a_damaged_or_missing_picture_is_drawn_again(
     keys = [picture.picture for prompt in first.prompts for picture in prompt.pictures]
     cache.path(keys[0]).write_bytes(b"\x89PNG")
     cache.path(keys[7]).with_suffix(".safetensors").unlink()
+    assert evaluate(taught, base, encoders, plan) == first
+
+
+ODD_MAPS = {
+    "no maps": {"map": torch.zeros(1, 2, 4, 4)},
+    "of two subjects": {"maps": torch.zeros(2, 2, 4, 4)},
+    "flat": {"maps": torch.zeros(32)},
+    "empty": {"maps": torch.zeros(1, 2, 0, 4)},
+    "vast": {"maps": torch.zeros(1, 2, 1, 20_000)},
+    "not finite": {"maps": torch.full((1, 2, 4, 4), float("nan"))},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_MAPS)
+def test_maps_that_are_not_ours_are_drawn_again(
+    taught: Registry, base: LoadedBase, encoders: Encoders, odd: str
+) -> None:
+    """Faults, row 38: caches."""
+    plan = replace(plan_of(taught, base, "<rex>"), seeds=(0,))
+    first = evaluate(taught, base, encoders, plan)
+    key = first.prompts[0].pictures[0].picture
+    path = PictureCache.of(taught).path(key).with_suffix(".safetensors")
+    sound = path.read_bytes()
+    path.write_bytes(save(ODD_MAPS[odd]))
+    assert evaluate(taught, base, encoders, plan) == first
+    assert path.read_bytes() == sound
+
+
+def test_a_picture_of_another_size_is_drawn_again(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    """Faults, row 38: caches."""
+    plan = replace(plan_of(taught, base, "<rex>"), seeds=(0,))
+    first = evaluate(taught, base, encoders, plan)
+    path = PictureCache.of(taught).path(first.prompts[0].pictures[0].picture)
+    draw_file(path, 3, (16, 24))
     assert evaluate(taught, base, encoders, plan) == first
 
 

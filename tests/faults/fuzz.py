@@ -6,7 +6,8 @@
 Each case begins with sound files, makes one of them odd and runs commands on it, in a process that
 is forked for it and may not have more than `ROOM` bytes of memory beyond what it begins with.
 No command may end as a bug, be killed or hang, nothing may change outside the registry and the
-folder for pictures, and no trace may be printed. A case follows from the seed and its number.
+folder for pictures, and no trace may be printed. A case follows from the seed, its number and the
+list of kinds. After Ctrl-C the result tells of the cases that were done.
 """
 
 import argparse
@@ -53,10 +54,11 @@ Make = Callable[[random.Random, "Sound", Path], list[Line]]
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Sound files, from which odd ones are made. `base` is a loaded base model, if need be."""
+    """Sound files, from which odd ones are made; a base model and encoders, if need be."""
 
     folder: Path
     base: Any = None
+    encoders: Any = None
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
@@ -71,8 +73,9 @@ class Sound:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a series of cases found: exit codes by kind, and what should not have been."""
+    """What a series of cases found: how many, exit codes, and what should not have been."""
 
+    cases: Counter[str] = field(default_factory=Counter)
     codes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     findings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -124,7 +127,44 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
     opened = Registry.open(folder / "interrupted/concepts.db")
     with opened as registry, suppress(TrainingInterrupted):
         train(registry, "rex", base, overrides=words, hooks=hooks)
-    return Sound(folder, base)
+    return Sound(folder, base, _make_kept(folder, base))
+
+
+def _make_kept(folder: Path, base: Any) -> Any:
+    """A registry with all that is kept beside one; returns the encoders that it was scored with."""
+    from conceptry.evaluation.encoders import load_encoders
+    from conceptry.evaluation.evaluating import evaluate
+    from conceptry.evaluation.plan import Plan
+    from conceptry.evaluation.suites import find_suite
+    from conceptry.evaluation.wanted import wanted_for
+    from conceptry.generation.prompt_syntax import choose
+    from conceptry.generation.request import Settings
+    from conceptry.registry.errors import TrainingInterrupted
+    from conceptry.training import Hooks, train
+
+    (folder / "suite.txt").write_text("a photo of a {}\n")
+    wanted = wanted_for(base.base, clip="miniature", dino="none")
+    encoders = load_encoders(wanted, offline=True)
+    with Registry.open(folder / "kept/concepts.db", create=True) as registry:
+        registry.add("rex", [folder / "photos"], category="dog")
+        words = [word for word in KEPT if "=" in word]
+        hooks = Hooks(preview_every=100, checkpoint_every=1)
+        train(registry, "rex", base, overrides=words, hooks=hooks)
+        plan = Plan(
+            chosen=tuple(choose(registry, "<rex>")),
+            suite=find_suite(str(folder / "suite.txt")),
+            wanted=wanted,
+            base="tiny",
+            base_sha256=base.sha256,
+            seeds=(0, 1),
+            settings=Settings(steps=1),
+        )
+        evaluate(registry, base, encoders, plan)
+        stopped = iter((False,))
+        hooks = Hooks(should_stop=lambda: next(stopped, True), preview_every=1)
+        with suppress(TrainingInterrupted):
+            train(registry, "rex", base, overrides=words[:-2], hooks=hooks)
+    return encoders
 
 
 # --- odd files, and what is run on them -----------------------------------------------------------
@@ -316,6 +356,90 @@ def _resume(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
     return [["train", "rex", "--resume", "--base", "tiny", "--preview-every", "0"], ["list"]]
 
 
+def _cache(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
+    """What is kept to be read again: class pictures, pictures with maps, previews, checkpoints."""
+    registry = sound.copy("kept", folder / "registry")
+    sound.copy("suite.txt", folder / "suite.txt")
+    kept = [*registry.glob("concepts.cache/*/*/*"), *registry.glob("concepts.runs/*/*.png")]
+    kept += registry.glob("concepts.runs/*/checkpoint*")
+    kept.sort(key=lambda path: (path.name, len(os.listdir(path.parent))))  # a run's id is random
+    groups = list(dict.fromkeys(path.relative_to(registry).parts[:2] for path in kept))
+    group = rng.choice(groups)
+    kept = [path for path in kept if path.relative_to(registry).parts[:2] == group]
+    chosen = rng.choices(kept, k=rng.choice((1, 1, 2, 5)))
+    for path in chosen:
+        _make_odd(rng, path, folder)
+    score = ["eval", "rex", "--suite", "suite.txt", "--base", "tiny", "--dino", "none"]
+    score += ["--clip", "miniature", "--seeds", "2", "--steps", "1"]
+    if "evaluations" in group:
+        line = [*score, "--report", "registry/report"]
+    elif "class-pictures" in group:
+        line = ["train", "rex", "--base", "tiny", "--preview-every", "0", *KEPT]
+    elif "previews" in chosen[-1].name:
+        line = ["train", "rex", "--resume", "--base", "tiny", "--preview-every", "100"]
+    else:
+        line = [*score, "--all-checkpoints"]
+    return [line, ["show", "rex"], ["check"], ["gc", "--grace", "0"]]
+
+
+KEPT = ["--set", "augmentation.crops=2"]
+for _word in (*(f"stage{i}.steps=1" for i in (1, 2, 3)), "prior.weight=1", "prior.num_images=2"):
+    KEPT += ["--set", _word]
+
+
+def _make_odd(rng: random.Random, path: Path, folder: Path) -> None:
+    """Put something else in place of a file, or of the folder that it is in."""
+    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
+        return  # it is odd already
+    what, data = rng.random(), path.read_bytes()
+    if what < 0.5 and path.suffix == ".png":
+        path.write_bytes(odd_bytes(rng, data))
+    elif what < 0.5:
+        path.write_bytes(odd_safetensors(rng, data) if data[8:9] == b"{" else odd_bytes(rng, data))
+    elif what < 0.6 and path.suffix == ".png":
+        size = rng.choice(((1, 1), (16, 24), (3000, 2), (700, 700)))
+        mode, kind = rng.choice((("RGB", "GIF"), ("RGB", "EPS"), ("L", "PNG"), ("RGBA", "PNG")))
+        draw(4, (16, 16), mode).resize(size).save(path, kind)
+    elif what < 0.6:
+        path.write_bytes(_odd_tensors(rng, data))
+    elif what < 0.65:
+        with path.open("wb") as file:
+            file.truncate(rng.choice((0, 7, 8, 1 << 20, 1 << 33)))
+    elif what < 0.9:
+        path.unlink()
+        if rng.random() < 0.2:
+            os.mkfifo(path)
+        elif rng.random() < 0.9:
+            path.symlink_to(folder / rng.choice(("outside/kept", "outside", "nowhere", path.name)))
+    else:
+        shutil.rmtree(path.parent)
+        path.parent.symlink_to(folder / rng.choice(("outside", "outside/kept", "nowhere")))
+
+
+def _odd_tensors(rng: random.Random, data: bytes) -> bytes:
+    """A sound file whose tensors have other values, shapes or types."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    tensors: dict[str, Any] = {}
+    with suppress(SafetensorError):  # it may be odd already
+        tensors = load(data)
+    if not tensors:
+        return odd_bytes(rng, data)
+    name = rng.choice(list(tensors))
+    value = tensors[name].float()
+    changed = (
+        torch.full_like(value, rng.choice((float("nan"), float("inf"), 1e30, -1.0, 0.0))),
+        value[None],
+        value[:0],
+        value.reshape(-1),
+        value.to(rng.choice((torch.int64, torch.bool, torch.float64, torch.complex64))),
+        torch.zeros(rng.choice(((), (1, 2, 1, 50_000), (100, 2, 4, 4)))),
+    )
+    return save(tensors | {name: rng.choice(changed).contiguous()})
+
+
 def _database(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
     sound.copy("registry", folder / "registry")
     path = folder / "registry/concepts.db"
@@ -336,8 +460,13 @@ KINDS: Mapping[str, Make] = {
     "picture": _picture,
     "database": _database,
 }
-WITH_MODELS: Mapping[str, Make] = {"base": _base, "weights": _weights, "resume": _resume}
-NO_REGISTRY = ("bundle", "database", "resume")
+WITH_MODELS: Mapping[str, Make] = {
+    "base": _base,
+    "weights": _weights,
+    "resume": _resume,
+    "cache": _cache,
+}
+NO_REGISTRY = ("bundle", "database", "resume", "cache")
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -352,11 +481,25 @@ def run_cases(
     on_case: Callable[[int, Outcome], None] | None = None,
     keep: bool = False,
 ) -> Outcome:
-    """Run cases by number in folders under `folder`."""
+    """Run cases by number in folders under `folder`, until all are done or Ctrl-C."""
+    outcome = Outcome()
+    with suppress(KeyboardInterrupt):
+        _run_cases(numbers, seed, folder, kinds, outcome, on_case, keep)
+    return outcome
+
+
+def _run_cases(
+    numbers: Sequence[int],
+    seed: int,
+    folder: Path,
+    kinds: Mapping[str, Make],
+    outcome: Outcome,
+    on_case: Callable[[int, Outcome], None] | None,
+    keep: bool,
+) -> None:
     _warm_up(folder / "warm")
     sound = make_sound(folder / "sound", with_models=bool(set(kinds) & set(WITH_MODELS)))
     gc.freeze()
-    outcome = Outcome()
     names = list(kinds)
     for number in numbers:
         rng = random.Random(f"{seed} {number}")
@@ -367,7 +510,9 @@ def run_cases(
             sound.copy("registry", place / "registry")
         lines = kinds[kind](rng, sound, place)
         before = _all_but_ours(place)
-        for line, ended in zip(lines, _run(lines, sound, place), strict=False):
+        endings = _run(lines, sound, place)
+        outcome.cases[kind] += 1
+        for line, ended in zip(lines, endings, strict=False):
             outcome.codes[kind][str(ended["code"])] += 1
             if ended["code"] in FINE and not ended["trace"]:
                 continue
@@ -381,7 +526,6 @@ def run_cases(
             shutil.rmtree(place)
         if on_case:
             on_case(number, outcome)
-    return outcome
 
 
 def _warm_up(folder: Path) -> None:
@@ -438,6 +582,15 @@ def _run(lines: Sequence[Line], sound: Sound, place: Path) -> list[dict[str, Any
         os.close(reading)
         _in_child(lines, sound, place, writing)
     os.close(writing)
+    try:
+        return _endings(lines, child, reading)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
+def _endings(lines: Sequence[Line], child: int, reading: int) -> list[dict[str, Any]]:
     with os.fdopen(reading, "rb", buffering=0) as told:
         found: list[dict[str, Any]] = []
         is_in_time = True
@@ -496,6 +649,11 @@ def _stand_in(sound: Sound) -> None:
         return load_base(name, **options)
 
     loading.load_base = load
+    if sound.encoders is not None:
+        from conceptry.evaluation import encoders
+
+        encoders.load_encoders = lambda *_, **__: sound.encoders
+    from conceptry.evaluation import running
     from conceptry.models import bases
 
     find_base = bases.find_base
@@ -507,7 +665,12 @@ def _stand_in(sound: Sound) -> None:
             else find_base(name)
         )
 
-    bases.find_base = find
+    bases.find_base = running.find_base = find
+
+
+def _quick_disk() -> str | None:
+    """Where a file is on the disk at once, since each is synced; None where nothing is known."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> None:
@@ -533,14 +696,16 @@ def main() -> None:
             print(told, file=sys.stderr, flush=True)
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=_quick_disk()) as temporary:
         folder = options.keep.absolute() if options.keep else Path(temporary)
         outcome = run_cases(
             numbers, options.seed, folder, kinds, on_case=say, keep=bool(options.keep)
         )
     result = {
-        "cases": len(numbers),
         "seed": options.seed,
+        "cases": outcome.cases.total(),
+        "cases that were wanted": len(numbers),
+        "kinds": dict(outcome.cases),
         "findings": outcome.findings,
         "commands by exit code": {
             kind: dict(sorted(codes.items())) for kind, codes in outcome.codes.items()

@@ -98,7 +98,7 @@ def test_fault_26_scores_name_pictures_by_hash(rex: Registry, tmp_path: Path) ->
     with pytest.raises(InvalidBundle, match="picture"):
         rex.import_bundle(pack(tmp_path / "evil", parts.manifest, parts.blobs), name="max")
     with pytest.raises(RegistryCorrupt):
-        PictureCache.of(rex).get(str(tmp_path / "private"))
+        PictureCache.of(rex).get(str(tmp_path / "private"), num_subjects=1)
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])

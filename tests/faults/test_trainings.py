@@ -34,16 +34,15 @@ loop.StageRun.save = save_and_die
 """
 KILL_WHILE_SAVING = """
 import os, signal
-from pathlib import Path
 from conceptry.training import loop
 loop.SAVE_EVERY_SECONDS = 0
-replace, calls = Path.replace, []
-def die_instead(self, target):
-    calls.append(target) if target.name == "resume.safetensors" else None
+replace, calls = os.replace, []
+def die_instead(path, target, **handles):
+    calls.append(target) if target == "resume.safetensors" else None
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-Path.replace = die_instead
+    return replace(path, target, **handles)
+os.replace = die_instead
 """
 # the first step waits for a second Ctrl-C
 NEVER_DONE = """

@@ -13,6 +13,7 @@ from conceptry.adapters.adapter import injected
 from conceptry.adapters.conditioning import PromptAtTimestep, encode_at_timesteps, encode_reference
 from conceptry.adapters.file_format import read_adapter
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
+from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.generation import Request, generate, read_provenance, reproduce
 from conceptry.generation import Settings as DrawingSettings
 from conceptry.generation.guidance import Unguided
@@ -38,7 +39,7 @@ from conceptry.registry.errors import (
 from conceptry.training import Trained, resume_many, train, train_many
 from conceptry.training.callbacks import Hooks, Learned, StepReport
 from conceptry.training.checkpoints import read_place
-from conceptry.training.trainer import run_batch, run_one
+from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
 from PIL import Image
 from torch import Tensor
@@ -118,6 +119,23 @@ def test_words_of_a_long_category_are_lined_up(backbone: Backbone) -> None:
     torch.testing.assert_close(found[:5], plain[:5])  # start, a photo of a
     torch.testing.assert_close(found[5:-1], plain[6:])
     torch.testing.assert_close(found[-1], plain[-1])
+
+
+@pytest.mark.parametrize("category", ["dog", "red dog"])
+def test_a_category_that_follows_the_tokens_is_named_once(
+    backbone: Backbone, category: str
+) -> None:
+    """No "red dog red dog": its words stand for themselves, the last one for the token too."""
+    token = TokenEmbedding.from_words(backbone, ("<v>",), category)
+    plain = backbone.encode_prompts([f"a photo of a {category} on the beach"], 16).states[0]
+    words = ("<v>",), category, 16
+    with injected(backbone, [token]):
+        prompt = f"{PROMPT} {category} on the beach"
+        found = encode_reference(backbone, prompt, *words, names_category=True)
+    last = 4 + len(category.split())
+    torch.testing.assert_close(found[:5], plain[:5])
+    torch.testing.assert_close(found[5], plain[last])
+    torch.testing.assert_close(found[6:], plain[5:-1])
 
 
 # --- trainings ------------------------------------------------------------------------------------
@@ -216,7 +234,7 @@ def test_together_each_learns_what_it_learns_alone(
         for i, training in enumerate(three())
     ]
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    together = [state_of(each) for each in run_batch(three(), paths)]
+    together = [state_of(each) for each in Trainer(three(), paths).run()]
     for own, other in zip(alone, together, strict=True):
         assert own.keys() == other.keys()
         for name, value in own.items():
@@ -235,7 +253,7 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
     def two(folder: str, **hooks: Any) -> list[dict[str, Tensor]]:
         trainings = [make(backbone, pictures, f"v{i}", seed=i, **hooks) for i in range(2)]
         paths = [tmp_path / f"{folder}{i}.safetensors" for i in range(2)]
-        return [state_of(each) for each in run_batch(trainings, paths)]
+        return [state_of(each) for each in Trainer(trainings, paths).run()]
 
     whole = two("whole")
     with pytest.raises(TrainingInterrupted, match="after step 2 of 4"):
@@ -250,16 +268,26 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
 
 @pytest.mark.parametrize("kind", ["direct", "network"])
 def test_one_that_fails_leaves_the_others_alone(
-    kind: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
+    kind: str,
+    backbone: Backbone,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = (*WORDS, f"parametrisation={kind}", "embedding.learning_rate=1e-3")
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
     last = make(backbone, pictures, "v2", words=words, seed=2)
     expected = run_one(last, tmp_path / "alone.safetensors").state()
     trainings = [make(backbone, pictures, f"v{i}", words=words, seed=i) for i in range(3)]
-    for parameter in trainings[1].embedding.learning().values():
-        parameter.data[:] = float("nan")
-    first, failed, last = run_batch(trainings, paths)
+    begin = trainings[1].begin
+
+    def begin_broken() -> None:
+        begin()
+        for parameter in trainings[1].embedding.learning().values():
+            parameter.data[:] = float("nan")
+
+    monkeypatch.setattr(trainings[1], "begin", begin_broken)
+    first, failed, last = Trainer(trainings, paths).run()
     assert isinstance(first, Learned)
     assert isinstance(failed, TrainingFailed)
     assert "step 1: a loss or gradient is not finite" in failed.message
@@ -286,7 +314,7 @@ def test_one_that_has_had_enough_leaves_early(
         )
         for i in range(2)
     ]
-    run_batch(trainings, [tmp_path / f"{i}.safetensors" for i in range(2)])
+    Trainer(trainings, [tmp_path / f"{i}.safetensors" for i in range(2)]).run()
     assert [len(each) for each in reports] == [1, 4]
 
 
@@ -296,7 +324,7 @@ def test_what_changes_the_base_model_is_taught_alone(
     words = ("augmentation.crops=4", "unet.steps=1")
     two = [make(backbone, pictures, f"v{i}", "dreambooth", words) for i in range(2)]
     with pytest.raises(ValueError, match="expected one training"):
-        run_batch(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+        Trainer(two, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]).run()
 
 
 def test_sefi_learns_one_token() -> None:

@@ -70,6 +70,20 @@ def test_a_repository_in_the_hubs_cache_is_loaded_offline(
     assert load_base("me/tiny", offline=True).sha256 == load_base(str(tiny_base)).sha256
 
 
+def test_row_52_a_repository_of_fp16_files_alone_is_loaded_offline(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--me--half"
+    snapshot = shutil.copytree(tiny_base, repository / "snapshots" / ("1" * 40))
+    for weights in list(snapshot.rglob("*.safetensors")):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    assert load_base("me/half", offline=True).sha256 == load_base(str(tiny_base)).sha256
+
+
 def test_a_repository_that_is_not_here_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

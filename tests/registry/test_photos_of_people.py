@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conceptry.registry import InvalidImage, colour, images
+from conceptry.registry import InvalidImage, bands, colour, images
 from conceptry.registry.colour import matrix_profile
 from drawing import draw
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 from program import DEADLINE
 
 SIZE = (96, 64)
@@ -188,6 +188,44 @@ def test_row_44_a_profile_is_converted_to_srgb(format: str, profile: bytes) -> N
     read = np.array(colours_of(images.read_photo(data)))
     assert np.abs(read - np.array(IN_SRGB)).max() <= (4 if format in "PNG TIFF WEBP" else 8)
     assert images.inspect(data, "a").colour is None
+
+
+class _Heic(ImageFile.ImageFile):
+    """HEIC as pillow-heif gives it to Pillow; within, a PNG."""
+
+    format = "HEIF"
+    format_description = "HEIF container"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        self._inner = Image.open(io.BytesIO(self.fp.read()[len(HEIC_HEAD) :]))
+        self._size, self._mode = self._inner.size, self._inner.mode
+        self.info["icc_profile"] = self._inner.info["icc_profile"]
+        self.tile = []
+
+    def load(self) -> Any:
+        if not self.is_loaded:
+            self.im, self.is_loaded = self._inner.convert(self.mode).im, True
+        return super().load()
+
+    is_loaded = False
+
+
+HEIC_HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_row_44_heic_with_a_profile_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 44, by what Pillow is given where pillow-heif is installed."""
+    assert P3 is not None
+    data = HEIC_HEAD + saved(in_space(P3), icc_profile=P3)
+    Image.init()
+    accepts = (_Heic, lambda prefix: prefix[4:12] == b"ftypheic")
+    monkeypatch.setitem(Image.OPEN, "HEIF", accepts)
+    monkeypatch.setattr(Image, "ID", [*dict.fromkeys([*Image.ID, "HEIF"])])
+    inspected = images.inspect(data, "a.heic")
+    assert (inspected.format, inspected.colour) == ("HEIF", None)
+    read = np.array(colours_of(images.read_photo(data)))
+    assert np.abs(read - np.array(IN_SRGB)).max() <= 4
 
 
 def test_row_44_transparency_and_grey_are_converted_too() -> None:
@@ -467,6 +505,107 @@ print(seen.width, seen.height, read.size, small.size)
     )
     assert found == "12032 9024 (6016, 4512) (1504, 1128)"
     assert images.size_as_read(12_032, 9_024) == (6016, 4512)
+
+
+def noise(mode: str, size: tuple[int, int]) -> Image.Image:
+    """A picture that no two neighbours are alike in."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(3).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    return Image.fromarray(values[..., 0] if channels == 1 else values, mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "P with transparency"])
+@pytest.mark.parametrize("size", [(97, 64), (96, 63), (640, 3), (3, 201)], ids=str)
+def test_row_48_a_large_png_is_reduced_band_by_band(
+    monkeypatch: pytest.MonkeyPatch, mode: str, size: tuple[int, int]
+) -> None:
+    """To the bytes that it would be reduced to whole."""
+    plain, _, is_clear = mode.partition(" ")
+    photo = noise("L", size).convert("P") if plain == "P" else noise(mode, size)
+    options: dict[str, Any] = {"transparency": 7} if is_clear else {}
+    photo.info |= {"dpi": (72, 72)}
+    data = saved(photo, icc_profile=P3, **options)
+    colours = {"P": "RGBA" if is_clear else "RGB"}.get(plain, plain)
+    expected = Image.open(io.BytesIO(data)).convert(colours).reduce(2)
+    monkeypatch.setattr(bands, "_BAND", 5 * size[0])
+    monkeypatch.setattr(images, "MAX_PIXELS", size[0] * size[1] // 2)
+    opened = bands.open_large_png(data, "a.png")
+    found = bands.reduced_png(opened, data, 2)
+    assert (found.mode, found.size) == (expected.mode, expected.size)
+    assert found.tobytes() == expected.tobytes()
+    inspected = images.inspect(data, "a.png")
+    assert (inspected.width, inspected.height, inspected.format) == (*size, "PNG")
+    assert (inspected.alpha is not None) == (colours in ("LA", "RGBA"))
+    read = images.read_photo(data)
+    assert read.size == images.size_as_read(*size)
+    small = Image.open(io.BytesIO(saved(expected, icc_profile=P3)))
+    assert read.tobytes() == images.read_photo(saved(small, icc_profile=P3)).tobytes()
+
+
+def test_row_48_a_large_png_is_turned_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(draw(1, (96, 64)), exif=exif)
+    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 63)
+    inspected = images.inspect(data, "a.png")
+    assert (inspected.width, inspected.height) == (64, 96)
+    assert images.read_photo(data).size == (32, 48)
+
+
+def test_row_48_a_damaged_large_png_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(noise("RGB", (96, 64)))
+    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 63)
+    place = data.index(b"IDAT") + 4
+    for odd in (
+        data[:-300],
+        data[:place] + bytes(40) + data[place + 40 :],
+        data[:place] + b"\xff" * 9 + data[place + 9 :],
+        data[: place - 8] + data[data.index(b"IEND") - 4 :],
+    ):
+        with pytest.raises(InvalidImage, match=r"a\.png is damaged"):
+            images.inspect(odd, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (lambda: saved(Image.new("1", (96, 64))), "of 1 bits a channel"),
+        (lambda: saved(Image.new("I;16", (96, 64))), "of 16 bits a channel"),
+        (lambda: INTERLACED, "interlaced"),
+    ],
+    ids=["1 bit", "16 bits", "interlaced"],
+)
+def test_row_48_what_cannot_be_reduced_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, data: Any, why: str
+) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 63)
+    with pytest.raises(InvalidImage, match=f"{why}: save it smaller, or as a plain PNG"):
+        images.inspect(data(), "a.png")
+    for kind in ("TIFF", "BMP", "WEBP"):
+        with pytest.raises(InvalidImage, match="save it smaller, or as a JPEG or PNG"):
+            images.inspect(saved(draw(1, (96, 64)), kind), "a")
+
+
+def test_row_48_a_large_progressive_jpeg_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(noise("RGB", (96, 64)), "JPEG", progressive=True, quality=90)
+    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 63)
+    assert images.read_photo(data).size == (48, 32)
+    monkeypatch.setattr(images, "_MAX_SCANS", 5)
+    with pytest.raises(InvalidImage, match="too large for a progressive JPEG: save it smaller"):
+        images.read_photo(data)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 63)
+    monkeypatch.setattr(images, "_MAX_COEFFICIENT_BYTES", 96 * 64 * 3 - 1)
+    with pytest.raises(InvalidImage, match="too large for a progressive JPEG: save it smaller"):
+        images.read_photo(data)
+
+
+INTERLACED = (
+    bytes.fromhex("89504e470d0a1a0a")
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 96, 64, 8, 2, 0, 0, 1))
+    + chunk(b"IDAT", zlib.compress(bytes(96 * 64 * 3 + 64)))
+    + chunk(b"IEND", b"")
+)
 
 
 def test_row_37_threads_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_the_former_point(
 ) -> None:
     path = tmp_path / "resume.safetensors"
     write_resume_point(path, ResumePoint(stage="stage1", step=5, learned={"a": torch.ones(2)}))
-    monkeypatch.setattr("conceptry.training.checkpoints.save_file", _no_room)
+    monkeypatch.setattr("conceptry.registry.files.sync_file", _no_room)
     with pytest.raises(StorageError, match="cannot save"):
         write_resume_point(path, ResumePoint(stage="stage1", step=6))
     assert read_resume_point(path).step == 5

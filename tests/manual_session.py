@@ -1,7 +1,7 @@
-"""The README's session, run for real on drawn photos.
+"""The session in docs/managing.md, run for real on drawn photos.
 
-python tests/readme_session.py            # run it in a new folder and show it
-python tests/readme_session.py --write    # and put its output into the README
+python tests/manual_session.py            # run it in a new folder and show it
+python tests/manual_session.py --write    # and put its output into the page
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from drawing import draw, draw_file, draw_folder
 from PIL import Image, ImageFilter
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "managing.md"
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?")
 
@@ -56,7 +56,7 @@ def in_a_shell(line: str, folder: Path) -> str:
 def play(
     text: str, folder: Path, run: Callable[[str, Path], str] = in_a_shell
 ) -> Iterator[tuple[str, str]]:
-    """Run each `$ command` of the README; yields it with what it printed."""
+    """Run each `$ command` of the page; yields it with what it printed."""
     for block in _BLOCK.findall(text):
         for line in block.splitlines():
             if line.startswith("$ "):
@@ -65,7 +65,7 @@ def play(
 
 
 def rewritten(text: str, session: dict[str, str]) -> str:
-    """The README with the session's output under each command."""
+    """The page with the session's output under each command."""
 
     def fill(match: re.Match[str]) -> str:
         commands = [line for line in match[1].splitlines() if line.startswith("$ ")]
@@ -85,11 +85,11 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="concept-demo-"))
     prepare(folder)
     session: dict[str, str] = {}
-    for line, output in play(README.read_text(), folder):
+    for line, output in play(PAGE.read_text(), folder):
         session[line] = output
         print(f"{line}\n{output}")
     if "--write" in sys.argv:
-        README.write_text(rewritten(README.read_text(), session))
+        PAGE.write_text(rewritten(PAGE.read_text(), session))
     print(f"The photos and the registry are in {folder}")
 
 

@@ -1,4 +1,4 @@
-"""The README's session prints what the README says."""
+"""The session in the manual prints what the manual says."""
 
 import shlex
 import tempfile
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
-from readme_session import README, in_a_shell, play, prepare, rewritten, without_moments
+from manual_session import PAGE, in_a_shell, play, prepare, rewritten, without_moments
 
 
-def test_the_session_in_the_readme_is_real(tmp_path: Path) -> None:
+def test_the_session_in_the_manual_is_real(tmp_path: Path) -> None:
     prepare(tmp_path)
-    text = README.read_text()
+    text = PAGE.read_text()
     session = dict(play(text, tmp_path, run))
     assert len(session) >= 12
     assert without_moments(rewritten(text, session)) == without_moments(text)

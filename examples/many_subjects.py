@@ -1,0 +1,70 @@
+"""Teach many subjects in one batch: a folder of photos for each, in a folder of their category.
+
+    photos/dog/rex/01.jpg
+    photos/dog/max/01.jpg
+    photos/cat/mia/01.jpg
+
+    python examples/many_subjects.py photos
+
+What is there already stays as it is: run it again when there are more folders.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from conceptry.generation import Request, Settings, generate
+from conceptry.models.loading import load_base
+from conceptry.registry import Registry
+from conceptry.training import Trained, train_many
+
+
+def main() -> None:
+    """Add what is new, teach it, and draw everybody once."""
+    parser = argparse.ArgumentParser(description="Teach many subjects in one batch.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--base", default="miniature")
+    parser.add_argument("--method", default="sefi", help="one that keeps the base model")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--together", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps of a picture")
+    options = parser.parse_args()
+
+    with Registry.open("concepts.db", create=True) as registry:
+        for photos in subjects(options.folder):
+            if photos.name not in registry.names():
+                registry.add(photos.name, [photos], category=photos.parent.name)
+        untaught = [name for name in registry.names() if not registry.show(name).versions]
+        base = load_base(options.base)
+        for names in in_batches(untaught, options.together):
+            outcomes = train_many(
+                registry, names, base, method=options.method, overrides=options.set
+            )
+            for name, outcome in zip(names, outcomes, strict=True):
+                if isinstance(outcome, Trained):
+                    print(f"{name}@{outcome.version}, loss {outcome.stages[-1].loss:.4f}")
+                else:
+                    print(f"{name}: {outcome}")  # its error; the others are done
+
+        settings = Settings(steps=options.steps)
+        requests = [
+            Request(prompt=f"a photo of <{name}> in a meadow", seeds=[0], settings=settings)
+            for name in registry.names()
+            if registry.show(name).versions
+        ]
+        for picture in generate(registry, base, requests, Path("pictures")):
+            print(picture.path)
+
+
+def subjects(folder: Path) -> Iterator[Path]:
+    """The folders of photos, sorted."""
+    yield from sorted(path for path in folder.glob("*/*") if path.is_dir())
+
+
+def in_batches(names: list[str], size: int) -> Iterator[list[str]]:
+    """At most `size` at a time."""
+    yield from (names[i : i + size] for i in range(0, len(names), size))
+
+
+if __name__ == "__main__":
+    main()

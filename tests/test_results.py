@@ -1,0 +1,103 @@
+"""The tables in `docs/results.md` have the numbers that were measured."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from program import ROOT
+
+RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+METHODS = {
+    "base model": "base model",
+    "AttnDreamBooth": "attndreambooth",
+    "DreamBooth": "dreambooth",
+    "SeFi-IDE": "sefi",
+    "Textual Inversion": "textual-inversion",
+}
+_CELL = re.compile(r"([\d.]+)( %)? \(([\d.]+) to ([\d.]+)\)")
+_ROUNDED = 0.0056
+"""Numbers are shown with two digits, some of them rounded to three before."""
+
+
+def measured(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "bench/results" / name).read_text(encoding="utf-8"))
+
+
+def rows(section: str) -> dict[str, list[str]]:
+    """Cells by the first one, of the first table in a section."""
+    text = RESULTS.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    (table, *_) = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    cells = [line.strip("| ").split(" | ") for line in table.replace("**", "").splitlines()[2:]]
+    return {first.strip(" |"): rest for first, *rest in cells}
+
+
+def is_shown(cell: str, interval: dict[str, float]) -> bool:
+    match = _CELL.search(cell)
+    assert match, cell
+    scale = 100 if match[2] else 1
+    shown = [float(match[i]) / scale for i in (1, 3, 4)]
+    wanted = [interval[name] for name in ("mean", "low", "high")]
+    return all(abs(a - b) < _ROUNDED for a, b in zip(shown, wanted, strict=True))
+
+
+def key_of(label: str) -> str:
+    """What a row is called in the results."""
+    method, _, rest = label.partition(", ")
+    if weight := re.search(r"λ ([\d.]+)", rest):
+        return f"{METHODS[method]}, λ {weight[1]}"
+    return f"separate {METHODS[method]}" if "--separate" in rest else METHODS[method]
+
+
+def test_methods() -> None:
+    found = measured("methods.json")
+    shown = rows("The methods")
+    assert {key_of(label) for label in shown} == set(found["methods"])
+    for label, cells in shown.items():
+        scores = found["methods"][key_of(label)]["scores"]
+        for cell, name in zip(cells, ("seen", "likeness", "recognised"), strict=False):
+            assert is_shown(cell, scores[name]), f"{label}: {name}"
+        if cost := found["cost"].get(key_of(label)):
+            gigabytes = cost["peak_memory_bytes"] / 1e9
+            seconds = int(cells[3].split(" s")[0])
+            assert abs(seconds - cost["seconds"]) <= 0.5
+            assert f", {gigabytes:.2f} GB" in cells[3]
+
+
+@pytest.mark.parametrize(("suite", "first"), [("miniature-pairs", 0), ("miniature-triples", 3)])
+def test_several_concepts_in_a_picture(suite: str, first: int) -> None:
+    found = measured("company.json")[suite]["methods"]
+    shown = rows("Several concepts in a picture")
+    assert {key_of(label) for label in shown} == set(found)
+    for label, cells in shown.items():
+        scores = found[key_of(label)]["scores"]
+        for i, name in enumerate(("seen", "leak", "present")):
+            assert is_shown(cells[first + i], scores[name]), f"{label}: {name}"
+
+
+def test_the_weight_of_the_loss() -> None:
+    found = measured("subject-wise.json")["by_weight"]
+    shown = rows("SeFi-IDE's loss, by its weight")
+    for name, cells in shown.items():
+        for cell, each in zip(cells, found.values(), strict=True):
+            number = float(cell.strip(" |%")) / (100 if "%" in cell else 1)
+            assert abs(number - each["scores"][name]["mean"]) < _ROUNDED
+
+
+def test_what_choosing_says() -> None:
+    page = (ROOT / "docs/choosing-a-method.md").read_text(encoding="utf-8")
+    scores = {
+        name: {key: f"{100 * each['mean']:.0f} %" for key, each in found["scores"].items()}
+        for name, found in measured("methods.json")["methods"].items()
+    }
+    sefi, dream, attention, inversion = (
+        scores[name] for name in ("sefi", "dreambooth", "attndreambooth", "textual-inversion")
+    )
+    for sentence in (
+        f"the colour is seen in {sefi['seen_colour']} of such pictures; DreamBooth "
+        f"{dream['seen_colour']}, AttnDreamBooth {attention['seen_colour']}",
+        f"seen in {sefi['seen_second']}; Textual Inversion {inversion['seen_second']}, "
+        f"DreamBooth {dream['seen_second']}, AttnDreamBooth {attention['seen_second']}",
+        f"{sefi['seen']} of what prompts name is seen, {sefi['recognised']} of pictures",
+    ):
+        assert sentence in page
