@@ -1,30 +1,61 @@
-"""What a version of a concept is on disk: one safetensors file that says what it fits."""
+"""What a version of a concept is on disk: one safetensors file that says what it fits.
+
+A version may be a stranger's: what a file says is held to bounds before its tensors are read.
+"""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
+from ..registry.names import check_category, check_line
+from ..registry.tensors import ADAPTER_FORMAT
+from .limits import MAX_STAGES, MAX_TOKENS
 from .tensor_file import write_tensors
+from .timestep_tokens import ROLES, STAGE_ORDER
 
-FORMAT = "conceptry-adapter 1"
+_MAX_METADATA = 4096
+_DTYPES = ("F32", "F16", "BF16")
+_VECTORS = re.compile(r"(token|staged)\.([01])")
+_CHANGES = ("delta", "up", "down")
+
+
+def _as_it_is(check: Callable[..., str], *arguments: str) -> Any:
+    def unchanged(text: str) -> str:
+        if check(text, *arguments) != text:
+            raise ValueError(f"{text!r} is written in another way")
+        return text
+
+    return AfterValidator(unchanged)
+
+
+def _known_order(order: str) -> str:
+    if order not in ("", STAGE_ORDER):
+        raise ValueError("its stages are in an order that is not known")
+    return order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMetadata:
     """What an adapter was made for: a base model's weights, a category, tokens in a prompt."""
 
-    base_sha256: str
-    method: str
-    category: str
-    num_tokens: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    base_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    method: Annotated[str, _as_it_is(check_line, "method")]
+    category: Annotated[str, _as_it_is(check_category)]
+    num_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     names_category: bool
-    stage_order: str = ""
+    stage_order: Annotated[str, AfterValidator(_known_order)] = ""
     """Of a staged token: which end of time its first stage is."""
 
 
@@ -42,22 +73,77 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        write_tensors(path, tensors, {FORMAT: json.dumps(asdict(fits))})
+        write_tensors(path, tensors, {ADAPTER_FORMAT: json.dumps(asdict(fits))})
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
-    """The tensors and what they fit. Raises `InvalidWeights` for another kind of file."""
+    """The tensors and what they fit. Raises `InvalidWeights` for another kind of file.
+
+    Whether they fit a base model, adapters say by themselves (`check`).
+    """
     try:
         with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
-            if FORMAT not in metadata:
-                raise InvalidWeights(f"{path.name} is no adapter that this program can read")
-            fits = AdapterMetadata(**json.loads(metadata[FORMAT]))
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InvalidWeights(f"{path.name} is no sound adapter: {error}") from error
+            fits = _metadata(opened.metadata() or {})
+            names = list(opened.keys())
+            parts = {name: opened.get_slice(name) for name in names}
+            for name, part in parts.items():
+                if part.get_dtype() not in _DTYPES:
+                    raise InvalidWeights(f"{name} is {part.get_dtype()}")
+            _check_names(names, fits)
+            _check_vectors({name: part.get_shape() for name, part in parts.items()}, fits)
+            state = {name: opened.get_tensor(name) for name in names}
+    except (SafetensorError, InvalidWeights) as error:
+        raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise InvalidWeights(f"{path.name} holds values that are not finite")
+        raise InvalidWeights("the file holds values that are not finite")
     return state, fits
+
+
+def _metadata(metadata: Mapping[str, str]) -> AdapterMetadata:
+    if ADAPTER_FORMAT not in metadata:
+        raise InvalidWeights("it does not say what it was made for")
+    text = metadata[ADAPTER_FORMAT]
+    if len(text) > _MAX_METADATA:
+        raise InvalidWeights("what it says of itself is too long")
+    try:
+        return _form().validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidWeights(f"{where}: {first['msg']}".removeprefix(": ")) from None
+
+
+@cache
+def _form() -> TypeAdapter[AdapterMetadata]:
+    return TypeAdapter(AdapterMetadata)
+
+
+def _check_names(names: Collection[str], fits: AdapterMetadata) -> None:
+    """There are vectors of one kind, without a gap, and changes that are whole."""
+    wanted = "staged" if fits.stage_order else "token"
+    vectors = sorted(name for name in names if _VECTORS.fullmatch(name))
+    if not vectors or vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:
+        raise InvalidWeights(f"its vectors are {', '.join(vectors) or 'missing'}")
+    changes = {kind: set[str]() for kind in _CHANGES}
+    for name in names:
+        kind, _, parameter = name.partition(".")
+        if kind in changes:
+            changes[kind].add(parameter)
+        elif name not in vectors:
+            raise InvalidWeights(f"it has a tensor {name[:80]!r}")
+    if changes["up"] != changes["down"] or changes["up"] & changes["delta"]:
+        raise InvalidWeights("its changes of weights are not whole")
+
+
+def _check_vectors(shapes: Mapping[str, list[int]], fits: AdapterMetadata) -> None:
+    if fits.stage_order:
+        stages = shapes["staged.0"][:1]
+        fit = stages <= [MAX_STAGES] and fits.num_tokens == 1
+        wanted = [*stages, len(ROLES)]
+    else:
+        fit, wanted = True, [fits.num_tokens]
+    vectors = [shape for name, shape in shapes.items() if _VECTORS.fullmatch(name)]
+    if not fit or not all(shape[:-1] == wanted and 0 not in shape for shape in vectors):
+        raise InvalidWeights(f"its vectors have the shape {vectors[0]}")

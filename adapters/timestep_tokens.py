@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..models.backbone import Backbone, EncodedTexts, EncodeTexts
 from .adapter import Adapter
-from .token_embedding import NewTokens, TokenEmbedding, mean_vectors
+from .token_embedding import NewTokens, TokenEmbedding, check_vectors, mean_vectors
 
 STAGE_ORDER = "stage 0 has the least noise"
 ROLES = ("k", "v")
@@ -167,6 +167,11 @@ class TimestepTokens:
         """Forget the vectors of the last pass, as no other will follow."""
         self._now = []
 
+    def check(self, backbone: Backbone) -> None:
+        """Raise `InvalidWeights` if these are no vectors of this base model."""
+        shapes = [self._vectors(i).shape for i in range(len(self.sources))]
+        check_vectors(backbone, shapes, [self.num_stages, len(ROLES)])
+
     def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
         for i, start in enumerate(mean_vectors(backbone, category)):
@@ -197,8 +202,9 @@ class TimestepTokens:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
         names = [self._name(s, role) for s in range(self.num_stages) for role in ROLES]
         rows = [partial(self._rows, i) for i in range(len(self.sources))]
-        self._injected = NewTokens((*self.tokens, *names), rows)
-        self._injected.inject(backbone)
+        new = NewTokens((*self.tokens, *names), rows)
+        new.inject(backbone)
+        self._injected = new
 
     def _rows(self, encoder: int) -> Tensor:
         """(1 + 2 · S, d); the token without a stage means the mean of all."""
@@ -249,12 +255,13 @@ class TimestepRouting:
         if self._undo:
             raise RuntimeError("stages are injected already")
         self._starts = tuple(float(each * backbone.num_timesteps) for each in self.starts)
-        self._undo = ExitStack()
-        self._undo.enter_context(backbone.wrapped_texts(self._encode))
-        for projections in backbone.cross_attention():
-            for part, projection in enumerate(projections):
-                hook = partial(_take_part, part)
-                self._undo.callback(projection.register_forward_pre_hook(hook).remove)
+        with ExitStack() as undo:
+            undo.enter_context(backbone.wrapped_texts(self._encode))
+            for projections in backbone.cross_attention():
+                for part, projection in enumerate(projections):
+                    hook = partial(_take_part, part)
+                    undo.callback(projection.register_forward_pre_hook(hook).remove)
+            self._undo = undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
         """Give the base model its own ways back."""

@@ -2,15 +2,17 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AddedToken
 
 from ..models.backbone import Backbone
+from ..registry.errors import InvalidWeights
 
 
 class ExtendedEmbedding(nn.Module):
@@ -46,16 +48,20 @@ class NewTokens:
         """Let the tokenizers know the tokens, and the text encoders their vectors."""
         if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
-        for i, (encoder, rows) in enumerate(zip(backbone.text_encoders, self.rows, strict=True)):
-            tokenizer, network = encoder.tokenizer, encoder.network
-            extended = copy.deepcopy(tokenizer)
-            extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
-            (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
-            base = network.get_input_embeddings()
-            network.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
-            backbone.set_tokenizer(i, extended)
-            self._injected.append((i, tokenizer, network, base))
-            _read_at_end_token(network, tokenizer)
+        with ExitStack() as undo:
+            undo.callback(self.eject, backbone)
+            encoders = zip(backbone.text_encoders, self.rows, strict=True)
+            for i, (encoder, rows) in enumerate(encoders):
+                tokenizer, network = encoder.tokenizer, encoder.network
+                extended = copy.deepcopy(tokenizer)
+                extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
+                (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
+                base = network.get_input_embeddings()
+                self._injected.append((i, tokenizer, network, base))
+                network.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
+                backbone.set_tokenizer(i, extended)
+                _read_at_end_token(network, tokenizer)
+            undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
         """Give back the tokenizers and embeddings that were there."""
@@ -63,6 +69,18 @@ class NewTokens:
             network.set_input_embeddings(base)
             backbone.set_tokenizer(i, tokenizer)
         self._injected.clear()
+
+
+def check_vectors(backbone: Backbone, shapes: Sequence[torch.Size], leading: Sequence[int]) -> None:
+    """Raise `InvalidWeights` unless there are vectors (…, d), as many, for each text encoder."""
+    wanted: list[tuple[int, ...]] = []
+    for encoder in backbone.text_encoders:
+        embedding: Any = encoder.network.get_input_embeddings()
+        while isinstance(embedding, ExtendedEmbedding):
+            embedding = cast("Any", embedding.base)
+        wanted.append((*leading, embedding.weight.shape[1]))
+    if [tuple(shape) for shape in shapes] != wanted:
+        raise InvalidWeights("its vectors are not as wide as the base model's")
 
 
 def mean_vectors(backbone: Backbone, words: str) -> list[Tensor]:
@@ -131,6 +149,10 @@ class TokenEmbedding:
         """The prompt as the text encoder gets it at a timestep: always as it is."""
         return (prompt,)
 
+    def check(self, backbone: Backbone) -> None:
+        """Raise `InvalidWeights` if these are no vectors of this base model."""
+        check_vectors(backbone, [each.shape for each in self.vectors], [len(self.tokens)])
+
     def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
         for own, start in zip(self.vectors, mean_vectors(backbone, category), strict=True):
@@ -140,8 +162,9 @@ class TokenEmbedding:
         """Let the base model know the tokens."""
         if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
-        self._injected = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
-        self._injected.inject(backbone)
+        new = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
+        new.inject(backbone)
+        self._injected = new
 
     def eject(self, backbone: Backbone) -> None:
         """Let it forget them."""

@@ -1,12 +1,15 @@
 """Changes of the denoiser's weights: what DreamBooth and AttnDreamBooth learn, whole or as LoRA."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..models.backbone import Backbone
+from ..registry.errors import InvalidWeights
+from .limits import MAX_RANK
 
 
 @dataclass(slots=True)
@@ -41,16 +44,37 @@ class WeightDelta:
             state |= {f"up.{name}": up, f"down.{name}": down}
         return state
 
+    def check(self, backbone: Backbone) -> None:
+        """Raise `InvalidWeights` if these are no changes of this denoiser's weights."""
+        parameters = backbone.parameters("denoiser")
+        for name in (*self.deltas, *self.factors):
+            if name not in parameters:
+                raise InvalidWeights(f"the base model has no weights {name[:80]!r}")
+            if not self._fits(name, parameters[name].shape):
+                raise InvalidWeights(f"a change of {name} has another shape")
+
+    def _fits(self, name: str, shape: torch.Size) -> bool:
+        if name in self.deltas:
+            return self.deltas[name].shape == shape
+        up, down = self.factors[name]
+        if up.ndim != 2 or down.ndim < 2 or not 0 < up.shape[1] <= MAX_RANK:
+            return False
+        found = (up.shape[0], *down.shape[:1], down.shape[1:].numel())
+        return found == (shape[0], up.shape[1], shape[1:].numel())
+
     def inject(self, backbone: Backbone) -> None:
         """Add the changes to the denoiser's weights; its own are kept aside."""
         if self._own:
             raise RuntimeError("these weights are changed already")
         parameters = backbone.parameters("denoiser")
-        for name in (*self.deltas, *self.factors):
-            parameter = parameters[name]
-            self._own[name] = parameter.data
-            change = self._change(name, parameter)
-            parameter.data = (parameter.data.float() + self.strength * change).to(parameter.dtype)
+        with ExitStack() as undo:
+            undo.callback(self.eject, backbone)
+            for name in (*self.deltas, *self.factors):
+                parameter = parameters[name]
+                changed = parameter.data.float() + self.strength * self._change(name, parameter)
+                self._own[name] = parameter.data
+                parameter.data = changed.to(parameter.dtype)
+            undo.pop_all()
 
     def _change(self, name: str, parameter: Tensor) -> Tensor:
         if name in self.deltas:

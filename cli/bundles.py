@@ -3,14 +3,19 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..registry.errors import quoted
 from .arguments import complete_concept
 from .errors import usage
 from .framework import session_of
 from .output import count, size
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+    from ..registry.records import Concept
 
 
 def export(
@@ -33,7 +38,7 @@ def export(
     session = session_of(context)
     *concepts, file = names
     if not concepts:
-        raise usage("name the concepts and then the file", f"concept export NAME {file}")
+        raise usage("name the concepts and then the file", f"concept export NAME {quoted(file)}")
     with session.registry() as registry:
         done = registry.export_bundle(concepts, Path(file), overwrite=force)
     what = f"{', '.join(done.concepts)} ({count(done.blobs, 'file')}, {size(done.bytes)})"
@@ -60,13 +65,28 @@ def import_(
     from ..registry.strangers import refuse_stranger
 
     if not os.path.exists(file):
-        raise NotFound(f"{file} does not exist", hint=f"ls {file.parent}")
+        raise NotFound(f"{file} does not exist", hint=f"ls {quoted(file.parent)}")
     refuse_stranger(file)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
+        undrawable = _undrawable(registry, concepts)
     lines = [
         f"imported {concept.name} ({concept.category}): {count(len(concept.images), 'photo')}, "
         f"{count(len(concept.versions), 'version')}"
         for concept in concepts
     ]
     session.output.lines({"concepts": [asdict(concept) for concept in concepts]}, lines)
+    for label in undrawable:
+        session.output.warn(f"{label} holds no adapter of concept train: it cannot be drawn with")
+
+
+def _undrawable(registry: "Registry", concepts: "list[Concept]") -> list[str]:
+    """Versions with weights that `generate` cannot use, as their files say at a glance."""
+    from ..registry.tensors import is_adapter
+
+    return [
+        f"{concept.name}@{version.number}"
+        for concept in concepts
+        for version in concept.versions
+        if not any(is_adapter(registry.path_of(each.sha256)) for each in version.artifacts)
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..registry.errors import quoted
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -17,8 +18,10 @@ from .quick_start import quick_imports
 if TYPE_CHECKING:
     from ..generation.generating import Leak, Picture
     from ..generation.prompt_files import Defaults
+    from ..generation.provenance import Provenance
     from ..generation.request import Request
     from ..registry import Registry
+    from ..registry.records import Lineage
 
 _OUT = Path("pictures")
 _MOST_NOTES = 5
@@ -263,7 +266,9 @@ def reproduce(
 
     made = read_provenance(picture)
     with session.registry(create=not made.versions) as registry:
+        _check_work(registry, picture, made)
         wanted = base or _believed_base(registry, picture, made.base)
+        session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
         with quick_imports():
             from ..generation import generating
@@ -276,19 +281,40 @@ def reproduce(
     session.output.note("the same pixels" if is_same else "the pixels differ")
 
 
+def _check_work(registry: "Registry", picture: Path, made: "Provenance") -> None:
+    """Refuse what a stranger's picture may ask for to fill the memory, or to take days."""
+    from ..registry.errors import InvalidInput
+
+    if not made.is_modest and _trace(registry, picture) is None:
+        raise InvalidInput(
+            f"{picture} says that it takes {made.work}: too much for a picture that this registry "
+            "does not know of",
+            hint="draw its prompt with concept generate, in the size and steps that you want",
+        )
+
+
+def _trace(registry: "Registry", picture: Path) -> "Lineage | None":
+    """What the registry knows of a picture, if it does."""
+    from ..registry.errors import NotFound
+
+    with picture.open("rb") as file, suppress(NotFound):
+        return registry.trace(hashlib.file_digest(file, "sha256").hexdigest())
+    return None
+
+
 def _believed_base(registry: "Registry", picture: Path, said: str) -> str:
     """The base model that a picture names: an alias, or what the registry knows of it.
 
     What a stranger's picture says is no reason to read a folder or to fetch a repository.
     """
     from ..models.bases import read_aliases
-    from ..registry.errors import InvalidInput, NotFound
+    from ..registry.errors import InvalidInput
 
     if said in read_aliases():
         return said
-    with picture.open("rb") as file, suppress(NotFound):
-        return registry.trace(hashlib.file_digest(file, "sha256").hexdigest()).base
+    if (known := _trace(registry, picture)) is not None:
+        return known.base
     raise InvalidInput(
         f"{picture} says that {said} drew it, which this registry does not know of",
-        hint=f"concept reproduce {picture} --base {said}",
+        hint=f"concept reproduce {quoted(picture)} --base {quoted(said)}",
     )

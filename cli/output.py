@@ -81,7 +81,7 @@ class Output:
             if bars is None:
                 yield None
                 return
-            task = bars.add_task(label, total=None)
+            task = bars.add_task(_unstyled(label), total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
     @contextmanager
@@ -125,8 +125,8 @@ class StepsShown:
     def step(self, stage: str, done: int, total: int, text: str) -> None:
         """Move a stage's bar; `text` stands beside it."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total, text="")
-        self._bars.update(self._tasks[stage], completed=done, total=total, text=text)
+            self._tasks[stage] = self._bars.add_task(_unstyled(stage), total=total, text="")
+        self._bars.update(self._tasks[stage], completed=done, total=total, text=_unstyled(text))
 
     def pictures(self, caption: str, images: "list[Image.Image]") -> None:
         """Show a strip of pictures, if the terminal has the colours for it."""
@@ -134,6 +134,13 @@ class StepsShown:
         if console.color_system == "truecolor":
             console.print(caption, highlight=False, markup=False)
             console.print(_as_text(images, console.width))
+
+
+def _unstyled(text: str) -> str:
+    """A text beside a bar, where Rich would obey what is in brackets."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def _as_text(images: "list[Image.Image]", width: int) -> "Text":
@@ -221,7 +228,7 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
     width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
     # while bars are shown, Rich has put a proxy in the stream's place
     file: Any = target or _Lasting(getattr(stream, "rich_proxied_file", stream))
-    return Console(file=file, width=width, force_terminal=is_terminal)
+    return Console(file=file, width=width, force_terminal=is_terminal, markup=False, emoji=False)
 
 
 def deliver(text: str = "") -> None:

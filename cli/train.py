@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..registry.errors import quoted
 from .arguments import ClipName, DinoName, SuiteName, complete_concept
 from .errors import ExitCode, Failure, explain, usage
 from .framework import Session, session_of
@@ -164,7 +165,7 @@ def train(
     if keep_every and eval_every:
         raise usage("--eval-every keeps what it scores", "leave --keep-every out")
     if tag and not everything:
-        raise usage("--tag goes with --all", f"concept train --all --tag {tag[0]}")
+        raise usage("--tag goes with --all", f"concept train --all --tag {quoted(tag[0])}")
     options = TrainOptions(
         method=method,
         preset=preset,
@@ -251,7 +252,7 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
         (base, concept), *_ = bases.items()
         raise usage(
             f"trainings began with {' and '.join(bases)}: one base model at a time",
-            f"concept train {registry.show(concept).name} --resume --base {base}",
+            f"concept train {registry.show(concept).name} --resume --base {quoted(base)}",
         )
     (base,) = bases
     return base
@@ -406,7 +407,9 @@ class _Queue:
         words += ["--method", options.method, "--seed", str(options.seed)]
         words += ["--preset", options.preset] if options.preset else []
         words += [word for each in options.overrides for word in ("--set", each)]
-        hint = f"concept train {' '.join(names)} --resume" if options.resume else shlex.join(words)
+        hint = (
+            f"concept train {shlex.join(names)} --resume" if options.resume else shlex.join(words)
+        )
         message = f"{', '.join(names)}: not begun"
         failure = Failure(ExitCode.INTERRUPTED, "interrupted", message, hint)
         self._tell_failure(concepts, failure)

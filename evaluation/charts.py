@@ -4,6 +4,7 @@ import html
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from ..registry.names import printable
 from .record import Evaluation
@@ -11,6 +12,8 @@ from .record import Evaluation
 _COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#3a9ea5", "#6b6b6b")
 _WIDTH, _HEIGHT, _EDGE = 520, 320, 44
 _POINTS = 120
+_HIGHEST = 1e15
+"""Numbers beyond are left out: axes and means have to be finite."""
 
 
 def escape(text: str) -> str:
@@ -26,6 +29,7 @@ def scatter(found: Sequence[Evaluation]) -> str:
         for each, (x, y) in zip(found, axes, strict=True)
         if x in each.scores and y in each.scores
     ]
+    points = [(label, x, y) for label, x, y in points if _is_drawn(*astuple(x), *astuple(y))]
     if not points:
         return ""
     across = _Axis.over([value for _, x, _ in points for value in (x.low, x.high)])
@@ -48,6 +52,7 @@ def scatter(found: Sequence[Evaluation]) -> str:
 
 def curves(metrics: Sequence[tuple[str, int, str, float]]) -> str:
     """Losses (stage, step, name, value) over all stages, each step the mean of its neighbours."""
+    metrics = [row for row in metrics if _is_drawn(row[1], row[3])]
     lengths: dict[str, int] = {}
     for stage, step, *_ in metrics:
         lengths[stage] = max(lengths.get(stage, 0), step)
@@ -76,6 +81,10 @@ def curves(metrics: Sequence[tuple[str, int, str, float]]) -> str:
             f"{escape(name)}</text>"
         )
     return _svg("losses", parts)
+
+
+def _is_drawn(*values: float) -> bool:
+    return all(abs(value) <= _HIGHEST for value in values)
 
 
 def _smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -118,15 +127,15 @@ class _Axis:
 def _frame(across: _Axis, up: _Axis, below: str, beside: str) -> str:
     bottom, right = _HEIGHT - _EDGE, _WIDTH - 12
     lines = [f'<path class="axis" d="M{_EDGE} {_EDGE / 2}V{bottom}H{right}"/>']
-    places = ".2f" if across.high < 10 else ".0f"
+    places = 2 if across.high < 10 else 0
     lines += [
         f'<text class="small" x="{across.x(value)}" y="{bottom + 15}" '
-        f'text-anchor="middle">{value:{places}}</text>'
+        f'text-anchor="middle">{_tick(value, places)}</text>'
         for value in across.ticks()
     ]
     lines += [
         f'<text class="small" x="{_EDGE - 5}" y="{up.y(value) + 4}" '
-        f'text-anchor="end">{value:.2f}</text>'
+        f'text-anchor="end">{_tick(value)}</text>'
         for value in up.ticks()
     ]
     lines.append(
@@ -135,6 +144,10 @@ def _frame(across: _Axis, up: _Axis, below: str, beside: str) -> str:
     )
     lines.append(f'<text x="4" y="12">{escape(beside)}</text>')
     return "".join(lines)
+
+
+def _tick(value: float, places: int = 2) -> str:
+    return f"{value:.{places}f}" if abs(value) < 1e5 else f"{value:.0e}"
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

@@ -98,9 +98,9 @@ class Plan:
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
-        """What was found before in the very same way, if it was.
+        """What was found before in the very same way, here, if it was.
 
-        A record that was imported may hold anything; one that is not sound is as if not there.
+        A record that was imported may say anything: it is no result. Nor is one that is not sound.
         """
         first, *others = self.chosen
         if checkpoint_of(first):
@@ -109,7 +109,7 @@ class Plan:
         labels = [each.label for each in others]
         for record in reversed(registry.evaluations(first.concept.id)):
             same = record.version == first.version.number and record.config == made_by
-            if same and record.scores.get("others") == labels:
+            if same and not record.is_imported and record.scores.get("others") == labels:
                 told = {
                     "concept": first.concept.name,
                     "concept_id": first.concept.id,

@@ -10,7 +10,11 @@ from ..generation.request import Settings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..registry import Registry
-from ..registry.errors import InvalidInput, NotFound
+from ..registry.errors import (
+    InvalidInput,
+    NotFound,
+    quoted,
+)
 from ..registry.records import Concept, ConceptKey
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
@@ -109,7 +113,7 @@ def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]
         if len(set(request.names)) < suite.num_subjects:
             raise InvalidInput(
                 f"the suite {suite.name} is for {suite.num_subjects} concepts in a picture",
-                hint=f"concept eval {_EXAMPLES[suite.num_subjects]} --suite {suite.name}",
+                hint=f"concept eval {_EXAMPLES[suite.num_subjects]} --suite {quoted(suite.name)}",
             )
         each = [
             _versions(registry, name, request.versions) for name in dict.fromkeys(request.names)
@@ -248,7 +252,7 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
         if _ground_of(former) != _ground_of(each):
             raise InvalidInput(
                 f"{former.label} and {each.label} were not scored on the same base model",
-                hint=f"--base {each.made_by['base']} --versions …",
+                hint=f"--base {quoted(each.made_by['base'])} --versions …",
             )
         if each.both >= former.both:
             best[each.concept_id] = each

@@ -11,7 +11,11 @@ from torch import Tensor
 from ..kernels.observation import CROSS_ATTENTION
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.errors import InvalidInput, NotFound
+from ..registry.errors import (
+    InvalidInput,
+    NotFound,
+    quoted,
+)
 from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem, save_picture
@@ -235,7 +239,7 @@ def reproduce(
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
-            hint=f"--base {made.base}",
+            hint=f"--base {quoted(made.base)}",
         )
     pinned = {
         name: (_name_now(registry, name, *version), version[0])

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
-from ..adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
+from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
 from ..models.loading import LoadedBase
-from ..registry.errors import InvalidInput, InvalidWeights
+from ..registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    quoted,
+)
 from .prompt_syntax import Chosen, Mention, replaced
 
 
@@ -41,20 +45,24 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list
     """Inject the versions that a prompt asks for; see `expand_prompt`.
 
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
-    `InvalidInput` if one of them was taught on another base model.
+    `InvalidInput` if one of them was taught on another base model, and `InvalidWeights` for what
+    is no adapter of it, before anything is changed.
     """
     embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
     concepts: list[InjectedConcept] = []
     for each in chosen:
-        state, fits = read_adapter(Path(each.path))
-        _check_base(base, each, fits)
-        tokens = each.tokens(fits.num_tokens)
-        embedding = _embedding(tokens, fits, state)
+        with _naming(each):
+            state, fits = read_adapter(Path(each.path))
+            _check_base(base, each, fits)
+            tokens = each.tokens(fits.num_tokens)
+            embedding = _embedding(tokens, fits, state)
+            embedding.check(base.backbone)
+            change = WeightDelta.from_state(state, each.mention.strength)
+            change.check(base.backbone)
         if each.mention.strength != 1:
             embedding.weaken(base.backbone, fits.category, each.mention.strength)
         embeddings.append(embedding)
-        change = WeightDelta.from_state(state, each.mention.strength)
         if change.deltas or change.factors:
             changes.append(change)
         words = " ".join(tokens)
@@ -62,6 +70,18 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list
         concepts.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts
+
+
+@contextmanager
+def _naming(chosen: Chosen) -> Iterator[None]:
+    """Say whose adapter it is that is wrong."""
+    try:
+        yield
+    except InvalidWeights as error:
+        raise InvalidWeights(
+            f"{chosen.label} cannot be drawn with: {error.message}",
+            hint=f"concept train {chosen.concept.name}",
+        ) from error
 
 
 def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
@@ -76,7 +96,9 @@ def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None
         )
         raise InvalidInput(
             f"{chosen.label} was taught on another base model than {base.base.name}",
-            hint=f"--base {taught_on}" if taught_on else f"concept train {chosen.concept.name}",
+            hint=f"--base {quoted(taught_on)}"
+            if taught_on
+            else f"concept train {chosen.concept.name}",
         )
 
 
@@ -85,6 +107,4 @@ def _embedding(
 ) -> TokenEmbedding | TimestepTokens:
     if not fits.stage_order:
         return TokenEmbedding.from_state(tokens, state)
-    if fits.stage_order != STAGE_ORDER:
-        raise InvalidWeights(f"{tokens[0]} has stages in an order that is not known")
     return TimestepTokens.from_state(tokens[0], fits.category, state)

@@ -16,6 +16,10 @@ from .request import MAX_SEED, Settings
 MAX_BATCH = 256
 """Pictures that are drawn at once, at most."""
 MAX_CONCEPTS = 64
+MAX_PIXELS_AT_ONCE = 1 << 26
+"""64 pictures of 1024 x 1024: more are not drawn at once on a stranger's word."""
+MAX_PIXEL_STEPS = 1 << 34
+"""Pixels times steps: 64 pictures of 1024 x 1024 in 256 steps."""
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -35,6 +39,21 @@ class Provenance:
     settings: Settings
     versions: Mapping[str, tuple[int, str]]
     """Of each concept: the version's number and the hash of its weights."""
+
+    @property
+    def work(self) -> str:
+        """What it takes to draw it again, for people."""
+        count, size = len(self.batch_seeds), self.settings.size
+        pictures = "a picture" if count == 1 else f"{count} pictures at once"
+        sides = f", {size[0]}x{size[1]}" if size else ""
+        return f"{pictures}{sides}, in {self.settings.steps} steps"
+
+    @property
+    def is_modest(self) -> bool:
+        """Whether that is no more than is done on a stranger's word."""
+        width, height = self.settings.size or (1024, 1024)
+        pixels = len(self.batch_seeds) * width * height
+        return pixels <= MAX_PIXELS_AT_ONCE and pixels * self.settings.steps <= MAX_PIXEL_STEPS
 
 
 class _Part(BaseModel):

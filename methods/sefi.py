@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..adapters.limits import MAX_STAGES
 from ..registry.errors import InvalidInput
 from .method import Method, Stage
 from .seeds import seed_of
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class SefiSettings(TrainingSettings):
     """The paper's stages and weight of the attention loss; rate and steps are ours."""
 
-    num_stages: int = setting(5, low=1, high=1000)
+    num_stages: int = setting(5, low=1, high=MAX_STAGES)
     """Stages of time, each with vectors of its own (the paper tries 1 to 10)."""
     parametrisation: str = setting("direct", choices=("direct", "network"))
     """Learn the vectors, or a self-attention block that makes them (the paper's)."""

@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from difflib import get_close_matches
 from typing import Any, Self, cast, get_type_hints
 
+from ..adapters.limits import MAX_RANK, MAX_TOKENS
 from ..registry.documents import parse_yaml, shown
 from ..registry.errors import InvalidInput
 from ..registry.names import check_line
@@ -187,9 +188,9 @@ class TrainingSettings(Settings):
 
     prompts: tuple[str, ...] = setting(("a photo of a {}",))
     """Training prompts; {} becomes the concept."""
-    num_tokens: int = setting(1, low=1, high=16)
+    num_tokens: int = setting(1, low=1, high=MAX_TOKENS)
     """Tokens that stand for the subject."""
-    rank: int = setting(0, low=0, high=1024)
+    rank: int = setting(0, low=0, high=MAX_RANK)
     """Of LoRA in stages that change the U-Net; 0 trains its own weights."""
     resolution: int = setting(0, low=0, high=4096)
     """Side of the crops in pixels; 0 is the base model's own."""

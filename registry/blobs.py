@@ -231,7 +231,7 @@ class Staging:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # what stays is gc's; why nothing could be written counts
             remove_file(self._store.folder, path)
 
     def write(self, data: bytes | Iterable[bytes]) -> str:

@@ -1,22 +1,33 @@
 """Concepts as one portable file, and back.
 
 A bundle is an uncompressed zip: `manifest.json`, then `blobs/<sha256>`. Reading one trusts nothing:
-names that are not exactly these, links, compression (zip bombs), sizes and hashes that differ from
-the manifest, photos that do not decode and weights that are not sound safetensors are refused
-before anything is written under a final name. Names in a bundle are never used as paths.
+names that are not exactly these, links, compression and entries that overlap (zip bombs), sizes and
+hashes that differ from the manifest, photos that do not decode and weights that are not sound
+safetensors are refused before anything is written under a final name. Names in a bundle are never
+used as paths.
 """
 
 import json
 import math
 import os
+import shlex
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from sqlmodel import Session, col, select
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from sqlmodel import Session, col, insert, select
 
 from . import images
 from .blobs import CHUNK, is_sha256
@@ -30,8 +41,11 @@ from .errors import (
     NotFound,
     RegistryCorrupt,
     StorageError,
+    quoted,
 )
-from .files import new_file
+from .files import below, new_file
+from .lineage import MAX_VERSION, check_config, check_scores
+from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, show_concept, to_json
 from .records import BundleReport, Concept
@@ -42,7 +56,11 @@ from .tensors import check_weights
 
 FORMAT = "conceptry-bundle"
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 256 << 20
+MAX_MANIFEST_BYTES = 128 << 20
+"""A concept with a training of 660 steps takes some 90 kB of it, an untrained one 2 kB."""
+_MAX_MANIFEST_PARTS = 8 << 20
+"""Of values, which take far more room in memory than in the file."""
+_LOCAL_HEADER_BYTES = 30
 
 _MANIFEST = "manifest.json"
 _BLOBS = "blobs/"
@@ -64,35 +82,18 @@ def _storable(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _checked_packages(packages: dict[str, Any]) -> dict[str, str]:
+    for name, version in packages.items():
+        check_line(name, "package")
+        if not isinstance(version, str) or check_text(version, "version") != version:
+            raise ValueError(f"{name[:40]!r} has no version")
+    return packages
+
+
 def _no_number(alias: str) -> str:
     if alias.isdigit():
         raise ValueError("an alias is not a number")
     return alias
-
-
-def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's settings says from what it was taught; methods know the others."""
-    photos, category = config.get("photos", []), config.get("category", "thing")
-    if not isinstance(photos, list) or not all(isinstance(p, str) and is_sha256(p) for p in photos):
-        raise ValueError("photos are not hashes")
-    if not isinstance(category, str) or check_category(category) != category:
-        raise ValueError("the category is none")
-    return config
-
-
-def _checked_scores(scores: dict[str, Any]) -> dict[str, Any]:
-    """Pictures are named by hashes, wherever they are named in scores."""
-    waiting: list[Any] = [scores]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            name = value.get("picture", "0" * 64)
-            if not isinstance(name, str) or not is_sha256(name):
-                raise ValueError("a picture is not named by a hash")
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return scores
 
 
 _MAX_INTEGER = (1 << 63) - 1
@@ -109,24 +110,37 @@ _Moment = Annotated[
     str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}\.[0-9]{3}Z$")
 ]
 _Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
+_PictureSize = Annotated[int, Field(ge=1, le=images.MAX_FILE_BYTES)]
+_Number = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
 _Json = Annotated[dict[str, Any], AfterValidator(_storable)]
-_Config = Annotated[_Json, AfterValidator(_checked_config)]
-_Scores = Annotated[_Json, AfterValidator(_checked_scores)]
+_Packages = Annotated[dict[str, Any], AfterValidator(_checked_packages)]
+_Config = Annotated[_Json, AfterValidator(check_config)]
+_Scores = Annotated[_Json, AfterValidator(check_scores)]
 _Value = Annotated[float, AfterValidator(_no_nan)]
+_Item = TypeVar("_Item")
+_List = Annotated[list[_Item], FailFast()]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+    """Mistakes are told one at a time: a list of all may fill the memory."""
+
+    model_config = ConfigDict(extra="allow", strict=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="after")
+    def _has_no_more(self) -> Self:
+        for key in self.model_extra or ():
+            raise ValueError(f"{key[:40]!r} does not belong here")
+        return self
 
 
 class _ImagePart(_Part):
     sha256: _Sha256
-    bytes: _Size
+    bytes: _PictureSize
     filename: _FileName
     caption: _Text | None
     mask: _Sha256 | None
-    mask_bytes: _Size | None
+    mask_bytes: _PictureSize | None
     added: _Moment
 
 
@@ -137,14 +151,14 @@ class _RunPart(_Part):
     base: _Text
     base_sha256: _Text
     seed: _Integer
-    packages: dict[_Line, _Text]
+    packages: _Packages
     host: _Text
     status: Literal["running", "done", "interrupted", "failed"]
     started: _Moment
     finished: _Moment | None
     error: _Text | None
-    images: list[_Sha256]
-    metrics: list[tuple[_Line, _Integer, _Line, _Value]]
+    images: _List[_Sha256]
+    metrics: _List[tuple[_Line, _Integer, _Line, _Value]]
 
 
 class _ArtifactPart(_Part):
@@ -163,12 +177,12 @@ class _EvaluationPart(_Part):
 
 
 class _VersionPart(_Part):
-    number: _Size
+    number: _Number
     run: _RunId | None
     created: _Moment
-    aliases: list[_AliasName]
-    artifacts: list[_ArtifactPart]
-    evaluations: list[_EvaluationPart]
+    aliases: _List[_AliasName]
+    artifacts: _List[_ArtifactPart]
+    evaluations: _List[_EvaluationPart]
 
 
 class _ConceptPart(_Part):
@@ -176,16 +190,25 @@ class _ConceptPart(_Part):
     category: _Category
     notes: _Text
     created: _Moment
-    tags: list[_Tag]
-    images: list[_ImagePart]
-    runs: list[_RunPart]
-    versions: list[_VersionPart]
+    tags: _List[_Tag]
+    images: _List[_ImagePart]
+    runs: _List[_RunPart]
+    versions: _List[_VersionPart]
+
+
+class _Format(BaseModel):
+    """What every manifest says, of any version."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format: str
+    format_version: int
 
 
 class _Manifest(_Part):
     format: str
     format_version: int
-    concepts: list[_ConceptPart]
+    concepts: _List[_ConceptPart]
 
     def blobs(self) -> dict[str, int]:
         """The size of every blob, by hash; raises `InvalidInput` for one of two sizes."""
@@ -211,27 +234,31 @@ def export_bundle(
 ) -> BundleReport:
     """Write concepts to one file; see `Registry.export_bundle`."""
     if not names:
-        raise InvalidInput("no concept was named", hint=f"concept export NAME {path}")
+        raise InvalidInput("no concept was named", hint=f"concept export NAME {quoted(path)}")
+    command = f"concept export {shlex.join(names)} "
     if os.path.isdir(path):
-        raise AlreadyExists(
-            f"{path} is a folder", hint=f"concept export {' '.join(names)} {path / 'NAME.concept'}"
-        )
+        raise AlreadyExists(f"{path} is a folder", hint=command + quoted(path / "NAME.concept"))
     if os.path.lexists(path) and not overwrite:
-        raise AlreadyExists(
-            f"{path} exists", hint=f"concept export {' '.join(names)} {path} --force"
-        )
+        raise AlreadyExists(f"{path} exists", hint=command + f"{quoted(path)} --force")
     store.location.check_outside(path)
     if not os.path.isdir(path.absolute().parent):
         raise InvalidInput(
-            f"cannot write {path}: there is no such folder", hint=f"mkdir -p {path.parent}"
+            f"cannot write {path}: there is no such folder",
+            hint=f"mkdir -p {quoted(path.parent)}",
         )
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
+        text = manifest.model_dump_json().encode()
+        if _is_too_large(text):
+            raise InvalidInput(
+                f"what is known of {len(manifest.concepts)} concepts is too much for one file",
+                hint="export them in several",
+            )
         blobs = manifest.blobs()
         try:
             with new_file(path.parent) as unfinished:
                 with zipfile.ZipFile(unfinished.file, "w", zipfile.ZIP_STORED) as bundle:
-                    _write_entry(bundle, _MANIFEST, [manifest.model_dump_json(indent=1).encode()])
+                    _write_entry(bundle, _MANIFEST, [text])
                     for sha256 in sorted(blobs):
                         _write_entry(bundle, _BLOBS + sha256, store.blobs.chunks(sha256))
                 unfinished.replace(path)
@@ -272,7 +299,7 @@ def _first(error: Exception) -> str:
     """What is wrong, and where in the manifest."""
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors()[0]
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
@@ -343,31 +370,47 @@ def _describe_version(session: Session, version: Version, uids: Mapping[int, str
 
 def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept]:
     """Read concepts from a bundle; see `Registry.import_bundle`."""
+    with _reading(path):
+        bundle = zipfile.ZipFile(path)
+    with bundle:
+        entries = _checked_entries(bundle, path)
+        manifest = _read_manifest(bundle, path)
+        if name is not None:
+            if len(manifest.concepts) != 1:
+                raise InvalidInput(
+                    f"{path} holds {len(manifest.concepts)} concepts; only one can be renamed",
+                    hint=f"concept import {quoted(path)}",
+                )
+            manifest.concepts[0].name = check_name(name)
+        _check_manifest(manifest, entries, path)
+        _check_free(store, manifest, path)
+        return _take_in(store, bundle, manifest, path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What `zipfile` raises of a file, as ours; around nothing else, for a bug of ours is none."""
     try:
-        with zipfile.ZipFile(path) as bundle:
-            entries = _checked_entries(bundle, path)
-            manifest = _read_manifest(bundle, path)
-            if name is not None:
-                if len(manifest.concepts) != 1:
-                    raise InvalidInput(
-                        f"{path} holds {len(manifest.concepts)} concepts; only one can be renamed",
-                        hint=f"concept import {path}",
-                    )
-                manifest.concepts[0].name = check_name(name)
-            _check_manifest(manifest, entries, path)
-            _check_free(store, manifest, path)
-            return _take_in(store, bundle, manifest, path)
+        yield
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError) as error:
-        raise InvalidBundle(f"{path} is not a sound bundle: {error}") from None
     except OSError as error:
-        raise InvalidBundle(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidBundle(f"cannot read {path}: {error.strerror or error}") from error
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        LookupError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        raise InvalidBundle(f"{path} is not a sound bundle: {error}") from None
 
 
 def _checked_entries(bundle: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     entries: dict[str, zipfile.ZipInfo] = {}
-    for info in bundle.infolist():
+    end = 0
+    for info in sorted(bundle.infolist(), key=lambda info: info.header_offset):
         name = info.orig_filename
         kind = stat.S_IFMT(info.external_attr >> 16)
         is_ours = name == _MANIFEST or (
@@ -381,7 +424,12 @@ def _checked_entries(bundle: zipfile.ZipFile, path: Path) -> dict[str, zipfile.Z
             raise InvalidBundle(f"{path}: {name} is compressed, which bundles never are")
         if name in entries:
             raise InvalidBundle(f"{path} holds {name} twice")
+        if info.header_offset < end:
+            raise InvalidBundle(f"{path}: {name} overlaps with another file")
+        end = info.header_offset + _LOCAL_HEADER_BYTES + len(name) + info.compress_size
         entries[name] = info
+    if end > bundle.start_dir:
+        raise InvalidBundle(f"{path} is not a sound bundle: it is shorter than what it holds")
     return entries
 
 
@@ -392,25 +440,45 @@ def _read_manifest(bundle: zipfile.ZipFile, path: Path) -> _Manifest:
         raise InvalidBundle(f"{path} has no {_MANIFEST}: it is not a bundle") from None
     if info.file_size > MAX_MANIFEST_BYTES:
         raise InvalidBundle(f"{path}: the manifest is too large")
-    try:
-        loaded = json.loads(bundle.read(info))
-        if isinstance(loaded, dict) and loaded.get("format") == FORMAT:
-            wanted = loaded.get("format_version")
-            if isinstance(wanted, int) and wanted > FORMAT_VERSION:
-                raise InvalidBundle(
-                    f"{path} was made by a newer program (bundle format {wanted})",
-                    hint="pip install --upgrade conceptry",
-                )
-        manifest = _Manifest.model_validate_json(json.dumps(loaded))
-    except ValidationError as error:
-        raise InvalidBundle(f"{path}: the manifest is wrong at {_first(error)}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InvalidBundle):
-            raise
-        raise InvalidBundle(f"{path}: the manifest is not JSON") from None
+    with _reading(path):
+        text = bundle.read(info)
+    if _is_too_large(text):
+        raise InvalidBundle(f"{path}: the manifest is too large")
+    manifest = _parsed(text)
+    if isinstance(manifest, str):
+        _refuse_newer(text, path)
+        raise InvalidBundle(f"{path}: the manifest is {manifest}")
     if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
+        _refuse_newer(text, path)
         raise InvalidBundle(f"{path} is not a {FORMAT}")
     return manifest
+
+
+def _parsed(text: bytes) -> _Manifest | str:
+    """The manifest, or what is wrong; the error itself would keep all of it in memory."""
+    try:
+        return _Manifest.model_validate_json(text)
+    except ValidationError as error:
+        told = _first(error)
+    return f"wrong at {told}" if told[0] != ":" else "not JSON"
+
+
+def _is_too_large(text: bytes) -> bool:
+    parts = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
+    return len(text) > MAX_MANIFEST_BYTES or parts > _MAX_MANIFEST_PARTS
+
+
+def _refuse_newer(text: bytes, path: Path) -> None:
+    """Say so where a manifest cannot be understood because a newer program wrote it."""
+    try:
+        told = _Format.model_validate_json(text)
+    except ValidationError:
+        return
+    if told.format == FORMAT and told.format_version > FORMAT_VERSION:
+        raise InvalidBundle(
+            f"{path} was made by a newer program (bundle format {told.format_version})",
+            hint="pip install --upgrade conceptry",
+        )
 
 
 def _check_manifest(
@@ -460,7 +528,9 @@ def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:
         one = len(names) == 1
         raise AlreadyExists(
             f'"{taken[0]}" is taken' + (f" ({len(taken)} names are)" if len(taken) > 1 else ""),
-            hint=f"concept import {path} --as NAME" if one else f"concept rename {taken[0]} NAME",
+            hint=f"concept import {quoted(path)} --as NAME"
+            if one
+            else f"concept rename {taken[0]} NAME",
         )
 
 
@@ -469,9 +539,8 @@ def _take_in(
 ) -> list[Concept]:
     with store.receive() as staging, images.strict_decoding():
         for sha256, size in manifest.blobs().items():
-            with bundle.open(_BLOBS + sha256) as entry:
-                if staging.write(_limited(entry, size)) != sha256:
-                    raise InvalidBundle(f"{path}: {_BLOBS}{sha256} is damaged")
+            if staging.write(_entry(bundle, _BLOBS + sha256, size, path)) != sha256:
+                raise InvalidBundle(f"{path}: {_BLOBS}{sha256} is damaged")
         photos: dict[str, images.Inspected] = {}
         masks: set[tuple[str, str]] = set()
         for image in (image for concept in manifest.concepts for image in concept.images):
@@ -492,16 +561,23 @@ def _take_in(
             for concept in manifest.concepts:
                 if concept_row(session, concept.name) is not None:
                     raise AlreadyExists(f'"{concept.name}" is taken')
-                _insert_concept(session, concept, photos)
+                _insert_concept(session, concept, photos, store.location)
     return [show_concept(store.database, concept.name) for concept in manifest.concepts]
 
 
-def _limited(entry: Any, size: int) -> Iterator[bytes]:
+def _entry(bundle: zipfile.ZipFile, name: str, size: int, path: Path) -> Iterator[bytes]:
     """The bytes of an entry, never more than it declares (and one chunk)."""
     total = 0
-    while total <= size and (chunk := entry.read(CHUNK)):
-        total += len(chunk)
-        yield chunk
+    with _reading(path):
+        entry = bundle.open(name)
+    with entry:
+        while total <= size:
+            with _reading(path):
+                chunk = entry.read(CHUNK)
+            if not chunk:
+                return
+            total += len(chunk)
+            yield chunk
 
 
 def _check_mask(mask: bytes, photo: images.Inspected, name: str) -> None:
@@ -510,7 +586,10 @@ def _check_mask(mask: bytes, photo: images.Inspected, name: str) -> None:
 
 
 def _insert_concept(
-    session: Session, part: _ConceptPart, photos: Mapping[str, images.Inspected]
+    session: Session,
+    part: _ConceptPart,
+    photos: Mapping[str, images.Inspected],
+    location: Location,
 ) -> None:
     concept = ConceptRow(
         name=part.name,
@@ -535,16 +614,18 @@ def _insert_concept(
                 **image.model_dump(),
             )
         )
-    runs = {run.uid: _insert_run(session, concept.id, run) for run in part.runs}
+    runs = {run.uid: _insert_run(session, concept.id, run, location) for run in part.runs}
     for version in part.versions:
         _insert_version(session, concept.id, version, runs)
     refresh(session, concept)
     record_event(session, concept, "import", images=[image.sha256 for image in part.images])
 
 
-def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
+def _insert_run(session: Session, concept_id: int, part: _RunPart, location: Location) -> int:
+    """Its id stays, unless another run has it or left a folder, which is not the import's."""
     fields = part.model_dump(exclude={"images", "metrics", "config", "packages", "uid"})
-    taken = session.exec(select(Run).where(Run.uid == part.uid)).first() is not None
+    has_folder = os.path.lexists(below(location.runs, part.uid))
+    taken = has_folder or session.exec(select(Run).where(Run.uid == part.uid)).first() is not None
     run = Run(
         concept_id=concept_id,
         uid=os.urandom(6).hex() if taken else part.uid,
@@ -555,8 +636,13 @@ def _insert_run(session: Session, concept_id: int, part: _RunPart) -> int:
     session.add(run)
     session.flush()
     session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in set(part.images))
-    for stage, step, name, value in part.metrics:
-        session.merge(Metric(run_id=run.id, stage=stage, step=step, name=name, value=value))
+    numbers = {(stage, step, name): value for stage, step, name, value in part.metrics}
+    if numbers:
+        rows = [
+            {"run_id": run.id, "stage": stage, "step": step, "name": name, "value": value}
+            for (stage, step, name), value in numbers.items()
+        ]
+        session.execute(insert(Metric), rows)
     return run.id
 
 

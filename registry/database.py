@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import migrations
-from .errors import ConceptryError, RegistryBusy, RegistryCorrupt, RegistryTooNew, StorageError
+from .errors import (
+    ConceptryError,
+    InvalidInput,
+    RegistryBusy,
+    RegistryCorrupt,
+    RegistryTooNew,
+    StorageError,
+)
 from .files import replacing
 from .location import FORMER
 from .names import RUN_ID_LENGTHS, findable
@@ -344,8 +351,13 @@ def _corrupt(path: Path, error: object) -> ConceptryError:
     )
 
 
+def _too_big(_path: Path, _error: object) -> ConceptryError:
+    return InvalidInput("this is more text than a registry takes in one place")
+
+
 _EXPLANATIONS: Sequence[tuple[tuple[int, ...], Any]] = (
     ((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED), _busy),
+    ((sqlite3.SQLITE_TOOBIG,), _too_big),
     ((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), _corrupt),
     (
         (

@@ -7,7 +7,13 @@ from sqlmodel import Session, col, select
 
 from .clock import now
 from .database import Database
-from .errors import AlreadyExists, ConceptNotFound, InvalidInput, NotFound
+from .errors import (
+    AlreadyExists,
+    ConceptNotFound,
+    InvalidInput,
+    NotFound,
+    quoted,
+)
 from .names import check_category, check_name, check_text, findable
 from .queries import names, search_text, show_concept, to_json
 from .records import Concept as ConceptRecord
@@ -82,12 +88,12 @@ def check_category_fits(name: str, taken: str | None, category: str | None) -> N
     if taken is None and category is None:
         raise InvalidInput(
             f'"{name}" is new: say in a word what it is',
-            hint=f"concept add {name} PHOTO… --category dog",
+            hint=f"concept add {quoted(name)} PHOTO… --category dog",
         )
     if taken is not None and category not in (None, taken):
         raise InvalidInput(
             f'"{name}" is a {taken}, not a {category}',
-            hint=f'concept edit {name} --category "{category}"',
+            hint=f"concept edit {name} --category {quoted(category)}",
         )
 
 

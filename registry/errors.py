@@ -1,6 +1,7 @@
 """The errors a user can act on: what happened, why, and the next command to type."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -129,6 +130,11 @@ class TrainingInterrupted(ConceptryError):
     """A training was stopped; its state is saved."""
 
     code = "interrupted"
+
+
+def quoted(word: object) -> str:
+    """A word of a command to type, as a shell takes it: it may be a stranger's."""
+    return shlex.quote(str(word))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from .blobs import Staging
 from .clock import now
 from .edits import check_category_fits, concept_row, record_event, refresh, set_tags
 from .errors import InvalidImage
-from .names import check_category, check_name, check_text, printable
+from .names import check_category, check_name, check_text, plain_file_name
 from .queries import category_of, show_concept
 from .records import Added, AddedImage, Duplicate, Warned
 from .sources import Source, listed
@@ -206,7 +206,7 @@ def _row(concept: Concept, item: Received, moment: str) -> Image:
         concept_id=concept.id,
         sha256=item.sha256,
         bytes=item.num_bytes,
-        filename=printable(item.source.path.name),
+        filename=plain_file_name(item.source.path.name),
         format=item.photo.format,
         width=item.photo.width,
         height=item.photo.height,

@@ -15,7 +15,15 @@ from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
 from .locks import begun_here
-from .names import check_file_name, check_name, check_text, findable, plain_line, plain_text
+from .names import (
+    check_category,
+    check_file_name,
+    check_name,
+    check_text,
+    findable,
+    plain_line,
+    plain_text,
+)
 from .queries import began_here, loaded, to_json
 from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource
 from .store import Store
@@ -24,6 +32,7 @@ from .tables import (
     Artifact,
     Concept,
     Evaluation,
+    Event,
     Generation,
     GenerationVersion,
     Image,
@@ -35,6 +44,8 @@ from .tables import (
 from .tensors import check_weights
 
 RUN_STATUSES = ("running", "done", "interrupted", "failed")
+MAX_VERSION = 999_999_999
+"""The highest number that a version may have."""
 
 
 def begin_run(
@@ -53,11 +64,12 @@ def begin_run(
     uid = secrets.token_hex(6)
     with store.database.write() as session:
         concept = existing_row(session, store.database, key)
+        _next_number(session, concept)
         run = Run(
             uid=uid,
             concept_id=concept.id,
             method=plain_line(method, "method"),
-            config=to_json(config),
+            config=to_json(check_config(config)),
             base=plain_text(base),
             base_sha256=plain_text(base_sha256),
             seed=seed,
@@ -210,10 +222,9 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 def _insert_version(
     session: Session, concept: Concept, stored: Sequence[Artifact], run: Run | None
 ) -> Version:
-    highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
     version = Version(
         concept_id=concept.id,
-        number=(session.exec(highest).one() or 0) + 1,
+        number=_next_number(session, concept),
         run_id=run.id if run else None,
         created=now(),
     )
@@ -226,6 +237,17 @@ def _insert_version(
     uid = run.uid if run else None
     record_event(session, concept, "version", number=version.number, run=uid)
     return version
+
+
+def _next_number(session: Session, concept: Concept) -> int:
+    highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
+    number = (session.exec(highest).one() or 0) + 1
+    if number > MAX_VERSION:
+        raise InvalidInput(
+            f"{concept.name} has a version numbered {number - 1}: there is no next one",
+            hint="add its photos under another name: concept add NAME PHOTO… --category WORD",
+        )
+    return number
 
 
 def set_alias(store: Store, key: ConceptKey, number: int, alias: str) -> None:
@@ -277,7 +299,7 @@ def _insert_evaluation(
             version_id=version.id,
             suite=plain_line(suite, "suite"),
             config=to_json(config),
-            scores=to_json(scores),
+            scores=to_json(check_scores(scores)),
             created=now(),
         )
     )
@@ -293,10 +315,24 @@ def evaluations(store: Store, key: ConceptKey) -> list[EvaluationRecord]:
             .where(Evaluation.version_id == Version.id, Version.concept_id == concept.id)
             .order_by(col(Evaluation.id))
         ).all()
+        num_imported = len(rows) - _num_made_here(session, concept)
         return [
-            EvaluationRecord(number, row.suite, loaded(row.config), loaded(row.scores), row.created)
-            for number, row in rows
+            EvaluationRecord(
+                number,
+                row.suite,
+                loaded(row.config),
+                loaded(row.scores),
+                row.created,
+                is_imported=i < num_imported,
+            )
+            for i, (number, row) in enumerate(rows)
         ]
+
+
+def _num_made_here(session: Session, concept: Concept) -> int:
+    """How many evaluations were made here, by history; those that were imported came before."""
+    made = select(func.count()).where(Event.concept_id == concept.id, Event.action == "evaluate")
+    return session.exec(made).one()
 
 
 def add_generation(
@@ -363,6 +399,34 @@ def trace(store: Store, output_sha256: str) -> Lineage:
         for (concept, number, run, method), images in photos.items()
     ]
     return Lineage(prompt, seed, base, loaded(settings), sources)
+
+
+def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a run, if they name what it was taught from; methods know the others."""
+    photos, category = config.get("photos", []), config.get("category", "thing")
+    if not isinstance(photos, (list, tuple)) or not all(map(_is_hash, photos)):
+        raise InvalidInput("photos are not hashes")
+    if not isinstance(category, str) or check_category(category) != category:
+        raise InvalidInput("the category is none")
+    return config
+
+
+def check_scores(scores: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Scores, if pictures are named by hashes wherever they are named."""
+    waiting: list[Any] = [scores]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            if not _is_hash(value.get("picture", "0" * 64)):
+                raise InvalidInput("a picture is not named by a hash")
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return scores
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and is_sha256(value)
 
 
 def _check_integer(value: int, what: str) -> None:

@@ -8,6 +8,8 @@ from .errors import InvalidInput, RegistryCorrupt
 MAX_NAME = 64
 MAX_CATEGORY = 64
 MAX_TEXT = 10_000
+MAX_FILE_NAME = 255
+"""Bytes."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _JOINER = "\N{ZERO WIDTH JOINER}"  # holds emoji together
@@ -76,9 +78,15 @@ def check_line(text: str, what: str) -> str:
 
 def check_file_name(name: str) -> str:
     """Return a file's name if it is one and can be shown; a path is refused."""
-    if name not in ("", ".", "..") and "/" not in name and name == printable(name):
+    is_name = name not in ("", ".", "..") and "/" not in name and name == printable(name)
+    if is_name and len(name.encode()) <= MAX_FILE_NAME:
         return name
-    raise InvalidInput(f"{name!r} is not a file name")
+    raise InvalidInput(f"{name[:MAX_FILE_NAME]!r} is not a file name")
+
+
+def plain_file_name(name: str) -> str:
+    """A file's name, as a disk has it, made storable: unshowable characters replaced, cut."""
+    return printable(name).encode()[:MAX_FILE_NAME].decode(errors="ignore")
 
 
 def plain_text(text: str) -> str:

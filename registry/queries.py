@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from .database import Database
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
 from .location import Location
 from .locks import is_alive
+from .names import MAX_TEXT
 from .records import (
     ArtifactRecord,
     Concept,
@@ -25,6 +26,11 @@ from .records import (
 
 MAX_WORDS = 32
 MAX_SEARCH = 1_000
+MAX_DEPTH = 64
+"""Of lists and mappings in a JSON column."""
+_MAX_FOLDED = 4 * MAX_TEXT
+_MAX_SEARCH_TEXT = 16 << 20
+"""Characters; what is beyond is not found, since a row of SQLite has a limit."""
 SORTS = ("name", "created", "updated", "images", "versions", "bytes")
 
 _MAX_INTEGER = (1 << 63) - 1
@@ -34,8 +40,8 @@ def search_text(
     name: str, category: str, notes: str, tags: Sequence[str], captions: Sequence[str | None]
 ) -> str:
     """What a text search looks through, as `Concept.search` stores it."""
-    parts = [name, category, notes, *tags, *filter(None, captions)]
-    return fold("\n".join(dict.fromkeys(parts)))
+    parts = dict.fromkeys([name, category, notes, *tags, *filter(None, captions)])
+    return "\n".join(fold(part)[:_MAX_FOLDED] for part in parts)[:_MAX_SEARCH_TEXT]
 
 
 def fold(text: str) -> str:
@@ -251,13 +257,31 @@ def stale_concepts(database: Database) -> Iterator[tuple[int, str]]:
 def to_json(value: object) -> str:
     """The text of a JSON column: valid UTF-8, whatever broken text is in it.
 
-    Raises `InvalidInput` for NaN and infinity, which JSON does not have.
+    Raises `InvalidInput` for NaN and infinity, which JSON does not have, and for what is nested
+    deeper than an import would read.
     """
+    if is_too_deep(value):
+        raise InvalidInput(f"a value is nested deeper than {MAX_DEPTH}")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise InvalidInput("a value is not a finite number; leave it out or make it null") from None
     return text.encode(errors="replace").decode()
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether lists and mappings are nested deeper than `MAX_DEPTH`."""
+    path = [iter((value,))]
+    while path:
+        for inner in path[-1]:
+            if isinstance(inner, (list, tuple, Mapping)):
+                path.append(iter(inner.values() if isinstance(inner, Mapping) else inner))
+                break
+        else:
+            path.pop()
+        if len(path) > MAX_DEPTH + 1:
+            return True
+    return False
 
 
 def loaded(text: str) -> Any:

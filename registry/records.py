@@ -102,6 +102,8 @@ class EvaluationRecord:
     config: dict[str, Any]
     scores: dict[str, Any]
     created: str
+    is_imported: bool = False
+    """Whether it came with an import: what a stranger says, which nothing is decided by."""
 
 
 @dataclass(frozen=True, slots=True)

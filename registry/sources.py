@@ -5,13 +5,16 @@ import difflib
 import glob
 import json
 import os
-import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InvalidInput, NotFound
+from .errors import (
+    InvalidInput,
+    NotFound,
+    quoted,
+)
 from .images import SUFFIXES
 from .names import check_text
 from .records import Warned
@@ -141,7 +144,7 @@ def _near(path: Path) -> str:
     except OSError:
         siblings = []
     near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else f"ls {path.parent}"
+    return f"did you mean {path.parent / near[0]}?" if near else f"ls {quoted(path.parent)}"
 
 
 def _photos_in(folder: Path) -> list[Path]:
@@ -153,9 +156,7 @@ def _photos_in(folder: Path) -> list[Path]:
     deeper = _folders_with_photos(folder)
     raise InvalidInput(
         f"there is no photo in the folder {folder}{why}",
-        hint=f"its folders have some: concept add NAME {shlex.quote(str(deeper[0]))}"
-        if deeper
-        else None,
+        hint=f"its folders have some: concept add NAME {quoted(deeper[0])}" if deeper else None,
     )
 
 

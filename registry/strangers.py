@@ -3,7 +3,10 @@
 import zipfile
 from pathlib import Path
 
-from .errors import InvalidBundle
+from .errors import (
+    InvalidBundle,
+    quoted,
+)
 
 _HEAD = 1 << 20
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -46,10 +49,13 @@ def _stranger(path: Path, what: str, hint: str) -> InvalidBundle:
 
 def _of_folder(path: Path) -> tuple[str, str]:
     if (path / "concepts.db").is_file():
-        return "a registry", f"concept list --registry {path}"
+        return "a registry", f"concept list --registry {quoted(path)}"
     if (path / "model_index.json").is_file():
-        return "a base model", f'concept generate "a photo of a dog" --base {path}'
-    return "a folder", f"concept add NAME {path} --category WORD"
+        return (
+            "a base model",
+            f'concept generate "a photo of a dog" --base {quoted(path)}',
+        )
+    return "a folder", f"concept add NAME {quoted(path)} --category WORD"
 
 
 def _of_zip(path: Path) -> tuple[str, str] | None:
@@ -86,7 +92,10 @@ def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
             "concept export NAME FILE, where it was taught",
         )
     if b'"model.diffusion_model.' in head or b'"first_stage_model.' in head:
-        return "a base model", f'concept generate "a photo of a dog" --base {path}'
+        return (
+            "a base model",
+            f'concept generate "a photo of a dog" --base {quoted(path)}',
+        )
     if b"lora_" in head or b'"emb_params"' in head or b'"string_to_param' in head:
         return (
             "a LoRA or an embedding of another tool",
@@ -94,5 +103,5 @@ def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
         )
     return (
         "weights in safetensors",
-        f'concept generate "a photo of a dog" --base {path}, if it is a base model',
+        f'concept generate "a photo of a dog" --base {quoted(path)}, if it is a base model',
     )

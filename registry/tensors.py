@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import InvalidWeights, NotFound
 
+ADAPTER_FORMAT = "conceptry-adapter 1"
+"""Under this name an adapter says what it was made for; see `adapters.file_format`."""
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _FINITE_CHUNK = 1 << 22
 
@@ -55,6 +57,12 @@ def check_weights(
         _compare(name, tensors, expected)
     _check_finite(path, name, tensors)
     return tensors
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a sound safetensors file says that it is an adapter."""
+    with safe_open(path, framework="np") as opened:
+        return ADAPTER_FORMAT in (opened.metadata() or {})
 
 
 def _looks_pickled(path: Path) -> bool:

@@ -33,6 +33,7 @@ from ..registry.errors import (
     StorageError,
     TrainingFailed,
     TrainingInterrupted,
+    quoted,
 )
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
@@ -184,7 +185,7 @@ def resume_many(
         if record.base_sha256 != base.sha256:
             raise InvalidInput(
                 f"run {record.run} of {concept.name} was on another base model",
-                hint=f"--base {record.base}",
+                hint=f"--base {quoted(record.base)}",
             )
         method = find_method(record.method)
         photos, category, config = _begun_with(record, concept.name)

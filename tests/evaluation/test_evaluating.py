@@ -12,7 +12,7 @@ from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BARE
-from conceptry.evaluation.record import Evaluation
+from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
 from conceptry.generation.prompt_syntax import choose
@@ -47,6 +47,27 @@ def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
     keep(taught, first)
     assert plan.recorded(taught, encoders.hashes()) == first
     assert taught.evaluations("rex")[0].version == 2
+
+
+def test_imported_scores_are_no_result_and_decide_nothing(
+    taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path
+) -> None:
+    """A stranger may say of a version whatever is wished for."""
+    plan = plan_of(taught, base, "<rex@1>")
+    found = evaluate(taught, base, encoders, plan)
+    best = {name: Interval(1.0, 1.0, 1.0) for name in found.scores}
+    keep(taught, replace(found, scores=best))
+    taught.export_bundle(["rex"], tmp_path / "rex.concept")
+    taught.rename("rex", "max")
+    taught.import_bundle(tmp_path / "rex.concept")
+    plan = plan_of(taught, base, "<rex@1>")
+    (record,) = taught.evaluations("rex")
+    assert record.config == plan.made_by(encoders.hashes())
+    assert plan.recorded(taught, encoders.hashes()) is None
+    keep(taught, replace(found, concept_id=taught.show("rex").id))
+    again = plan.recorded(taught, encoders.hashes())
+    assert again
+    assert again.scores == found.scores
 
 
 def test_a_damaged_or_missing_picture_is_drawn_again(

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from conceptry.evaluation.charts import curves, scatter
 from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import evaluate
-from conceptry.evaluation.record import Evaluation
+from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.report import write_report
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
@@ -142,6 +145,22 @@ def test_names_are_escaped_and_numbers_are_in_the_frame(found: list[Evaluation])
     assert "&lt;a&gt;" in drawing
     assert "x&amp;y" in drawing
     assert drawing.count("L") < 130
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e308, -1e308, sys.float_info.max])
+@pytest.mark.parametrize("step", [1, -(2**63), 2**63 - 1])
+def test_numbers_without_bounds_are_left_out_of_charts(
+    found: list[Evaluation], value: float, step: int
+) -> None:
+    plain = [("one", i, "loss", 1 / i) for i in range(1, 500)]
+    huge = [("one", step, "loss", value), ("one", 3, "other", value)]
+    assert curves([*plain, *huge]) == curves(plain)
+    assert "inf" not in curves(huge) + curves([("one", step, "loss", 0.5), *huge])
+    first, *others = found
+    odd = Interval(value, value, value)
+    ruined = replace(first, scores=dict.fromkeys(first.scores, odd))
+    assert scatter([ruined, *others]) == scatter(others)
+    assert scatter([ruined]) == ""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt install chromium")

@@ -414,7 +414,7 @@ def test_fault_15_a_photo_swapped_for_another_is_refused(
     assert "is damaged" in refused(library, packed(tmp_path, parts))
 
 
-@pytest.mark.parametrize("change", [-1, 1, 10**12])
+@pytest.mark.parametrize("change", [-1, 1, 10**6])
 def test_fault_15_a_blob_of_another_size_is_refused(
     library: Registry, parts: Parts, tmp_path: Path, change: int
 ) -> None:

@@ -192,7 +192,7 @@ def test_an_old_concept_needs_none(mia: Registry, small: Path, category: str | N
 def test_an_old_concept_keeps_its_category(mia: Registry, small: Path) -> None:
     with pytest.raises(InvalidInput, match='"mia" is a cat, not a dog') as caught:
         mia.add("mia", [small], category="dog")
-    assert caught.value.hint == 'concept edit mia --category "dog"'
+    assert caught.value.hint == "concept edit mia --category dog"
     assert mia.show("mia").category == "cat"
 
 
