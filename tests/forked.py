@@ -21,6 +21,9 @@ from typing import IO, Self
 import warm
 from program import DEADLINE, Argument, program
 
+_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
+"""Before any test has changed it: those that fork first must not decide for all others."""
+
 
 class Forked:
     """A running `concept`, used as a `subprocess.Popen`; what it prints is kept in files."""
@@ -125,6 +128,7 @@ def _server() -> socket.socket:
     with its:
         process = subprocess.Popen(
             [sys.executable, warm.__file__, str(its.fileno())],
+            env={name: value for name, value in {**os.environ, **_THREADS}.items() if value},
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
