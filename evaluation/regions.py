@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..generation.attention_maps import CollectedMaps
 from ..generation.regions import SubjectColumns, region, subject_columns
+from ..generation.sampler import blaming
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.loading import LoadedBase
@@ -43,10 +44,11 @@ def regions_of_photos(
     side = backbone.size
     seen_as = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)
     try:
-        return [
-            _region_of_photo(backbone, photo.resize((side, side)), seen_as, subject)
-            for photo in photos
-        ]
+        with blaming(base):
+            return [
+                _region_of_photo(backbone, photo.resize((side, side)), seen_as, subject)
+                for photo in photos
+            ]
     except NotFinite as error:
         raise NotFinite(f"{base.base.name}: {error.message}", hint=error.hint) from None
 

@@ -1,7 +1,7 @@
 """The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol
@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.backbone import Backbone
+from ..models.fitness import short
 from ..models.loading import LoadedBase
-from ..registry.errors import InvalidInput, NotFinite
+from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for
 from .request import Settings
 
@@ -101,11 +102,44 @@ def _drawing(
         chunk = tuple(seeds[first : first + batch])
         prompts = [prompt] * len(chunk)
         try:
-            images = draw_batch(base.backbone, prompts, chunk, settings, observers)
+            with blaming(base):
+                images = draw_batch(base.backbone, prompts, chunk, settings, observers)
         except NotFinite:
             raise _not_drawn(base, names) from None
         for image, seed in zip(images, chunk, strict=True):
             yield Drawn(image, seed, chunk)
+
+
+@contextmanager
+def blaming(base: LoadedBase) -> Iterator[None]:
+    """What a library raises in the block is the base model's fault if it cannot be used by itself.
+
+    Raises `InvalidWeights` then: some files only show what is wrong with them when they are used.
+    """
+    try:
+        yield
+    except (ConceptryError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if (fault := _fault_of(base.backbone)) is None:
+            raise
+        raise InvalidWeights(
+            f"the base model {base.base.name} cannot be used: {short(fault)}",
+            hint="get the base model's files again, or take another: concept bases",
+        ) from error
+
+
+def _fault_of(backbone: Backbone) -> Exception | None:
+    """What is raised where a picture is encoded, and another drawn, with nothing special."""
+    plain = Image.new("RGB", (backbone.size, backbone.size))
+    try:
+        backbone.encode_images([plain])
+        draw_batch(backbone, ["a photo"], [0], Settings(steps=1))
+    except (ConceptryError, MemoryError, torch.OutOfMemoryError):
+        return None
+    except Exception as error:  # noqa: BLE001 (that is the question)
+        return error
+    return None
 
 
 def _not_drawn(base: LoadedBase, names: Sequence[str]) -> NotFinite:

@@ -92,7 +92,7 @@ def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
     with _busy(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"umask": condition.umask}
         if condition.is_nobody:
-            os.chmod(folder, 0o777)  # noqa: PTH101
+            os.chown(folder, NOBODY, NOBODY)
             options |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         done = subprocess.run(
             [sys.executable, *words],

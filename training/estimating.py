@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
+from ..generation.sampler import blaming
 from ..methods.method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
@@ -99,7 +100,9 @@ def estimate_many(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        for path, learned in zip(paths, Trainer(trainings, paths).run(), strict=True):
+        with blaming(base):
+            outcomes = Trainer(trainings, paths).run()
+        for path, learned in zip(paths, outcomes, strict=True):
             if isinstance(learned, TrainingFailed):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())

@@ -17,7 +17,7 @@ from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.prompt_syntax import FILE_NAME
 from ..generation.request import Settings as DrawingSettings
-from ..generation.sampler import draw
+from ..generation.sampler import blaming, draw
 from ..methods.method import DEFAULT_METHOD, find_method, settings_of
 from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
@@ -371,7 +371,8 @@ class _Batch:
             broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
             try:
                 paths = [recorder.resume_path for recorder in recorders]
-                found = Trainer(trainings, paths).run()
+                with blaming(self._base):
+                    found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
                     recorder.metrics.flush()

@@ -172,7 +172,7 @@ def test_without_checkpoints_there_is_a_line(rex: Registry, base: LoadedBase) ->
 
 def test_checkpoints_stay_until_they_are_asked_to_go(rex: Registry, base: LoadedBase) -> None:
     number = teach(rex, base, 3, Hooks(checkpoint_every=1))
-    assert rex.gc(grace=-1).temporary == 0
+    assert rex.gc(grace=0).temporary == 0
     assert len(kept(rex, number)) == 2
-    assert rex.gc(grace=-1, checkpoints=True).temporary == 2
+    assert rex.gc(grace=0, checkpoints=True).temporary == 2
     assert kept(rex, number) == []

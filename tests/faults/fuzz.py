@@ -321,7 +321,7 @@ def _picture(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
 
 def _base(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
     sound.copy("tiny", folder / "odd-base")
-    files = [path for path in (folder / "odd-base").rglob("*") if path.is_file()]
+    files = sorted(path for path in (folder / "odd-base").rglob("*") if path.is_file())
     path = rng.choice(files)
     data = path.read_bytes()
     if path.suffix == ".safetensors":

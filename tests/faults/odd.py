@@ -195,7 +195,8 @@ def odd_csv(rng: random.Random, rows: Sequence[Sequence[Any]]) -> bytes:
     """Rows with odd cells, parted by one thing or another."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter=rng.choice(",;\t|"))
-    for row in odd_tree(rng, [list(row) for row in rows]) or []:
+    found = odd_tree(rng, [list(row) for row in rows])
+    for row in found if isinstance(found, list) else [found]:
         cells = row if isinstance(row, list) else [row]
         writer.writerow([_cell(cell) for cell in cells])
     return (

@@ -22,7 +22,7 @@ FITS = AdapterMetadata(
 )
 POINT = ResumePoint(stage="stage1", step=5, learned={"a": torch.ones(2)})
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "adapter": lambda path: write_adapter(path, {"a": torch.ones(2)}, FITS),
+    "adapter": lambda path: write_adapter(path, {"token.0": torch.ones(1, 2)}, FITS),
     "resume point": lambda path: write_resume_point(path, POINT),
     "picture": lambda path: replace_picture(draw(1, (8, 8)), path, root=path.parent),
     "file": lambda path: write_file(path, b"new", root=path.parent),
@@ -115,11 +115,11 @@ def test_what_was_written_is_read_again(tmp_path: Path, write: str) -> None:
     if write == "adapter":
         state, fits = read_adapter(path)
         assert fits == FITS
+        assert torch.equal(state["token.0"], torch.ones(1, 2))
     else:
         point = read_resume_point(path)
         assert (point.stage, point.step) == ("stage1", 5)
-        state = point.learned
-    assert torch.equal(state["a"], torch.ones(2))
+        assert torch.equal(point.learned["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("leads_to", ["a file", "nothing"])

@@ -15,6 +15,7 @@ from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
+from conceptry.registry.errors import InvalidWeights
 from original_format import write_single_file
 from safetensors.torch import load_file, save_file
 from tiny_base import make_tiny_sdxl
@@ -347,3 +348,32 @@ def test_a_byte_order_mark_in_the_configuration_beside_a_file_is_told(single: Pa
     index = single.with_suffix("") / "model_index.json"
     index.write_bytes(codecs.BOM_UTF8 + index.read_bytes())
     assert "byte order mark" in refused(single)
+
+
+# --- what only shows when it is used --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["/etc/passwd", 0, None])
+def test_a_schedule_that_cannot_be_run_is_the_base_models_fault(folder: Path, value: Any) -> None:
+    change(folder / "scheduler/scheduler_config.json", timestep_spacing=value)
+    base = load_base(str(folder))
+    with pytest.raises(InvalidWeights, match="cannot be used") as told:
+        picture(base)
+    assert "\n" not in told.value.message
+
+
+def test_a_network_that_does_not_fit_itself_is_the_base_models_fault(folder: Path) -> None:
+    base = load_base(str(folder))
+    base.backbone.pipeline.vae.decoder.conv_norm_out = torch.nn.GroupNorm(2, 2)
+    with pytest.raises(InvalidWeights, match="cannot be used"):
+        picture(base)
+
+
+def test_a_fault_of_our_own_is_not_the_base_models(folder: Path) -> None:
+    class Broken:
+        def watching(self, _: object) -> None:
+            raise ValueError("ours")
+
+    base = load_base(str(folder))
+    with pytest.raises(ValueError, match="ours"):
+        list(draw(base, "a cat", [3], Settings(steps=1), observers=[Broken()]))  # pyright: ignore[reportArgumentType]
