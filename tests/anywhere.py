@@ -155,10 +155,12 @@ def _keep(row: dict[str, Any]) -> None:
     sys.path.insert(0, str(ROOT / "bench"))
     from environment import describe
 
+    environment = describe()
+    row["commit"] = environment["commit"]
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
     rows = {each["condition"]: each for each in [*known, row]}
     ordered = [rows[name] for name in sorted(rows)]
-    document = json.dumps({"environment": describe(), "runs": ordered}, indent=1)
+    document = json.dumps({"environment": environment, "runs": ordered}, indent=1)
     RESULTS.write_text(document + "\n", encoding="utf-8")
 
 
