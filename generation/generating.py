@@ -18,9 +18,9 @@ from ..registry.errors import (
 )
 from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
-from .pictures import contact_sheet, file_stem, save_picture
+from .pictures import contact_sheet, file_stem
 from .prompt_syntax import Chosen, check_negative, choose
-from .provenance import read_provenance
+from .provenance import read_provenance, save_picture
 from .regions import (
     SubjectColumns,
     all_columns,

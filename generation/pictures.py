@@ -1,58 +1,20 @@
-"""Picture files: what is written into them, how they are named, and contact sheets."""
+"""Pictures that are kept and replaced, how files are named, and contact sheets."""
 
-import hashlib
 import io
-import itertools
-import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageDraw, ImageFont
 
-from ..registry.documents import parse_json
-from ..registry.errors import InvalidImage, NotFound, RegistryCorrupt, StorageError
-from ..registry.files import new_file, open_file, write_file
-from ..registry.images import MAX_PIXELS, read_file, strict_decoding
+from ..registry.errors import RegistryCorrupt
+from ..registry.files import open_file, write_file
+from ..registry.images import MAX_PIXELS
 
-METADATA_KEY = "conceptry"
 _GAP = 8
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
-
-
-def save_picture(
-    image: Image.Image,
-    folder: Path,
-    stem: str,
-    metadata: Mapping[str, Any],
-    *,
-    record: Callable[[str], object] = lambda _: None,
-) -> tuple[Path, str]:
-    """Write a PNG that carries `metadata` as JSON; returns its path and SHA-256.
-
-    The file appears whole or not at all, and never replaces another: `rex-7.png`, `rex-7-2.png`, …
-    `record` gets the SHA-256 before it appears, so that no picture is there without its record.
-    """
-    text = PngInfo()
-    text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-    encoded = io.BytesIO()
-    image.save(encoded, "png", pnginfo=text)
-    data = encoded.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
-    names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder) as unfinished:
-            unfinished.file.write(data)
-            record(sha256)
-            path = next(path for name in names if unfinished.take(path := folder / name))
-    except OSError as error:
-        raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
-    return path, sha256
 
 
 def replace_picture(image: Image.Image, path: Path, *, root: Path) -> None:
@@ -76,29 +38,6 @@ def kept_picture(root: Path, path: Path, size: tuple[int, int] | None = None) ->
         raise
     except Exception:  # noqa: BLE001 (decoders raise anything)
         return None
-
-
-def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What `save_picture` wrote into a file; None for a picture of another origin.
-
-    Raises `NotFound` if there is no such file, `InvalidImage` if it is no picture, or one that
-    cannot be read whole.
-    """
-    if not os.path.isfile(path):
-        raise NotFound(f"{path} is a folder" if os.path.isdir(path) else f"{path} does not exist")
-    try:
-        data = io.BytesIO(read_file(path))
-        with strict_decoding(), Image.open(data, "r", ["PNG"]) as image:
-            is_single = getattr(image, "n_frames", 1) == 1
-            told = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
-        found = parse_json(told) if told else None
-    except UnidentifiedImageError:
-        return None  # ours are PNGs
-    except InvalidImage:
-        raise
-    except Exception as error:  # noqa: BLE001 (decoders raise anything)
-        raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
-    return found if isinstance(found, dict) else None
 
 
 def file_stem(prompt: str, seed: int) -> str:

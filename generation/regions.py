@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters.conditioning import token_columns
+from ..adapters.prompt_encoding import token_columns
 from ..models.backbone import Backbone
 from .injection import InjectedConcept
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..adapters.conditioning import encode_reference, token_columns
+from ..adapters.prompt_encoding import encode_reference, token_columns
 from ..kernels.observation import Observation
 from ..models.backbone import Backbone
 from .settings import StageSettings, TrainingSettings

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters.conditioning import PromptAtTimestep, encode_at_timesteps
+from ..adapters.prompt_encoding import PromptAtTimestep, encode_at_timesteps
 from ..generation.sampler import draw_batch
 from ..kernels import Observation
 from ..methods.attention_losses import AttentionLoss, diffusion_loss, diffusion_target

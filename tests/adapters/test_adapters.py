@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conceptry.adapters.adapter import injected
-from conceptry.adapters.conditioning import token_columns
+from conceptry.adapters.prompt_encoding import token_columns
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.models.backbone import Backbone

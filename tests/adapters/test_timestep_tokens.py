@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conceptry.adapters.adapter import injected
-from conceptry.adapters.conditioning import PromptAtTimestep, encode_at_timesteps
+from conceptry.adapters.prompt_encoding import PromptAtTimestep, encode_at_timesteps
 from conceptry.adapters.timestep_tokens import (
     TimestepRouting,
     TimestepTokens,

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conceptry.generation.pictures import read_metadata
+from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
 from forked import run_forked
 from PIL import Image
@@ -153,14 +153,14 @@ def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -
     """Ctrl-C while the third picture is being drawn."""
     prelude = """
 import os, signal
-from conceptry.generation import pictures
-save, calls = pictures.save_picture, []
+from conceptry.generation import provenance
+save, calls = provenance.save_picture, []
 def save_and_interrupt(*arguments, **options):
     calls.append(save(*arguments, **options))
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGINT)
     return calls[-1]
-pictures.save_picture = save_and_interrupt
+provenance.save_picture = save_and_interrupt
 """
     words = ("-n", "4", "--batch", "1", "--steps", "1", "--seed", "1", "--base", tiny)
     done = run_forked("--registry", database, "generate", PROMPT, *words, prelude=prelude)

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conceptry.generation.pictures import read_metadata
+from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
 from drawing import draw_folder, draw_masks
 from forked import Forked

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bundles import Parts, pack, unpack
 from conceptry.evaluation.picture_cache import PictureCache
-from conceptry.generation.pictures import save_picture
+from conceptry.generation.provenance import save_picture
 from conceptry.registry import (
     ConceptryError,
     InvalidBundle,
@@ -297,7 +297,7 @@ def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 for name in sys.argv[2].split(","):
     setattr(os, name, die)
 Path.replace = Path.rename = die
-from conceptry.generation.pictures import save_picture
+from conceptry.generation.provenance import save_picture
 save_picture(Image.new("RGB", (8, 8)), Path(sys.argv[1]), "rex-7", {})
 """
 

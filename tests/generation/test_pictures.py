@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conceptry.generation.pictures import contact_sheet, file_stem, read_metadata, save_picture
+from conceptry.generation.pictures import contact_sheet, file_stem
+from conceptry.generation.provenance import read_metadata, save_picture
 from conceptry.registry import StorageError
 from PIL import Image
 

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conceptry.adapters.adapter import injected
-from conceptry.adapters.conditioning import PromptAtTimestep, encode_at_timesteps, encode_reference
 from conceptry.adapters.file_format import read_adapter
+from conceptry.adapters.prompt_encoding import (
+    PromptAtTimestep,
+    encode_at_timesteps,
+    encode_reference,
+)
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.generation import Request, generate, read_provenance, reproduce

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from conceptry.adapters.conditioning import token_columns
+from conceptry.adapters.prompt_encoding import token_columns
 from conceptry.kernels import Observation
 from conceptry.methods.attention_losses import AttentionLoss, TrainingPrompts, attention_losses
 from conceptry.methods.method import Method, Stage, from_category
