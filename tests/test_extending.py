@@ -110,6 +110,7 @@ def follow(block: Block, folder: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+@pytest.mark.long
 def test_what_the_page_says_can_be_followed(
     rex: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

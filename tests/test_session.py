@@ -9,6 +9,7 @@ from forked import Forked
 from manual_session import PAGE, in_a_shell, play, prepare, rewritten, without_moments
 
 
+@pytest.mark.long
 def test_the_session_in_the_manual_is_real(tmp_path: Path) -> None:
     prepare(tmp_path)
     text = PAGE.read_text()
