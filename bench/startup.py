@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, list[str]] = {
         "rex",
         "--preview-every",
         "0",
-        *(word for each in FIRST_STEP for word in ("--set", each)),
+        *FIRST_STEP,
     ],
 }
 
