@@ -62,9 +62,8 @@ class AdapterMetadata:
 def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata) -> None:
     """Write an adapter's tensors; equal ones give equal files.
 
-    Raises `NotFinite`
-    for what could not be read again, and `StorageError` if the disk refuses; leaves no half of a
-    file.
+    Raises `NotFinite` for what could not be read again, and `StorageError` if the disk refuses;
+    leaves no half of a file.
     """
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise NotFinite(

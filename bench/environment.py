@@ -1,8 +1,11 @@
-"""On what a measurement was made."""
+"""On what a measurement was made, and what keeps a machine busy beside it."""
 
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +26,18 @@ def describe() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Processes that do nothing, as fast as they can."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def _commit() -> str:

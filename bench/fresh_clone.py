@@ -10,20 +10,18 @@ run but the first is. Writes bench/results/fresh-clone.json; what was not run st
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from environment import describe
+from environment import busy_loops, describe
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "fresh-clone.json"
@@ -61,17 +59,6 @@ def _timed(clone: Path, *words: str) -> float:
     return round(time.monotonic() - started, 1)
 
 
-@contextlib.contextmanager
-def _busy(count: int) -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     beside = f"beside {options.busy} busy loops" if options.busy else "beside nothing else"
     for name in options.only:
-        with tempfile.TemporaryDirectory() as folder, _busy(options.busy):
+        with tempfile.TemporaryDirectory() as folder, busy_loops(options.busy):
             clone = Path(folder) / "conceptry"
             subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
             seconds = PARTS[name](clone)

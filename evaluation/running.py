@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
-from ..generation.prompt_syntax import FILE_NAME, Chosen, choose_version
+from ..generation.prompt_syntax import Chosen, choose_version
 from ..generation.request import Settings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
@@ -16,6 +16,7 @@ from ..registry.errors import (
     quoted,
 )
 from ..registry.records import Concept, ConceptKey
+from ..registry.running import ADAPTER_FILE
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
@@ -277,7 +278,7 @@ def _marked(registry: Registry, found: Evaluation) -> Evaluation:
     chosen = next(each for each in kept if each.sha256 == sha256)
     number = registry.add_version(
         found.concept_id,
-        {FILE_NAME: chosen.path},
+        {ADAPTER_FILE: chosen.path},
         run=chosen.version.run,
         alias=BEST,
         evaluation=lambda number: _record(_as_version(found, number)),

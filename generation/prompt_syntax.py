@@ -11,9 +11,8 @@ from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
 from ..registry.names import check_text
 from ..registry.records import Concept, VersionRecord
+from ..registry.running import ADAPTER_FILE
 
-FILE_NAME = "adapter.safetensors"
-"""What a version of a concept is stored as."""
 MAX_STRENGTH = 4.0
 _BRACKETS = re.compile(r"<([^<>]*)>")
 _UNCLOSED = re.compile(r"<[a-z]\S*")
@@ -130,7 +129,7 @@ def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None
 def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> Chosen:
     version = _version(concept, wanted)
     for artifact in version.artifacts:
-        if artifact.name == FILE_NAME:
+        if artifact.name == ADAPTER_FILE:
             path = registry.path_of(artifact.sha256)
             try:
                 is_whole = _sha256_of(path, path.stat().st_mtime_ns) == artifact.sha256

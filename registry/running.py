@@ -39,6 +39,7 @@ from .store import Store
 PREVIEWS_FILE = "previews.png"
 RESUME_FILE = "resume.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+"""What a version of a concept is stored as."""
 CLASS_PICTURES, EVALUATIONS = CACHES = ("class-pictures", "evaluations")
 CHECKPOINT_PREFIX = "checkpoint-"
 _CLASS_PICTURE = re.compile(r"[0-9]{5,}\.png")

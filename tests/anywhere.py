@@ -9,7 +9,6 @@ Each condition is a change to the environment, to the words of pytest, or to the
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -18,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
 import warm
+from environment import busy_loops, describe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "suite.json"
@@ -89,7 +91,7 @@ def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal"]
     words += [*condition.words, *tests]
     started = time.monotonic()
-    with _busy(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
+    with busy_loops(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"umask": condition.umask}
         if condition.is_nobody:
             os.chown(folder, NOBODY, NOBODY)
@@ -138,23 +140,8 @@ def _shown(condition: Condition, words: Sequence[str]) -> str:
     return f"{before}python {shlex.join(words)}{after}"
 
 
-@contextlib.contextmanager
-def _busy(count: int) -> Iterator[None]:
-    """Processes that do nothing, as fast as they can."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
 def _keep(row: dict[str, Any]) -> None:
     """Put a row in the place of the former one of its condition."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    from environment import describe
-
     environment = describe()
     row["commit"] = environment["commit"]
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []

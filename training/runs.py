@@ -15,7 +15,6 @@ from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..generation.pictures import kept_picture, replace_picture
-from ..generation.prompt_syntax import FILE_NAME
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import blaming, draw
 from ..methods.method import DEFAULT_METHOD, find_method, settings_of
@@ -520,7 +519,7 @@ class _RunRecorder:
             raise TrainingFailed(
                 f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
             ) from None
-        return self._registry.finish_run(self.plan.run, {FILE_NAME: path})
+        return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
 
     def _on_step(self, report: StepReport) -> None:
         self.metrics.add(report)

@@ -113,6 +113,14 @@ def copy_database(registry: Registry, to: Path) -> None:
     registry._store.database.copy_to(to)
 
 
+def put_back_an_older_database(rex: Registry, folder: Path) -> None:
+    """From before a photo was added; closes the registry."""
+    copy_database(rex, folder / "older.db")
+    add_photo(rex, folder, 50)
+    rex.close()
+    shutil.copy(folder / "older.db", rex.location.database)
+
+
 def test_gc_with_an_older_database_deletes_nothing(
     rex: Registry, database: Path, tmp_path: Path
 ) -> None:
@@ -132,10 +140,7 @@ def test_gc_with_an_older_database_deletes_nothing(
 def test_a_later_change_of_an_older_database_does_not_vouch_for_the_files(
     rex: Registry, database: Path, tmp_path: Path
 ) -> None:
-    copy_database(rex, tmp_path / "older.db")
-    add_photo(rex, tmp_path, 50)
-    rex.close()
-    shutil.copy(tmp_path / "older.db", database)
+    put_back_an_older_database(rex, tmp_path)
     with Registry.open(database) as older:
         add_photo(older, tmp_path, 51)
     age(database.parent)
@@ -145,10 +150,7 @@ def test_a_later_change_of_an_older_database_does_not_vouch_for_the_files(
 def test_gc_goes_on_when_told_that_unknown_files_may_go(
     rex: Registry, database: Path, tmp_path: Path
 ) -> None:
-    copy_database(rex, tmp_path / "older.db")
-    add_photo(rex, tmp_path, 50)
-    rex.close()
-    shutil.copy(tmp_path / "older.db", database)
+    put_back_an_older_database(rex, tmp_path)
     with Registry.open(database) as older:
         age(database.parent)
         assert older.gc(unknown=True).removed == 1

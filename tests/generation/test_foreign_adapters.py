@@ -23,11 +23,11 @@ from conceptry.adapters.timestep_tokens import (
 from conceptry.adapters.token_embedding import NewTokens, TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.generation import Request, Settings, generate
-from conceptry.generation.prompt_syntax import FILE_NAME
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidWeights
+from conceptry.registry.running import ADAPTER_FILE
 from conceptry.registry.tensors import ADAPTER_FORMAT
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ def refused(
     rex: Registry, base: LoadedBase, tmp_path: Path, tensors: dict[str, Tensor], told: Any
 ) -> None:
     save_file(tensors, tmp_path / "rex.safetensors", told)
-    rex.add_version("rex", {FILE_NAME: tmp_path / "rex.safetensors"})
+    rex.add_version("rex", {ADAPTER_FILE: tmp_path / "rex.safetensors"})
     before = state_of(base.backbone)
     for strength in ("", ":0.5"):
         wanted = Request(prompt=f"<rex{strength}>", seeds=(3,), settings=Settings(steps=1))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from conceptry.adapters.file_format import AdapterMetadata, write_adapter
 from conceptry.generation import Request, Settings, generate
-from conceptry.generation.prompt_syntax import FILE_NAME, choose
+from conceptry.generation.prompt_syntax import choose
 from conceptry.methods.method import find_method, settings_of
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import NotFinite, RegistryCorrupt, TrainingFailed
+from conceptry.registry.running import ADAPTER_FILE
 from conceptry.training import loop, train
 from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import read_resume_point
@@ -45,7 +46,7 @@ def taught(rex: Registry, base: LoadedBase, tmp_path: Path) -> Registry:
         names_category=True,
     )
     write_adapter(tmp_path / "rex.safetensors", state, fits)
-    rex.add_version("rex", {FILE_NAME: tmp_path / "rex.safetensors"})
+    rex.add_version("rex", {ADAPTER_FILE: tmp_path / "rex.safetensors"})
     return rex
 
 
