@@ -77,7 +77,7 @@ class Store:
         """
         try:
             data = self.blobs.read_stamp()
-            if data is None:
+            if data is None or not data.strip(b"\0"):  # a crash may leave it empty
                 return None
             told = json.loads(data)
             event = {name: told[name] for name in _EVENT}
