@@ -154,7 +154,7 @@ def _described(score: "Interval | None") -> str:
 def _meanings(found: "list[Evaluation]") -> list[str]:
     from ..evaluation.record import REPLAY_ABOVE
 
-    ways = {tuple(each.made_by["chosen_by"]) for each in found}
+    ways = {tuple(each.chosen_by) for each in found}
     lines = [f"both: harmonic mean of {a} and {b}" for a, b in sorted(ways)]
     lines.append("with 95 % intervals from resampling prompts")
     for each in found:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -43,7 +42,7 @@ class PictureCache:
         return cls(registry.location.cache, EVALUATIONS)
 
     @staticmethod
-    def key(made_from: Mapping[str, Any]) -> str:
+    def key(made_from: Mapping[str, object]) -> str:
         """The name of the picture that follows from `made_from`."""
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 

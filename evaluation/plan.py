@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..generation.prompt_syntax import Chosen, Mention
 from ..generation.request import Settings
@@ -56,7 +55,7 @@ class Plan:
         identity = "identity" if self.wanted.is_drawn_world else identity
         return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
-    def made_by(self, hashes: Mapping[str, Any]) -> dict[str, Any]:
+    def made_by(self, hashes: Mapping[str, object]) -> dict[str, object]:
         """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""
         made_by = {
             "scoring": SCORING,
@@ -81,7 +80,7 @@ class Plan:
         self,
         prompts: list[PromptScores],
         scores: dict[str, Interval],
-        hashes: Mapping[str, Any],
+        hashes: Mapping[str, object],
     ) -> Evaluation:
         """The record of what was found."""
         first, *others = self.chosen or (None,)
@@ -97,7 +96,7 @@ class Plan:
             concept_id=first.concept.id if first else 0,
         )
 
-    def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
+    def recorded(self, registry: Registry, hashes: Mapping[str, object]) -> Evaluation | None:
         """What was found before in the very same way, here, if it was.
 
         A record that was imported may say anything: it is no result. Nor is one that is not sound.

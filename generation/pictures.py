@@ -4,7 +4,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -77,7 +76,9 @@ def contact_sheet(
     return sheet
 
 
-def _fitted(text: str, font: Any, width: int) -> str:
+def _fitted(
+    text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+) -> str:
     """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

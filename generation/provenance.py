@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -37,7 +37,7 @@ def save_picture(
     image: Image.Image,
     folder: Path,
     stem: str,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
     *,
     record: Callable[[str], object] = lambda _: None,
 ) -> tuple[Path, str]:
@@ -64,7 +64,7 @@ def save_picture(
     return path, sha256
 
 
-def read_metadata(path: Path) -> dict[str, Any] | None:
+def read_metadata(path: Path) -> dict[str, object] | None:
     """What `save_picture` wrote into a file; None for a picture of another origin.
 
     Raises `NotFound` if there is no such file, `InvalidImage` if it is no picture, or one that
