@@ -76,9 +76,7 @@ def contact_sheet(
     return sheet
 
 
-def _fitted(
-    text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
-) -> str:
+def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
