@@ -1,6 +1,5 @@
 """`concept generate`: pictures out. `concept reproduce`: the same again."""
 
-import hashlib
 import secrets
 from contextlib import suppress
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 import typer
 
 from ..registry.errors import quoted
+from ..registry.hashes import sha256_of
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -307,7 +307,7 @@ def _trace(registry: "Registry", picture: Path) -> "Lineage | None":
     from ..registry.errors import NotFound
 
     with picture.open("rb") as file, suppress(NotFound):
-        return registry.trace(hashlib.file_digest(file, "sha256").hexdigest())
+        return registry.trace(sha256_of(file))
     return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..generation.prompt_syntax import Chosen, Mention
+from ..generation.prompt_syntax import Chosen, Mention, mention_of
 from ..generation.request import Settings
 from ..models.hashes import hash_of
 from ..registry import Registry
@@ -145,7 +145,7 @@ def as_chosen(
     concept: Concept, *, name: str, run: str | None, path: str = "", sha256: str = ""
 ) -> Chosen:
     """A checkpoint as if a prompt had asked for it, as version 0."""
-    mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
+    mention = Mention(mention_of(concept.name, 0), concept.name, "0", 1.0)
     version = VersionRecord(0, [name], run, concept.updated, [])
     return Chosen(mention, concept, version, path, sha256)
 

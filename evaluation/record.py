@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..registry.blobs import is_sha256
 from ..registry.errors import InvalidInput
+from ..registry.hashes import is_sha256
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
-from ..generation.prompt_syntax import Chosen, choose_version
+from ..generation.prompt_syntax import Chosen, choose_version, mention_of
 from ..generation.request import Settings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
@@ -295,7 +295,7 @@ def _version_of(registry: Registry, found: Evaluation) -> int | None:
 
 def _as_version(found: Evaluation, number: int) -> Evaluation:
     """What was found of a checkpoint, as that of a version."""
-    before, now = f"<{found.concept}@0>", f"<{found.concept}@{number}>"
+    before, now = mention_of(found.concept, 0), mention_of(found.concept, number)
     prompts = [replace(each, prompt=each.prompt.replace(before, now)) for each in found.prompts]
     return replace(found, version=number, checkpoint=None, prompts=prompts)
 

@@ -1,6 +1,5 @@
 """What made a picture: written into its file when it is saved, and read from it."""
 
-import hashlib
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
+from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from .request import MAX_SEED, Settings
 
@@ -51,7 +51,7 @@ def save_picture(
     encoded = io.BytesIO()
     image.save(encoded, "png", pnginfo=text)
     data = encoded.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = sha256_of(data)
     names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)

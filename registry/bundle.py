@@ -30,7 +30,7 @@ from pydantic import (
 from sqlmodel import Session, col, insert, select
 
 from . import images
-from .blobs import CHUNK, is_sha256
+from .blobs import CHUNK
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (
@@ -44,6 +44,7 @@ from .errors import (
     quoted,
 )
 from .files import below, new_file
+from .hashes import is_sha256
 from .lineage import MAX_VERSION, check_config, check_scores
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text

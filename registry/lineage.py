@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 from sqlmodel import Session, col, func, select
 
-from .blobs import CHUNK, Staging, is_sha256
+from .blobs import CHUNK, Staging
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
+from .hashes import is_sha256
 from .locks import begun_here
 from .names import (
     check_category,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from .blobs import BlobStore, StoredFile, is_sha256
+from .blobs import BlobStore, StoredFile
 from .errors import NotFound, StorageError
 from .files import (
     Entry,
@@ -29,6 +29,7 @@ from .files import (
     remove_folder,
     tried,
 )
+from .hashes import is_sha256
 from .location import Location
 from .locks import is_alive
 from .names import check_run_id, is_run_id
