@@ -294,7 +294,7 @@ def _run_all(
         except BaseException as error:
             _end(waiting, registry, "interrupted")
             if isinstance(error, TrainingInterrupted):
-                names = [_name_now(registry, plan) for plan in (*batch, *waiting)]
+                names = [name_now(registry, plan.concept) for plan in (*batch, *waiting)]
                 goes_on = f"concept train {' '.join(names)} --resume"
                 raise TrainingInterrupted(error.message, hint=goes_on) from None
             raise
@@ -302,12 +302,12 @@ def _run_all(
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
-def _name_now(registry: Registry, plan: _Plan) -> str:
-    """What the concept is called by now; what it was called, if it was removed."""
+def name_now(registry: Registry, concept: Concept) -> str:
+    """What a concept is called by now; what it was called, if it was removed."""
     try:
-        return registry.show(plan.concept.id).name
+        return registry.show(concept.id).name
     except ConceptNotFound:
-        return plan.concept.name
+        return concept.name
 
 
 def _outcomes(
@@ -378,7 +378,7 @@ class _Batch:
                     recorder.metrics.flush()
             for recorder, learned in zip(recorders, found, strict=True):
                 if isinstance(learned, TrainingFailed):
-                    who = _name_now(self._registry, recorder.plan)
+                    who = name_now(self._registry, recorder.plan.concept)
                     message = self._on_base(who, learned)
                     self._fail(recorder.plan, TrainingFailed(message, hint=learned.hint))
                     continue
@@ -416,7 +416,7 @@ class _Batch:
 
     def _trained(self, recorder: "_RunRecorder", number: int, together: int) -> Trained:
         return Trained(
-            concept=_name_now(self._registry, recorder.plan),
+            concept=name_now(self._registry, recorder.plan.concept),
             run=recorder.plan.run,
             version=number,
             method=recorder.plan.method,
@@ -458,7 +458,7 @@ class _Batch:
         return f"{who} on {self._base.base.name}: {error.message}"
 
     def _names(self) -> str:
-        return ", ".join(_name_now(self._registry, plan) for plan in self._plans)
+        return ", ".join(name_now(self._registry, plan.concept) for plan in self._plans)
 
     def _end(self, status: str, error: str | None = None) -> None:
         _end(self._running, self._registry, status, error)
@@ -518,7 +518,7 @@ class _RunRecorder:
             write_adapter(path, learned.state(), self._metadata_of(learned))
         except NotFinite as error:
             raise TrainingFailed(
-                f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
+                f"{name_now(self._registry, self.plan.concept)}: {error.message}", hint=error.hint
             ) from None
         return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
 
