@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..adapters.limits import MAX_STAGES
+from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
 from .method import Method, Stage
-from .seeds import seed_of
 from .settings import Losses, StageSettings, TrainingSettings, setting
 
 if TYPE_CHECKING:

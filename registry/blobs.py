@@ -40,6 +40,7 @@ from .files import (
     sync_file,
     sync_folder,
 )
+from .hashes import is_sha256
 
 LOCK_NAME = "lock"
 STAMP_NAME = "stamp"
@@ -47,14 +48,8 @@ CHUNK = 1 << 20
 DEFAULT_GRACE = 3600.0
 """Seconds for which `gc` spares a file, whatever it is."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _TEMPORARY = re.compile(r"[0-9]+-[0-9a-f]{16}")
-
-
-def is_sha256(text: str) -> bool:
-    """Whether `text` is a SHA-256 in the one form used here, 64 lower-case hex digits."""
-    return _SHA256.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,7 +30,7 @@ from pydantic import (
 from sqlmodel import Session, col, insert, select
 
 from . import images
-from .blobs import CHUNK, is_sha256
+from .blobs import CHUNK
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (
@@ -44,6 +44,7 @@ from .errors import (
     quoted,
 )
 from .files import below, new_file
+from .hashes import is_sha256
 from .lineage import MAX_VERSION, check_config, check_scores
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
@@ -67,7 +68,7 @@ _BLOBS = "blobs/"
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # so that equal concepts make equal files
 
 
-def _checked(check: Callable[..., str], *arguments: str) -> Any:
+def _checked(check: Callable[..., str], *arguments: str) -> AfterValidator:
     return AfterValidator(lambda text: check(text, *arguments))
 
 
@@ -77,12 +78,12 @@ def _no_nan(value: float) -> float:
     return value
 
 
-def _storable(value: dict[str, Any]) -> dict[str, Any]:
+def _storable(value: dict[str, object]) -> dict[str, object]:
     to_json(value)
     return value
 
 
-def _checked_packages(packages: dict[str, Any]) -> dict[str, str]:
+def _checked_packages(packages: dict[str, object]) -> dict[str, object]:
     for name, version in packages.items():
         check_line(name, "package")
         if not isinstance(version, str) or check_text(version, "version") != version:
@@ -113,8 +114,8 @@ _Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
 _PictureSize = Annotated[int, Field(ge=1, le=images.MAX_FILE_BYTES)]
 _Number = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
-_Json = Annotated[dict[str, Any], AfterValidator(_storable)]
-_Packages = Annotated[dict[str, Any], AfterValidator(_checked_packages)]
+_Json = Annotated[dict[str, object], AfterValidator(_storable)]
+_Packages = Annotated[dict[str, object], AfterValidator(_checked_packages)]
 _Config = Annotated[_Json, AfterValidator(check_config)]
 _Scores = Annotated[_Json, AfterValidator(check_scores)]
 _Value = Annotated[float, AfterValidator(_no_nan)]

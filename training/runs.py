@@ -1,6 +1,5 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,13 +13,14 @@ import torch
 from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
+from ..adapters.prompt_encoding import class_prompt
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import blaming, draw
 from ..methods.method import DEFAULT_METHOD, find_method, settings_of
-from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
+from ..models.seeds import seed_of
 from ..registry import Registry
 from ..registry.errors import (
     ConceptNotFound,
@@ -34,6 +34,7 @@ from ..registry.errors import (
     TrainingInterrupted,
     quoted,
 )
+from ..registry.hashes import sha256_of
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import (
@@ -630,7 +631,7 @@ def class_pictures(
     """
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
-    prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    prompt, settings = class_prompt(category), DrawingSettings(steps=25, guidance=5.0)
     size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
@@ -652,8 +653,8 @@ def class_pictures(
 
 def _class_folder(base: str, category: str) -> str:
     """A name that file systems take; categories may be longer."""
-    digest = hashlib.sha256(category.encode()).hexdigest()
-    return f"{base}-{category if len(category.encode()) < 200 else digest}"
+    name = category if len(category.encode()) < 200 else sha256_of(category.encode())
+    return f"{base}-{name}"
 
 
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:

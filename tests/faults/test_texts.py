@@ -259,7 +259,7 @@ def test_a_database_of_no_known_format_is_damaged(rex: Registry, database: Path)
 def _evaluation(prompt: str) -> Evaluation:
     picture = PictureScores(0, "a" * 64, {"clip_t": -0.5})
     row = PromptScores(prompt, "place", {"clip_t": 0.5}, [picture])
-    made_by = {"chosen_by": ["clip_t", "dino"]}
+    made_by: dict[str, object] = {"chosen_by": ["clip_t", "dino"]}
     scores = {"both": Interval(0.5, 0.0, 1.0)}
     return Evaluation("rex", 1, [], "mine", scores, [row], made_by)
 
