@@ -48,7 +48,7 @@ def _line(text: str, info: ValidationInfo) -> str:
 
 
 def _text(text: str, info: ValidationInfo) -> str:
-    return check_text(text, f"text in {info.field_name}")
+    return check_text(text, str(info.field_name))
 
 
 Line = Annotated[str, AfterValidator(_line)]
@@ -114,13 +114,14 @@ def _refusal(form: type[BaseModel], error: ValidationError, noun: str) -> Invali
         return InvalidInput(f"there is no {path}", hint=example)
     reason = first.get("ctx", {}).get("error")
     if isinstance(reason, InvalidInput):
-        is_clear = not path or str(loc[-1]) in reason.message
+        name = next((part for part in reversed(loc) if isinstance(part, str)), "")
+        is_clear = name in reason.message
         message = reason.message if is_clear else f"{path}: {reason.message}"
         return InvalidInput(message, hint=reason.hint)
     if part.get("type") == "object":
         hint = _near("", list(part["properties"]), _path((*loc, "")))
-        return InvalidInput(f"{path} is a group of {noun}s, not {shown(given)}", hint=hint)
-    allowed = _range(part) if kind in _BEYOND else _allowed(part)
+        return InvalidInput(f"{path or 'it'} is a group of {noun}s, not {shown(given)}", hint=hint)
+    allowed = (kind in _BEYOND and _range(part)) or _allowed(part)
     is_text = part.get("type") == "string" and "enum" not in part
     hint = example or ("put it in quotes" if is_text else None)
     return InvalidInput(f"{path} is {shown(given)}: expected {allowed}", hint=hint)
@@ -163,10 +164,12 @@ def _allowed(part: JsonSchemaValue) -> str:
     if kind == "array":
         return "a list of texts" if part.get("items", {}).get("type") == "string" else "a list"
     named = f"a multiple of {step}" if (step := part.get("multipleOf")) else _KINDS.get(kind, kind)
-    return f"{named}, {_range(part)}" if "minimum" in part else named
+    return ", ".join(filter(None, (named, _range(part))))
 
 
 def _range(part: JsonSchemaValue) -> str:
+    if "minimum" not in part or "maximum" not in part:
+        return ""
     low, high = (
         f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
         for number in (part["minimum"], part["maximum"])
