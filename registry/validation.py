@@ -91,11 +91,13 @@ def form_of(kind: type) -> type[Form]:
     return create_model(kind.__name__, __base__=Form, **described)
 
 
-def problem(error: ValidationError) -> str:
-    """What is wrong in a document that a program wrote, and where in it; of the document, nothing.
+def problem(error: ValueError) -> str:
+    """What is wrong in a document that a program wrote, and where; of the document itself nothing.
 
-    The error itself holds all of the document.
+    A `ValidationError` holds the whole document: keep this, and not the error.
     """
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return f"{_path(first['loc'])}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
