@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput
@@ -73,7 +74,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def _number(value: object) -> object:
     """What a text says of a number; a truth value says nothing of one."""
     if isinstance(value, bool):
-        raise ValueError("no number")  # noqa: TRY004 (what a validator may raise)
+        raise PydanticCustomError("no_number", "no number")
     if isinstance(value, str) and len(value) <= MAX_NUMBER:
         for kind in (int, float):
             with suppress(ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,7 @@ _KINDS = {
     "string": "a text",
 }
 _BEYOND = ("greater_than_equal", "less_than_equal")
+_OF_TEXTS = ("string_pattern_mismatch", "string_too_long", "string_too_short")
 
 
 class Form(BaseModel):
@@ -57,6 +58,7 @@ Text = Annotated[str, AfterValidator(_text)]
 """Plain text, stripped."""
 Lines = Annotated[tuple[Line, ...], Field(strict=False)]
 """A list of lines."""
+_TEXTS = Annotated[Lines, Field(min_length=1)]
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
@@ -85,8 +87,8 @@ def form_of(kind: type) -> type[Form]:
         found = kinds[each.name]
         if is_dataclass(found) and isinstance(found, type):
             found = form_of(found)
-        elif found == tuple[str, ...]:
-            found = Annotated[Lines, Field(min_length=1)]
+        elif get_origin(found) is tuple:
+            found = Annotated[_TEXTS if found == tuple[str, ...] else found, Field(strict=False)]
         described[each.name] = (found, Field(default=None, **each.metadata))
     return create_model(kind.__name__, __base__=Form, **described)
 
@@ -104,29 +106,34 @@ def problem(error: ValueError) -> str:
 
 def _refusal(form: type[BaseModel], error: ValidationError, noun: str) -> InvalidInput:
     first = error.errors(include_url=False)[0]
-    loc, kind, given = first["loc"], first["type"], first["input"]
+    loc, kind = first["loc"], first["type"]
+    path, given = _path(loc), shown(first["input"])
     schema = form.model_json_schema()
     if kind == "extra_forbidden":
-        known = list(_part(schema, loc[:-1])["properties"])
-        hint = _near(str(loc[-1]), known, _path((*loc[:-1], "")))
-        return InvalidInput(f'there is no {noun} "{_path(loc)}"', hint=hint)
-    part, path = _part(schema, loc), _path(loc)
+        known = _part(schema, loc[:-1])["properties"]
+        near = _near(str(loc[-1]), list(known), _path((*loc[:-1], "")))
+        return InvalidInput(f'there is no {noun} "{path}"', hint=near)
+    part = _part(schema, loc)
     example: str | None = next(iter(part.get("examples", ())), None)
     if kind == "missing":
         return InvalidInput(f"there is no {path}", hint=example)
-    reason = first.get("ctx", {}).get("error")
-    if isinstance(reason, InvalidInput):
-        name = next((part for part in reversed(loc) if isinstance(part, str)), "")
-        is_clear = name in reason.message
-        message = reason.message if is_clear else f"{path}: {reason.message}"
-        return InvalidInput(message, hint=reason.hint)
+    if reason := first.get("ctx", {}).get("error"):
+        return _said(reason, loc)
     if part.get("type") == "object":
-        hint = _near("", list(part["properties"]), _path((*loc, "")))
-        return InvalidInput(f"{path or 'it'} is a group of {noun}s, not {shown(given)}", hint=hint)
-    allowed = (kind in _BEYOND and _range(part)) or _allowed(part)
-    is_text = part.get("type") == "string" and "enum" not in part
-    hint = example or ("put it in quotes" if is_text else None)
-    return InvalidInput(f"{path} is {shown(given)}: expected {allowed}", hint=hint)
+        near = _near("", list(part["properties"]), _path((*loc, "")))
+        return InvalidInput(f"{path or 'it'} is a group of {noun}s, not {given}", hint=near)
+    allowed = _range(part) if kind in _BEYOND else _allowed(part)
+    if allowed and kind not in _OF_TEXTS:
+        hint = example or ("put it in quotes" if kind == "string_type" else None)
+        return InvalidInput(f"{path} is {given}: expected {allowed}", hint=hint)
+    return InvalidInput(f"{path}: {first['msg']}", hint=example)
+
+
+def _said(reason: ValueError, loc: Sequence[str | int]) -> InvalidInput:
+    """What a validator of ours raised, with the name of the field where it does not say it."""
+    name = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    message = str(reason) if name in str(reason) else f"{_path(loc)}: {reason}"
+    return InvalidInput(message, hint=getattr(reason, "hint", None))
 
 
 def _path(loc: Sequence[str | int]) -> str:
@@ -158,25 +165,28 @@ def _resolved(part: JsonSchemaValue, schema: JsonSchemaValue) -> JsonSchemaValue
 
 
 def _allowed(part: JsonSchemaValue) -> str:
+    """What may stand there; nothing where that is not known."""
     kind: str = part.get("type", "")
+    if words := [part["const"]] if "const" in part else part.get("enum"):
+        return " or ".join(map(str, words))
     if "description" in part:
         return part["description"]
-    if words := part.get("enum", ()):
-        return " or ".join(words)
     if kind == "array":
         return "a list of texts" if part.get("items", {}).get("type") == "string" else "a list"
-    named = f"a multiple of {step}" if (step := part.get("multipleOf")) else _KINDS.get(kind, kind)
-    return ", ".join(filter(None, (named, _range(part))))
+    named = f"a multiple of {step}" if (step := part.get("multipleOf")) else _KINDS.get(kind)
+    has_range = "minimum" in part or "maximum" in part
+    return ", ".join(filter(None, (named, _range(part) if has_range else "")))
 
 
 def _range(part: JsonSchemaValue) -> str:
-    if "minimum" not in part or "maximum" not in part:
+    low, high = (_number(part.get(end)) for end in ("minimum", "maximum"))
+    return f"{low} to {high}" if low and high else f"{low} or more" if low else f"{high} or less"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
         return ""
-    low, high = (
-        f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
-        for number in (part["minimum"], part["maximum"])
-    )
-    return f"{low} to {high}"
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
 
 
 def _near(name: str, known: Sequence[str], at: str) -> str:
