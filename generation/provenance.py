@@ -18,6 +18,7 @@ from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
+from ..registry.validation import problem
 from .request import MAX_SEED, Settings
 
 METADATA_KEY = "conceptry"
@@ -164,13 +165,9 @@ def read_provenance(path: Path) -> Provenance:
             if made.settings.size not in (None, picture.size):
                 raise InvalidInput("it has another size")
         return made
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        problem = f"{where}: {first['msg']}"
-    except InvalidInput as error:
-        problem = error.message
-    raise InvalidImage(f"what {path} says of its making is damaged: {problem}") from None
+    except (ValidationError, InvalidInput) as error:
+        reason = problem(error)
+    raise InvalidImage(f"what {path} says of its making is damaged: {reason}")
 
 
 def _made(told: _Told) -> Provenance:

@@ -54,6 +54,7 @@ from .store import Store
 from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
 from .tables import Concept as ConceptRow
 from .tensors import check_weights
+from .validation import problem
 
 FORMAT = "conceptry-bundle"
 FORMAT_VERSION = 1
@@ -291,18 +292,9 @@ def _describe(store: Store, names: Sequence[str]) -> _Manifest:
             ]
     except (ValidationError, json.JSONDecodeError) as error:
         raise RegistryCorrupt(
-            f"{store.location.database} is damaged: {_first(error)}", hint="concept check"
+            f"{store.location.database} is damaged: {problem(error)}", hint="concept check"
         ) from error
     return _Manifest(format=FORMAT, format_version=FORMAT_VERSION, concepts=concepts)
-
-
-def _first(error: Exception) -> str:
-    """What is wrong, and where in the manifest."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
@@ -460,8 +452,7 @@ def _parsed(text: bytes) -> _Manifest | str:
     try:
         return _Manifest.model_validate_json(text)
     except ValidationError as error:
-        told = _first(error)
-    return f"wrong at {told}" if told[0] != ":" else "not JSON"
+        return f"wrong: {problem(error)}"
 
 
 def _is_too_large(text: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -85,7 +85,7 @@ def take_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Non
         into[name].data.copy_(value)
 
 
-def _is_place(place: Any) -> bool:
+def _is_place(place: object) -> TypeGuard[dict[str, Any]]:
     return (
         isinstance(place, dict)
         and isinstance(done := place.get("done"), list)

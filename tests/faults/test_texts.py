@@ -130,7 +130,7 @@ def test_values_are_not_written_out_before_they_are_checked(tmp_path: Path) -> N
         with pytest.raises(InvalidInput, match=key):
             find_suite(str(tmp_path / "a.yaml"))
     (tmp_path / "b.yaml").write_text("- {prompt: a, size: [1, 2]}\n")
-    with pytest.raises(InvalidInput, match="is not a size"):
+    with pytest.raises(InvalidInput, match="size is a list: expected 512 or 768x512"):
         read_prompts(tmp_path / "b.yaml", DEFAULTS)
     with pytest.raises(InvalidInput):
         TrainingSettings(prompts=("a {} \x1b[31m",))
