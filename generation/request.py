@@ -13,7 +13,7 @@ from ..registry.validation import form_of, validated
 SCHEDULERS = ("ddim", "euler", "dpm++")
 MAX_SEED = (1 << 63) - 1
 
-Side = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+MAX_SIDE = 4096
 """Of a picture, in pixels."""
 
 
@@ -23,6 +23,16 @@ def _known(scheduler: str) -> str:
             f"there is no scheduler {shown(scheduler)}", hint=" or ".join(SCHEDULERS)
         )
     return scheduler
+
+
+def _drawable(size: tuple[int, int]) -> tuple[int, int]:
+    if not all(8 <= side <= MAX_SIDE and side % 8 == 0 for side in size):
+        raise InvalidInput(
+            f"size is {size[0]:d}x{size[1]:d}: width and height have to be multiples of 8, "
+            f"8 to {MAX_SIDE}",
+            hint="512 or 768x512",
+        )
+    return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +48,7 @@ class Settings:
     guidance: Annotated[float, Field(ge=0, le=100)] = 5.0
     negative: str = ""
     scheduler: Annotated[str, AfterValidator(_known)] | None = None
-    size: Annotated[tuple[Side, Side], Field(description="(width, height)")] | None = None
+    size: Annotated[tuple[int, int], AfterValidator(_drawable)] | None = None
     separate: bool = False
 
     def to_mapping(self) -> dict[str, object]:
