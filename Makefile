@@ -20,7 +20,7 @@ PACKAGES := adapters cli evaluation generation kernels methods models registry t
 .DEFAULT_GOAL := help
 # Two installations into one folder would meet.
 .NOTPARALLEL:
-.PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example pages docs kill bench clean
+.PHONY: help install demo test test-all test-anywhere test-kernels test-slow check format example pages docs kill fuzz bench clean
 
 help:
 	@echo "make demo     teach the sample dog to the miniature, and draw it"
@@ -33,6 +33,7 @@ help:
 	@echo "make pages    run the manual's session, and renew all that pages have from the program"
 	@echo "make docs     build all pages as a site, in build/docs"
 	@echo "make kill     1,000 SIGKILLs over concept add, and 1,000 over all other commands"
+	@echo "make fuzz     20,000 odd files of everything that is read, about an hour"
 	@echo "make bench    measure registry, miniature, attention and scoring; writes bench/results"
 	@echo "make test-kernels   every size of the attention kernels; half an hour on two cores"
 	@echo "make test-slow      models of full size, with random weights"
@@ -108,6 +109,9 @@ docs: $(SITE)
 kill: $(INSTALLED)
 	$(BIN)/python tests/faults/kill.py --runs 1000 --json bench/results/kill.json
 	$(BIN)/python tests/faults/kill_commands.py --runs 1000 --json bench/results/kill-commands.json
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/faults/fuzz.py --cases 20000 --seed 21 --json bench/results/fuzz.json
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/registry.py
