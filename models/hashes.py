@@ -7,7 +7,6 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..registry.errors import InvalidWeights
 from .bases import Base
@@ -41,7 +40,7 @@ def hash_of_folder(folder: Path) -> str:
 
 
 def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
-    promised: Any = None
+    promised: object = None
     with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):  # another's manifest
         promised = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     if not isinstance(promised, dict) or not all(isinstance(e, dict) for e in promised.values()):
