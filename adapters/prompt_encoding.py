@@ -13,6 +13,16 @@ from .timestep_tokens import TimestepTokens
 from .token_embedding import TokenEmbedding
 
 
+def phrase_of(tokens: Sequence[str], category: str, *, names_category: bool) -> str:
+    """A concept in a prompt that is encoded: `[V]`, or with its category `[V] dog`."""
+    return " ".join([*tokens, category] if names_category else tokens)
+
+
+def class_prompt(category: str) -> str:
+    """The prompt for any one of a category, where no concept is named."""
+    return f"a photo of a {category}"
+
+
 @dataclass(frozen=True, slots=True)
 class PromptAtTimestep:
     """A prompt that names what an embedding stands for, at a timestep."""
@@ -73,7 +83,7 @@ def encode_reference(
     """
     num_words = len(backbone.text_encoders[0].ids(category, whole=False))
     first = token_columns(backbone, prompt, tokens)[0]
-    phrase = " ".join([*tokens, category] if names_category else tokens)
+    phrase = phrase_of(tokens, category, names_category=names_category)
     states = backbone.encode_prompts([prompt.replace(phrase, category)], size).states[0]
     skipped = max(0, num_words - len(tokens))
     words = [min(skipped + i, num_words - 1) for i in range(len(tokens))]

@@ -1,6 +1,6 @@
 """`concept bases`: which base models there are."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+class _Told(TypedDict):
+    name: str
+    kind: str
+    source: str
+    about: str
+    at_hand: bool
+    is_default: bool
+
+
 def bases(context: typer.Context) -> None:
     """List the base models that have a short name, and others in the hub's cache."""
     session = session_of(context)
     from ..models.bases import DEFAULT_BASE, Base, cached_bases, read_aliases
 
-    def document(base: Base) -> dict[str, Any]:
+    def told(base: Base) -> _Told:
         return {
             "name": base.name,
             "kind": base.kind,
@@ -26,11 +35,11 @@ def bases(context: typer.Context) -> None:
             "is_default": base.name == DEFAULT_BASE,
         }
 
-    found = [document(base) for base in [*read_aliases().values(), *cached_bases()]]
+    found = [told(base) for base in [*read_aliases().values(), *cached_bases()]]
     session.output.result({"bases": found}, _table(found))
 
 
-def _table(found: list[dict[str, Any]]) -> "Table":
+def _table(found: list[_Told]) -> "Table":
     rows = [
         (
             base["name"],

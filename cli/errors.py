@@ -3,7 +3,6 @@
 import errno
 import traceback
 from enum import IntEnum
-from typing import Any
 
 import typer
 
@@ -41,7 +40,7 @@ class Failure(Exception):
         self.message = message
         self.hint = hint
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, dict[str, str | None]]:
         """The JSON form."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,12 @@ from .framework import Session, session_of
 from .output import count, table
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from ..evaluation.plan import Plan
     from ..evaluation.record import Evaluation, Interval
+    from ..evaluation.running import EvalRequest
+    from ..registry import Registry
 
 
 def evaluate(
@@ -98,7 +102,7 @@ def evaluate(
         found = _scored(session, registry, request, offline)
         marked = running.mark_best(registry, found) if best or checkpoints else []
         page = _reported(registry, found, report) if report else None
-    document: dict[str, Any] = {
+    document = {
         "results": [each.document() for each in found],
         "best": [{"concept": each.concept, "version": each.version} for each in marked],
         "report": str(page) if page else None,
@@ -110,13 +114,15 @@ def evaluate(
         session.output.note(f"report: {page}")
 
 
-def _reported(registry: Any, found: "list[Evaluation]", folder: Path) -> Path:
+def _reported(registry: "Registry", found: "list[Evaluation]", folder: Path) -> Path:
     from ..evaluation.report import write_report
 
     return write_report(registry, found, folder)
 
 
-def _scored(session: Session, registry: Any, request: Any, offline: bool) -> "list[Evaluation]":
+def _scored(
+    session: Session, registry: "Registry", request: "EvalRequest", offline: bool
+) -> "list[Evaluation]":
     from ..evaluation.running import score
 
     found: list[Evaluation] = []
@@ -133,7 +139,7 @@ def _scored(session: Session, registry: Any, request: Any, offline: bool) -> "li
     return found
 
 
-def _render(found: "list[Evaluation]") -> list[Any]:
+def _render(found: "list[Evaluation]") -> "list[RenderableType]":
     from ..evaluation.record import metrics_of
 
     told = {name for each in found for name in each.scores if not name.endswith("_subject")}
@@ -154,7 +160,7 @@ def _described(score: "Interval | None") -> str:
 def _meanings(found: "list[Evaluation]") -> list[str]:
     from ..evaluation.record import REPLAY_ABOVE
 
-    ways = {tuple(each.made_by["chosen_by"]) for each in found}
+    ways = {tuple(each.chosen_by) for each in found}
     lines = [f"both: harmonic mean of {a} and {b}" for a, b in sorted(ways)]
     lines.append("with 95 % intervals from resampling prompts")
     for each in found:

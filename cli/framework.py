@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -17,6 +17,8 @@ from .errors import ExitCode, OutputLost, explain
 from .output import Output, deliver
 
 if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter, Parameter
+
     from ..registry import Registry
 
 _TYPE_NAMES = re.compile(r" <[^>]*>$")
@@ -48,21 +50,21 @@ class Session:
 class ConceptCommand(TyperCommand):
     """A command that takes the global options too, so that they may stand at the end."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
+    def get_params(self, ctx: "Context") -> "list[Parameter]":
         """Its own options, those of the whole program, then `--help`."""
         own = super().get_params(ctx)
         root = ctx.find_root().command
         shared = [param for param in root.params if param.name in GLOBAL_OPTIONS]
         return [*own[:-1], *shared, *own[-1:]] if root is not self else own
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+    def collect_usage_pieces(self, ctx: "Context") -> list[str]:
         """The words of the usage line, without braces."""
         pieces = [re.sub(r"[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
         return [piece.removesuffix("...") if "... " in piece else piece for piece in pieces]
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         """Arguments and options, without the names of Python types."""
-        arguments, options = [], []
+        arguments, options = list[tuple[str, str]](), list[tuple[str, str]]()
         for param in self.get_params(ctx):
             is_argument = param.param_type_name == "argument"
             if record := param.get_help_record(ctx):
@@ -73,7 +75,7 @@ class ConceptCommand(TyperCommand):
                 with formatter.section(heading):
                     formatter.write_dl(records)
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: "Context") -> object:
         """Hand the global options to the session, the others to the command."""
         given = {name: ctx.params.pop(name) for name in GLOBAL_OPTIONS if name in ctx.params}
         if given:
@@ -91,8 +93,8 @@ class ConceptGroup(TyperGroup):
         complete_var: str | None = None,
         standalone_mode: bool = True,  # noqa: ARG002 (the caller's wish does not matter here)
         windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
+        **extra: object,
+    ) -> NoReturn:
         """Run a command line and exit; no exception leaves."""
         _silence_libraries()
         arguments = list(sys.argv[1:] if args is None else args)

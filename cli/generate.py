@@ -1,15 +1,15 @@
 """`concept generate`: pictures out. `concept reproduce`: the same again."""
 
-import hashlib
 import secrets
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from ..registry.errors import quoted
+from ..registry.hashes import sha256_of
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 _OUT = Path("pictures")
 _MOST_NOTES = 5
+
+
+class _Told(TypedDict):
+    path: str
+    seed: int
+    sha256: str
+    prompt: str
+    maps: str | None
+    leaks: list[dict[str, object]]
 
 
 def generate(
@@ -140,7 +149,7 @@ def generate(
 
             loaded = load_base(base, offline=offline)
         total = sum(len(request.seeds) for request in requests)
-        told: list[dict[str, Any]] = []
+        told: list[_Told] = []
         for_grid: list[Picture] = []
         leaks: list[list[Leak]] = []
         with session.output.progress("drawing") as advance:
@@ -154,7 +163,7 @@ def generate(
                 if advance:
                     advance(len(told), total)
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
-    document: dict[str, Any] = {
+    document = {
         "images": told,
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
@@ -231,7 +240,7 @@ def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
     ]
 
 
-def _described(picture: "Picture") -> dict[str, Any]:
+def _described(picture: "Picture") -> _Told:
     return {
         "path": str(picture.path),
         "seed": picture.seed,
@@ -298,7 +307,7 @@ def _trace(registry: "Registry", picture: Path) -> "Lineage | None":
     from ..registry.errors import NotFound
 
     with picture.open("rb") as file, suppress(NotFound):
-        return registry.trace(hashlib.file_digest(file, "sha256").hexdigest())
+        return registry.trace(sha256_of(file))
     return None
 
 

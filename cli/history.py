@@ -1,7 +1,7 @@
 """`concept history`: what was done."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,10 +42,10 @@ def _line(event: "EventRecord") -> str:
     return f"{at}  {event.concept}  {event.action}  {_describe(event.detail)}".rstrip()
 
 
-def _describe(detail: dict[str, Any]) -> str:
+def _describe(detail: dict[str, object]) -> str:
     words: list[str] = []
     for key, value in detail.items():
-        if key in ("images", "updated_images", "removed_images"):
+        if isinstance(value, list) and key in ("images", "updated_images", "removed_images"):
             verb = key.removesuffix("images").rstrip("_")
             words.append(f"{count(len(value), 'photo')} {verb}".rstrip())
         elif isinstance(value, list):

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from ..registry.names import printable
 from .errors import OutputLost
@@ -16,7 +16,7 @@ from .errors import OutputLost
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
     from rich.table import Table
     from rich.text import Text
 
@@ -38,7 +38,7 @@ class Output:
         self.quiet = quiet or is_silent
         self.is_silent = is_silent
 
-    def result(self, document: dict[str, Any], *parts: "RenderableType") -> None:
+    def result(self, document: Mapping[str, object], *parts: "RenderableType") -> None:
         """Print what the command was asked for: the document as JSON, or the parts for people."""
         if self.as_json:
             self._write(_json(document))
@@ -52,7 +52,7 @@ class Output:
                 console.print(part)
         self._write(rendered.getvalue().removesuffix("\n"))
 
-    def lines(self, document: dict[str, Any], lines: list[str]) -> None:
+    def lines(self, document: Mapping[str, object], lines: list[str]) -> None:
         """Print plain lines that other programs can read, or the document as JSON."""
         self._write(_json(document) if self.as_json else "\n".join(map(printable, lines)))
 
@@ -120,7 +120,7 @@ class StepsShown:
 
     def __init__(self, bars: "Progress") -> None:
         self._bars = bars
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def step(self, stage: str, done: int, total: int, text: str) -> None:
         """Move a stage's bar; `text` stands beside it."""
@@ -152,17 +152,18 @@ def _as_text(images: "list[Image.Image]", width: int) -> "Text":
     strip = Image.new("RGB", (len(images) * (side + 1), side - side % 2))
     for i, image in enumerate(images):
         strip.paste(image.convert("RGB").resize((side, side)), (i * (side + 1), 0))
-    pixels: Any = strip.load()
+    pixels, row = strip.tobytes(), 3 * strip.width
     text = Text()
     for y in range(0, strip.height, 2):
-        for x in range(strip.width):
-            upper, lower = (f"rgb({','.join(map(str, pixels[x, y + i]))})" for i in (0, 1))
+        for place in range(y * row, (y + 1) * row, 3):
+            above, below = pixels[place : place + 3], pixels[place + row : place + row + 3]
+            upper, lower = (f"rgb({','.join(map(str, pixel))})" for pixel in (above, below))
             text.append("▀", f"{upper} on {lower}")
         text.append("\n")
     return text
 
 
-def _json(document: dict[str, Any]) -> str:
+def _json(document: Mapping[str, object]) -> str:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     text = json.dumps(document, indent=2, ensure_ascii=encoding != "utf8")
     return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
@@ -227,7 +228,7 @@ def _console(stream: TextIO, target: TextIO | None = None) -> "Console":
     is_terminal = stream.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _PIPE_WIDTH
     # while bars are shown, Rich has put a proxy in the stream's place
-    file: Any = target or _Lasting(getattr(stream, "rich_proxied_file", stream))
+    file = target or _Lasting.of(getattr(stream, "rich_proxied_file", stream))
     return Console(file=file, width=width, force_terminal=is_terminal, markup=False, emoji=False)
 
 
@@ -270,6 +271,11 @@ class _Lasting:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
+    @classmethod
+    def of(cls, stream: TextIO) -> TextIO:
+        """For who takes streams: all that is not here is the stream's own."""
+        return cast("TextIO", cls(stream))
+
     def write(self, text: str) -> int:
         """Write a text; returns its length."""
         with self._unless_gone():
@@ -290,5 +296,5 @@ class _Lasting:
                 raise
             close_quietly(self._stream)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -75,7 +75,9 @@ to wait for a core, a training then takes five times as long.
 """
 
 
-def _as_it_is(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:
+def _as_it_is(
+    function: Callable[..., object] | None = None, *_: object, **__: object
+) -> Callable[..., object]:
     """Mark a function for the compiler; called with options alone, return a decorator."""
     return function or _as_it_is
 
@@ -84,7 +86,7 @@ def _nothing(*_: object, **__: object) -> None:
     """Tell the compiler something, or check a plan that there is none of."""
 
 
-ANSWERS: Mapping[str, Mapping[str, Any]] = {
+ANSWERS: Mapping[str, Mapping[str, object]] = {
     "torch._dynamo": {
         "allow_in_graph": _as_it_is,
         "assume_constant_result": _as_it_is,
@@ -116,7 +118,7 @@ def quick_imports() -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         if f"{self.__name__}.{name}" in NAMES:
@@ -129,7 +131,7 @@ class _Later(type):
 
     __module__: str
 
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type:
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> type:
         """A stand-in; or, where somebody derives from one, a class of the real ones."""
         if not bases:
             return super().__new__(mcs, name, bases, namespace)
@@ -142,10 +144,10 @@ class _Later(type):
     def _real(cls) -> Any:
         return getattr(_real(cls.__module__), cls.__name__)
 
-    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+    def __call__(cls, *arguments: object, **options: object) -> object:
         return cls._real()(*arguments, **options)
 
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(cls._real(), name)

@@ -1,6 +1,6 @@
 """`concept methods` and `concept presets`: the ways to teach, and their settings."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -66,7 +66,7 @@ def presets(
     session.output.result(document, table(("setting", "value"), rows))
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A value as `--set` takes it."""
     if isinstance(value, bool):
         return str(value).lower()

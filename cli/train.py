@@ -1,37 +1,38 @@
 """`concept train`: teach concepts to a base model."""
 
-import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from ..registry.errors import quoted
 from .arguments import ClipName, DinoName, SuiteName, complete_concept
-from .errors import ExitCode, Failure, explain, usage
+from .errors import Failure, explain, usage
 from .framework import Session, session_of
 from .output import Output, count, size, unused_in_training
 from .quick_start import quick_imports
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
 
-    from ..evaluation.encoders import Encoders
+    from ..evaluation.choosing import CheckpointChooser
     from ..evaluation.record import Evaluation
-    from ..evaluation.running import EvalRequest as ToScore
     from ..models.loading import LoadedBase
     from ..registry import Registry
-    from ..registry.errors import ConceptryError
-    from ..registry.records import RunRecord
+    from ..registry.records import Concept, RunRecord
     from ..training.callbacks import Hooks, StepReport
     from ..training.estimating import Estimate
+    from ..training.queue import Outcome
     from ..training.runs import Trained
+    from .output import StepsShown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,19 +201,61 @@ def train(
             from ..models.loading import load_base
 
             loaded = load_base(base, device=own_device(), offline=offline)
-        queue = _Queue(session, registry, loaded, options)
+            from ..training.queue import train_queue
         if dry_run:
-            queue.tell_estimates(chosen)
+            _tell_estimates(session, registry, loaded, chosen, options)
             return
-        with _stopping_politely(session) as is_asked:
-            batches = queue.batches(chosen)
-            while batches and not is_asked():
-                queue.train(batches.pop(0), is_asked)
-        if is_asked():
-            queue.leave([concept for batch in batches for concept in batch])
-        else:
-            queue.choose()
-    queue.tell()
+        with _Shown(session, registry, options) as shown, _stopping_politely(session) as is_asked:
+            chooser = _chooser(registry, loaded, options, shown)
+            for outcomes in train_queue(
+                registry,
+                chosen,
+                loaded,
+                method=method,
+                preset=preset,
+                overrides=options.overrides,
+                seed=seed,
+                resume=resume,
+                together=options.together,
+                hooks=partial(_hooks, shown, chooser, is_asked),
+                on_batch=shown.begin,
+                should_stop=is_asked,
+            ):
+                shown.end(outcomes)
+        if chooser and is_main_process() and not is_asked():
+            shown.choose(chooser)
+    shown.tell()
+
+
+def _chooser(
+    registry: "Registry", base: "LoadedBase", options: TrainOptions, shown: "_Shown"
+) -> "CheckpointChooser | None":
+    """What scores on the way, and chooses, if that is wished."""
+    if not options.eval_every:
+        return None
+    from ..evaluation.choosing import CheckpointChooser
+
+    return CheckpointChooser(
+        registry=registry,
+        base=base,
+        every=options.eval_every,
+        suite=options.suite,
+        clip=options.clip,
+        dino=options.dino,
+        stop_early=options.stop_early,
+        on_score=shown.score,
+        offline=options.offline,
+    )
+
+
+def _hooks(
+    shown: "_Shown",
+    chooser: "CheckpointChooser | None",
+    is_asked_to_stop: Callable[[], bool],
+    concept: int,
+) -> "Hooks":
+    hooks = shown.hooks(concept, is_asked_to_stop)
+    return chooser.hooks(concept, hooks) if chooser else hooks
 
 
 def _given(context: typer.Context, *names: str) -> bool:
@@ -278,265 +321,112 @@ def _check(registry: "Registry", concepts: list[int], options: TrainOptions, bas
             registry.resumable_run(concept)
 
 
-class _Queue:
-    """Trains concepts, by their ids, some at a time; one that fails does not stop the rest."""
+class _Shown:
+    """Shows what a queue of trainings tells, and prints what came out in the end."""
 
-    def __init__(
-        self, session: Session, registry: "Registry", base: "LoadedBase", options: TrainOptions
-    ) -> None:
-        self._session = session
+    def __init__(self, session: Session, registry: "Registry", options: TrainOptions) -> None:
+        self._output = session.output
         self._registry = registry
-        self._base = base
         self._options = options
-        self._done: dict[int, Trained] = {}
-        self._names: dict[int, str] = {}
+        self._of_batch = ExitStack()
+        self._steps: StepsShown | None = None
+        self._concepts: dict[int, Concept] = {}
+        self._done: list[Outcome] = []
         self._failed: list[tuple[str, Failure]] = []
         self._best: list[Evaluation] = []
-        self._encoders: Encoders | None = None
 
-    def _name(self, concept: int) -> str:
-        """What a concept is called by now; what it was called, if it was removed."""
-        from ..registry.errors import ConceptNotFound
+    def __enter__(self) -> Self:
+        return self
 
-        with suppress(ConceptNotFound):
-            self._names[concept] = self._registry.show(concept).name
-        return self._names.get(concept, "a concept that was removed")
+    def __exit__(self, *_: object) -> None:
+        self._of_batch.close()
 
-    def batches(self, concepts: list[int]) -> list[list[int]]:
-        """Which concepts are taught at once."""
-        from ..methods.method import find_method
-
-        def can_share(concept: int) -> bool:
-            options = self._options
-            method = (
-                self._registry.resumable_run(concept).method if options.resume else options.method
-            )
-            return find_method(method).keeps_base
-
-        size, batches = self._options.together, list[list[int]]()
-        for concept in concepts:
-            has_room = bool(batches) and len(batches[-1]) < size
-            if has_room and can_share(batches[-1][0]) and can_share(concept):
-                batches[-1].append(concept)
-            else:
-                batches.append([concept])
-        return batches
-
-    def tell_estimates(self, concepts: list[int]) -> None:
-        """Print what it would take."""
-        from ..training.estimating import estimate_many
-
-        options = self._options
-        told = [
-            each
-            for batch in self.batches(concepts)
-            for each in estimate_many(
-                self._registry,
-                batch,
-                self._base,
-                method=options.method,
-                preset=options.preset,
-                overrides=options.overrides,
-            )
-        ]
-        document = {"estimates": [asdict(each) for each in told]}
-        self._session.output.lines(document, list(map(_line, told)))
-        for concept in map(self._registry.show, concepts):
-            if unused := unused_in_training(concept.images):
-                self._session.output.note(
-                    f"{concept.name} has {unused}: training does not use them yet"
-                )
-
-    def train(self, concepts: list[int], is_asked_to_stop: Any) -> None:
-        """Train a batch."""
-        from ..registry.errors import ConceptryError
-        from ..training.distributed import num_processes
-
-        output = self._session.output
-        output.note(f"teaching {', '.join(map(self._name, concepts))}", style="bold")
+    def begin(self, concepts: "Sequence[Concept]") -> None:
+        """Say who is taught, and show bars until the batch ends."""
+        self._concepts = {concept.id: concept for concept in concepts}
+        names = ", ".join(concept.name for concept in concepts)
+        self._output.note(f"teaching {names}", style="bold")
         for concept in concepts:
             self._note_what_was_left(concept)
-        try:
-            with self._hooks(concepts, is_asked_to_stop) as hooks:
-                watched: dict[int, Hooks] = {}
-                for concept, own in hooks.items():
-                    try:
-                        watched[concept] = self._watched(concept, own)
-                    except ConceptryError as error:
-                        self._fail([concept], error)
-                concepts = list(watched)
-                outcomes = self._train(concepts, watched) if concepts else []
-        except ConceptryError as error:
-            if num_processes() > 1:
-                raise  # the others cannot follow any further
-            self._fail(concepts, error)
-            return
-        for error in dict.fromkeys(each for each in outcomes if isinstance(each, ConceptryError)):
-            whose = [n for n, each in zip(concepts, outcomes, strict=True) if each is error]
-            self._fail(whose, error)
-        for concept, outcome in zip(concepts, outcomes, strict=True):
-            if isinstance(outcome, ConceptryError):
-                continue
-            self._done[concept] = outcome
-            output.note(f"{outcome.concept}@{outcome.version} is ready, {outcome.seconds:.0f} s")
-            if outcome.previews:
-                output.note(f"previews: {outcome.previews}")
+        self._steps = self._of_batch.enter_context(self._output.steps())
 
-    def _note_what_was_left(self, concept: int) -> None:
-        """Say so where work is left behind, or was lost."""
-        from ..registry.running import RESUME_FILE
-
-        if (left := _waiting(self._registry, concept)) is None:
-            return
-        name = self._name(concept)
-        is_saved = (self._registry.run_folder(left.run) / RESUME_FILE).exists()
-        if self._options.resume and not is_saved:
-            self._session.output.note(f"nothing was saved of {name}: it begins again")
-        elif is_saved and not self._options.resume:
-            self._session.output.note(
-                f"{name} has a training that did not end; this one replaces it "
-                f"(concept train {name} --resume would go on with it)"
-            )
-
-    def leave(self, concepts: list[int]) -> None:
-        """Tell which concepts a Ctrl-C left untaught; those under way have told already."""
-        if not concepts:
-            return
-        options, names = self._options, list(map(self._name, concepts))
-        words = ["concept", "train", *names, "--base", self._base.base.name]
-        words += ["--method", options.method, "--seed", str(options.seed)]
-        words += ["--preset", options.preset] if options.preset else []
-        words += [word for each in options.overrides for word in ("--set", each)]
-        hint = (
-            f"concept train {shlex.join(names)} --resume" if options.resume else shlex.join(words)
-        )
-        message = f"{', '.join(names)}: not begun"
-        failure = Failure(ExitCode.INTERRUPTED, "interrupted", message, hint)
-        self._tell_failure(concepts, failure)
-
-    def _fail(self, concepts: list[int], error: Exception) -> None:
-        self._tell_failure(concepts, explain(error))
-
-    def _tell_failure(self, concepts: list[int], failure: Failure) -> None:
-        self._failed += [(self._name(concept), failure) for concept in concepts]
-        if not self._session.output.as_json:
-            self._session.output.error(failure.message, failure.hint)
-
-    def _watched(self, concept: int, hooks: "Hooks") -> "Hooks":
-        """With what is kept and scored on the way; scores are of the first process."""
-        from ..training.distributed import is_main_process
-
-        options, output = self._options, self._session.output
-        hooks.checkpoint_every = options.keep_every or options.eval_every
-        if not options.eval_every or not is_main_process():
-            return hooks
-        from ..evaluation.choosing import Watch
-
-        def on_score(found: "Evaluation") -> None:
-            told = ", ".join(f"{each} {found.scores[each].mean:.3f}" for each in found.headlines)
-            output.note(f"{found.checkpoint}: {told}")
-
-        watch = Watch(
-            self._registry,
-            self._base,
-            self._to_score(concept),
-            options.eval_every,
-            stop_early=options.stop_early,
-            encoders=self._encoders,
-            on_score=on_score,
-            offline=options.offline,
-        )
-        self._encoders = watch.encoders
-        return watch.hooks(hooks)
-
-    def choose(self) -> None:
-        """Score all that was kept, if that is wished, and mark the best of each concept."""
-        from ..registry.errors import ConceptryError
-        from ..training.distributed import is_main_process
-
-        if not self._options.eval_every or not self._done or not is_main_process():
-            return
-        self._session.output.note("scoring what was kept")
-        for concept in self._done:
-            try:
-                self._best += self._best_of(concept)
-            except ConceptryError as error:
-                self._fail([concept], error)
-        for each in self._best:
-            self._session.output.note(f"best of {each.concept} is version {each.version}")
-
-    def _best_of(self, concept: int) -> "list[Evaluation]":
-        from ..evaluation.running import mark_best, score
-
-        with self._session.output.progress("drawing") as advance:
-            found = score(
-                self._registry,
-                self._to_score(concept),
-                base=self._base,
-                offline=self._options.offline,
-                on_progress=advance,
-            )
-            return mark_best(self._registry, list(found))
-
-    def _to_score(self, concept: int) -> "ToScore":
-        from ..evaluation.running import EvalRequest as ToScore
-
-        options = self._options
-        return ToScore(
-            names=[concept],
-            all_checkpoints=True,
-            suite=options.suite,
-            base=self._base.base.name,
-            clip=options.clip,
-            dino=options.dino,
-        )
-
-    def _train(
-        self, concepts: list[int], hooks: "Mapping[int, Hooks]"
-    ) -> "list[Trained | ConceptryError]":
-        with quick_imports():
-            from ..training import runs as training
-
-        options = self._options
-        if options.resume:
-            return training.resume_many(self._registry, concepts, self._base, hooks=hooks)
-        return training.train_many(
-            self._registry,
-            concepts,
-            self._base,
-            method=options.method,
-            preset=options.preset,
-            overrides=options.overrides,
-            seed=options.seed,
-            hooks=hooks,
-        )
-
-    @contextmanager
-    def _hooks(self, concepts: list[int], is_asked_to_stop: Any) -> "Iterator[dict[int, Hooks]]":
-        """What is shown and written while a batch is taught."""
+    def hooks(self, concept: int, is_asked_to_stop: Callable[[], bool]) -> "Hooks":
+        """What is shown and written while a concept of the batch is taught."""
         from ..registry.files import below
         from ..training.callbacks import Hooks
         from ..training.tensorboard import written_for_tensorboard
 
-        options = self._options
-        with ExitStack() as stack:
-            shown = stack.enter_context(self._session.output.steps())
-            told: dict[int, Hooks] = {}
-            for concept in concepts:
-                name = self._name(concept)
-                write: Any = (
-                    stack.enter_context(written_for_tensorboard(below(options.tensorboard, name)))
-                    if options.tensorboard
-                    else None
-                )
-                told[concept] = Hooks(
-                    on_step=partial(_on_step, write, shown),
-                    on_class_picture=partial(_on_class_picture, shown),
-                    on_preview=partial(_on_preview, name if len(concepts) > 1 else "", shown),
-                    preview_every=options.preview_every,
-                    should_stop=is_asked_to_stop,
-                )
-            yield told
+        options, write, steps = self._options, None, self._steps
+        name = self._concepts[concept].name
+        if options.tensorboard:
+            folder = below(options.tensorboard, name)
+            write = self._of_batch.enter_context(written_for_tensorboard(folder))
+        hooks = Hooks(
+            on_step=partial(_on_step, write, steps),
+            preview_every=options.preview_every,
+            checkpoint_every=options.keep_every,
+            should_stop=is_asked_to_stop,
+        )
+        if steps:
+            hooks.on_class_picture = partial(_on_class_picture, steps)
+            whose = name if len(self._concepts) > 1 else ""
+            hooks.on_preview = partial(_on_preview, whose, steps)
+        return hooks
+
+    def score(self, found: "Evaluation") -> None:
+        """Tell the scores of a checkpoint."""
+        told = ", ".join(f"{each} {found.scores[each].mean:.3f}" for each in found.headlines)
+        self._output.note(f"{found.checkpoint}: {told}")
+
+    def end(self, outcomes: "Sequence[Outcome]") -> None:
+        """Tell what came of a batch."""
+        self._of_batch.close()
+        for error in dict.fromkeys(each.error for each in outcomes if each.error):
+            self.fail([each.name for each in outcomes if each.error is error], error)
+        for outcome in outcomes:
+            if done := outcome.trained:
+                self._done.append(outcome)
+                self._output.note(f"{done.concept}@{done.version} is ready, {done.seconds:.0f} s")
+                if done.previews:
+                    self._output.note(f"previews: {done.previews}")
+
+    def _note_what_was_left(self, concept: "Concept") -> None:
+        """Say so where work is left behind, or was lost."""
+        from ..registry.running import RESUME_FILE
+
+        if (left := _waiting(self._registry, concept.id)) is None:
+            return
+        name = concept.name
+        is_saved = (self._registry.run_folder(left.run) / RESUME_FILE).exists()
+        if self._options.resume and not is_saved:
+            self._output.note(f"nothing was saved of {name}: it begins again")
+        elif is_saved and not self._options.resume:
+            self._output.note(
+                f"{name} has a training that did not end; this one replaces it "
+                f"(concept train {name} --resume would go on with it)"
+            )
+
+    def fail(self, names: "Sequence[str]", error: Exception) -> None:
+        """Tell an error, once, that is of one or several concepts."""
+        failure = explain(error)
+        self._failed += [(name, failure) for name in names]
+        if not self._output.as_json:
+            self._output.error(failure.message, failure.hint)
+
+    def choose(self, chooser: "CheckpointChooser") -> None:
+        """Score all that was kept, and tell the best version of each concept."""
+        from ..registry.errors import ConceptryError
+
+        if self._done:
+            self._output.note("scoring what was kept")
+        for outcome in self._done:
+            try:
+                with self._output.progress("drawing") as advance:
+                    self._best.append(chooser.choose(outcome.concept_id, advance))
+            except ConceptryError as error:
+                self.fail([outcome.name], error)
+        for each in self._best:
+            self._output.note(f"best of {each.concept} is version {each.version}")
 
     def tell(self) -> None:
         """Print what came out; ends with the first failure's exit code.
@@ -547,41 +437,75 @@ class _Queue:
 
         if not is_main_process():
             return
+        done = [each.trained for each in self._done if each.trained]
         document: dict[str, Any] = {
-            "runs": [_document(done) for done in self._done.values()],
+            "runs": [_document(each) for each in done],
             "failed": [
                 {"concept": name, **failure.document()["error"]} for name, failure in self._failed
             ],
             "best": [{"concept": each.concept, "version": each.version} for each in self._best],
         }
-        lines = [f"{done.concept}@{done.version}" for done in self._done.values()]
-        self._session.output.lines(document, lines)
+        self._output.lines(document, [f"{each.concept}@{each.version}" for each in done])
         if self._failed:
             sys.exit(self._failed[0][1].exit_code)
-        if len(self._done) == 1:
-            (name,) = (done.concept for done in self._done.values())
-            self._session.output.note(f'next: concept generate "a photo of <{name}>"')
+        if len(done) == 1:
+            self._output.note(f'next: concept generate "a photo of <{done[0].concept}>"')
+
+
+def _tell_estimates(
+    session: Session,
+    registry: "Registry",
+    base: "LoadedBase",
+    concepts: list[int],
+    options: TrainOptions,
+) -> None:
+    """Print what it would take."""
+    from ..training.estimating import estimate_many
+    from ..training.queue import in_batches
+
+    batches = in_batches(
+        registry, concepts, options.method, together=options.together, resume=options.resume
+    )
+    told = [
+        each
+        for batch in batches
+        for each in estimate_many(
+            registry,
+            batch,
+            base,
+            method=options.method,
+            preset=options.preset,
+            overrides=options.overrides,
+        )
+    ]
+    document = {"estimates": [asdict(each) for each in told]}
+    session.output.lines(document, list(map(_line, told)))
+    for concept in map(registry.show, concepts):
+        if unused := unused_in_training(concept.images):
+            session.output.note(f"{concept.name} has {unused}: training does not use them yet")
 
 
 def _document(done: "Trained") -> dict[str, Any]:
     return asdict(done) | {"previews": str(done.previews) if done.previews else None}
 
 
-def _on_step(write: Any, shown: Any, report: "StepReport") -> None:
+def _on_step(
+    write: "Callable[[StepReport], None] | None", shown: "StepsShown | None", report: "StepReport"
+) -> None:
     if write:
         write(report)
     if shown:
         shown.step(report.stage, report.step, report.num_steps, _line_of(report))
 
 
-def _on_class_picture(shown: Any, done: int, total: int) -> None:
-    if shown:
-        shown.step("class pictures", done, total, "")
+def _on_class_picture(shown: "StepsShown", done: int, total: int) -> None:
+    shown.step("class pictures", done, total, "")
 
 
-def _on_preview(whose: str, shown: Any, stage: str, step: int, images: "list[Image.Image]") -> None:
-    if shown:
-        shown.pictures(f"{whose} {stage}, step {step}".lstrip(), images)
+def _on_preview(
+    whose: str, shown: "StepsShown", stage: str, step: int, images: "list[Image.Image]"
+) -> None:
+    shown.pictures(f"{whose} {stage}, step {step}".lstrip(), images)
 
 
 def _line_of(report: "StepReport") -> str:
@@ -591,7 +515,7 @@ def _line_of(report: "StepReport") -> str:
 
 
 @contextmanager
-def _stopping_politely(session: Session) -> Iterator[Any]:
+def _stopping_politely(session: Session) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C, or SIGTERM, or a terminal that closes, asks to stop; a second Ctrl-C stops.
 
     What was started so that it outlives its terminal (nohup) goes on.

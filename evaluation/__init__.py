@@ -14,13 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .choosing import Watch
+    from .choosing import CheckpointChooser, Watch
     from .record import Evaluation
     from .report import write_report
     from .running import EvalRequest, mark_best, score
     from .suites import Suite, SuitePrompt, find_suite, shipped_suites
 
 _HOMES = {
+    "CheckpointChooser": ".choosing",
     "Evaluation": ".record",
     "Suite": ".suites",
     "SuitePrompt": ".suites",
@@ -34,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckpointChooser",
     "EvalRequest",
     "Evaluation",
     "Suite",

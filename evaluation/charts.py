@@ -23,7 +23,7 @@ def escape(text: str) -> str:
 
 def scatter(found: Sequence[Evaluation]) -> str:
     """Identity against prompt score, a point with its intervals for each evaluation."""
-    axes = [tuple(each.made_by["chosen_by"]) for each in found]
+    axes = [each.chosen_by for each in found]
     points = [
         (each.label, each.scores[x], each.scores[y])
         for each, (x, y) in zip(found, axes, strict=True)

@@ -1,4 +1,12 @@
-"""Scores while a concept is being taught, and when to stop."""
+"""Scores while concepts are being taught, when to stop, and which version is best.
+
+    chooser = CheckpointChooser(registry=registry, base=base, every=50, stop_early=True)
+    for outcomes in train_queue(registry, ["rex", "mia"], base, hooks=chooser.hooks):
+        for each in outcomes:
+            print(chooser.choose(each.concept_id) if each.trained else each.error)
+
+`concept train --eval-every 50 --stop-early` does this.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,19 +17,82 @@ from ..generation.injection import InjectedConcept
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from ..registry.records import ConceptKey
 from ..training.callbacks import Checkpoint, Hooks
+from ..training.distributed import is_main_process
 from .encoders import Encoders, load_encoders
 from .evaluating import Evaluator, Subject, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
-from .running import EvalRequest, suite_of
+from .running import EvalRequest, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
 from .wanted import Wanted, wanted_for
 
 PATIENCE = 2
 """Checkpoints in a row without a better score, after which a training has had enough."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointChooser:
+    """Keeps and scores a checkpoint every `every` steps of trainings, and marks the best version.
+
+    `suite`, `clip` and `dino` are as in `EvalRequest`; `on_score` gets each score on the way.
+    Of several processes that train together, the first one alone scores.
+    """
+
+    registry: Registry
+    base: LoadedBase
+    every: int
+    suite: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+    stop_early: bool = False
+    on_score: Callable[[Evaluation], None] = lambda _: None
+    offline: bool = False
+    _encoders: Encoders | None = None
+
+    def hooks(self, concept: ConceptKey, hooks: Hooks | None = None) -> Hooks:
+        """Hooks for the training of a concept, made before it; raises what `score` raises."""
+        if not is_main_process():
+            return replace(hooks or Hooks(), checkpoint_every=self.every)
+        watch = Watch(
+            self.registry,
+            self.base,
+            self._request(concept),
+            self.every,
+            stop_early=self.stop_early,
+            encoders=self._encoders,
+            on_score=self.on_score,
+            offline=self.offline,
+        )
+        self._encoders = watch.encoders
+        return watch.hooks(hooks or Hooks())
+
+    def choose(
+        self, concept: ConceptKey, on_progress: Callable[[int, int], None] | None = None
+    ) -> Evaluation:
+        """Score all that was kept of a concept, give the best one the alias `best`, return it."""
+        found = score(
+            self.registry,
+            self._request(concept),
+            base=self.base,
+            offline=self.offline,
+            on_progress=on_progress,
+        )
+        (best,) = mark_best(self.registry, list(found))
+        return best
+
+    def _request(self, concept: ConceptKey) -> EvalRequest:
+        return EvalRequest(
+            names=[concept],
+            all_checkpoints=True,
+            suite=self.suite,
+            base=self.base.base.name,
+            clip=self.clip,
+            dino=self.dino,
+        )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..models.miniature.shipped import load_clip, load_identity_encoder
 from ..models.pixels import to_pixels
@@ -48,11 +58,11 @@ class Encoders:
     identity: "OwnIdentityEncoder | None" = None
     judge: Judge | None = None
 
-    def to(self, device: Any) -> None:
+    def to(self, device: torch.device | str) -> None:
         """Move the large ones."""
-        self.clip.model.to(device)
-        if self.dino is not None:
-            self.dino.model.to(device)
+        large: list[nn.Module] = [each.model for each in (self.clip, self.dino) if each]
+        for model in large:
+            model.to(device)
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Of each: its name and the hash of its weights."""
@@ -83,9 +93,9 @@ class ClipEncoder:
 
     name: str
     sha256: str
-    model: Any
-    _tokenizer: Any
-    _processor: Any
+    model: CLIPModel
+    _tokenizer: PreTrainedTokenizerBase
+    _processor: BaseImageProcessor | None
 
     @classmethod
     def load(cls, name: str, *, offline: bool = False) -> "ClipEncoder":
@@ -104,7 +114,7 @@ class ClipEncoder:
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """See `PictureEncoder`."""
         found = [
-            self.model.get_image_features(pixel_values=pixels).pooler_output
+            _pooled(self.model.get_image_features(pixel_values=pixels))
             for pixels in _prepared(images, self._processor, self.model)
         ]
         return F.normalize(torch.cat(found).float().cpu(), dim=-1)
@@ -119,7 +129,7 @@ class ClipEncoder:
         features = self.model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
-        return F.normalize(features.pooler_output.float().cpu(), dim=-1)
+        return F.normalize(_pooled(features).float().cpu(), dim=-1)
 
 
 @dataclass(slots=True)
@@ -128,8 +138,8 @@ class DinoEncoder:
 
     name: str
     sha256: str
-    model: Any
-    _processor: Any
+    model: PreTrainedModel
+    _processor: BaseImageProcessor | None
 
     @classmethod
     def load(cls, name: str, *, offline: bool = False) -> "DinoEncoder":
@@ -162,7 +172,16 @@ class OwnIdentityEncoder:
         return self._model.embed([_small(image) for image in images])
 
 
-def _prepared(images: Sequence[Image.Image], processor: Any, model: Any) -> list[Tensor]:
+def _pooled(features: object) -> Tensor:
+    """The vectors (B, d) in what a half of CLIP returns."""
+    assert isinstance(features, BaseModelOutputWithPooling)
+    assert features.pooler_output is not None
+    return features.pooler_output
+
+
+def _prepared(
+    images: Sequence[Image.Image], processor: BaseImageProcessor | None, model: PreTrainedModel
+) -> list[Tensor]:
     """Pixels as a model wants them, some pictures at a time."""
     chunks = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
     prepared = [
@@ -179,7 +198,7 @@ def _small(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
 
 
-def _processor_of(source: str) -> Any:
+def _processor_of(source: str) -> BaseImageProcessor:
     """Preprocessing by Pillow, whatever else is installed: scores must not depend on that."""
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
@@ -197,7 +216,7 @@ def _source(name: str, kind: str, offline: bool) -> str:
         raise _missing(name, kind, "is not on this machine") from error
 
 
-def _loaded(source: str, name: str, kind: str) -> Any:
+def _loaded(source: str, name: str, kind: str) -> PreTrainedModel:
     try:
         if (weights := _weights_elsewhere(Path(source))) is None:
             model = AutoModel.from_pretrained(source, use_safetensors=True)

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -63,7 +62,9 @@ def _build(context: Context) -> nn.ModuleDict:
     return nn.ModuleDict({"judge": Judge()})
 
 
-def _losses(modules: Any, batch: Batch, context: Context, generator: torch.Generator) -> Losses:
+def _losses(
+    modules: nn.ModuleDict, batch: Batch, context: Context, generator: torch.Generator
+) -> Losses:
     """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
     del generator
     with context.autocast():

@@ -6,11 +6,8 @@
 The folder may be removed at any time: what is missing is drawn again.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,9 +16,9 @@ from torch import Tensor
 
 from ..generation.pictures import kept_picture, replace_picture
 from ..registry import Registry
-from ..registry.blobs import is_sha256
 from ..registry.errors import RegistryCorrupt, StorageError
 from ..registry.files import below, make_folder, open_file, write_file
+from ..registry.hashes import is_sha256, sha256_of_json
 from ..registry.running import EVALUATIONS
 from .scoring import Picture
 
@@ -43,9 +40,9 @@ class PictureCache:
         return cls(registry.location.cache, EVALUATIONS)
 
     @staticmethod
-    def key(made_from: Mapping[str, Any]) -> str:
+    def key(made_from: Mapping[str, object]) -> str:
         """The name of the picture that follows from `made_from`."""
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(made_from)
 
     def path(self, key: str) -> Path:
         """Where a picture is, or would be. Raises `RegistryCorrupt` for what is no key."""

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
-from ..generation.prompt_syntax import Chosen, Mention
+from ..generation.prompt_syntax import Chosen, Mention, mention_of
 from ..generation.request import Settings
 from ..models.hashes import hash_of
 from ..registry import Registry
@@ -56,7 +55,7 @@ class Plan:
         identity = "identity" if self.wanted.is_drawn_world else identity
         return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
-    def made_by(self, hashes: Mapping[str, Any]) -> dict[str, Any]:
+    def made_by(self, hashes: Mapping[str, object]) -> dict[str, object]:
         """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""
         made_by = {
             "scoring": SCORING,
@@ -81,7 +80,7 @@ class Plan:
         self,
         prompts: list[PromptScores],
         scores: dict[str, Interval],
-        hashes: Mapping[str, Any],
+        hashes: Mapping[str, object],
     ) -> Evaluation:
         """The record of what was found."""
         first, *others = self.chosen or (None,)
@@ -97,7 +96,7 @@ class Plan:
             concept_id=first.concept.id if first else 0,
         )
 
-    def recorded(self, registry: Registry, hashes: Mapping[str, Any]) -> Evaluation | None:
+    def recorded(self, registry: Registry, hashes: Mapping[str, object]) -> Evaluation | None:
         """What was found before in the very same way, here, if it was.
 
         A record that was imported may say anything: it is no result. Nor is one that is not sound.
@@ -146,7 +145,7 @@ def as_chosen(
     concept: Concept, *, name: str, run: str | None, path: str = "", sha256: str = ""
 ) -> Chosen:
     """A checkpoint as if a prompt had asked for it, as version 0."""
-    mention = Mention(f"<{concept.name}@0>", concept.name, "0", 1.0)
+    mention = Mention(mention_of(concept.name, 0), concept.name, "0", 1.0)
     version = VersionRecord(0, [name], run, concept.updated, [])
     return Chosen(mention, concept, version, path, sha256)
 

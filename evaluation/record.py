@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..registry.blobs import is_sha256
 from ..registry.errors import InvalidInput
+from ..registry.hashes import is_sha256
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -115,7 +115,7 @@ class Evaluation:
     suite: str
     scores: dict[str, Interval]
     prompts: list[PromptScores]
-    made_by: dict[str, Any]
+    made_by: dict[str, object]
     checkpoint: str | None = None
     """What a training kept of its way, which is no version yet: `stage3-000100`."""
     concept_id: int = 0
@@ -127,9 +127,19 @@ class Evaluation:
         return " and ".join([f"{self.concept}@{self.checkpoint or self.version}", *self.others])
 
     @property
+    def chosen_by(self) -> list[str]:
+        """The prompt score and the identity score that versions are chosen by."""
+        return _texts(self.made_by["chosen_by"])
+
+    @property
+    def weights(self) -> list[str]:
+        """The hashes of what was drawn with, a version's or a checkpoint's each."""
+        return _texts(self.made_by["weights"])
+
+    @property
     def headlines(self) -> list[str]:
         """The scores that decide which version is best, and their mean, where there are any."""
-        return [name for name in (*self.made_by["chosen_by"], HARMONIC) if name in self.scores]
+        return [name for name in (*self.chosen_by, HARMONIC) if name in self.scores]
 
     @property
     def both(self) -> float:
@@ -139,12 +149,12 @@ class Evaluation:
         """
         return self.scores[HARMONIC].mean if HARMONIC in self.scores else 0.0
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Evaluation":
+    def from_document(cls, document: Mapping[str, object]) -> "Evaluation":
         """The opposite of `document`. Raises `InvalidInput` for one of another form."""
         try:
             found = _form().validate_json(json.dumps(document), strict=True)
@@ -153,6 +163,11 @@ class Evaluation:
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"the scores of {document.get('suite')} are not sound") from error
         return found
+
+
+def _texts(value: object) -> list[str]:
+    assert isinstance(value, (list, tuple))
+    return [str(each) for each in value]
 
 
 @cache

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.prompt_encoding import class_prompt
 from ..generation.attention_maps import CollectedMaps
 from ..generation.regions import SubjectColumns, region, subject_columns
 from ..generation.sampler import blaming
@@ -39,7 +40,7 @@ def regions_of_photos(
     the category's word looks is the subject. Raises `NotFinite` for a base model that is broken.
     """
     backbone = base.backbone
-    prompt = f"a photo of a {category}"
+    prompt = class_prompt(category)
     (subject,) = subject_columns(backbone, prompt, [category])
     side = backbone.size
     seen_as = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)

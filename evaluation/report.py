@@ -7,9 +7,8 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -66,7 +65,7 @@ def _csv(found: Sequence[Evaluation]) -> str:
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     """A cell in which a spreadsheet finds no formula: a text that looks like one is quoted."""
     if not isinstance(value, str):
         return value
@@ -91,6 +90,16 @@ class _Shown:
     scores: list[tuple[str, str]]
     worth: float
     is_copy: bool
+
+
+@dataclass(slots=True)
+class _Row:
+    """A prompt on the page: its pictures by version, and what all of them are ordered by."""
+
+    prompt: str
+    tests: str
+    cells: dict[str, list[_Shown]] = field(default_factory=dict)
+    worths: list[float] = field(default_factory=list)
 
 
 def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
@@ -119,25 +128,23 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
     )
 
 
-def _shown_text(value: Any) -> Any:
+def _shown_text(value: object) -> object:
     """What stands on the page; what we drew is left as it is."""
     return printable(value) if type(value) is str else value
 
 
-def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[dict[str, Any]]:
-    """A row for each prompt, the worst first: its pictures by version."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[_Row]:
+    """A row for each prompt, the worst first."""
+    rows: dict[tuple[str, int], _Row] = {}
     for each, pictures in zip(found, shown, strict=True):
         left = iter(pictures)
         for number, prompt in enumerate(each.prompts):
             own = [next(left) for _ in prompt.pictures]
-            new = {"prompt": _plain(prompt.prompt, found), "tests": prompt.tests}
-            row = rows.setdefault((each.suite, str(number)), new | {"cells": {}, "worth": []})
-            row["cells"][each.label] = own
-            row["worth"] += [one.worth for one in own]
-    for row in rows.values():
-        row["worth"] = sum(row["worth"]) / max(1, len(row["worth"]))
-    return sorted(rows.values(), key=lambda row: row["worth"])
+            new = _Row(_plain(prompt.prompt, found), prompt.tests)
+            row = rows.setdefault((each.suite, number), new)
+            row.cells[each.label] = own
+            row.worths += [one.worth for one in own]
+    return sorted(rows.values(), key=lambda row: sum(row.worths) / max(1, len(row.worths)))
 
 
 def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
@@ -166,7 +173,7 @@ def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_S
 
 def _worth(each: Evaluation, picture: PictureScores) -> float:
     """What a picture is ordered by: both of its scores, or the one that it has."""
-    by_prompt, by_identity = each.made_by["chosen_by"]
+    by_prompt, by_identity = each.chosen_by
     first = picture.scores.get(by_prompt, 0.0)
     second = picture.scores.get(by_identity)
     return first if second is None else harmonic_mean(first, second)

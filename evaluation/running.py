@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..generation.prompt_syntax import Chosen, choose_version
+from ..generation.prompt_syntax import Chosen, choose_version, mention_of
 from ..generation.request import Settings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
@@ -15,7 +15,7 @@ from ..registry.errors import (
     NotFound,
     quoted,
 )
-from ..registry.records import Concept, ConceptKey
+from ..registry.records import Concept, ConceptKey, Scored
 from ..registry.running import ADAPTER_FILE
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
@@ -260,10 +260,9 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
     return [_marked(registry, each) for each in best.values()]
 
 
-def _ground_of(found: Evaluation) -> tuple[str, ...]:
+def _ground_of(found: Evaluation) -> tuple[object, ...]:
     """What scores have to share to be compared."""
-    made_by = found.made_by
-    return (made_by["base_sha256"], made_by["suite_sha256"], *made_by["chosen_by"])
+    return (found.made_by["base_sha256"], found.made_by["suite_sha256"], *found.chosen_by)
 
 
 def _marked(registry: Registry, found: Evaluation) -> Evaluation:
@@ -273,7 +272,7 @@ def _marked(registry: Registry, found: Evaluation) -> Evaluation:
         registry.set_alias(found.concept_id, number, BEST)
         return found if number == found.version else _as_version(found, number)
     concept = registry.show(found.concept_id)
-    (sha256,) = found.made_by["weights"]
+    (sha256,) = found.weights
     kept = [each for run in concept.runs for each in checkpoints(registry, concept, run.run)]
     chosen = next(each for each in kept if each.sha256 == sha256)
     number = registry.add_version(
@@ -288,7 +287,7 @@ def _marked(registry: Registry, found: Evaluation) -> Evaluation:
 
 def _version_of(registry: Registry, found: Evaluation) -> int | None:
     """The version that a checkpoint was made before."""
-    (sha256,) = found.made_by["weights"]
+    (sha256,) = found.weights
     versions = registry.show(found.concept_id).versions
     known = (v.number for v in versions for a in v.artifacts if a.sha256 == sha256)
     return next(known, None)
@@ -296,7 +295,7 @@ def _version_of(registry: Registry, found: Evaluation) -> int | None:
 
 def _as_version(found: Evaluation, number: int) -> Evaluation:
     """What was found of a checkpoint, as that of a version."""
-    before, now = f"<{found.concept}@0>", f"<{found.concept}@{number}>"
+    before, now = mention_of(found.concept, 0), mention_of(found.concept, number)
     prompts = [replace(each, prompt=each.prompt.replace(before, now)) for each in found.prompts]
     return replace(found, version=number, checkpoint=None, prompts=prompts)
 
@@ -306,7 +305,7 @@ def keep(registry: Registry, found: Evaluation) -> None:
     registry.add_evaluation(found.concept_id, found.version, **_record(found))
 
 
-def _record(found: Evaluation) -> dict[str, Any]:
+def _record(found: Evaluation) -> Scored:
     """The scores of a version, as the registry keeps them."""
     document = found.document()
     return {

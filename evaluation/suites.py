@@ -20,18 +20,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from ..registry.documents import parse_yaml, read_text
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
+
+from ..registry.documents import parse_yaml, read_text, shown
 from ..registry.errors import InvalidInput, NotFound, suggest
-from ..registry.names import check_line, check_text
+from ..registry.validation import Form, Lines, Text, validated
 
 SHIPPED = Path(__file__).parent / "suites"
-SEEN_THINGS = ("place", "accessory", "colour", "style")
 _SLOTS, _SECOND = ("{}", "{other}", "{third}"), "{second}"
 _BRACKET = re.compile(r"<[^<>]*>|<[a-z]\S*")
 MAX_PROMPTS = 10_000
-_KEYS = {"text", "tests", "looks", "second", "sees"}
+_Words = Annotated[Lines, Field(examples=["[mug, house]"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,77 +126,74 @@ def read_suite(path: Path) -> Suite:
     return _from_entries(path, {"prompts": prompts})
 
 
-def _from_entries(path: Path, document: Any) -> Suite:
-    entries = document.get("prompts") if isinstance(document, Mapping) else document
+class _Top(Form):
+    model_config = ConfigDict(extra="ignore")
+
+    about: Text = ""
+    fits: _Words = ()
+
+
+def _seen(word: str, info: ValidationInfo) -> str:
+    """A word for something that the judge can tell."""
+    from ..models.miniature.world.identities import COLOURS
+    from ..models.miniature.world.scenes import ACCESSORIES, PLACES, STYLES
+
+    thing = str(info.field_name)
+    words = {"place": PLACES, "accessory": ACCESSORIES, "colour": COLOURS, "style": STYLES}[thing]
+    if word not in words:
+        known = ", ".join(words)
+        raise InvalidInput(f"the judge knows no {thing} {shown(word)}", hint=known)
+    return word
+
+
+_Seen = Annotated[str, AfterValidator(_seen)]
+
+
+class _Sees(Form):
+    place: _Seen = ""
+    accessory: _Seen = ""
+    colour: _Seen = ""
+    style: _Seen = ""
+
+
+class _Entry(Form):
+    text: Annotated[Text, Field(examples=['{text: "a photo of a {} on the beach"}'])]
+    tests: Text = "prompt"
+    looks: Literal["own", "other"] = "own"
+    second: _Words = ()
+    sees: _Sees = Field(default_factory=_Sees)
+
+
+def _from_entries(path: Path, document: object) -> Suite:
+    top = document if isinstance(document, Mapping) else {"prompts": document}
+    entries = top.get("prompts")
     if not entries or not isinstance(entries, list):
         raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
     if len(entries) > MAX_PROMPTS:
         raise InvalidInput(f"{path} holds {len(entries):,} prompts; {MAX_PROMPTS:,} is the limit")
-    top = document if isinstance(document, Mapping) else {}
-    about = _text(str(path), "about", top.get("about", ""))
-    prompts = tuple(_prompt(path, i, entry) for i, entry in enumerate(entries, 1))
+    told = validated(_Top, top, at=str(path))
+    prompts = tuple(_prompt(f"{path}, prompt {i}", entry) for i, entry in enumerate(entries, 1))
     if len({_num_subjects(prompt) for prompt in prompts}) > 1:
         raise InvalidInput(
             f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"
         )
-    return Suite(path.stem, about, prompts, _words(str(path), "fits", top.get("fits", [])))
+    return Suite(path.stem, told.about, prompts, told.fits)
 
 
 def _num_subjects(prompt: SuitePrompt) -> int:
     return sum(slot in prompt.text for slot in _SLOTS)
 
 
-def _text(where: str, key: str, given: Any) -> str:
-    if not isinstance(given, str):
-        raise InvalidInput(f"{where}: {key} is no text", hint="put it in quotes")
-    return check_text(given, f"{key} of {where}")
-
-
-def _words(where: str, key: str, given: Any) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise InvalidInput(f"{where}: {key} is a list of words", hint=f"{key}: [mug, house]")
-    return tuple(check_line(each, f"word in {key} of {where}") for each in given)
-
-
-def _seen_words() -> dict[str, Sequence[str]]:
-    """What the judge can tell of each thing."""
-    from ..models.miniature.world.identities import COLOURS
-    from ..models.miniature.world.scenes import ACCESSORIES, PLACES, STYLES
-
-    found = (PLACES, ACCESSORIES, tuple(COLOURS), STYLES)
-    return dict(zip(SEEN_THINGS, found, strict=True))
-
-
-def _prompt(path: Path, number: int, entry: Any) -> SuitePrompt:
-    where = f"{path}, prompt {number}"
-    entry = {"text": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
-        raise InvalidInput(f"{where} has no text", hint='{text: "a photo of a {} on the beach"}')
-    if unknown := set(entry) - _KEYS:
-        raise InvalidInput(
-            f"{where} has unknown keys: {', '.join(sorted(unknown))}",
-            hint=f"known are {', '.join(sorted(_KEYS))}",
-        )
-    text = _text(where, "text", entry["text"])
-    second = _words(where, "second", entry.get("second", []))
-    _check_slots(where, text, second)
-    if entry.get("looks", "own") not in ("own", "other"):
-        raise InvalidInput(f"{where}: looks are own or other")
-    sees = entry.get("sees", {})
-    if not isinstance(sees, Mapping) or set(sees) - set(SEEN_THINGS):
-        raise InvalidInput(f"{where}: what is seen are {', '.join(SEEN_THINGS)}")
-    for thing, given in sees.items():
-        word = _text(where, thing, given)
-        if word not in (known := _seen_words()[thing]):
-            raise InvalidInput(
-                f'{where}: the judge knows no {thing} "{word}"', hint=", ".join(known)
-            )
+def _prompt(where: str, entry: object) -> SuitePrompt:
+    given = entry if isinstance(entry, Mapping) else {"text": entry}
+    told = validated(_Entry, given, at=where)
+    _check_slots(where, told.text, told.second)
     return SuitePrompt(
-        text=text,
-        tests=_text(where, "tests", entry.get("tests", "prompt")),
-        keeps_looks=entry.get("looks", "own") == "own",
-        second=second,
-        sees=dict(sees),
+        text=told.text,
+        tests=told.tests,
+        keeps_looks=told.looks == "own",
+        second=told.second,
+        sees=told.sees.model_dump(exclude_unset=True),
     )
 
 

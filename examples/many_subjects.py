@@ -1,4 +1,4 @@
-"""Teach many subjects in one batch: a folder of photos for each, in a folder of their category.
+"""Teach many subjects, some at a time: a folder of photos for each, in a folder of its category.
 
     photos/dog/rex/01.jpg
     photos/dog/max/01.jpg
@@ -16,12 +16,12 @@ from pathlib import Path
 from conceptry.generation import Request, Settings, generate
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
-from conceptry.training import Trained, train_many
+from conceptry.training import train_queue
 
 
 def main() -> None:
     """Add what is new, teach it, and draw everybody once."""
-    parser = argparse.ArgumentParser(description="Teach many subjects in one batch.")
+    parser = argparse.ArgumentParser(description="Teach many subjects, some at a time.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", default="miniature")
     parser.add_argument("--method", default="sefi", help="one that keeps the base model")
@@ -36,15 +36,19 @@ def main() -> None:
                 registry.add(photos.name, [photos], category=photos.parent.name)
         untaught = [name for name in registry.names() if not registry.show(name).versions]
         base = load_base(options.base)
-        for names in in_batches(untaught, options.together):
-            outcomes = train_many(
-                registry, names, base, method=options.method, overrides=options.set
-            )
-            for name, outcome in zip(names, outcomes, strict=True):
-                if isinstance(outcome, Trained):
-                    print(f"{name}@{outcome.version}, loss {outcome.stages[-1].loss:.4f}")
+        for outcomes in train_queue(
+            registry,
+            untaught,
+            base,
+            method=options.method,
+            overrides=options.set,
+            together=options.together,
+        ):
+            for each in outcomes:
+                if each.trained:
+                    print(f"{each.name}@{each.trained.version}, {each.trained.seconds:.0f} s")
                 else:
-                    print(f"{name}: {outcome}")  # its error; the others are done
+                    print(f"{each.name}: {each.error}")  # the others are done, or go on
 
         settings = Settings(steps=options.steps)
         requests = [
@@ -59,11 +63,6 @@ def main() -> None:
 def subjects(folder: Path) -> Iterator[Path]:
     """The folders of photos, sorted."""
     yield from sorted(path for path in folder.glob("*/*") if path.is_dir())
-
-
-def in_batches(names: list[str], size: int) -> Iterator[list[str]]:
-    """At most `size` at a time."""
-    yield from (names[i : i + size] for i in range(0, len(names), size))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..models.backbone import Backbone
 from .guidance import Guidance
 from .injection import InjectedConcept
 from .pictures import contact_sheet
+from .prompt_syntax import mention_of
 from .regions import subject_columns
 from .sampler import Step
 
@@ -44,7 +45,7 @@ def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept
         ]
     found: list[Word] = []
     for each, subject in zip(concepts, subject_columns(backbone, prompt, concepts), strict=True):
-        name = f"<{each.mention.name}>"
+        name = mention_of(each.mention.name)
         many = len(subject.own) > 1
         found += [Word(f"{name} {i}" if many else name, c) for i, c in enumerate(subject.own, 1)]
         if category := subject.all[len(subject.own) :]:

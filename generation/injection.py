@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
+from ..adapters.prompt_encoding import phrase_of
 from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
@@ -65,8 +66,7 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list
         embeddings.append(embedding)
         if change.deltas or change.factors:
             changes.append(change)
-        words = " ".join(tokens)
-        phrase = f"{words} {fits.category}" if fits.names_category else words
+        phrase = phrase_of(tokens, fits.category, names_category=fits.names_category)
         concepts.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts

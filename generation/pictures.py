@@ -4,7 +4,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,6 +14,9 @@ from ..registry.images import MAX_PIXELS
 _GAP = 8
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
+_MAX_LINES = 4  # of a caption
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def replace_picture(image: Image.Image, path: Path, *, root: Path) -> None:
@@ -51,6 +53,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Rows of square pictures, each under its caption; an empty caption takes no room.
 
+    Long captions go on in further lines, so that no two of them read alike; four at most.
+
     A row may have a caption for each of its pictures instead. `side` is the size of a picture on
     the sheet in pixels; small ones are enlarged to 128, unsharp pixels kept visible.
     """
@@ -60,24 +64,43 @@ def contact_sheet(
     font = ImageFont.load_default(text_size)
     line = round(text_size * 1.5)
     columns = max(len(images) for _, images in rows)
-    heights = [side + _GAP + (line if caption else 0) for caption, _ in rows]
-    sheet = Image.new("RGB", (columns * (side + _GAP) + _GAP, sum(heights) + _GAP), _PAPER)
+    width = columns * (side + _GAP) + _GAP
+    captions = [
+        [_wrapped(caption, font, width - 2 * _GAP)]
+        if isinstance(caption, str)
+        else [_wrapped(text, font, side) for text in caption]
+        for caption, _ in rows
+    ]
+    above = [line * max(map(len, texts), default=0) for texts in captions]
+    sheet = Image.new("RGB", (width, sum(above) + len(rows) * (side + _GAP) + _GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
     top = _GAP
-    for (caption, images), height in zip(rows, heights, strict=True):
-        whole = isinstance(caption, str)
-        room = sheet.width - 2 * _GAP if whole else side
-        for column, text in enumerate([caption] if whole else caption):
-            place = (_GAP + column * (side + _GAP), top)
-            pen.text(place, _fitted(text, font, room), _INK, font)
+    for texts, room, (_, images) in zip(captions, above, rows, strict=True):
+        for column, lines in enumerate(texts):
+            for number, text in enumerate(lines):
+                place = (_GAP + column * (side + _GAP), top + number * line)
+                pen.text(place, text, _INK, font)
+        top += room
         for column, image in enumerate(images):
             scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (_GAP + column * (side + _GAP), top + height - side - _GAP))
-        top += height
+            sheet.paste(scaled, (_GAP + column * (side + _GAP), top))
+        top += side + _GAP
     return sheet
 
 
-def _fitted(text: str, font: Any, width: int) -> str:
+def _wrapped(text: str, font: _Font, width: int) -> list[str]:
+    """`text` in lines of at most `width` pixels, broken after blanks and hyphens."""
+    lines: list[str] = []
+    for word in re.findall(r"[^\s-]+[-\s]*|[-\s]+", text):
+        has_room = lines and font.getlength((lines[-1] + word).rstrip()) <= width
+        if has_room or len(lines) == _MAX_LINES:
+            lines[-1] += word
+        else:
+            lines.append(word)
+    return [_fitted(each.rstrip(), font, width) for each in lines]
+
+
+def _fitted(text: str, font: _Font, width: int) -> str:
     """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

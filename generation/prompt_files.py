@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text, shown
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput
+from ..registry.validation import Form, validated
 from .request import Request, Settings
 
-KEYS = ("prompt", "n", "seed", "steps", "guidance", "negative", "scheduler", "size")
 MAX_PICTURES = 10_000
 _MAX_SIZE = 20  # characters
 _SEPARATORS = (",", ";", "\t")
 
-Entry = tuple[str, Mapping[str, Any]]
+Entry = tuple[str, Mapping[str, object]]
 """Where something stands in a file, and what it says."""
 
 
@@ -68,67 +71,53 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _request(place: str, entry: Mapping[str, Any], defaults: Defaults) -> Request:
-    given = {key: value for key, value in entry.items() if value not in (None, "")}
-    try:
-        if unknown := [key for key in given if key not in KEYS]:
-            raise InvalidInput(f"there is no setting {unknown[0]!r}", hint=", ".join(KEYS))
-        prompt = given.pop("prompt", None)
-        if not isinstance(prompt, str):
-            raise InvalidInput("there is no prompt")
-        values = {key: _PARSERS[key](value) for key, value in given.items()}
-        own = replace(defaults, **{key: values.pop(key) for key in ("n", "seed") if key in values})
-        if not 1 <= own.n <= MAX_PICTURES:
-            raise InvalidInput(f"n is {own.n}: 1 to {MAX_PICTURES:,}")
-        return make_request(prompt, replace(own, settings=replace(own.settings, **values)))
-    except InvalidInput as error:
-        raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
-
-
-def _whole(value: Any) -> int:
-    number = _number(value)
-    if number is None or not float(number).is_integer():
-        raise InvalidInput(f"{shown(value)} is not a whole number")
-    return int(number)
-
-
-def _float(value: Any) -> float:
-    number = _number(value)
-    if number is None:
-        raise InvalidInput(f"{shown(value)} is not a number", hint="2.5, with a point")
-    return float(number)
-
-
-def _number(value: Any) -> int | float | None:
-    """A number, or what a text says of one; None for all else."""
+def _number(value: object) -> object:
+    """What a text says of a number; a truth value says nothing of one."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "no number")
     if isinstance(value, str) and len(value) <= MAX_NUMBER:
         for kind in (int, float):
             with suppress(ValueError):
                 return kind(value)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _size(value: Any) -> tuple[int, int]:
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise InvalidInput(f"{shown(value)} is not a size", hint="512 or 768x512")
-    return parse_size(str(value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{shown(value)} is no text", hint="put it in quotes")
     return value
 
 
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "n": _whole,
-    "seed": _whole,
-    "steps": _whole,
-    "guidance": _float,
-    "negative": _text,
-    "scheduler": _text,
-    "size": _size,
-}
+def _size(value: object) -> object:
+    with suppress(InvalidInput):
+        return parse_size(str(value)) if isinstance(value, (str, int)) else value
+    return value
+
+
+_AS_NUMBER = BeforeValidator(_number)
+_Whole = Annotated[int, Field(strict=False), _AS_NUMBER]
+_Count = Annotated[int, Field(strict=False, ge=1, le=MAX_PICTURES), _AS_NUMBER]
+_Number = Annotated[float, Field(strict=False, examples=["2.5, with a point"]), _AS_NUMBER]
+_Size = Annotated[tuple[int, int], Field(description="512 or 768x512"), BeforeValidator(_size)]
+
+
+class _Entry(Form):
+    """A prompt, and what of its own it has; cells of a CSV file are texts."""
+
+    prompt: str
+    n: _Count | None = None
+    seed: _Whole | None = None
+    steps: _Whole | None = None
+    guidance: _Number | None = None
+    negative: str | None = None
+    scheduler: str | None = None
+    size: _Size | None = None
+
+
+def _request(place: str, entry: Mapping[str, object], defaults: Defaults) -> Request:
+    given = {key: value for key, value in entry.items() if value not in (None, "")}
+    own = validated(_Entry, given, at=place, noun="setting").model_dump(exclude_unset=True)
+    prompt = own.pop("prompt")
+    counts = {key: own.pop(key) for key in ("n", "seed") if key in own}
+    try:
+        settings = replace(defaults.settings, **own)
+        return make_request(prompt, replace(defaults, settings=settings, **counts))
+    except InvalidInput as error:
+        raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -192,7 +181,7 @@ def _told_separator(text: str) -> tuple[str, str]:
     return (match[1], rest) if match else ("", text)
 
 
-def _entry(place: str, value: Any) -> Entry:
+def _entry(place: str, value: object) -> Entry:
     return place, value if isinstance(value, Mapping) else {"prompt": value}
 
 

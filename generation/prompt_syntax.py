@@ -1,6 +1,5 @@
 """Prompts that name concepts: `<rex>`, `<rex@3>`, `<rex@best>`, `<rex:0.8>`. Loads no weights."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
+from ..registry.hashes import sha256_of
 from ..registry.names import check_text
 from ..registry.records import Concept, VersionRecord
 from ..registry.running import ADAPTER_FILE
@@ -48,6 +48,11 @@ class Chosen:
     def tokens(self, count: int) -> tuple[str, ...]:
         """Names of its placeholder tokens, which no other version of any concept has."""
         return tuple(f"<{self.label}#{i}>" for i in range(count))
+
+
+def mention_of(name: str, version: str | int | None = None) -> str:
+    """How a prompt names a concept, `<rex>`, or a version of it, `<rex@3>`."""
+    return f"<{name}>" if version is None else f"<{name}@{version}>"
 
 
 def mentions(prompt: str) -> list[Mention]:
@@ -116,8 +121,7 @@ def choose_version(registry: Registry, concept: Concept, word: str | None = None
 
     Raises what `choose` raises.
     """
-    name = concept.name
-    (mention,) = mentions(f"<{name}>" if word is None else f"<{name}@{word}>")
+    (mention,) = mentions(mention_of(concept.name, word))
     return _chosen(registry, concept, mention, mention.version)
 
 
@@ -167,7 +171,7 @@ def _sha256_of(path: Path, modified: int) -> str:
     """Of a file's bytes, once as long as it stays as it is: a flipped bit would draw in silence."""
     del modified
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(file)
 
 
 def replaced(prompt: str, phrases: dict[str, str]) -> str:

@@ -1,6 +1,5 @@
 """What made a picture: written into its file when it is saved, and read from it."""
 
-import hashlib
 import io
 import itertools
 import json
@@ -8,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -17,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
+from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
+from ..registry.validation import problem
 from .request import MAX_SEED, Settings
 
 METADATA_KEY = "conceptry"
@@ -37,7 +38,7 @@ def save_picture(
     image: Image.Image,
     folder: Path,
     stem: str,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
     *,
     record: Callable[[str], object] = lambda _: None,
 ) -> tuple[Path, str]:
@@ -51,7 +52,7 @@ def save_picture(
     encoded = io.BytesIO()
     image.save(encoded, "png", pnginfo=text)
     data = encoded.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = sha256_of(data)
     names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def save_picture(
     return path, sha256
 
 
-def read_metadata(path: Path) -> dict[str, Any] | None:
+def read_metadata(path: Path) -> dict[str, object] | None:
     """What `save_picture` wrote into a file; None for a picture of another origin.
 
     Raises `NotFound` if there is no such file, `InvalidImage` if it is no picture, or one that
@@ -164,13 +165,9 @@ def read_provenance(path: Path) -> Provenance:
             if made.settings.size not in (None, picture.size):
                 raise InvalidInput("it has another size")
         return made
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        problem = f"{where}: {first['msg']}"
-    except InvalidInput as error:
-        problem = error.message
-    raise InvalidImage(f"what {path} says of its making is damaged: {problem}") from None
+    except (ValidationError, InvalidInput) as error:
+        reason = problem(error)
+    raise InvalidImage(f"what {path} says of its making is damaged: {reason}")
 
 
 def _made(told: _Told) -> Provenance:

@@ -2,12 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
+
+from ..registry.documents import shown
 from ..registry.errors import InvalidInput
+from ..registry.validation import form_of, validated
 
 SCHEDULERS = ("ddim", "euler", "dpm++")
 MAX_SEED = (1 << 63) - 1
+
+Side = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+"""Of a picture, in pixels."""
+
+
+def _known(scheduler: str) -> str:
+    if scheduler not in SCHEDULERS:
+        raise InvalidInput(
+            f"there is no scheduler {shown(scheduler)}", hint=" or ".join(SCHEDULERS)
+        )
+    return scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,14 +34,14 @@ class Settings:
     keeps the concepts of a prompt apart while they are drawn.
     """
 
-    steps: int = 25
-    guidance: float = 5.0
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    guidance: Annotated[float, Field(ge=0, le=100)] = 5.0
     negative: str = ""
-    scheduler: str | None = None
-    size: tuple[int, int] | None = None
+    scheduler: Annotated[str, AfterValidator(_known)] | None = None
+    size: Annotated[tuple[Side, Side], Field(description="(width, height)")] | None = None
     separate: bool = False
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, object]:
         """By name, as pictures and records tell them; what is new and off is left out.
 
         So pictures from before it existed are known by the same settings.
@@ -37,16 +52,7 @@ class Settings:
         return told
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise InvalidInput(f"{self.steps} steps are not between 1 and 1000")
-        if not 0 <= self.guidance <= 100:
-            raise InvalidInput(f"a guidance of {self.guidance:g} is not between 0 and 100")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise InvalidInput(
-                f'there is no scheduler "{self.scheduler}"', hint=" or ".join(SCHEDULERS)
-            )
-        if self.size and any(side % 8 or not 8 <= side <= 4096 for side in self.size):
-            raise InvalidInput("width and height have to be multiples of 8, up to 4096")
+        validated(form_of(type(self)), self, noun="setting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

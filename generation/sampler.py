@@ -1,10 +1,10 @@
 """The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,16 +25,14 @@ class Step:
 
     backbone: Backbone
     guidance: Guidance
-    scheduler: Any
+    timesteps: Tensor
+    """All of them, from noise to picture."""
+    scaled: Callable[[Tensor, Tensor], Tensor]
+    """Latents as the denoiser takes them at a timestep."""
     index: int
     """From 0."""
     latents: Tensor
     """(B, C, h, w), after it."""
-
-    @property
-    def timesteps(self) -> Tensor:
-        """All of them, from noise to picture."""
-        return self.scheduler.timesteps
 
 
 class Observer(Protocol):
@@ -201,15 +199,17 @@ def _sampled(
     with ExitStack() as stack:
         for observer in observers:
             stack.enter_context(observer.watching(backbone))
-        for i, timestep in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(latents, timestep)
+        timesteps, scale = scheduler.timesteps, scheduler.scale_model_input
+        for i, timestep in enumerate(timesteps):
+            scaled = scale(latents, timestep)
             predicted = guidance.predict(backbone, scaled, timestep)
             for observer in observers:
                 observer.after_prediction(guidance, scaled)
             latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
             latents = latents.to(dtype)
             for observer in observers:
-                latents = observer.after_step(Step(backbone, guidance, scheduler, i, latents))
+                step = Step(backbone, guidance, timesteps, scale, i, latents)
+                latents = observer.after_step(step)
     return latents
 
 

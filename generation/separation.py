@@ -71,7 +71,7 @@ class Separation:
         with backbone.attention.observe(
             columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers
         ) as seen:
-            scaled = step.scheduler.scale_model_input(latents, timestep)
+            scaled = step.scaled(latents, timestep)
             backbone.denoise(scaled, timestep, step.guidance.conditioning)
         maps = torch.stack(list(seen.maps.values())).mean(0)  # (B, T, N)
         own = by_subject(maps.unsqueeze(-1), self._subjects)[:, :, 0, :, 0]  # (B, S, N)

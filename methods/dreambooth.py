@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..models.seeds import seed_of
 from .method import Method, Stage
-from .seeds import seed_of
 from .settings import Prior, StageSettings, TrainingSettings
 
 if TYPE_CHECKING:

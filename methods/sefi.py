@@ -1,12 +1,12 @@
 """SeFi-IDE (Li et al. 2024): a word with a reading for each stage, kept close to its category."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..adapters.limits import MAX_STAGES
+from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
 from .method import Method, Stage
-from .seeds import seed_of
 from .settings import Losses, StageSettings, TrainingSettings, setting
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class SefiSettings(TrainingSettings):
 
     num_stages: int = setting(5, low=1, high=MAX_STAGES)
     """Stages of time, each with vectors of its own (the paper tries 1 to 10)."""
-    parametrisation: str = setting("direct", choices=("direct", "network"))
+    parametrisation: Literal["direct", "network"] = "direct"
     """Learn the vectors, or a self-attention block that makes them (the paper's)."""
     weight_decay: float = setting(0.0, low=0, high=1)
     embedding: StageSettings = field(

@@ -2,58 +2,50 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, Self, cast, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Literal, Self, TypeVar, overload
 
 from ..adapters.limits import MAX_RANK, MAX_TOKENS
-from ..registry.documents import parse_yaml, shown
+from ..registry.documents import parse_yaml
 from ..registry.errors import InvalidInput
-from ..registry.names import check_line
+from ..registry.validation import form_of, validated
+
+_T = TypeVar("_T")
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A field of settings with its range, or the words that it may be."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": tuple(choices)})
+@overload
+def setting(*, low: _T, high: _T) -> _T: ...
+@overload
+def setting(default: _T, *, low: float | None = None, high: float | None = None) -> _T: ...
+def setting(default: object = MISSING, *, low: object = None, high: object = None) -> object:
+    """A field of settings with its range; words that it may be are a `Literal`."""
+    return field(default=default, metadata={"ge": low, "le": high})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings that know their ranges. Raises `InvalidInput` for a value that does not fit."""
+    """Settings that are as their types say. Raises `InvalidInput` for a value that does not fit."""
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for each in fields(self):
-            if is_dataclass(kinds[each.name]):
-                continue
-            _check(each.name, getattr(self, each.name), kinds[each.name], each.metadata)
+        validated(form_of(type(self)), self, noun="setting")
 
-    def updated(self, values: Mapping[str, Any], at: str = "") -> Self:
+    def updated(self, values: Mapping[str, object]) -> Self:
         """These settings with those of a nested mapping in their place."""
-        known = [each.name for each in fields(self)]
-        changes: dict[str, Any] = {}
+        validated(form_of(type(self)), values, noun="setting")
+        return self._with(values)
+
+    def _with(self, values: Mapping[str, object]) -> Self:
+        """These settings with values that fit, as they were written: a whole number stays one."""
+        changes: dict[str, object] = {}
         for name, value in values.items():
-            if name not in known:
-                raise InvalidInput(f'there is no setting "{at}{name}"', hint=_near(name, known, at))
             old = getattr(self, name)
-            if isinstance(old, Settings):
-                if not isinstance(value, Mapping):
-                    raise InvalidInput(f"{at}{name} is a group of settings, not a value")
-                changes[name] = old.updated(value, f"{at}{name}.")
+            if isinstance(old, Settings) and isinstance(value, Mapping):
+                changes[name] = old._with(value)
             else:
                 changes[name] = tuple(value) if isinstance(value, list) else value
-        try:
-            return replace(self, **changes)
-        except InvalidInput as error:
-            raise InvalidInput(f"{at}{error}") from None
+        return replace(self, **changes)
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, object]:
         """All settings as nested mappings, ready for JSON."""
         return asdict(self)
 
@@ -67,13 +59,13 @@ class Settings:
                     f"{assignment!r} sets nothing", hint="--set NAME=VALUE, as stage3.steps=300"
                 )
             *groups, last = path.strip().split(".")
-            value: Any = {last: _parsed(text)}
+            value: dict[str, object] = {last: _parsed(text)}
             for group in reversed(groups):
                 value = {group: value}
             settings = settings.updated(value)
         return settings
 
-    def flat(self, at: str = "") -> Iterator[tuple[str, Any]]:
+    def flat(self, at: str = "") -> Iterator[tuple[str, object]]:
         """(name, value) of each setting, nested ones as `stage3.steps`."""
         for each in fields(self):
             value = getattr(self, each.name)
@@ -83,39 +75,7 @@ class Settings:
                 yield f"{at}{each.name}", value
 
 
-def _check(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
-    """One value against its type and range."""
-    plain: type = kind if isinstance(kind, type) else tuple
-    fits = isinstance(value, (int, float) if plain is float else plain)
-    if not fits or (isinstance(value, bool) and plain is not bool):
-        raise InvalidInput(f"{name} is {shown(value)}: expected {_named(plain)}")
-    if plain is tuple:
-        texts = cast("tuple[Any, ...]", value)
-        if not texts or not all(isinstance(part, str) for part in texts):
-            raise InvalidInput(f"{name} is {shown(value)}: expected a list of texts")
-        for part in texts:
-            check_line(part, f"text in {name}")
-    choices, low, high = (metadata.get(key) for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise InvalidInput(f"{name} is {shown(value)}: expected {' or '.join(choices)}")
-    if low is not None and high is not None and not low <= value <= high:
-        raise InvalidInput(f"{name} is {value:g}: expected {low:g} to {high:g}")
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _named(kind: type) -> str:
-    return _NAMES.get(kind, "a list of texts")
-
-
-def _near(name: str, known: Sequence[str], at: str) -> str:
-    near = get_close_matches(name, known, n=1)
-    listed = ", ".join(f"{at}{each}" for each in known)
-    return f"did you mean {at}{near[0]}?" if near else f"there are {listed}"
-
-
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     """A value as YAML reads it, but 1e-4 is a number, and no and off are words."""
     if text.strip().lower() in ("yes", "no", "on", "off"):
         return text.strip()
@@ -156,7 +116,7 @@ class Augmentation(Settings):
     """Degrees, at most."""
     rotation_probability: float = setting(0.75, low=0, high=1)
     """Of a crop to be turned at all."""
-    flip: bool = setting(True)
+    flip: bool = True
     """Half of the crops are mirrored; not for faces and lettering."""
     smallest: float = setting(0.8, low=0.1, high=1)
     """Side of the smallest crop, as a share of the photo's shorter side."""
@@ -178,7 +138,7 @@ class Losses(Settings):
 
     subject_wise: float = setting(0.0, low=0, high=1e6)
     """λ of the subject-wise attention loss (SeFi-IDE); 0 switches it off."""
-    subject_wise_reduction: str = setting("sum", choices=("sum", "mean"))
+    subject_wise_reduction: Literal["sum", "mean"] = "sum"
     """Over positions and tokens; heads, layers and batch are averaged."""
 
 
@@ -186,7 +146,7 @@ class Losses(Settings):
 class TrainingSettings(Settings):
     """What all methods have in common; each adds its stages."""
 
-    prompts: tuple[str, ...] = setting(("a photo of a {}",))
+    prompts: tuple[str, ...] = ("a photo of a {}",)
     """Training prompts; {} becomes the concept."""
     num_tokens: int = setting(1, low=1, high=MAX_TOKENS)
     """Tokens that stand for the subject."""
@@ -194,19 +154,19 @@ class TrainingSettings(Settings):
     """Of LoRA in stages that change the U-Net; 0 trains its own weights."""
     resolution: int = setting(0, low=0, high=4096)
     """Side of the crops in pixels; 0 is the base model's own."""
-    optimizer: str = setting("adamw", choices=("adamw", "adamw8bit"))
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """8-bit needs the package bitsandbytes and a CUDA GPU."""
     weight_decay: float = setting(1e-2, low=0, high=1)
     """AdamW's."""
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
-    loss_reduction: str = setting("sum", choices=("sum", "mean"))
+    loss_reduction: Literal["sum", "mean"] = "sum"
     """Over the batch, of AttnDreamBooth's regularisation."""
-    mixed_precision: str = setting("auto", choices=("auto", "no", "bf16"))
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """auto is bf16 on a GPU that has it, else no."""
     gradient_accumulation: int = setting(1, low=1, high=1024)
     """Each step's batch is worked off in as many parts."""
-    gradient_checkpointing: bool = setting(False)
+    gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
     ema: float = setting(0.0, low=0, high=0.99999)
     """Decay of the moving average that becomes the result; 0 takes the last weights."""

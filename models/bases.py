@@ -5,11 +5,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ..registry.documents import parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound, suggest
-from ..registry.names import check_line, check_text
+from ..registry.names import check_line
+from ..registry.validation import Form, Line, Text, validated
 from .folder import PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
 
 DEFAULT_BASE = "miniature"
@@ -106,17 +109,17 @@ def _read(path: Path) -> Iterator[tuple[str, Base]]:
         yield check_line(name, f"name in {path}"), _from_entry(path, name, entry)
 
 
-def _from_entry(path: Path, name: str, entry: Any) -> Base:
-    if not isinstance(entry, Mapping) or entry.get("source") is None:
-        raise InvalidInput(f'{path}: "{name}" needs a source', hint="source: owner/name or a path")
-    if unknown := set(entry) - {"source", "config", "about"}:
-        raise InvalidInput(f'{path}: "{name}" has unknown keys: {", ".join(sorted(unknown))}')
-    entry = {key: value for key, value in entry.items() if value is not None}
-    for key, value in entry.items():
-        if not isinstance(value, str):
-            raise InvalidInput(f'{path}: "{name}": {key} is no text', hint="put it in quotes")
-        (check_text if key == "about" else check_line)(value, f'{key} of "{name}" in {path}')
-    source, about, config = entry["source"], entry.get("about", ""), entry.get("config")
+class _Entry(Form):
+    source: Annotated[Line, Field(examples=["source: owner/name or a path"])]
+    config: Line | None = None
+    about: Text = ""
+
+
+def _from_entry(path: Path, name: str, entry: object) -> Base:
+    if isinstance(entry, Mapping):
+        entry = {key: value for key, value in entry.items() if value is not None}
+    told = validated(_Entry, entry, at=f'{path}: "{name}"')
+    source, about, config = told.source, told.about, told.config
     if source == "shipped":
         return Base(name, "folder", str(SHIPPED), about)
     if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):

@@ -1,19 +1,17 @@
 """Hashes that say which weights a base model has. Loads no weights, and no library that does."""
 
-import hashlib
 import json
 import os
-import re
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from ..registry.errors import InvalidWeights
+from ..registry.hashes import is_sha256, sha256_of
 from .bases import Base
 from .folder import parts_of
 
 MANIFEST = "manifest.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def hash_of_base(base: Base) -> str | None:
@@ -36,7 +34,7 @@ def hash_of_folder(folder: Path) -> str:
     files = [path for part in parts_of(folder).values() for path in part.files]
     hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
     _compare_with_manifest(folder, hashes)
-    return hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
+    return sha256_of("\n".join(hashes.values()).encode())
 
 
 def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -73,7 +71,7 @@ def hash_of(path: Path) -> str:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is no file")
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_of(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
         why = getattr(error, "strerror", None) or error
         raise InvalidWeights(
@@ -83,7 +81,7 @@ def hash_of(path: Path) -> str:
 
 def _is_named_by_hash(blob: Path) -> bool:
     """Whether a file is a blob of the hub's own cache, where nobody else may write."""
-    if not _SHA256.fullmatch(blob.name):
+    if not is_sha256(blob.name):
         return False
     from huggingface_hub import constants
 

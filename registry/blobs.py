@@ -40,6 +40,7 @@ from .files import (
     sync_file,
     sync_folder,
 )
+from .hashes import is_sha256
 
 LOCK_NAME = "lock"
 STAMP_NAME = "stamp"
@@ -47,14 +48,8 @@ CHUNK = 1 << 20
 DEFAULT_GRACE = 3600.0
 """Seconds for which `gc` spares a file, whatever it is."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _TEMPORARY = re.compile(r"[0-9]+-[0-9a-f]{16}")
-
-
-def is_sha256(text: str) -> bool:
-    """Whether `text` is a SHA-256 in the one form used here, 64 lower-case hex digits."""
-    return _SHA256.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +184,21 @@ class BlobStore:
             return None
 
     def write_stamp(self, data: bytes) -> None:
-        """Put a stamp in place of the former one."""
-        with self.stage() as staging:
-            sha256 = staging.write(data)
-            staging.take(sha256, self.folder / STAMP_NAME)
+        """Put a stamp in place of the former one; not synced: after a crash, that is as true."""
+        path = self.new_temporary()
+        make_folder(self.folder, self.temporary)
+        try:
+            with create_file(self.folder, path) as file:
+                file.write(data)
+            move_file(self.folder, path, self.folder / STAMP_NAME)
+        except BaseException:
+            with suppress(OSError):
+                remove_file(self.folder, path)
+            raise
+
+    def new_temporary(self) -> Path:
+        """A path that nobody has, for a file that is being written."""
+        return self.temporary / f"{os.getpid()}-{secrets.token_hex(8)}"
 
     def remove(self, sha256: str) -> None:
         """Delete a blob. Only under the registry's exclusive lock, and only if no row needs it."""
@@ -239,7 +245,7 @@ class Staging:
 
         Raises `StorageError` naming the path if the disk refuses.
         """
-        path = self._store.temporary / f"{os.getpid()}-{secrets.token_hex(8)}"
+        path = self._store.new_temporary()
         self._open.add(path)
         digest = hashlib.sha256()
         try:
@@ -260,15 +266,6 @@ class Staging:
     def path(self, sha256: str) -> Path:
         """The temporary file of a blob that was written and not yet published."""
         return self._staged[sha256]
-
-    def take(self, sha256: str, path: Path) -> None:
-        """Give a staged file a name of another kind than that of a blob."""
-        try:
-            move_file(self._store.folder, self._staged[sha256], path)
-            del self._staged[sha256]
-            sync_folder(path.parent)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
 
     def publish(self) -> None:
         """Rename every staged file to its name and sync the folders: now rows may need them.

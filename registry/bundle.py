@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,7 +30,7 @@ from pydantic import (
 from sqlmodel import Session, col, insert, select
 
 from . import images
-from .blobs import CHUNK, is_sha256
+from .blobs import CHUNK
 from .clock import now
 from .edits import concept_row, existing_row, record_event, refresh, set_tags
 from .errors import (
@@ -44,6 +44,7 @@ from .errors import (
     quoted,
 )
 from .files import below, new_file
+from .hashes import is_sha256
 from .lineage import MAX_VERSION, check_config, check_scores
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
@@ -53,6 +54,7 @@ from .store import Store
 from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
 from .tables import Concept as ConceptRow
 from .tensors import check_weights
+from .validation import problem
 
 FORMAT = "conceptry-bundle"
 FORMAT_VERSION = 1
@@ -67,7 +69,7 @@ _BLOBS = "blobs/"
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # so that equal concepts make equal files
 
 
-def _checked(check: Callable[..., str], *arguments: str) -> Any:
+def _checked(check: Callable[..., str], *arguments: str) -> AfterValidator:
     return AfterValidator(lambda text: check(text, *arguments))
 
 
@@ -77,12 +79,12 @@ def _no_nan(value: float) -> float:
     return value
 
 
-def _storable(value: dict[str, Any]) -> dict[str, Any]:
+def _storable(value: dict[str, object]) -> dict[str, object]:
     to_json(value)
     return value
 
 
-def _checked_packages(packages: dict[str, Any]) -> dict[str, str]:
+def _checked_packages(packages: dict[str, object]) -> dict[str, object]:
     for name, version in packages.items():
         check_line(name, "package")
         if not isinstance(version, str) or check_text(version, "version") != version:
@@ -113,8 +115,8 @@ _Size = Annotated[int, Field(ge=1, le=_MAX_INTEGER)]
 _PictureSize = Annotated[int, Field(ge=1, le=images.MAX_FILE_BYTES)]
 _Number = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 _Integer = Annotated[int, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
-_Json = Annotated[dict[str, Any], AfterValidator(_storable)]
-_Packages = Annotated[dict[str, Any], AfterValidator(_checked_packages)]
+_Json = Annotated[dict[str, object], AfterValidator(_storable)]
+_Packages = Annotated[dict[str, object], AfterValidator(_checked_packages)]
 _Config = Annotated[_Json, AfterValidator(check_config)]
 _Scores = Annotated[_Json, AfterValidator(check_scores)]
 _Value = Annotated[float, AfterValidator(_no_nan)]
@@ -290,18 +292,9 @@ def _describe(store: Store, names: Sequence[str]) -> _Manifest:
             ]
     except (ValidationError, json.JSONDecodeError) as error:
         raise RegistryCorrupt(
-            f"{store.location.database} is damaged: {_first(error)}", hint="concept check"
+            f"{store.location.database} is damaged: {problem(error)}", hint="concept check"
         ) from error
     return _Manifest(format=FORMAT, format_version=FORMAT_VERSION, concepts=concepts)
-
-
-def _first(error: Exception) -> str:
-    """What is wrong, and where in the manifest."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
@@ -459,8 +452,7 @@ def _parsed(text: bytes) -> _Manifest | str:
     try:
         return _Manifest.model_validate_json(text)
     except ValidationError as error:
-        told = _first(error)
-    return f"wrong at {told}" if told[0] != ":" else "not JSON"
+        return f"wrong: {problem(error)}"
 
 
 def _is_too_large(text: bytes) -> bool:

@@ -1,9 +1,7 @@
 """Colours of photos: from whatever space a photo is in to sRGB, by littleCMS through Pillow."""
 
-import io
 import struct
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -66,12 +64,12 @@ def _transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform:
     """Raises `ValueError` for a profile of other colours, and what Pillow raises."""
     if len(profile) > MAX_PROFILE_BYTES:
         raise ValueError("it is too large")
-    source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    takes = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+    source = ImageCms.core.profile_frombytes(profile)
+    takes = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.xcolor_space.strip()]
     is_grey = mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16")
     if (mode == "CMYK") != (takes == "CMYK") or (takes == "L" and not is_grey):
         raise ValueError("it is not for these colours")
-    return ImageCms.ImageCmsTransform(source, _srgb(), takes, "RGB")
+    return ImageCms.ImageCmsTransform(ImageCms.ImageCmsProfile(source), _srgb(), takes, "RGB")
 
 
 def _changes_colours(transform: ImageCms.ImageCmsTransform) -> bool:

@@ -9,10 +9,10 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import migrations
 from .errors import (
@@ -38,7 +38,7 @@ class Database:
     def __init__(self, path: Path, *, timeout: float) -> None:
         """Connect; `timeout` is how long a write waits for another process, in seconds."""
         self.path = path
-        self._options: dict[str, Any] = {"timeout": timeout, "check_same_thread": False}
+        self._timeout = timeout
         self._no_room: BaseException | None = None
         for suffix in ("-wal", "-shm", "-journal"):
             if os.path.islink(beside := path.with_name(path.name + suffix)):
@@ -63,7 +63,7 @@ class Database:
 
     def _connect(self, first: str = "") -> sqlite3.Connection:
         uri = f"{self.path.as_uri()}?{self._mode}"
-        connection = sqlite3.connect(uri, uri=True, **self._options)
+        connection = sqlite3.connect(uri, self._timeout, check_same_thread=False, uri=True)
         try:
             connection.execute(first)
             _configure(connection)
@@ -101,10 +101,10 @@ class Database:
         if "_engine" in vars(self):
             self._engine.dispose()
 
-    def rows(self, sql: str, **parameters: object) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, **parameters: object) -> list[sqlite3.Row]:
         """Run a read and return its rows; values are `:name` in `sql`."""
         try:
-            return self.reader.execute(sql, parameters).fetchall()
+            return self._reading().execute(sql, parameters).fetchall()
         except UnicodeEncodeError:
             texts = {key: findable(v) for key, v in parameters.items() if isinstance(v, str)}
             return self.rows(sql, **parameters | texts)
@@ -113,10 +113,16 @@ class Database:
                 raise _corrupt(self.path, error) from error
             raise explained(error, self.path) from error
 
-    def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+    def stream(self, sql: str) -> Iterator[sqlite3.Row]:
         """Run a read whose rows may be too many to hold."""
         with translated(self.path):
-            yield from self.reader.execute(sql)
+            yield from self._reading().execute(sql)
+
+    def _reading(self) -> sqlite3.Cursor:
+        """A read, whose rows go by the names of their columns."""
+        cursor = self.reader.cursor()
+        cursor.row_factory = sqlite3.Row
+        return cursor
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -355,7 +361,7 @@ def _too_big(_path: Path, _error: object) -> ConceptryError:
     return InvalidInput("this is more text than a registry takes in one place")
 
 
-_EXPLANATIONS: Sequence[tuple[tuple[int, ...], Any]] = (
+_EXPLANATIONS: Sequence[tuple[tuple[int, ...], Callable[[Path, object], ConceptryError]]] = (
     ((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED), _busy),
     ((sqlite3.SQLITE_TOOBIG,), _too_big),
     ((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), _corrupt),

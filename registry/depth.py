@@ -2,9 +2,9 @@
 
 import contextlib
 import io
+import math
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -116,7 +116,7 @@ def _told_white(image: Image.Image, beside: Beside) -> int | None:
     if image.format == "TIFF" and _has_9_to_16_bits(image):
         used = _tag(image, _HIGHEST, 0)
         bits = int(used).bit_length() if 0 < used < 65536 else 0
-        if 8 < (own := _tag(image, TiffImagePlugin.BITSPERSAMPLE, 0)) < 16:
+        if 8 < (own := int(_tag(image, TiffImagePlugin.BITSPERSAMPLE, 0))) < 16:
             bits = min(bits or own, own)
     return (1 << bits) - 1 if 8 < bits < 16 else None
 
@@ -125,7 +125,7 @@ def _has_9_to_16_bits(image: Image.Image) -> bool:
     return 8 < _tag(image, TiffImagePlugin.BITSPERSAMPLE, 0) <= 16
 
 
-def _tag(image: Image.Image, tag: int, default: Any = None) -> Any:
+def _tag(image: Image.Image, tag: int, default: float = math.nan) -> float:
     """A number that a TIFF tells, the first of several."""
     tags = getattr(image, "tag_v2", {})
     value = tags.get(tag, default)
@@ -136,14 +136,14 @@ def _tag(image: Image.Image, tag: int, default: Any = None) -> Any:
 def _lower_bits(image: Image.Image, data: bytes) -> Image.Image | None:
     """The lower 8 of 16 bits: Pillow takes the upper ones of the other byte order."""
     assert image.format is not None
-    again: Any = Image.open(io.BytesIO(data), formats=[image.format])
-    tiles: list[Any] = []
-    for tile in again.tile:
-        raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+    again = Image.open(io.BytesIO(data), formats=[image.format])
+    tiles = list(again.tile)
+    for i, tile in enumerate(tiles):
+        raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
         if raw[-4:-1] != ";16":
             return None
         swapped = raw[:-1] + {"L": "B", "B": "L", "N": _FOREIGN}[raw[-1]]
-        tiles.append(tile._replace(args=swapped if not rest else (swapped, *rest)))
+        tiles[i] = tile._replace(args=swapped if not rest else (swapped, *rest))
     again.tile = tiles
     again.load()
     with contextlib.suppress(Exception):

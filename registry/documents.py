@@ -9,7 +9,6 @@ import json
 import stat
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -49,7 +48,7 @@ def read_text(path: Path) -> str:
         raise InvalidInput(f"{path} cannot be read: it is not UTF-8 text") from None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> object:
     """The value of a JSON document. Raises `InvalidInput`."""
     try:
         value = json.loads(text, parse_int=_whole, parse_constant=_no_constant)
@@ -60,7 +59,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """The value of a YAML document. Raises `InvalidInput`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader, and less)
@@ -68,7 +67,7 @@ def parse_yaml(text: str) -> Any:
         raise InvalidInput(f"not YAML that can be read: {_described(error)}") from None
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message; what is large is cut, or only called by its kind."""
     if isinstance(value, (list, tuple, dict)):
         return "a mapping" if isinstance(value, dict) else "a list" if value else "an empty list"
@@ -93,7 +92,7 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
 
-def _is_too_deep(value: Any) -> bool:
+def _is_too_deep(value: object) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for each in level for inner in _inside(each)]
@@ -102,7 +101,7 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def _inside(value: object) -> Iterator[object]:
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, list):
@@ -119,7 +118,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, tuple[int, int]] = {}
         """Of each node: how much it is, and how deep, with its aliases replaced."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """A node within the bounds."""
         is_alias = self.check_event(yaml.AliasEvent)
         self._depth += 1
@@ -151,7 +150,9 @@ class _Loader(yaml.SafeLoader):
         if is_too_large:
             raise yaml.YAMLError("too many values")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         """A mapping whose keys are the words that were written, each once."""
         written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(written) != len(node.value):

@@ -1,7 +1,6 @@
 """Changing what is known of a concept: category, notes, tags, captions, its name, its removal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -36,7 +35,7 @@ def edit(
     """Change a concept; see `Registry.edit`."""
     with store.database.write() as session:
         concept = existing_row(session, store.database, name)
-        detail: dict[str, Any] = {}
+        detail: dict[str, object] = {}
         if category is not None:
             detail["category"] = concept.category = check_category(category)
         if notes is not None:
@@ -44,10 +43,13 @@ def edit(
         if tag or untag:
             set_tags(session, concept, add=[check_name(t, "tag") for t in tag], remove=untag)
             detail |= {"tag": list(tag), "untag": list(untag)}
+        captioned: dict[str, str | None] = {}
         for image, caption in captions.items():
             row = _image_row(session, concept, image)
             row.caption = check_text(caption, "caption") or None
-            detail.setdefault("captions", {})[row.sha256] = row.caption
+            captioned[row.sha256] = row.caption
+        if captioned:
+            detail["captions"] = captioned
         leaving = {
             row.sha256: row for row in (_image_row(session, concept, i) for i in remove_images)
         }

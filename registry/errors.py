@@ -3,7 +3,7 @@
 import difflib
 import shlex
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class ConceptryError(Exception):
@@ -19,7 +19,7 @@ class ConceptryError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """So that one process can send it to another, whatever its constructor takes."""
         return _rebuilt, (type(self), self.message, self.hint)
 

@@ -6,7 +6,6 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
@@ -144,7 +143,12 @@ def _split_png(data: bytes) -> tuple[bytes, Beside]:
 
     Pillow would refuse the whole file for them. Texts that say how it is turned stay.
     """
-    view, kept, found, texts = memoryview(data), list[Any](), dict[bytes, bytes](), set[bytes]()
+    view, kept, found, texts = (
+        memoryview(data),
+        list[memoryview](),
+        dict[bytes, bytes](),
+        set[bytes](),
+    )
     place, end = 8, 0
     while place + 12 <= len(data) and end <= len(data):
         (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]

@@ -3,17 +3,17 @@
 import math
 import secrets
 import socket
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sqlmodel import Session, col, func, select
 
-from .blobs import CHUNK, Staging, is_sha256
+from .blobs import CHUNK, Staging
 from .clock import now
 from .edits import existing_row, record_event, refresh
 from .errors import InvalidInput, NotFound
+from .hashes import is_sha256
 from .locks import begun_here
 from .names import (
     check_category,
@@ -25,7 +25,7 @@ from .names import (
     plain_text,
 )
 from .queries import began_here, loaded, to_json
-from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource
+from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource, Scored
 from .store import Store
 from .tables import (
     Alias,
@@ -53,7 +53,7 @@ def begin_run(
     key: ConceptKey,
     *,
     method: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     base: str,
     base_sha256: str,
     seed: int,
@@ -158,7 +158,7 @@ def add_version(
     run: str | None,
     kind: str,
     alias: str | None,
-    evaluation: Callable[[int], Mapping[str, Any]] | None,
+    evaluation: Callable[[int], Scored] | None,
 ) -> int:
     """Store weights as the next version of a concept; see `Registry.add_version`."""
     if alias is not None:
@@ -275,8 +275,8 @@ def add_evaluation(
     number: int,
     *,
     suite: str,
-    config: Mapping[str, Any],
-    scores: Mapping[str, Any],
+    config: Mapping[str, object],
+    scores: Mapping[str, object],
 ) -> None:
     """Record the scores of a version; see `Registry.add_evaluation`."""
     with store.database.write() as session:
@@ -291,8 +291,8 @@ def _insert_evaluation(
     version: Version,
     *,
     suite: str,
-    config: Mapping[str, Any],
-    scores: Mapping[str, Any],
+    config: Mapping[str, object],
+    scores: Mapping[str, object],
 ) -> None:
     session.add(
         Evaluation(
@@ -343,7 +343,7 @@ def add_generation(
     seed: int,
     base: str,
     base_sha256: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     versions: Sequence[tuple[ConceptKey, int]],
 ) -> None:
     """Record a picture; see `Registry.add_generation`."""
@@ -372,8 +372,9 @@ def add_generation(
 
 
 _TRACE_SQL = """
-    SELECT generation.id, prompt, generation.seed, generation.base, settings,
-        concept.name, number, run.uid, run.method, run_image.sha256
+    SELECT generation.id AS id, prompt, generation.seed AS seed, generation.base AS base, settings,
+        concept.name AS concept, number AS version, run.uid AS run, method,
+        run_image.sha256 AS image
     FROM generation
         LEFT JOIN generation_version ON generation_id = generation.id
         LEFT JOIN version ON version.id = version_id
@@ -389,19 +390,24 @@ def trace(store: Store, output_sha256: str) -> Lineage:
     rows = store.database.rows(_TRACE_SQL, sha256=output_sha256)
     if not rows:
         raise NotFound(f"no picture with the hash {output_sha256} was drawn with this registry")
-    latest, prompt, seed, base, settings = rows[0][:5]
-    photos: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for generation, *_, concept, number, run, method, sha256 in rows:
-        if generation == latest and concept is not None:
-            photos[concept, number, run, method] += [sha256] if sha256 else []
-    sources = [
-        LineageSource(concept, number, run, method, images)
-        for (concept, number, run, method), images in photos.items()
-    ]
-    return Lineage(prompt, seed, base, loaded(settings), sources)
+    latest = rows[0]
+    sources: dict[tuple[str, int], LineageSource] = {}
+    for row in rows:
+        name, number = row["concept"], row["version"]
+        if row["id"] == latest["id"] and name is not None:
+            new = LineageSource(name, number, row["run"], row["method"], [])
+            source = sources.setdefault((name, number), new)
+            source.images.extend([row["image"]] if row["image"] else [])
+    return Lineage(
+        latest["prompt"],
+        latest["seed"],
+        latest["base"],
+        loaded(latest["settings"]),
+        list(sources.values()),
+    )
 
 
-def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_config(config: Mapping[str, object]) -> Mapping[str, object]:
     """The settings of a run, if they name what it was taught from; methods know the others."""
     photos, category = config.get("photos", []), config.get("category", "thing")
     if not isinstance(photos, (list, tuple)) or not all(map(_is_hash, photos)):
@@ -411,9 +417,9 @@ def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def check_scores(scores: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_scores(scores: Mapping[str, object]) -> Mapping[str, object]:
     """Scores, if pictures are named by hashes wherever they are named."""
-    waiting: list[Any] = [scores]
+    waiting: list[object] = [scores]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):

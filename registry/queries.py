@@ -1,11 +1,12 @@
 """The reads, in SQL, run on the plain connection: no library has to be loaded for them."""
 
 import json
+import sqlite3
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from .database import Database
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
@@ -24,6 +25,7 @@ from .records import (
     VersionRecord,
 )
 
+_Record = TypeVar("_Record")
 MAX_WORDS = 32
 MAX_SEARCH = 1_000
 MAX_DEPTH = 64
@@ -99,24 +101,21 @@ def find_concepts(
     if category is not None:
         parameters["category"] = category
     with database.snapshot():
-        total = database.rows(_count_sql(where), **parameters)[0][0]
+        (total,) = database.rows(_count_sql(where), **parameters)[0]
         rows = database.rows(
             _page_sql(sort, descending, where),
             **parameters,
             limit=min(limit, _MAX_INTEGER) or -1,
             offset=min(limit * (page - 1), _MAX_INTEGER),
         )
-    concepts = [
-        ConceptSummary(name, category, tags.split() if tags else [], *rest)
-        for name, category, tags, *rest in rows
-    ]
+    concepts = [_record(ConceptSummary, row, tags=_words(row["tags"])) for row in rows]
     return Page(concepts, total, page, max(1, -(-total // limit)) if limit else 1)
 
 
 def _page_sql(sort: str, descending: bool, where: str) -> str:
     return f"""
-        SELECT name, category, {_TAGS}, notes, {_NUM_IMAGES}, {_NUM_VERSIONS}, {_BYTES},
-            created, updated
+        SELECT name, category, {_TAGS} AS tags, notes, {_NUM_IMAGES} AS images,
+            {_NUM_VERSIONS} AS versions, {_BYTES} AS bytes, created, updated
         FROM concept {where}
         ORDER BY {_SORT_KEYS[sort]} {"DESC" if descending else "ASC"}, name
         LIMIT :limit OFFSET :offset"""  # noqa: S608
@@ -136,6 +135,16 @@ def _conditions(num_words: int, num_tags: int, has_category: bool) -> str:
     return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
+def _record(kind: Callable[..., _Record], row: sqlite3.Row, **own: object) -> _Record:
+    """A record of a row whose columns have the names of its fields; `own` are other values."""
+    return kind(**dict(row) | own)
+
+
+def _words(joined: str | None) -> list[str]:
+    """What `group_concat` joined."""
+    return joined.split() if joined else []
+
+
 def _escaped(word: str) -> str:
     for special in ("\\", "%", "_"):
         word = word.replace(special, "\\" + special)
@@ -143,77 +152,73 @@ def _escaped(word: str) -> str:
 
 
 _CONCEPT_SQL = f"""
-    SELECT id, name, category, {_TAGS}, notes, created, updated FROM concept WHERE """  # noqa: S608
+    SELECT id, name, category, {_TAGS} AS tags, notes, {_BYTES} AS bytes, created, updated
+    FROM concept WHERE """  # noqa: S608
 _IMAGES_SQL = """
-    SELECT sha256, filename, format, width, height, bytes, caption, mask, added,
-        coalesce(mask_bytes, 0)
+    SELECT sha256, filename, format, width, height, bytes, caption, mask, added
     FROM image WHERE concept_id = :concept ORDER BY id"""
 _RUNS_SQL = """
-    SELECT uid, method, status, base, base_sha256, seed, config, packages, host, started,
+    SELECT uid AS run, method, status, base, base_sha256, seed, config, packages, host, started,
         finished, error
     FROM run WHERE concept_id = :concept ORDER BY id"""
 _VERSIONS_SQL = """
-    SELECT version.id, number,
-        (SELECT group_concat(alias, ' ') FROM alias WHERE version_id = version.id),
-        run.uid, created
+    SELECT version.id AS id, number, uid AS run, created,
+        (SELECT group_concat(alias, ' ') FROM alias WHERE version_id = version.id) AS aliases
     FROM version LEFT JOIN run ON run.id = run_id
     WHERE version.concept_id = :concept ORDER BY number"""
 _ARTIFACTS_SQL = """
     SELECT version_id, name, kind, sha256, bytes
     FROM artifact JOIN version ON version.id = version_id
-    WHERE version.concept_id = :concept
-    UNION ALL
-    SELECT version_id, name, kind, sha256, bytes
-    FROM artifact JOIN run ON run.id = artifact.run_id
-    WHERE run.concept_id = :concept AND version_id IS NULL"""
+    WHERE version.concept_id = :concept"""
 _NAMES_SQL = "SELECT name FROM concept ORDER BY name"
 
 
 def show_concept(database: Database, key: ConceptKey) -> Concept:
     """Everything about one concept; raises `ConceptNotFound`."""
     with database.snapshot():
-        found = _concept_rows(database, key)
-        if not found:
+        found = _concept_row(database, key)
+        if found is None:
             raise ConceptNotFound(key, names(database))
-        concept_id, name, category, tags, notes, created, updated = found[0]
-        image_rows = database.rows(_IMAGES_SQL, concept=concept_id)
+        concept_id = found["id"]
+        images = database.rows(_IMAGES_SQL, concept=concept_id)
         runs = database.rows(_RUNS_SQL, concept=concept_id)
         versions = database.rows(_VERSIONS_SQL, concept=concept_id)
-        stored = database.rows(_ARTIFACTS_SQL, concept=concept_id) if runs or versions else []
-    artifacts: defaultdict[int | None, list[ArtifactRecord]] = defaultdict(list)
-    for version_id, *fields in stored:
-        artifacts[version_id].append(ArtifactRecord(*fields))
-    return Concept(
-        id=concept_id,
-        name=name,
-        category=category,
-        tags=tags.split() if tags else [],
-        notes=notes,
-        images=[ImageRecord(*row[:-1]) for row in image_rows],
+        stored = database.rows(_ARTIFACTS_SQL, concept=concept_id) if versions else []
+    artifacts: defaultdict[int, list[ArtifactRecord]] = defaultdict(list)
+    for row in stored:
+        file = ArtifactRecord(row["name"], row["kind"], row["sha256"], row["bytes"])
+        artifacts[row["version_id"]].append(file)
+    return _record(
+        Concept,
+        found,
+        tags=_words(found["tags"]),
+        images=[ImageRecord(**row) for row in images],
         versions=[
-            VersionRecord(number, aliases.split() if aliases else [], run, at, artifacts[version])
-            for version, number, aliases, run, at in versions
+            VersionRecord(
+                row["number"],
+                _words(row["aliases"]),
+                row["run"],
+                row["created"],
+                artifacts[row["id"]],
+            )
+            for row in versions
         ],
         runs=_run_records(database, concept_id, runs),
-        bytes=sum(row[5] + row[-1] for row in image_rows) + sum(row[-1] for row in stored),
-        created=created,
-        updated=updated,
     )
 
 
-def _concept_rows(database: Database, key: ConceptKey) -> list[tuple[Any, ...]]:
-    if isinstance(key, int):
-        return database.rows(_CONCEPT_SQL + "id = :id", id=key)
-    return database.rows(_CONCEPT_SQL + "name = :name", name=key)
+def _concept_row(database: Database, key: ConceptKey) -> sqlite3.Row | None:
+    column = "id" if isinstance(key, int) else "name"
+    return next(iter(database.rows(f"{_CONCEPT_SQL} {column} = :key", key=key)), None)
 
 
 def _run_records(
-    database: Database, concept_id: int, rows: Sequence[tuple[Any, ...]]
+    database: Database, concept_id: int, rows: Sequence[sqlite3.Row]
 ) -> list[RunRecord]:
     found: list[RunRecord] = []
     for row in rows:
-        *_, config, packages, _, _, _, _ = row
-        run = replace(RunRecord(*row), config=loaded(config), packages=loaded(packages))
+        config, packages = loaded(row["config"]), loaded(row["packages"])
+        run = _record(RunRecord, row, config=config, packages=packages)
         if run.status == "running" and _is_dead(database, concept_id, run.run):
             run = replace(run, status="interrupted")
         found.append(run)
@@ -224,12 +229,13 @@ def _is_dead(database: Database, concept_id: int, uid: str) -> bool:
     """Whether a run is on record as running and nobody runs it."""
     if is_alive(Location(database.path), concept_id, uid):
         return False
-    status = database.rows("SELECT status FROM run WHERE uid = :uid", uid=uid)
-    return status == [("running",)]  # it may have ended while its process was looked for
+    rows = database.rows("SELECT status FROM run WHERE uid = :uid", uid=uid)
+    # it may have ended while its process was looked for
+    return [row["status"] for row in rows] == ["running"]
 
 
 _BEGUN_SQL = """
-    SELECT CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END
+    SELECT CASE WHEN json_valid(detail) THEN json_extract(detail, '$.run') END AS run
     FROM event WHERE action = 'train' AND concept_id = (
         SELECT concept_id FROM run WHERE uid = :run)"""
 
@@ -239,19 +245,21 @@ def began_here(database: Database, run: str) -> bool:
 
     One that was imported can be read, and never goes on.
     """
-    return (run,) in database.rows(_BEGUN_SQL, run=run)
+    return any(row["run"] == run for row in database.rows(_BEGUN_SQL, run=run))
 
 
-_SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} FROM concept"  # noqa: S608
+_SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} AS tags FROM concept"  # noqa: S608
 _CAPTIONS_SQL = "SELECT caption FROM image WHERE concept_id = :concept ORDER BY id"
 
 
 def stale_concepts(database: Database) -> Iterator[tuple[int, str]]:
     """The (id, name) of every concept whose search text is not what its rows say."""
-    for concept_id, search, name, category, notes, tags in database.stream(_SEARCH_SQL):
-        captions = [row[0] for row in database.rows(_CAPTIONS_SQL, concept=concept_id)]
-        if search != search_text(name, category, notes, (tags or "").split(), captions):
-            yield concept_id, name
+    for row in database.stream(_SEARCH_SQL):
+        photos = database.rows(_CAPTIONS_SQL, concept=row["id"])
+        captions = [photo["caption"] for photo in photos]
+        name, tags = row["name"], _words(row["tags"])
+        if row["search"] != search_text(name, row["category"], row["notes"], tags, captions):
+            yield row["id"], name
 
 
 def to_json(value: object) -> str:
@@ -284,23 +292,26 @@ def is_too_deep(value: object) -> bool:
     return False
 
 
-def loaded(text: str) -> Any:
-    """The value of a JSON column; raises `RegistryCorrupt`."""
+def loaded(text: str) -> dict[str, object]:
+    """The mapping in a JSON column; raises `RegistryCorrupt`."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError as error:
         raise RegistryCorrupt(f"the database is damaged: {error}", hint="concept check") from None
+    if not isinstance(found, dict):
+        raise RegistryCorrupt("the database is damaged: a mapping is none", hint="concept check")
+    return found
 
 
 def category_of(database: Database, name: str) -> str | None:
     """The category of a concept, or None if there is no such concept."""
-    rows = _concept_rows(database, name)
-    return rows[0][2] if rows else None
+    found = _concept_row(database, name)
+    return found["category"] if found else None
 
 
 def names(database: Database) -> list[str]:
     """The names of all concepts, sorted."""
-    return [row[0] for row in database.rows(_NAMES_SQL)]
+    return [row["name"] for row in database.rows(_NAMES_SQL)]
 
 
 _HISTORY_SQL = """
@@ -326,13 +337,14 @@ def history(database: Database, name: str | None, limit: int) -> list[EventRecor
     rows = database.rows(_HISTORY_SQL.format(where=where), **parameters)
     if name is not None and not rows:
         raise ConceptNotFound(name, names(database))
-    running = {row[0] for row in database.rows(_RUNNING_SQL)}
+    running = {row["uid"] for row in database.rows(_RUNNING_SQL)}
     events: list[EventRecord] = []
-    for at, concept_id, concept, action, text in rows:
-        detail = loaded(text)
-        if action in ("train", "resume") and detail["run"] in running:
-            running.remove(detail["run"])
-            if _is_dead(database, concept_id, detail["run"]):
+    for row in rows:
+        detail = loaded(row["detail"])
+        run = detail["run"] if row["action"] in ("train", "resume") else None
+        if isinstance(run, str) and run in running:
+            running.remove(run)
+            if _is_dead(database, row["concept_id"], run):
                 detail["status"] = "interrupted"
-        events.append(EventRecord(at, concept, action, detail))
+        events.append(EventRecord(row["at"], row["concept"], row["action"], detail))
     return events[::-1]

@@ -1,7 +1,8 @@
 """What the registry tells: frozen records, whose fields are the keys of the JSON interface."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 ConceptKey = str | int
 """A concept by its name or, while it may be renamed, by its id."""
@@ -47,7 +48,7 @@ class RunRecord:
     base: str
     base_sha256: str
     seed: int
-    config: dict[str, Any]
+    config: dict[str, object]
     packages: dict[str, str]
     host: str
     started: str
@@ -93,14 +94,22 @@ class Concept:
     updated: str
 
 
+class Scored(TypedDict):
+    """The scores of a version, as they are handed in; see `EvaluationRecord`."""
+
+    suite: str
+    config: Mapping[str, object]
+    scores: Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
     """The scores of a version on a prompt suite, and all that they depend on."""
 
     version: int
     suite: str
-    config: dict[str, Any]
-    scores: dict[str, Any]
+    config: dict[str, object]
+    scores: dict[str, object]
     created: str
     is_imported: bool = False
     """Whether it came with an import: what a stranger says, which nothing is decided by."""
@@ -172,7 +181,7 @@ class EventRecord:
     at: str
     concept: str
     action: str
-    detail: dict[str, Any]
+    detail: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +254,7 @@ class Lineage:
     prompt: str
     seed: int
     base: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     sources: list["LineageSource"]
 
 

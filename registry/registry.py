@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from . import locks, queries, running
 from .blobs import DEFAULT_GRACE, BlobStore
@@ -28,6 +28,7 @@ from .records import (
     Lineage,
     Page,
     RunRecord,
+    Scored,
 )
 from .store import Store
 from .when_used import WhenUsed
@@ -338,7 +339,7 @@ class Registry:
         concept: ConceptKey,
         *,
         method: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         base: str,
         base_sha256: str,
         seed: int,
@@ -411,7 +412,7 @@ class Registry:
         run: str | None = None,
         kind: str = "adapter",
         alias: str | None = None,
-        evaluation: Callable[[int], Mapping[str, Any]] | None = None,
+        evaluation: Callable[[int], Scored] | None = None,
     ) -> int:
         """Store safetensors files as the next version of a concept and return its number.
 
@@ -446,8 +447,8 @@ class Registry:
         number: int,
         *,
         suite: str,
-        config: Mapping[str, Any],
-        scores: Mapping[str, Any],
+        config: Mapping[str, object],
+        scores: Mapping[str, object],
     ) -> None:
         """Record the scores of a version on a prompt suite."""
         lineage.add_evaluation(
@@ -466,7 +467,7 @@ class Registry:
         seed: int,
         base: str,
         base_sha256: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         versions: Sequence[tuple[ConceptKey, int]],
     ) -> None:
         """Record a picture drawn with (concept, version) pairs, by the hash of its file.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from .blobs import BlobStore, StoredFile, is_sha256
+from .blobs import BlobStore, StoredFile
 from .errors import NotFound, StorageError
 from .files import (
     Entry,
@@ -29,6 +29,7 @@ from .files import (
     remove_folder,
     tried,
 )
+from .hashes import is_sha256
 from .location import Location
 from .locks import is_alive
 from .names import check_run_id, is_run_id
@@ -139,7 +140,7 @@ def _run_folders(location: Location) -> list[Path]:
 
 
 _BEGUN_SQL = """
-    SELECT json_extract(detail, '$.run'), concept_id FROM event
+    SELECT json_extract(detail, '$.run') AS run, concept_id FROM event
     WHERE action = 'train' AND json_valid(detail)"""
 
 
@@ -152,14 +153,16 @@ def leftovers(
     begin here. What cannot be read is added to `failed`, in words.
     """
     rows = store.database.rows("SELECT uid, concept_id, status FROM run ORDER BY id")
-    latest = {concept_id: uid for uid, concept_id, _ in rows}
+    latest = {row["concept_id"]: row["uid"] for row in rows}
     resumable = {
-        uid
-        for uid, concept, status in rows
-        if status != "done" and latest[concept] == uid and began_here(store.database, uid)
+        row["uid"]
+        for row in rows
+        if row["status"] != "done"
+        and latest[row["concept_id"]] == row["uid"]
+        and began_here(store.database, row["uid"])
     }
-    known = {uid for uid, _, _ in rows}
-    begun = dict(store.database.rows(_BEGUN_SQL))
+    known = {row["uid"] for row in rows}
+    begun = {row["run"]: row["concept_id"] for row in store.database.rows(_BEGUN_SQL)}
     for folder in tried(partial(_run_folders, store.location), failed):
         run = folder.name
         if run not in begun and not unknown:
@@ -184,11 +187,12 @@ def photos_of_trainings(store: Store) -> set[str]:
     """What trainings under way learn from, also if it was removed from its concept meanwhile."""
     alive: dict[str, bool] = {}
     found: set[str] = set()
-    for run, concept_id, sha256 in store.database.rows(_LEARNT_SQL):
+    for row in store.database.rows(_LEARNT_SQL):
+        run = row["uid"]
         if run not in alive:
-            alive[run] = is_alive(store.location, concept_id, run)
+            alive[run] = is_alive(store.location, row["concept_id"], run)
         if alive[run]:
-            found.add(sha256)
+            found.add(row["sha256"])
     return found
 
 

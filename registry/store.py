@@ -57,7 +57,8 @@ class Store:
 
     def uses(self, prefix: str = "") -> list[Use]:
         """The rows that need blobs whose hashes begin with `prefix`, ordered by hash."""
-        return [Use(*row) for row in self.database.rows(_USES_SQL, low=prefix, high=prefix + "g")]
+        rows = self.database.rows(_USES_SQL, low=prefix, high=prefix + "g")
+        return [Use(**row) for row in rows]
 
     def stamp(self, *, over: bool = False) -> None:
         """Leave the latest event with the stored files; with `over`, over that of another database.
@@ -66,7 +67,7 @@ class Store:
         """
         latest = self.database.rows(_LATEST_SQL)
         if latest and (over or self.stranger() is None):
-            data = json.dumps(dict(zip(_EVENT, latest[0], strict=True)))
+            data = json.dumps(dict(latest[0]))
             with contextlib.suppress(ConceptryError, OSError):
                 self.blobs.write_stamp(data.encode() + b"\n")
 
@@ -77,7 +78,7 @@ class Store:
         """
         try:
             data = self.blobs.read_stamp()
-            if data is None:
+            if data is None or not data.strip(b"\0"):  # a crash may leave it empty
                 return None
             told = json.loads(data)
             event = {name: told[name] for name in _EVENT}
@@ -104,7 +105,7 @@ _KNOWN_SQL = """
     SELECT 1 FROM event
     WHERE id = :id AND at = :at AND concept = :concept AND action = :action"""
 _USES_SQL = """
-    SELECT sha256, bytes, concept.name, 'photo ' || filename
+    SELECT sha256, bytes, concept.name AS concept, 'photo ' || filename AS what
     FROM image JOIN concept ON concept.id = concept_id
     WHERE sha256 >= :low AND sha256 < :high
     UNION ALL

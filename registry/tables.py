@@ -16,12 +16,8 @@ are the functions in `migrations.py`; a test holds the two equal.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import UniqueConstraint
 from sqlmodel import Field, SQLModel
-
-
-def _parent(key: str, *, on_delete: str = "CASCADE", **options: Any) -> Any:
-    return Field(sa_column_args=[ForeignKey(key, ondelete=on_delete)], **options)
 
 
 class Concept(SQLModel, table=True):
@@ -30,7 +26,7 @@ class Concept(SQLModel, table=True):
     Ids are never used twice, so that events of a removed concept stay its own.
     """
 
-    __table_args__: ClassVar[Any] = {"sqlite_autoincrement": True}
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_autoincrement": True}
     id: int = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
     category: str = Field(index=True)
@@ -44,17 +40,17 @@ class Concept(SQLModel, table=True):
 class Tag(SQLModel, table=True):
     """A word that groups concepts."""
 
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
-    concept_id: int = _parent("concept.id", primary_key=True)
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE", primary_key=True)
     tag: str = Field(primary_key=True, index=True)
 
 
 class Image(SQLModel, table=True):
     """A photo of a concept. Width and height are as seen, after EXIF rotation."""
 
-    __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "sha256"),)
+    __table_args__: ClassVar[tuple[UniqueConstraint]] = (UniqueConstraint("concept_id", "sha256"),)
     id: int = Field(default=None, primary_key=True)
-    concept_id: int = _parent("concept.id")
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE")
     sha256: str = Field(index=True)
     bytes: int
     filename: str
@@ -75,7 +71,7 @@ class Run(SQLModel, table=True):
 
     id: int = Field(default=None, primary_key=True)
     uid: str = Field(unique=True)
-    concept_id: int = _parent("concept.id", index=True)
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE", index=True)
     method: str
     config: str
     base: str
@@ -94,16 +90,16 @@ class RunImage(SQLModel, table=True):
     """A photo that a run was taught from, by hash, so that the record outlives the photo."""
 
     __tablename__: ClassVar[Any] = "run_image"
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
-    run_id: int = _parent("run.id", primary_key=True)
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
+    run_id: int = Field(foreign_key="run.id", ondelete="CASCADE", primary_key=True)
     sha256: str = Field(primary_key=True)
 
 
 class Metric(SQLModel, table=True):
     """One number of one training step."""
 
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
-    run_id: int = _parent("run.id", primary_key=True)
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
+    run_id: int = Field(foreign_key="run.id", ondelete="CASCADE", primary_key=True)
     stage: str = Field(primary_key=True)
     step: int = Field(primary_key=True)
     name: str = Field(primary_key=True)
@@ -113,21 +109,21 @@ class Metric(SQLModel, table=True):
 class Version(SQLModel, table=True):
     """A numbered result of a concept."""
 
-    __table_args__: ClassVar[Any] = (UniqueConstraint("concept_id", "number"),)
+    __table_args__: ClassVar[tuple[UniqueConstraint]] = (UniqueConstraint("concept_id", "number"),)
     id: int = Field(default=None, primary_key=True)
-    concept_id: int = _parent("concept.id")
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE")
     number: int
-    run_id: int | None = _parent("run.id", on_delete="SET NULL", default=None, index=True)
+    run_id: int | None = Field(foreign_key="run.id", ondelete="SET NULL", default=None, index=True)
     created: str
 
 
 class Alias(SQLModel, table=True):
     """A word such as `best` that stands for a version of its concept."""
 
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
-    concept_id: int = _parent("concept.id", primary_key=True)
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE", primary_key=True)
     alias: str = Field(primary_key=True)
-    version_id: int = _parent("version.id", index=True)
+    version_id: int = Field(foreign_key="version.id", ondelete="CASCADE", index=True)
 
 
 class Artifact(SQLModel, table=True):
@@ -137,8 +133,10 @@ class Artifact(SQLModel, table=True):
     """
 
     id: int = Field(default=None, primary_key=True)
-    run_id: int | None = _parent("run.id", default=None, index=True)
-    version_id: int | None = _parent("version.id", default=None, index=True)
+    run_id: int | None = Field(foreign_key="run.id", ondelete="CASCADE", default=None, index=True)
+    version_id: int | None = Field(
+        foreign_key="version.id", ondelete="CASCADE", default=None, index=True
+    )
     name: str
     kind: str
     sha256: str = Field(index=True)
@@ -150,7 +148,7 @@ class Evaluation(SQLModel, table=True):
     """The scores of a version on a prompt suite."""
 
     id: int = Field(default=None, primary_key=True)
-    version_id: int = _parent("version.id", index=True)
+    version_id: int = Field(foreign_key="version.id", ondelete="CASCADE", index=True)
     suite: str
     config: str
     scores: str
@@ -174,9 +172,11 @@ class GenerationVersion(SQLModel, table=True):
     """A version that a picture was drawn with."""
 
     __tablename__: ClassVar[Any] = "generation_version"
-    __table_args__: ClassVar[Any] = {"sqlite_with_rowid": False}
-    generation_id: int = _parent("generation.id", primary_key=True)
-    version_id: int = _parent("version.id", primary_key=True, index=True)
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
+    generation_id: int = Field(foreign_key="generation.id", ondelete="CASCADE", primary_key=True)
+    version_id: int = Field(
+        foreign_key="version.id", ondelete="CASCADE", primary_key=True, index=True
+    )
 
 
 class Event(SQLModel, table=True):

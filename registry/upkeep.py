@@ -1,6 +1,5 @@
 """Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
 
-import hashlib
 import itertools
 import math
 import os
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from .blobs import DEFAULT_GRACE, StoredFile, is_sha256
+from .blobs import DEFAULT_GRACE, StoredFile
 from .edits import refresh
 from .errors import InvalidInput, NotFound, RegistryCorrupt, StorageError
 from .files import (
@@ -25,6 +24,7 @@ from .files import (
     remove_folder,
     tried,
 )
+from .hashes import is_sha256, sha256_of
 from .queries import stale_concepts
 from .records import CheckReport, GcReport, Problem
 from .running import cached_files, leftovers, photos_of_trainings
@@ -292,10 +292,10 @@ def _bytes_of_lost(path: Path, lost: Mapping[str, int]) -> bytes | None:
     """What is in a file, if it is the blob of one of these hashes, whose sizes may be wrong."""
     if path.is_file() and (path.stat().st_size in lost.values() or path.name in lost):
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() not in lost:
+            if sha256_of(file) not in lost:
                 return None
         data = path.read_bytes()
-        return data if hashlib.sha256(data).hexdigest() in lost else None
+        return data if sha256_of(data) in lost else None
     return None
 
 
@@ -339,13 +339,12 @@ def gc(
                 hint="restore it from a backup",
             )
         if not unknown:
-            _check_belonging(store)
+            _check_stamp(store)
         blobs, runs, cache = store.blobs.folder, store.location.runs, store.location.cache
         sweep = _Sweep(time.time() - grace if grace else math.inf, dry_run)  # clocks may be set
-        removed, learnt = 0, photos_of_trainings(store)
-        for shard in _SHARDS:
-            orphans = _orphans(store, shard, sweep.failed)
-            removed += sweep.remove(blobs, (o for o in orphans if o.path.name not in learnt))
+        orphans = _orphans(store, sweep.failed, may_lack=unknown)
+        learnt = photos_of_trainings(store)
+        removed = sweep.remove(blobs, (o for o in orphans if o.path.name not in learnt))
         temporary = sweep.remove(blobs, _temporary(store, sweep.failed), keep_folders=True)
         left = leftovers(store, sweep.failed, with_checkpoints=checkpoints, unknown=unknown)
         temporary += sweep.remove(runs, left)
@@ -357,30 +356,49 @@ def gc(
         )
 
 
-def _check_belonging(store: Store) -> None:
-    """Raise `RegistryCorrupt` where the database does not seem to be that of the stored files."""
-    database, blobs = store.location.database, store.blobs.folder
-    hint = "restore what belongs together; if what {} does not need may go: concept gc --unknown"
-    hint = hint.format(database.name)
+def _check_stamp(store: Store) -> None:
+    """Raise `RegistryCorrupt` where the stored files are those of another database."""
     if last := store.stranger():
         raise RegistryCorrupt(
-            f"another database, or a later state of {database}, stored files in {blobs} "
-            f"({last}): nothing was removed",
-            hint=hint,
+            f"another database, or a later state of {store.location.database}, stored files in "
+            f"{store.blobs.folder} ({last}): nothing was removed",
+            hint=_restore_hint(store),
         )
-    missing, num_needed = list[Use](), 0
+
+
+def _orphans(store: Store, failed: list[str], *, may_lack: bool) -> list[StoredFile]:
+    """The blobs that no row needs; what cannot be read is added to `failed`, in words.
+
+    Unless files `may_lack`, raises `RegistryCorrupt` where one is missing: the database does not
+    seem to be that of the stored files.
+    """
+    database, blobs = store.location.database, store.blobs
+    orphans, missing, num_needed = list[StoredFile](), list[Use](), 0
     for shard in _SHARDS:
         needed = {use.sha256: use for use in store.uses(shard)}
         num_needed += len(needed)
-        with suppress(StorageError):  # told of when the folder's turn comes
-            present = {file.path.name for file in store.blobs.own_files(shard)}
-            missing += [use for sha256, use in needed.items() if sha256 not in present]
-    if missing:
+        try:
+            files = blobs.own_files(shard)
+        except StorageError as error:
+            failed.append(error.message)
+            continue
+        orphans += [file for file in files if file.is_blob and file.path.name not in needed]
+        present = {file.path.name for file in files}
+        missing += [use for sha256, use in needed.items() if sha256 not in present]
+    if missing and not may_lack:
         raise RegistryCorrupt(
-            f"{blobs} lacks {len(missing):,} of {num_needed:,} files that {database} needs "
+            f"{blobs.folder} lacks {len(missing):,} of {num_needed:,} files that {database} needs "
             f"({missing[0].what} of {missing[0].concept}): nothing was removed",
-            hint=f"concept check --repair --from BACKUP, or {hint}",
+            hint=f"concept check --repair --from BACKUP, or {_restore_hint(store)}",
         )
+    return orphans
+
+
+def _restore_hint(store: Store) -> str:
+    name = store.location.database.name
+    return (
+        f"restore what belongs together; if what {name} does not need may go: concept gc --unknown"
+    )
 
 
 @dataclass(slots=True)
@@ -413,13 +431,6 @@ class _Sweep:
         return removed
 
 
-def _orphans(store: Store, shard: str, failed: list[str]) -> list[StoredFile]:
-    """The blobs of a shard that no row needs."""
-    needed = {use.sha256 for use in store.uses(shard)}
-    files = tried(partial(store.blobs.own_files, shard), failed)
-    return [file for file in files if file.is_blob and file.path.name not in needed]
-
-
 def _temporary(store: Store, failed: list[str]) -> list[StoredFile]:
     files = tried(partial(store.blobs.own_files, "tmp"), failed)
     return [file for file in files if file.is_temporary]
@@ -448,6 +459,6 @@ def _sha256_of(folder: Path, path: Path) -> str:
     """Of a file below a folder."""
     try:
         with open_file(folder, path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_of(file)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """Modules that are loaded when something of them is first used, so that reading stays quick."""
 
 from importlib import import_module
-from typing import Any
 
 
 class WhenUsed:
@@ -10,5 +9,5 @@ class WhenUsed:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __getattr__(self, attribute: str) -> Any:
+    def __getattr__(self, attribute: str) -> object:
         return getattr(import_module(f".{self._name}", __package__), attribute)

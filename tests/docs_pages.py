@@ -12,12 +12,12 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import test_floors
 import typer
@@ -172,6 +172,7 @@ def _descriptions(kind: type, at: str = "") -> dict[str, tuple[str, str]]:
     """(what it is, its range) of each setting, by its whole name."""
     found: dict[str, tuple[str, str]] = {}
     texts: dict[str, str] = {}
+    kinds = get_type_hints(kind)
     for each in reversed(kind.__mro__[:-1]):
         texts |= _texts_under_fields(each)
     for each in fields(kind):
@@ -181,15 +182,20 @@ def _descriptions(kind: type, at: str = "") -> dict[str, tuple[str, str]]:
         if isinstance(default, Settings):
             found |= _descriptions(type(default), f"{at}{each.name}.")
         else:
-            found[f"{at}{each.name}"] = (texts.get(each.name, ""), _range(each.metadata))
+            bounds = _range(each.metadata) or _words(kinds[each.name])
+            found[f"{at}{each.name}"] = (texts.get(each.name, ""), bounds)
     return found
 
 
-def _range(metadata: Any) -> str:
-    low, high = metadata.get("low"), metadata.get("high")
-    if low is not None:
-        return f"{low:g} to {high:g}" if high < 10_000 else f"{low:g} to {high:,.0f}"
-    return " or ".join(metadata.get("choices", ()))
+def _range(metadata: Mapping[str, Any]) -> str:
+    low, high = metadata.get("ge"), metadata.get("le")
+    if low is None or high is None:
+        return ""
+    return f"{low:g} to {high:g}" if high < 10_000 else f"{low:g} to {high:,.0f}"
+
+
+def _words(kind: Any) -> str:
+    return " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
 
 
 @cache

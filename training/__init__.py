@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .callbacks import Hooks, StepReport
     from .estimating import Estimate, estimate, estimate_many
+    from .queue import Outcome, train_queue
     from .runs import (
         StageSummary,
         Trained,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Estimate": ".estimating",
     "Hooks": ".callbacks",
+    "Outcome": ".queue",
     "StageSummary": ".runs",
     "StepReport": ".callbacks",
     "Trained": ".runs",
@@ -35,11 +37,13 @@ _HOMES = {
     "resume_many": ".runs",
     "train": ".runs",
     "train_many": ".runs",
+    "train_queue": ".queue",
 }
 
 __all__ = [
     "Estimate",
     "Hooks",
+    "Outcome",
     "StageSummary",
     "StepReport",
     "Trained",
@@ -50,6 +54,7 @@ __all__ = [
     "resume_many",
     "train",
     "train_many",
+    "train_queue",
 ]
 
 

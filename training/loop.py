@@ -16,10 +16,10 @@ from ..generation.sampler import draw_batch
 from ..kernels import Observation
 from ..methods.attention_losses import AttentionLoss, diffusion_loss, diffusion_target
 from ..methods.method import Stage, active_stages
-from ..methods.seeds import seed_of
 from ..methods.settings import StageSettings, TrainingSettings
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
+from ..models.seeds import seed_of
 from ..registry.errors import (
     InvalidInput,
     InvalidWeights,

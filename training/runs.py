@@ -1,6 +1,5 @@
 """`train` and `resume`: from a concept in a registry to a new version of it."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,13 +13,14 @@ import torch
 from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
+from ..adapters.prompt_encoding import class_prompt
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.request import Settings as DrawingSettings
 from ..generation.sampler import blaming, draw
 from ..methods.method import DEFAULT_METHOD, find_method, settings_of
-from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
+from ..models.seeds import seed_of
 from ..registry import Registry
 from ..registry.errors import (
     ConceptNotFound,
@@ -34,6 +34,7 @@ from ..registry.errors import (
     TrainingInterrupted,
     quoted,
 )
+from ..registry.hashes import sha256_of
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import (
@@ -295,7 +296,7 @@ def _run_all(
         except BaseException as error:
             _end(waiting, registry, "interrupted")
             if isinstance(error, TrainingInterrupted):
-                names = [_name_now(registry, plan) for plan in (*batch, *waiting)]
+                names = [name_now(registry, plan.concept) for plan in (*batch, *waiting)]
                 goes_on = f"concept train {' '.join(names)} --resume"
                 raise TrainingInterrupted(error.message, hint=goes_on) from None
             raise
@@ -303,12 +304,12 @@ def _run_all(
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
-def _name_now(registry: Registry, plan: _Plan) -> str:
-    """What the concept is called by now; what it was called, if it was removed."""
+def name_now(registry: Registry, concept: Concept) -> str:
+    """What a concept is called by now; what it was called, if it was removed."""
     try:
-        return registry.show(plan.concept.id).name
+        return registry.show(concept.id).name
     except ConceptNotFound:
-        return plan.concept.name
+        return concept.name
 
 
 def _outcomes(
@@ -379,7 +380,7 @@ class _Batch:
                     recorder.metrics.flush()
             for recorder, learned in zip(recorders, found, strict=True):
                 if isinstance(learned, TrainingFailed):
-                    who = _name_now(self._registry, recorder.plan)
+                    who = name_now(self._registry, recorder.plan.concept)
                     message = self._on_base(who, learned)
                     self._fail(recorder.plan, TrainingFailed(message, hint=learned.hint))
                     continue
@@ -417,7 +418,7 @@ class _Batch:
 
     def _trained(self, recorder: "_RunRecorder", number: int, together: int) -> Trained:
         return Trained(
-            concept=_name_now(self._registry, recorder.plan),
+            concept=name_now(self._registry, recorder.plan.concept),
             run=recorder.plan.run,
             version=number,
             method=recorder.plan.method,
@@ -459,7 +460,7 @@ class _Batch:
         return f"{who} on {self._base.base.name}: {error.message}"
 
     def _names(self) -> str:
-        return ", ".join(_name_now(self._registry, plan) for plan in self._plans)
+        return ", ".join(name_now(self._registry, plan.concept) for plan in self._plans)
 
     def _end(self, status: str, error: str | None = None) -> None:
         _end(self._running, self._registry, status, error)
@@ -519,7 +520,7 @@ class _RunRecorder:
             write_adapter(path, learned.state(), self._metadata_of(learned))
         except NotFinite as error:
             raise TrainingFailed(
-                f"{_name_now(self._registry, self.plan)}: {error.message}", hint=error.hint
+                f"{name_now(self._registry, self.plan.concept)}: {error.message}", hint=error.hint
             ) from None
         return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
 
@@ -632,7 +633,7 @@ def class_pictures(
     """
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
-    prompt, settings = f"a photo of a {category}", DrawingSettings(steps=25, guidance=5.0)
+    prompt, settings = class_prompt(category), DrawingSettings(steps=25, guidance=5.0)
     size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
@@ -654,8 +655,8 @@ def class_pictures(
 
 def _class_folder(base: str, category: str) -> str:
     """A name that file systems take; categories may be longer."""
-    digest = hashlib.sha256(category.encode()).hexdigest()
-    return f"{base}-{category if len(category.encode()) < 200 else digest}"
+    name = category if len(category.encode()) < 200 else sha256_of(category.encode())
+    return f"{base}-{name}"
 
 
 def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:

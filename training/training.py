@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..adapters.prompt_encoding import class_prompt, phrase_of
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
 from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
-from ..methods.seeds import seed_of
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone
+from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
 from .callbacks import Hooks, Learned
 from .checkpoints import ResumePoint, take_values
@@ -66,7 +67,7 @@ class Training:
         self.accelerator = make_accelerator(settings.mixed_precision)
         self.size = drawn_size(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
-        self.class_prompt = f"a photo of a {subject.category}"
+        self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
         self._check_batches()
         self.noise_scheduler = backbone.training_scheduler()
@@ -96,8 +97,8 @@ class Training:
     @property
     def phrase(self) -> str:
         """The concept in a prompt: `[V] dog`."""
-        words = " ".join(self.subject.tokens)
-        return f"{words} {self.subject.category}" if self.method.names_category else words
+        subject, names_category = self.subject, self.method.names_category
+        return phrase_of(subject.tokens, subject.category, names_category=names_category)
 
     @property
     def training_prompts(self) -> TrainingPrompts:

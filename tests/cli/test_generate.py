@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conceptry.generation.provenance import read_metadata
@@ -34,8 +35,7 @@ def test_pictures_are_written_told_and_recorded(ask: Ask, tiny: str, database: P
         path = Path(image["path"])
         assert path.parent == Path("album")
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
-        told = read_metadata(path)
-        assert told is not None
+        told: Any = read_metadata(path)
         assert (told["prompt"], told["seed"]) == (PROMPT, image["seed"])
         assert told["base_sha256"] == document["base_sha256"]
         assert image["seed"] in told["settings"]["batch_seeds"]

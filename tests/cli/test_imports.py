@@ -136,6 +136,7 @@ print(sorted(set({HEAVY}) & set(sys.modules)))
     assert run_python(program) == "[]\n"
 
 
+@pytest.mark.long
 def test_other_libraries_find_no_foreign_packages_at_the_root(tmp_path: Path) -> None:
     """Transformers and Diffusers look for an importable `kernels` of their own."""
     program = f"""

@@ -30,6 +30,7 @@ finally:
     assert output.splitlines()[-1] == "[]"
 
 
+@pytest.mark.long
 def test_the_real_modules_take_their_places() -> None:
     program = """
 import sys

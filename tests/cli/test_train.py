@@ -31,8 +31,7 @@ def test_from_photos_to_pictures(rex: Registry, run: Run, ask: Ask, tiny: str) -
     assert 'next: concept generate "a photo of <rex>"' in result.stderr
     drawn = ask("generate", "a photo of <rex>", "--base", tiny, "-n", "1", "--steps", "2")
     (picture,) = drawn["images"]
-    told = read_metadata(Path(picture["path"]))
-    assert told is not None
+    told: Any = read_metadata(Path(picture["path"]))
     assert [(each["concept"], each["version"]) for each in told["versions"]] == [("rex", 1)]
     lineage = rex.trace(picture["sha256"])
     assert [source.concept for source in lineage.sources] == ["rex"]
@@ -66,8 +65,7 @@ def test_concepts_are_taught_in_one_batch_and_meet(
         ("rex", "mia"),
         ("mia", "rex"),
     ]
-    told = read_metadata(Path(picture["path"]))
-    assert told is not None
+    told: Any = read_metadata(Path(picture["path"]))
     assert told["settings"]["separate"] is True
     result = run("generate", "<rex> and <mia>", "--base", tiny, "-n", "1", "--leak")
     assert "rex looks at mia's place with" in result.stderr

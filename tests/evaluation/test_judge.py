@@ -76,6 +76,7 @@ def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(index, count).float()
 
 
+@pytest.mark.long
 def test_fifty_steps_lower_its_loss_and_it_can_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

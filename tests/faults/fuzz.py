@@ -366,7 +366,7 @@ def _cache(rng: random.Random, sound: Sound, folder: Path) -> list[Line]:
     groups = list(dict.fromkeys(path.relative_to(registry).parts[:2] for path in kept))
     group = rng.choice(groups)
     kept = [path for path in kept if path.relative_to(registry).parts[:2] == group]
-    chosen = rng.choices(kept, k=rng.choice((1, 1, 2, 5)))
+    chosen = rng.sample(kept, min(rng.choice((1, 1, 2, 5)), len(kept)))
     for path in chosen:
         _make_odd(rng, path, folder)
     score = ["eval", "rex", "--suite", "suite.txt", "--base", "tiny", "--dino", "none"]
@@ -389,8 +389,8 @@ for _word in (*(f"stage{i}.steps=1" for i in (1, 2, 3)), "prior.weight=1", "prio
 
 def _make_odd(rng: random.Random, path: Path, folder: Path) -> None:
     """Put something else in place of a file, or of the folder that it is in."""
-    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
-        return  # it is odd already
+    if path.parent.is_symlink() or not path.is_file():
+        return  # its folder is odd already
     what, data = rng.random(), path.read_bytes()
     if what < 0.5 and path.suffix == ".png":
         path.write_bytes(odd_bytes(rng, data))
@@ -419,12 +419,9 @@ def _make_odd(rng: random.Random, path: Path, folder: Path) -> None:
 def _odd_tensors(rng: random.Random, data: bytes) -> bytes:
     """A sound file whose tensors have other values, shapes or types."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load, save
 
-    tensors: dict[str, Any] = {}
-    with suppress(SafetensorError):  # it may be odd already
-        tensors = load(data)
+    tensors = load(data)
     if not tensors:
         return odd_bytes(rng, data)
     name = rng.choice(list(tensors))

@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 WORDS: Sequence[Any] = (
@@ -80,11 +81,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 def odd_value(rng: random.Random) -> Any:
     """Something that does not belong where it will stand."""
-    value = rng.choice(WORDS)
+    value = deepcopy(rng.choice(WORDS))  # it will be changed
     if rng.random() < 0.05:
         for _ in range(rng.choice((10, 100, 2000))):
             value = [value] if rng.random() < 0.5 else {"a": value}
-    return [value] * 1000 if rng.random() < 0.03 else value
+    elif rng.random() < 0.03 and not isinstance(value, (list, dict)):  # else, ever more of more
+        return [value] * 1000
+    return value
 
 
 def odd_tree(rng: random.Random, value: Any) -> Any:

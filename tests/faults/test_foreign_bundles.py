@@ -175,7 +175,7 @@ def test_a_photo_larger_than_add_takes_is_refused(
     registry: Registry, parts: Parts, tmp_path: Path
 ) -> None:
     parts.concept["images"][0]["bytes"] = module.images.MAX_FILE_BYTES + 1
-    assert "images.0.bytes" in refused(registry, packed(tmp_path, parts))
+    assert "images[0].bytes" in refused(registry, packed(tmp_path, parts))
 
 
 # --- the manifest ---------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_version_that_leaves_no_next_one_is_refused(
     registry: Registry, parts: Parts, tmp_path: Path, number: int
 ) -> None:
     parts.concept["versions"][0]["number"] = number
-    assert "versions.0.number" in refused(registry, packed(tmp_path, parts))
+    assert "versions[0].number" in refused(registry, packed(tmp_path, parts))
 
 
 def test_no_training_begins_that_could_not_end(

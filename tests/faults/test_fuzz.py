@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from odd import odd_bytes, odd_tree
+from odd import WORDS, odd_bytes, odd_tree
 from program import DEADLINE
 
 KINDS = "photo,mask,caption,words,suite,prompts,setting,aliases,picture,bundle"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds memory by what Linux tells")
-@pytest.mark.parametrize("cases", [60, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cases", [30, pytest.param(400, marks=pytest.mark.long)])
 def test_odd_files_are_no_bugs(cases: int) -> None:
     """Faults, row 38: in a process of its own, as it forks."""
     harness = Path(__file__).with_name("fuzz.py")
@@ -33,3 +33,11 @@ def test_what_is_odd_follows_from_the_seed() -> None:
         first, second = (repr(make(random.Random(3), value)) for _ in range(2))  # pyright: ignore[reportArgumentType]
         assert first == second
         assert any(make(random.Random(i), value) != value for i in range(5))  # pyright: ignore[reportArgumentType]
+
+
+def test_what_was_made_before_changes_nothing() -> None:
+    """A change within an odd value must not reach into the words that it was chosen from."""
+    words = repr(WORDS)
+    for i in range(500):
+        odd_tree(random.Random(i), {"a": [1, {"b": 2}]})
+    assert repr(WORDS) == words

@@ -228,7 +228,7 @@ intake.concept_row = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     assert rex.check(read_data=True).problems == []
 
 
-@pytest.mark.parametrize("stamp", ["", "{}", "[" * 9999, '{"id": [1]}', '{"id": 1e999}', "link"])
+@pytest.mark.parametrize("stamp", [" ", "{}", "[" * 9999, '{"id": [1]}', '{"id": 1e999}', "link"])
 def test_a_stamp_that_cannot_be_read_is_a_strangers(
     rex: Registry, tmp_path: Path, stamp: str
 ) -> None:
@@ -243,6 +243,16 @@ def test_a_stamp_that_cannot_be_read_is_a_strangers(
     assert rex.gc(unknown=True).failed == []
     assert rex.gc().failed == []
     assert stamp != "link" or (tmp_path / "elsewhere").read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [b"", bytes(64)], ids=["empty", "zeros"])
+def test_what_a_crash_may_leave_of_a_stamp_is_no_strangers(rex: Registry, left: bytes) -> None:
+    """It is not synced, as the former one is as true."""
+    (rex.location.blobs / "stamp").write_bytes(left)
+    assert rex.gc().failed == []
+    rex.edit("rex", notes="again")
+    rex.add("rex", [draw_file(rex.location.database.parent / "more.png", 8, SMALL)])
+    assert b"rex" in (rex.location.blobs / "stamp").read_bytes()
 
 
 def test_gc_refuses_where_a_needed_file_is_missing(rex: Registry, tmp_path: Path) -> None:

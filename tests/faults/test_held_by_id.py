@@ -310,11 +310,13 @@ def test_fault_34_a_version_its_scores_and_its_alias_are_one(
     rex: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from conceptry.registry import lineage
+    from conceptry.registry.records import Scored
 
     def fails(*_: object) -> None:
         raise RegistryError("the alias cannot be set")
 
-    files, scored = {"w": weights_file(tmp_path / "w")}, {"suite": "s", "config": {}, "scores": {}}
+    files = {"w": weights_file(tmp_path / "w")}
+    scored = Scored(suite="s", config={}, scores={})
     with monkeypatch.context() as patched:
         patched.setattr(lineage, "_set_alias", fails)
         with pytest.raises(RegistryError):

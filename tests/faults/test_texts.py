@@ -130,7 +130,7 @@ def test_values_are_not_written_out_before_they_are_checked(tmp_path: Path) -> N
         with pytest.raises(InvalidInput, match=key):
             find_suite(str(tmp_path / "a.yaml"))
     (tmp_path / "b.yaml").write_text("- {prompt: a, size: [1, 2]}\n")
-    with pytest.raises(InvalidInput, match="is not a size"):
+    with pytest.raises(InvalidInput, match="size is a list: expected 512 or 768x512"):
         read_prompts(tmp_path / "b.yaml", DEFAULTS)
     with pytest.raises(InvalidInput):
         TrainingSettings(prompts=("a {} \x1b[31m",))
@@ -259,7 +259,7 @@ def test_a_database_of_no_known_format_is_damaged(rex: Registry, database: Path)
 def _evaluation(prompt: str) -> Evaluation:
     picture = PictureScores(0, "a" * 64, {"clip_t": -0.5})
     row = PromptScores(prompt, "place", {"clip_t": 0.5}, [picture])
-    made_by = {"chosen_by": ["clip_t", "dino"]}
+    made_by: dict[str, object] = {"chosen_by": ["clip_t", "dino"]}
     scores = {"both": Interval(0.5, 0.0, 1.0)}
     return Evaluation("rex", 1, [], "mine", scores, [row], made_by)
 

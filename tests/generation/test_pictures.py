@@ -56,3 +56,14 @@ def test_a_sheet_shows_every_picture_under_its_caption() -> None:
     assert reds == blues == 128 * 128
     bare = contact_sheet([("", [RED, blue]), ("", [blue])])
     assert bare.size == (2 * 136 + 8, 2 * 136 + 8)
+
+
+def test_captions_that_differ_at_their_end_read_differently() -> None:
+    rows = [(["textual-inversion, 2 tokens", "textual-inversion, 4 tokens"], [RED, RED])]
+    sheet = np.asarray(contact_sheet(rows, side=96))
+    first, second = sheet[:, 8 : 8 + 96], sheet[:, 8 + 96 + 8 :][:, :96]
+    assert not np.array_equal(first, second)
+    prompts = ["a photo of a dog " * 4 + end for end in ("on the beach", "in the snow")]
+    one, other = (contact_sheet([(prompt, [RED, RED])]) for prompt in prompts)
+    assert np.asarray(one).shape == np.asarray(other).shape
+    assert not np.array_equal(np.asarray(one), np.asarray(other))

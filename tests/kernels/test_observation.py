@@ -384,6 +384,7 @@ def test_low_precision(unet: Any) -> None:
     assert {m.dtype for m in seen.moments.values()} == {torch.float32}
 
 
+@pytest.mark.long
 def test_a_compiled_unet_can_be_watched() -> None:
     """Attention itself stays out of the compiled graph: one break at each watched layer."""
     one_level = {"down_block_types": BLOCKS["down_block_types"][:1]}

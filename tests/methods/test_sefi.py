@@ -417,7 +417,8 @@ def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None
         latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             guidance = Unguided(backbone.encode_prompts([prompt] * 2, 16))
-        first, fifth = (Step(backbone, guidance, scheduler, i, latents) for i in (0, 4))
+        scale, timesteps = scheduler.scale_model_input, scheduler.timesteps
+        first, fifth = (Step(backbone, guidance, timesteps, scale, i, latents) for i in (0, 4))
         (separation,) = separating(backbone, looks, apart)
 
         @torch.no_grad()

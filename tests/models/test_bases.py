@@ -49,8 +49,10 @@ folder: {source: ./models/folder}
     [
         ("a: [", "is not YAML"),
         ("- a", "does not map names"),
-        ("a: {about: b}", '"a" needs a source'),
-        ("a: {source: b/c, sauce: d}", "unknown keys: sauce"),
+        ("a: {about: b}", '"a": there is no source'),
+        ("a: b/c", '"a": it is a group of keys, not'),
+        ("a: {source: 3}", '"a": source is 3: expected a text'),
+        ("a: {source: b/c, sauce: d}", 'there is no key "sauce"'),
     ],
 )
 def test_a_bad_file_of_aliases_is_told(own_bases: Path, text: str, message: str) -> None:

@@ -47,7 +47,9 @@ def test_a_training_leaves_a_version_and_its_record(rex: Registry, base: LoadedB
     assert (trained.version, version.run, run.run) == (1, trained.run, trained.run)
     assert (run.status, run.method, run.seed) == ("done", "attndreambooth", 3)
     assert run.base_sha256 == base.sha256
-    assert run.config["stage1"]["steps"] == 2
+    stage = run.config["stage1"]
+    assert isinstance(stage, dict)
+    assert stage["steps"] == 2
     assert [(stage.name, stage.steps) for stage in trained.stages] == [
         ("stage1", 2),
         ("stage2", 2),
@@ -169,7 +171,9 @@ def test_wrong_settings_are_told(
 
 def test_rates_are_read_as_numbers(rex: Registry, base: LoadedBase) -> None:
     teach(rex, base, overrides=(*SHORT, "stage1.learning_rate=1e-4"))
-    assert rex.show("rex").runs[0].config["stage1"]["learning_rate"] == 1e-4
+    stage = rex.show("rex").runs[0].config["stage1"]
+    assert isinstance(stage, dict)
+    assert stage["learning_rate"] == 1e-4
 
 
 def test_an_adapter_says_what_it_fits(rex: Registry, base: LoadedBase) -> None:

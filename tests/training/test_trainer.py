@@ -138,7 +138,14 @@ def test_a_training_that_was_stopped_ends_bit_equal(
     assert all(resumed[name].equal(whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("method", ["textual-inversion", "attndreambooth", "sefi"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "textual-inversion",
+        pytest.param("attndreambooth", marks=pytest.mark.long),
+        pytest.param("sefi", marks=pytest.mark.long),
+    ],
+)
 def test_threads_take_sums_in_the_same_order(
     method: str, pictures: Pictures, tmp_path: Path
 ) -> None:

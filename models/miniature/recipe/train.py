@@ -20,10 +20,8 @@ then goes on from what it knows:
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import re
 import time
 import warnings
@@ -46,6 +44,9 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from transformers import CLIPTokenizer
 
+from ....registry.files import replacing
+from ....registry.hashes import sha256_of
+from ...seeds import seed_of
 from ..architecture import (
     SIZE,
     SMALL_SIZE,
@@ -87,7 +88,7 @@ class Context:
 
     def generator(self, stage: str, step: int) -> torch.Generator:
         """The randomness of one step; it depends on nothing else but the kind of device."""
-        return torch.Generator(self.device).manual_seed(hash_of(self.seed, stage, step))
+        return torch.Generator(self.device).manual_seed(seed_of(self.seed, stage, step))
 
     def pixels(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, size, size) of bytes, in -1..1."""
@@ -559,7 +560,7 @@ class Training:
     ) -> None:
         self.stage = stage
         self.context = context
-        with _seeded(hash_of(context.seed, stage.name, -1)):
+        with _seeded(seed_of(context.seed, stage.name, -1)):
             self.modules = stage.build(context)
         _move(self.modules, context.device)
         self.modules.requires_grad_(False)
@@ -664,9 +665,7 @@ class Training:
             "seed": self.context.seed,
             "device": self.context.device.type,
             "torch": torch.__version__,
-            "start_sha256": hashlib.sha256(self.start.read_bytes()).hexdigest()
-            if self.start
-            else None,
+            "start_sha256": sha256_of(self.start.read_bytes()) if self.start else None,
             "latents_of": str(self.context.latents_of) if self.context.latents_of else None,
             **{name: getattr(stage, name) for name in _SETTINGS},
             "parameters": sum(value.numel() for value in self.learning.values()),
@@ -678,7 +677,7 @@ class Training:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate * group["share"])
-        self._generator.manual_seed(hash_of(self.context.seed, self.stage.name, self.step))
+        self._generator.manual_seed(seed_of(self.context.seed, self.stage.name, self.step))
         losses = self._graph(batch) if self._graph else self._update(batch)
         keep = min(self.stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -849,12 +848,6 @@ class _Log:
         self._sums, self._count, self._since = {}, 0, time.monotonic()
 
 
-def hash_of(seed: int, stage: str, step: int) -> int:
-    """A 63-bit seed from (seed, stage, step), the same on every machine."""
-    digest = hashlib.sha256(f"{seed} {stage} {step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def _schedule(step: int, done: float, warmup: int) -> float:
     """Linear warm-up, then, as the share of all steps that is done, a cosine down to 2 %."""
     cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(done * math.pi))
@@ -863,11 +856,8 @@ def _schedule(step: int, done: float, warmup: int) -> float:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(whole, unfinished, metadata)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        save_file(whole, unfinished, metadata)
 
 
 @contextmanager
