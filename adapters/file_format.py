@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -29,7 +29,7 @@ _VECTORS = re.compile(r"(token|staged)\.([01])")
 _CHANGES = ("delta", "up", "down")
 
 
-def _as_it_is(check: Callable[..., str], *arguments: str) -> Any:
+def _as_it_is(check: Callable[..., str], *arguments: str) -> AfterValidator:
     def unchanged(text: str) -> str:
         if check(text, *arguments) != text:
             raise ValueError(f"{text!r} is written in another way")

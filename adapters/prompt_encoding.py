@@ -103,7 +103,7 @@ def token_columns(
     """
     encoder = backbone.text_encoders[0]
     ids = encoder.ids(prompt)
-    own = [encoder.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    own = [encoder.id_of(token) for token in tokens]
     try:
         columns = [ids.index(each) for each in own]
         if category is None:

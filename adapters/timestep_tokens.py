@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -315,10 +315,10 @@ def _beside(states: Tensor, count: int) -> Tensor:
     return states.unflatten(0, (count, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def _take_part(part: int, projection: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+def _take_part(part: int, projection: nn.Linear, args: tuple[Tensor]) -> Tensor | None:
     """Before `to_k` and `to_v`: of states (B, 77, 2 · d) the keys' part, or the values'."""
     (states,) = args
-    width = cast("Any", projection).in_features
+    width = projection.in_features
     if states.shape[-1] != len(ROLES) * width:
         return None
     return states[..., part * width : (part + 1) * width]

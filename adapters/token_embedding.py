@@ -5,14 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AddedToken
 
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, TextEncoder
 from ..registry.errors import InvalidWeights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ExtendedEmbedding(nn.Module):
@@ -42,7 +45,9 @@ class NewTokens:
 
     tokens: tuple[str, ...]
     rows: Sequence[Callable[[], Tensor]]
-    _injected: list[tuple[int, Any, Any, nn.Module]] = field(default_factory=list)
+    _injected: "list[tuple[int, PreTrainedTokenizerBase, PreTrainedModel, nn.Module]]" = field(
+        default_factory=list
+    )
 
     def inject(self, backbone: Backbone) -> None:
         """Let the tokenizers know the tokens, and the text encoders their vectors."""
@@ -55,7 +60,7 @@ class NewTokens:
                 tokenizer, network = encoder.tokenizer, encoder.network
                 extended = copy.deepcopy(tokenizer)
                 extended.add_tokens([AddedToken(each, normalized=False) for each in self.tokens])
-                (first, *_) = extended.convert_tokens_to_ids(list(self.tokens))
+                first = TextEncoder(extended, network).id_of(self.tokens[0])
                 base = network.get_input_embeddings()
                 self._injected.append((i, tokenizer, network, base))
                 network.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
@@ -75,10 +80,10 @@ def check_vectors(backbone: Backbone, shapes: Sequence[torch.Size], leading: Seq
     """Raise `InvalidWeights` unless there are vectors (…, d), as many, for each text encoder."""
     wanted: list[tuple[int, ...]] = []
     for encoder in backbone.text_encoders:
-        embedding: Any = encoder.network.get_input_embeddings()
+        embedding = encoder.network.get_input_embeddings()
         while isinstance(embedding, ExtendedEmbedding):
-            embedding = cast("Any", embedding.base)
-        wanted.append((*leading, embedding.weight.shape[1]))
+            embedding = embedding.base
+        wanted.append((*leading, embedding.get_parameter("weight").shape[1]))
     if [tuple(shape) for shape in shapes] != wanted:
         raise InvalidWeights("its vectors are not as wide as the base model's")
 
@@ -120,7 +125,7 @@ class TokenEmbedding:
         """Vectors that mean nothing yet: drawn with the mean and spread of all words' vectors."""
         vectors: list[nn.Parameter] = []
         for encoder in backbone.text_encoders:
-            table = encoder.network.get_input_embeddings().weight.detach().float()
+            table = encoder.network.get_input_embeddings().get_parameter("weight").detach().float()
             noise = torch.randn((len(tokens), table.shape[1]), generator=generator)
             vectors.append(nn.Parameter(table.mean(0) + table.std(0) * noise.to(table.device)))
         return cls(tuple(tokens), vectors)
@@ -177,12 +182,12 @@ def _itself(vectors: Tensor) -> Tensor:
     return vectors
 
 
-def _read_at_end_token(encoder: Any, tokenizer: Any) -> None:
+def _read_at_end_token(encoder: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Let the pooled vector be read at the end token.
 
     Configurations from before 2023 (`eos_token_id: 2`) make transformers read it at the highest id,
     which a new token would be.
     """
     for module in encoder.modules():
-        if getattr(module, "eos_token_id", None) == 2:
-            module.eos_token_id = tokenizer.eos_token_id
+        if vars(module).get("eos_token_id") == 2:
+            vars(module)["eos_token_id"] = tokenizer.eos_token_id

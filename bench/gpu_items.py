@@ -230,7 +230,7 @@ def generation(report: Report, left: Time, is_tiny: bool) -> bool:
     """Pictures of SD 2.1-base's shape, 512 px, 50 steps, guidance 7.5, one and four at a time."""
     _machine(report)
     backbone = load_base().backbone if is_tiny else _full_size("SD 2.1")
-    pipeline = backbone.pipeline.to(DEVICE)
+    pipeline: Any = backbone.pipeline.to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     steps = 2 if is_tiny else 50
 

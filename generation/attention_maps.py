@@ -39,7 +39,7 @@ def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept
     tokenizer, ids = encoder.tokenizer, encoder.ids(prompt)
     if not concepts:
         return [
-            Word(tokenizer.decode([each]).replace("</w>", "").strip(), column)
+            Word(str(tokenizer.decode([each])).replace("</w>", "").strip(), column)
             for column, each in enumerate(ids)
             if each not in tokenizer.all_special_ids
         ]

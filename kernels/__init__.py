@@ -6,7 +6,7 @@ are imported when first used: other libraries import this package by chance when
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .attention import Attended, attend, map_distance
@@ -23,7 +23,7 @@ _HOMES = {
 __all__ = ["Attended", "Observation", "attend", "map_distance", "observe"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -6,14 +6,13 @@ pass computes it again. Only where all of A is no more than a chunk, it is kept.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .problem import Problem, Wanted, without_autocast
+from .problem import Context, Problem, Wanted, without_autocast
 from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20
@@ -33,15 +32,16 @@ def attend_chunked(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | No
     return output, maps, moments
 
 
-def _outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass may be called under autocast, which would change what is multiplied."""
+class _DistanceContext(Context, Protocol):
+    scale: float
+    device: torch.device
 
-    @wraps(backward)
-    def run(ctx: Any, *gradients: Tensor | None) -> Any:
-        with without_autocast(ctx.device):
-            return backward(ctx, *gradients)
 
-    return run
+class _AttentionContext(_DistanceContext, Protocol):
+    biases: list[Tensor | None]
+    wanted: Wanted
+    mean: Tensor | None
+    num_kept: int
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -49,7 +49,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _AttentionContext,
         q: Tensor,
         columns: Tensor | None,
         biases: list[Tensor | None],
@@ -80,41 +80,48 @@ class _ChunkedAttention(torch.autograd.Function):
         return output, maps, moments
 
     @staticmethod
-    @_outside_autocast
-    def backward(
-        ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        q, columns, *flat = ctx.saved_tensors
-        num_flat = len(flat) - ctx.num_kept
-        flat, kept = flat[:num_flat], iter(flat[num_flat:])
-        rows = _Rows(q, flat[::2], ctx.scale, ctx.biases)
-        values, index = rows.joined(flat[1::2]), rows.index_of(columns)
-        d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
-        offset, slope = _upstream(ctx, index, d_maps, d_moments, rows.dtype)
-        d_q = torch.empty_like(q)
-        d_k, d_v = (rows.q.new_empty(values.shape) for _ in "kv")
-        for group in rows.groups():
-            v_t, own_index, d_out = group.of(values).mT, group.of(index), group.of(d_output)
-            own_offset, own_slope = group.of(offset), group.of(slope)
-            own_d_k, own_d_v = group.of(d_k), group.of(d_v)
-            for chunk in group.chunks:
-                weights = next(kept) if ctx.num_kept else group.weights(chunk)
-                _add_product(own_d_v, weights.mT, d_out[:, chunk], chunk)
-                d_weights = _chunk_product(d_out[:, chunk], v_t, "dA")
-                if d_maps is not None or d_moments is not None:
-                    here = own_index[:, chunk]
-                    seen = weights.gather(-1, here)
-                    g = torch.addcmul(own_offset[:, chunk], own_slope, seen)
-                    d_weights.scatter_add_(-1, here, g)
-                d_scores = _softmax_backward(d_weights, weights)
-                group.put_gradients(chunk, d_scores, d_q, own_d_k)
-        lengths = [k.shape[2] for k in flat[::2]]
-        d_flat = [
-            part.to(q.dtype)
-            for parts in zip(d_k.split(lengths, 2), d_v.split(lengths, 2), strict=True)
-            for part in parts
-        ]
-        return d_q, None, None, None, None, *d_flat
+    def backward(ctx: _AttentionContext, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        with without_autocast(ctx.device):  # it may be called under autocast
+            return _attention_backward(ctx, *gradients)
+
+
+def _attention_backward(
+    ctx: _AttentionContext,
+    d_output: Tensor | None,
+    d_maps: Tensor | None,
+    d_moments: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    q, columns, *flat = ctx.saved_tensors
+    num_flat = len(flat) - ctx.num_kept
+    flat, kept = flat[:num_flat], iter(flat[num_flat:])
+    rows = _Rows(q, flat[::2], ctx.scale, ctx.biases)
+    values, index = rows.joined(flat[1::2]), rows.index_of(columns)
+    d_output = torch.zeros_like(rows.q) if d_output is None else d_output.to(rows.dtype)
+    offset, slope = _upstream(ctx, index, d_maps, d_moments, rows.dtype)
+    d_q = torch.empty_like(q)
+    d_k, d_v = (rows.q.new_empty(values.shape) for _ in "kv")
+    for group in rows.groups():
+        v_t, own_index, d_out = group.of(values).mT, group.of(index), group.of(d_output)
+        own_offset, own_slope = group.of(offset), group.of(slope)
+        own_d_k, own_d_v = group.of(d_k), group.of(d_v)
+        for chunk in group.chunks:
+            weights = next(kept) if ctx.num_kept else group.weights(chunk)
+            _add_product(own_d_v, weights.mT, d_out[:, chunk], chunk)
+            d_weights = _chunk_product(d_out[:, chunk], v_t, "dA")
+            if d_maps is not None or d_moments is not None:
+                here = own_index[:, chunk]
+                seen = weights.gather(-1, here)
+                g = torch.addcmul(own_offset[:, chunk], own_slope, seen)
+                d_weights.scatter_add_(-1, here, g)
+            d_scores = _softmax_backward(d_weights, weights)
+            group.put_gradients(chunk, d_scores, d_q, own_d_k)
+    lengths = [k.shape[2] for k in flat[::2]]
+    d_flat = [
+        part.to(q.dtype)
+        for parts in zip(d_k.split(lengths, 2), d_v.split(lengths, 2), strict=True)
+        for part in parts
+    ]
+    return d_q, None, None, None, None, *d_flat
 
 
 _SCRATCH = threading.local()
@@ -155,7 +162,7 @@ def _in_place_of(rows: Tensor) -> Tensor:
 
 
 def _upstream(
-    ctx: Any,
+    ctx: _AttentionContext,
     index: Tensor,
     d_maps: Tensor | None,
     d_moments: Tensor | None,
@@ -170,6 +177,7 @@ def _upstream(
     if d_maps is not None:
         offset = (d_maps if ctx.wanted.per_head else d_maps.unsqueeze(1) / heads).mT
     if d_moments is not None:
+        assert ctx.mean is not None
         count = heads * num_queries
         slope = 2 * d_moments[..., 1] / (count - 1)
         constant = d_moments[..., 0] / count - slope * ctx.mean
@@ -285,7 +293,7 @@ class _ChunkedDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
+        ctx: _DistanceContext, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
         a, b = (_Rows(q, [k], scale, [None], scales_sums=True) for k in (k_a, k_b))
         squares = a.q.new_zeros(*q.shape[:2], k_a.shape[2])  # over queries: (B, H, M)
@@ -299,19 +307,23 @@ class _ChunkedDistance(torch.autograd.Function):
         return (squares.sum(1) * weights).sum(1)
 
     @staticmethod
-    @_outside_autocast
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        q, k_a, k_b, weights = ctx.saved_tensors
-        a, b = (_Rows(q, [k], ctx.scale, [None], scales_sums=True) for k in (k_a, k_b))
-        factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
-        factor = factor.expand(-1, q.shape[1], 1, -1)
-        d_q, d_k = torch.empty_like(q), a.q.new_empty(k_a.shape)
-        for ours, target in zip(a.groups(), b.groups(), strict=True):
-            own_factor, own_d_k = ours.of(factor), ours.of(d_k)
-            for chunk in ours.chunks:
-                own = ours.weights(chunk)
-                other = target.weights(chunk, "target")
-                d_own = torch.sub(own, other, out=other).mul_(own_factor)
-                d_scores = _softmax_backward(d_own, own)
-                ours.put_gradients(chunk, d_scores, d_q, own_d_k)
-        return d_q, d_k.to(k_a.dtype), None, None, None
+    def backward(ctx: _DistanceContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(ctx.device):
+            return _distance_backward(ctx, *gradients)
+
+
+def _distance_backward(ctx: _DistanceContext, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    q, k_a, k_b, weights = ctx.saved_tensors
+    a, b = (_Rows(q, [k], ctx.scale, [None], scales_sums=True) for k in (k_a, k_b))
+    factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
+    factor = factor.expand(-1, q.shape[1], 1, -1)
+    d_q, d_k = torch.empty_like(q), a.q.new_empty(k_a.shape)
+    for ours, target in zip(a.groups(), b.groups(), strict=True):
+        own_factor, own_d_k = ours.of(factor), ours.of(d_k)
+        for chunk in ours.chunks:
+            own = ours.weights(chunk)
+            other = target.weights(chunk, "target")
+            d_own = torch.sub(own, other, out=other).mul_(own_factor)
+            d_scores = _softmax_backward(d_own, own)
+            ours.put_gradients(chunk, d_scores, d_q, own_d_k)
+    return d_q, d_k.to(k_a.dtype), None, None, None

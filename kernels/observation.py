@@ -4,21 +4,25 @@
         unet(latents, timesteps, states)
     loss = sum(m[..., 0].square().sum() for m in seen.moments.values())
 
-Knows diffusers only by the shape of its attention modules; nothing of it is imported.
+Knows diffusers only by the shape of its attention modules; nothing of it is imported but types.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .attention import REDUCTIONS, attend, map_distance
 from .problem import WANTS, CheckedColumns, check_columns
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+    from diffusers.models.attention_processor import Attention
 
 CROSS_ATTENTION = r".*attn2"
 """The names of the layers in which pictures attend to text, in every Stable Diffusion."""
@@ -75,6 +79,10 @@ class _Asked:
         return known
 
 
+Processor = Callable[..., Tensor]
+"""Computes what an attention layer of diffusers does: of it, states, other states and a mask."""
+
+
 class AttentionStack:
     """The attention layers of a UNet2DConditionModel, and who watches them.
 
@@ -83,15 +91,15 @@ class AttentionStack:
     """
 
     @classmethod
-    def of(cls, unet: Any) -> "AttentionStack":
+    def of(cls, unet: "ModelMixin") -> "AttentionStack":
         """The one of a U-Net, which is made if some of its processors are not of one."""
         first, *others = (_stack_of(each) for each in unet.attn_processors.values())
         return first if first and all(each is first for each in others) else cls(unet)
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: "ModelMixin") -> None:
         self._observers: list[_Observer] = []
         own = {
-            name.removesuffix(".processor"): each.own if _is_ours(each) else each
+            name.removesuffix(".processor"): each.own if isinstance(each, _Processor) else each
             for name, each in unet.attn_processors.items()
         }
         self.layers = list(own)
@@ -100,9 +108,9 @@ class AttentionStack:
             {f"{name}.processor": _Processor(self, name, each) for name, each in own.items()}
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nobody watches a copy."""
-        return vars(self) | {"_observers": []}
+        return {**vars(self), "_observers": []}
 
     @contextmanager
     def observe(
@@ -140,7 +148,7 @@ class AttentionStack:
 
 @contextmanager
 def observe(
-    unet: Any,
+    unet: "ModelMixin",
     *,
     columns: Tensor | Sequence[int] | None = None,
     want: str | Sequence[str] | None = None,
@@ -183,12 +191,8 @@ def observe(
         unet.set_attn_processor(before)
 
 
-def _is_ours(processor: Any) -> TypeGuard["_Processor"]:
-    return isinstance(processor, _Processor)
-
-
-def _stack_of(processor: Any) -> AttentionStack | None:
-    return processor.stack if _is_ours(processor) else None
+def _stack_of(processor: Processor) -> AttentionStack | None:
+    return processor.stack if isinstance(processor, _Processor) else None
 
 
 def _asked(
@@ -212,7 +216,7 @@ def _asked(
     return _Asked(columns, words, per_head, reference, reduction)
 
 
-def _unknown_part(layer: Any) -> str | None:
+def _unknown_part(layer: nn.Module) -> str | None:
     """Only plain attention is known: one projection each, no extra keys, no spatial norm."""
     parts = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
     return next((part for part in parts if getattr(layer, part, None) is not None), None)
@@ -221,17 +225,30 @@ def _unknown_part(layer: Any) -> str | None:
 class _Processor:
     """What a layer computes: by its own processor, or as whoever watches it asks."""
 
-    def __init__(self, stack: AttentionStack, name: str, own: Any) -> None:
+    def __init__(self, stack: AttentionStack, name: str, own: Processor) -> None:
         self.stack = stack
         self.name = name
         self.own = own
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """Attend."""
         observer = self.stack.observer_of(self.name)
         if observer is None:
-            return self.own(attn, hidden_states, *args, **kwargs)
-        return observer.attend(self.name, attn, hidden_states, *args, **kwargs)
+            return self.own(
+                attn,
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+            )
+        return observer.attend(
+            self.name, attn, hidden_states, encoder_hidden_states, attention_mask
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -246,15 +263,15 @@ class _Observer:
     def attend(
         self,
         name: str,
-        attn: Any,
+        attn: "Attention",
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **_: Any,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
     ) -> Tensor:
         """Attend, and keep what was seen."""
-        del temb
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
         residual, shape = hidden_states, hidden_states.shape
         if hidden_states.dim() == 4:
             hidden_states = hidden_states.flatten(2).mT
@@ -309,13 +326,15 @@ class _Observer:
         return attended.output
 
     def _compare(
-        self, name: str, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None
+        self, name: str, attn: "Attention", query: Tensor, key: Tensor, mask: Tensor | None
     ) -> None:
         """Keep the distance from the map that the reference's keys would give."""
         if mask is not None:
             raise ValueError("attention_mask is given: expected None where distances are wanted")
         with torch.no_grad():
             states = self.asked.reference
+            assert states is not None
+            assert attn.to_k is not None
             states = attn.norm_encoder_hidden_states(states) if attn.norm_cross else states
             other = _by_head(attn.to_k(states), attn.heads).to(key.dtype)
         distance = map_distance(query, key, other, reduction=self.asked.reduction, scale=attn.scale)

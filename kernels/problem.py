@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,19 @@ class CheckedColumns:
 
     rows: Tensor
     num_keys: int
+
+
+class Context(Protocol):
+    """What autograd takes from a forward pass to its backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]  # and None, where that was saved
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Become `saved_tensors`."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether a gradient that there is none of comes as zeros, and not as None."""
 
 
 def make_problem(

@@ -8,14 +8,14 @@ After FlashAttention-2 (Dao 2023, algorithms 1 and 2); what columns add is deriv
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .problem import Problem, Wanted
+from .problem import Context, Problem, Wanted
 from .triton_common import (
     LOG2_E,
     cast,
@@ -414,7 +414,7 @@ def _launch_backward(
         shared = (columns, *uses.arguments(inputs.nothing), *strides(q, k, v), *uses.strides())
         sizes = (inputs.heads, n, k.shape[2], inputs.num_columns)
         scales = (inputs.scale * LOG2_E.value, inputs.scale)
-        options: dict[str, Any] = {
+        options: dict[str, int | bool] = {
             **inputs.widths(),
             **blocks.options(),
             **uses.uses(),
@@ -447,10 +447,16 @@ def split_queries(num_queries: int, programs: int, block: int) -> tuple[int, int
 # --- autograd -------------------------------------------------------------------------------------
 
 
+class _AttentionContext(Context, Protocol):
+    biases: list[Tensor | None]
+    wanted: Wanted
+    scale: float
+
+
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _AttentionContext,
         q: Tensor,
         columns: Tensor | None,
         biases: list[Tensor | None],
@@ -476,7 +482,10 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_output: Tensor | None, d_maps: Tensor | None, d_moments: Tensor | None
+        ctx: _AttentionContext,
+        d_output: Tensor | None,
+        d_maps: Tensor | None,
+        d_moments: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         q, columns, output, top, total, mean, *flat = ctx.saved_tensors
         inputs = _Inputs(q, tuple(flat), ctx.biases, columns, ctx.scale)

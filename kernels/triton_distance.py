@@ -7,13 +7,14 @@ three numbers per query is kept for the backward pass.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # (what Triton does to a function is beyond its types)
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .problem import Context
 from .triton_attention import backward_blocks, split_queries
 from .triton_common import (
     LOG2_E,
@@ -168,10 +169,14 @@ def _backward_k(
 # --- autograd -------------------------------------------------------------------------------------
 
 
+class _DistanceContext(Context, Protocol):
+    scale: float
+
+
 class _TritonDistance(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
+        ctx: _DistanceContext, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
         q, k_a, k_b = map(rows_with_unit_stride, (q, k_a, k_b))
         batch, heads, num_queries, _ = q.shape
@@ -189,7 +194,7 @@ class _TritonDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_total: Tensor
+        ctx: _DistanceContext, d_total: Tensor
     ) -> tuple[Tensor | None, ...]:
         q, k_a, k_b, weights, *per_row = ctx.saved_tensors
         batch, heads, num_queries, _ = q.shape

@@ -2,26 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..adapters.prompt_encoding import encode_reference, token_columns
 from ..kernels.observation import Observation
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, TrainingScheduler
 from .settings import StageSettings, TrainingSettings
 
 REDUCTIONS = ("sum", "mean")
 
 
-def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def diffusion_target(
+    scheduler: TrainingScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
     """What the U-Net is to predict, as the scheduler's `prediction_type` says.
 
     The noise ε (Ho et al. 2020, eq. 14), the velocity v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans and Ho 2022,
     appendix D) or x₀ itself. All shapes are those of `latents`, (B, C, h, w).
     """
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config["prediction_type"]
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":

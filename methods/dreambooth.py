@@ -1,7 +1,7 @@
 """DreamBooth (Ruiz et al. 2023): a rare word, and the whole U-Net learns it."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..models.seeds import seed_of
 from .method import Method, Stage
@@ -23,7 +23,11 @@ class DreamBoothSettings(TrainingSettings):
 
 
 def rare_word(
-    backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: Any, seed: int
+    backbone: "Backbone",
+    tokens: tuple[str, ...],
+    category: str,
+    settings: DreamBoothSettings,
+    seed: int,
 ) -> "TokenEmbedding":
     """Tokens that mean nothing yet."""
     del category, settings

@@ -6,12 +6,12 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Generic, Literal, NotRequired, TypedDict, TypeVar
 
 import yaml
 
 from ..registry.errors import InvalidInput, NotFound, suggest
-from .settings import TrainingSettings
+from .settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from ..adapters.timestep_tokens import TimestepTokens
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     Embedding = TokenEmbedding | TimestepTokens
 
 Learns = Literal["embedding", "cross-attention", "denoiser"]
-MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, Any, int], "Embedding"]
+S = TypeVar("S", bound=TrainingSettings)
+MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, S, int], "Embedding"]
 """Gets a base model, placeholder tokens, their category, settings and a seed."""
-MakeLosses = Callable[["TrainingPrompts", Any, Any], "list[AttentionLoss]"]
+MakeLosses = Callable[["TrainingPrompts", S, StageSettings], "list[AttentionLoss]"]
 """Gets training prompts, settings and those of a stage."""
 DEFAULT_METHOD = "attndreambooth"
 _NO_METHODS = ("attention_losses", "method", "seeds", "settings")
@@ -41,7 +42,9 @@ class Stage:
     learns: Learns
 
 
-def losses_asked_for(taught: "TrainingPrompts", settings: Any, stage: Any) -> "list[AttentionLoss]":
+def losses_asked_for(
+    taught: "TrainingPrompts", settings: TrainingSettings, stage: StageSettings
+) -> "list[AttentionLoss]":
     """Losses on attention that settings give a weight."""
     from .attention_losses import attention_losses
 
@@ -49,7 +52,7 @@ def losses_asked_for(taught: "TrainingPrompts", settings: Any, stage: Any) -> "l
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
+class Method(Generic[S]):
     """A way to teach a concept.
 
     `make_embedding` says what its placeholder tokens begin as, `make_losses` what is minimised
@@ -60,10 +63,10 @@ class Method:
     name: str
     about: str
     paper: str
-    settings: type[TrainingSettings]
+    settings: type[S]
     stages: tuple[Stage, ...]
-    make_embedding: MakeEmbedding
-    make_losses: MakeLosses = losses_asked_for
+    make_embedding: MakeEmbedding[S]
+    make_losses: MakeLosses[S] = losses_asked_for
     names_category: bool = True
 
     @property
@@ -82,7 +85,11 @@ class Preset:
 
 
 def from_category(
-    backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: Any, seed: int
+    backbone: "Backbone",
+    tokens: tuple[str, ...],
+    category: str,
+    settings: TrainingSettings,
+    seed: int,
 ) -> "TokenEmbedding":
     """Tokens that begin as the category's word."""
     del settings, seed
@@ -114,15 +121,22 @@ def find_method(name: str) -> Method:
     return methods[name]
 
 
+class _Entry(TypedDict):
+    """A preset in a file of presets."""
+
+    about: str
+    settings: NotRequired[dict[str, object]]
+
+
 def read_presets(method: Method) -> dict[str, Preset]:
     """The presets of a method by name, each a change of the settings' defaults."""
     found = (Path(folder, "presets", f"{method.name}.yaml") for folder in _folders())
     path = next(path for path in found if path.exists())
-    entries: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries: dict[str, _Entry] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {name: _preset(method, name, entry) for name, entry in entries.items()}
 
 
-def _preset(method: Method, name: str, entry: dict[str, Any]) -> Preset:
+def _preset(method: Method, name: str, entry: _Entry) -> Preset:
     return Preset(name, entry["about"], method.settings().updated(entry.get("settings", {})))
 
 
@@ -148,7 +162,9 @@ def settings_of(
     return settings
 
 
-def active_stages(method: Method, settings: TrainingSettings) -> Iterator[tuple[Stage, Any]]:
+def active_stages(
+    method: Method, settings: TrainingSettings
+) -> Iterator[tuple[Stage, StageSettings]]:
     """The stages that have steps, with their settings."""
     numbers = settings.stages()
     for stage in method.stages:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
 from .conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Group = Literal["cross-attention", "denoiser"]
 """Named groups of the denoiser's parameters."""
@@ -25,12 +29,18 @@ Group = Literal["cross-attention", "denoiser"]
 class TextEncoder:
     """A tokenizer and the network that reads its ids, of the transformers library."""
 
-    tokenizer: Any
-    network: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    network: "PreTrainedModel"
 
     def ids(self, text: str, *, whole: bool = True) -> list[int]:
         """Token ids of a text; with `whole`, between the marks of its beginning and its end."""
         return self.tokenizer(text, add_special_tokens=whole, truncation=whole).input_ids
+
+    def id_of(self, token: str) -> int:
+        """The id of one token."""
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(found, int)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,42 @@ class EncodedTexts:
     starts: tuple[float, ...] = ()
 
 
+class TrainingScheduler(Protocol):
+    """What a training needs of a scheduler of diffusers; timesteps are (B,)."""
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """Its settings."""
+        ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with noise, √ᾱ x₀ + √(1-ᾱ) ε."""
+        ...
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ ε - √(1-ᾱ) x₀."""
+        ...
+
+
+class SamplingScheduler(Protocol):
+    """What drawing needs of a scheduler of diffusers."""
+
+    timesteps: Tensor
+    init_noise_sigma: float | Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | None = None) -> None:
+        """Begin, with so many steps."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Latents as the denoiser takes them."""
+        ...
+
+    @property
+    def step(self) -> Callable[..., tuple[Tensor, ...]]:
+        """From a prediction, its timestep and latents to the next latents; options differ."""
+        ...
+
+
 EncodeTexts = Callable[[Sequence[str], Sequence[str] | None, bool], EncodedTexts]
 """Prompts, negative prompts, and whether negative states are wanted at all."""
 TextWrapper = Callable[[EncodeTexts, Sequence[str], Sequence[str] | None, bool], EncodedTexts]
@@ -63,7 +109,7 @@ class Backbone(ABC):
 
     family: ClassVar[str]
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: "DiffusionPipeline") -> None:
         self.pipeline = pipeline
         self.attention = AttentionStack.of(self.denoiser)
         self._text_wrappers: list[TextWrapper] = []
@@ -72,12 +118,12 @@ class Backbone(ABC):
 
     @classmethod
     @abstractmethod
-    def accepts(cls, pipeline: Any) -> bool:
+    def accepts(cls, pipeline: "DiffusionPipeline") -> bool:
         """Whether a pipeline is one of this family."""
 
     @property
     @abstractmethod
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> "ModelMixin":
         """The network that predicts noise."""
 
     @property
@@ -91,7 +137,7 @@ class Backbone(ABC):
         """All of them, the one whose columns prompts are told by first."""
 
     @abstractmethod
-    def set_tokenizer(self, index: int, tokenizer: Any) -> None:
+    def set_tokenizer(self, index: int, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Let a text encoder read by another tokenizer."""
 
     @property
@@ -135,12 +181,12 @@ class Backbone(ABC):
         """Latents to pictures. Raises `NotFinite` instead of a black one."""
 
     @abstractmethod
-    def training_scheduler(self) -> Any:
-        """The noise schedule as a training needs it, of diffusers: `add_noise`, `config`."""
+    def training_scheduler(self) -> "TrainingScheduler":
+        """The noise schedule, as a training needs it."""
 
     @abstractmethod
-    def sampling_scheduler(self, name: str | None) -> Any:
-        """A new scheduler of diffusers on the same noise schedule; the base model's own if None."""
+    def sampling_scheduler(self, name: str | None) -> "SamplingScheduler":
+        """A new scheduler on the same noise schedule; of the base model's own kind if None."""
 
     @abstractmethod
     def add_lora(self, rank: int) -> None:

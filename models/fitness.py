@@ -1,10 +1,10 @@
 """Whether files make a base model that can be used here: each fault is one clear line."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -13,7 +13,11 @@ from safetensors import SafetensorError, safe_open
 from ..registry.errors import InvalidInput, InvalidWeights
 from .bases import Base
 
-_PIPELINES: dict[str, Any] = {
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PIPELINES = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
@@ -34,7 +38,7 @@ _NO_WEIGHTS = ("position_ids",)
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def pipeline_class_of(base: Base, index: Mapping[str, Any]) -> Any:
+def pipeline_class_of(base: Base, index: Mapping[str, object]) -> "type[DiffusionPipeline]":
     """The class that a pipeline's index names, which has to be one that is known."""
     named = index.get("_class_name")
     if isinstance(named, str) and named in _PIPELINES:
@@ -47,7 +51,7 @@ def pipeline_class_of(base: Base, index: Mapping[str, Any]) -> Any:
     )
 
 
-def check_channels(base: Base, found: Any, of_latents: Any) -> None:
+def check_channels(base: Base, found: object, of_latents: object) -> None:
     """Raise `InvalidInput` for a U-Net that takes something else than latents alone."""
     if found != of_latents:
         kind = _CHANNELS.get(found) if isinstance(found, int) else None
@@ -141,7 +145,7 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
     return is_xl
 
 
-def predicts_velocity(path: Path, tensors: Mapping[str, Any]) -> bool:
+def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
     """Whether a file says so, in a tensor's name or in its metadata (stability.ai's ModelSpec)."""
     with safe_open(path, "pt") as opened:
         metadata = opened.metadata() or {}
@@ -160,7 +164,7 @@ def lacking(base: Base, missing: Sequence[str]) -> InvalidWeights:
 # --- what was loaded ------------------------------------------------------------------------------
 
 
-def check_fits(base: Base, pipeline: Any) -> None:
+def check_fits(base: Base, pipeline: "DiffusionPipeline") -> None:
     """Raise `InvalidInput` if parts of a pipeline are not made for each other."""
     unet, encoders = pipeline.unet.config, list(_text_encoders(pipeline))
     is_xl = len(encoders) > 1
@@ -182,19 +186,23 @@ def check_fits(base: Base, pipeline: Any) -> None:
         raise InvalidInput(f"{base.name}: its U-Net does not say how large its pictures are")
 
 
-def _text_encoders(pipeline: Any) -> Iterator[tuple[Any, Any]]:
+def _text_encoders(
+    pipeline: "DiffusionPipeline",
+) -> Iterator["tuple[PreTrainedTokenizerBase | None, PreTrainedModel]"]:
     for ending in ("", "_2"):
         if encoder := getattr(pipeline, f"text_encoder{ending}", None):
             yield getattr(pipeline, f"tokenizer{ending}"), encoder
 
 
-def _check_tokenizer(base: Base, tokenizer: Any, encoder: Any) -> None:
+def _check_tokenizer(
+    base: Base, tokenizer: "PreTrainedTokenizerBase | None", encoder: "PreTrainedModel"
+) -> None:
     """Raise `InvalidInput` if a tokenizer has no words, or others than its text encoder."""
     if tokenizer is None:
         raise InvalidInput(f"{base.name} has no tokenizer")
-    vocabulary = encoder.get_input_embeddings().num_embeddings
+    vocabulary = len(encoder.get_input_embeddings().get_parameter("weight"))
     ids = tokenizer("a photo of a dog", add_special_tokens=False).input_ids
-    is_known = ids and set(ids) != {tokenizer.unk_token_id} and max(ids) < vocabulary
+    is_known = any(each != tokenizer.unk_token_id for each in ids) and max(ids) < vocabulary
     if not is_known or len(tokenizer) > vocabulary:
         raise InvalidInput(
             f"{base.name} has a tokenizer that does not fit its text encoder",

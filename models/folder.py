@@ -5,7 +5,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..registry.errors import InvalidInput, InvalidWeights
 
@@ -31,7 +30,7 @@ class Part:
     variant: str | None
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, object]:
     """What a pipeline's index says. Raises `InvalidInput`."""
     return read_object(folder / PIPELINE_FILE)
 
@@ -49,7 +48,7 @@ def parts_of(folder: Path) -> dict[str, Part]:
     return found
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, object]:
     """The object in a JSON file of a base model. Raises `InvalidInput` if there is none."""
     if not path.is_file():
         raise InvalidInput(f"{path} is no file")

@@ -5,7 +5,6 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..registry.errors import InvalidWeights
 from ..registry.hashes import is_sha256, sha256_of
@@ -39,7 +38,7 @@ def hash_of_folder(folder: Path) -> str:
 
 
 def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:
-    promised: Any = None
+    promised: object = None
     with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):  # another's manifest
         promised = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     if not isinstance(promised, dict) or not all(isinstance(e, dict) for e in promised.values()):

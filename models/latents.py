@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from ..registry.errors import NotFinite
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+
 
 @torch.no_grad()
-def decoded(pipeline: Any, latents: Tensor) -> Tensor:
+def decoded(pipeline: "DiffusionPipeline", latents: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in -1..1 of latents (B, C, h, w) as the U-Net has them.
 
     In half precision some decoders overflow: SDXL's, which is float32 from the start, as diffusers
@@ -32,7 +35,7 @@ def decoded(pipeline: Any, latents: Tensor) -> Tensor:
     raise NotFinite("a picture's numbers are not finite")
 
 
-def _decoded(vae: Any, latents: Tensor) -> Tensor:
+def _decoded(vae: "ModelMixin", latents: Tensor) -> Tensor:
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     latents = latents.to(vae.dtype)
@@ -44,13 +47,13 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(scaled, return_dict=False)[0]
 
 
-def needs_float32(vae: Any) -> bool:
+def needs_float32(vae: "ModelMixin") -> bool:
     """Whether an autoencoder says that it overflows in half precision, and is in it."""
     return vae.dtype == torch.float16 and bool(vae.config.force_upcast)
 
 
 @contextmanager
-def in_float32(vae: Any) -> Iterator[None]:
+def in_float32(vae: nn.Module) -> Iterator[None]:
     """Compute in float32 meanwhile; afterwards the weights are the very ones that they were."""
     own = [(each, each.data) for each in (*vae.parameters(), *vae.buffers())]
     nn.Module.to(vae, dtype=torch.float32)  # diffusers' own `to` warns without a cause
@@ -63,7 +66,10 @@ def in_float32(vae: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def name_of_broken(
-    pipeline: Any, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
+    pipeline: "DiffusionPipeline",
+    own: Mapping[str, Tensor] | None = None,
+    *,
+    is_changed: bool = False,
 ) -> str | None:
     """A parameter of a base model with values that are not finite, as `unet.conv_in.weight`.
 

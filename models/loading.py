@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from diffusers import (
@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
@@ -58,7 +59,7 @@ FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)
 """The families of base models that there are; a new one is a file, and a place here."""
 
 
-def backbone_of(pipeline: Any) -> Backbone:
+def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
     """What a pipeline has to offer. Raises `InvalidInput` if its family is not known."""
     for family in FAMILIES:
         if family.accepts(pipeline):
@@ -111,11 +112,11 @@ def _best_device() -> str:
 
 # --- a folder -------------------------------------------------------------------------------------
 
-_TEXT_ENCODERS: dict[str, Any] = {
+_TEXT_ENCODERS = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
-_NETWORKS: dict[str, dict[str, Any]] = {
+_NETWORKS = {
     "unet": {"UNet2DConditionModel": UNet2DConditionModel},
     "vae": {"AutoencoderKL": AutoencoderKL},
     "text_encoder": _TEXT_ENCODERS,
@@ -125,7 +126,7 @@ _NETWORKS: dict[str, dict[str, Any]] = {
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
+def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[DiffusionPipeline, str]:
     """The pipeline and the hash of its weights; what cannot be used is told before these."""
     pipeline_class = pipeline_class_of(base, read_index(folder))
     parts = parts_of(folder)
@@ -147,7 +148,7 @@ def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Any, str
     return pipeline, sha256
 
 
-def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> Any:
+def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module:
     """A part with weights, all of them; raises `InvalidWeights` if they are not."""
     known = _NETWORKS[name]
     if part.class_name not in known:
@@ -165,7 +166,7 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> Any:
         raise InvalidWeights(f"{base.name} cannot be loaded: there are no weights of its {name}")
     for path in part.files:
         check_tensors(path, "")
-    model, found = known[part.class_name].from_pretrained(
+    loaded = known[part.class_name].from_pretrained(
         part.folder,
         dtype=dtype,
         variant=part.variant,
@@ -173,6 +174,7 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> Any:
         local_files_only=True,
         output_loading_info=True,
     )
+    model, found = cast("tuple[nn.Module, dict[str, list[str]]]", loaded)
     if missing := sorted(found["missing_keys"]):
         raise lacking(base, [f"{name}.{each}" for each in missing])
     return model
@@ -181,7 +183,7 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> Any:
 # --- a single file --------------------------------------------------------------------------------
 
 
-def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> Any:
+def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeline:
     path = Path(base.source)
     tensors = check_tensors(path, SINGLE_FILE)
     is_xl = check_is_whole(base, tensors)
@@ -191,7 +193,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> Any:
         read_index(Path(base.config))
     beside = f"its configuration and tokenizer may stand as a folder at {path.with_suffix('')}"
     with their_fault(base, hint=beside):
-        pipeline: Any = kind.from_single_file(
+        pipeline = kind.from_single_file(
             path,
             dtype=dtype,
             local_files_only=offline or base.config is not None,
@@ -208,7 +210,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> Any:
     if missing:
         raise lacking(base, missing)
     if predicts_velocity(path, tensors):
-        changed: dict[str, Any] = {"prediction_type": "v_prediction"}
+        changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:
             changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         pipeline.scheduler = type(pipeline.scheduler).from_config(
@@ -229,10 +231,10 @@ def _fetched(base: Base, offline: bool) -> str:
         index = hf_hub_download(base.source, PIPELINE_FILE, local_files_only=offline)
         pipeline_class_of(base, read_index(Path(index).parent))
         try:
-            return str(_downloaded(base, offline))
+            return _downloaded(base, offline)
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
-                return str(_downloaded(base, offline, variant="fp16"))
+                return _downloaded(base, offline, "fp16")
             raise
     except InvalidInput:
         raise
@@ -244,10 +246,11 @@ def _fetched(base: Base, offline: bool) -> str:
         ) from error
 
 
-def _downloaded(base: Base, offline: bool, **options: Any) -> Any:
-    return DiffusionPipeline.download(
-        base.source, use_safetensors=True, local_files_only=offline, **options
+def _downloaded(base: Base, offline: bool, variant: str | None = None) -> str:
+    folder = DiffusionPipeline.download(
+        base.source, use_safetensors=True, local_files_only=offline, variant=variant
     )
+    return str(folder)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from diffusers import (
@@ -16,11 +16,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..registry.errors import NotFinite
-from .backbone import Backbone, EncodedTexts, Group, Posterior, TextEncoder
+from .backbone import (
+    Backbone,
+    EncodedTexts,
+    Group,
+    Posterior,
+    SamplingScheduler,
+    TextEncoder,
+    TrainingScheduler,
+)
 from .conditioning import Conditioning
 from .latents import decoded, in_float32, name_of_broken, needs_float32
 
-SCHEDULERS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from transformers import PreTrainedTokenizerBase
+
+SCHEDULERS = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
@@ -35,14 +47,14 @@ class StableDiffusion(Backbone):
     family: ClassVar[str] = "SD 1.x and 2.x"
 
     @classmethod
-    def accepts(cls, pipeline: Any) -> bool:
+    def accepts(cls, pipeline: "DiffusionPipeline") -> bool:
         """Whether a pipeline is one of this family."""
         return isinstance(pipeline, StableDiffusionPipeline)
 
     # --- parts ------------------------------------------------------------------------------------
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> "UNet2DConditionModel":
         """The U-Net."""
         return self.pipeline.unet
 
@@ -56,14 +68,14 @@ class StableDiffusion(Backbone):
         """The only one."""
         return [TextEncoder(self.pipeline.tokenizer, self.pipeline.text_encoder)]
 
-    def set_tokenizer(self, index: int, tokenizer: Any) -> None:
+    def set_tokenizer(self, index: int, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Let a text encoder read by another tokenizer."""
         setattr(self.pipeline, ("tokenizer", "tokenizer_2")[index], tokenizer)
 
     @property
     def size(self) -> int:
         """Side, in pixels, of the pictures that the base model was trained on."""
-        return self._config.sample_size * self.latent_factor
+        return self.pipeline.unet.config.sample_size * self.latent_factor
 
     @property
     def latent_factor(self) -> int:
@@ -73,11 +85,7 @@ class StableDiffusion(Backbone):
     @property
     def latent_channels(self) -> int:
         """Channels of latents."""
-        return self._config.in_channels
-
-    @property
-    def _config(self) -> Any:
-        return self.pipeline.unet.config
+        return self.pipeline.unet.config.in_channels
 
     def parameters(self, group: Group) -> dict[str, nn.Parameter]:
         """The U-Net's parameters of a group, by name."""
@@ -91,7 +99,7 @@ class StableDiffusion(Backbone):
         """The projections of text states to (keys, values), layer by layer."""
         for name, layer in self.denoiser.named_modules():
             if name.endswith("attn2"):
-                yield cast("Any", layer).to_k, cast("Any", layer).to_v
+                yield layer.get_submodule("to_k"), layer.get_submodule("to_v")
 
     @property
     def localising_layers(self) -> str:
@@ -115,7 +123,7 @@ class StableDiffusion(Backbone):
 
     def _pipeline_encodes(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, is_guided: bool
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
         return self.pipeline.encode_prompt(
             list(prompts),
             device=self.device,
@@ -197,12 +205,14 @@ class StableDiffusion(Backbone):
         """A parameter with values that are not finite, as `unet.conv_in.weight`."""
         return name_of_broken(self.pipeline, own, is_changed=is_changed)
 
-    def training_scheduler(self) -> Any:
+    def training_scheduler(self) -> TrainingScheduler:
         """DDPM's, on the base model's noise schedule."""
-        return DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        own = self.pipeline.scheduler
+        return cast("TrainingScheduler", DDPMScheduler.from_config(own.config))
 
-    def sampling_scheduler(self, name: str | None) -> Any:
+    def sampling_scheduler(self, name: str | None) -> SamplingScheduler:
         """A new scheduler on the base model's noise schedule; DDIM must not clip latents."""
         own = self.pipeline.scheduler
         options = {"clip_sample": False} if name == "ddim" else {}
-        return (SCHEDULERS[name] if name else type(own)).from_config(own.config, **options)
+        kind = SCHEDULERS[name] if name else type(own)
+        return cast("SamplingScheduler", kind.from_config(own.config, **options))

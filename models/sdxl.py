@@ -1,7 +1,7 @@
 """Stable Diffusion XL: a second text encoder, pooled states and the picture's size beside it."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -10,6 +10,9 @@ from torch import Tensor
 from .backbone import EncodedTexts, TextEncoder
 from .sd import StableDiffusion
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 class StableDiffusionXL(StableDiffusion):
     """As Stable Diffusion, with what a picture's size and pooled text states tell the U-Net."""
@@ -17,7 +20,7 @@ class StableDiffusionXL(StableDiffusion):
     family: ClassVar[str] = "SDXL"
 
     @classmethod
-    def accepts(cls, pipeline: Any) -> bool:
+    def accepts(cls, pipeline: "DiffusionPipeline") -> bool:
         """Whether a pipeline is one of this family."""
         return isinstance(pipeline, StableDiffusionXLPipeline)
 
@@ -30,7 +33,10 @@ class StableDiffusionXL(StableDiffusion):
     def _encode_texts(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, is_guided: bool
     ) -> EncodedTexts:
-        return EncodedTexts(*self._pipeline_encodes(prompts, negatives, is_guided))
+        states, negative, pooled, negative_pooled = self._pipeline_encodes(
+            prompts, negatives, is_guided
+        )
+        return EncodedTexts(states, negative, pooled, negative_pooled)
 
     def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
         """Pooled states, and (height, width, top, left, height, width): nothing was cut off."""

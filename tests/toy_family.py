@@ -1,16 +1,17 @@
 """A toy family of base models: Stable Diffusion under other names, which only this file knows."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from conceptry.models.backbone import TextEncoder
 from conceptry.models.sd import StableDiffusion
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 
-class RenamedPipeline:
+class RenamedPipeline(DiffusionPipeline):
     """A pipeline of which only the toy family knows what its parts are called."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.network, self.pictures = pipeline.unet, pipeline.vae
         self.words, self.reader = pipeline.tokenizer, pipeline.text_encoder
         self.whole = pipeline
@@ -26,12 +27,12 @@ class ToyFamily(StableDiffusion):
         super().__init__(pipeline.whole)
 
     @classmethod
-    def accepts(cls, pipeline: Any) -> bool:
+    def accepts(cls, pipeline: DiffusionPipeline) -> bool:
         """Whether a pipeline is one of this family."""
         return isinstance(pipeline, RenamedPipeline)
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> UNet2DConditionModel:
         """Its network."""
         return self._parts.network
 

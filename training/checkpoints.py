@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,6 +32,9 @@ class ResumePoint:
     average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+Place = tuple[tuple[str, ...], str, int]
+"""The stages that are done, and the stage and the step in it that follow."""
+
 _GROUPS = ("learned", "optimizer", "average")
 
 
@@ -56,22 +58,20 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
         ) from error
 
 
-def read_place(path: Path) -> tuple[tuple[str, ...], str, int]:
-    """Which stages are done, and the stage and step that follow. Raises `InvalidWeights`."""
+def read_place(path: Path) -> Place:
+    """How far a training had come. Raises `InvalidWeights`."""
     with _opened(path) as (_, place):
-        return tuple(place["done"]), place["stage"], place["step"]
+        return place
 
 
 def read_resume_point(path: Path) -> ResumePoint:
     """Read the file. Raises `InvalidWeights` if it is none."""
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
-    with _opened(path) as (opened, place):
+    with _opened(path) as (opened, (done, stage, step)):
         for name in opened.keys():  # noqa: SIM118 (no mapping)
             group, _, rest = name.partition(".")
             groups[group][rest] = opened.get_tensor(name)
-        return ResumePoint(
-            done=tuple(place["done"]), stage=place["stage"], step=place["step"], **groups
-        )
+        return ResumePoint(done=done, stage=stage, step=step, **groups)
 
 
 def take_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
@@ -85,19 +85,18 @@ def take_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Non
         into[name].data.copy_(value)
 
 
-def _is_place(place: object) -> TypeGuard[dict[str, Any]]:
-    return (
-        isinstance(place, dict)
-        and isinstance(done := place.get("done"), list)
-        and all(isinstance(name, str) for name in done)
-        and isinstance(place.get("stage"), str)
-        and type(place.get("step")) is int
-        and place["step"] >= 0
-    )
+def _place_in(text: str) -> Place | None:
+    match parse_json(text):
+        case {"done": list(done), "stage": str(stage), "step": int(step)}:
+            names = tuple(name for name in done if isinstance(name, str))
+            is_sound = len(names) == len(done) and not isinstance(step, bool) and step >= 0
+            return (names, stage, step) if is_sound else None
+        case _:
+            return None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _opened(path: Path) -> Iterator[tuple[safe_open, Place]]:
     """The open file, and its place in the training."""
     if os.path.islink(path):
         raise InvalidWeights(f"{path} is a link, which no training left there")
@@ -106,8 +105,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InvalidWeights(f"{path} is no resume point of this program")
-            place = parse_json(metadata["place"])
-            if not _is_place(place):
+            place = _place_in(metadata["place"])
+            if place is None:
                 raise InvalidWeights(f"{path} does not say how far the training had come")
             yield opened, place
     except InvalidWeights:

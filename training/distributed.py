@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import InvalidInput, TrainingFailed
+
+if TYPE_CHECKING:
+    import torch
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -42,7 +45,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def broadcast(message: Any = None) -> Any:
+def broadcast(message: object = None) -> Any:
     """What the first process tells all others; returns once everyone has it.
 
     All processes have to call this as often; alone, a process tells itself.
@@ -56,7 +59,7 @@ def broadcast(message: Any = None) -> Any:
     return holder[0]
 
 
-def join() -> Any:
+def join() -> "torch.device":
     """Meet the other processes, unless that was done; returns the device of this one.
 
     They may wait for hours where the first one draws class pictures.
@@ -68,7 +71,9 @@ def join() -> Any:
         atexit.unregister(_leave)
         atexit.register(_leave)
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=use_cpu, timeout=timedelta(hours=24)).device
+    device = PartialState(cpu=use_cpu, timeout=timedelta(hours=24)).device
+    assert device is not None
+    return device
 
 
 def _leave() -> None:
@@ -122,13 +127,14 @@ def launch(arguments: Sequence[str], count: int) -> int:
     stopping = stop_signals()
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, *stopping)}
     with TemporaryFile() as kept_back:
-        started: list[subprocess.Popen[Any]] = []
+        started: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                streams: dict[str, Any] = {"stdout": kept_back, "stderr": kept_back} if rank else {}
-                environment = os.environ | shared | own
-                started.append(subprocess.Popen(command, env=environment, **streams))
+                environment, output = os.environ | shared | own, kept_back if rank else None
+                started.append(
+                    subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+                )
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             for each in stopping:
                 signal.signal(each, lambda *_: [process.terminate() for process in started])
@@ -149,7 +155,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         return failed.returncode
 
 
-def _wait(started: Sequence[subprocess.Popen[Any]]) -> subprocess.Popen[Any]:
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Until the first has ended or another one has failed; returns which.
 
     One that was interrupted has not failed: the first may still be saving. What fails for the
@@ -166,7 +172,7 @@ def _wait(started: Sequence[subprocess.Popen[Any]]) -> subprocess.Popen[Any]:
     return first
 
 
-def _end(started: Sequence[subprocess.Popen[Any]]) -> None:
+def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in started:
         try:
             process.wait(_GRACE_SECONDS)

@@ -3,11 +3,11 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -145,8 +145,11 @@ class _Loop:
 
     def _of_all(self, share: Tensor) -> Tensor:
         """The sum of what each process has of a loss."""
-        accelerator: Any = self.accelerator
-        return accelerator.reduce(share, "sum") if accelerator.num_processes > 1 else share
+        if self.accelerator.num_processes == 1:
+            return share
+        total = self.accelerator.reduce(share, "sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _backward(
         self, parts: Sequence[Minibatch], step: int, number: int
@@ -166,7 +169,9 @@ class _Loop:
             self.accelerator.backward(total * self.accelerator.num_processes)
         return [{name: value.detach() for name, value in each.items()} for each in losses]
 
-    def _watch(self, pairs: "Sequence[tuple[StageRun, Minibatch]]") -> Any:
+    def _watch(
+        self, pairs: "Sequence[tuple[StageRun, Minibatch]]"
+    ) -> AbstractContextManager[Observation | None]:
         """What the losses need to see of attention; nothing, if there is no loss on it."""
         needs = [(run.losses, part.samples[0].prompts) for run, part in pairs]
         columns = [losses.columns[rows] for losses, rows in needs if losses.columns is not None]
@@ -288,7 +293,7 @@ class StageRun:
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
-        self.optimizer: Any = _make_optimizer(list(self.learning.values()), numbers, self.settings)
+        self.optimizer = _make_optimizer(list(self.learning.values()), numbers, self.settings)
         self.average = (
             {name: value.detach().clone() for name, value in self.learning.items()}
             if self.settings.ema
@@ -305,7 +310,7 @@ class StageRun:
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.training.backbone.encode_prompts(prompts, self.training.size)
 
-    def begin(self, optimizer: Any) -> None:
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """Take an optimiser that is ready to run, and go on where the resume point is."""
         self.optimizer = optimizer
         if self.point.stage == self.stage.name:
@@ -318,7 +323,7 @@ class StageRun:
 
     # --- in a step --------------------------------------------------------------------------------
 
-    def parts(self, step: int, accelerator: Any) -> Iterator[Minibatch]:
+    def parts(self, step: int, accelerator: Accelerator) -> Iterator[Minibatch]:
         """The step's batch, of this process, in as many parts as gradients are accumulated over."""
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
@@ -332,11 +337,12 @@ class StageRun:
             if len(own):
                 yield whole.rows(own)
 
-    def update(self, step: int, losses: Mapping[str, float], accelerator: Any) -> None:
+    def update(self, step: int, losses: Mapping[str, float], accelerator: Accelerator) -> None:
         """Change what learns. Raises `TrainingFailed` before it, if something is not finite."""
         limit = self.settings.max_grad_norm or math.inf
-        norm = float(accelerator.clip_grad_norm_(self.learning.values(), limit))
-        if not all(map(math.isfinite, [norm, *losses.values()])):
+        norm = accelerator.clip_grad_norm_(self.learning.values(), limit)
+        assert norm is not None
+        if not all(map(math.isfinite, [float(norm), *losses.values()])):
             raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -467,7 +473,7 @@ class StageRun:
 
     def _load(self, point: ResumePoint) -> None:
         for name, parameter in self.learning.items():
-            state: dict[str, Any] = {}
+            state: dict[str, Tensor | int] = {}
             for key in {key.partition(".")[0] for key in point.optimizer}:
                 value = point.optimizer.get(f"{key}.{name}")
                 if value is not None:
@@ -502,7 +508,7 @@ def _make_optimizer(
     parameters: list[nn.Parameter], numbers: StageSettings, settings: TrainingSettings
 ) -> torch.optim.Optimizer:
     """AdamW (0.9, 0.999) at a constant rate."""
-    options: dict[str, Any] = {"lr": numbers.learning_rate, "weight_decay": settings.weight_decay}
+    rate, decay = numbers.learning_rate, settings.weight_decay
     if settings.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
@@ -511,11 +517,11 @@ def _make_optimizer(
                 "optimizer=adamw8bit needs the package bitsandbytes",
                 hint="pip install bitsandbytes, or --set optimizer=adamw",
             ) from error
-        return AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, **options, fused=True)
+        return AdamW8bit(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
-def _is_adamw(state: Mapping[str, Any], parameter: Tensor) -> bool:
+def _is_adamw(state: Mapping[str, Tensor | int], parameter: Tensor) -> bool:
     """Whether AdamW can go on with it; a parameter without a gradient has none."""
     shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
     return not state or {key: torch.as_tensor(v).shape for key, v in state.items()} == shapes

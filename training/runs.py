@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -45,7 +45,7 @@ from ..registry.running import (
     RESUME_FILE,
 )
 from .callbacks import Checkpoint, Hooks, Learned, StepReport
-from .checkpoints import read_place
+from .checkpoints import Place, read_place
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
@@ -55,6 +55,8 @@ from .training import Subject, Training, drawn_size
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
 CLASS_PICTURES_AT_ONCE = 8
+
+Key = TypeVar("Key", bound=ConceptKey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +121,14 @@ def train(
 
 def train_many(
     registry: Registry,
-    names: Sequence[ConceptKey],
+    names: Sequence[Key],
     base: LoadedBase,
     *,
     method: str,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    hooks: Mapping[Any, Hooks] | None = None,
+    hooks: Mapping[Key, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Teach several concepts in one batch, for which the method has to keep the base model.
 
@@ -170,10 +172,10 @@ def resume(
 
 def resume_many(
     registry: Registry,
-    names: Sequence[ConceptKey],
+    names: Sequence[Key],
     base: LoadedBase,
     *,
-    hooks: Mapping[Any, Hooks] | None = None,
+    hooks: Mapping[Key, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
     """Go on with the latest trainings of several concepts; see `resume` and `train_many`.
 
@@ -214,12 +216,12 @@ def _with_images(concept: Concept) -> Concept:
     return concept
 
 
-def _taught_from(concept: Concept) -> dict[str, Any]:
+def _taught_from(concept: Concept) -> dict[str, object]:
     """What of a concept a run is made from; edits must not change a run under way."""
     return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
 
 
-def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, Any]]:
+def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, object]]:
     """The photos, the category and the settings that a run began with, from its row."""
     config = dict(record.config)
     photos, category = config.pop("photos", None), config.pop("category", None)
@@ -251,16 +253,16 @@ class _Plan:
     method: str
     settings: TrainingSettings
     seed: int
-    place: Any = None
-    """Where it goes on: stages that are done, a stage and a step in it."""
+    place: Place | None = None
+    """Where it goes on."""
 
 
 def _run_all(
     registry: Registry,
     base: LoadedBase,
-    keys: Sequence[ConceptKey],
+    keys: Sequence[Key],
     begin: Callable[[Concept], _Plan],
-    hooks: Mapping[Any, Hooks],
+    hooks: Mapping[Key, Hooks],
 ) -> list[Trained | ConceptryError]:
     """Begin and run trainings; other processes take part in what the first one runs."""
     join()
@@ -272,7 +274,7 @@ def _run_all(
             ).run()
         return broadcast()
     outcomes: dict[str, Trained | ConceptryError] = {}
-    begun: dict[ConceptKey, str | ConceptryError] = {}
+    begun: dict[Key, str | ConceptryError] = {}
     with ExitStack() as locks:
         plans: list[_Plan] = []
         hooks_of: dict[str, Hooks] = {}
@@ -333,7 +335,7 @@ def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | N
 
 def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
     """Plans that can share a batch: of one method and settings, and at the same step."""
-    batches: dict[Any, list[_Plan]] = {}
+    batches: dict[object, list[_Plan]] = {}
     for plan in plans:
         can_share = find_method(plan.method).keeps_base
         key = (plan.method, plan.settings, plan.place) if can_share else plan.run

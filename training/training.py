@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -71,7 +70,7 @@ class Training:
         self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
         self._check_batches()
-        self.noise_scheduler: Any = backbone.training_scheduler()
+        self.noise_scheduler = backbone.training_scheduler()
         self._own: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
 

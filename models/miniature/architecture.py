@@ -1,12 +1,10 @@
 """The shapes of the miniature's networks: Stable Diffusion's, with small numbers."""
 
-from typing import Any
-
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from .tokenizer import MAX_TOKENS
+from .tokenizer import END, MAX_TOKENS, START
 
 SIZE = 128
 """Of pictures, in pixels."""
@@ -71,8 +69,9 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-def make_clip(tokenizer: Any) -> CLIPModel:
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A text encoder for the U-Net and a picture encoder to go with it."""
+    ids = tokenizer.get_vocab()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -81,9 +80,9 @@ def make_clip(tokenizer: Any) -> CLIPModel:
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         projection_dim=96,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
     )
     vision = CLIPVisionConfig(
         hidden_size=128,

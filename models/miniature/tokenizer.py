@@ -10,6 +10,8 @@ from .world.places import ACCESSORIES, PLACES
 from .world.scenes import RELATIONS
 
 MAX_TOKENS = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+"""The marks of a text's beginning and its end; CLIP pads with the latter."""
 
 _TEMPLATE_WORDS = """a an and the of with in on to at for photo picture image drawing pencil sketch
 stripes spots checks background s close up rendering art painting style cute small big new old nice
@@ -26,7 +28,7 @@ def make_tokenizer() -> CLIPTokenizer:
         for other in others:
             merges.append((first, other))
             vocabulary.append(first := first + other)
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary += [START, END]
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(vocabulary)},
         merges=merges,  # pyright: ignore[reportArgumentType]

@@ -126,7 +126,8 @@ def test_an_autoencoder_that_does_not_overflow_stays_in_half_precision(base: Loa
 
 def test_it_decodes_as_diffusers_does(base: LoadedBase) -> None:
     generator = [torch.Generator().manual_seed(3)]
-    theirs = base.backbone.pipeline(
+    pipeline: Any = base.backbone.pipeline
+    theirs = pipeline(
         ["a photo of a cat"], num_inference_steps=2, guidance_scale=5.0, generator=generator
     ).images[0]
     assert (pixels(base) == np.asarray(theirs, dtype=np.int16)).all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conceptry.adapters.token_embedding import ExtendedEmbedding
 from conceptry.methods.method import find_method, settings_of
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
@@ -72,7 +73,9 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
 
     def look(report: StepReport) -> None:
         seen[report.stage] = changed(denoiser, networks[0])
-        tokens[report.stage] = networks[2].get_input_embeddings().rows().clone()
+        embedding = networks[2].get_input_embeddings()
+        assert isinstance(embedding, ExtendedEmbedding)
+        tokens[report.stage] = embedding.rows().clone()
 
     train(backbone, pictures, tmp_path, on_step=look)
     assert seen["stage1"] == set()
@@ -268,7 +271,7 @@ def test_a_method_that_learns_no_vector_begins_with_a_rare_word(
 ) -> None:
     words = ("augmentation.crops=2", "unet.steps=1", "unet.batch=1")
     learned = train(backbone, pictures, tmp_path, words, "dreambooth")["token.0"]
-    table = backbone.text_encoders[0].network.get_input_embeddings().weight
+    table = backbone.text_encoders[0].network.get_input_embeddings().get_parameter("weight")
     gap = (table - learned).norm(dim=1).min()
     assert gap > 0.5 * table.std(0).norm(), "it is no word that there is"
     again = train(backbone, pictures, tmp_path / "again", words, "dreambooth")["token.0"]

@@ -6,7 +6,6 @@ Batch k of a stage is the same in every run: its scenes follow from the stage's 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -119,15 +118,15 @@ class _Batches(Dataset[Batch]):
 
 def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> Iterator[Batch]:
     """Yield `make(step)` for each step, in order, made by worker processes ahead of time."""
-    ahead: dict[str, Any] = {"prefetch_factor": AHEAD, "multiprocessing_context": "spawn"}
     yield from DataLoader(
         _Batches(make, steps),
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        **(ahead if num_workers else {}),
+        prefetch_factor=AHEAD if num_workers else None,
+        multiprocessing_context="spawn" if num_workers else None,
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: object) -> object:
     return batch

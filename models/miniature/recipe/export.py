@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -88,16 +87,18 @@ def _save_half(weights: Mapping[str, Tensor], path: Path) -> None:
 
 def write_manifest(folder: Path) -> None:
     """List every weights file with its hash, size and number of parameters."""
-    files: dict[str, Any] = {}
+    files: dict[str, dict[str, str | int]] = {}
+    total = 0
     for path in sorted(folder.rglob("*.safetensors")):
         path.chmod(0o644)
         tensors = load_file(path)
+        size = path.stat().st_size
+        total += size
         files[path.relative_to(folder).as_posix()] = {
             "sha256": hash_of(path),
-            "bytes": path.stat().st_size,
+            "bytes": size,
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
         }
-    total = sum(file["bytes"] for file in files.values())
     if total > MAX_BYTES:
         raise ValueError(f"{total:,} bytes of weights are more than {MAX_BYTES:,}")
     (folder / MANIFEST).write_text(json.dumps({"bytes": total, "files": files}, indent=2) + "\n")

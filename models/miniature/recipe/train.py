@@ -30,10 +30,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -59,6 +59,9 @@ from ..architecture import (
 from ..identity import IdentityEncoder
 from ..tokenizer import make_tokenizer
 from .data import Batch, pairs_batch, prefetched, scenes_batch
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 CAPTION_DROPOUT = 0.1
 MAX_SNR, MORE_SNR = 5.0, 0.25
@@ -107,10 +110,12 @@ class Context:
         return self.tokens([""])
 
     @cached_property
-    def earlier_vae(self) -> Any:
+    def earlier_vae(self) -> ModelMixin:
         """The autoencoder of `latents_of`, which may be one for smaller pictures."""
-        vae: Any = AutoencoderKL.from_pretrained(self.latents_of)
-        vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        assert self.latents_of is not None
+        vae = AutoencoderKL.from_pretrained(self.latents_of)
+        _move(vae, self.device)
+        vae.requires_grad_(False)
         return vae
 
     @cached_property
@@ -128,6 +133,12 @@ class Context:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: train the stage {stage!r} first")
         module.load_state_dict(parameters_of(load_file(path), part))
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """To a device, and its convolutions to the layout that is fast there."""
+    layout = torch.channels_last
+    nn.Module.to(module, device, memory_format=layout)  # pyright: ignore[reportCallIssue]
 
 
 def parameters_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -156,11 +167,11 @@ class Stage:
     make_batch: Callable[..., Batch]
     offset: int
     build: Callable[[Context], nn.ModuleDict]
-    losses: Callable[[Any, Any, Context, torch.Generator], Losses]
-    """Of a `Batch`, or of what `encode` makes of one."""
+    losses: Callable[..., Losses]
+    """Of the modules, a `Batch` or what `encode` makes of one, the context and a generator."""
     learns: tuple[str, ...]
     size: int = SIZE
-    encode: Callable[[Any, Batch, Context], Encoded] | None = None
+    encode: Callable[[nn.ModuleDict, Batch, Context], Encoded] | None = None
     window: int = 1
     """Minibatches are drawn from the last so many batches of encoded scenes, ..."""
     reuse: int = 1
@@ -184,7 +195,9 @@ def build_clip(context: Context) -> nn.ModuleDict:
     return nn.ModuleDict({"clip": make_clip(context.tokenizer)})
 
 
-def clip_losses(modules: Any, batch: Batch, context: Context, generator: torch.Generator) -> Losses:
+def clip_losses(
+    modules: nn.ModuleDict, batch: Batch, context: Context, generator: torch.Generator
+) -> Losses:
     """Symmetric cross-entropy over all pairs of a batch (Radford et al. 2021, figure 3).
 
     The text encoder is causal and read at the end token: padding after it changes nothing.
@@ -202,9 +215,9 @@ def clip_losses(modules: Any, batch: Batch, context: Context, generator: torch.G
 
 def build_clip_tune(context: Context) -> nn.ModuleDict:
     """The encoders as they are, the text encoder as the U-Net's training left it."""
-    modules: Any = build_clip(context)
+    modules = build_clip(context)
     context.load("clip", modules["clip"], "clip")
-    context.load("unet", modules["clip"].text_model, "text")
+    context.load("unet", modules["clip"].get_submodule("text_model"), "text")
     return modules
 
 
@@ -216,7 +229,7 @@ def build_vae(context: Context) -> nn.ModuleDict:
     return nn.ModuleDict({"vae": vae})
 
 
-def _take_over(vae: Any, earlier: Any) -> None:
+def _take_over(vae: AutoencoderKL, earlier: ModelMixin) -> None:
     """Copy the layers whose shapes agree; blocks that are more come before the decoder's second."""
     more = len(vae.decoder.up_blocks) - len(earlier.decoder.up_blocks)
     ours = vae.state_dict()
@@ -227,7 +240,13 @@ def _take_over(vae: Any, earlier: Any) -> None:
             ours[place].copy_(value)
 
 
-def keep_pictures(modules: Any, batch: Batch, context: Context) -> Encoded:
+def _vae_of(modules: nn.ModuleDict) -> ModelMixin:
+    vae = modules["vae"]
+    assert isinstance(vae, ModelMixin)
+    return vae
+
+
+def keep_pictures(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
     """What the autoencoder needs of scenes."""
     del modules
     images = batch.images.to(context.device, non_blocking=True)
@@ -235,17 +254,17 @@ def keep_pictures(modules: Any, batch: Batch, context: Context) -> Encoded:
 
 
 def vae_losses(
-    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """How far what comes back is from what went in, and a touch of KL.
 
     With `Context.latents_of`, also how far latents are from those of that autoencoder, as a share
     of their own variance.
     """
-    pixels = context.pixels(scenes["images"])
+    pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
     with context.autocast():
-        posterior = modules["vae"].encode(pixels).latent_dist
-        decoded = _decode_sample(modules["vae"], posterior, context, generator)
+        posterior = vae.encode(pixels).latent_dist
+        decoded = _decode_sample(vae, posterior, context, generator)
     kl = 1e-6 * posterior.kl().float().mean()
     losses = _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
     if context.latents_of is None:
@@ -260,14 +279,14 @@ def vae_losses(
 
 def build_decoder(context: Context) -> nn.ModuleDict:
     """The autoencoder as it is, and who tells its pictures from renders."""
-    modules: Any = build_vae(context)
+    modules = build_vae(context)
     context.load("vae", modules["vae"], "vae")
     modules["discriminator"] = Discriminator()
     return modules
 
 
 def decoder_losses(
-    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
 
@@ -275,14 +294,14 @@ def decoder_losses(
     those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
     alone, and `discriminator`, the hinge loss, the discriminator alone.
     """
-    pixels = context.pixels(scenes["images"])
+    pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
     with context.autocast():
         with torch.no_grad():
-            latents = modules["vae"].encode(pixels).latent_dist.mean
+            latents = vae.encode(pixels).latent_dist.mean
             noise = torch.randn(
                 latents.shape, generator=generator, device=latents.device, dtype=latents.dtype
             )
-        decoded = modules["vae"].decode(latents + LATENT_NOISE * latents.std() * noise).sample
+        decoded = vae.decode(latents + LATENT_NOISE * latents.std() * noise).sample
         discriminator = modules["discriminator"]
         unchanged = {name: value.detach() for name, value in discriminator.named_parameters()}
         *features, verdict = functional_call(discriminator, unchanged, (decoded,))
@@ -301,7 +320,10 @@ def decoder_losses(
 
 
 def _decode_sample(
-    vae: Any, posterior: Any, context: Context, generator: torch.Generator
+    vae: ModelMixin,
+    posterior: "DiagonalGaussianDistribution",
+    context: Context,
+    generator: torch.Generator,
 ) -> Tensor:
     noise = torch.randn(posterior.mean.shape, generator=generator, device=context.device)
     return vae.decode(posterior.mean + posterior.std * noise).sample
@@ -339,18 +361,18 @@ def build_unet(context: Context) -> nn.ModuleDict:
 
 
 @torch.no_grad()
-def scaling_factor(vae: Any, context: Context) -> float:
+def scaling_factor(vae: ModelMixin, context: Context) -> float:
     """One over the standard deviation of latents, rounded so that every run agrees."""
-    vae.to(context.device)
+    nn.Module.to(vae, context.device)
     batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
     latents = vae.encode(context.pixels(batch.images)).latent_dist.mean
     return round(1 / float(latents.std()), 4)
 
 
 @torch.no_grad()
-def encode_scenes(modules: Any, batch: Batch, context: Context) -> Encoded:
+def encode_scenes(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
     """What the U-Net needs of scenes, so small that many of them stay in memory."""
-    vae = modules["vae"]
+    vae = _vae_of(modules)
     with context.autocast():
         latents = vae.encode(context.pixels(batch.images)).latent_dist.mean
     return {
@@ -361,7 +383,7 @@ def encode_scenes(modules: Any, batch: Batch, context: Context) -> Encoded:
 
 
 def unet_losses(
-    modules: Any, scenes: Encoded, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
@@ -395,7 +417,7 @@ def build_identity(context: Context) -> nn.ModuleDict:
 
 
 def identity_losses(
-    modules: Any, batch: Batch, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict, batch: Batch, context: Context, generator: torch.Generator
 ) -> Losses:
     """Each picture finds its partner among all others (Chen et al. 2020, NT-Xent, τ = 0.07)."""
     del generator
@@ -499,7 +521,7 @@ STAGES = {
     )
 }
 
-ON_CUDA: dict[str, dict[str, Any]] = {
+ON_CUDA: dict[str, dict[str, float]] = {
     "vae": {"batch": 64, "window": 512, "reuse": 4},
     "decoder": {"batch": 64, "window": 512, "reuse": 4},
     "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
@@ -539,8 +561,8 @@ class Training:
         self.stage = stage
         self.context = context
         with _seeded(seed_of(context.seed, stage.name, -1)):
-            self.modules: Any = stage.build(context)
-        self.modules.to(context.device, memory_format=torch.channels_last)
+            self.modules = stage.build(context)
+        _move(self.modules, context.device)
         self.modules.requires_grad_(False)
         self.start = start
         if compiled:
@@ -548,7 +570,8 @@ class Training:
         self.learning: dict[str, nn.Parameter] = {}
         for name, parameter in self.modules.named_parameters():
             if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
-                self.learning[name] = parameter.requires_grad_(True)
+                parameter.requires_grad_(True)
+                self.learning[name] = parameter
         if start is not None:
             self._begin_from(load_file(start))
         self.average = {name: value.detach().clone() for name, value in self.learning.items()}
@@ -602,10 +625,10 @@ class Training:
             self._write_settings(num_steps, seconds)
             self.export()
 
-    def _minibatches(self, last: int, num_workers: int) -> Iterator[Any]:
+    def _minibatches(self, last: int, num_workers: int) -> Iterator[Batch | Encoded]:
         """What each step from here on learns from."""
         stage = self.stage
-        options: dict[str, Any] = {"crowds": stage.crowds} if stage.crowds else {}
+        options = {"crowds": stage.crowds} if stage.crowds else {}
         make = partial(
             stage.make_batch,
             split=stage.split,
@@ -650,7 +673,7 @@ class Training:
         text = json.dumps(settings, indent=2, default=dict)
         (self.context.folder / f"{stage.name}.json").write_text(text + "\n")
 
-    def _learn(self, batch: Any, done: float) -> Losses:
+    def _learn(self, batch: Batch | Encoded, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate * group["share"])
@@ -663,7 +686,7 @@ class Training:
             )
         return losses
 
-    def _update(self, batch: Any) -> Losses:
+    def _update(self, batch: Batch | Encoded) -> Losses:
         """One step of the optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.stage.losses(self.modules, batch, self.context, self._generator)
@@ -676,7 +699,7 @@ class Training:
         """Write the resume point; the former one stays until this one is complete."""
         state = {f"now.{name}": value for name, value in self.learning.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
-        names: dict[Any, str] = {value: name for name, value in self.learning.items()}
+        names: dict[Tensor, str] = {value: name for name, value in self.learning.items()}
         for parameter, moments in self.optimizer.state.items():
             state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
         _write(self._resume_path, state, {"step": str(self.step)})
@@ -716,14 +739,16 @@ class _Graph:
 
     WARM_UP = 4
 
-    def __init__(self, update: Callable[[Any], Losses], generator: torch.Generator) -> None:
+    def __init__(
+        self, update: Callable[[Batch | Encoded], Losses], generator: torch.Generator
+    ) -> None:
         self._update, self._generator = update, generator
         self._stream = torch.cuda.Stream()
         self._calls, self._graph = 0, torch.cuda.CUDAGraph()
         self._inputs: Encoded = {}
         self._losses: Losses | None = None
 
-    def __call__(self, batch: Any) -> Losses:
+    def __call__(self, batch: Batch | Encoded) -> Losses:
         self._calls += 1
         if self._calls <= self.WARM_UP or not isinstance(batch, dict):
             self._stream.wait_stream(torch.cuda.current_stream())

@@ -1,7 +1,6 @@
 """Drawing identities and places with Pillow, in coordinates of 0..1 on a square."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -57,7 +56,9 @@ class Pen:
         where = [part * self.side for part in (x - r, y - r, x + r, y + r)]
         self._draw.arc(where, start, end, fill=(*fill, 255), width=max(1, round(width * self.side)))
 
-    def _shape(self, kind: str, parts: Sequence[float], fill: Colour | None, **extra: Any) -> None:
+    def _shape(
+        self, kind: str, parts: Sequence[float], fill: Colour | None, **extra: float
+    ) -> None:
         where = [part * self.side for part in parts]
         if fill is None and self._texture is not None:
             stencil = Image.new("L", self.image.size)

@@ -1,7 +1,7 @@
 """A toy: a word whose attention is drawn together, by a loss of its own."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from conceptry.adapters.prompt_encoding import token_columns
@@ -37,7 +37,9 @@ class Focus:
         return -self.weight * share * torch.stack(variances).mean()
 
 
-def losses(taught: TrainingPrompts, settings: Any, stage: Any) -> list[AttentionLoss]:
+def losses(
+    taught: TrainingPrompts, settings: FocusedWordSettings, stage: StageSettings
+) -> list[AttentionLoss]:
     """This one beside those that settings ask for."""
     columns = [token_columns(taught.backbone, each, taught.tokens) for each in taught.prompts]
     focus = Focus(torch.tensor(columns, device=taught.backbone.device), settings.focus)

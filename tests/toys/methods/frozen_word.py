@@ -1,7 +1,6 @@
 """A toy: a word for the subject that begins as another word, and is learnt no further."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.methods.method import Method, Stage
@@ -21,7 +20,11 @@ class FrozenWordSettings(TrainingSettings):
 
 
 def from_word(
-    backbone: Backbone, tokens: tuple[str, ...], category: str, settings: Any, seed: int
+    backbone: Backbone,
+    tokens: tuple[str, ...],
+    category: str,
+    settings: FrozenWordSettings,
+    seed: int,
 ) -> TokenEmbedding:
     """Tokens that begin as the word of the settings."""
     del category, seed
