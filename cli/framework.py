@@ -15,11 +15,14 @@ from typer.core import TyperCommand, TyperGroup
 
 from .errors import ExitCode, OutputLost, explain
 from .output import Output, deliver
+from .quick_start import check_only_what_is_given
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter, Parameter
 
     from ..registry import Registry
+
+check_only_what_is_given()
 
 _TYPE_NAMES = re.compile(r" <[^>]*>$")
 GLOBAL_OPTIONS = ("registry", "as_json", "quiet", "debug")

@@ -12,7 +12,7 @@ from pathlib import Path
 from conceptry.evaluation import EvalRequest, mark_best, score, write_report
 from conceptry.generation import Settings
 from conceptry.methods import all_methods, find_method
-from conceptry.models.loading import load_base
+from conceptry.models import load_base
 from conceptry.registry import Registry
 from conceptry.training import train
 

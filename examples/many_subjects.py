@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conceptry.generation import Request, Settings, generate
-from conceptry.models.loading import load_base
+from conceptry.models import load_base
 from conceptry.registry import Registry
 from conceptry.training import train_queue
 

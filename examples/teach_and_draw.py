@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from conceptry.generation import Request, Settings, generate, save_grid
-from conceptry.models.loading import load_base
+from conceptry.models import load_base
 from conceptry.registry import Registry
 from conceptry.training import Hooks, StepReport, train
 

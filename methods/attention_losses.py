@@ -79,11 +79,20 @@ def subject_wise_loss(distances: Mapping[str, Tensor]) -> Tensor:
 # --- as the loop takes them -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Text states from whose attention a distance is measured, (P, 77, d): one for each prompt."""
+
+    states: Tensor
+    reduction: str = "sum"
+    """Over positions and tokens."""
+
+
 class AttentionLoss(Protocol):
     """A loss on the cross-attention of training prompts.
 
     Of each of P prompts, `columns` (P, T) are the tokens whose moments it looks at, and `reference`
-    (P, 77, d) the text states from whose attention it measures a distance; None for neither.
+    has the text states from whose attention it measures a distance; None for neither.
     """
 
     name: ClassVar[str]
@@ -94,8 +103,8 @@ class AttentionLoss(Protocol):
         """(P, T)."""
 
     @property
-    def reference(self) -> Tensor | None:
-        """(P, 77, d)."""
+    def reference(self) -> Reference | None:
+        """Of each prompt."""
 
     def value(self, seen: Observation, share: float) -> Tensor:
         """With its weight, of samples that are this share of a step's batch."""
@@ -152,7 +161,8 @@ def attention_losses(
             )
         )
     if settings.loss.subject_wise:
-        losses.append(SubjectWise(taught.references(), settings.loss.subject_wise))
+        reference = Reference(taught.references(), settings.loss.subject_wise_reduction)
+        losses.append(SubjectWise(reference, settings.loss.subject_wise))
     return losses
 
 
@@ -183,7 +193,7 @@ class SubjectWise:
     """`subject_wise_loss` with its weight, averaged over the batch."""
 
     name: ClassVar[str] = "subject-wise"
-    reference: Tensor
+    reference: Reference
     weight: float
     columns: None = None
 

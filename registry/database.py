@@ -49,6 +49,7 @@ class Database:
         self._mode = "mode=rwc" if _can_be_written(path) else _read_only(path)
         with translated(path):
             self.reader = self._opened()
+            self.reader.row_factory = sqlite3.Row  # by the names of columns
 
     def _opened(self) -> sqlite3.Connection:
         """A connection that can read; also where there is no room for the log's shared memory."""
@@ -104,7 +105,7 @@ class Database:
     def rows(self, sql: str, **parameters: object) -> list[sqlite3.Row]:
         """Run a read and return its rows; values are `:name` in `sql`."""
         try:
-            return self._reading().execute(sql, parameters).fetchall()
+            return self.reader.execute(sql, parameters).fetchall()
         except UnicodeEncodeError:
             texts = {key: findable(v) for key, v in parameters.items() if isinstance(v, str)}
             return self.rows(sql, **parameters | texts)
@@ -116,13 +117,7 @@ class Database:
     def stream(self, sql: str) -> Iterator[sqlite3.Row]:
         """Run a read whose rows may be too many to hold."""
         with translated(self.path):
-            yield from self._reading().execute(sql)
-
-    def _reading(self) -> sqlite3.Cursor:
-        """A read, whose rows go by the names of their columns."""
-        cursor = self.reader.cursor()
-        cursor.row_factory = sqlite3.Row
-        return cursor
+            yield from self.reader.execute(sql)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

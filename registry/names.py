@@ -81,7 +81,8 @@ def check_file_name(name: str) -> str:
     is_name = name not in ("", ".", "..") and "/" not in name and name == printable(name)
     if is_name and len(name.encode()) <= MAX_FILE_NAME:
         return name
-    raise InvalidInput(f"{name[:MAX_FILE_NAME]!r} is not a file name")
+    too_long = f": it has more than {MAX_FILE_NAME} bytes" if is_name else ""
+    raise InvalidInput(f"{name[:MAX_FILE_NAME]!r} is not a file name{too_long}")
 
 
 def plain_file_name(name: str) -> str:

@@ -108,7 +108,20 @@ def find_concepts(
             limit=min(limit, _MAX_INTEGER) or -1,
             offset=min(limit * (page - 1), _MAX_INTEGER),
         )
-    concepts = [_record(ConceptSummary, row, tags=_words(row["tags"])) for row in rows]
+    concepts = [
+        ConceptSummary(
+            row["name"],
+            row["category"],
+            _words(row["tags"]),
+            row["notes"],
+            row["images"],
+            row["versions"],
+            row["bytes"],
+            row["created"],
+            row["updated"],
+        )
+        for row in rows
+    ]
     return Page(concepts, total, page, max(1, -(-total // limit)) if limit else 1)
 
 
@@ -188,10 +201,12 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
     for row in stored:
         file = ArtifactRecord(row["name"], row["kind"], row["sha256"], row["bytes"])
         artifacts[row["version_id"]].append(file)
-    return _record(
-        Concept,
-        found,
+    return Concept(
+        id=concept_id,
+        name=found["name"],
+        category=found["category"],
         tags=_words(found["tags"]),
+        notes=found["notes"],
         images=[ImageRecord(**row) for row in images],
         versions=[
             VersionRecord(
@@ -204,6 +219,9 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
             for row in versions
         ],
         runs=_run_records(database, concept_id, runs),
+        bytes=found["bytes"],
+        created=found["created"],
+        updated=found["updated"],
     )
 
 

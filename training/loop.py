@@ -176,14 +176,16 @@ class _Loop:
         needs = [(run.losses, part.samples[0].prompts) for run, part in pairs]
         columns = [losses.columns[rows] for losses, rows in needs if losses.columns is not None]
         references = [
-            losses.reference[rows] for losses, rows in needs if losses.reference is not None
+            (losses.reference.states[rows], losses.reference.reduction)
+            for losses, rows in needs
+            if losses.reference is not None
         ]
         if not columns and not references:
             return nullcontext()
         return self.training.backbone.attention.observe(
             columns=torch.cat(columns) if columns else None,
-            reference=torch.cat(references) if references else None,
-            reduction=self.settings.loss.subject_wise_reduction,
+            reference=torch.cat([states for states, _ in references]) if references else None,
+            reduction=references[0][1] if references else "sum",
         )
 
     def _conditioning(
@@ -250,7 +252,7 @@ class _AttentionLosses:
     """The losses of a stage; each sees the columns that it asked for, all in one forward pass.
 
     Of each training prompt, `columns` (P, T) are those of all losses, one after another, and
-    `reference` (P, 77, d) that of the one that has one.
+    `reference` that of the one that has one.
     """
 
     def __init__(self, losses: Sequence[AttentionLoss]) -> None:

@@ -308,7 +308,7 @@ def test_fault_13_a_further_migration_keeps_old_rows(
         assert len(registry.show("rex").images) == 2
         registry.remove(["mia"])
         foreign_keys = registry._store.database.reader.execute("PRAGMA foreign_keys")
-        assert foreign_keys.fetchone() == (1,)
+        assert [*foreign_keys.fetchone()] == [1]
     after = named_rows(frozen)
     assert [row["concept_id"] for row in after["image"]] == [1, 1]
     for table in ("run", "metric", "version", "alias", "artifact", "generation_version"):

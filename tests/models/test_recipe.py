@@ -30,15 +30,16 @@ def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "STAGES", quick)
 
 
-def small_vae() -> AutoencoderKL:
-    """Of pictures of 32x32."""
+def small_vae(size: int = SMALL) -> AutoencoderKL:
+    """Of pictures of 32x32, or half as many pixels across by a level less; latents are 16x16."""
+    levels = (8, 16) if size == SMALL else (16,)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
-        block_out_channels=(8, 16),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * len(levels),  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * len(levels),  # pyright: ignore[reportArgumentType]
+        block_out_channels=levels,  # pyright: ignore[reportArgumentType]
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
-        sample_size=SMALL,
+        sample_size=size,
         mid_block_add_attention=False,
     )
 
@@ -57,6 +58,7 @@ def run(
     batch: int = BATCH,
     stop_at: int | None = None,
     full_size: bool = False,
+    latents_of: Path | None = None,
 ) -> None:
     """Take steps of a stage; the loop is the same for small pictures and networks."""
     numbers = dataclasses.replace(train.STAGES[stage], batch=batch)
@@ -69,7 +71,13 @@ def run(
                 numbers = dataclasses.replace(numbers, size=SMALL)
         patched.setitem(train.STAGES, stage, numbers)
         train.train(
-            stage, folder, images=batch * steps, device="cpu", num_workers=0, stop_at=stop_at
+            stage,
+            folder,
+            images=batch * steps,
+            device="cpu",
+            num_workers=0,
+            stop_at=stop_at,
+            latents_of=latents_of,
         )
 
 
@@ -109,6 +117,23 @@ def test_some_steps_of_a_stage_lower_its_loss(
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", STEPS[stage] // 5)
     run(stage, begin(stage, context, tmp_path), steps=STEPS[stage])
     assert_learned(stage, tmp_path)
+
+
+def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 8)
+    torch.manual_seed(0)
+    earlier = small_vae(SMALL // 2)
+    earlier.save_pretrained(tmp_path / "earlier")
+    run("vae", tmp_path / "new", steps=40, latents_of=tmp_path / "earlier")
+    lines = (tmp_path / "new/vae.jsonl").read_text().splitlines()
+    first, *_, last = [json.loads(line)["latents"] for line in lines]
+    assert last < first / 2
+    run("vae", tmp_path / "begun", steps=1, latents_of=tmp_path / "earlier")
+    begun = load_file(tmp_path / "begun/vae.safetensors")
+    name = "decoder.mid_block.resnets.0.conv1.weight"
+    assert torch.allclose(begun[f"vae.{name}"], earlier.state_dict()[name], atol=0.01)
 
 
 def test_every_stage_takes_a_step_at_full_size(

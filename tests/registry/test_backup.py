@@ -77,7 +77,7 @@ def test_a_restored_registry_writes_ahead_as_any_other(pets: Registry, target: P
     with Registry.open(target) as copy:
         copy.edit("rex", notes="changed")
         mode = copy._store.database.reader.execute("PRAGMA journal_mode")
-        assert mode.fetchone() == ("wal",)
+        assert [*mode.fetchone()] == ["wal"]
 
 
 def test_a_later_backup_takes_only_what_is_new(

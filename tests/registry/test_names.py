@@ -5,16 +5,18 @@ import re
 import pytest
 from conceptry.registry import InvalidInput
 from conceptry.registry.names import (
+    MAX_FILE_NAME,
     MAX_TEXT,
     check_category,
     check_file_name,
     check_line,
     check_name,
     check_text,
+    plain_file_name,
     plain_text,
     printable,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=100)
@@ -169,9 +171,11 @@ def test_another_file_name_is_refused(name: str) -> None:
 
 
 @given(st.text(st.characters(codec=None, exclude_characters="/"), min_size=3))
-def test_any_file_name_that_is_made_printable_is_accepted(name: str) -> None:
-    assert check_file_name(printable(name)) == printable(name)
-    printable(name).encode()
+@example("\x1f" * 100)  # each becomes three bytes
+def test_any_file_name_that_is_made_plain_is_accepted(name: str) -> None:
+    plain = plain_file_name(name)
+    assert check_file_name(plain) == plain
+    assert len(plain.encode()) <= MAX_FILE_NAME
 
 
 @given(ANY_TEXT | st.text(st.sampled_from("\r\n\t\0 a\x1f\x85\u3000"), max_size=6))

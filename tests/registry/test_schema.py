@@ -108,7 +108,7 @@ def test_every_migration_is_recorded(registry: Registry) -> None:
     rows = reader.execute(
         "SELECT name, position, needs FROM migration ORDER BY position"
     ).fetchall()
-    assert rows == [
+    assert [tuple(row) for row in rows] == [
         (step.name, position, step.needs) for position, step in enumerate(migrations.MIGRATIONS, 1)
     ]
 
