@@ -103,6 +103,18 @@ def test_reading_loads_neither_the_orm_nor_what_decodes_photos(tmp_path: Path) -
     assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in lines}
 
 
+def test_what_typer_does_not_have_to_check_loads_no_pydantic(tmp_path: Path) -> None:
+    draw_file(tmp_path / "photo.png")
+    registry = str(tmp_path / "concepts.db")
+    add = ["add", "rex", str(tmp_path / "photo.png"), "--category", "dog"]
+    run_python(IN_ONE_PROCESS, json.dumps([add]), CONCEPT_REGISTRY=registry)
+    lines = [["list"], ["list", "--json", "--sort", "name"], ["show", "rex"], ["--version"]]
+    program = IN_ONE_PROCESS.replace(repr(HEAVY), repr(("pydantic",)))
+    output = run_python(program, json.dumps(lines), CONCEPT_REGISTRY=registry)
+    assert "error" not in output
+    assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in lines}
+
+
 @pytest.mark.parametrize(("wish", "expected"), [(None, "1000"), ("ACTIVE", "None")])
 def test_threads_that_wait_soon_sleep_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str
