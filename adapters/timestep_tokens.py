@@ -172,7 +172,7 @@ class TimestepTokens:
         shapes = [self._vectors(i).shape for i in range(len(self.sources))]
         check_vectors(backbone, shapes, [self.num_stages, len(ROLES)])
 
-    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
+    def apply_strength(self, backbone: Backbone, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
         for i, start in enumerate(mean_vectors(backbone, category)):
             own = self._vectors(i).detach()

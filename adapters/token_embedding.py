@@ -158,7 +158,7 @@ class TokenEmbedding:
         """Raise `InvalidWeights` if these are no vectors of this base model."""
         check_vectors(backbone, [each.shape for each in self.vectors], [len(self.tokens)])
 
-    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
+    def apply_strength(self, backbone: Backbone, category: str, strength: float) -> None:
         """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
         for own, start in zip(self.vectors, mean_vectors(backbone, category), strict=True):
             own.data = torch.lerp(start.to(own), own.data, strength)

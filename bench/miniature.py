@@ -36,7 +36,7 @@ import torch
 from conceptry.evaluation.judge import load_judge
 from conceptry.evaluation.judge_recipe import measure
 from conceptry.generation.pictures import contact_sheet
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.kernels import observe
 from conceptry.models.loading import load_base
@@ -60,7 +60,7 @@ NUM_RECONSTRUCTED = 500
 NUM_ATTENTION = 400
 NUM_IDENTITIES = 1500
 NUM_SEEDS = 64
-SETTINGS = Settings(steps=25, guidance=5.0)
+SETTINGS = SamplingSettings(steps=25, guidance=5.0)
 Share = dict[str, Any]
 
 

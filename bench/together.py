@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from conceptry.adapters.file_format import read_adapter
 from conceptry.adapters.timestep_tokens import TimestepTokens
-from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from conceptry.training import Trained, train, train_many

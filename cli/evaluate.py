@@ -80,7 +80,7 @@ def evaluate(
     """
     session = session_of(context)
     from ..evaluation import running
-    from ..generation.request import Settings
+    from ..generation.request import SamplingSettings
 
     request = running.EvalRequest(
         names=list(dict.fromkeys(names)),
@@ -89,7 +89,7 @@ def evaluate(
         suite=suite,
         base=base,
         num_seeds=seeds,
-        settings=Settings(steps=steps, guidance=guidance, separate=separate),
+        settings=SamplingSettings(steps=steps, guidance=guidance, separate=separate),
         clip=clip,
         dino=dino,
     )

@@ -17,7 +17,7 @@ from .quick_start import quick_imports
 
 if TYPE_CHECKING:
     from ..generation.generating import Leak, Picture
-    from ..generation.prompt_files import Defaults
+    from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
     from ..registry import Registry
@@ -122,12 +122,12 @@ def generate(
     session = session_of(context)
     if (prompt is None) == (prompts is None):
         raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
-    from ..generation.prompt_files import Defaults, parse_size
-    from ..generation.prompt_syntax import choose
-    from ..generation.request import Settings
+    from ..generation.prompt_files import PromptDefaults, parse_size
+    from ..generation.prompt_syntax import resolve_prompt
+    from ..generation.request import SamplingSettings
     from ..models.bases import find_base
 
-    settings = Settings(
+    settings = SamplingSettings(
         steps=steps,
         guidance=guidance,
         negative=negative,
@@ -137,10 +137,10 @@ def generate(
     )
     find_base(base)  # a wrong word is told before anything is loaded or made
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    requests = _requests(prompt, prompts, Defaults(n=num_pictures, seed=first, settings=settings))
+    requests = _requests(prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings))
     with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
-            choose(registry, request.prompt)
+            resolve_prompt(registry, request.prompt)
         _point_out(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():
@@ -178,7 +178,7 @@ def generate(
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
 
-def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "list[Request]":
+def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults") -> "list[Request]":
     from ..generation.prompt_files import make_request, read_prompts
 
     if path is not None:
@@ -190,7 +190,7 @@ def _point_out(
     session: Session, registry: "Registry", requests: "list[Request]", strict: bool
 ) -> None:
     """Tell of other tools' words in prompts, the same ones once."""
-    from ..generation.other_tools import foreign_words
+    from ..generation.other_tools import find_other_tool_syntax
 
     def is_category(word: str) -> bool:
         return registry.find(category=word, limit=1).total > 0
@@ -200,8 +200,8 @@ def _point_out(
     wanted = dict.fromkeys((each.prompt, each.settings.negative) for each in requests)
     for prompt, negative in wanted:
         for word in (
-            *foreign_words(prompt, names, is_category=is_category),
-            *foreign_words(negative),
+            *find_other_tool_syntax(prompt, names, is_category=is_category),
+            *find_other_tool_syntax(negative),
         ):
             found.setdefault(word.text.lower(), str(word))
     lines = list(found.values())

@@ -303,11 +303,11 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
 
 def _check(registry: "Registry", concepts: list[int], options: TrainOptions, base: str) -> None:
     """Tell a wrong word before anything is loaded."""
-    from ..methods.method import active_stages, find_method, settings_of
+    from ..methods.method import active_stages, find_method, resolve_settings
     from ..models.bases import find_base
 
     method = find_method(options.method)
-    settings = settings_of(
+    settings = resolve_settings(
         method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
     *_, (last, numbers) = active_stages(method, settings)

@@ -21,14 +21,14 @@ from ..registry.records import ConceptKey
 from ..training.callbacks import Checkpoint, Hooks
 from ..training.distributed import is_main_process
 from .encoders import Encoders, load_encoders
-from .evaluating import Evaluator, Subject, masks_of
+from .evaluating import Evaluator, EvalSubject, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
 from .running import EvalRequest, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
-from .wanted import Wanted, wanted_for
+from .encoder_names import EncoderNames, encoder_names_for
 
 PATIENCE = 2
 """Checkpoints in a row without a better score, after which a training has had enough."""
@@ -57,7 +57,7 @@ class CheckpointChooser:
         """Hooks for the training of a concept, made before it; raises what `score` raises."""
         if not is_main_process():
             return replace(hooks or Hooks(), checkpoint_every=self.every)
-        watch = Watch(
+        watch = CheckpointScorer(
             self.registry,
             self.base,
             self._request(concept),
@@ -96,7 +96,7 @@ class CheckpointChooser:
 
 
 @dataclass(slots=True)
-class Watch:
+class CheckpointScorer:
     """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
 
     Made before the training, whose base model has to be bare. `request` names the concept, and by
@@ -113,20 +113,20 @@ class Watch:
     on_score: Callable[[Evaluation], None] = lambda _: None
     offline: bool = False
     found: list[Evaluation] = field(default_factory=list)
-    _wanted: Wanted = field(init=False)
+    _wanted: EncoderNames = field(init=False)
     _suite: Suite = field(init=False)
-    _subject: Subject = field(init=False)
+    _subject: EvalSubject = field(init=False)
     _references: list[ReferenceEmbeddings] = field(init=False)
 
     def __post_init__(self) -> None:
         (name,), request = self.request.names, self.request
         concept = self.registry.show(name)
-        self._wanted = wanted_for(self.base.base, clip=request.clip, dino=request.dino)
+        self._wanted = encoder_names_for(self.base.base, clip=request.clip, dino=request.dino)
         self._suite = suite_of(request, self._wanted, concept)
         self._check_suite()
         self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
         self.encoders.to(self.base.backbone.device)
-        self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
+        self._subject = EvalSubject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
         self._references = [
             embed_references(self.encoders, concept.category, self._subject.photos, masks)
@@ -135,7 +135,7 @@ class Watch:
     def _check_suite(self) -> None:
         """Whether it can say which checkpoint is best: before the training, not in it."""
         suite, prompts = self._suite, self._suite.prompts
-        has_identity = not self._wanted.is_drawn_world or any(each.keeps_looks for each in prompts)
+        has_identity = not self._wanted.is_miniature or any(each.keeps_looks for each in prompts)
         if suite.num_subjects > 1 or not has_identity:
             raise InvalidInput(
                 f"the suite {suite.name} cannot say which checkpoint is best",
@@ -148,13 +148,13 @@ class Watch:
             hooks,
             checkpoint_every=self.every,
             on_checkpoint=self._score,
-            is_enough=lambda: self.stop_early and self.is_enough,
+            should_finish=lambda: self.stop_early and self.has_plateaued,
         )
 
     @property
-    def is_enough(self) -> bool:
+    def has_plateaued(self) -> bool:
         """Whether the last `PATIENCE` checkpoints were no better than the best before them."""
-        scores = [each.both for each in self.found]
+        scores = [each.harmonic_mean for each in self.found]
         before, last = scores[:-PATIENCE], scores[-PATIENCE:]
         return bool(before) and max(last) <= max(before)
 

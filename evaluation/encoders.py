@@ -33,7 +33,7 @@ from ..models.miniature.shipped import load_clip, load_identity_encoder
 from ..models.pixels import to_pixels
 from ..registry.errors import InvalidInput, NotFound
 from .judge import Judge, load_judge
-from .wanted import SHIPPED, Wanted, shipped_hash
+from .encoder_names import SHIPPED, EncoderNames, shipped_hash
 
 _AT_ONCE = 32
 
@@ -55,7 +55,7 @@ class Encoders:
 
     clip: "ClipEncoder"
     dino: "DinoEncoder | None" = None
-    identity: "OwnIdentityEncoder | None" = None
+    identity: "MiniatureIdentityEncoder | None" = None
     judge: Judge | None = None
 
     def to(self, device: torch.device | str) -> None:
@@ -77,13 +77,13 @@ class Encoders:
         return told | ({"judge": shipped_hash("judge")} if self.judge else {})
 
 
-def load_encoders(wanted: Wanted, *, offline: bool = False) -> Encoders:
+def load_encoders(wanted: EncoderNames, *, offline: bool = False) -> Encoders:
     """Load what is wanted. Raises `NotFound` and `InvalidInput` with what to type instead."""
     return Encoders(
         clip=ClipEncoder.load(wanted.clip, offline=offline),
         dino=DinoEncoder.load(wanted.dino, offline=offline) if wanted.dino else None,
-        identity=OwnIdentityEncoder() if wanted.is_drawn_world else None,
-        judge=load_judge() if wanted.is_drawn_world else None,
+        identity=MiniatureIdentityEncoder() if wanted.is_miniature else None,
+        judge=load_judge() if wanted.is_miniature else None,
     )
 
 
@@ -158,7 +158,7 @@ class DinoEncoder:
         return F.normalize(torch.cat(found).float().cpu(), dim=-1)
 
 
-class OwnIdentityEncoder:
+class MiniatureIdentityEncoder:
     """The encoder of the drawn world that tells individuals apart."""
 
     name = SHIPPED

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..generation.attention_maps import MapCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
-from ..generation.prompt_syntax import Chosen
+from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regions import all_columns, by_subject, subject_columns
 from ..generation.sampler import draw
 from ..generation.separation import separating
@@ -24,7 +24,7 @@ from .picture_cache import PictureCache
 from .plan import Plan
 from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
 from .regions import regions_of_photos
-from .scoring import Picture, ReferenceEmbeddings, Scorer, diversity, embed_references
+from .scoring import ObservedPicture, ReferenceEmbeddings, Scorer, diversity, embed_references
 from .suites import SuitePrompt
 
 BATCH = 4
@@ -35,16 +35,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvalSubject:
     """Who is drawn: a version of a concept or, without one, a plain category."""
 
     category: str
     photos: Sequence[Image.Image]
     masks: Sequence[Image.Image | None]
-    chosen: Chosen | None = None
+    chosen: ChosenVersion | None = None
 
     @classmethod
-    def of(cls, registry: Registry, chosen: Chosen) -> "Subject":
+    def of(cls, registry: Registry, chosen: ChosenVersion) -> "EvalSubject":
         """A version with the photos of its concept. Raises `InvalidInput` if it has none."""
         concept = chosen.concept
         if not concept.images:
@@ -77,7 +77,7 @@ def evaluate(
     Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw`
     raise.
     """
-    subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
+    subjects = [EvalSubject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
     return Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
 
@@ -94,7 +94,7 @@ class Evaluator:
     encoders: Encoders
     cache: PictureCache
     plan: Plan
-    subjects: Sequence[Subject]
+    subjects: Sequence[EvalSubject]
     concepts: list[InjectedConcept] | None = None
     references: Sequence[ReferenceEmbeddings] | None = None
 
@@ -105,21 +105,21 @@ class Evaluator:
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.concepts)
+            source = _PictureSource(self.base, self.cache, self.plan, self.subjects, stack, self.concepts)
             for prompt in self.plan.suite.prompts:
-                scored.append(self._prompt(prompt, studio, scorer))
+                scored.append(self._prompt(prompt, source, scorer))
                 if on_progress:
                     on_progress(len(scored) * len(self.plan.seeds), total)
         return self.plan.evaluation(
             scored, summary(scored, *self.plan.metrics), self.encoders.hashes()
         )
 
-    def _prompt(self, prompt: SuitePrompt, studio: "_Studio", scorer: Scorer) -> PromptScores:
+    def _prompt(self, prompt: SuitePrompt, source: "_PictureSource", scorer: Scorer) -> PromptScores:
         found: list[PictureScores] = []
         vectors: list[Tensor] = []
         for first in range(0, len(self.plan.seeds), BATCH):
             seeds = self.plan.seeds[first : first + BATCH]
-            drawn = studio.pictures(prompt, seeds)
+            drawn = source.pictures(prompt, seeds)
             rows, embedded = scorer.score(prompt, [picture for _, picture in drawn])
             vectors.append(embedded)
             for seed, (key, _), row in zip(seeds, drawn, rows, strict=True):
@@ -128,7 +128,7 @@ class Evaluator:
         varied = diversity(torch.cat(vectors))
         if varied is not None:
             scores["diversity"] = round(varied, 4)
-        return PromptScores(studio.told(prompt), prompt.tests, scores, found)
+        return PromptScores(source.told(prompt), prompt.tests, scores, found)
 
     def _references(self) -> list[ReferenceEmbeddings]:
         return [
@@ -148,7 +148,7 @@ def reduced(mask: Image.Image | None) -> Image.Image | None:
     return mask.reduce(factor) if mask and factor > 1 else mask
 
 
-def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
+def masks_of(base: LoadedBase, subject: EvalSubject) -> list[Image.Image]:
     """The masks of a subject's photos: those in the registry, else by the base's attention."""
     lacking = [i for i, mask in enumerate(subject.masks) if mask is None]
     photos = (subject.photos[i] for i in lacking)
@@ -156,7 +156,7 @@ def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 
-class _Studio:
+class _PictureSource:
     """Draws what the cache lacks; concepts are injected when it first has to draw."""
 
     def __init__(
@@ -164,7 +164,7 @@ class _Studio:
         base: LoadedBase,
         cache: PictureCache,
         plan: Plan,
-        subjects: Sequence[Subject],
+        subjects: Sequence[EvalSubject],
         stack: ExitStack,
         concepts: list[InjectedConcept] | None,
     ) -> None:
@@ -181,7 +181,7 @@ class _Studio:
             *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
         )
 
-    def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, Picture]]:
+    def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, ObservedPicture]]:
         """Pictures of some seeds, each with its key in the cache."""
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
         side = self._base.backbone.size
@@ -210,7 +210,7 @@ class _Studio:
             }
         )
 
-    def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[Picture]:
+    def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:
         if self._injected is None:
             chosen = [subject.chosen for subject in self._subjects if subject.chosen]
             self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
@@ -231,4 +231,4 @@ class _Studio:
         )
         images = [drawn.image for drawn in drawing]
         (maps,) = collector.take()
-        yield from map(Picture, images, by_subject(maps, columns))  # (B, S, 2, h, w)
+        yield from map(ObservedPicture, images, by_subject(maps, columns))  # (B, S, 2, h, w)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..generation.prompt_syntax import Chosen, Mention, mention_of
-from ..generation.request import Settings
+from ..generation.prompt_syntax import ChosenVersion, Mention, mention_of
+from ..generation.request import SamplingSettings
 from ..models.hashes import hash_of
 from ..registry import Registry
 from ..registry.errors import InvalidInput
@@ -15,9 +15,9 @@ from ..registry.records import Concept, VersionRecord
 from ..registry.running import CHECKPOINT_PREFIX
 from .record import SCORING, Evaluation, Interval, PromptScores
 from .suites import Suite
-from .wanted import Wanted
+from .encoder_names import EncoderNames
 
-BARE = "base model"
+BASE_MODEL = "base model"
 """What is scored where no concept is."""
 
 
@@ -28,13 +28,13 @@ class Plan:
     Without versions it is the bare base model. Raises `InvalidInput` if numbers do not fit.
     """
 
-    chosen: tuple[Chosen, ...]
+    chosen: tuple[ChosenVersion, ...]
     suite: Suite
-    wanted: Wanted
+    wanted: EncoderNames
     base: str
     base_sha256: str
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
         if self.chosen and len(self.chosen) != self.suite.num_subjects:
@@ -50,9 +50,9 @@ class Plan:
     @property
     def metrics(self) -> tuple[str, str]:
         """The prompt score and the identity score that versions are chosen by."""
-        prompt = "seen" if self.wanted.is_drawn_world else "clip_t"
+        prompt = "seen" if self.wanted.is_miniature else "clip_t"
         identity = "dino" if self.wanted.dino else "clip_i"
-        identity = "identity" if self.wanted.is_drawn_world else identity
+        identity = "identity" if self.wanted.is_miniature else identity
         return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
     def made_by(self, hashes: Mapping[str, object]) -> dict[str, object]:
@@ -85,7 +85,7 @@ class Plan:
         """The record of what was found."""
         first, *others = self.chosen or (None,)
         return Evaluation(
-            concept=first.concept.name if first else BARE,
+            concept=first.concept.name if first else BASE_MODEL,
             version=first.version.number if first else 0,
             others=[each.label for each in others if each],
             suite=self.suite.name,
@@ -123,7 +123,7 @@ class Plan:
 
 def checkpoints(
     registry: Registry, concept: Concept, run: str, *, names_run: bool = False
-) -> list[Chosen]:
+) -> list[ChosenVersion]:
     """What a training kept of its way, to be drawn like a version.
 
     `names_run` has each name say of which training it is: `stage3-000100 of 29ad`.
@@ -143,13 +143,13 @@ def checkpoints(
 
 def as_chosen(
     concept: Concept, *, name: str, run: str | None, path: str = "", sha256: str = ""
-) -> Chosen:
+) -> ChosenVersion:
     """A checkpoint as if a prompt had asked for it, as version 0."""
     mention = Mention(mention_of(concept.name, 0), concept.name, "0", 1.0)
     version = VersionRecord(0, [name], run, concept.updated, [])
-    return Chosen(mention, concept, version, path, sha256)
+    return ChosenVersion(mention, concept, version, path, sha256)
 
 
-def checkpoint_of(chosen: Chosen) -> str | None:
+def checkpoint_of(chosen: ChosenVersion) -> str | None:
     """The name of a checkpoint; None for a version."""
     return None if chosen.version.number else chosen.version.aliases[0]

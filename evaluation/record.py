@@ -142,7 +142,7 @@ class Evaluation:
         return [name for name in (*self.chosen_by, HARMONIC) if name in self.scores]
 
     @property
-    def both(self) -> float:
+    def harmonic_mean(self) -> float:
         """Harmonic mean of the prompt and the identity score: what versions are chosen by.
 
         0 if one of them could not be scored.

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..adapters.prompt_encoding import class_prompt
 from ..generation.attention_maps import CollectedMaps
 from ..generation.regions import SubjectColumns, region, subject_columns
-from ..generation.sampler import blaming
+from ..generation.sampler import reporting_broken_base
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.loading import LoadedBase
@@ -19,7 +19,7 @@ GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)
 
 
-def inside_only(image: Image.Image, inside: Image.Image) -> Image.Image:
+def grey_outside(image: Image.Image, inside: Image.Image) -> Image.Image:
     """The picture with grey outside a region, given as a mask of any size."""
     mask = inside.convert("L").resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GREY), mask)
@@ -45,7 +45,7 @@ def regions_of_photos(
     side = backbone.size
     seen_as = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)
     try:
-        with blaming(base):
+        with reporting_broken_base(base):
             return [
                 _region_of_photo(backbone, photo.resize((side, side)), seen_as, subject)
                 for photo in photos

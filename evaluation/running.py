@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
-from ..generation.prompt_syntax import Chosen, choose_version, mention_of
-from ..generation.request import Settings
+from ..generation.prompt_syntax import ChosenVersion, resolve_version, mention_of
+from ..generation.request import SamplingSettings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..registry import Registry
@@ -20,7 +20,7 @@ from ..registry.running import ADAPTER_FILE
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
-from .wanted import Wanted, wanted_for
+from .encoder_names import EncoderNames, encoder_names_for
 
 if TYPE_CHECKING:
     from ..models.loading import LoadedBase
@@ -38,7 +38,7 @@ class EvalRequest:
     `versions` is `all`, or version numbers and aliases with commas between; without it, of each
     concept the one that a prompt would get. `suite` and `base` are, if left out, those that fit
     the concept's category and the base model that it was taught on. `clip` and `dino` are encoders
-    as `wanted_for` takes them. `all_checkpoints` takes, instead of `versions`, all that trainings
+    as `encoder_names_for` takes them. `all_checkpoints` takes, instead of `versions`, all that trainings
     kept of their way and what these ended with.
     """
 
@@ -48,7 +48,7 @@ class EvalRequest:
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
     clip: str | None = None
     dino: str | None = None
 
@@ -72,7 +72,7 @@ def score(
     trusted = [base.base.name] if base else []
     tasks = [_Task.of(registry, request, cast, trusted) for cast in _casts(registry, request)]
     at_rest: dict[Base, str | None] = {}
-    loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
+    loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
         if hashes := each.encoders.known_hashes():
             if each.base not in at_rest:
@@ -99,7 +99,7 @@ def score(
         yield found
 
 
-def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]:
+def _casts(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVersion, ...]]:
     """Who is in the pictures: each version by itself, or several concepts together."""
     suite = find_suite(request.suite) if request.suite else None
     for word in (*map(str, request.names), request.versions or ""):
@@ -127,10 +127,10 @@ def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]
     return [(chosen,) for name in names for chosen in _versions(registry, name, request.versions)]
 
 
-def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[Chosen]:
+def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[ChosenVersion]:
     """What trainings of a concept on a base model kept of their way, then what they ended with."""
     concept = registry.show(key)
-    found: list[Chosen] = []
+    found: list[ChosenVersion] = []
     runs = [run for run in concept.runs if base in (None, run.base)]
     of_several = sum(bool(registry.checkpoints(run.run)) for run in runs) > 1
     for run in runs:
@@ -139,7 +139,7 @@ def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> 
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
         found += [each for each in kept if each.sha256 not in made]
         for version in versions if kept else ():
-            found.append(choose_version(registry, concept, str(version.number)))
+            found.append(resolve_version(registry, concept, str(version.number)))
     if not found:
         raise NotFound(
             f"no training of {concept.name} kept checkpoints",
@@ -148,38 +148,38 @@ def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> 
     return found
 
 
-def _versions(registry: Registry, key: ConceptKey, wanted: str | None) -> list[Chosen]:
+def _versions(registry: Registry, key: ConceptKey, wanted: str | None) -> list[ChosenVersion]:
     concept = registry.show(key)
     if wanted is None:
-        return [choose_version(registry, concept)]
+        return [resolve_version(registry, concept)]
     if wanted == "all" and concept.versions:
         words = [str(version.number) for version in concept.versions]
     else:
         words = [] if wanted == "all" else [word.strip() for word in wanted.split(",")]
     if not all(words):
         raise InvalidInput(f'"{wanted}" names no versions', hint="--versions all, 1,2 or best")
-    return [choose_version(registry, concept, word) for word in words or [None]]
+    return [resolve_version(registry, concept, word) for word in words or [None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """A cast with what it is scored on and by."""
 
-    cast: tuple[Chosen, ...]
+    cast: tuple[ChosenVersion, ...]
     suite: Suite
     base: Base
-    encoders: Wanted
+    encoders: EncoderNames
 
     @classmethod
     def of(
         cls,
         registry: Registry,
         request: EvalRequest,
-        cast: tuple[Chosen, ...],
+        cast: tuple[ChosenVersion, ...],
         trusted: Sequence[str],
     ) -> "_Task":
         base = find_base(request.base or _taught_on(registry, cast[0], trusted))
-        encoders = wanted_for(base, clip=request.clip, dino=request.dino)
+        encoders = encoder_names_for(base, clip=request.clip, dino=request.dino)
         suite = suite_of(request, encoders, cast[0].concept)
         return cls(cast, suite, base, encoders)
 
@@ -195,14 +195,14 @@ class _Task:
         )
 
 
-def suite_of(request: EvalRequest, encoders: Wanted, concept: Concept) -> Suite:
+def suite_of(request: EvalRequest, encoders: EncoderNames, concept: Concept) -> Suite:
     """The suite that is wished for, else the one that fits."""
     if request.suite:
         return find_suite(request.suite)
-    return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
+    return find_suite("miniature") if encoders.is_miniature else suite_for(concept.category)
 
 
-def _taught_on(registry: Registry, chosen: Chosen, trusted: Sequence[str]) -> str:
+def _taught_on(registry: Registry, chosen: ChosenVersion, trusted: Sequence[str]) -> str:
     """The base model of the run that made a version.
 
     What an import says is believed if it is an alias, or in `trusted`.
@@ -255,7 +255,7 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
                 f"{former.label} and {each.label} were not scored on the same base model",
                 hint=f"--base {quoted(each.made_by['base'])} --versions …",
             )
-        if each.both >= former.both:
+        if each.harmonic_mean >= former.harmonic_mean:
             best[each.concept_id] = each
     return [_marked(registry, each) for each in best.values()]
 

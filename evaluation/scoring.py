@@ -30,7 +30,7 @@ from ..generation.regions import leak, region, share_inside
 from ..training.latents import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Seen
-from .regions import as_mask, inside_only
+from .regions import as_mask, grey_outside
 from .suites import SuitePrompt
 
 SUFFIXES = ("", "_other", "_third")
@@ -51,7 +51,7 @@ class ReferenceEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ObservedPicture:
     """A picture and the maps (S, 2, h, w) of its subjects: of all its words, and of its own."""
 
     image: Image.Image
@@ -81,7 +81,7 @@ def embed_references(
 
 
 def _inside(photos: Sequence[Image.Image], number: int, mask: Image.Image) -> Image.Image:
-    return inside_only(photos[number], mask)
+    return grey_outside(photos[number], mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Scorer:
     subjects: Sequence[ReferenceEmbeddings]
 
     def score(
-        self, prompt: SuitePrompt, pictures: Sequence[Picture]
+        self, prompt: SuitePrompt, pictures: Sequence[ObservedPicture]
     ) -> tuple[list[dict[str, float]], Tensor]:
         """Scores of each picture of a prompt, and CLIP's vectors of them (B, d)."""
         images = [picture.image for picture in pictures]
@@ -146,7 +146,7 @@ class Scorer:
         regions: Sequence[Tensor],
         suffix: str,
     ) -> None:
-        cut = [inside_only(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
+        cut = [grey_outside(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
         for name, encoder in picture_encoders(self.encoders).items():
             if not _counts(name, prompt):
                 continue

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from conceptry.evaluation import EvalRequest, mark_best, score, write_report
-from conceptry.generation import Settings
+from conceptry.generation import SamplingSettings
 from conceptry.methods import all_methods, find_method
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
@@ -51,7 +51,7 @@ def main() -> None:
             clip=options.clip,
             dino=options.dino,
             num_seeds=options.seeds,
-            settings=Settings(steps=options.steps),
+            settings=SamplingSettings(steps=options.steps),
         )
         found = list(score(registry, request, base=base))
         for each in found:

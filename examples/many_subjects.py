@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from conceptry.generation import Request, Settings, generate
+from conceptry.generation import Request, SamplingSettings, generate
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
 from conceptry.training import train_queue
@@ -50,7 +50,7 @@ def main() -> None:
                 else:
                     print(f"{each.name}: {each.error}")  # the others are done, or go on
 
-        settings = Settings(steps=options.steps)
+        settings = SamplingSettings(steps=options.steps)
         requests = [
             Request(prompt=f"a photo of <{name}> in a meadow", seeds=[0], settings=settings)
             for name in registry.names()

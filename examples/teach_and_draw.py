@@ -8,7 +8,7 @@ The registry is concepts.db in the folder where you are; `concept show rex` know
 import argparse
 from pathlib import Path
 
-from conceptry.generation import Request, Settings, generate, save_grid
+from conceptry.generation import Request, SamplingSettings, generate, save_grid
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
 from conceptry.training import Hooks, StepReport, train
@@ -43,7 +43,7 @@ def main() -> None:
         )
         print(f"{name}@{done.version} by {done.method}, {done.seconds:.0f} s")
 
-        settings = Settings(steps=options.steps)
+        settings = SamplingSettings(steps=options.steps)
         requests = [
             Request(prompt=prompt.format(name=name), seeds=range(2), settings=settings)
             for prompt in PROMPTS

@@ -19,7 +19,7 @@ from ..registry.errors import (
 from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
-from .prompt_syntax import Chosen, check_negative, choose
+from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
 from .provenance import read_provenance, save_picture
 from .regions import (
     SubjectColumns,
@@ -30,7 +30,7 @@ from .regions import (
     subject_columns,
 )
 from .request import Request
-from .sampler import Drawn, draw
+from .sampler import DrawnPicture, draw
 from .separation import separating
 
 GRID_COLUMNS = 8
@@ -65,7 +65,7 @@ class Picture:
 class _Seen:
     """A picture as it was drawn, with what was seen of attention meanwhile."""
 
-    drawn: Drawn
+    drawn: DrawnPicture
     heat: Image.Image | None = None
     leaks: list[Leak] = field(default_factory=list)
 
@@ -84,13 +84,13 @@ def generate(
 
     What made a picture is written into it and into the registry. All prompts are checked before
     the first is drawn. `with_maps` also draws where each word of a concept looks; `with_leaks`
-    tells how much concepts of one prompt look at each other's places. Raises what `choose`,
+    tells how much concepts of one prompt look at each other's places. Raises what `resolve_prompt`,
     `inject_concepts` and `draw` raise.
     """
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
-    wanted = [(request, choose(registry, request.prompt)) for request in requests]
+    wanted = [(request, resolve_prompt(registry, request.prompt)) for request in requests]
     for chosen, group in groupby(wanted, key=lambda each: each[1]):
         with inject_concepts(base, chosen) as concepts:
             for request, _ in group:
@@ -162,7 +162,7 @@ class _Record:
     registry: Registry
     base: LoadedBase
     request: Request
-    chosen: Sequence[Chosen]
+    chosen: Sequence[ChosenVersion]
     folder: Path
 
     def keep(self, seen: _Seen) -> Picture:
@@ -245,7 +245,7 @@ def reproduce(
         name: (_name_now(registry, name, *version), version[0])
         for name, version in made.versions.items()
     }
-    chosen = choose(registry, made.prompt, pinned=pinned)
+    chosen = resolve_prompt(registry, made.prompt, pinned=pinned)
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")

@@ -19,7 +19,7 @@ from ..registry.errors import (
     InvalidWeights,
     quoted,
 )
-from .prompt_syntax import Chosen, Mention, replaced
+from .prompt_syntax import ChosenVersion, Mention, replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class InjectedConcept:
 
 
 @contextmanager
-def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[InjectedConcept]]:
+def inject_concepts(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> Iterator[list[InjectedConcept]]:
     """Inject the versions that a prompt asks for; see `expand_prompt`.
 
     Changes of weights add up, each by its strength; tokens stand side by side. Raises
@@ -62,7 +62,7 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list
             change = WeightDelta.from_state(state, each.mention.strength)
             change.check(base.backbone)
         if each.mention.strength != 1:
-            embedding.weaken(base.backbone, fits.category, each.mention.strength)
+            embedding.apply_strength(base.backbone, fits.category, each.mention.strength)
         embeddings.append(embedding)
         if change.deltas or change.factors:
             changes.append(change)
@@ -73,7 +73,7 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list
 
 
 @contextmanager
-def _naming(chosen: Chosen) -> Iterator[None]:
+def _naming(chosen: ChosenVersion) -> Iterator[None]:
     """Say whose adapter it is that is wrong."""
     try:
         yield
@@ -89,7 +89,7 @@ def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
     return replaced(prompt, {each.mention.text: each.phrase for each in concepts})
 
 
-def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None:
+def _check_base(base: LoadedBase, chosen: ChosenVersion, fits: AdapterMetadata) -> None:
     if fits.base_sha256 != base.sha256:
         taught_on = next(
             (run.base for run in chosen.concept.runs if run.base_sha256 == fits.base_sha256), None

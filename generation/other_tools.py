@@ -8,7 +8,7 @@ from .prompt_syntax import MAX_STRENGTH
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class OtherToolSyntax:
     """Words of another tool in a prompt, and what to do."""
 
     text: str
@@ -106,12 +106,12 @@ _CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
 _RARE = re.compile(r"\b(?:sks|ohwx)\b")
 
 
-def foreign_words(
+def find_other_tool_syntax(
     prompt: str,
     names: Iterable[str] = (),
     *,
     is_category: Callable[[str], bool] = lambda _word: False,
-) -> Iterator[Foreign]:
+) -> Iterator[OtherToolSyntax]:
     """What of a prompt is another tool's way to say something; `names` are those of all concepts.
 
     A name that is also some concept's category is an ordinary word.
@@ -126,17 +126,17 @@ def foreign_words(
                 continue
             if advice := advise(match, known):
                 told.append((start, end))
-                yield Foreign(match[0].strip(), advice)
+                yield OtherToolSyntax(match[0].strip(), advice)
     if plain != plain.upper():
         unquoted = _KEPT_APART.sub("", plain)
         for pattern, advice in _CAPITALS:
             if pattern.search(unquoted):
-                yield Foreign(pattern.pattern.strip("\\b"), advice)
+                yield OtherToolSyntax(pattern.pattern.strip("\\b"), advice)
     if match := _RARE.search(plain):
-        yield Foreign(match[0], "a concept is <NAME>; concept list says which there are")
+        yield OtherToolSyntax(match[0], "a concept is <NAME>; concept list says which there are")
     for match in re.finditer(r"(?<![\w<:@-])[a-z0-9][a-z0-9_-]*(?![\w>-])", plain.lower()):
         is_told = any(first <= match.start() < last for first, last in told)
         is_named = f"<{match[0]}" in prompt
         is_meant = match[0] in known and len(match[0]) > 2 and not (is_told or is_named)
         if is_meant and not is_category(match[0]):
-            yield Foreign(prompt[match.start() : match.end()], f"the concept is <{match[0]}>")
+            yield OtherToolSyntax(prompt[match.start() : match.end()], f"the concept is <{match[0]}>")

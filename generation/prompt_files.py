@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput
 from ..registry.validation import Form, validated
-from .request import Request, Settings
+from .request import Request, SamplingSettings
 
 MAX_PICTURES = 10_000
 _MAX_SIZE = 20  # characters
@@ -26,15 +26,15 @@ Entry = tuple[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
+class PromptDefaults:
     """What holds where a prompt does not say otherwise: `n` pictures, seeds from `seed` on."""
 
     n: int
     seed: int
-    settings: Settings
+    settings: SamplingSettings
 
 
-def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
+def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     """The prompts of a file: `.txt`, one a line, `.yaml`, `.csv` with headings, or `.jsonl`.
 
     Lines of text that are empty or begin with # are left out. An entry of the others has a
@@ -56,7 +56,7 @@ def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
     return requests
 
 
-def make_request(prompt: str, defaults: Defaults) -> Request:
+def make_request(prompt: str, defaults: PromptDefaults) -> Request:
     """A prompt as the defaults have it."""
     seeds = range(defaults.seed, defaults.seed + defaults.n)
     return Request(prompt=prompt, seeds=seeds, settings=defaults.settings)
@@ -108,7 +108,7 @@ class _Entry(Form):
     size: _Size | None = None
 
 
-def _request(place: str, entry: Mapping[str, object], defaults: Defaults) -> Request:
+def _request(place: str, entry: Mapping[str, object], defaults: PromptDefaults) -> Request:
     given = {key: value for key, value in entry.items() if value not in (None, "")}
     own = validated(_Entry, given, at=place, noun="setting").model_dump(exclude_unset=True)
     prompt = own.pop("prompt")

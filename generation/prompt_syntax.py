@@ -31,7 +31,7 @@ class Mention:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenVersion:
     """A version of a concept that a prompt asks for; `path` is its adapter."""
 
     mention: Mention
@@ -101,9 +101,9 @@ def _mention(text: str, inside: str) -> Mention:
     return Mention(text, name, version, value)
 
 
-def choose(
+def resolve_prompt(
     registry: Registry, prompt: str, *, pinned: Mapping[str, tuple[str, int]] | None = None
-) -> list[Chosen]:
+) -> list[ChosenVersion]:
     """The versions that a prompt asks for; without a version the one called `best`, or the latest.
 
     `pinned` says which they are whatever the prompt says: for a name in it, the concept's name by
@@ -116,21 +116,21 @@ def choose(
     return [_choose(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
 
 
-def choose_version(registry: Registry, concept: Concept, word: str | None = None) -> Chosen:
+def resolve_version(registry: Registry, concept: Concept, word: str | None = None) -> ChosenVersion:
     """A version of a concept by number or alias, as if `<rex@word>` had asked for it.
 
-    Raises what `choose` raises.
+    Raises what `resolve_prompt` raises.
     """
     (mention,) = mentions(mention_of(concept.name, word))
     return _chosen(registry, concept, mention, mention.version)
 
 
-def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> Chosen:
+def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> ChosenVersion:
     name, wanted = (mention.name, mention.version) if pinned is None else pinned
     return _chosen(registry, registry.show(name), mention, None if wanted is None else str(wanted))
 
 
-def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> Chosen:
+def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> ChosenVersion:
     version = _version(concept, wanted)
     for artifact in version.artifacts:
         if artifact.name == ADAPTER_FILE:
@@ -147,7 +147,7 @@ def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str 
                     f"the stored weights of {concept.name} are damaged",
                     hint="concept check --read-data",
                 )
-            return Chosen(mention, concept, version, str(path), artifact.sha256)
+            return ChosenVersion(mention, concept, version, str(path), artifact.sha256)
     raise NotFound(f"{concept.name}@{version.number} has no adapter to draw with")
 
 

@@ -19,7 +19,7 @@ from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
-from .request import MAX_SEED, Settings
+from .request import MAX_SEED, SamplingSettings
 
 METADATA_KEY = "conceptry"
 MAX_BATCH = 256
@@ -99,7 +99,7 @@ class Provenance:
     batch_seeds: tuple[int, ...]
     with_maps: bool
     with_leaks: bool
-    settings: Settings
+    settings: SamplingSettings
     versions: Mapping[str, tuple[int, str]]
     """Of each concept: the version's number and the hash of its weights."""
 
@@ -184,6 +184,6 @@ def _made(told: _Told) -> Provenance:
         batch_seeds=batch_seeds,
         with_maps=with_maps,
         with_leaks=with_leaks,
-        settings=Settings(**drawn),
+        settings=SamplingSettings(**drawn),
         versions={each.concept: (each.version, each.sha256) for each in told.versions},
     )

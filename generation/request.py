@@ -36,7 +36,7 @@ def _drawable(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class SamplingSettings:
     """What besides prompt and seed decides how a picture looks.
 
     `size` is (width, height) in pixels, the base model's own by default; `guidance` is the
@@ -71,7 +71,7 @@ class Request:
 
     prompt: str
     seeds: Sequence[int]
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.backbone import Backbone
-from ..models.fitness import short
+from ..models.compatibility import short
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for
-from .request import Settings
+from .request import SamplingSettings
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnPicture:
     """A picture with its seed and the seeds of the batch in which it was drawn.
 
     The pixels follow from seed and settings; drawn in another batch, they may differ in the last
@@ -68,12 +68,12 @@ def draw(
     base: LoadedBase,
     prompt: str,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     *,
     batch: int = 4,
     observers: Sequence[Observer] = (),
     names: Sequence[str] = (),
-) -> Iterator[Drawn]:
+) -> Iterator[DrawnPicture]:
     """Draw a prompt once for each seed, a batch at a time.
 
     `observers` watch each batch, or change it on its way. `names` are those of the concepts that
@@ -91,25 +91,25 @@ def _drawing(
     base: LoadedBase,
     prompt: str,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     batch: int,
     observers: Sequence[Observer],
     names: Sequence[str],
-) -> Iterator[Drawn]:
+) -> Iterator[DrawnPicture]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
         prompts = [prompt] * len(chunk)
         try:
-            with blaming(base):
+            with reporting_broken_base(base):
                 images = draw_batch(base.backbone, prompts, chunk, settings, observers)
         except NotFinite:
             raise _not_drawn(base, names) from None
         for image, seed in zip(images, chunk, strict=True):
-            yield Drawn(image, seed, chunk)
+            yield DrawnPicture(image, seed, chunk)
 
 
 @contextmanager
-def blaming(base: LoadedBase) -> Iterator[None]:
+def reporting_broken_base(base: LoadedBase) -> Iterator[None]:
     """What a library raises in the block is the base model's fault if it cannot be used by itself.
 
     Raises `InvalidWeights` then: some files only show what is wrong with them when they are used.
@@ -132,7 +132,7 @@ def _fault_of(backbone: Backbone) -> Exception | None:
     plain = Image.new("RGB", (backbone.size, backbone.size))
     try:
         backbone.encode_images([plain])
-        draw_batch(backbone, ["a photo"], [0], Settings(steps=1))
+        draw_batch(backbone, ["a photo"], [0], SamplingSettings(steps=1))
     except (ConceptryError, MemoryError, torch.OutOfMemoryError):
         return None
     except Exception as error:  # noqa: BLE001 (that is the question)
@@ -143,7 +143,7 @@ def _fault_of(backbone: Backbone) -> Exception | None:
 def _not_drawn(base: LoadedBase, names: Sequence[str]) -> NotFinite:
     """What is at fault for a picture whose numbers are not finite."""
     name = base.base.name
-    if broken := base.backbone.name_of_broken(is_changed=bool(names)):
+    if broken := base.backbone.non_finite_parameter(is_changed=bool(names)):
         return NotFinite(
             f"the base model {name} cannot draw: {broken} has values that are not finite",
             hint="get the base model's files again, or take another: concept bases",
@@ -163,7 +163,7 @@ def draw_batch(
     backbone: Backbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     observers: Sequence[Observer] = (),
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
@@ -180,7 +180,7 @@ def _sampled(
     backbone: Backbone,
     guidance: Guidance,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     size: tuple[int, int],
     observers: Sequence[Observer],
 ) -> Tensor:

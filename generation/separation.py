@@ -14,7 +14,7 @@ from torch import Tensor
 from ..models.backbone import Backbone
 from .guidance import Guidance
 from .regions import SubjectColumns, all_columns, by_subject
-from .request import Settings
+from .request import SamplingSettings
 from .sampler import Step
 
 _RATE = 0.1
@@ -26,7 +26,7 @@ _SCALE = 1024.0
 
 
 def separating(
-    backbone: Backbone, subjects: Sequence[SubjectColumns], settings: Settings
+    backbone: Backbone, subjects: Sequence[SubjectColumns], settings: SamplingSettings
 ) -> list["Separation"]:
     """What keeps subjects apart while they are drawn: nothing, if it is not asked for."""
     if not settings.separate or len(subjects) < 2:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from .chunked import attend_chunked, map_distance_chunked
-from .problem import (
+from .inputs import (
     CheckedColumns,
-    Problem,
+    AttentionInputs,
     check_columns,
     check_keys,
     check_queries,
     check_scale,
-    make_problem,
+    check_inputs,
     without_autocast,
 )
 from .reference import Results, attend_reference, map_distance_reference
@@ -27,7 +27,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 @dataclass(frozen=True, slots=True)
-class Attended:
+class AttentionResult:
     """What attention gave: output (B, H, N, D) in the queries' dtype; the rest float32 or None.
 
     `maps` is (B, T, N), or (B, H, T, N) with `per_head`; `moments` (B, T, 2) holds mean and
@@ -51,7 +51,7 @@ def attend(
     want: str | Sequence[str] | None = None,
     per_head: bool = False,
     scale: float | None = None,
-) -> Attended:
+) -> AttentionResult:
     """Scaled dot-product attention that also returns columns of its matrix, or their moments.
 
     A = softmax(scale · q kᵀ + bias), output = A v (Vaswani et al. 2017, eq. 1). A *token map* is
@@ -72,7 +72,7 @@ def attend(
     Gradients flow to q, k and v of every segment from output, maps and moments. The same inputs
     give the same bits on the same machine. Raises `ValueError` that names the wrong argument.
     """
-    problem = make_problem(
+    problem = check_inputs(
         q,
         k,
         v,
@@ -86,7 +86,7 @@ def attend(
     backend = choose_backend(problem.q)
     with without_autocast(q.device):
         output, maps, moments = _implementation(backend)(problem)
-    return Attended(output, _single(maps), _single(moments), backend)
+    return AttentionResult(output, _single(maps), _single(moments), backend)
 
 
 def map_distance(
@@ -152,7 +152,7 @@ def _triton_trouble(q: Tensor) -> str | None:
     return None
 
 
-def _implementation(backend: str) -> Callable[[Problem], Results]:
+def _implementation(backend: str) -> Callable[[AttentionInputs], Results]:
     if backend == "triton":
         from .triton_attention import attend_triton
 

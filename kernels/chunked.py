@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .problem import Context, Problem, Wanted, without_autocast
+from .inputs import Context, AttentionInputs, RequestedMaps, without_autocast
 from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20
@@ -22,12 +22,12 @@ GROUP_BYTES = 1 << 20
 """Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
 
 
-def attend_chunked(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_chunked(problem: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`."""
     flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
     biases = [segment.bias for segment in problem.segments]
     output, maps, moments = _ChunkedAttention.apply(
-        problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
+        problem.q, problem.columns, biases, problem.requested, problem.scale, *flat
     )
     return output, maps, moments
 
@@ -39,7 +39,7 @@ class _DistanceContext(Context, Protocol):
 
 class _AttentionContext(_DistanceContext, Protocol):
     biases: list[Tensor | None]
-    wanted: Wanted
+    requested: RequestedMaps
     mean: Tensor | None
     num_kept: int
 
@@ -53,7 +53,7 @@ class _ChunkedAttention(torch.autograd.Function):
         q: Tensor,
         columns: Tensor | None,
         biases: list[Tensor | None],
-        wanted: Wanted,
+        requested: RequestedMaps,
         scale: float,
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -72,9 +72,9 @@ class _ChunkedAttention(torch.autograd.Function):
                 group.put(picked, chunk, weights.gather(-1, own_index[:, chunk]))
         ctx.save_for_backward(q, columns, *flat, *kept)
         ctx.num_kept = len(kept)
-        ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
-        maps = maps_of(picked, wanted) if wanted.maps else None
-        moments = moments_of(picked) if wanted.moments else None
+        ctx.biases, ctx.requested, ctx.scale, ctx.device = biases, requested, scale, q.device
+        maps = maps_of(picked, requested) if requested.maps else None
+        moments = moments_of(picked) if requested.moments else None
         ctx.mean = None if moments is None else moments[..., 0].detach()
         ctx.set_materialize_grads(False)
         return output, maps, moments
@@ -175,7 +175,7 @@ def _upstream(
     batch, heads, num_queries, num_columns = index.shape
     offset = slope = index.new_zeros((batch, 1, 1, num_columns), dtype=dtype)
     if d_maps is not None:
-        offset = (d_maps if ctx.wanted.per_head else d_maps.unsqueeze(1) / heads).mT
+        offset = (d_maps if ctx.requested.per_head else d_maps.unsqueeze(1) / heads).mT
     if d_moments is not None:
         assert ctx.mean is not None
         count = heads * num_queries

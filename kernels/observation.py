@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .attention import REDUCTIONS, attend, map_distance
-from .problem import WANTS, CheckedColumns, check_columns
+from .inputs import WANTS, CheckedColumns, check_columns
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -159,10 +159,10 @@ def observe(
 ) -> Iterator[Observation]:
     """Let the layers of a UNet2DConditionModel compute what their attention looks like.
 
-    - `columns` are token positions, (T,) or (B, T), of which token maps or moments are wanted
+    - `columns` are token positions, (T,) or (B, T), of which token maps or moments are requested
       (moments, if `want` is left out).
     - `reference` are other text states, (B, M, d): of each layer, the distance of its attention map
-      from that of the same queries over the reference's keys is wanted; see `map_distance`, which
+      from that of the same queries over the reference's keys is requested; see `map_distance`, which
       `reduction` is for.
     - `layers` says which attention layers are watched, a regular expression for their whole names
       or a function of a name.
@@ -302,7 +302,7 @@ class _Observer:
         mask: Tensor | None,
         scale: float,
     ) -> Tensor:
-        """The output (B, H, N, D); what is wanted of the maps is kept."""
+        """The output (B, H, N, D); what is requested of the maps is kept."""
         asked, bias = self.asked, _key_bias(mask, key.shape[2])
         if not asked.want:
             rows = None if bias is None else bias[:, None, None]
@@ -330,7 +330,7 @@ class _Observer:
     ) -> None:
         """Keep the distance from the map that the reference's keys would give."""
         if mask is not None:
-            raise ValueError("attention_mask is given: expected None where distances are wanted")
+            raise ValueError("attention_mask is given: expected None where distances are requested")
         with torch.no_grad():
             states = self.asked.reference
             assert states is not None

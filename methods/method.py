@@ -42,7 +42,7 @@ class Stage:
     learns: Learns
 
 
-def losses_asked_for(
+def weighted_losses(
     taught: "TrainingPrompts", settings: TrainingSettings, stage: StageSettings
 ) -> "list[AttentionLoss]":
     """Losses on attention that settings give a weight."""
@@ -66,7 +66,7 @@ class Method(Generic[S]):
     settings: type[S]
     stages: tuple[Stage, ...]
     make_embedding: MakeEmbedding[S]
-    make_losses: MakeLosses[S] = losses_asked_for
+    make_losses: MakeLosses[S] = weighted_losses
     names_category: bool = True
 
     @property
@@ -152,7 +152,7 @@ def find_preset(method: Method, name: str | None, base: str) -> Preset:
     return presets[name]
 
 
-def settings_of(
+def resolve_settings(
     method: Method, *, preset: str | None = None, base: str, overrides: tuple[str, ...] = ()
 ) -> TrainingSettings:
     """A preset's settings with overrides such as `stage3.steps=300`."""

@@ -1,1 +1,1 @@
-"""Base models: aliases, hub ids, folders and single files, and the embedded miniature."""
+"""Base models: aliases, hub ids, folders and single files, and the miniature that ships."""

@@ -201,7 +201,7 @@ class Backbone(ABC):
         """Compute the denoiser's activations again in the backward pass, not keep them."""
 
     @abstractmethod
-    def name_of_broken(
+    def non_finite_parameter(
         self, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
     ) -> str | None:
         """A parameter with values that are not finite, as `unet.conv_in.weight`.

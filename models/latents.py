@@ -65,7 +65,7 @@ def in_float32(vae: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def name_of_broken(
+def non_finite_parameter(
     pipeline: "DiffusionPipeline",
     own: Mapping[str, Tensor] | None = None,
     *,

@@ -24,17 +24,17 @@ from transformers.utils import logging as transformers_logging
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
 from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
-from .fitness import (
+from .compatibility import (
     SINGLE_FILE,
     check_channels,
     check_fits,
     check_is_whole,
     check_tensors,
-    lacking,
+    missing_tensors,
     pipeline_class_of,
     predicts_velocity,
     short,
-    their_fault,
+    as_invalid_weights,
 )
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder
@@ -87,7 +87,7 @@ def load_base(
         else:
             folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
             pipeline, sha256 = _from_folder(base, folder, dtype)
-    with their_fault(base):
+    with as_invalid_weights(base):
         check_fits(base, pipeline)
     pipeline.to(chosen)
     if chosen.type == "cuda":
@@ -139,7 +139,7 @@ def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Diffusio
     unet, vae = (read_object(parts[name].folder / "config.json") for name in ("unet", "vae"))
     check_channels(base, unet.get("in_channels", 4), vae.get("latent_channels", 4))
     sha256 = hash_of_folder(folder)
-    with their_fault(base):
+    with as_invalid_weights(base):
         loaded = {name: _network(base, name, parts[name], dtype) for name in networks}
         left_out = dict.fromkeys(_NOT_LOADED if not is_xl else _NOT_LOADED[1:])
         pipeline = pipeline_class.from_pretrained(
@@ -176,7 +176,7 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module
     )
     model, found = cast("tuple[nn.Module, dict[str, list[str]]]", loaded)
     if missing := sorted(found["missing_keys"]):
-        raise lacking(base, [f"{name}.{each}" for each in missing])
+        raise missing_tensors(base, [f"{name}.{each}" for each in missing])
     return model
 
 
@@ -192,7 +192,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
     if base.config:
         read_index(Path(base.config))
     beside = f"its configuration and tokenizer may stand as a folder at {path.with_suffix('')}"
-    with their_fault(base, hint=beside):
+    with as_invalid_weights(base, hint=beside):
         pipeline = kind.from_single_file(
             path,
             dtype=dtype,
@@ -208,7 +208,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
         if parameter.is_meta
     ]
     if missing:
-        raise lacking(base, missing)
+        raise missing_tensors(base, missing)
     if predicts_velocity(path, tensors):
         changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:

@@ -26,7 +26,7 @@ from .backbone import (
     TrainingScheduler,
 )
 from .conditioning import Conditioning
-from .latents import decoded, in_float32, name_of_broken, needs_float32
+from .latents import decoded, in_float32, non_finite_parameter, needs_float32
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -199,11 +199,11 @@ class StableDiffusion(Backbone):
         unet = self.pipeline.unet
         (unet.enable_gradient_checkpointing if is_on else unet.disable_gradient_checkpointing)()
 
-    def name_of_broken(
+    def non_finite_parameter(
         self, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
     ) -> str | None:
         """A parameter with values that are not finite, as `unet.conv_in.weight`."""
-        return name_of_broken(self.pipeline, own, is_changed=is_changed)
+        return non_finite_parameter(self.pipeline, own, is_changed=is_changed)
 
     def training_scheduler(self) -> TrainingScheduler:
         """DDPM's, on the base model's noise schedule."""

@@ -152,7 +152,7 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class PhotoWarning:
     """Something about a file or folder that may spoil a training.
 
     `code`: small, blurred, dark, colour or frames; of folders, left_out (files that are no photos),
@@ -165,13 +165,13 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddReport:
     """What `add` did."""
 
     concept: Concept
     added: list[AddedImage]
     duplicates: list[Duplicate]
-    warnings: list[Warned]
+    warnings: list[PhotoWarning]
 
 
 @dataclass(frozen=True, slots=True)

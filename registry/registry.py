@@ -15,7 +15,7 @@ from .files import PRIVATE
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
-    Added,
+    AddReport,
     BackupReport,
     BundleReport,
     CheckReport,
@@ -131,7 +131,7 @@ class Registry:
         tags: Sequence[str] = (),
         notes: str | None = None,
         on_progress: "Progress | None" = None,
-    ) -> Added:
+    ) -> AddReport:
         """Create a concept from photos, or append photos to it: all of them or none.
 
         `paths` are files, folders and patterns. `category` is the plain word for what it is, and

@@ -17,7 +17,7 @@ from .errors import (
 )
 from .images import SUFFIXES
 from .names import check_text
-from .records import Warned
+from .records import PhotoWarning
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
@@ -81,9 +81,9 @@ def passed_over(
     found: Sequence[Source],
     *,
     masks: str | os.PathLike[str] | None = None,
-) -> list[Warned]:
+) -> list[PhotoWarning]:
     """What a person may miss in the sources `found`: files, folders and masks left aside."""
-    told: list[Warned] = []
+    told: list[PhotoWarning] = []
     mask_folder = None if masks is None else _at_home(masks)
     for folder in dict.fromkeys(map(_at_home, paths)):
         if not os.path.isdir(folder):
@@ -92,18 +92,18 @@ def passed_over(
         if files:
             many = f"{len(files)} files are" if len(files) > 1 else "a file is"
             told.append(
-                Warned("left_out", str(folder), f"{many} left out, as no photo: {listed(files)}")
+                PhotoWarning("left_out", str(folder), f"{many} left out, as no photo: {listed(files)}")
             )
         below = [each for each in _folders_with_photos(folder) if each != mask_folder]
         if below:
             names = listed([f"{each.name}/" for each in below])
-            told.append(Warned("left_out", str(folder), f"has more photos, left out, in {names}"))
+            told.append(PhotoWarning("left_out", str(folder), f"has more photos, left out, in {names}"))
     if mask_folder is not None:
         unused = _match_masks([source.path for source in found], mask_folder).unused
         if unused:
             fit = "fit no photo" if len(unused) > 1 else "fits no photo"
             names = listed([mask.name for mask in unused])
-            told.append(Warned("unused_masks", str(mask_folder), f"{names} {fit}"))
+            told.append(PhotoWarning("unused_masks", str(mask_folder), f"{names} {fit}"))
     return told
 
 

@@ -29,8 +29,8 @@ from ..registry.errors import (
 )
 from . import previews
 from .callbacks import Checkpoint, StepReport
-from .checkpoints import ResumePoint, take_values, write_resume_point
-from .distributed import agreed, broadcast
+from .checkpoints import ResumePoint, copy_values, write_resume_point
+from .distributed import broadcast_flag, broadcast
 from .sources import Minibatch
 from .training import Training
 
@@ -72,11 +72,11 @@ class _Loop:
             self._step(step)
             for run in list(self.active):
                 with self._alone(run):
-                    if run.is_enough_after(step + 1):
+                    if run.checkpoint_after(step + 1):
                         self._leave(run)
             if not self.active:
                 break
-            stops = agreed(hooks.should_stop())
+            stops = broadcast_flag(hooks.should_stop())
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 for run in list(self.active):
                     with self._alone(run):
@@ -329,7 +329,7 @@ class StageRun:
             seed_of(self.training.seed, self.stage.name, step)
         )
         total = self.training.backbone.num_timesteps
-        whole = Minibatch.drawn(self.training.sources, self.numbers.batch, total, generator)
+        whole = Minibatch.sample(self.training.sources, self.numbers.batch, total, generator)
         shares = accelerator.num_processes * self.settings.gradient_accumulation
         rows = torch.arange(self.numbers.batch).tensor_split(shares)
         for i in range(self.settings.gradient_accumulation):
@@ -351,7 +351,7 @@ class StageRun:
 
     def _not_finite(self, what: str) -> TrainingFailed:
         """The error for numbers that are not finite, with what is at fault."""
-        if broken := self.training.broken_weights():
+        if broken := self.training.non_finite_weight():
             return TrainingFailed(
                 f"{self.stage.name}, {what}: {broken} of the base model is not finite",
                 hint="get the base model's files again, or take another: concept bases",
@@ -376,13 +376,13 @@ class StageRun:
         if self._is_preview_due(step):
             hooks.on_preview(self.stage.name, step, self._preview(step))
 
-    def is_enough_after(self, step: int) -> bool:
+    def checkpoint_after(self, step: int) -> bool:
         """Make a checkpoint, if one is due; whether the training has had enough then."""
         if not self._is_checkpoint_due(step):
             return False
         if self.training.accelerator.is_main_process:
             self._checkpoint(step)
-        return agreed(self.training.hooks.is_enough())
+        return broadcast_flag(self.training.hooks.should_finish())
 
     def finish(self) -> None:
         """The stage is done: its average becomes the result, and a resume point says so."""
@@ -484,7 +484,7 @@ class StageRun:
                     hint="concept train NAME begins anew",
                 )
             self.optimizer.state[parameter] = state
-        take_values(point.average, self.average)
+        copy_values(point.average, self.average)
 
 
 class _Denoiser(nn.Module):

@@ -16,8 +16,8 @@ from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.request import Settings as DrawingSettings
-from ..generation.sampler import blaming, draw
-from ..methods.method import DEFAULT_METHOD, find_method, settings_of
+from ..generation.sampler import reporting_broken_base, draw
+from ..methods.method import DEFAULT_METHOD, find_method, resolve_settings
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
 from ..models.seeds import seed_of
@@ -44,13 +44,13 @@ from ..registry.running import (
     PREVIEWS_FILE,
     RESUME_FILE,
 )
-from .callbacks import Checkpoint, Hooks, Learned, StepReport
-from .checkpoints import Place, read_place
+from .callbacks import Checkpoint, Hooks, LearnedAdapters, StepReport
+from .checkpoints import TrainingPosition, read_position
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
 from .trainer import Trainer
-from .training import Subject, Training, drawn_size
+from .training import Subject, Training, training_resolution
 
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
@@ -140,7 +140,7 @@ def train_many(
     Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
     """
     chosen = find_method(method)
-    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    settings = resolve_settings(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
 
@@ -194,7 +194,7 @@ def resume_many(
         concept = _as_it_was(concept, photos, category)
         settings = method.settings().updated(config)
         path = registry.run_folder(record.run) / RESUME_FILE
-        place = read_place(path) if path.exists() else None
+        place = read_position(path) if path.exists() else None
         registry.resume_run(record.run)
         return _Plan(concept, record.run, method.name, settings, record.seed, place)
 
@@ -253,7 +253,7 @@ class _Plan:
     method: str
     settings: TrainingSettings
     seed: int
-    place: Place | None = None
+    place: TrainingPosition | None = None
     """Where it goes on."""
 
 
@@ -373,7 +373,7 @@ class _Batch:
             broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
             try:
                 paths = [recorder.resume_path for recorder in recorders]
-                with blaming(self._base):
+                with reporting_broken_base(self._base):
                     found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
@@ -477,7 +477,7 @@ class _RunRecorder:
         self._folder = registry.run_folder(plan.run)
         self._base_sha256 = base.sha256
 
-    def _metadata_of(self, learned: Learned) -> AdapterMetadata:
+    def _metadata_of(self, learned: LearnedAdapters) -> AdapterMetadata:
         plan = self.plan
         return AdapterMetadata(
             base_sha256=self._base_sha256,
@@ -510,7 +510,7 @@ class _RunRecorder:
         """What the other processes have to know of the hooks to keep step with the first one."""
         return Hooks(checkpoint_every=self._hooks.checkpoint_every)
 
-    def keep(self, learned: Learned) -> int:
+    def keep(self, learned: LearnedAdapters) -> int:
         """Make what was learned the concept's next version, which ends the run.
 
         Returns the version's number.
@@ -564,7 +564,7 @@ def subject_of(
     Each photo is decoded once here, so that a damaged one is known before others are waited for.
     Raises `RegistryCorrupt` then, and `InvalidInput` if there are no photos.
     """
-    side = needed_side(drawn_size(base.backbone, settings), settings.augmentation)
+    side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
     for photo in photos:

@@ -16,8 +16,8 @@ from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone
 from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
-from .callbacks import Hooks, Learned
-from .checkpoints import ResumePoint, take_values
+from .callbacks import Hooks, LearnedAdapters
+from .checkpoints import ResumePoint, copy_values
 from .latents import encode_pictures, varied_crops
 from .precision import cast, dtype_of, make_accelerator
 from .sources import SampleSource
@@ -36,7 +36,7 @@ class Subject:
     class_pictures: Sequence[Image.Image] = ()
 
 
-def drawn_size(backbone: Backbone, settings: TrainingSettings) -> int:
+def training_resolution(backbone: Backbone, settings: TrainingSettings) -> int:
     """Side of the pictures that a training learns from: set, or the base model's own."""
     return settings.resolution or backbone.size
 
@@ -65,7 +65,7 @@ class Training:
         self.seed = seed
         self.hooks = hooks or Hooks()
         self.accelerator = make_accelerator(settings.mixed_precision)
-        self.size = drawn_size(backbone, settings)
+        self.size = training_resolution(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
@@ -181,9 +181,9 @@ class Training:
             cast(network, dtype)
         self.backbone.denoiser.requires_grad_(False).eval()
 
-    def broken_weights(self) -> str | None:
+    def non_finite_weight(self) -> str | None:
         """A parameter that was not finite before anything was learned."""
-        return self.backbone.name_of_broken(self._own)
+        return self.backbone.non_finite_parameter(self._own)
 
     # --- what learns ------------------------------------------------------------------------------
 
@@ -207,13 +207,13 @@ class Training:
             everything |= self.learning(stage)
         return everything
 
-    def take_over(self, point: ResumePoint) -> None:
+    def load_learned(self, point: ResumePoint) -> None:
         """Begin with what was learned up to a resume point."""
-        take_values(point.learned, self.all_learning())
+        copy_values(point.learned, self.all_learning())
 
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedAdapters:
         """What has been learned, as it is stored."""
-        return Learned(self.embedding, self._weight_delta())
+        return LearnedAdapters(self.embedding, self._weight_delta())
 
     def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:

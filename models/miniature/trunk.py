@@ -34,7 +34,7 @@ class Trunk(nn.Module):
 
 
 class Gaze(nn.Module):
-    """Several learnt looks at a picture, each a softmax over its places."""
+    """Attention pooling by several learned queries, each a softmax over the picture's places."""
 
     def __init__(self, num_looks: int) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
     return "v_pred" in tensors or said.lower() in ("v", "v_prediction")
 
 
-def lacking(base: Base, missing: Sequence[str]) -> InvalidWeights:
+def missing_tensors(base: Base, missing: Sequence[str]) -> InvalidWeights:
     """The error that names what is missing."""
     return InvalidWeights(
         f"{base.name} lacks tensors: {missing[0]} ({len(missing)} in all)",
@@ -213,7 +213,7 @@ def _check_tokenizer(
 
 
 @contextmanager
-def their_fault(base: Base, hint: str | None = None) -> Iterator[None]:
+def as_invalid_weights(base: Base, hint: str | None = None) -> Iterator[None]:
     """Whatever the libraries raise over a base model's files is the files' fault."""
     try:
         yield

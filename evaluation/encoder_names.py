@@ -16,32 +16,32 @@ _FILES = {"clip": "clip.safetensors", "identity": "identity.safetensors"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EncoderNames:
     """Encoders by name. The judge and the identity encoder know the drawn world alone."""
 
     clip: str
     dino: str | None
-    is_drawn_world: bool
+    is_miniature: bool
 
     def known_hashes(self) -> dict[str, dict[str, str]] | None:
         """As `Encoders.hashes`, without loading anything; None where that cannot be."""
         if self.clip != SHIPPED or self.dino is not None:
             return None
-        kinds = ("clip", "identity", "judge") if self.is_drawn_world else ("clip",)
+        kinds = ("clip", "identity", "judge") if self.is_miniature else ("clip",)
         return {kind: shipped_hash(kind) for kind in kinds}
 
 
-def wanted_for(base: Base, *, clip: str | None = None, dino: str | None = None) -> Wanted:
+def encoder_names_for(base: Base, *, clip: str | None = None, dino: str | None = None) -> EncoderNames:
     """What fits a base model: on the miniature the shipped ones, else the field's usual ones.
 
     `clip` and `dino` name others; `none` for DINO leaves it out.
     """
-    is_drawn_world = Path(base.source) == bases.SHIPPED
-    chosen = dino or ("none" if is_drawn_world else DINO)
-    return Wanted(
-        clip=clip or (SHIPPED if is_drawn_world else CLIP),
+    is_miniature = Path(base.source) == bases.SHIPPED
+    chosen = dino or ("none" if is_miniature else DINO)
+    return EncoderNames(
+        clip=clip or (SHIPPED if is_miniature else CLIP),
         dino=None if chosen == "none" else chosen,
-        is_drawn_world=is_drawn_world,
+        is_miniature=is_miniature,
     )
 
 

@@ -23,7 +23,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedMaps:
     """What besides the output: maps, moments, both or none."""
 
     maps: bool = False
@@ -32,13 +32,13 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class AttentionInputs:
     """Queries (B, H, N, D), key segments, and columns (B, T) of the first one, int64."""
 
     q: Tensor
     segments: tuple[Segment, ...]
     columns: Tensor | None
-    wanted: Wanted
+    requested: RequestedMaps
     scale: float
 
 
@@ -67,7 +67,7 @@ class Context(Protocol):
         """Whether a gradient that there is none of comes as zeros, and not as None."""
 
 
-def make_problem(
+def check_inputs(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -78,22 +78,22 @@ def make_problem(
     want: str | Sequence[str] | None,
     per_head: bool,
     scale: float | None,
-) -> Problem:
+) -> AttentionInputs:
     """Check the arguments of `attend`; raises `ValueError` that names the wrong one."""
     check_queries(q)
     segments = [Segment(k, v, key_bias), *(Segment(*parts) for parts in extra or ())]
     for number, segment in enumerate(segments):
         _check_segment(q, segment, "" if number == 0 else f"extra[{number - 1}] ")
     _check_that_keys_are_left(q, segments)
-    wanted = _parse_want(want, per_head)
-    if (columns is None) == (wanted.maps or wanted.moments):
+    requested = _parse_want(want, per_head)
+    if (columns is None) == (requested.maps or requested.moments):
         raise ValueError(
             f"columns and want belong together: columns is {_said(columns)}, want is {want!r}"
         )
     checked = None if columns is None else check_columns(columns, q.shape[0], k.shape[2], q.device)
-    if wanted.moments and q.shape[1] * q.shape[2] < 2:
+    if requested.moments and q.shape[1] * q.shape[2] < 2:
         raise ValueError("want='moments' needs two values at least: q has one head and one query")
-    return Problem(q, tuple(segments), checked, wanted, check_scale(scale, q.shape[3]))
+    return AttentionInputs(q, tuple(segments), checked, requested, check_scale(scale, q.shape[3]))
 
 
 def check_queries(q: Tensor) -> None:
@@ -187,13 +187,13 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> Wanted:
+def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> RequestedMaps:
     words = [] if want is None else [want] if isinstance(want, str) else list(want)
     if wrong := [word for word in words if word not in WANTS]:
         raise ValueError(f"want holds {wrong[0]!r}: expected 'maps', 'moments', both or None")
     if per_head and "maps" not in words:
         raise ValueError("per_head is for want='maps'")
-    return Wanted("maps" in words, "moments" in words, per_head)
+    return RequestedMaps("maps" in words, "moments" in words, per_head)
 
 
 def _said(value: object) -> str:
