@@ -85,8 +85,8 @@ def estimate_many(
     chosen = find_method(method)
     settings = resolve_settings(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     trial = settings.updated({"augmentation": {"crops": 2}})
-    for stage, numbers in active_stages(chosen, settings):
-        trial = trial.updated({stage.name: {"steps": min(3, numbers.steps)}})
+    for stage, stage_settings in active_stages(chosen, settings):
+        trial = trial.updated({stage.name: {"steps": min(3, stage_settings.steps)}})
     taken: dict[str, float] = {}  # seconds of a stage's last step; the first one warms up
 
     def on_step(report: StepReport) -> None:
@@ -108,8 +108,12 @@ def estimate_many(
             size = sum(tensor.nbytes for tensor in learned.state().values())
             disk_bytes.append(3 * path.stat().st_size + size)  # with two moments of each weight
     stages = [
-        StageEstimate(stage.name, numbers.steps, round(numbers.steps * taken[stage.name], 1))
-        for stage, numbers in active_stages(chosen, settings)
+        StageEstimate(
+            stage.name,
+            stage_settings.steps,
+            round(stage_settings.steps * taken[stage.name], 1),
+        )
+        for stage, stage_settings in active_stages(chosen, settings)
     ]
     seconds, memory = round(sum(stage.seconds for stage in stages), 1), _peak_memory()
     return [

@@ -45,11 +45,11 @@ class Trainer:
         failed: dict[Training, TrainingFailed] = {}
         with self._base_model():
             points = self._resume_points()
-            for stage, numbers in active_stages(self._method, self._settings):
+            for stage, stage_settings in active_stages(self._method, self._settings):
                 if stage.name in points[0].done:
                     continue
                 runs = [
-                    StageRun(training, stage, numbers, point, path)
+                    StageRun(training, stage, stage_settings, point, path)
                     for training, point, path in zip(
                         self._trainings, points, self._resume_paths, strict=True
                     )

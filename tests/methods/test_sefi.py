@@ -19,7 +19,7 @@ from conceptry.adapters.prompt_encoding import (
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.generation import Request, generate, read_provenance, reproduce
-from conceptry.generation import Settings as DrawingSettings
+from conceptry.generation import SamplingSettings
 from conceptry.generation.guidance import Unguided
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
@@ -340,7 +340,7 @@ def test_sefi_learns_one_token() -> None:
 
 SHORT = ("augmentation.crops=2", "embedding.steps=3", "embedding.batch=2")
 TOGETHER = Request(
-    prompt="<rex> and <mia> asleep", seeds=(1, 2), settings=DrawingSettings(steps=4, guidance=3.0)
+    prompt="<rex> and <mia> asleep", seeds=(1, 2), settings=SamplingSettings(steps=4, guidance=3.0)
 )
 
 
