@@ -1,4 +1,4 @@
-"""From a base model's name to a pipeline in memory, and the hash that says which one it was."""
+"""Loading a base model by name, and the hash that identifies its weights."""
 
 import warnings
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class LoadedBase:
 
 
 FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)
-"""The families of base models that there are; a new one is a file, and a place here."""
+"""The known families of base models; a new one is a file, and an entry here."""
 
 
 def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
@@ -71,9 +71,9 @@ def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
 def load_base(
     name: str = DEFAULT_BASE, *, device: str | None = None, offline: bool = False
 ) -> LoadedBase:
-    """Load a base model for drawing: float16 on a CUDA GPU, float32 elsewhere.
+    """Load a base model: float16 on a CUDA GPU, float32 elsewhere.
 
-    What a hub has to send is fetched, unless `offline`. Raises `NotFound` if there is no such
+    Downloads from the hub, unless `offline`. Raises `NotFound` if there is no such
     model, `InvalidWeights` if its files are damaged, `InvalidInput` if it is none of SD 1.x, 2.x
     or SDXL.
     """
@@ -127,7 +127,7 @@ _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[DiffusionPipeline, str]:
-    """The pipeline and the hash of its weights; what cannot be used is told before these."""
+    """The pipeline and its weights' hash; cheap checks come first."""
     pipeline_class = pipeline_class_of(base, read_index(folder))
     parts = parts_of(folder)
     is_xl = pipeline_class is StableDiffusionXLPipeline
@@ -225,7 +225,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
 def _fetched(base: Base, offline: bool) -> str:
     """The folder of a hub repository in the cache, downloaded if it has to be.
 
-    What it is, is looked at before the rest is fetched.
+    Its index is checked before the rest is downloaded.
     """
     try:
         index = hf_hub_download(base.source, PIPELINE_FILE, local_files_only=offline)
