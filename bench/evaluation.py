@@ -48,7 +48,7 @@ def evaluator(base: LoadedBase, encoders: Encoders, folder: Path, num_seeds: int
     plan = Plan(
         chosen=(),
         suite=find_suite("miniature"),
-        wanted=encoder_names_for(base.base),
+        encoders=encoder_names_for(base.base),
         base=base.base.name,
         base_sha256=base.sha256,
         seeds=tuple(range(num_seeds)),

@@ -338,7 +338,7 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
         some = scenes[first : first + 64]
         prompts = [describe(scene) for scene in some]
         images = draw_batch(backbone, prompts, [scene.seed for scene in some], settings)
-        for scene, prompt, seen in zip(some, prompts, judge.look(images), strict=True):
+        for scene, prompt, seen in zip(some, prompts, judge.classify(images), strict=True):
             kinds = {subject.identity.category for subject in scene.subjects}
             right[f"all of {len(kinds)}"].append(kinds <= set(seen.categories))
             if scene.place in prompt:

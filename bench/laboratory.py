@@ -265,12 +265,12 @@ class Laboratory:
         self, suite: Suite, people: Sequence[Individual], way: Way, **settings: Any
     ) -> Evaluation:
         """Draw a suite with some individuals, by their categories if the way is `BARE_WAY`."""
-        wanted = encoder_names_for(self.base.base)
+        names = encoder_names_for(self.base.base)
         chosen = [self.chosen(who, way) for who in people] if way != BARE_WAY else []
         plan = Plan(
             chosen=tuple(chosen),
             suite=suite,
-            wanted=wanted,
+            encoders=names,
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=self.seeds,

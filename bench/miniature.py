@@ -105,7 +105,7 @@ def autoencoder() -> dict[str, Any]:
         for one in decoded
     ]
     right: defaultdict[str, list[bool]] = defaultdict(list)
-    for scene, seen in zip(scenes, network.look(images), strict=True):
+    for scene, seen in zip(scenes, network.classify(images), strict=True):
         categories = {subject.identity.category for subject in scene.subjects}
         right["all categories"].append(categories == set(seen.categories))
         for subject in scene.subjects:
@@ -128,7 +128,7 @@ def prompts() -> dict[str, Any]:
     for scene in scenes:
         prompt = describe(scene)
         (drawn,) = draw(base, prompt, [scene.seed], SETTINGS)
-        for name, is_right in _verdicts(scene, prompt, network.look([drawn.image])[0]):
+        for name, is_right in _verdicts(scene, prompt, network.classify([drawn.image])[0]):
             right[name].append(is_right)
     return {
         "settings": {"steps": SETTINGS.steps, "guidance": SETTINGS.guidance},

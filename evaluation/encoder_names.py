@@ -1,4 +1,4 @@
-"""Which encoders an evaluation uses. Loads no weights."""
+"""The names and hashes of an evaluation's encoders. Loads no weights."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..models.bases import Base
 from ..models.hashes import MANIFEST
 
 SHIPPED = "miniature"
-"""The word for what ships with the program."""
+"""The name of the encoders that ship with the program."""
 CLIP = "openai/clip-vit-base-patch32"
 DINO = "facebook/dino-vits16"
 _FILES = {"clip": "clip.safetensors", "identity": "identity.safetensors"}
@@ -17,14 +17,17 @@ _FILES = {"clip": "clip.safetensors", "identity": "identity.safetensors"}
 
 @dataclass(frozen=True, slots=True)
 class EncoderNames:
-    """Encoders by name. The judge and the identity encoder know the drawn world alone."""
+    """The encoders of an evaluation: hub ids, folders or `miniature`; `dino` may be None.
+
+    Judge and identity encoder are only used on the miniature (`is_miniature`).
+    """
 
     clip: str
     dino: str | None
     is_miniature: bool
 
     def known_hashes(self) -> dict[str, dict[str, str]] | None:
-        """As `Encoders.hashes`, without loading anything; None where that cannot be."""
+        """`Encoders.hashes` without loading anything; None if not all encoders are shipped ones."""
         if self.clip != SHIPPED or self.dino is not None:
             return None
         kinds = ("clip", "identity", "judge") if self.is_miniature else ("clip",)
@@ -32,9 +35,9 @@ class EncoderNames:
 
 
 def encoder_names_for(base: Base, *, clip: str | None = None, dino: str | None = None) -> EncoderNames:
-    """What fits a base model: on the miniature the shipped ones, else the field's usual ones.
+    """The encoders for a base model: the shipped ones on the miniature, else `CLIP` and `DINO`.
 
-    `clip` and `dino` name others; `none` for DINO leaves it out.
+    `clip` and `dino` override them; `none` omits DINO.
     """
     is_miniature = Path(base.source) == bases.SHIPPED
     chosen = dino or ("none" if is_miniature else DINO)
@@ -46,7 +49,7 @@ def encoder_names_for(base: Base, *, clip: str | None = None, dino: str | None =
 
 
 def shipped_hash(kind: str) -> dict[str, str]:
-    """Name and hash of a shipped encoder, as its record says; loading compares them."""
+    """Name and hash of a shipped encoder, from its manifest; loading compares them."""
     if kind == "judge":
         record = json.loads((Path(__file__).parent / "weights" / "judge.json").read_text())
         return {"name": SHIPPED, "sha256": record["sha256"]}

@@ -1,4 +1,4 @@
-"""`evaluate`: draw a suite with a version of a concept, and score it."""
+"""`evaluate`: draw the prompts of a suite with versions of concepts, and score the pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -29,14 +29,14 @@ from .suites import SuitePrompt
 
 BATCH = 4
 SIDE = 1024
-"""Photos are reduced as long as their shorter side keeps so many pixels: more than is looked at."""
+"""Photos are reduced to no less than this on the shorter side, more than any encoder uses."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSubject:
-    """Who is drawn: a version of a concept or, without one, a plain category."""
+    """A subject of the pictures: a version of a concept or, without `chosen`, a plain category."""
 
     category: str
     photos: Sequence[Image.Image]
@@ -45,7 +45,7 @@ class EvalSubject:
 
     @classmethod
     def of(cls, registry: Registry, chosen: ChosenVersion) -> "EvalSubject":
-        """A version with the photos of its concept. Raises `InvalidInput` if it has none."""
+        """A version and its concept's photos. Raises `InvalidInput` if there are none."""
         concept = chosen.concept
         if not concept.images:
             raise InvalidInput(
@@ -60,7 +60,7 @@ class EvalSubject:
 
     @property
     def phrase(self) -> str:
-        """How a prompt names it."""
+        """Its text in a prompt: `<rex@2>`, or the category."""
         return self.chosen.mention.text if self.chosen else self.category
 
 
@@ -72,10 +72,9 @@ def evaluate(
     *,
     on_progress: Progress | None = None,
 ) -> Evaluation:
-    """Score what a plan names; the registry gives the photos and keeps the pictures.
+    """Run the evaluation of a plan. Pictures in the registry's cache are not drawn again.
 
-    Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw`
-    raise.
+    Raises what `inject_concepts` and `draw` raise.
     """
     subjects = [EvalSubject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
@@ -86,8 +85,8 @@ def evaluate(
 class Evaluator:
     """One evaluation.
 
-    `concepts` are those that are injected already, if any, and `references` are of their subjects,
-    since photos have to be looked at by the bare base model.
+    If concepts are injected already, pass them as `concepts`, with the `references` of their subjects:
+    those need the base model without adapters.
     """
 
     base: LoadedBase
@@ -99,7 +98,7 @@ class Evaluator:
     references: Sequence[ReferenceEmbeddings] | None = None
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
-        """Draw, or find, and score every picture of the suite."""
+        """Score every picture of the suite, drawing those that are not cached."""
         total = len(self.plan.suite.prompts) * len(self.plan.seeds)
         references = self.references or self._references()
         scorer = Scorer(self.encoders, references)
@@ -128,7 +127,7 @@ class Evaluator:
         varied = diversity(torch.cat(vectors))
         if varied is not None:
             scores["diversity"] = round(varied, 4)
-        return PromptScores(source.told(prompt), prompt.tests, scores, found)
+        return PromptScores(source.prompt_text(prompt), prompt.tests, scores, found)
 
     def _references(self) -> list[ReferenceEmbeddings]:
         return [
@@ -143,21 +142,21 @@ class Evaluator:
 
 
 def reduced(mask: Image.Image | None) -> Image.Image | None:
-    """A mask no larger than it has to be."""
+    """The mask, reduced to no less than `SIDE` on the shorter side."""
     factor = min(mask.size) // SIDE if mask else 1
     return mask.reduce(factor) if mask and factor > 1 else mask
 
 
 def masks_of(base: LoadedBase, subject: EvalSubject) -> list[Image.Image]:
-    """The masks of a subject's photos: those in the registry, else by the base's attention."""
-    lacking = [i for i, mask in enumerate(subject.masks) if mask is None]
-    photos = (subject.photos[i] for i in lacking)
-    found = iter(regions_of_photos(base, photos, subject.category) if lacking else [])
+    """The masks of a subject's photos: from the registry, else from the base model's attention."""
+    without_mask = [i for i, mask in enumerate(subject.masks) if mask is None]
+    photos = (subject.photos[i] for i in without_mask)
+    found = iter(regions_of_photos(base, photos, subject.category) if without_mask else [])
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 
 class _PictureSource:
-    """Draws what the cache lacks; concepts are injected when it first has to draw."""
+    """Pictures from the cache, or drawn; concepts are injected when the first one is drawn."""
 
     def __init__(
         self,
@@ -175,14 +174,14 @@ class _PictureSource:
         self._stack = stack
         self._injected = concepts
 
-    def told(self, prompt: SuitePrompt) -> str:
-        """The prompt as a person would write it."""
+    def prompt_text(self, prompt: SuitePrompt) -> str:
+        """The prompt with mentions of the concepts: `a photo of <rex@2>`."""
         return prompt.filled(
             *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
         )
 
     def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, ObservedPicture]]:
-        """Pictures of some seeds, each with its key in the cache."""
+        """(key in the cache, picture) for each seed."""
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
         side = self._base.backbone.size
         size = self._plan.settings.size or (side, side)
@@ -195,7 +194,7 @@ class _PictureSource:
         return [(key, each) for key, each in zip(keys, found, strict=True) if each]
 
     def _key(self, prompt: SuitePrompt, seed: int, seeds: Sequence[int]) -> str:
-        """By content: the weights that are concepts stand for the concept's name."""
+        """The hash of all that makes the picture; concepts count by their weights, not names."""
         phrases = [
             f"[{subject.chosen.sha256}]" if subject.chosen else subject.category
             for subject in self._subjects
@@ -215,7 +214,7 @@ class _PictureSource:
             chosen = [subject.chosen for subject in self._subjects if subject.chosen]
             self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
         concepts = {each.mention.text: each for each in self._injected}
-        text = expand_prompt(self.told(prompt), self._injected)
+        text = expand_prompt(self.prompt_text(prompt), self._injected)
         backbone, settings = self._base.backbone, self._plan.settings
         who = [concepts.get(subject.phrase, subject.category) for subject in self._subjects]
         columns = subject_columns(backbone, text, who)

@@ -24,7 +24,7 @@ from ..models.miniature.recipe.train import Context, Losses, Stage, train
 from ..models.miniature.world.identities import CATEGORIES, PATTERNS
 from ..models.miniature.world.places import PLACES
 from ..models.miniature.world.scenes import STYLES, Scene
-from .judge import COLOUR_NAMES, NOTHING, SHIPPED, WORN, Judge, Seen, load_judge
+from .judge import COLOUR_NAMES, NOTHING, SHIPPED, WORN, Judge, Prediction, load_judge
 
 IGNORED = -100
 
@@ -118,13 +118,13 @@ def measure(judge: Judge, num_scenes: int = 2000) -> dict[str, float]:
     for step in range(-(-num_scenes // 100)):
         batch = scenes_batch(step, split="held-out", offset=7, batch=100, size=SMALL_SIZE)
         pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.images]
-        for scene, seen in zip(batch.scenes, judge.look(pictures), strict=True):
+        for scene, seen in zip(batch.scenes, judge.classify(pictures), strict=True):
             for name, is_right in _answers(scene, seen):
                 right.setdefault(name, []).append(is_right)
     return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
 
 
-def _answers(scene: Scene, seen: Seen) -> list[tuple[str, bool]]:
+def _answers(scene: Scene, seen: Prediction) -> list[tuple[str, bool]]:
     identities = [subject.identity for subject in scene.subjects]
     worn = next((s.accessory for s in scene.subjects if s.accessory), NOTHING)
     answers = [

@@ -28,7 +28,7 @@ _MAX_SIDE = 1024
 
 
 class PictureCache:
-    """Pictures by key."""
+    """A cache of pictures and their maps, by key."""
 
     def __init__(self, root: Path, *names: str) -> None:
         self._root = root
@@ -36,12 +36,12 @@ class PictureCache:
 
     @classmethod
     def of(cls, registry: Registry) -> "PictureCache":
-        """The one of a registry."""
+        """The cache of a registry."""
         return cls(registry.location.cache, EVALUATIONS)
 
     @staticmethod
     def key(made_from: Mapping[str, object]) -> str:
-        """The name of the picture that follows from `made_from`."""
+        """The key of a picture: the hash of all that makes it."""
         return sha256_of_json(made_from)
 
     def path(self, key: str) -> Path:
@@ -53,14 +53,14 @@ class PictureCache:
     def get(
         self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None
     ) -> ObservedPicture | None:
-        """A picture of so many subjects and of `size`, if it is here and whole."""
+        """A picture with maps of `num_subjects` and of `size` (width, height); None if not cached."""
         path = self.path(key)
         maps = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
         image = kept_picture(self._root, path, size) if maps is not None else None
         return ObservedPicture(image, maps) if image is not None and maps is not None else None
 
     def put(self, key: str, picture: ObservedPicture) -> ObservedPicture:
-        """Keep a picture; returns it as it will be found again."""
+        """Store a picture; returns it as `get` will, its maps rounded to half precision."""
         path = self.path(key)
         maps = picture.maps.to(torch.float16).contiguous()
         try:

@@ -13,7 +13,7 @@ from conceptry.training import train
 from drawing import draw_folder
 
 TAUGHT = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
-DRAWN_WORLD = EncoderNames("miniature", None, is_miniature=True)
+MINIATURE = EncoderNames("miniature", None, is_miniature=True)
 ALONE = Suite(
     "alone", "", (SuitePrompt("a photo of a {}"), SuitePrompt("a red {}", keeps_looks=False))
 )
@@ -25,7 +25,7 @@ def plan_of(registry: Registry, base: LoadedBase, names: str, suite: Suite = ALO
     return Plan(
         chosen=tuple(resolve_prompt(registry, names)),
         suite=suite,
-        wanted=DRAWN_WORLD,
+        encoders=MINIATURE,
         base=base.base.name,
         base_sha256=base.sha256,
         seeds=(0, 1, 2, 3, 4),

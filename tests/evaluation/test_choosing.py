@@ -16,7 +16,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training import Hooks, train
-from to_score import DRAWN_WORLD
+from to_score import MINIATURE
 
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
 
@@ -45,7 +45,7 @@ def kept(registry: Registry, number: int) -> list[Path]:
 @pytest.fixture(autouse=True)
 def _shipped_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     def shipped(*_: Any, **__: Any) -> EncoderNames:
-        return DRAWN_WORLD
+        return MINIATURE
 
     for module in ("choosing", "running"):
         monkeypatch.setattr(f"conceptry.evaluation.{module}.encoder_names_for", shipped)

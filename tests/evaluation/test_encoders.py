@@ -147,8 +147,8 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
 
 
 def test_the_miniature_is_scored_by_what_ships() -> None:
-    wanted = encoder_names_for(find_base("miniature"))
-    encoders = load_encoders(wanted)
+    names = encoder_names_for(find_base("miniature"))
+    encoders = load_encoders(names)
     assert encoders.judge is not None
     assert encoders.dino is None
-    assert encoders.hashes() == wanted.known_hashes()
+    assert encoders.hashes() == names.known_hashes()

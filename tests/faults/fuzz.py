@@ -143,8 +143,8 @@ def _make_kept(folder: Path, base: Any) -> Any:
     from conceptry.training import Hooks, train
 
     (folder / "suite.txt").write_text("a photo of a {}\n")
-    wanted = encoder_names_for(base.base, clip="miniature", dino="none")
-    encoders = load_encoders(wanted, offline=True)
+    names = encoder_names_for(base.base, clip="miniature", dino="none")
+    encoders = load_encoders(names, offline=True)
     with Registry.open(folder / "kept/concepts.db", create=True) as registry:
         registry.add("rex", [folder / "photos"], category="dog")
         words = [word for word in KEPT if "=" in word]
@@ -153,7 +153,7 @@ def _make_kept(folder: Path, base: Any) -> Any:
         plan = Plan(
             chosen=tuple(resolve_prompt(registry, "<rex>")),
             suite=find_suite(str(folder / "suite.txt")),
-            wanted=wanted,
+            encoders=names,
             base="tiny",
             base_sha256=base.sha256,
             seeds=(0, 1),
