@@ -1,4 +1,4 @@
-"""Assembles the commands; what they do is in their modules."""
+"""The program, assembled from the commands' modules."""
 
 from typing import Annotated
 

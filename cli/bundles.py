@@ -62,11 +62,11 @@ def import_(
     """
     session = session_of(context)
     from ..registry import NotFound
-    from ..registry.strangers import refuse_stranger
+    from ..registry.not_bundles import refuse_non_bundle
 
     if not os.path.exists(file):
         raise NotFound(f"{file} does not exist", hint=f"ls {quoted(file.parent)}")
-    refuse_stranger(file)
+    refuse_non_bundle(file)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
         undrawable = _undrawable(registry, concepts)

@@ -27,7 +27,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="WHICH",
-            help="all, or numbers and aliases: 1,2 or best; by default what a prompt would get.",
+            help="all, or numbers and aliases: 1,2 or best; by default the one that <rex> means.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def evaluate(
         bool,
         typer.Option(
             "--all-checkpoints",
-            help="What trainings kept of their way, too; the best becomes a version called best.",
+            help="Also checkpoints that trainings kept; the best becomes a version with the alias best.",
         ),
     ] = False,
     suite: SuiteName = None,
@@ -46,7 +46,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="BASE",
-            help="The base model; by default the one that the version was taught on.",
+            help="The base model; by default the one it was trained on.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def evaluate(
     ] = None,
     best: Annotated[
         bool,
-        typer.Option("--mark-best", help="Let best stand for the version that scored highest."),
+        typer.Option("--mark-best", help="Give the version that scored highest the alias best."),
     ] = False,
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a picture apart.")
@@ -75,8 +75,7 @@ def evaluate(
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
 
-    What was scored before in the same way is told at once; pictures that were drawn before are not
-    drawn again. Best is the highest harmonic mean of prompt and identity score.
+    Recorded scores of the same evaluation, and pictures that were drawn before, are reused. Best is the highest harmonic mean of prompt and identity score.
     """
     session = session_of(context)
     from ..evaluation import running
@@ -142,8 +141,8 @@ def _scored(
 def _render(found: "list[Evaluation]") -> "list[RenderableType]":
     from ..evaluation.record import metrics_of
 
-    told = {name for each in found for name in each.scores if not name.endswith("_subject")}
-    names = [metric.name for metric in metrics_of(told)]
+    shown_names = {name for each in found for name in each.scores if not name.endswith("_subject")}
+    names = [metric.name for metric in metrics_of(shown_names)]
     rows = [
         [each.label, each.suite, *(_described(each.scores.get(name)) for name in names)]
         for each in found
@@ -191,7 +190,7 @@ def suites(
     from ..evaluation.suites import find_suite, shipped_suites
 
     found = [find_suite(name)] if name else list(shipped_suites().values())
-    told = [
+    documents = [
         {"name": each.name, "about": each.about, "prompts": [asdict(p) for p in each.prompts]}
         for each in found
     ]
@@ -200,4 +199,4 @@ def suites(
     else:
         rows = [(each.name, str(len(each.prompts)), each.about) for each in found]
         shown = table(("name", "prompts", "about"), rows)
-    session.output.result({"suites": told}, shown)
+    session.output.result({"suites": documents}, shown)

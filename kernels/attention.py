@@ -1,4 +1,4 @@
-"""`attend` and `map_distance`: what the methods call, and which of three backends answers."""
+"""`attend` and `map_distance`, the public functions, and the choice among three backends."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ REDUCTIONS = ("sum", "mean")
 
 @dataclass(frozen=True, slots=True)
 class AttentionResult:
-    """What attention gave: output (B, H, N, D) in the queries' dtype; the rest float32 or None.
+    """The result of `attend`: output (B, H, N, D) in the queries' dtype; the rest float32 or None.
 
     `maps` is (B, T, N), or (B, H, T, N) with `per_head`; `moments` (B, T, 2) holds mean and
-    unbiased variance; `backend` is what computed them.
+    unbiased variance; `backend` is the one that computed them.
     """
 
     output: Tensor
@@ -72,7 +72,7 @@ def attend(
     Gradients flow to q, k and v of every segment from output, maps and moments. The same inputs
     give the same bits on the same machine. Raises `ValueError` that names the wrong argument.
     """
-    problem = check_inputs(
+    inputs = check_inputs(
         q,
         k,
         v,
@@ -83,9 +83,9 @@ def attend(
         per_head=per_head,
         scale=scale,
     )
-    backend = choose_backend(problem.q)
+    backend = choose_backend(inputs.q)
     with without_autocast(q.device):
-        output, maps, moments = _implementation(backend)(problem)
+        output, maps, moments = _implementation(backend)(inputs)
     return AttentionResult(output, _single(maps), _single(moments), backend)
 
 
@@ -128,21 +128,21 @@ def map_distance(
 def choose_backend(q: Tensor) -> str:
     """Triton on a GPU, torch elsewhere; $CONCEPTRY_ATTENTION forces one of the three.
 
-    Raises `ValueError` if the one that is asked for cannot run on these tensors.
+    Raises `ValueError` if the forced one cannot run on these tensors.
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE)
     if not forced:
-        return "triton" if q.is_cuda and _triton_trouble(q) is None else "torch"
+        return "triton" if q.is_cuda and _triton_obstacle(q) is None else "torch"
     if forced not in BACKENDS:
         names = ", ".join(BACKENDS)
         raise ValueError(f"${ENVIRONMENT_VARIABLE} is {forced!r}: expected one of {names}")
-    if forced == "triton" and (trouble := _triton_trouble(q)):
-        raise ValueError(f"${ENVIRONMENT_VARIABLE} asks for triton, but {trouble}")
+    if forced == "triton" and (obstacle := _triton_obstacle(q)):
+        raise ValueError(f"${ENVIRONMENT_VARIABLE} asks for triton, but {obstacle}")
     return forced
 
 
-def _triton_trouble(q: Tensor) -> str | None:
-    """Why Triton cannot run here, if so."""
+def _triton_obstacle(q: Tensor) -> str | None:
+    """Why Triton cannot run on these tensors; None if it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if q.dtype == torch.float64:
@@ -173,5 +173,5 @@ def _single(value: Tensor | None) -> Tensor | None:
 
 
 def _float32(value: Tensor) -> Tensor:
-    """float32, but float64 stays: it is there to check the others against."""
+    """As float32; float64 stays, as it is the reference for tests."""
     return value if value.dtype == torch.float64 else value.float()

@@ -22,12 +22,12 @@ GROUP_BYTES = 1 << 20
 """Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
 
 
-def attend_chunked(problem: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_chunked(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`."""
-    flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in problem.segments]
+    flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
+    biases = [segment.bias for segment in inputs.segments]
     output, maps, moments = _ChunkedAttention.apply(
-        problem.q, problem.columns, biases, problem.requested, problem.scale, *flat
+        inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )
     return output, maps, moments
 
@@ -246,7 +246,7 @@ class _Rows:
 
 
 class _Group:
-    """Some samples of a problem as b·H matrices, and slices of their queries, chunk by chunk."""
+    """Some samples of the inputs as b·H matrices, and slices of their queries, chunk by chunk."""
 
     def __init__(self, rows: _Rows, samples: slice, size: int) -> None:
         self._samples = samples

@@ -305,7 +305,7 @@ def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
 
 
 class _Inputs:
-    """What all launches of a problem share."""
+    """What all launches of one call share."""
 
     def __init__(
         self,
@@ -541,10 +541,10 @@ def _column_gradients_of(
 # --- the function ---------------------------------------------------------------------------------
 
 
-def attend_triton(problem: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_triton(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`; for float32, float16 and bfloat16."""
-    flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in problem.segments]
+    flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
+    biases = [segment.bias for segment in inputs.segments]
     return _TritonAttention.apply(
-        problem.q, problem.columns, biases, problem.requested, problem.scale, *flat
+        inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )

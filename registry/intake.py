@@ -71,8 +71,8 @@ def add(
                 refresh(session, concept)
                 record_event(session, concept, "add", **changes)
         found = [warning for item in received for warning in _warnings(item)]
-        told = [*found, *_without_masks(received), *warnings]
-        return AddReport(show_concept(store.database, name), added, duplicates, told)
+        warnings = [*found, *_without_masks(received), *warnings]
+        return AddReport(show_concept(store.database, name), added, duplicates, warnings)
 
 
 def _receive_all(

@@ -184,7 +184,7 @@ _LEARNT_SQL = """
 
 
 def photos_of_trainings(store: Store) -> set[str]:
-    """What trainings under way learn from, also if it was removed from its concept meanwhile."""
+    """What trainings under way learn from, even if it was removed from its concept since."""
     alive: dict[str, bool] = {}
     found: set[str] = set()
     for row in store.database.rows(_LEARNT_SQL):

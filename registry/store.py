@@ -1,10 +1,8 @@
 """What every operation works on: the database, the blobs and the lock of one registry.
 
-A database and its stored files can come apart: another one, or an older copy, may be put in its
-place. So whoever stores files then leaves the latest event of the database with them, as a stamp.
-History only grows: a database without that event is not the one that stored them, or is an older
-state of it, and does not know what of theirs is needed. A copy of both, and a file that a killed
-`add` left, need no stamp of their own: the database still knows the event.
+A database may be replaced by another one, or by an older copy, and then does not know which of the
+stored files are needed. So whoever stores files writes the database's latest event beside them, as a
+stamp. As history only grows, a database without that event is another one, or an older state.
 """
 
 import contextlib
@@ -80,8 +78,8 @@ class Store:
             data = self.blobs.read_stamp()
             if data is None or not data.strip(b"\0"):  # a crash may leave it empty
                 return None
-            told = json.loads(data)
-            event = {name: told[name] for name in _EVENT}
+            stamp = json.loads(data)
+            event = {name: stamp[name] for name in _EVENT}
             if self.database.rows(_KNOWN_SQL, **event):
                 return None
             return printable(f"{event['action']} {event['concept']} at {event['at']}")[:200]

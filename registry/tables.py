@@ -5,7 +5,7 @@ are the functions in `migrations.py`; a test holds the two equal.
 
     concept ─┬─ tag
              ├─ image ······ photos: original bytes, mask, caption
-             ├─ run ─┬─ run_image ······ which photos taught it
+             ├─ run ─┬─ run_image ······ which photos it learned from
              │       └─ metric
              ├─ version ─┬─ alias ······ such as `best`
              │           ├─ evaluation
@@ -34,7 +34,7 @@ class Concept(SQLModel, table=True):
     created: str
     updated: str
     search: str
-    """Everything a text search looks at, case-folded; see `queries.search_text`."""
+    """The text that a search matches, case-folded; see `queries.search_text`."""
 
 
 class Tag(SQLModel, table=True):
@@ -87,7 +87,7 @@ class Run(SQLModel, table=True):
 
 
 class RunImage(SQLModel, table=True):
-    """A photo that a run was taught from, by hash, so that the record outlives the photo."""
+    """A photo that a run was trained on, by hash, so that the record outlives the photo."""
 
     __tablename__: ClassVar[Any] = "run_image"
     __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
@@ -127,7 +127,7 @@ class Alias(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
-    """A stored safetensors file: what a version wears, or where a run resumes.
+    """A stored safetensors file: a version's adapter, or a run's resume point.
 
     It belongs to a version or to a run, never to both.
     """

@@ -1,4 +1,4 @@
-"""Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
+"""Maintenance of stored files: `check` finds and repairs errors, `gc` deletes unneeded files."""
 
 import itertools
 import math
@@ -128,21 +128,21 @@ class _Scan:
     def _blob(self, file: StoredFile, uses: list[Use]) -> Iterator[Problem]:
         self.num_blobs += 1
         self.num_bytes += file.size
-        told = [use.bytes for use in uses if use.bytes != file.size]
+        wrong_sizes = [use.bytes for use in uses if use.bytes != file.size]
         is_whole = True
-        if told or self._read_data:
+        if wrong_sizes or self._read_data:
             try:
                 is_whole = _sha256_of(self._store.blobs.folder, file.path) == file.path.name
             except StorageError as error:
                 yield self._unreadable(file.path, error, uses)
                 return
-        if told and not is_whole:
-            what = f"has {file.size:,} bytes instead of {told[0]:,}"
+        if wrong_sizes and not is_whole:
+            what = f"has {file.size:,} bytes instead of {wrong_sizes[0]:,}"
             yield self._error("truncated", file.path, uses, what)
         elif not is_whole:
             yield self._error("damaged", file.path, uses, "does not hold the bytes of its name")
-        elif told:
-            what = f"is whole, but the database gives it {told[0]:,} bytes instead of {file.size:,}"
+        elif wrong_sizes:
+            what = f"is whole, but the database gives it {wrong_sizes[0]:,} bytes instead of {file.size:,}"
             yield self._error("size", file.path, uses, what)
         elif not uses:
             what = "is needed by nothing" + ("; gc will remove it" if self.orphans_go else "")
@@ -270,17 +270,17 @@ class _Repair:
         lost = {use.sha256: use.bytes for p in problems for use in self._store.uses(p.sha256 or "")}
         unread: list[Problem] = []
 
-        def tell(error: OSError) -> None:
+        def report(error: OSError) -> None:
             what = f"cannot read {error.filename}: {error.strerror}"
             unread.append(Problem("unreadable", str(error.filename), what, is_error=False))
 
         with self._store.blobs.stage() as staging:
-            for folder, _, names in os.walk(self._look_in, onerror=tell):
+            for folder, _, names in os.walk(self._look_in, onerror=report):
                 for path in (Path(folder, name) for name in names):
                     try:
                         data = _bytes_of_lost(path, lost)
                     except OSError as error:
-                        tell(error)
+                        report(error)
                         continue
                     if data is not None:
                         del lost[staging.write(data)]

@@ -1,8 +1,7 @@
-"""What is read, held to a type that describes it; what does not fit is told in one line.
+"""Validation of input against types; errors are one line.
 
-A type says what a value is, its range (`Field(ge=0, le=10)`) or its words (`Literal`), what else is
-allowed (`Field(description=…)`) and what a right one looks like (`Field(examples=…)`). The check
-and the words of its errors both come from there.
+A type gives a value's range (`Field(ge=0, le=10)`) or its words (`Literal`), and for error messages
+what is allowed (`Field(description=…)`) and an example (`Field(examples=…)`).
 """
 
 from collections.abc import Sequence
