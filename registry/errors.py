@@ -79,7 +79,7 @@ class ConceptNotFound(NotFound):
 
     def __init__(self, key: str | int, known: Iterable[str]) -> None:
         if isinstance(key, int):
-            super().__init__("the concept was removed by now", hint="concept list")
+            super().__init__("the concept was removed", hint="concept list")
         else:
             super().__init__(f'no concept is named "{key}"', hint=suggest(key, known))
 

@@ -116,7 +116,7 @@ def test_another_base_model_is_refused(rex: Registry, base: LoadedBase) -> None:
     with pytest.raises(InvalidInput, match="was on another base model"):
         resume(rex, "rex", other)
     resume(rex, "rex", base)
-    with pytest.raises(InvalidInput, match="rex@1 was taught on another base model"):
+    with pytest.raises(InvalidInput, match="rex@1 was trained on another base model"):
         pixels(rex, other, "a photo of <rex>")
 
 
