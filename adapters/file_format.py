@@ -119,7 +119,7 @@ def _form() -> TypeAdapter[AdapterMetadata]:
 
 
 def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
-    """Raise `InvalidWeights` unless there are all vectors of one kind, and complete weight changes."""
+    """Raise `InvalidWeights` unless vectors are of one kind and weight changes complete."""
     wanted = "staged" if metadata.stage_order else "token"
     vectors = sorted(name for name in names if _VECTORS.fullmatch(name))
     if not vectors or vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:

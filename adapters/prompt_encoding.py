@@ -76,10 +76,10 @@ def encode_reference(
 ) -> Tensor:
     """Text states (77, d) of a prompt with the category in the concept's place.
 
-    The target of the subject-wise attention loss (SeFi-IDE, arXiv 2402.00631, section 3.2). Row j is
-    aligned with token j of the prompt itself: each placeholder token gets a word of the category, the
-    last ones if it has more; with `names_category` the category after the tokens gets its own words;
-    then follows the rest.
+    The target of the subject-wise attention loss (SeFi-IDE, arXiv 2402.00631, section 3.2). Row j
+    is aligned with token j of the prompt itself: each placeholder token gets a word of the
+    category, the last ones if it has more; with `names_category` the category after the tokens gets
+    its own words; then follows the rest.
     """
     num_words = len(backbone.text_encoders[0].ids(category, whole=False))
     first = token_columns(backbone, prompt, tokens)[0]

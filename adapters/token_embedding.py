@@ -185,8 +185,8 @@ def _itself(vectors: Tensor) -> Tensor:
 def _read_at_end_token(encoder: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make the text encoder read its pooled state at the end token.
 
-    With configurations from before 2023 (`eos_token_id: 2`) transformers reads it at the highest id,
-    which a new token would have.
+    With configurations from before 2023 (`eos_token_id: 2`) transformers reads it at the highest
+    id, which a new token would have.
     """
     for module in encoder.modules():
         if vars(module).get("eos_token_id") == 2:

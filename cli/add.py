@@ -1,4 +1,4 @@
-"""`concept add`: photos in."""
+"""`concept add`: add photos to a concept."""
 
 import codecs
 import os

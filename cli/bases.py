@@ -1,4 +1,4 @@
-"""`concept bases`: which base models there are."""
+"""`concept bases`: list base models."""
 
 from typing import TYPE_CHECKING, TypedDict
 

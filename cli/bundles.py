@@ -56,7 +56,7 @@ def import_(
         typer.Option("--as", metavar="NAME", help="Another name, if it holds a single concept."),
     ] = None,
 ) -> None:
-    """Take in the concepts of an exported file.
+    """Import the concepts of an exported file.
 
     All of them or, if one cannot be, none.
     """

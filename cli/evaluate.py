@@ -1,4 +1,4 @@
-"""`concept eval`: which version is best, in numbers. `concept suites`: what they are drawn for."""
+"""`concept eval`: score versions of concepts. `concept suites`: the prompt suites."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,7 @@ def evaluate(
         bool,
         typer.Option(
             "--all-checkpoints",
-            help="Also checkpoints that trainings kept; the best becomes a version with the alias best.",
+            help="Also kept checkpoints; the best becomes a version with the alias best.",
         ),
     ] = False,
     suite: SuiteName = None,
@@ -52,7 +52,7 @@ def evaluate(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
     guidance: Annotated[
-        float, typer.Option(metavar="X", min=0, max=100, help="How closely to follow prompts.")
+        float, typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none.")
     ] = 5.0,
     clip: ClipName = None,
     dino: DinoName = None,
@@ -75,7 +75,8 @@ def evaluate(
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
 
-    Recorded scores of the same evaluation, and pictures that were drawn before, are reused. Best is the highest harmonic mean of prompt and identity score.
+    Recorded scores of the same evaluation, and pictures that were drawn before, are reused. Best is
+    the highest harmonic mean of prompt and identity score.
     """
     session = session_of(context)
     from ..evaluation import running

@@ -1,4 +1,4 @@
-"""`concept generate`: pictures out. `concept reproduce`: the same again."""
+"""`concept generate`: draw pictures. `concept reproduce`: draw a picture again."""
 
 import secrets
 from contextlib import suppress
@@ -73,11 +73,11 @@ def generate(
     guidance: Annotated[
         float,
         typer.Option(
-            metavar="X", min=0, max=100, help="Guidance scale: how closely to follow the prompt; 1 is none."
+            metavar="X", min=0, max=100, help="Guidance scale; 1 is none."
         ),
     ] = 5.0,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="Negative prompt: what to keep out.", show_default=False)
+        str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
     ] = "",
     scheduler: Annotated[
         Literal["ddim", "euler", "dpm++"] | None,
@@ -99,7 +99,7 @@ def generate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = _OUT,
     grid: Annotated[bool, typer.Option("--grid", help="Also put all of them on a sheet.")] = False,
     maps: Annotated[
-        bool, typer.Option("--maps", help="Also write heat-maps of the attention to each concept's words.")
+        bool, typer.Option("--maps", help="Also write heat-maps of each concept's words.")
     ] = False,
     leak: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""`concept rm`: forget concepts."""
+"""`concept rm`: remove concepts."""
 
 import sys
 from typing import Annotated
@@ -26,7 +26,7 @@ def rm(
     names: ConceptNames,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Forget concepts and their versions.
+    """Remove concepts and their versions.
 
     All of them or, if one does not exist, none. Their files stay until `concept gc`.
     """

@@ -124,7 +124,7 @@ def train(
         ),
     ] = 0,
     stop_early: Annotated[
-        bool, typer.Option("--stop-early", help="With --eval-every: stop when scores no longer rise.")
+        bool, typer.Option("--stop-early", help="Stop when scores no longer rise.")
     ] = False,
     suite: SuiteName = None,
     clip: ClipName = None,

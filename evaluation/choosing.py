@@ -38,8 +38,8 @@ PATIENCE = 2
 class CheckpointChooser:
     """Scores a checkpoint every `every` steps of trainings, and marks the best version.
 
-    `suite`, `clip` and `dino` are as in `EvalRequest`; `on_score` gets each checkpoint's scores. With
-    several processes, only the main one scores.
+    `suite`, `clip` and `dino` are as in `EvalRequest`; `on_score` gets each checkpoint's scores.
+    With several processes, only the main one scores.
     """
 
     registry: Registry

@@ -85,8 +85,8 @@ def evaluate(
 class Evaluator:
     """One evaluation.
 
-    If concepts are injected already, pass them as `concepts`, with the `references` of their subjects:
-    those need the base model without adapters.
+    If concepts are injected already, pass them as `concepts`, with the `references` of their
+    subjects: those need the base model without adapters.
     """
 
     base: LoadedBase

@@ -53,7 +53,7 @@ class PictureCache:
     def get(
         self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None
     ) -> ObservedPicture | None:
-        """A picture with maps of `num_subjects` and of `size` (width, height); None if not cached."""
+        """The picture of `size` (width, height), with its maps; None if it is not cached."""
         path = self.path(key)
         maps = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
         image = kept_picture(self._root, path, size) if maps is not None else None

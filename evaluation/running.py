@@ -62,7 +62,7 @@ def score(
     on_start: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Evaluation]:
-    """Score versions one after another; recorded scores of the same evaluation are returned at once.
+    """Score versions one after another; recorded scores of the same evaluation are reused.
 
     All names are checked before anything is loaded. For suites with several concepts, all
     combinations of that many are scored. `base` is a loaded base model without adapters, used where

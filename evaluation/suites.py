@@ -8,9 +8,9 @@ A suite is a YAML file,
       - {text: "a red {}", tests: colour, looks: other}
 
 or a text file with a prompt per line. `{}` is where the concept goes. `looks: other` marks prompts
-that change the subject's appearance. `{other}` is a second concept, `{third}` a third one. In suites
-for the miniature, `{second}` is the first word of `second` that is not the concept's own category,
-and `sees` is what else the judge should predict.
+that change the subject's appearance. `{other}` is a second concept, `{third}` a third one. In
+suites for the miniature, `{second}` is the first word of `second` that is not the concept's own
+category, and `sees` is what else the judge should predict.
 """
 
 import hashlib

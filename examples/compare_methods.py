@@ -55,12 +55,12 @@ def main() -> None:
         )
         found = list(score(registry, request, base=base))
         for each in found:
-            told = [
+            scores = [
                 f"{name} {value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
                 for name, value in each.scores.items()
                 if name in each.headlines
             ]
-            print(f"{methods[each.version]}: {', '.join(told)}")
+            print(f"{methods[each.version]}: {', '.join(scores)}")
         (best,) = mark_best(registry, found)
         print(f"best: {methods[best.version]}; {write_report(registry, found, options.out)}")
 

@@ -20,7 +20,7 @@ from conceptry.training import train_queue
 
 
 def main() -> None:
-    """Add what is new, teach it, and draw everybody once."""
+    """Add and train new subjects, and draw each once."""
     parser = argparse.ArgumentParser(description="Teach many subjects, some at a time.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", default="miniature")

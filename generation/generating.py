@@ -80,11 +80,11 @@ def generate(
     with_maps: bool = False,
     with_leaks: bool = False,
 ) -> Iterator[Picture]:
-    """Draw requests into a folder, `batch` pictures at a time; each is written before it is yielded.
+    """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
     Its provenance goes into the file and the registry. All prompts are checked before the first is
-    drawn. `with_maps` also writes heat-maps of each concept's tokens; `with_leaks` measures how much
-    of each concept's attention falls on the others' regions. Raises what `resolve_prompt`,
+    drawn. `with_maps` also writes heat-maps of each concept's tokens; `with_leaks` measures how
+    much of each concept's attention falls on the others' regions. Raises what `resolve_prompt`,
     `inject_concepts` and `draw` raise.
     """
     registry.check_outside(folder)

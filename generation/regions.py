@@ -93,7 +93,7 @@ def share_inside(attention: Tensor, inside: Tensor) -> float:
 def leak(maps: Tensor, regions: Tensor, of: int, on: Sequence[int]) -> float:
     """Attention leak: the share of a subject's own map that falls on others' regions.
 
-    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of the `all` maps. Where
-    two subjects share a region, all their attention leaks.
+    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of the `all` maps.
+    Where two subjects share a region, all their attention leaks.
     """
     return share_inside(maps[of, 1], regions[list(on)].any(0))

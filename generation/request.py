@@ -1,4 +1,4 @@
-"""A request for pictures: prompt, seeds and settings. Loads no weights, and no library that does."""
+"""A request for pictures: prompt, seeds and settings. Loads no library that loads weights."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

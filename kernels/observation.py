@@ -32,9 +32,9 @@ CROSS_ATTENTION = r".*attn2"
 class Observation:
     """Results of the observed layers, by layer name in the order of the forward pass.
 
-    For each layer, of the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T, 2),
-    both as `attend` returns them; `distances` (B,), as `map_distance` does. `backends` are those
-    that computed them.
+    For each layer, of the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T,
+    2), both as `attend` returns them; `distances` (B,), as `map_distance` does. `backends` are
+    those that computed them.
     """
 
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -159,10 +159,10 @@ def observe(
 ) -> Iterator[Observation]:
     """Observe the attention of a UNet2DConditionModel inside the context.
 
-    - `columns` are token positions, (T,) or (B, T), whose token maps or moments are computed; `want`
-      is "maps", "moments" (the default) or both.
-    - `reference` are other text states, (B, M, d): for each layer, the distance of its attention map
-      from that over the reference's keys is computed; see `map_distance`, also for `reduction`.
+    - `columns` are token positions, (T,) or (B, T), whose maps or moments are computed; `want` is
+      "maps", "moments" (the default) or both.
+    - `reference` are other text states, (B, M, d): for each layer, the distance of its map from that
+      over the reference's keys is computed; see `map_distance`, also for `reduction`.
     - `layers` selects the observed layers: a regular expression for whole names, or a function of a
       name.
 

@@ -57,8 +57,8 @@ class Method(Generic[S]):
     """A personalisation method.
 
     `make_embedding` initialises the placeholder tokens; `make_losses` returns what is minimised
-    beside the diffusion loss. With `names_category` a prompt names the concept by its tokens and its
-    category, `[V] dog`, else by its tokens alone.
+    beside the diffusion loss. With `names_category` a prompt names the concept by its tokens and
+    its category, `[V] dog`, else by its tokens alone.
     """
 
     name: str

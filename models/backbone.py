@@ -114,7 +114,7 @@ class Backbone(ABC):
         self.attention = AttentionStack.of(self.denoiser)
         self._text_wrappers: list[TextWrapper] = []
 
-    # --- what a family defines -----------------------------------------------------------------------
+    # --- what a family defines ------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
@@ -219,7 +219,7 @@ class Backbone(ABC):
     def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
         """Conditioning beside text states, for pictures of a size in pixels."""
 
-    # --- common to all families ---------------------------------------------------------------------
+    # --- common to all families -----------------------------------------------------------------
 
     def to(self, device: torch.device) -> None:
         """Move it to a device."""

@@ -27,8 +27,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class Base:
     """A base model by name, not loaded: where its weights are.
 
-    `source` is the path of a diffusers folder or a single file, or a hub repository; `config` is the
-    diffusers folder with a single file's configuration, if there is one.
+    `source` is the path of a diffusers folder or a single file, or a hub repository; `config` is
+    the diffusers folder with a single file's configuration, if there is one.
     """
 
     name: str

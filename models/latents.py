@@ -73,9 +73,9 @@ def non_finite_parameter(
 ) -> str | None:
     """A parameter of a base model with values that are not finite, as `unet.conv_in.weight`.
 
-    `original` are the values before training of U-Net parameters that were trained. Where an adapter
-    has changed parameters (`is_changed`), only NaN counts: finite adapters can cause infinities, but
-    no NaN. Reads all weights, so call it only for an error message.
+    `original` are the values before training of U-Net parameters that were trained. Where an
+    adapter has changed parameters (`is_changed`), only NaN counts: finite adapters can cause
+    infinities, but no NaN. Reads all weights, so call it only for an error message.
     """
     original = original or {}
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion with two text encoders; picture size and pooled states are conditioning too."""
+    """Stable Diffusion with two text encoders, and pooled states and sizes as conditioning."""
 
     family: ClassVar[str] = "SDXL"
 

@@ -114,7 +114,7 @@ class Registry:
         return self._store.location
 
     def check_outside(self, path: AnyPath | None) -> None:
-        """Raise `InvalidInput` if an output path is one of the registry's own files; None is fine."""
+        """Raise `InvalidInput` if an output path, unless None, is one of the registry's own."""
         if path is not None:
             self.location.check_outside(plain_path(path))
 
@@ -293,12 +293,12 @@ class Registry:
         """Delete stored files that no row needs and that are older than `grace` seconds.
 
         Also deletes resume points that no training can use any more, the cache but for its latest
-        `cache_size` bytes and, with `checkpoints`, the checkpoints of finished trainings. Files that
-        cannot be deleted are named in the report.
+        `cache_size` bytes and, with `checkpoints`, the checkpoints of finished trainings. Files
+        that cannot be deleted are named in the report.
 
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
-        nothing, if the database is damaged. So too, unless `unknown` is set, if files are missing, or
-        if another database, or a later state of this one, stored files here last.
+        nothing, if the database is damaged. So too, unless `unknown` is set, if files are missing,
+        or if another database, or a later state of this one, stored files here last.
         """
         return upkeep.gc(
             self._store,

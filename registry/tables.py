@@ -21,7 +21,7 @@ from sqlmodel import Field, SQLModel
 
 
 class Concept(SQLModel, table=True):
-    """A name, the plain word for what it is, and what the owner says of it.
+    """A concept: name, category and notes.
 
     Ids are never used twice, so that events of a removed concept stay its own.
     """
@@ -67,7 +67,7 @@ class Image(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """One training of one concept, with all that made it what it is."""
+    """A training of a concept, with all that its result depends on."""
 
     id: int = Field(default=None, primary_key=True)
     uid: str = Field(unique=True)
@@ -107,7 +107,7 @@ class Metric(SQLModel, table=True):
 
 
 class Version(SQLModel, table=True):
-    """A numbered result of a concept."""
+    """A numbered version of a concept: the result of a training."""
 
     __table_args__: ClassVar[tuple[UniqueConstraint]] = (UniqueConstraint("concept_id", "number"),)
     id: int = Field(default=None, primary_key=True)
@@ -156,7 +156,7 @@ class Evaluation(SQLModel, table=True):
 
 
 class Generation(SQLModel, table=True):
-    """A picture that was drawn, with all it takes to draw it again."""
+    """A picture, with all it takes to draw it again."""
 
     id: int = Field(default=None, primary_key=True)
     output_sha256: str = Field(index=True)

@@ -49,7 +49,7 @@ def check(
     look_in: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
-    """Compare what the rows need with what is stored; see `Registry.check`."""
+    """Compare the files that rows need with the stored ones; see `Registry.check`."""
     if look_in is not None and not os.path.isdir(look_in):
         raise NotFound(f"the folder {look_in} does not exist")
     with store.lock.exclusive() if repair else store.lock.shared():
@@ -193,7 +193,7 @@ def _relative(store: Store, path: Path) -> str:
 
 
 class _Repair:
-    """Mends what can be mended without losing a byte; damaged files are set aside, not deleted."""
+    """Repairs without losing a byte; damaged files are set aside, not deleted."""
 
     def __init__(self, store: Store, look_in: Path | None) -> None:
         self._store = store
@@ -225,7 +225,7 @@ class _Repair:
         return replace(problem, repaired=True)
 
     def _correct_size(self, path: Path) -> None:
-        """Let the rows give a whole file the size that it has."""
+        """Correct the size that rows record for an undamaged file."""
         size = os.lstat(path).st_size
         with self._store.database.write() as session:
             for table, column, of in _SIZES:
@@ -248,7 +248,7 @@ class _Repair:
         self._move(path, next(place for place in places if not os.path.lexists(place)))
 
     def _move(self, path: Path, place: Path) -> None:
-        """Move a whole file to another place in the store."""
+        """Move an undamaged file to another place in the store."""
         make_folder(self._store.blobs.folder, place.parent)
         move_file(self._store.blobs.folder, path, place)
 
@@ -300,7 +300,7 @@ def _bytes_of_lost(path: Path, lost: Mapping[str, int]) -> bytes | None:
 
 
 def _stale_search(store: Store, repair: bool) -> list[Problem]:
-    """Concepts whose search text is not what their rows say; with `repair` it is made anew."""
+    """Concepts whose search text is outdated; `repair` updates it."""
     stale = list(stale_concepts(store.database))
     if repair:
         with store.database.write() as session:
@@ -403,7 +403,7 @@ def _restore_hint(store: Store) -> str:
 
 @dataclass(slots=True)
 class _Sweep:
-    """What goes, and what cannot; one file that does not let itself be deleted stops nothing."""
+    """Files to delete, and those that could not be deleted."""
 
     oldest_spared: float
     dry_run: bool

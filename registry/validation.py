@@ -36,7 +36,7 @@ _OF_TEXTS = ("string_pattern_mismatch", "string_too_long", "string_too_short")
 
 
 class Form(BaseModel):
-    """A mapping that people write: it has no other keys, and nothing in it is converted."""
+    """A mapping that people write: unknown keys are errors, and values are not converted."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, from_attributes=True, defer_build=True
@@ -63,7 +63,7 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 
 def validated(form: type[_Form], value: object, *, at: str = "", noun: str = "key") -> _Form:
-    """A value as its form has it. Raises `InvalidInput` with the first thing that does not fit.
+    """The value, checked against its form. Raises `InvalidInput` with the first error.
 
     `at` is where the value stands, `noun` what its keys are called.
     """

@@ -25,7 +25,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class LearnedAdapters:
-    """What a training learned: token vectors and, if the denoiser was trained, its weight changes."""
+    """The result of a training: token vectors and, if it was trained, the denoiser's changes."""
 
     embedding: TokenEmbedding | TimestepTokens
     weights: WeightDelta | None

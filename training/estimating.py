@@ -36,8 +36,8 @@ class StageEstimate:
 class Estimate:
     """What a training would take: seconds, peak memory, disk.
 
-    `memory_bytes` are of the GPU, else of the process; `disk_bytes` count the resume point, which is
-    removed in the end, and the version, which stays.
+    `memory_bytes` are of the GPU, else of the process; `disk_bytes` count the resume point, which
+    is removed in the end, and the version, which stays.
     """
 
     concept: str

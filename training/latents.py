@@ -65,7 +65,7 @@ def needed_side(side: int, settings: Augmentation) -> int:
 def varied_crops(
     photos: Sequence[Image.Image], side: int, settings: Augmentation, seed: int
 ) -> list[Image.Image]:
-    """Square crops of the photos in turn, randomly rotated, cropped and mirrored, `side` pixels wide.
+    """Square crops of the photos in turn, `side` pixels wide, randomly rotated and mirrored.
 
     Each photo is read once.
     """

@@ -354,7 +354,7 @@ class StageRun:
             self._update_average(step)
 
     def _not_finite(self, what: str) -> TrainingFailed:
-        """The error for values that are not finite; blames the base model if its weights are not."""
+        """The error for values that are not finite; names a broken weight of the base model."""
         if broken := self.training.non_finite_weight():
             return TrainingFailed(
                 f"{self.stage.name}, {what}: {broken} of the base model is not finite",

@@ -97,9 +97,9 @@ def train(
 ) -> Trained:
     """Train a concept of a registry on a base model; the result is its next version.
 
-    `preset` defaults to the one named like the base model, else to `paper`; `overrides` change single
-    settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state, and
-    `resume` continues it.
+    `preset` defaults to the one named like the base model, else to `paper`; `overrides` change
+    single settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state,
+    and `resume` continues it.
 
     Raises `NotFound` for an unknown concept, method or preset, `InvalidInput` for settings out of
     range or a concept without photos, `RegistryBusy` if it is being trained already,
@@ -561,8 +561,8 @@ def subject_of(
 ) -> Subject:
     """A concept's photos, as large as crops need them, its category and placeholder tokens.
 
-    Decodes each photo once, to find damaged ones before training. Raises `RegistryCorrupt` for them,
-    and `InvalidInput` if there are no photos.
+    Decodes each photo once, to find damaged ones before training. Raises `RegistryCorrupt` for
+    them, and `InvalidInput` if there are no photos.
     """
     side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
@@ -627,8 +627,8 @@ def class_pictures(
     """`count` pictures of a category for prior preservation, drawn once by the base model.
 
     All concepts of the category share them in the registry's cache; the same batches are drawn
-    whatever `count` is, and after an interruption. Raises `TrainingInterrupted` when `should_stop` is
-    true, and `StorageError` if the disk refuses; finished pictures are kept.
+    whatever `count` is, and after an interruption. Raises `TrainingInterrupted` when `should_stop`
+    is true, and `StorageError` if the disk refuses; finished pictures are kept.
     """
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))

@@ -23,8 +23,8 @@ class Trainer:
 
     The base model is changed while it runs, and restored whatever happens. Each training resumes
     from its resume path, if that exists, and saves to it now and then; all have to be at the same
-    step. Each learns what it would learn alone, up to the order of summation. Only methods that keep
-    the base model can train more than one.
+    step. Each learns what it would learn alone, up to the order of summation. Only methods that
+    keep the base model can train more than one.
     """
 
     def __init__(self, trainings: Sequence[Training], resume_paths: Sequence[Path]) -> None:
@@ -38,9 +38,9 @@ class Trainer:
     def run(self) -> list[LearnedAdapters | TrainingFailed]:
         """Run all remaining stages; returns the result of each training.
 
-        One whose loss or gradient is not finite fails alone. Raises `StorageError` if a state cannot
-        be saved, and `TrainingInterrupted` once the first one's `should_stop` is true and all are
-        saved.
+        One whose loss or gradient is not finite fails alone. Raises `StorageError` if a state
+        cannot be saved, and `TrainingInterrupted` once the first one's `should_stop` is true and
+        all are saved.
         """
         failed: dict[Training, TrainingFailed] = {}
         with self._base_model():

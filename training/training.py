@@ -113,7 +113,7 @@ class Training:
             self.size,
         )
 
-    # --- begin and restore --------------------------------------------------------------------------------
+    # --- begin and restore ----------------------------------------------------------------------
 
     def begin(self) -> None:
         """Make the embedding and freeze the base model; stages unfreeze what they train."""
@@ -128,8 +128,8 @@ class Training:
     def prepare(self) -> None:
         """Encode all pictures, and convert what is trained to float32.
 
-        In half precision a step of 1e-6 would be rounded away. Text encoders are float32 too, as they
-        run outside autocast.
+        In half precision a step of 1e-6 would be rounded away. Text encoders are float32 too, as
+        they run outside autocast.
         """
         backbone, settings = self.backbone, self.settings
         for prompt in (*self.prompts, self.class_prompt):
@@ -160,7 +160,7 @@ class Training:
         return SampleSource("diffusion", encode_pictures(self.backbone, crops), self.prompts)
 
     def _class_sources(self) -> Iterator[SampleSource]:
-        """Class pictures for prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if weighted."""
+        """The source for prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if weighted."""
         if not self.settings.prior.weight:
             return
         if not self.subject.class_pictures:
@@ -186,7 +186,7 @@ class Training:
         """A parameter of the base model that was not finite before training; None if all were."""
         return self.backbone.non_finite_parameter(self._original)
 
-    # --- trained parameters ------------------------------------------------------------------------------
+    # --- trained parameters ---------------------------------------------------------------------
 
     def learning(self, stage: Stage) -> dict[str, nn.Parameter]:
         """The parameters that a stage trains, by name; with LoRA its factors only."""
