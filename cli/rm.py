@@ -37,7 +37,7 @@ def rm(
         if not yes:
             if session.output.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise usage(
-                    "will not remove without --yes when nobody can be asked",
+                    "removing needs --yes where no question can be asked",
                     f"concept rm {' '.join(names)} --yes",
                 )
             photos = count(sum(len(concept.images) for concept in concepts), "photo")

@@ -105,7 +105,9 @@ def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVers
     suite = find_suite(request.suite) if request.suite else None
     for word in (*map(str, request.names), request.versions or ""):
         if ":" in word:
-            raise InvalidInput(f"{word}: scores are of a version at its whole strength")
+            raise InvalidInput(
+                f"{word}: only full strength can be scored", hint="leave the strength out"
+            )
     if suite is not None and suite.num_subjects > 1:
         if request.all_checkpoints:
             raise InvalidInput(

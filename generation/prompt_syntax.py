@@ -71,7 +71,8 @@ def mentions(prompt: str) -> list[Mention]:
         mention = _mention(match.group(0), match.group(1))
         if found.setdefault(mention.name, mention) != mention:
             raise InvalidInput(
-                f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}"
+                f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}",
+                hint="name one version and strength of a concept",
             )
     return list(found.values())
 
@@ -97,7 +98,9 @@ def _mention(text: str, inside: str) -> Mention:
     except ValueError:
         value = -1.0
     if not 0 <= value <= MAX_STRENGTH:
-        raise InvalidInput(f"{text}: a strength lies between 0 and {MAX_STRENGTH:g}")
+        raise InvalidInput(
+            f"{text}: a strength lies between 0 and {MAX_STRENGTH:g}", hint=f"<{name}:0.8>"
+        )
     return Mention(text, name, version, value)
 
 
@@ -147,7 +150,10 @@ def _resolved(registry: Registry, concept: Concept, mention: Mention, wanted: st
                     hint="concept check --read-data",
                 )
             return ChosenVersion(mention, concept, version, str(path), artifact.sha256)
-    raise NotFound(f"{concept.name}@{version.number} has no adapter to draw with")
+    raise NotFound(
+        f"{concept.name}@{version.number} has no adapter to draw with",
+        hint=f"concept train {concept.name}",
+    )
 
 
 def _version(concept: Concept, wanted: str | None) -> VersionRecord:

@@ -200,7 +200,7 @@ def resumable_run(store: Store, concept: Concept) -> RunRecord:
     """The latest run of a concept, if it is unfinished; see `Registry.resumable_run`."""
     if not concept.runs or concept.runs[-1].status == "done":
         raise NotFound(
-            f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+            f"{concept.name} has no unfinished training", hint=f"concept train {concept.name}"
         )
     if not began_here(store.database, concept.runs[-1].run):
         raise NotFound(

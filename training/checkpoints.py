@@ -83,7 +83,7 @@ def copy_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Non
         if name not in into or into[name].shape != value.shape:
             raise InvalidWeights(
                 f"the saved state of the training does not fit: {name}",
-                hint="concept train NAME begins anew",
+                hint="concept train NAME starts over",
             )
         into[name].data.copy_(value)
 
@@ -107,7 +107,7 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, TrainingPosition]]:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InvalidWeights(f"{path} is no resume point of this program")
+                raise InvalidWeights(f"{path} is not a resume point of this program")
             place = _parse_position(metadata["place"])
             if place is None:
                 raise InvalidWeights(f"{path} does not say how far the training had come")
@@ -115,4 +115,4 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, TrainingPosition]]:
     except InvalidWeights:
         raise
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InvalidWeights(f"{path} is no sound resume point: {error}") from error
+        raise InvalidWeights(f"{path} is not a sound resume point: {error}") from error

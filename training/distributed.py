@@ -113,7 +113,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
     """
     available = _num_gpus()
     if available and count > available:
-        raise InvalidInput(f"there are {available} GPUs for {count} processes")
+        raise InvalidInput(
+            f"there are {available} GPUs for {count} processes", hint=f"--processes {available}"
+        )
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),

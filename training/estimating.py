@@ -81,7 +81,7 @@ def estimate_many(
     Does not count class pictures, which are drawn once for a category. Raises what `train` raises.
     """
     if num_processes() > 1:
-        raise InvalidInput("an estimate is made by one process", hint="leave --processes out")
+        raise InvalidInput("estimates run in one process", hint="leave --processes out")
     chosen = find_method(method)
     settings = resolve_settings(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
     trial = settings.updated({"augmentation": {"crops": 2}})

@@ -484,7 +484,7 @@ class StageRun:
             if self.training.settings.optimizer == "adamw" and not _is_adamw(state, parameter):
                 raise InvalidWeights(
                     f"the saved state of the training does not fit: the optimiser's of {name}",
-                    hint="concept train NAME begins anew",
+                    hint="concept train NAME starts over",
                 )
             self.optimizer.state[parameter] = state
         copy_values(point.average, self.average)

@@ -186,7 +186,7 @@ def resume_many(
         record = registry.resumable_run(concept.id)
         if record.base_sha256 != base.sha256:
             raise InvalidInput(
-                f"run {record.run} of {concept.name} was on another base model",
+                f"run {record.run} of {concept.name} began on another base model",
                 hint=f"--base {quoted(record.base)}",
             )
         method = find_method(record.method)

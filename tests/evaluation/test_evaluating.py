@@ -230,7 +230,7 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
 def test_scores_are_of_whole_strength(
     taught: Registry, base: LoadedBase, name: str, versions: str | None
 ) -> None:
-    with pytest.raises(InvalidInput, match="whole strength"):
+    with pytest.raises(InvalidInput, match="full strength"):
         list(score(taught, request(base, name, versions=versions)))
 
 

@@ -102,10 +102,10 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
 
 
 def test_there_may_be_nothing_to_go_on_with(rex: Registry, base: LoadedBase) -> None:
-    with pytest.raises(NotFound, match="no training to go on with"):
+    with pytest.raises(NotFound, match="no unfinished training"):
         resume(rex, "rex", base)
     teach(rex, base)
-    with pytest.raises(NotFound, match="no training to go on with"):
+    with pytest.raises(NotFound, match="no unfinished training"):
         resume(rex, "rex", base)
 
 
@@ -113,7 +113,7 @@ def test_another_base_model_is_refused(rex: Registry, base: LoadedBase) -> None:
     with pytest.raises(TrainingInterrupted):
         teach(rex, base, hooks=stop_after(1))
     other = replace(base, sha256="0" * 64)
-    with pytest.raises(InvalidInput, match="was on another base model"):
+    with pytest.raises(InvalidInput, match="began on another base model"):
         resume(rex, "rex", other)
     resume(rex, "rex", base)
     with pytest.raises(InvalidInput, match="rex@1 was trained on another base model"):

@@ -298,7 +298,7 @@ def test_a_resolution_that_does_not_fit_is_told(
 def test_what_is_no_resume_point_is_told(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "resume.safetensors"
     path.write_bytes(text)
-    with pytest.raises(InvalidWeights, match="no sound resume point"):
+    with pytest.raises(InvalidWeights, match="not a sound resume point"):
         read_resume_point(path)
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(InvalidWeights, match="resume point"):
