@@ -65,7 +65,7 @@ def mentions(prompt: str) -> list[Mention]:
         raise InvalidInput("the prompt is empty", hint='concept generate "a photo of <NAME>"')
     check_text(prompt, "prompt")
     if unclosed := _UNCLOSED.search(_BRACKETS.sub("", prompt)):
-        raise InvalidInput(f'no ">" follows on "{unclosed.group()}"', hint="<rex>, <rex@3>")
+        raise InvalidInput(f'a ">" is missing after "{unclosed.group()}"', hint="<rex>, <rex@3>")
     found: dict[str, Mention] = {}
     for match in _BRACKETS.finditer(prompt):
         mention = _mention(match.group(0), match.group(1))

@@ -157,7 +157,7 @@ def read_provenance(path: Path) -> Provenance:
     if isinstance(metadata, dict) and "maps_of" in metadata:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
     if not isinstance(metadata, dict) or "settings" not in metadata:
-        raise InvalidImage(f"{path} does not say what made it", hint="a picture of ours does")
+        raise InvalidImage(f"{path} does not say what made it", hint="name a picture that concept generate wrote")
     try:
         made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
         with Image.open(path) as picture:
@@ -166,7 +166,7 @@ def read_provenance(path: Path) -> Provenance:
         return made
     except (ValidationError, InvalidInput) as error:
         reason = problem(error)
-    raise InvalidImage(f"what {path} says of its making is damaged: {reason}")
+    raise InvalidImage(f"the metadata of {path} is damaged: {reason}")
 
 
 def _provenance(metadata: _Metadata) -> Provenance:

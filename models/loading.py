@@ -65,7 +65,7 @@ def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
         if family.accepts(pipeline):
             return family(pipeline)
     known = ", ".join(family.family for family in FAMILIES)
-    raise InvalidInput(f"{type(pipeline).__name__} is of no family that is known: {known}")
+    raise InvalidInput(f"{type(pipeline).__name__} is of an unknown family, not one of {known}")
 
 
 def load_base(

@@ -413,7 +413,7 @@ def check_config(config: Mapping[str, object]) -> Mapping[str, object]:
     if not isinstance(photos, (list, tuple)) or not all(map(_is_hash, photos)):
         raise InvalidInput("photos are not hashes")
     if not isinstance(category, str) or check_category(category) != category:
-        raise InvalidInput("the category is none")
+        raise InvalidInput("the category is not valid")
     return config
 
 

@@ -53,8 +53,8 @@ def test_a_negative_prompt_names_no_concept(prompt: str) -> None:
         ("<rex:>", "names no concept"),
         ("<rex:1.2.3>", "a strength lies between"),
         ("<rex:9>", "a strength lies between"),
-        ("a photo of <rex on the beach", 'no ">" follows on "<rex"'),
-        ("<rex> and <mia", 'no ">" follows on "<mia"'),
+        ("a photo of <rex on the beach", 'a ">" is missing after "<rex"'),
+        ("<rex> and <mia", 'a ">" is missing after "<mia"'),
         ("<rex:0.5> and <rex:0.7>", "names rex as <rex:0.5> and <rex:0.7>"),
     ],
 )
