@@ -1,4 +1,4 @@
-"""How the judge is trained on renders, measured on fresh ones, and made ready to ship.
+"""Training the judge on renders, measuring it on fresh ones, and exporting it.
 
 python -m conceptry.evaluation.judge_recipe train --out runs/judge
 python -m conceptry.evaluation.judge_recipe measure --out runs/judge
@@ -65,7 +65,7 @@ def _build(context: Context) -> nn.ModuleDict:
 def _losses(
     modules: nn.ModuleDict, batch: Batch, context: Context, generator: torch.Generator
 ) -> Losses:
-    """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
+    """Cross-entropy of every output, and of each category's attention with its subject's mask."""
     del generator
     with context.autocast():
         logits = modules["judge"](context.pixels(batch.images))
@@ -143,7 +143,7 @@ def _answers(scene: Scene, seen: Prediction) -> list[tuple[str, bool]]:
 
 
 def ship(folder: Path) -> None:
-    """Put a trained judge into the package, half precision, with what it is worth beside it."""
+    """Export a trained judge into the package, in half precision, with its measured accuracy."""
     weights = load_file(folder / f"{STAGE.name}.safetensors")
     SHIPPED.parent.mkdir(exist_ok=True)
     save_file({name: value.half() for name, value in weights.items()}, SHIPPED)

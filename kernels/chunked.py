@@ -235,7 +235,7 @@ class _Rows:
         return columns[:, None, None, :].expand(*self.q.shape[:3], -1)
 
     def groups(self) -> Iterator["_Group"]:
-        """One sample after another, or some if they are small."""
+        """One sample at a time, or several if they are small."""
         batch, heads, num_queries, _ = self.q.shape
         row = heads * self.k.shape[2] * self.q.element_size()  # bytes of A of one query
         num_chunks = math.ceil(num_queries / max(1, CHUNK_BYTES // row))
@@ -257,11 +257,11 @@ class _Group:
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
 
     def of(self, whole: Tensor) -> Tensor:
-        """Of (B, H, …), what belongs to these samples: (b·H, …), a view if it is one sample."""
+        """The rows of these samples, (B, H, …) to (b·H, …); a view if it is one sample."""
         return whole[self._samples].flatten(0, 1)
 
     def put(self, whole: Tensor, chunk: slice, own: Tensor) -> None:
-        """Write (b·H, n, …) of some queries where it belongs in (B, H, N, …)."""
+        """Write (b·H, n, …) of some queries into their place in (B, H, N, …)."""
         place = whole[self._samples, :, chunk]
         place.copy_(own.view(place.shape))
 

@@ -1,4 +1,4 @@
-"""The definition: attention with its whole matrix in memory, as plain as it can be said."""
+"""The reference definition: attention with its whole matrix in memory."""
 
 import torch
 from torch import Tensor

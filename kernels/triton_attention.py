@@ -267,7 +267,7 @@ def _backward_kv(
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a kernel is cut up: queries and keys at a time, warps, and loads in flight."""
+    """The block sizes of a kernel: queries, keys, warps and pipeline stages."""
 
     queries: int
     keys: int
@@ -275,7 +275,7 @@ class Blocks:
     num_stages: int
 
     def options(self) -> dict[str, int]:
-        """As a kernel takes them."""
+        """As the kernel's arguments."""
         return {
             "BN": self.queries,
             "BM": self.keys,
@@ -285,7 +285,7 @@ class Blocks:
 
 
 def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """So large that tensor cores are busy, so small that no register spills."""
+    """Large enough to keep tensor cores busy, small enough that no register spills."""
     if dtype == torch.float32:
         return Blocks(32, 32, 4, 2)
     wide = padded_width(width)
@@ -295,7 +295,7 @@ def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
 
 
 def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """Smaller than forward: twice as much is kept."""
+    """Smaller than forward, as twice as much is kept in registers."""
     wide = padded_width(width)
     if dtype == torch.float32:
         return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
@@ -329,7 +329,7 @@ class _Inputs:
         return self.batch * self.heads
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Room for a result, not initialised."""
+        """Uninitialised memory for a result."""
         return self.q.new_empty(shape, dtype=dtype)
 
     def bias(self, bias: Tensor | None) -> tuple[Tensor, bool]:
