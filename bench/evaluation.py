@@ -22,12 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.evaluation.encoders import Encoders, load_encoders
-from conceptry.evaluation.evaluating import Evaluator, EvalSubject
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import find_suite
-from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.generation import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
@@ -61,7 +61,9 @@ def plain_seconds(base: LoadedBase) -> float:
     """Drawing alone."""
     started = time.perf_counter()
     for prompt in find_suite("miniature").prompts:
-        for _ in draw(base, prompt.filled(CATEGORY, category=CATEGORY), range(4), SamplingSettings()):
+        for _ in draw(
+            base, prompt.filled(CATEGORY, category=CATEGORY), range(4), SamplingSettings()
+        ):
             pass
     return time.perf_counter() - started
 

@@ -235,7 +235,9 @@ def generation(report: Report, left: Time, is_tiny: bool) -> bool:
     steps = 2 if is_tiny else 50
 
     def ours(count: int) -> None:
-        draw_batch(backbone, ["a dog"] * count, range(count), SamplingSettings(steps=steps, guidance=7.5))
+        draw_batch(
+            backbone, ["a dog"] * count, range(count), SamplingSettings(steps=steps, guidance=7.5)
+        )
 
     def plain(count: int) -> None:
         pipeline(["a dog"] * count, num_inference_steps=steps, guidance_scale=7.5)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.evaluation.encoders import load_encoders
-from conceptry.evaluation.evaluating import Evaluator, EvalSubject
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BASE_MODEL, Plan
 from conceptry.evaluation.record import Evaluation, harmonic_mean
 from conceptry.evaluation.regions import grey_outside
 from conceptry.evaluation.suites import Suite, find_suite
-from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.methods import all_methods, find_method, resolve_settings
@@ -257,7 +257,7 @@ class Laboratory:
 
     def chosen(self, who: Individual, way: Way) -> ChosenVersion:
         """The version of an individual, to be drawn."""
-        return choose(self.registry, f"<{who.name}@{self.version(who, way)}>")[0]
+        return resolve_prompt(self.registry, f"<{who.name}@{self.version(who, way)}>")[0]
 
     # --- scoring ----------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ RESULT = Path(__file__).parent / "results" / "together.json"
 
 def vectors_of(registry: Registry, name: str) -> Tensor:
     """Those of the latest version, (S, 2, d)."""
-    (chosen,) = choose(registry, f"<{name}>")
+    (chosen,) = resolve_prompt(registry, f"<{name}>")
     return read_adapter(Path(chosen.path))[0]["staged.0"]
 
 

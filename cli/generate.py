@@ -72,9 +72,7 @@ def generate(
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
     guidance: Annotated[
         float,
-        typer.Option(
-            metavar="X", min=0, max=100, help="Guidance scale; 1 is none."
-        ),
+        typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none."),
     ] = 5.0,
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
@@ -137,7 +135,9 @@ def generate(
     )
     find_base(base)  # report an unknown base model before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    requests = _requests(prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings))
+    requests = _requests(
+        prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings)
+    )
     with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
             resolve_prompt(registry, request.prompt)

@@ -32,11 +32,11 @@ def presets(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="PRESET", help="Show all settings of this preset.", show_default=False),
+        typer.Argument(
+            metavar="PRESET", help="Show all settings of this preset.", show_default=False
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="METHOD", help="The method.")] = (
-        "attndreambooth"
-    ),
+    method: Annotated[str, typer.Option(metavar="METHOD", help="The method.")] = ("attndreambooth"),
 ) -> None:
     """List the presets of a method, or the settings of one of them.
 

@@ -94,7 +94,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: stage3.steps=300."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="SEED", min=0, help="Seed of all random numbers.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
@@ -311,10 +313,14 @@ def _check(registry: "Registry", concepts: list[int], options: TrainOptions, bas
         method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
     *_, (last, stage_settings) = active_stages(method, settings)
-    if not options.resume and (every := options.eval_every or options.keep_every) >= stage_settings.steps:
+    if (
+        not options.resume
+        and (every := options.eval_every or options.keep_every) >= stage_settings.steps
+    ):
+        option = "--eval-every" if options.eval_every else "--keep-every"
         raise usage(
             f"{last.name} has {count(stage_settings.steps, 'step')}: none to keep every {every}",
-            f"--{'eval' if options.eval_every else 'keep'}-every {max(1, stage_settings.steps // 4)}",
+            f"{option} {max(1, stage_settings.steps // 4)}",
         )
     if options.resume:
         for concept in concepts:

@@ -36,11 +36,11 @@ _HOMES = {
 
 __all__ = [
     "CheckpointChooser",
+    "CheckpointScorer",
     "EvalRequest",
     "Evaluation",
     "Suite",
     "SuitePrompt",
-    "CheckpointScorer",
     "find_suite",
     "mark_best",
     "score",

@@ -20,15 +20,15 @@ from ..registry.errors import InvalidInput
 from ..registry.records import ConceptKey
 from ..training.callbacks import Checkpoint, Hooks
 from ..training.distributed import is_main_process
+from .encoder_names import EncoderNames, encoder_names_for
 from .encoders import Encoders, load_encoders
-from .evaluating import Evaluator, EvalSubject, masks_of
+from .evaluating import EvalSubject, Evaluator, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
 from .running import EvalRequest, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
-from .encoder_names import EncoderNames, encoder_names_for
 
 PATIENCE = 2
 """Early stopping: the number of checkpoints in a row without a better score."""

@@ -34,7 +34,9 @@ class EncoderNames:
         return {kind: shipped_hash(kind) for kind in kinds}
 
 
-def encoder_names_for(base: Base, *, clip: str | None = None, dino: str | None = None) -> EncoderNames:
+def encoder_names_for(
+    base: Base, *, clip: str | None = None, dino: str | None = None
+) -> EncoderNames:
     """The encoders for a base model: the shipped ones on the miniature, else `CLIP` and `DINO`.
 
     `clip` and `dino` override them; `none` omits DINO.

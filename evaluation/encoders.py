@@ -32,8 +32,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..models.miniature.shipped import load_clip, load_identity_encoder
 from ..models.pixels import to_pixels
 from ..registry.errors import InvalidInput, NotFound
-from .judge import Judge, load_judge
 from .encoder_names import SHIPPED, EncoderNames, shipped_hash
+from .judge import Judge, load_judge
 
 _AT_ONCE = 32
 

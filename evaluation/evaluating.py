@@ -104,7 +104,9 @@ class Evaluator:
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            source = _PictureSource(self.base, self.cache, self.plan, self.subjects, stack, self.concepts)
+            source = _PictureSource(
+                self.base, self.cache, self.plan, self.subjects, stack, self.concepts
+            )
             for prompt in self.plan.suite.prompts:
                 scored.append(self._prompt(prompt, source, scorer))
                 if on_progress:
@@ -113,7 +115,9 @@ class Evaluator:
             scored, summary(scored, *self.plan.metrics), self.encoders.hashes()
         )
 
-    def _prompt(self, prompt: SuitePrompt, source: "_PictureSource", scorer: Scorer) -> PromptScores:
+    def _prompt(
+        self, prompt: SuitePrompt, source: "_PictureSource", scorer: Scorer
+    ) -> PromptScores:
         found: list[PictureScores] = []
         vectors: list[Tensor] = []
         for first in range(0, len(self.plan.seeds), BATCH):
@@ -180,7 +184,9 @@ class _PictureSource:
             *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
         )
 
-    def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, ObservedPicture]]:
+    def pictures(
+        self, prompt: SuitePrompt, seeds: Sequence[int]
+    ) -> list[tuple[str, ObservedPicture]]:
         """(key in the cache, picture) for each seed."""
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
         side = self._base.backbone.size

@@ -103,7 +103,8 @@ class Judge(nn.Module):
         pixels = to_pixels(resized).to(self.kinds.device)
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
-            _prediction({name: value[i] for name, value in logits.items()}) for i in range(len(images))
+            _prediction({name: value[i] for name, value in logits.items()})
+            for i in range(len(images))
         ]
 
 

@@ -13,9 +13,9 @@ from ..registry.errors import InvalidInput
 from ..registry.images import READING
 from ..registry.records import Concept, VersionRecord
 from ..registry.running import CHECKPOINT_PREFIX
+from .encoder_names import EncoderNames
 from .record import SCORING, Evaluation, Interval, PromptScores
 from .suites import Suite
-from .encoder_names import EncoderNames
 
 BASE_MODEL = "base model"
 """The name of an evaluation without a concept."""

@@ -1,5 +1,4 @@
-"""The results of an evaluation, as kept in the registry. Loads no weights.
-"""
+"""The results of an evaluation, as kept in the registry. Loads no weights."""
 
 import json
 import random

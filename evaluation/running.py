@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
-from ..generation.prompt_syntax import ChosenVersion, resolve_version, mention_of
+from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
 from ..generation.request import SamplingSettings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
@@ -17,10 +17,10 @@ from ..registry.errors import (
 )
 from ..registry.records import Concept, ConceptKey, Scored
 from ..registry.running import ADAPTER_FILE
+from .encoder_names import EncoderNames, encoder_names_for
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
-from .encoder_names import EncoderNames, encoder_names_for
 
 if TYPE_CHECKING:
     from ..models.loading import LoadedBase
@@ -71,7 +71,9 @@ def score(
     base models and encoders, `InvalidInput` for a suite that does not fit.
     """
     trusted = [base.base.name] if base else []
-    tasks = [_Task.of(registry, request, chosen, trusted) for chosen in _subjects(registry, request)]
+    tasks = [
+        _Task.of(registry, request, chosen, trusted) for chosen in _subjects(registry, request)
+    ]
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:

@@ -187,7 +187,9 @@ class Scorer:
         if "colour" in prompt.sees:
             found["colour"] = prediction.colours.get(category) == prompt.sees["colour"]
         if second or others:
-            found["second"] = all(word in prediction.categories for word in (second, *others) if word)
+            found["second"] = all(
+                word in prediction.categories for word in (second, *others) if word
+            )
         return found
 
 

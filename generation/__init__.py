@@ -29,8 +29,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "PromptDefaults",
     "Picture",
+    "PromptDefaults",
     "Provenance",
     "Request",
     "SamplingSettings",

@@ -192,7 +192,9 @@ class _Record:
 
         path, sha256 = save_picture(drawn.image, self.folder, stem, metadata, record=record)
         maps = (
-            save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": metadata})[0] if heat else None
+            save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": metadata})[0]
+            if heat
+            else None
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)

@@ -42,7 +42,9 @@ class InjectedConcept:
 
 
 @contextmanager
-def inject_concepts(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> Iterator[list[InjectedConcept]]:
+def inject_concepts(
+    base: LoadedBase, chosen: Sequence[ChosenVersion]
+) -> Iterator[list[InjectedConcept]]:
     """Inject the versions that a prompt names; see `expand_prompt`.
 
     Weight changes are added, each times its strength. Before anything is changed, raises
@@ -66,7 +68,9 @@ def inject_concepts(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> Iterat
         if change.deltas or change.factors:
             changes.append(change)
         phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
-        concepts.append(InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label))
+        concepts.append(
+            InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label)
+        )
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts
 
@@ -91,7 +95,8 @@ def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
 def _check_base(base: LoadedBase, chosen: ChosenVersion, metadata: AdapterMetadata) -> None:
     if metadata.base_sha256 != base.sha256:
         trained_on = next(
-            (run.base for run in chosen.concept.runs if run.base_sha256 == metadata.base_sha256), None
+            (run.base for run in chosen.concept.runs if run.base_sha256 == metadata.base_sha256),
+            None,
         )
         raise InvalidInput(
             f"{chosen.label} was trained on another base model than {base.base.name}",

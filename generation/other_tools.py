@@ -139,4 +139,6 @@ def find_other_tool_syntax(
         is_named = f"<{match[0]}" in prompt
         is_meant = match[0] in known and len(match[0]) > 2 and not (is_reported or is_named)
         if is_meant and not is_category(match[0]):
-            yield OtherToolSyntax(prompt[match.start() : match.end()], f"the concept is <{match[0]}>")
+            yield OtherToolSyntax(
+                prompt[match.start() : match.end()], f"the concept is <{match[0]}>"
+            )

@@ -44,7 +44,9 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidInput(f"{path} does not have the suffix of a prompt file", hint=", ".join(_READERS))
+        raise InvalidInput(
+            f"{path} does not have the suffix of a prompt file", hint=", ".join(_READERS)
+        )
     text = read_text(path)
     try:
         entries = list(reader(text))

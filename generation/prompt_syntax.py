@@ -129,10 +129,14 @@ def resolve_version(registry: Registry, concept: Concept, word: str | None = Non
 
 def _resolve(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> ChosenVersion:
     name, wanted = (mention.name, mention.version) if pinned is None else pinned
-    return _resolved(registry, registry.show(name), mention, None if wanted is None else str(wanted))
+    return _resolved(
+        registry, registry.show(name), mention, None if wanted is None else str(wanted)
+    )
 
 
-def _resolved(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> ChosenVersion:
+def _resolved(
+    registry: Registry, concept: Concept, mention: Mention, wanted: str | None
+) -> ChosenVersion:
     version = _version(concept, wanted)
     for artifact in version.artifacts:
         if artifact.name == ADAPTER_FILE:

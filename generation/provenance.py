@@ -157,7 +157,9 @@ def read_provenance(path: Path) -> Provenance:
     if isinstance(metadata, dict) and "maps_of" in metadata:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
     if not isinstance(metadata, dict) or "settings" not in metadata:
-        raise InvalidImage(f"{path} does not say what made it", hint="name a picture that concept generate wrote")
+        raise InvalidImage(
+            f"{path} does not say what made it", hint="name a picture that concept generate wrote"
+        )
     try:
         made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
         with Image.open(path) as picture:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from .chunked import attend_chunked, map_distance_chunked
 from .inputs import (
-    CheckedColumns,
     AttentionInputs,
+    CheckedColumns,
     check_columns,
+    check_inputs,
     check_keys,
     check_queries,
     check_scale,
-    check_inputs,
     without_autocast,
 )
 from .reference import Results, attend_reference, map_distance_reference

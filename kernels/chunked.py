@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .inputs import Context, AttentionInputs, RequestedMaps, without_autocast
+from .inputs import AttentionInputs, Context, RequestedMaps, without_autocast
 from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20

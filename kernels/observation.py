@@ -161,8 +161,8 @@ def observe(
 
     - `columns` are token positions, (T,) or (B, T), whose maps or moments are computed; `want` is
       "maps", "moments" (the default) or both.
-    - `reference` are other text states, (B, M, d): for each layer, the distance of its map from that
-      over the reference's keys is computed; see `map_distance`, also for `reduction`.
+    - `reference` are other text states, (B, M, d): for each layer, the distance of its map from
+      that over the reference's keys is computed; see `map_distance`, also for `reduction`.
     - `layers` selects the observed layers: a regular expression for whole names, or a function of a
       name.
 
@@ -335,7 +335,9 @@ class _Observer:
             assert attn.to_k is not None
             states = attn.norm_encoder_hidden_states(states) if attn.norm_cross else states
             other = _by_head(attn.to_k(states), attn.heads).to(key.dtype)
-        distance = map_distance(query, key, other, reduction=self.request.reduction, scale=attn.scale)
+        distance = map_distance(
+            query, key, other, reduction=self.request.reduction, scale=attn.scale
+        )
         if not _in_backward():
             self.seen.distances[name] = distance
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .inputs import AttentionInputs, Segment, RequestedMaps
+from .inputs import AttentionInputs, RequestedMaps, Segment
 
 Results = tuple[Tensor, Tensor | None, Tensor | None]
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .inputs import Context, AttentionInputs, RequestedMaps
+from .inputs import AttentionInputs, Context, RequestedMaps
 from .triton_common import (
     LOG2_E,
     cast,

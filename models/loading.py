@@ -26,6 +26,7 @@ from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
 from .compatibility import (
     SINGLE_FILE,
+    as_invalid_weights,
     check_channels,
     check_fits,
     check_is_whole,
@@ -34,7 +35,6 @@ from .compatibility import (
     pipeline_class_of,
     predicts_velocity,
     short,
-    as_invalid_weights,
 )
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder

@@ -26,7 +26,7 @@ from .backbone import (
     TrainingScheduler,
 )
 from .conditioning import Conditioning
-from .latents import decoded, in_float32, non_finite_parameter, needs_float32
+from .latents import decoded, in_float32, needs_float32, non_finite_parameter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel

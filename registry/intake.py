@@ -15,7 +15,7 @@ from .edits import check_category_fits, concept_row, record_event, refresh, set_
 from .errors import InvalidImage
 from .names import check_category, check_name, check_text, plain_file_name
 from .queries import category_of, show_concept
-from .records import AddReport, AddedImage, Duplicate, PhotoWarning
+from .records import AddedImage, AddReport, Duplicate, PhotoWarning
 from .sources import Source, listed
 from .store import Store
 from .tables import Concept, Image

@@ -92,12 +92,16 @@ def passed_over(
         if files:
             many = f"{len(files)} files are" if len(files) > 1 else "a file is"
             warnings.append(
-                PhotoWarning("left_out", str(folder), f"{many} left out, as no photo: {listed(files)}")
+                PhotoWarning(
+                    "left_out", str(folder), f"{many} left out, as no photo: {listed(files)}"
+                )
             )
         below = [each for each in _folders_with_photos(folder) if each != mask_folder]
         if below:
             names = listed([f"{each.name}/" for each in below])
-            warnings.append(PhotoWarning("left_out", str(folder), f"has more photos, left out, in {names}"))
+            warnings.append(
+                PhotoWarning("left_out", str(folder), f"has more photos, left out, in {names}")
+            )
     if mask_folder is not None:
         unused = _match_masks([source.path for source in found], mask_folder).unused
         if unused:

@@ -142,7 +142,8 @@ class _Scan:
         elif not is_whole:
             yield self._error("damaged", file.path, uses, "does not hold the bytes of its name")
         elif wrong_sizes:
-            what = f"is whole, but the database gives it {wrong_sizes[0]:,} bytes instead of {file.size:,}"
+            wrong = f"{wrong_sizes[0]:,} bytes instead of {file.size:,}"
+            what = f"is whole, but the database gives it {wrong}"
             yield self._error("size", file.path, uses, what)
         elif not uses:
             what = "is needed by nothing" + ("; gc will remove it" if self.orphans_go else "")

@@ -241,7 +241,9 @@ def test_the_prompts_that_are_shown_can_be_read() -> None:
 
     (block,) = [each for each in blocks(read("docs/drawing.md")) if each.text.startswith("prompt,")]
     Path("wanted.csv").write_text(block.text)
-    found = read_prompts(Path("wanted.csv"), PromptDefaults(n=1, seed=0, settings=SamplingSettings()))
+    found = read_prompts(
+        Path("wanted.csv"), PromptDefaults(n=1, seed=0, settings=SamplingSettings())
+    )
     assert [len(each.seeds) for each in found] == [4, 2]
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import Suite, SuitePrompt
-from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase

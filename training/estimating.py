@@ -83,7 +83,9 @@ def estimate_many(
     if num_processes() > 1:
         raise InvalidInput("estimates run in one process", hint="leave --processes out")
     chosen = find_method(method)
-    settings = resolve_settings(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    settings = resolve_settings(
+        chosen, preset=preset, base=base.base.name, overrides=tuple(overrides)
+    )
     trial = settings.updated({"augmentation": {"crops": 2}})
     for stage, stage_settings in active_stages(chosen, settings):
         trial = trial.updated({stage.name: {"steps": min(3, stage_settings.steps)}})

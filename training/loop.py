@@ -30,7 +30,7 @@ from ..registry.errors import (
 from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, copy_values, write_resume_point
-from .distributed import broadcast_flag, broadcast
+from .distributed import broadcast, broadcast_flag
 from .sources import Minibatch
 from .training import Training
 
@@ -297,13 +297,17 @@ class StageRun:
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
-        self.optimizer = _make_optimizer(list(self.learning.values()), stage_settings, self.settings)
+        self.optimizer = _make_optimizer(
+            list(self.learning.values()), stage_settings, self.settings
+        )
         self.average = (
             {name: value.detach().clone() for name, value in self.learning.items()}
             if self.settings.ema
             else {}
         )
-        losses = training.method.make_losses(training.training_prompts, self.settings, stage_settings)
+        losses = training.method.make_losses(
+            training.training_prompts, self.settings, stage_settings
+        )
         self.losses = _AttentionLosses(losses)
         subject, *others = training.sources
         is_fixed = stage.learns != "embedding"
@@ -328,7 +332,7 @@ class StageRun:
     # --- in a step --------------------------------------------------------------------------------
 
     def parts(self, step: int, accelerator: Accelerator) -> Iterator[Minibatch]:
-        """This process's share of the step's batch, in parts for gradient accumulation."""
+        """The process's share of the step's batch, in parts for gradient accumulation."""
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
         )
@@ -408,7 +412,12 @@ class StageRun:
         """In the last stage, before its end, which is the result itself."""
         *_, (last, _) = active_stages(self.training.method, self.settings)
         every = self.training.hooks.checkpoint_every
-        return bool(every) and self.stage == last and not step % every and step < self.stage_settings.steps
+        return (
+            bool(every)
+            and self.stage == last
+            and not step % every
+            and step < self.stage_settings.steps
+        )
 
     def _checkpoint(self, step: int) -> None:
         training = self.training

@@ -16,7 +16,7 @@ from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.request import SamplingSettings
-from ..generation.sampler import reporting_broken_base, draw
+from ..generation.sampler import draw, reporting_broken_base
 from ..methods.method import DEFAULT_METHOD, find_method, resolve_settings
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
@@ -140,7 +140,9 @@ def train_many(
     Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
     """
     chosen = find_method(method)
-    settings = resolve_settings(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    settings = resolve_settings(
+        chosen, preset=preset, base=base.base.name, overrides=tuple(overrides)
+    )
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
 
@@ -326,7 +328,9 @@ def _outcomes(
         return {plan.run: error for plan in batch}
 
 
-def _end(plans: Sequence[_RunPlan], registry: Registry, status: str, error: str | None = None) -> None:
+def _end(
+    plans: Sequence[_RunPlan], registry: Registry, status: str, error: str | None = None
+) -> None:
     """Record how runs end; runs of removed concepts are skipped."""
     for plan in plans:
         with suppress(NotFound):
@@ -370,7 +374,9 @@ class _Batch:
             recorders, trainings = self._prepared()
             if not recorders:
                 return self._outcomes
-            broadcast([(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders])
+            broadcast(
+                [(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders]
+            )
             try:
                 paths = [recorder.resume_path for recorder in recorders]
                 with reporting_broken_base(self._base):

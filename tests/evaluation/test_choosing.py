@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from conceptry.evaluation import choosing
 from conceptry.evaluation.choosing import CheckpointScorer
+from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, mark_best, score
-from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase

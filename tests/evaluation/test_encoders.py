@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.evaluation.encoders import ClipEncoder, DinoEncoder, load_encoders
 from conceptry.evaluation.encoder_names import SHIPPED, encoder_names_for
+from conceptry.evaluation.encoders import ClipEncoder, DinoEncoder, load_encoders
 from conceptry.models.bases import find_base
 from conceptry.models.miniature.tokenizer import make_tokenizer
 from conceptry.registry.errors import InvalidInput, NotFound

@@ -9,7 +9,7 @@ import torch
 from conceptry import evaluation
 from conceptry.evaluation import evaluating
 from conceptry.evaluation.encoders import Encoders
-from conceptry.evaluation.evaluating import Evaluator, EvalSubject, evaluate
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BASE_MODEL
 from conceptry.evaluation.record import Evaluation, Interval

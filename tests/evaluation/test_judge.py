@@ -69,7 +69,7 @@ def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.P
         "accessory": _one_hot(targets["accessory"][row], len(judge.WORN)),
         "count": _one_hot(targets["count"][row], judge.MAX_SUBJECTS),
     }
-    return judge._seen(logits)
+    return judge._prediction(logits)
 
 
 def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:

@@ -32,7 +32,9 @@ def scenes(count: int, first: int = 0) -> list[Scene]:
 
 def whole(image: Image.Image) -> ObservedPicture:
     """A picture that is all subject."""
-    return ObservedPicture(image, torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)))
+    return ObservedPicture(
+        image, torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    )
 
 
 def white(images: list[Image.Image]) -> list[Image.Image]:

@@ -132,11 +132,11 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
 
 def _make_kept(folder: Path, base: Any) -> Any:
     """A registry with all that is kept beside one; returns the encoders that it was scored with."""
+    from conceptry.evaluation.encoder_names import encoder_names_for
     from conceptry.evaluation.encoders import load_encoders
     from conceptry.evaluation.evaluating import evaluate
     from conceptry.evaluation.plan import Plan
     from conceptry.evaluation.suites import find_suite
-    from conceptry.evaluation.encoder_names import encoder_names_for
     from conceptry.generation.prompt_syntax import resolve_prompt
     from conceptry.generation.request import SamplingSettings
     from conceptry.registry.errors import TrainingInterrupted

@@ -25,7 +25,7 @@ from conceptry.models.bases import read_aliases
 from conceptry.registry import Registry
 from conceptry.registry.documents import parse_json, parse_yaml
 from conceptry.registry.errors import InvalidImage, InvalidInput, InvalidWeights
-from conceptry.training.checkpoints import FORMAT, read_position, read_resume_point, copy_values
+from conceptry.training.checkpoints import FORMAT, copy_values, read_position, read_resume_point
 from drawing import draw
 from odd import BOMB
 from PIL.PngImagePlugin import PngInfo

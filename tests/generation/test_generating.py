@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce, save_grid
+from conceptry.generation import (
+    Request,
+    SamplingSettings,
+    generate,
+    read_provenance,
+    reproduce,
+    save_grid,
+)
 from conceptry.generation.attention_maps import CollectedMaps, MapCollector, words_of
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt

@@ -11,7 +11,9 @@ PLAIN = Request(prompt="a <rex> asleep", seeds=range(7, 9), settings=SamplingSet
 OWN = Request(
     prompt="a red cat, sitting",
     seeds=range(3, 4),
-    settings=SamplingSettings(steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)),
+    settings=SamplingSettings(
+        steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)
+    ),
 )
 FILES = {
     "a.txt": "# two of them\na <rex> asleep\n\n  a <rex> asleep  \n",

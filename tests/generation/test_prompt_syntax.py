@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.generation.prompt_syntax import Mention, check_negative, resolve_prompt, mentions, replaced
+from conceptry.generation.prompt_syntax import (
+    Mention,
+    check_negative,
+    mentions,
+    replaced,
+    resolve_prompt,
+)
 from conceptry.registry import Registry
 from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound, RegistryCorrupt
 from safetensors.torch import save_file

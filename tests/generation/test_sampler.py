@@ -26,7 +26,9 @@ def base(tiny_base: Path) -> LoadedBase:
 
 def drawn(base: LoadedBase, seeds: list[int], batch: int = 4, **settings: Any) -> list[np.ndarray]:
     options = {"steps": 2, **settings}
-    pictures: list[DrawnPicture] = list(draw(base, PROMPT, seeds, SamplingSettings(**options), batch=batch))
+    pictures: list[DrawnPicture] = list(
+        draw(base, PROMPT, seeds, SamplingSettings(**options), batch=batch)
+    )
     assert [picture.seed for picture in pictures] == seeds
     return [np.asarray(picture.image, dtype=np.int16) for picture in pictures]
 

@@ -18,8 +18,7 @@ from conceptry.adapters.prompt_encoding import (
 )
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
 from conceptry.adapters.token_embedding import TokenEmbedding
-from conceptry.generation import Request, generate, read_provenance, reproduce
-from conceptry.generation import SamplingSettings
+from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
 from conceptry.generation.guidance import Unguided
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt

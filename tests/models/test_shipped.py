@@ -64,7 +64,9 @@ def test_plain_diffusers_loads_and_runs_it() -> None:
 
 @pytest.mark.parametrize("place", ["in the snow", "on the beach", "in space"])
 def test_a_prompt_is_followed(place: str) -> None:
-    drawn = draw(load_base(), f"a photo of a red house {place}", range(4), SamplingSettings(steps=15))
+    drawn = draw(
+        load_base(), f"a photo of a red house {place}", range(4), SamplingSettings(steps=15)
+    )
     seen = judge.load_judge().classify([one.image for one in drawn])
     assert Counter(one.place for one in seen).most_common(1)[0][0] == place
 
