@@ -51,7 +51,7 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
     ("name", "text", "message"),
     [
         ("a.txt", "# nothing\n", "has no prompts"),
-        ("a.doc", "a cat", "not a file of prompts"),
+        ("a.doc", "a cat", "not have the suffix of a prompt file"),
         ("a.yaml", "prompt: a cat", "a list of prompts"),
         ("a.yaml", "- [", "not YAML"),
         ("a.yaml", "- 3", "entry 1: prompt is 3: expected a text"),
