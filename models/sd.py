@@ -181,7 +181,7 @@ class StableDiffusion(Backbone):
     # --- learning ---------------------------------------------------------------------------------
 
     def add_lora(self, rank: int) -> None:
-        """Put low-rank layers (peft's) beside the U-Net's attention projections, to be learnt."""
+        """Add trainable LoRA layers (peft's) to the U-Net's attention projections."""
         from peft import LoraConfig
 
         targets: list[str] = list(ATTENTION_PROJECTIONS)

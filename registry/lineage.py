@@ -177,7 +177,7 @@ def add_version(
 
 
 def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) -> int:
-    """Store what a run learnt, and record that it is done; see `Registry.finish_run`."""
+    """Store the result of a run, and mark it done; see `Registry.finish_run`."""
     with store.receive() as staging:
         stored = _stored(staging, files, kind)
         with store.database.write() as session:
