@@ -1,1 +1,1 @@
-"""What is learnt of a subject and injected into a base model, and how it is stored."""
+"""Adapters: what is learned of a subject, injected into a base model, and stored."""

@@ -1,4 +1,4 @@
-"""What is injected into a base model and ejected again."""
+"""The interface of adapters: injected into a base model, and ejected again."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,20 +8,20 @@ from ..models.backbone import Backbone
 
 
 class Adapter(Protocol):
-    """Something that is injected into a base model; after `eject` its modules are as before."""
+    """A change of a base model; after `eject` its module tree and weights are as before."""
 
     def inject(self, backbone: Backbone) -> None:
-        """Put it in. Raises `RuntimeError` if it is in already."""
+        """Apply it. Raises `RuntimeError` if it is already injected."""
         ...
 
     def eject(self, backbone: Backbone) -> None:
-        """Take it out."""
+        """Undo `inject`."""
         ...
 
 
 @contextmanager
 def injected(backbone: Backbone, adapters: Sequence[Adapter]) -> Iterator[None]:
-    """Inject adapters, one after another, and eject them in reverse whatever happens."""
+    """Inject adapters in order, and eject them in reverse on exit."""
     with ExitStack() as stack:
         for adapter in adapters:
             adapter.inject(backbone)

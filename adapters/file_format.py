@@ -1,6 +1,6 @@
-"""What a version of a concept is on disk: one safetensors file that says what it fits.
+"""The file of an adapter: one safetensors file whose metadata says what it was made for.
 
-A version may be a stranger's: what a file says is held to bounds before its tensors are read.
+Files may be untrusted: metadata and shapes are checked before tensors are read.
 """
 
 import json
@@ -46,7 +46,7 @@ def _known_order(order: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMetadata:
-    """What an adapter was made for: a base model's weights, a category, tokens in a prompt."""
+    """What an adapter was made for: base model (weights' hash), method, category, tokens."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -56,14 +56,13 @@ class AdapterMetadata:
     num_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     names_category: bool
     stage_order: Annotated[str, AfterValidator(_known_order)] = ""
-    """Of a staged token: which end of time its first stage is."""
+    """The order of a timestep token's stages; empty for other tokens."""
 
 
-def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata) -> None:
-    """Write an adapter's tensors; equal ones give equal files.
+def write_adapter(path: Path, state: Mapping[str, Tensor], metadata: AdapterMetadata) -> None:
+    """Write an adapter's tensors and metadata atomically; equal input gives equal files.
 
-    Raises `NotFinite` for what could not be read again, and `StorageError` if the disk refuses;
-    leaves no half of a file.
+    Raises `NotFinite` for values that are not finite, and `StorageError` if the disk refuses.
     """
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise NotFinite(
@@ -72,38 +71,38 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], fits: AdapterMetadata
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        write_tensors(path, tensors, {ADAPTER_FORMAT: json.dumps(asdict(fits))})
+        write_tensors(path, tensors, {ADAPTER_FORMAT: json.dumps(asdict(metadata))})
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
-    """The tensors and what they fit. Raises `InvalidWeights` for another kind of file.
+    """Read an adapter's tensors and metadata. Raises `InvalidWeights` for another kind of file.
 
-    Whether they fit a base model, adapters say by themselves (`check`).
+    Whether they fit a base model is checked by the adapters (`check`).
     """
     try:
         with safe_open(path, "pt") as opened:
-            fits = _metadata(opened.metadata() or {})
+            metadata = _read_metadata(opened.metadata() or {})
             names = list(opened.keys())
             parts = {name: opened.get_slice(name) for name in names}
             for name, part in parts.items():
                 if part.get_dtype() not in _DTYPES:
                     raise InvalidWeights(f"{name} is {part.get_dtype()}")
-            _check_names(names, fits)
-            _check_vectors({name: part.get_shape() for name, part in parts.items()}, fits)
+            _check_names(names, metadata)
+            _check_vectors({name: part.get_shape() for name, part in parts.items()}, metadata)
             state = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, InvalidWeights) as error:
         raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise InvalidWeights("the file holds values that are not finite")
-    return state, fits
+    return state, metadata
 
 
-def _metadata(metadata: Mapping[str, str]) -> AdapterMetadata:
-    if ADAPTER_FORMAT not in metadata:
+def _read_metadata(header: Mapping[str, str]) -> AdapterMetadata:
+    if ADAPTER_FORMAT not in header:
         raise InvalidWeights("it does not say what it was made for")
-    text = metadata[ADAPTER_FORMAT]
+    text = header[ADAPTER_FORMAT]
     if len(text) > _MAX_METADATA:
         raise InvalidWeights("what it says of itself is too long")
     try:
@@ -119,9 +118,9 @@ def _form() -> TypeAdapter[AdapterMetadata]:
     return TypeAdapter(AdapterMetadata)
 
 
-def _check_names(names: Collection[str], fits: AdapterMetadata) -> None:
-    """There are vectors of one kind, without a gap, and changes that are whole."""
-    wanted = "staged" if fits.stage_order else "token"
+def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
+    """Raise `InvalidWeights` unless vectors are of one kind and weight changes complete."""
+    wanted = "staged" if metadata.stage_order else "token"
     vectors = sorted(name for name in names if _VECTORS.fullmatch(name))
     if not vectors or vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:
         raise InvalidWeights(f"its vectors are {', '.join(vectors) or 'missing'}")
@@ -136,13 +135,13 @@ def _check_names(names: Collection[str], fits: AdapterMetadata) -> None:
         raise InvalidWeights("its changes of weights are not whole")
 
 
-def _check_vectors(shapes: Mapping[str, list[int]], fits: AdapterMetadata) -> None:
-    if fits.stage_order:
+def _check_vectors(shapes: Mapping[str, list[int]], metadata: AdapterMetadata) -> None:
+    if metadata.stage_order:
         stages = shapes["staged.0"][:1]
-        fit = stages <= [MAX_STAGES] and fits.num_tokens == 1
+        fit = stages <= [MAX_STAGES] and metadata.num_tokens == 1
         wanted = [*stages, len(ROLES)]
     else:
-        fit, wanted = True, [fits.num_tokens]
+        fit, wanted = True, [metadata.num_tokens]
     vectors = [shape for name, shape in shapes.items() if _VECTORS.fullmatch(name)]
     if not fit or not all(shape[:-1] == wanted and 0 not in shape for shape in vectors):
         raise InvalidWeights(f"its vectors have the shape {vectors[0]}")

@@ -1,6 +1,6 @@
-"""How much an adapter may hold; known without loading anything."""
+"""Limits on the size of adapters; loads nothing."""
 
 MAX_TOKENS = 16
 MAX_STAGES = 100
-"""Of a token that changes with time; each is two prompts more to encode."""
+"""Stages of a timestep token; each adds two prompts to encode."""
 MAX_RANK = 1024

@@ -1,4 +1,4 @@
-"""From prompts to what the denoiser is conditioned on, and where in it the concept stands."""
+"""Encoding prompts that name concepts, and the token positions of concepts in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from .token_embedding import TokenEmbedding
 
 
 def phrase_of(tokens: Sequence[str], category: str, *, names_category: bool) -> str:
-    """A concept in a prompt that is encoded: `[V]`, or with its category `[V] dog`."""
+    """How an expanded prompt names a concept: `[V]`, or with its category `[V] dog`."""
     return " ".join([*tokens, category] if names_category else tokens)
 
 
 def class_prompt(category: str) -> str:
-    """The prompt for any one of a category, where no concept is named."""
+    """The prompt for class pictures: `a photo of a dog`."""
     return f"a photo of a {category}"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptAtTimestep:
-    """A prompt that names what an embedding stands for, at a timestep."""
+    """A prompt with an embedding's tokens, at a timestep."""
 
     embedding: TokenEmbedding | TimestepTokens
     prompt: str
@@ -33,15 +33,15 @@ class PromptAtTimestep:
 
 
 def encode_at_timesteps(
-    backbone: Backbone, wanted: Sequence[PromptAtTimestep], size: int
+    backbone: Backbone, prompts: Sequence[PromptAtTimestep], size: int
 ) -> Conditioning:
-    """Encode each as its embedding has it at its timestep, equal ones once, all in one batch.
+    """Encode each prompt at its timestep, equal ones once, all in one batch.
 
-    Gradients flow into the embeddings. States are (B, 77, d), of staged tokens (B, 77, 2 · d).
+    Gradients flow into the embeddings. States are (B, 77, d), with timestep tokens (B, 77, 2 · d).
     """
     total = backbone.num_timesteps
     variants = [
-        each.embedding.prompt_variants(each.prompt, each.timestep, total) for each in wanted
+        each.embedding.prompt_variants(each.prompt, each.timestep, total) for each in prompts
     ]
     found = _encode_once(backbone, [text for texts in variants for text in texts], size)
     if len(variants[0]) == 1:
@@ -51,7 +51,7 @@ def encode_at_timesteps(
         return Conditioning(states)
     words = [
         each.embedding.in_words(each.prompt)
-        for each in wanted
+        for each in prompts
         if isinstance(each.embedding, TimestepTokens)
     ]
     with torch.no_grad():
@@ -74,12 +74,12 @@ def encode_reference(
     *,
     names_category: bool = False,
 ) -> Tensor:
-    """Text states (77, d) of a prompt in which the category alone stands for the concept.
+    """Text states (77, d) of a prompt with the category in the concept's place.
 
-    What the subject-wise attention loss compares with (SeFi-IDE, arXiv 2402.00631, section 3.2).
-    Row j belongs to what stands at j in the prompt itself: to each token one of the category's
-    words, the last ones where it has more; with `names_category`, where the category follows the
-    tokens in the prompt, its own words to these; and then to what follows.
+    The target of the subject-wise attention loss (SeFi-IDE, arXiv 2402.00631, section 3.2). Row j
+    is aligned with token j of the prompt itself: each placeholder token gets a word of the
+    category, the last ones if it has more; with `names_category` the category after the tokens gets
+    its own words; then follows the rest.
     """
     num_words = len(backbone.text_encoders[0].ids(category, whole=False))
     first = token_columns(backbone, prompt, tokens)[0]
@@ -97,9 +97,9 @@ def encode_reference(
 def token_columns(
     backbone: Backbone, prompt: str, tokens: tuple[str, ...], category: str | None = None
 ) -> list[int]:
-    """Where in a prompt the placeholder tokens stand and, last, the first token of the category.
+    """Positions of the placeholder tokens in a prompt and, last, of the category's first token.
 
-    Without `category` only the tokens. Raises `InvalidInput` if one of them is not in it.
+    Without `category` only of the tokens. Raises `InvalidInput` if the prompt lacks one of them.
     """
     encoder = backbone.text_encoders[0]
     ids = encoder.ids(prompt)

@@ -1,6 +1,6 @@
-"""Writing safetensors files the way that the registry writes: whole, and never through a link.
+"""Writes safetensors files as the registry writes: atomically, and never through a link.
 
-The library's own writer takes paths alone, or makes all of the file in memory first.
+The library's own writer only takes paths, or builds the whole file in memory.
 """
 
 import json
@@ -30,9 +30,9 @@ _ALIGNMENT = 8
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors of the CPU in place of what bears the name; equal ones give equal files.
+    """Write CPU tensors to `path`, replacing it; equal tensors give equal files.
 
-    The folder must not be a link, and a link at `path` is replaced. Raises `OSError`.
+    The folder must not be a link; a link at `path` is replaced. Raises `OSError`.
     """
     rank = list(_TYPES)
     ordered = sorted(tensors.items(), key=lambda each: (rank.index(each[1].dtype), each[0]))

@@ -1,12 +1,12 @@
-"""SeFi-IDE's semantic-fidelity tokens (arXiv 2402.00631, section 3.3): vectors that change.
+"""SeFi-IDE's semantic-fidelity tokens (arXiv 2402.00631, section 3.3): they depend on the timestep.
 
-A staged token has two vectors in each of S stages of the noise: one for the keys of cross-attention
-and one for its values. So each timestep has two prompts, which differ in this token alone: `to_k`
-reads the text states of the first, `to_v` those of the second. The base model stays as it is.
+A timestep token has two vectors in each of S stages of the timesteps: one for the keys of
+cross-attention and one for its values. So each timestep has two prompts, which differ in this token
+alone: `to_k` reads the text states of the first, `to_v` those of the second. The base model is not
+changed.
 
-Text states travel through a base model as they always do, only wider: (B, 77, 2 · d) where the
-stage is known, keys' states first, and (B, 77, I · 2 · d) with all I stages beside each other, of
-which the denoiser takes those of its timestep.
+Text states become wider: (B, 77, 2 · d) for one stage, keys' states first, and (B, 77, I · 2 · d)
+for all I stages, of which the denoiser takes those of its timestep.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def stage_of(timestep: float, num_stages: int, num_timesteps: int) -> int:
 
 
 class TimestepVectors(nn.Module):
-    """The vectors themselves are learned: (S, 2, d)."""
+    """The vectors (S, 2, d), trained directly."""
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TimestepVectors(nn.Module):
 
 
 class TimestepNetwork(nn.Module):
-    """A self-attention block is learned that makes the vectors (S, 2, d) of a word's.
+    """A trained self-attention block that computes the vectors (S, 2, d) from a word's.
 
     Two attentions of 8 heads and a GEGLU layer, as in ProSpect (arXiv 2305.16225), which the paper
     builds on. Its last layer begins with zeros, so that all vectors begin as the word's.
@@ -86,9 +86,9 @@ class TimestepNetwork(nn.Module):
 class TimestepTokens:
     """A token with vectors (S, 2, d) for each text encoder; stage 0 has the least noise.
 
-    In a prompt stands the token's own name. What the text encoder gets are 2 · S other names, one
-    for each stage and role (`prompt_variants`). `category` is the word that the pooled states of
-    SDXL are read of.
+    A prompt has the token's own name. The text encoder gets one of 2 · S other names, one for each
+    stage and role (`prompt_variants`). SDXL's pooled states are those of the prompt with `category`
+    in the token's place.
     """
 
     stage_order: ClassVar[str] = STAGE_ORDER
@@ -110,7 +110,7 @@ class TimestepTokens:
         parametrisation: str = "direct",
         seed: int = 0,
     ) -> "TimestepTokens":
-        """All vectors begin as the category's; learned `direct`ly or through a `network`."""
+        """Initialise all vectors with the category's; `parametrisation` is direct or network."""
         words = mean_vectors(backbone, category)
         if parametrisation == "direct":
             starts = [word.repeat(num_stages, len(ROLES), 1) for word in words]
@@ -126,7 +126,7 @@ class TimestepTokens:
 
     @classmethod
     def from_state(cls, token: str, category: str, state: Mapping[str, Tensor]) -> "TimestepTokens":
-        """From what `state` returned."""
+        """The inverse of `state`."""
         names = sorted(name for name in state if name.startswith("staged."))
         return cls((token,), category, [TimestepVectors(state[name].float()) for name in names])
 
@@ -155,7 +155,7 @@ class TimestepTokens:
         }
 
     def begin_pass(self, seed: int) -> None:
-        """Compute the vectors for a training's pass; what a network drops follows from `seed`."""
+        """Compute the vectors of a forward pass; dropout follows from `seed`."""
         if all(isinstance(source, TimestepVectors) for source in self.sources):
             return
         device = next(self.sources[0].parameters()).device
@@ -164,16 +164,16 @@ class TimestepTokens:
             self._now = [source.train()() for source in self.sources]
 
     def end_pass(self) -> None:
-        """Forget the vectors of the last pass, as no other will follow."""
+        """Discard the vectors of the last pass."""
         self._now = []
 
     def check(self, backbone: Backbone) -> None:
-        """Raise `InvalidWeights` if these are no vectors of this base model."""
+        """Raise `InvalidWeights` if the vectors do not fit this base model."""
         shapes = [self._vectors(i).shape for i in range(len(self.sources))]
         check_vectors(backbone, shapes, [self.num_stages, len(ROLES)])
 
-    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
-        """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+    def apply_strength(self, backbone: Backbone, category: str, strength: float) -> None:
+        """Interpolate from the category's vector (strength 0) to the learned ones (strength 1)."""
         for i, start in enumerate(mean_vectors(backbone, category)):
             own = self._vectors(i).detach()
             self.sources[i] = TimestepVectors(torch.lerp(start.to(own), own, strength))
@@ -181,7 +181,7 @@ class TimestepTokens:
     # --- in prompts -------------------------------------------------------------------------------
 
     def prompt_variants(self, prompt: str, timestep: float, num_timesteps: int) -> tuple[str, ...]:
-        """The prompt as keys and as values get it at a timestep."""
+        """The prompts to encode for a timestep: for keys, and for values."""
         stage = stage_of(timestep, self.num_stages, num_timesteps)
         return tuple(self.at_stage(prompt, stage, role) for role in ROLES)
 
@@ -197,7 +197,10 @@ class TimestepTokens:
         return f"{self.tokens[0].removesuffix('>')}.{stage}{role}>"
 
     def inject(self, backbone: Backbone) -> None:
-        """Let the base model know the token and the names of its stages; see `TimestepRouting`."""
+        """Add the token and the names of its stages; see `TimestepRouting`.
+
+        Raises `RuntimeError` if they are already injected.
+        """
         if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
         names = [self._name(s, role) for s in range(self.num_stages) for role in ROLES]
@@ -207,13 +210,13 @@ class TimestepTokens:
         self._injected = new
 
     def _rows(self, encoder: int) -> Tensor:
-        """(1 + 2 · S, d); the token without a stage means the mean of all."""
+        """(1 + 2 · S, d); the token without a stage has the mean of all."""
         is_training = bool(self._now) and torch.is_grad_enabled()
         flat = (self._now[encoder] if is_training else self._vectors(encoder)).flatten(0, 1)
         return torch.cat([flat.mean(0, keepdim=True), flat])
 
     def eject(self, backbone: Backbone) -> None:
-        """Let it forget them."""
+        """Remove them."""
         if self._injected:
             self._injected.eject(backbone)
         self._injected = None
@@ -226,18 +229,18 @@ class TimestepTokens:
 def timestep_routing(
     embeddings: Sequence[TokenEmbedding | TimestepTokens],
 ) -> Sequence[Adapter]:
-    """What a base model needs beside these: nothing, if no token changes with time."""
+    """The adapter that timestep tokens among these need; empty if there are none."""
     changing = [each for each in embeddings if isinstance(each, TimestepTokens)]
     return [TimestepRouting(changing)] if changing else []
 
 
 @dataclass(slots=True)
 class TimestepRouting:
-    """Brings tokens that change with time, which are injected already, to the denoiser.
+    """Selects text states by timestep for timestep tokens, which are injected before it.
 
-    Prompts are encoded for all stages at once; of these states the denoiser takes those of its
-    timestep (`Conditioning.at`), `to_k` the keys' part of them and `to_v` the values'. Several
-    tokens may have different numbers of stages: time is cut wherever one of them changes.
+    Prompts are encoded for all stages at once; the denoiser takes the states of its timestep
+    (`Conditioning.at`), `to_k` the keys' part and `to_v` the values'. If tokens have different
+    numbers of stages, timesteps are divided wherever one of them changes.
     """
 
     tokens: Sequence[TimestepTokens]
@@ -251,7 +254,7 @@ class TimestepRouting:
         return sorted({Fraction(i, count) for count in counts for i in range(count)})
 
     def inject(self, backbone: Backbone) -> None:
-        """From now on prompts with these tokens are encoded for all stages at once."""
+        """Encode prompts with these tokens for all stages at once, from now on."""
         if self._undo:
             raise RuntimeError("stages are injected already")
         self._starts = tuple(float(each * backbone.num_timesteps) for each in self.starts)
@@ -264,7 +267,7 @@ class TimestepRouting:
             self._undo = undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
-        """Give the base model its own ways back."""
+        """Encode prompts as before."""
         del backbone
         if self._undo:
             self._undo.close()

@@ -1,4 +1,4 @@
-"""Vectors for new tokens: what Textual Inversion learns, and others beside more."""
+"""Embeddings of new tokens: what Textual Inversion trains, and other methods too."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding with `count` further rows: ids from `first` on are those that `rows` gives."""
+    """An embedding with `count` more rows: ids from `first` on are looked up in `rows()`."""
 
     def __init__(self, base: nn.Module, rows: Callable[[], Tensor], first: int, count: int) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class ExtendedEmbedding(nn.Module):
 
 @dataclass(slots=True)
 class NewTokens:
-    """Tokens that a base model's tokenizers do not know.
+    """Adds tokens to a base model's tokenizers and text encoders.
 
-    `rows` give their vectors (n, d), for each text encoder one.
+    `rows` are functions that return their vectors (n, d), one for each text encoder.
     """
 
     tokens: tuple[str, ...]
@@ -50,7 +50,7 @@ class NewTokens:
     )
 
     def inject(self, backbone: Backbone) -> None:
-        """Let the tokenizers know the tokens, and the text encoders their vectors."""
+        """Add the tokens to the tokenizers, and their vectors to the text encoders."""
         if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
         with ExitStack() as undo:
@@ -69,7 +69,7 @@ class NewTokens:
             undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
-        """Give back the tokenizers and embeddings that were there."""
+        """Restore the original tokenizers and embeddings."""
         for i, tokenizer, network, base in reversed(self._injected):
             network.set_input_embeddings(base)
             backbone.set_tokenizer(i, tokenizer)
@@ -77,19 +77,19 @@ class NewTokens:
 
 
 def check_vectors(backbone: Backbone, shapes: Sequence[torch.Size], leading: Sequence[int]) -> None:
-    """Raise `InvalidWeights` unless there are vectors (…, d), as many, for each text encoder."""
-    wanted: list[tuple[int, ...]] = []
+    """Raise `InvalidWeights` unless shapes are (*leading, d), one for each text encoder."""
+    expected: list[tuple[int, ...]] = []
     for encoder in backbone.text_encoders:
         embedding = encoder.network.get_input_embeddings()
         while isinstance(embedding, ExtendedEmbedding):
             embedding = embedding.base
-        wanted.append((*leading, embedding.get_parameter("weight").shape[1]))
-    if [tuple(shape) for shape in shapes] != wanted:
+        expected.append((*leading, embedding.get_parameter("weight").shape[1]))
+    if [tuple(shape) for shape in shapes] != expected:
         raise InvalidWeights("its vectors are not as wide as the base model's")
 
 
 def mean_vectors(backbone: Backbone, words: str) -> list[Tensor]:
-    """The mean of the vectors of some words, (d,), for each text encoder."""
+    """The mean (d,) of the vectors of `words`, for each text encoder."""
     means: list[Tensor] = []
     for encoder in backbone.text_encoders:
         ids = torch.tensor(encoder.ids(words, whole=False), device=encoder.network.device)
@@ -100,13 +100,13 @@ def mean_vectors(backbone: Backbone, words: str) -> list[Tensor]:
 
 @dataclass(slots=True)
 class TokenEmbedding:
-    """Vectors for the placeholder tokens of a subject, (n, d) for each text encoder.
+    """Trainable vectors (n, d) of a subject's placeholder tokens, for each text encoder.
 
-    `tokens` are the placeholders' names; no two concepts in one base model may share them.
+    `tokens` are the placeholders' names, unique among the injected concepts.
     """
 
     stage_order: ClassVar[str] = ""
-    """Its vectors do not change with time."""
+    """Empty: the vectors do not depend on the timestep."""
 
     tokens: tuple[str, ...]
     vectors: list[nn.Parameter]
@@ -114,7 +114,7 @@ class TokenEmbedding:
 
     @classmethod
     def from_words(cls, backbone: Backbone, tokens: Sequence[str], words: str) -> "TokenEmbedding":
-        """Every vector starts as the mean of the vectors of some words."""
+        """Initialise every vector with the mean of the vectors of `words`."""
         means = mean_vectors(backbone, words)
         return cls(tuple(tokens), [nn.Parameter(mean.repeat(len(tokens), 1)) for mean in means])
 
@@ -122,7 +122,7 @@ class TokenEmbedding:
     def rare(
         cls, backbone: Backbone, tokens: Sequence[str], generator: torch.Generator
     ) -> "TokenEmbedding":
-        """Vectors that mean nothing yet: drawn with the mean and spread of all words' vectors."""
+        """Random vectors, with the mean and standard deviation of the vocabulary's vectors."""
         vectors: list[nn.Parameter] = []
         for encoder in backbone.text_encoders:
             table = encoder.network.get_input_embeddings().get_parameter("weight").detach().float()
@@ -132,7 +132,7 @@ class TokenEmbedding:
 
     @classmethod
     def from_state(cls, tokens: Sequence[str], state: Mapping[str, Tensor]) -> "TokenEmbedding":
-        """From what `state` returned."""
+        """The inverse of `state`."""
         names = sorted(name for name in state if name.startswith("token."))
         return cls(tuple(tokens), [nn.Parameter(state[name].float()) for name in names])
 
@@ -145,26 +145,26 @@ class TokenEmbedding:
         return {f"token.{i}": vectors for i, vectors in enumerate(self.vectors)}
 
     def begin_pass(self, seed: int) -> None:
-        """Called before a training's pass; vectors that are no function of others stay."""
+        """Called before each forward pass of a training; nothing to do here."""
 
     def end_pass(self) -> None:
-        """Called after the last pass."""
+        """Called after a training's last pass."""
 
     def prompt_variants(self, prompt: str, *_: float) -> tuple[str, ...]:
-        """The prompt as the text encoder gets it at a timestep: always as it is."""
+        """The prompts to encode for a timestep: always the prompt itself."""
         return (prompt,)
 
     def check(self, backbone: Backbone) -> None:
-        """Raise `InvalidWeights` if these are no vectors of this base model."""
+        """Raise `InvalidWeights` if the vectors do not fit this base model."""
         check_vectors(backbone, [each.shape for each in self.vectors], [len(self.tokens)])
 
-    def weaken(self, backbone: Backbone, category: str, strength: float) -> None:
-        """Move the vectors from the category's, at strength 0, to what was learned, at 1."""
+    def apply_strength(self, backbone: Backbone, category: str, strength: float) -> None:
+        """Interpolate from the category's vector (strength 0) to the learned ones (strength 1)."""
         for own, start in zip(self.vectors, mean_vectors(backbone, category), strict=True):
             own.data = torch.lerp(start.to(own), own.data, strength)
 
     def inject(self, backbone: Backbone) -> None:
-        """Let the base model know the tokens."""
+        """Add the tokens to the base model. Raises `RuntimeError` if they are already injected."""
         if self._injected:
             raise RuntimeError(f"{self.tokens[0]} is injected already")
         new = NewTokens(self.tokens, [partial(_itself, each) for each in self.vectors])
@@ -172,7 +172,7 @@ class TokenEmbedding:
         self._injected = new
 
     def eject(self, backbone: Backbone) -> None:
-        """Let it forget them."""
+        """Remove the tokens."""
         if self._injected:
             self._injected.eject(backbone)
         self._injected = None
@@ -183,10 +183,10 @@ def _itself(vectors: Tensor) -> Tensor:
 
 
 def _read_at_end_token(encoder: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let the pooled vector be read at the end token.
+    """Make the text encoder read its pooled state at the end token.
 
-    Configurations from before 2023 (`eos_token_id: 2`) make transformers read it at the highest id,
-    which a new token would be.
+    With configurations from before 2023 (`eos_token_id: 2`) transformers reads it at the highest
+    id, which a new token would have.
     """
     for module in encoder.modules():
         if vars(module).get("eos_token_id") == 2:

@@ -1,4 +1,4 @@
-"""Changes of the denoiser's weights: what DreamBooth and AttnDreamBooth learn, whole or as LoRA."""
+"""Weight changes of the denoiser: what DreamBooth and AttnDreamBooth train, in full or as LoRA."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from .limits import MAX_RANK
 
 @dataclass(slots=True)
 class WeightDelta:
-    """Changes of a denoiser's weights: whole differences, or products of two thin matrices (LoRA).
+    """Weight changes of a denoiser: full differences, or low-rank factors (LoRA).
 
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
     (up (out, r), down (r, in)). Names are those of the denoiser's parameters.
@@ -23,11 +23,11 @@ class WeightDelta:
     deltas: dict[str, Tensor]
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     strength: float = 1.0
-    _own: dict[str, Tensor] = field(default_factory=dict)
+    _original: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
-        """From what `state` returned."""
+        """The inverse of `state`."""
         deltas, factors = {}, {}
         for name, tensor in state.items():
             kind, _, parameter = name.partition(".")
@@ -45,7 +45,7 @@ class WeightDelta:
         return state
 
     def check(self, backbone: Backbone) -> None:
-        """Raise `InvalidWeights` if these are no changes of this denoiser's weights."""
+        """Raise `InvalidWeights` if names or shapes do not fit this base model's denoiser."""
         parameters = backbone.parameters("denoiser")
         for name in (*self.deltas, *self.factors):
             if name not in parameters:
@@ -63,8 +63,8 @@ class WeightDelta:
         return found == (shape[0], up.shape[1], shape[1:].numel())
 
     def inject(self, backbone: Backbone) -> None:
-        """Add the changes to the denoiser's weights; its own are kept aside."""
-        if self._own:
+        """Add the changes to the weights. Raises `RuntimeError` if they are already injected."""
+        if self._original:
             raise RuntimeError("these weights are changed already")
         parameters = backbone.parameters("denoiser")
         with ExitStack() as undo:
@@ -72,7 +72,7 @@ class WeightDelta:
             for name in (*self.deltas, *self.factors):
                 parameter = parameters[name]
                 changed = parameter.data.float() + self.strength * self._change(name, parameter)
-                self._own[name] = parameter.data
+                self._original[name] = parameter.data
                 parameter.data = changed.to(parameter.dtype)
             undo.pop_all()
 
@@ -83,8 +83,8 @@ class WeightDelta:
         return (up @ down.flatten(1)).reshape(parameter.shape)
 
     def eject(self, backbone: Backbone) -> None:
-        """Give the denoiser its own weights back, bit for bit."""
+        """Restore the original weights, bit for bit."""
         parameters = backbone.parameters("denoiser")
-        for name, own in self._own.items():
-            parameters[name].data = own
-        self._own.clear()
+        for name, original in self._original.items():
+            parameters[name].data = original
+        self._original.clear()

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from conceptry.evaluation.record import Evaluation
-from conceptry.evaluation.regions import as_mask, inside_only
+from conceptry.evaluation.regions import as_mask, grey_outside
 from conceptry.evaluation.suites import find_suite
 from conceptry.generation.regions import region
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
 from laboratory import (
@@ -65,7 +65,7 @@ def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
 def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separate: bool) -> Row:
     """Scores of one cast by one way."""
     suite = find_suite(SUITES[len(people)])
-    settings = Settings(separate=separate)
+    settings = SamplingSettings(separate=separate)
     found = laboratory.evaluate(suite, people, way, settings=settings)
     scores = {name: score.mean for name, score in found.scores.items()}
     scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
@@ -89,7 +89,7 @@ def _presence(
             picture = laboratory.pictures.get(each.picture, num_subjects=len(people))
             assert picture is not None
             regions = region(picture.maps[:, 0])
-            cut = embed([inside_only(picture.image, as_mask(inside)) for inside in regions])
+            cut = embed([grey_outside(picture.image, as_mask(inside)) for inside in regions])
             known = [
                 bool(who.inside.recognises(vector[None])[0])
                 for who, vector in zip(people, cut, strict=True)

@@ -22,13 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.evaluation.encoders import Encoders, load_encoders
-from conceptry.evaluation.evaluating import Evaluator, Subject
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import find_suite
-from conceptry.evaluation.wanted import wanted_for
-from conceptry.generation import Settings
+from conceptry.generation import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.miniature.world.sample import CATEGORY, FOLDER
@@ -48,12 +48,12 @@ def evaluator(base: LoadedBase, encoders: Encoders, folder: Path, num_seeds: int
     plan = Plan(
         chosen=(),
         suite=find_suite("miniature"),
-        wanted=wanted_for(base.base),
+        encoders=encoder_names_for(base.base),
         base=base.base.name,
         base_sha256=base.sha256,
         seeds=tuple(range(num_seeds)),
     )
-    subject = Subject(CATEGORY, photos, [None] * len(photos))
+    subject = EvalSubject(CATEGORY, photos, [None] * len(photos))
     return Evaluator(base, encoders, PictureCache(folder), plan, [subject])
 
 
@@ -61,7 +61,9 @@ def plain_seconds(base: LoadedBase) -> float:
     """Drawing alone."""
     started = time.perf_counter()
     for prompt in find_suite("miniature").prompts:
-        for _ in draw(base, prompt.filled(CATEGORY, category=CATEGORY), range(4), Settings()):
+        for _ in draw(
+            base, prompt.filled(CATEGORY, category=CATEGORY), range(4), SamplingSettings()
+        ):
             pass
     return time.perf_counter() - started
 
@@ -126,7 +128,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     base = load_base()
-    encoders = load_encoders(wanted_for(base.base))
+    encoders = load_encoders(encoder_names_for(base.base))
     memory: dict[str, int] = {}
     for num_seeds in (1, 8):
         with tempfile.TemporaryDirectory() as folder:

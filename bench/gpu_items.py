@@ -30,7 +30,7 @@ import torch
 import train_step
 from conceptry.evaluation.judge import load_judge
 from conceptry.generation.pictures import contact_sheet
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of, load_base
@@ -235,7 +235,9 @@ def generation(report: Report, left: Time, is_tiny: bool) -> bool:
     steps = 2 if is_tiny else 50
 
     def ours(count: int) -> None:
-        draw_batch(backbone, ["a dog"] * count, range(count), Settings(steps=steps, guidance=7.5))
+        draw_batch(
+            backbone, ["a dog"] * count, range(count), SamplingSettings(steps=steps, guidance=7.5)
+        )
 
     def plain(count: int) -> None:
         pipeline(["a dog"] * count, num_inference_steps=steps, guidance_scale=7.5)
@@ -326,7 +328,7 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(weights).to(DEVICE)
     backbone = backbone_of(pipeline)
-    settings = Settings(steps=25, guidance=5.0)
+    settings = SamplingSettings(steps=25, guidance=5.0)
     rows = []
     for prompt in PROMPTS[:1] if count < 9 else PROMPTS:
         images = draw_batch(backbone, [prompt] * 8, range(8), settings)
@@ -338,7 +340,7 @@ def _judged(weights: Path, report: Report, count: int) -> dict[str, float]:
         some = scenes[first : first + 64]
         prompts = [describe(scene) for scene in some]
         images = draw_batch(backbone, prompts, [scene.seed for scene in some], settings)
-        for scene, prompt, seen in zip(some, prompts, judge.look(images), strict=True):
+        for scene, prompt, seen in zip(some, prompts, judge.classify(images), strict=True):
             kinds = {subject.identity.category for subject in scene.subjects}
             right[f"all of {len(kinds)}"].append(kinds <= set(seen.categories))
             if scene.place in prompt:

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.evaluation.encoders import load_encoders
-from conceptry.evaluation.evaluating import Evaluator, Subject
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator
 from conceptry.evaluation.picture_cache import PictureCache
-from conceptry.evaluation.plan import BARE, Plan
+from conceptry.evaluation.plan import BASE_MODEL, Plan
 from conceptry.evaluation.record import Evaluation, harmonic_mean
-from conceptry.evaluation.regions import inside_only
+from conceptry.evaluation.regions import grey_outside
 from conceptry.evaluation.suites import Suite, find_suite
-from conceptry.evaluation.wanted import wanted_for
 from conceptry.generation.pictures import contact_sheet
-from conceptry.generation.prompt_syntax import Chosen, choose
-from conceptry.methods import all_methods, find_method, settings_of
+from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
+from conceptry.methods import all_methods, find_method, resolve_settings
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world.identities import (
@@ -121,7 +121,7 @@ def _whole(renders: Sequence[Rendered]) -> Tensor:
 
 
 def _inside(renders: Sequence[Rendered]) -> Tensor:
-    return embed([inside_only(each.image, each.masks[0]) for each in renders])
+    return embed([grey_outside(each.image, each.masks[0]) for each in renders])
 
 
 def embed(images: Sequence[Image.Image]) -> Tensor:
@@ -152,10 +152,10 @@ class Way:
     def settings(self, base: str) -> Any:
         """All of its settings."""
         method = find_method(self.method)
-        return settings_of(method, preset="miniature", base=base, overrides=self.overrides)
+        return resolve_settings(method, preset="miniature", base=base, overrides=self.overrides)
 
 
-BARE_WAY = Way(BARE, "")
+BARE_WAY = Way(BASE_MODEL, "")
 """Not taught at all: the base model, asked for the bare category."""
 
 
@@ -255,9 +255,9 @@ class Laboratory:
                 return version.number
         return None
 
-    def chosen(self, who: Individual, way: Way) -> Chosen:
+    def chosen(self, who: Individual, way: Way) -> ChosenVersion:
         """The version of an individual, to be drawn."""
-        return choose(self.registry, f"<{who.name}@{self.version(who, way)}>")[0]
+        return resolve_prompt(self.registry, f"<{who.name}@{self.version(who, way)}>")[0]
 
     # --- scoring ----------------------------------------------------------------------------------
 
@@ -265,19 +265,19 @@ class Laboratory:
         self, suite: Suite, people: Sequence[Individual], way: Way, **settings: Any
     ) -> Evaluation:
         """Draw a suite with some individuals, by their categories if the way is `BARE_WAY`."""
-        wanted = wanted_for(self.base.base)
+        names = encoder_names_for(self.base.base)
         chosen = [self.chosen(who, way) for who in people] if way != BARE_WAY else []
         plan = Plan(
             chosen=tuple(chosen),
             suite=suite,
-            wanted=wanted,
+            encoders=names,
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=self.seeds,
             **settings,
         )
         subjects = [
-            Subject(
+            EvalSubject(
                 who.identity.category,
                 who.photos,
                 [None] * len(who.photos),
@@ -361,7 +361,7 @@ def without_pictures(rows: Sequence[Row]) -> list[Row]:
 def _encoders() -> Any:
     from conceptry.models.bases import find_base
 
-    return load_encoders(wanted_for(find_base("miniature")))
+    return load_encoders(encoder_names_for(find_base("miniature")))
 
 
 def save_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path: Path) -> None:

@@ -36,7 +36,7 @@ import torch
 from conceptry.evaluation.judge import load_judge
 from conceptry.evaluation.judge_recipe import measure
 from conceptry.generation.pictures import contact_sheet
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.kernels import observe
 from conceptry.models.loading import load_base
@@ -60,7 +60,7 @@ NUM_RECONSTRUCTED = 500
 NUM_ATTENTION = 400
 NUM_IDENTITIES = 1500
 NUM_SEEDS = 64
-SETTINGS = Settings(steps=25, guidance=5.0)
+SETTINGS = SamplingSettings(steps=25, guidance=5.0)
 Share = dict[str, Any]
 
 
@@ -105,7 +105,7 @@ def autoencoder() -> dict[str, Any]:
         for one in decoded
     ]
     right: defaultdict[str, list[bool]] = defaultdict(list)
-    for scene, seen in zip(scenes, network.look(images), strict=True):
+    for scene, seen in zip(scenes, network.classify(images), strict=True):
         categories = {subject.identity.category for subject in scene.subjects}
         right["all categories"].append(categories == set(seen.categories))
         for subject in scene.subjects:
@@ -128,7 +128,7 @@ def prompts() -> dict[str, Any]:
     for scene in scenes:
         prompt = describe(scene)
         (drawn,) = draw(base, prompt, [scene.seed], SETTINGS)
-        for name, is_right in _verdicts(scene, prompt, network.look([drawn.image])[0]):
+        for name, is_right in _verdicts(scene, prompt, network.classify([drawn.image])[0]):
             right[name].append(is_right)
     return {
         "settings": {"steps": SETTINGS.steps, "guidance": SETTINGS.guidance},

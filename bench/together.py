@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from conceptry.adapters.file_format import read_adapter
 from conceptry.adapters.timestep_tokens import TimestepTokens
-from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from conceptry.training import Trained, train, train_many
@@ -31,7 +31,7 @@ RESULT = Path(__file__).parent / "results" / "together.json"
 
 def vectors_of(registry: Registry, name: str) -> Tensor:
     """Those of the latest version, (S, 2, d)."""
-    (chosen,) = choose(registry, f"<{name}>")
+    (chosen,) = resolve_prompt(registry, f"<{name}>")
     return read_adapter(Path(chosen.path))[0]["staged.0"]
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from conceptry.methods.method import find_method, settings_of
+from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of, load_base
 from conceptry.training.callbacks import StepReport
@@ -143,7 +143,7 @@ def measure(
     method = find_method("attndreambooth")
     counts = {stage.name: steps + WARM_UP if stage.name in stages else 0 for stage in method.stages}
     words = words + [f"{name}.steps={count}" for name, count in counts.items()]
-    settings = settings_of(method, base="", preset=preset, overrides=tuple(words))
+    settings = resolve_settings(method, base="", preset=preset, overrides=tuple(words))
     photos = [Image.radial_gradient("L").convert("RGB").rotate(30 * i) for i in range(4)]
     subject = Subject(photos=photos, category="dog", tokens=("<v>",))
     since = 0.0

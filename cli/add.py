@@ -1,4 +1,4 @@
-"""`concept add`: photos in."""
+"""`concept add`: add photos to a concept."""
 
 import codecs
 import os
@@ -14,7 +14,7 @@ from .framework import session_of
 from .output import Output, count, unused_in_training
 
 if TYPE_CHECKING:
-    from ..registry.records import Added
+    from ..registry.records import AddReport
 
 
 def add(
@@ -90,7 +90,7 @@ def _stdin_paths() -> list[str]:
     return [path for line in text.split("\n") if (path := line.removesuffix("\r"))]
 
 
-def _summary(done: "Added") -> str:
+def _summary(done: "AddReport") -> str:
     concept = done.concept
     return (
         f"{concept.name} ({concept.category}): {count(len(done.added), 'photo')} added, "
@@ -98,7 +98,7 @@ def _summary(done: "Added") -> str:
     )
 
 
-def _tell_doubts(done: "Added", output: Output) -> None:
+def _tell_doubts(done: "AddReport", output: Output) -> None:
     for double in done.duplicates:
         if double.exact:
             took = f"; took its {' and '.join(double.updated)}" if double.updated else ""

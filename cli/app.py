@@ -1,4 +1,4 @@
-"""Assembles the commands; what they do is in their modules."""
+"""The program, assembled from the commands' modules."""
 
 from typing import Annotated
 
@@ -16,11 +16,11 @@ from . import (
     generate,
     history,
     listing,
+    methods,
     path,
     rename,
     rm,
     show,
-    teaching,
     train,
 )
 from .errors import EXIT_CODES_HELP
@@ -38,8 +38,8 @@ app = typer.Typer(
 COMMANDS = (
     ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
     ("train", train.train, "concept train rex --set stage3.steps=300"),
-    ("methods", teaching.methods, "concept methods"),
-    ("presets", teaching.presets, "concept presets miniature --method attndreambooth"),
+    ("methods", methods.methods, "concept methods"),
+    ("presets", methods.presets, "concept presets miniature --method attndreambooth"),
     ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),
     ("reproduce", generate.reproduce, "concept reproduce pictures/a-photo-of-rex-7.png"),
     ("eval", evaluate.evaluate, "concept eval rex --versions all --mark-best --report report"),

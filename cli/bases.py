@@ -1,4 +1,4 @@
-"""`concept bases`: which base models there are."""
+"""`concept bases`: list base models."""
 
 from typing import TYPE_CHECKING, TypedDict
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class _Told(TypedDict):
+class _Document(TypedDict):
     name: str
     kind: str
     source: str
@@ -25,7 +25,7 @@ def bases(context: typer.Context) -> None:
     session = session_of(context)
     from ..models.bases import DEFAULT_BASE, Base, cached_bases, read_aliases
 
-    def told(base: Base) -> _Told:
+    def document(base: Base) -> _Document:
         return {
             "name": base.name,
             "kind": base.kind,
@@ -35,11 +35,11 @@ def bases(context: typer.Context) -> None:
             "is_default": base.name == DEFAULT_BASE,
         }
 
-    found = [told(base) for base in [*read_aliases().values(), *cached_bases()]]
+    found = [document(base) for base in [*read_aliases().values(), *cached_bases()]]
     session.output.result({"bases": found}, _table(found))
 
 
-def _table(found: list[_Told]) -> "Table":
+def _table(found: list[_Document]) -> "Table":
     rows = [
         (
             base["name"],

@@ -56,17 +56,17 @@ def import_(
         typer.Option("--as", metavar="NAME", help="Another name, if it holds a single concept."),
     ] = None,
 ) -> None:
-    """Take in the concepts of an exported file.
+    """Import the concepts of an exported file.
 
     All of them or, if one cannot be, none.
     """
     session = session_of(context)
     from ..registry import NotFound
-    from ..registry.strangers import refuse_stranger
+    from ..registry.not_bundles import refuse_non_bundle
 
     if not os.path.exists(file):
         raise NotFound(f"{file} does not exist", hint=f"ls {quoted(file.parent)}")
-    refuse_stranger(file)
+    refuse_non_bundle(file)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
         undrawable = _undrawable(registry, concepts)

@@ -1,4 +1,4 @@
-"""`concept check`: whether everything is still there, and whole."""
+"""`concept check`: whether all stored files are there and undamaged."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`concept edit`: change what is known of a concept."""
+"""`concept edit`: change a concept's category, notes, tags, captions and photos."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -39,7 +39,7 @@ def edit(
         typer.Option(metavar="PHOTO", help="Take a photo out of the concept; may be repeated."),
     ] = None,
 ) -> None:
-    """Change what is known of a concept.
+    """Change a concept's category, notes, tags, captions or photos.
 
     Its category, notes, tags, captions, or which photos belong to it.
     """

@@ -1,4 +1,4 @@
-"""From exceptions to exit codes and messages: one table, one place."""
+"""From exceptions to exit codes and messages."""
 
 import errno
 import traceback
@@ -8,7 +8,7 @@ import typer
 
 
 class ExitCode(IntEnum):
-    """What the exit status says."""
+    """The meanings of the exit status."""
 
     DONE = 0
     BUG = 1
@@ -31,7 +31,7 @@ Exit codes:
 
 
 class Failure(Exception):
-    """What a person or a program is told about an exception."""
+    """An exception as it is reported: exit code, stable code, message and hint."""
 
     def __init__(self, exit_code: ExitCode, code: str, message: str, hint: str | None) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class OutputLost(Failure):
 
 
 def usage(message: str, hint: str) -> Failure:
-    """A call whose words do not make sense together; `hint` is one that would."""
+    """The error for options that do not go together; `hint` is a call that works."""
     return Failure(ExitCode.USAGE, "usage", message, hint)
 
 
@@ -108,6 +108,6 @@ def _bug(error: BaseException) -> Failure:
 
 
 def _one_line(message: str) -> str:
-    """A message on one line; what it tells of may be as long as a file."""
+    """A message on one line, of bounded length."""
     message = " ".join(message[: 4 * _MAX_MESSAGE].splitlines())
     return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "…"

@@ -1,4 +1,4 @@
-"""`concept eval`: which version is best, in numbers. `concept suites`: what they are drawn for."""
+"""`concept eval`: score versions of concepts. `concept suites`: the prompt suites."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="WHICH",
-            help="all, or numbers and aliases: 1,2 or best; by default what a prompt would get.",
+            help="all, or numbers and aliases: 1,2 or best; by default the one that <rex> means.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def evaluate(
         bool,
         typer.Option(
             "--all-checkpoints",
-            help="What trainings kept of their way, too; the best becomes a version called best.",
+            help="Also kept checkpoints; the best becomes a version with the alias best.",
         ),
     ] = False,
     suite: SuiteName = None,
@@ -46,13 +46,13 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="BASE",
-            help="The base model; by default the one that the version was taught on.",
+            help="The base model; by default the one it was trained on.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
     guidance: Annotated[
-        float, typer.Option(metavar="X", min=0, max=100, help="How closely to follow prompts.")
+        float, typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none.")
     ] = 5.0,
     clip: ClipName = None,
     dino: DinoName = None,
@@ -66,7 +66,7 @@ def evaluate(
     ] = None,
     best: Annotated[
         bool,
-        typer.Option("--mark-best", help="Let best stand for the version that scored highest."),
+        typer.Option("--mark-best", help="Give the version that scored highest the alias best."),
     ] = False,
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a picture apart.")
@@ -75,12 +75,12 @@ def evaluate(
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
 
-    What was scored before in the same way is told at once; pictures that were drawn before are not
-    drawn again. Best is the highest harmonic mean of prompt and identity score.
+    Recorded scores of the same evaluation, and pictures that were drawn before, are reused. Best is
+    the highest harmonic mean of prompt and identity score.
     """
     session = session_of(context)
     from ..evaluation import running
-    from ..generation.request import Settings
+    from ..generation.request import SamplingSettings
 
     request = running.EvalRequest(
         names=list(dict.fromkeys(names)),
@@ -89,7 +89,7 @@ def evaluate(
         suite=suite,
         base=base,
         num_seeds=seeds,
-        settings=Settings(steps=steps, guidance=guidance, separate=separate),
+        settings=SamplingSettings(steps=steps, guidance=guidance, separate=separate),
         clip=clip,
         dino=dino,
     )
@@ -142,8 +142,8 @@ def _scored(
 def _render(found: "list[Evaluation]") -> "list[RenderableType]":
     from ..evaluation.record import metrics_of
 
-    told = {name for each in found for name in each.scores if not name.endswith("_subject")}
-    names = [metric.name for metric in metrics_of(told)]
+    shown_names = {name for each in found for name in each.scores if not name.endswith("_subject")}
+    names = [metric.name for metric in metrics_of(shown_names)]
     rows = [
         [each.label, each.suite, *(_described(each.scores.get(name)) for name in names)]
         for each in found
@@ -191,7 +191,7 @@ def suites(
     from ..evaluation.suites import find_suite, shipped_suites
 
     found = [find_suite(name)] if name else list(shipped_suites().values())
-    told = [
+    documents = [
         {"name": each.name, "about": each.about, "prompts": [asdict(p) for p in each.prompts]}
         for each in found
     ]
@@ -200,4 +200,4 @@ def suites(
     else:
         rows = [(each.name, str(len(each.prompts)), each.about) for each in found]
         shown = table(("name", "prompts", "about"), rows)
-    session.output.result({"suites": told}, shown)
+    session.output.result({"suites": documents}, shown)

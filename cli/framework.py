@@ -94,7 +94,7 @@ class ConceptGroup(TyperGroup):
         args: Sequence[str] | None = None,
         prog_name: str | None = "concept",
         complete_var: str | None = None,
-        standalone_mode: bool = True,  # noqa: ARG002 (the caller's wish does not matter here)
+        standalone_mode: bool = True,  # noqa: ARG002 (ignored: always false)
         windows_expand_args: bool = True,
         **extra: object,
     ) -> NoReturn:
@@ -124,7 +124,7 @@ class ConceptGroup(TyperGroup):
 
 
 def _silence_libraries() -> None:
-    """What goes wrong is told by our errors; a wish of the user's for more is left as it is."""
+    """Silence libraries, as our errors say what is wrong; what the user has set is kept."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""`concept gc`: free the room of what nothing needs."""
+"""`concept gc`: delete files that are no longer needed."""
 
 import re
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def gc(
         ),
     ] = False,
 ) -> None:
-    """Delete stored files that nothing needs any more, and what can be made again.
+    """Delete stored files that are no longer needed, and caches.
 
     The latter are class pictures of trainings and pictures that were scored. Exits with 4 if
     something cannot be deleted.

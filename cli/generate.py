@@ -1,4 +1,4 @@
-"""`concept generate`: pictures out. `concept reproduce`: the same again."""
+"""`concept generate`: draw pictures. `concept reproduce`: draw a picture again."""
 
 import secrets
 from contextlib import suppress
@@ -17,7 +17,7 @@ from .quick_start import quick_imports
 
 if TYPE_CHECKING:
     from ..generation.generating import Leak, Picture
-    from ..generation.prompt_files import Defaults
+    from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
     from ..registry import Registry
@@ -27,7 +27,7 @@ _OUT = Path("pictures")
 _MOST_NOTES = 5
 
 
-class _Told(TypedDict):
+class _Document(TypedDict):
     path: str
     seed: int
     sha256: str
@@ -58,26 +58,24 @@ def generate(
     ] = "miniature",
     num_pictures: Annotated[
         int,
-        typer.Option("-n", metavar="N", min=1, max=10_000, help="How many pictures of a prompt."),
+        typer.Option("-n", metavar="N", min=1, max=10_000, help="Pictures of each prompt."),
     ] = 4,
     seed: Annotated[
         int | None,
         typer.Option(
             metavar="SEED",
             min=0,
-            help="Seed of a prompt's first picture, its others follow; random if left out.",
+            help="Seed of a prompt's first picture, counted up for the others; random by default.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
     guidance: Annotated[
         float,
-        typer.Option(
-            metavar="X", min=0, max=100, help="How closely to follow the prompt; 1 adds nothing."
-        ),
+        typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none."),
     ] = 5.0,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="What to keep out.", show_default=False)
+        str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
     ] = "",
     scheduler: Annotated[
         Literal["ddim", "euler", "dpm++"] | None,
@@ -94,40 +92,40 @@ def generate(
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, max=256, help="Pictures to draw at once.")
+        int, typer.Option(metavar="N", min=1, max=256, help="Pictures in a batch.")
     ] = 4,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = _OUT,
     grid: Annotated[bool, typer.Option("--grid", help="Also put all of them on a sheet.")] = False,
     maps: Annotated[
-        bool, typer.Option("--maps", help="Also draw where each word of a concept looks.")
+        bool, typer.Option("--maps", help="Also write heat-maps of each concept's words.")
     ] = False,
     leak: Annotated[
         bool,
-        typer.Option("--leak", help="Tell how much each concept looks at the others' places."),
+        typer.Option("--leak", help="Measure how much attention to a concept falls on the others."),
     ] = False,
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse prompts in other tools' words: (rex:1.2), BREAK."),
+        typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw pictures of a prompt; <rex> in it stands for the concept rex.
 
     <rex@2> is a version, <rex@best> an alias, <rex:0.8> a strength. What made a picture is kept in
-    the registry and in the picture itself, so that concept reproduce can draw it again.
+    the registry and in its file, so that concept reproduce can draw it again.
     """
     session = session_of(context)
     if (prompt is None) == (prompts is None):
         raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
-    from ..generation.prompt_files import Defaults, parse_size
-    from ..generation.prompt_syntax import choose
-    from ..generation.request import Settings
+    from ..generation.prompt_files import PromptDefaults, parse_size
+    from ..generation.prompt_syntax import resolve_prompt
+    from ..generation.request import SamplingSettings
     from ..models.bases import find_base
 
-    settings = Settings(
+    settings = SamplingSettings(
         steps=steps,
         guidance=guidance,
         negative=negative,
@@ -135,13 +133,15 @@ def generate(
         size=parse_size(size) if size else None,
         separate=separate,
     )
-    find_base(base)  # a wrong word is told before anything is loaded or made
+    find_base(base)  # report an unknown base model before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    requests = _requests(prompt, prompts, Defaults(n=num_pictures, seed=first, settings=settings))
+    requests = _requests(
+        prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings)
+    )
     with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
-            choose(registry, request.prompt)
-        _point_out(session, registry, requests, strict)
+            resolve_prompt(registry, request.prompt)
+        _warn_of_other_syntax(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..generation import generating
@@ -149,27 +149,27 @@ def generate(
 
             loaded = load_base(base, offline=offline)
         total = sum(len(request.seeds) for request in requests)
-        told: list[_Told] = []
+        images: list[_Document] = []
         for_grid: list[Picture] = []
         leaks: list[list[Leak]] = []
         with session.output.progress("drawing") as advance:
             for picture in generating.generate(
                 registry, loaded, requests, out, batch=batch, with_maps=maps, with_leaks=leak
             ):
-                told.append(_described(picture))
+                images.append(_described(picture))
                 leaks.append(picture.leaks)
                 if grid:
                     for_grid.append(picture)
                 if advance:
-                    advance(len(told), total)
+                    advance(len(images), total)
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
     document = {
-        "images": told,
+        "images": images,
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
         "grid": sheet,
     }
-    paths = [path for each in told for path in (each["path"], each["maps"]) if path]
+    paths = [path for each in images for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *([sheet] if sheet else [])])
     if (leak or separate) and _most_concepts(requests) < 2:
         session.output.note("--leak and --separate are for prompts with several concepts")
@@ -178,7 +178,7 @@ def generate(
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
 
-def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "list[Request]":
+def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults") -> "list[Request]":
     from ..generation.prompt_files import make_request, read_prompts
 
     if path is not None:
@@ -186,11 +186,11 @@ def _requests(prompt: str | None, path: Path | None, defaults: "Defaults") -> "l
     return [make_request(prompt or "", defaults)]
 
 
-def _point_out(
+def _warn_of_other_syntax(
     session: Session, registry: "Registry", requests: "list[Request]", strict: bool
 ) -> None:
-    """Tell of other tools' words in prompts, the same ones once."""
-    from ..generation.other_tools import foreign_words
+    """Warn of other tools' syntax in prompts, once for each piece."""
+    from ..generation.other_tools import find_other_tool_syntax
 
     def is_category(word: str) -> bool:
         return registry.find(category=word, limit=1).total > 0
@@ -200,8 +200,8 @@ def _point_out(
     wanted = dict.fromkeys((each.prompt, each.settings.negative) for each in requests)
     for prompt, negative in wanted:
         for word in (
-            *foreign_words(prompt, names, is_category=is_category),
-            *foreign_words(negative),
+            *find_other_tool_syntax(prompt, names, is_category=is_category),
+            *find_other_tool_syntax(negative),
         ):
             found.setdefault(word.text.lower(), str(word))
     lines = list(found.values())
@@ -235,12 +235,12 @@ def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
         for one in each:
             shares.setdefault((one.of, one.on), []).append(one.share)
     return [
-        f"{of} looks at {on}'s place with {sum(found) / len(found):.1%} of its attention"
+        f"{sum(found) / len(found):.1%} of the attention to {of} falls on {on}"
         for (of, on), found in shares.items()
     ]
 
 
-def _described(picture: "Picture") -> _Told:
+def _described(picture: "Picture") -> _Document:
     return {
         "path": str(picture.path),
         "seed": picture.seed,
@@ -266,7 +266,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
-    """Draw a picture again from what it says of its making, and compare the pixels.
+    """Draw a picture again from the metadata in its file, and compare the pixels.
 
     On the machine and with the packages that drew it they are the same; elsewhere nearly so.
     """
@@ -291,7 +291,7 @@ def reproduce(
 
 
 def _check_work(registry: "Registry", picture: Path, made: "Provenance") -> None:
-    """Refuse what a stranger's picture may ask for to fill the memory, or to take days."""
+    """Refuse untrusted metadata that would fill the memory, or take days."""
     from ..registry.errors import InvalidInput
 
     if not made.is_modest and _trace(registry, picture) is None:
@@ -311,19 +311,19 @@ def _trace(registry: "Registry", picture: Path) -> "Lineage | None":
     return None
 
 
-def _believed_base(registry: "Registry", picture: Path, said: str) -> str:
-    """The base model that a picture names: an alias, or what the registry knows of it.
+def _believed_base(registry: "Registry", picture: Path, named: str) -> str:
+    """The base model that a picture names, if it is an alias or the registry knows the picture.
 
-    What a stranger's picture says is no reason to read a folder or to fetch a repository.
+    Untrusted metadata must not make us read a folder or download a repository.
     """
     from ..models.bases import read_aliases
     from ..registry.errors import InvalidInput
 
-    if said in read_aliases():
-        return said
+    if named in read_aliases():
+        return named
     if (known := _trace(registry, picture)) is not None:
         return known.base
     raise InvalidInput(
-        f"{picture} says that {said} drew it, which this registry does not know of",
-        hint=f"concept reproduce {quoted(picture)} --base {quoted(said)}",
+        f"{picture} says that {named} drew it, which this registry does not know of",
+        hint=f"concept reproduce {quoted(picture)} --base {quoted(named)}",
     )

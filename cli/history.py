@@ -1,4 +1,4 @@
-"""`concept history`: what was done."""
+"""`concept history`: the events of a registry."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated

@@ -39,7 +39,7 @@ class Output:
         self.is_silent = is_silent
 
     def result(self, document: Mapping[str, object], *parts: "RenderableType") -> None:
-        """Print what the command was asked for: the document as JSON, or the parts for people."""
+        """Print a command's result: the document as JSON, or the parts for people."""
         if self.as_json:
             self._write(_json(document))
             return
@@ -57,7 +57,7 @@ class Output:
         self._write(_json(document) if self.as_json else "\n".join(map(printable, lines)))
 
     def note(self, text: str, style: str = "") -> None:
-        """Tell a person something besides the result."""
+        """Print a note for people on stderr."""
         if not (self.quiet or self.as_json):
             with _if_heard():
                 _console(sys.stderr).print(
@@ -65,7 +65,7 @@ class Output:
                 )
 
     def warn(self, text: str) -> None:
-        """Tell a person of something that may be wrong."""
+        """Print a warning for people on stderr."""
         self.note(f"warning: {text}", style="yellow")
 
     def error(self, message: str, hint: str | None) -> None:
@@ -92,7 +92,7 @@ class Output:
 
     @contextmanager
     def _bars(self, width: int, *further: str) -> "Iterator[Progress | None]":
-        """Bars on a terminal; None where nobody looks."""
+        """Bars on a terminal, else None."""
         if self.quiet or self.as_json or not sys.stderr.isatty():
             yield None
             return
@@ -248,7 +248,7 @@ def deliver(text: str = "") -> None:
 
 @contextmanager
 def _if_heard() -> Iterator[None]:
-    """What is told beside the result is lost where it cannot be written."""
+    """Ignore errors of writing to stderr."""
     try:
         yield
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""`concept path`: where things are."""
+"""`concept path`: the paths of the registry, and of a concept's photos."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""A quick start: what our libraries import but the program rarely needs waits until it does.
+"""A quick start: modules that libraries import but we rarely need are loaded on first use.
 
 Diffusers and transformers import torch's compiler, peft, sharded tensors, scipy and models of all
 kinds, which takes as long as everything else, to mark functions and to ask whether a thing is of
@@ -100,7 +100,7 @@ ANSWERS: Mapping[str, Mapping[str, object]] = {
 
 
 def install() -> None:
-    """Let stand-ins be imported from now on, for what is not loaded yet; and let threads rest."""
+    """Install the stand-ins for modules that are not loaded yet; and let idle threads sleep."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     sys.meta_path.insert(0, _Finder(root for root in ROOTS if root not in sys.modules))
@@ -108,7 +108,7 @@ def install() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import libraries without looking for garbage, of which they make none."""
+    """Import libraries without garbage collection: they leave no garbage."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""`concept rename`."""
+"""`concept rename`: give a concept another name."""
 
 from dataclasses import asdict
 from typing import Annotated

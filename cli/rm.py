@@ -1,4 +1,4 @@
-"""`concept rm`: forget concepts."""
+"""`concept rm`: remove concepts."""
 
 import sys
 from typing import Annotated
@@ -26,7 +26,7 @@ def rm(
     names: ConceptNames,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Forget concepts and their versions.
+    """Remove concepts and their versions.
 
     All of them or, if one does not exist, none. Their files stay until `concept gc`.
     """
@@ -37,7 +37,7 @@ def rm(
         if not yes:
             if session.output.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise usage(
-                    "will not remove without --yes when nobody can be asked",
+                    "removing needs --yes where no question can be asked",
                     f"concept rm {' '.join(names)} --yes",
                 )
             photos = count(sum(len(concept.images) for concept in concepts), "photo")

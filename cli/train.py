@@ -1,4 +1,4 @@
-"""`concept train`: teach concepts to a base model."""
+"""`concept train`: train concepts on a base model."""
 
 import signal
 import sys
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """What the options ask for."""
+    """The options of `concept train`."""
 
     method: str
     preset: str | None
@@ -73,7 +73,7 @@ def train(
         typer.Option("--tag", "-t", metavar="TAG", help="With --all: those with this tag."),
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="METHOD", help="How; concept methods lists them.")
+        str, typer.Option(metavar="METHOD", help="The method; concept methods lists them.")
     ] = "attndreambooth",
     preset: Annotated[
         str | None,
@@ -94,12 +94,14 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: stage3.steps=300."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Of all that is random.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="SEED", min=0, help="Seed of all random numbers.")
+    ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that did not end.")
+        bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Try some steps, and say what it would take.")
+        bool, typer.Option("--dry-run", help="Run a few steps, and estimate time, memory and disk.")
     ] = False,
     preview_every: Annotated[
         int,
@@ -120,11 +122,11 @@ def train(
         typer.Option(
             metavar="N",
             min=0,
-            help="Keep and score one every N steps; in the end the best one gets the alias best.",
+            help="Keep and score a checkpoint every N steps; the best one gets the alias best.",
         ),
     ] = 0,
     stop_early: Annotated[
-        bool, typer.Option("--stop-early", help="Stop when scores do not rise any more.")
+        bool, typer.Option("--stop-early", help="Stop when scores no longer rise.")
     ] = False,
     suite: SuiteName = None,
     clip: ClipName = None,
@@ -139,7 +141,7 @@ def train(
             metavar="N",
             min=1,
             max=1024,
-            help="Teach up to N concepts in one batch, by methods that keep the base model; by "
+            help="Train up to N concepts in one batch, with methods that keep the base model; by "
             "default 8, or 1 with the preset low-vram.",
             show_default=False,
         ),
@@ -149,9 +151,9 @@ def train(
     ] = 1,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
-    """Teach concepts to a base model; each result is a new version.
+    """Train concepts on a base model; each training makes a new version.
 
-    Methods that keep the base model as it is teach several at once, the others one after another.
+    Methods that keep the base model train several at once, the others one after another.
     Ctrl-C stops at the next step and saves; a second one stops at once.
     """
     session = session_of(context)
@@ -160,7 +162,7 @@ def train(
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
     if resume and (overrides or preset or _given(context, "method", "seed")):
-        raise usage("--resume goes on as it began", "concept train NAME --resume")
+        raise usage("--resume keeps the settings it began with", "concept train NAME --resume")
     if stop_early and not eval_every:
         raise usage("--stop-early needs scores", "concept train NAME --eval-every 50 --stop-early")
     if keep_every and eval_every:
@@ -188,7 +190,7 @@ def train(
         registry.check_outside(tensorboard)
         chosen = _chosen(
             registry, names, tag or [], options
-        )  # by id: they may be renamed meanwhile
+        )  # by id: they may be renamed during the training
         if resume and not _given(context, "base"):
             base = _base_of(registry, chosen)
         _check(registry, chosen, options, base)
@@ -203,7 +205,7 @@ def train(
             loaded = load_base(base, device=own_device(), offline=offline)
             from ..training.queue import train_queue
         if dry_run:
-            _tell_estimates(session, registry, loaded, chosen, options)
+            _print_estimates(session, registry, loaded, chosen, options)
             return
         with _Shown(session, registry, options) as shown, _stopping_politely(session) as is_asked:
             chooser = _chooser(registry, loaded, options, shown)
@@ -224,13 +226,13 @@ def train(
                 shown.end(outcomes)
         if chooser and is_main_process() and not is_asked():
             shown.choose(chooser)
-    shown.tell()
+    shown.finish()
 
 
 def _chooser(
     registry: "Registry", base: "LoadedBase", options: TrainOptions, shown: "_Shown"
 ) -> "CheckpointChooser | None":
-    """What scores on the way, and chooses, if that is wished."""
+    """The chooser for --eval-every, if that is set."""
     if not options.eval_every:
         return None
     from ..evaluation.choosing import CheckpointChooser
@@ -267,19 +269,19 @@ def _given(context: typer.Context, *names: str) -> bool:
 def _chosen(
     registry: "Registry", names: list[str] | None, tags: list[str], options: TrainOptions
 ) -> list[int]:
-    """The ids of the concepts that are meant."""
+    """The ids of the named concepts, or of all with the tags."""
     if names:
         return [registry.show(name).id for name in dict.fromkeys(names)]
     found = [registry.show(each.name).id for each in registry.find(tags=tags, limit=0).concepts]
     if not found:
         raise usage("no concept fits", "concept list --tag TAG")
     if options.resume and not (found := [each for each in found if _waiting(registry, each)]):
-        raise usage("no concept has a training to go on with", "concept train --all")
+        raise usage("no concept has an unfinished training", "concept train --all")
     return found
 
 
 def _waiting(registry: "Registry", concept: int) -> "RunRecord | None":
-    """The training of a concept to go on with, if there is one."""
+    """The unfinished training of a concept, if there is one."""
     from ..registry.errors import NotFound
 
     try:
@@ -302,19 +304,23 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
 
 
 def _check(registry: "Registry", concepts: list[int], options: TrainOptions, base: str) -> None:
-    """Tell a wrong word before anything is loaded."""
-    from ..methods.method import active_stages, find_method, settings_of
+    """Report wrong options before anything is loaded."""
+    from ..methods.method import active_stages, find_method, resolve_settings
     from ..models.bases import find_base
 
     method = find_method(options.method)
-    settings = settings_of(
+    settings = resolve_settings(
         method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
-    *_, (last, numbers) = active_stages(method, settings)
-    if not options.resume and (every := options.eval_every or options.keep_every) >= numbers.steps:
+    *_, (last, stage_settings) = active_stages(method, settings)
+    if (
+        not options.resume
+        and (every := options.eval_every or options.keep_every) >= stage_settings.steps
+    ):
+        option = "--eval-every" if options.eval_every else "--keep-every"
         raise usage(
-            f"{last.name} has {count(numbers.steps, 'step')}: none to keep every {every}",
-            f"--{'eval' if options.eval_every else 'keep'}-every {max(1, numbers.steps // 4)}",
+            f"{last.name} has {count(stage_settings.steps, 'step')}: none to keep every {every}",
+            f"{option} {max(1, stage_settings.steps // 4)}",
         )
     if options.resume:
         for concept in concepts:
@@ -322,7 +328,7 @@ def _check(registry: "Registry", concepts: list[int], options: TrainOptions, bas
 
 
 class _Shown:
-    """Shows what a queue of trainings tells, and prints what came out in the end."""
+    """Shows the progress of a queue of trainings, and prints the results in the end."""
 
     def __init__(self, session: Session, registry: "Registry", options: TrainOptions) -> None:
         self._output = session.output
@@ -342,16 +348,16 @@ class _Shown:
         self._of_batch.close()
 
     def begin(self, concepts: "Sequence[Concept]") -> None:
-        """Say who is taught, and show bars until the batch ends."""
+        """Say which concepts are trained, and show bars until the batch ends."""
         self._concepts = {concept.id: concept for concept in concepts}
         names = ", ".join(concept.name for concept in concepts)
-        self._output.note(f"teaching {names}", style="bold")
+        self._output.note(f"training {names}", style="bold")
         for concept in concepts:
-            self._note_what_was_left(concept)
+            self._note_unfinished(concept)
         self._steps = self._of_batch.enter_context(self._output.steps())
 
     def hooks(self, concept: int, is_asked_to_stop: Callable[[], bool]) -> "Hooks":
-        """What is shown and written while a concept of the batch is taught."""
+        """The hooks that show and write a concept's progress."""
         from ..registry.files import below
         from ..training.callbacks import Hooks
         from ..training.tensorboard import written_for_tensorboard
@@ -374,12 +380,12 @@ class _Shown:
         return hooks
 
     def score(self, found: "Evaluation") -> None:
-        """Tell the scores of a checkpoint."""
-        told = ", ".join(f"{each} {found.scores[each].mean:.3f}" for each in found.headlines)
-        self._output.note(f"{found.checkpoint}: {told}")
+        """Print the scores of a checkpoint."""
+        scores = ", ".join(f"{each} {found.scores[each].mean:.3f}" for each in found.headlines)
+        self._output.note(f"{found.checkpoint}: {scores}")
 
     def end(self, outcomes: "Sequence[Outcome]") -> None:
-        """Tell what came of a batch."""
+        """Print the outcomes of a batch."""
         self._of_batch.close()
         for error in dict.fromkeys(each.error for each in outcomes if each.error):
             self.fail([each.name for each in outcomes if each.error is error], error)
@@ -390,8 +396,8 @@ class _Shown:
                 if done.previews:
                     self._output.note(f"previews: {done.previews}")
 
-    def _note_what_was_left(self, concept: "Concept") -> None:
-        """Say so where work is left behind, or was lost."""
+    def _note_unfinished(self, concept: "Concept") -> None:
+        """Note an unfinished training that is replaced, or whose state is lost."""
         from ..registry.running import RESUME_FILE
 
         if (left := _waiting(self._registry, concept.id)) is None:
@@ -407,18 +413,18 @@ class _Shown:
             )
 
     def fail(self, names: "Sequence[str]", error: Exception) -> None:
-        """Tell an error, once, that is of one or several concepts."""
+        """Print an error of one or several concepts once."""
         failure = explain(error)
         self._failed += [(name, failure) for name in names]
         if not self._output.as_json:
             self._output.error(failure.message, failure.hint)
 
     def choose(self, chooser: "CheckpointChooser") -> None:
-        """Score all that was kept, and tell the best version of each concept."""
+        """Score the kept checkpoints, and print the best version of each concept."""
         from ..registry.errors import ConceptryError
 
         if self._done:
-            self._output.note("scoring what was kept")
+            self._output.note("scoring the checkpoints")
         for outcome in self._done:
             try:
                 with self._output.progress("drawing") as advance:
@@ -428,10 +434,10 @@ class _Shown:
         for each in self._best:
             self._output.note(f"best of {each.concept} is version {each.version}")
 
-    def tell(self) -> None:
-        """Print what came out; ends with the first failure's exit code.
+    def finish(self) -> None:
+        """Print the results; exits with the first failure's exit code.
 
-        Only the first process has a say: one that ended otherwise would end them all.
+        Only in the main process: another exit code of one process would end them all.
         """
         from ..training.distributed import is_main_process
 
@@ -452,21 +458,21 @@ class _Shown:
             self._output.note(f'next: concept generate "a photo of <{done[0].concept}>"')
 
 
-def _tell_estimates(
+def _print_estimates(
     session: Session,
     registry: "Registry",
     base: "LoadedBase",
     concepts: list[int],
     options: TrainOptions,
 ) -> None:
-    """Print what it would take."""
+    """Print estimates of the trainings."""
     from ..training.estimating import estimate_many
     from ..training.queue import in_batches
 
     batches = in_batches(
         registry, concepts, options.method, together=options.together, resume=options.resume
     )
-    told = [
+    estimates = [
         each
         for batch in batches
         for each in estimate_many(
@@ -478,8 +484,8 @@ def _tell_estimates(
             overrides=options.overrides,
         )
     ]
-    document = {"estimates": [asdict(each) for each in told]}
-    session.output.lines(document, list(map(_line, told)))
+    document = {"estimates": [asdict(each) for each in estimates]}
+    session.output.lines(document, list(map(_line, estimates)))
     for concept in map(registry.show, concepts):
         if unused := unused_in_training(concept.images):
             session.output.note(f"{concept.name} has {unused}: training does not use them yet")
@@ -516,9 +522,9 @@ def _line_of(report: "StepReport") -> str:
 
 @contextmanager
 def _stopping_politely(session: Session) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C, or SIGTERM, or a terminal that closes, asks to stop; a second Ctrl-C stops.
+    """Yields whether to stop: after Ctrl-C, SIGTERM or a closed terminal (not with nohup).
 
-    What was started so that it outlives its terminal (nohup) goes on.
+    A second Ctrl-C stops at once.
     """
     from ..training.distributed import stop_signals
 
@@ -539,11 +545,11 @@ def _stopping_politely(session: Session) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _line(told: "Estimate") -> str:
-    stages = ", ".join(f"{stage.name} {count(stage.steps, 'step')}" for stage in told.stages)
-    shared = f" for {told.together} at once" if told.together > 1 else ""
+def _line(estimate: "Estimate") -> str:
+    stages = ", ".join(f"{stage.name} {count(stage.steps, 'step')}" for stage in estimate.stages)
+    shared = f" for {estimate.together} at once" if estimate.together > 1 else ""
     return (
-        f"{told.concept}: {told.method} on {told.base}, {stages}: "
-        f"about {told.seconds:.0f} s{shared}, "
-        f"{size(told.memory_bytes)} of memory, {size(told.disk_bytes)} on the disk"
+        f"{estimate.concept}: {estimate.method} on {estimate.base}, {stages}: "
+        f"about {estimate.seconds:.0f} s{shared}, "
+        f"{size(estimate.memory_bytes)} of memory, {size(estimate.disk_bytes)} on the disk"
     )

@@ -1,4 +1,4 @@
-"""Scores of what a concept draws, the suites they are from, and the choice of the best version.
+"""Scores of generated pictures, the prompt suites they use, and the choice of the best version.
 
     from conceptry.evaluation import EvalRequest, score, write_report
 
@@ -6,15 +6,15 @@
         found = list(score(registry, EvalRequest(names=["rex"], versions="all")))
         write_report(registry, found, Path("report"))
 
-Everything that `concept eval` and `concept suites` do is one of these calls; each is loaded when
-it is first asked for, as some of them need torch.
+Everything that `concept eval` and `concept suites` do is one of these calls. Names are imported on
+first use, as some of them need torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .choosing import CheckpointChooser, Watch
+    from .choosing import CheckpointChooser, CheckpointScorer
     from .record import Evaluation
     from .report import write_report
     from .running import EvalRequest, mark_best, score
@@ -25,7 +25,7 @@ _HOMES = {
     "Evaluation": ".record",
     "Suite": ".suites",
     "SuitePrompt": ".suites",
-    "Watch": ".choosing",
+    "CheckpointScorer": ".choosing",
     "EvalRequest": ".running",
     "find_suite": ".suites",
     "mark_best": ".running",
@@ -36,11 +36,11 @@ _HOMES = {
 
 __all__ = [
     "CheckpointChooser",
+    "CheckpointScorer",
     "EvalRequest",
     "Evaluation",
     "Suite",
     "SuitePrompt",
-    "Watch",
     "find_suite",
     "mark_best",
     "score",

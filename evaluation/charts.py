@@ -13,11 +13,11 @@ _COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#
 _WIDTH, _HEIGHT, _EDGE = 520, 320, 44
 _POINTS = 120
 _HIGHEST = 1e15
-"""Numbers beyond are left out: axes and means have to be finite."""
+"""Larger numbers are left out: axes and means have to be finite."""
 
 
 def escape(text: str) -> str:
-    """A text in a drawing."""
+    """A text element."""
     return html.escape(printable(text))
 
 
@@ -98,7 +98,7 @@ def _smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 class _Axis:
-    """From values to places."""
+    """Scales from values to pixels."""
 
     def __init__(self, low: float, high: float, margin: float = 0.06) -> None:
         room = (high - low) * margin or (0.0 if high > low else 0.05)
@@ -106,7 +106,7 @@ class _Axis:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> "_Axis":
-        """An axis that holds them all."""
+        """The axis that has all values."""
         return cls(min(values), max(values))
 
     def x(self, value: float) -> float:

@@ -1,4 +1,4 @@
-"""Scores while concepts are being taught, when to stop, and which version is best.
+"""Scoring checkpoints during trainings, early stopping, and the choice of the best version.
 
     chooser = CheckpointChooser(registry=registry, base=base, every=50, stop_early=True)
     for outcomes in train_queue(registry, ["rex", "mia"], base, hooks=chooser.hooks):
@@ -20,26 +20,26 @@ from ..registry.errors import InvalidInput
 from ..registry.records import ConceptKey
 from ..training.callbacks import Checkpoint, Hooks
 from ..training.distributed import is_main_process
+from .encoder_names import EncoderNames, encoder_names_for
 from .encoders import Encoders, load_encoders
-from .evaluating import Evaluator, Subject, masks_of
+from .evaluating import EvalSubject, Evaluator, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
 from .running import EvalRequest, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
-from .wanted import Wanted, wanted_for
 
 PATIENCE = 2
-"""Checkpoints in a row without a better score, after which a training has had enough."""
+"""Early stopping: the number of checkpoints in a row without a better score."""
 
 
 @dataclass(slots=True, kw_only=True)
 class CheckpointChooser:
-    """Keeps and scores a checkpoint every `every` steps of trainings, and marks the best version.
+    """Scores a checkpoint every `every` steps of trainings, and marks the best version.
 
-    `suite`, `clip` and `dino` are as in `EvalRequest`; `on_score` gets each score on the way.
-    Of several processes that train together, the first one alone scores.
+    `suite`, `clip` and `dino` are as in `EvalRequest`; `on_score` gets each checkpoint's scores.
+    With several processes, only the main one scores.
     """
 
     registry: Registry
@@ -54,10 +54,10 @@ class CheckpointChooser:
     _encoders: Encoders | None = None
 
     def hooks(self, concept: ConceptKey, hooks: Hooks | None = None) -> Hooks:
-        """Hooks for the training of a concept, made before it; raises what `score` raises."""
+        """Hooks for a concept's training; call it before. Raises what `score` raises."""
         if not is_main_process():
             return replace(hooks or Hooks(), checkpoint_every=self.every)
-        watch = Watch(
+        scorer = CheckpointScorer(
             self.registry,
             self.base,
             self._request(concept),
@@ -67,13 +67,13 @@ class CheckpointChooser:
             on_score=self.on_score,
             offline=self.offline,
         )
-        self._encoders = watch.encoders
-        return watch.hooks(hooks or Hooks())
+        self._encoders = scorer.encoders
+        return scorer.hooks(hooks or Hooks())
 
     def choose(
         self, concept: ConceptKey, on_progress: Callable[[int, int], None] | None = None
     ) -> Evaluation:
-        """Score all that was kept of a concept, give the best one the alias `best`, return it."""
+        """Score a concept's checkpoints and versions, set the alias `best`, return the best one."""
         found = score(
             self.registry,
             self._request(concept),
@@ -96,12 +96,12 @@ class CheckpointChooser:
 
 
 @dataclass(slots=True)
-class Watch:
-    """Scores the checkpoints of one training, a picture of each prompt, as it goes on.
+class CheckpointScorer:
+    """Scores the checkpoints of one training, one picture per prompt.
 
-    Made before the training, whose base model has to be bare. `request` names the concept, and by
-    what it is scored; `encoders` may be those of another watch of the same suite. `on_score` gets
-    each score. Raises what `score` raises.
+    Construct it before the training, while no adapter is injected. `request` names one concept;
+    `encoders` can be shared between scorers. `on_score` gets each checkpoint's scores. Raises what
+    `score` raises.
     """
 
     registry: Registry
@@ -113,53 +113,53 @@ class Watch:
     on_score: Callable[[Evaluation], None] = lambda _: None
     offline: bool = False
     found: list[Evaluation] = field(default_factory=list)
-    _wanted: Wanted = field(init=False)
+    _names: EncoderNames = field(init=False)
     _suite: Suite = field(init=False)
-    _subject: Subject = field(init=False)
+    _subject: EvalSubject = field(init=False)
     _references: list[ReferenceEmbeddings] = field(init=False)
 
     def __post_init__(self) -> None:
         (name,), request = self.request.names, self.request
         concept = self.registry.show(name)
-        self._wanted = wanted_for(self.base.base, clip=request.clip, dino=request.dino)
-        self._suite = suite_of(request, self._wanted, concept)
+        self._names = encoder_names_for(self.base.base, clip=request.clip, dino=request.dino)
+        self._suite = suite_of(request, self._names, concept)
         self._check_suite()
-        self.encoders = self.encoders or load_encoders(self._wanted, offline=self.offline)
+        self.encoders = self.encoders or load_encoders(self._names, offline=self.offline)
         self.encoders.to(self.base.backbone.device)
-        self._subject = Subject.of(self.registry, as_chosen(concept, name="", run=None))
+        self._subject = EvalSubject.of(self.registry, as_chosen(concept, name="", run=None))
         masks = masks_of(self.base, self._subject)
         self._references = [
             embed_references(self.encoders, concept.category, self._subject.photos, masks)
         ]
 
     def _check_suite(self) -> None:
-        """Whether it can say which checkpoint is best: before the training, not in it."""
+        """Raise `InvalidInput` before the training if the suite cannot compare checkpoints."""
         suite, prompts = self._suite, self._suite.prompts
-        has_identity = not self._wanted.is_drawn_world or any(each.keeps_looks for each in prompts)
+        has_identity = not self._names.is_miniature or any(each.keeps_looks for each in prompts)
         if suite.num_subjects > 1 or not has_identity:
             raise InvalidInput(
                 f"the suite {suite.name} cannot say which checkpoint is best",
-                hint="take one for single concepts, whose prompts keep the looks of the photos",
+                hint="take one for single concepts, whose prompts keep the subject's appearance",
             )
 
     def hooks(self, hooks: Hooks) -> Hooks:
-        """The hooks of a training that is watched."""
+        """The hooks, which also score checkpoints."""
         return replace(
             hooks,
             checkpoint_every=self.every,
             on_checkpoint=self._score,
-            is_enough=lambda: self.stop_early and self.is_enough,
+            should_finish=lambda: self.stop_early and self.has_plateaued,
         )
 
     @property
-    def is_enough(self) -> bool:
+    def has_plateaued(self) -> bool:
         """Whether the last `PATIENCE` checkpoints were no better than the best before them."""
-        scores = [each.both for each in self.found]
+        scores = [each.harmonic_mean for each in self.found]
         before, last = scores[:-PATIENCE], scores[-PATIENCE:]
         return bool(before) and max(last) <= max(before)
 
     def _score(self, checkpoint: Checkpoint) -> None:
-        """Draw with the base model as it is, and keep no picture: they are of weights in motion."""
+        """Draw with the injected adapters, and keep no picture, as the weights still change."""
         chosen, encoders = self._subject.chosen, self.encoders
         assert chosen is not None
         assert encoders is not None
@@ -167,7 +167,7 @@ class Watch:
         plan = Plan(
             chosen=(now,),
             suite=self._suite,
-            wanted=self._wanted,
+            encoders=self._names,
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=(0,),

@@ -1,7 +1,7 @@
-"""The networks that scores are made with: CLIP, DINO and, in the drawn world, our own.
+"""The networks that score pictures: CLIP, DINO and, on the miniature, our own.
 
-`miniature` names those that ship with the program. Any other word is a hub repository or a folder
-that transformers can load, with the preprocessing that its own files ask for.
+`miniature` names those that ship with the program. Any other name is a hub repository or a folder
+that transformers can load, with its own preprocessing.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..models.miniature.shipped import load_clip, load_identity_encoder
 from ..models.pixels import to_pixels
 from ..registry.errors import InvalidInput, NotFound
+from .encoder_names import SHIPPED, EncoderNames, shipped_hash
 from .judge import Judge, load_judge
-from .wanted import SHIPPED, Wanted, shipped_hash
 
 _AT_ONCE = 32
 
 
 class PictureEncoder(Protocol):
-    """Turns pictures into vectors whose cosine says how alike they are."""
+    """Embeds pictures; the cosine of two embeddings is their similarity."""
 
     name: str
     sha256: str
@@ -51,39 +51,39 @@ class PictureEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """What an evaluation scores with; what is None is not scored."""
+    """The loaded encoders of an evaluation; scores of those that are None are omitted."""
 
     clip: "ClipEncoder"
     dino: "DinoEncoder | None" = None
-    identity: "OwnIdentityEncoder | None" = None
+    identity: "MiniatureIdentityEncoder | None" = None
     judge: Judge | None = None
 
     def to(self, device: torch.device | str) -> None:
-        """Move the large ones."""
+        """Move CLIP and DINO to a device; the others are small."""
         large: list[nn.Module] = [each.model for each in (self.clip, self.dino) if each]
         for model in large:
             model.to(device)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Of each: its name and the hash of its weights."""
+        """The name and the weights' hash of each encoder."""
         parts: dict[str, PictureEncoder | None] = {
             "clip": self.clip,
             "dino": self.dino,
             "identity": self.identity,
         }
-        told = {
+        hashes = {
             kind: {"name": part.name, "sha256": part.sha256} for kind, part in parts.items() if part
         }
-        return told | ({"judge": shipped_hash("judge")} if self.judge else {})
+        return hashes | ({"judge": shipped_hash("judge")} if self.judge else {})
 
 
-def load_encoders(wanted: Wanted, *, offline: bool = False) -> Encoders:
-    """Load what is wanted. Raises `NotFound` and `InvalidInput` with what to type instead."""
+def load_encoders(names: EncoderNames, *, offline: bool = False) -> Encoders:
+    """Load encoders. Raises `NotFound` and `InvalidInput`, with the option to use instead."""
     return Encoders(
-        clip=ClipEncoder.load(wanted.clip, offline=offline),
-        dino=DinoEncoder.load(wanted.dino, offline=offline) if wanted.dino else None,
-        identity=OwnIdentityEncoder() if wanted.is_drawn_world else None,
-        judge=load_judge() if wanted.is_drawn_world else None,
+        clip=ClipEncoder.load(names.clip, offline=offline),
+        dino=DinoEncoder.load(names.dino, offline=offline) if names.dino else None,
+        identity=MiniatureIdentityEncoder() if names.is_miniature else None,
+        judge=load_judge() if names.is_miniature else None,
     )
 
 
@@ -121,7 +121,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, d); what is beyond CLIP's 77 tokens is cut."""
+        """Unit vectors (B, d); texts are truncated to CLIP's 77 tokens."""
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
@@ -158,8 +158,8 @@ class DinoEncoder:
         return F.normalize(torch.cat(found).float().cpu(), dim=-1)
 
 
-class OwnIdentityEncoder:
-    """The encoder of the drawn world that tells individuals apart."""
+class MiniatureIdentityEncoder:
+    """The encoder that distinguishes individuals of the synthetic scenes."""
 
     name = SHIPPED
 
@@ -173,7 +173,7 @@ class OwnIdentityEncoder:
 
 
 def _pooled(features: object) -> Tensor:
-    """The vectors (B, d) in what a half of CLIP returns."""
+    """The pooled vectors (B, d) of a CLIP output."""
     assert isinstance(features, BaseModelOutputWithPooling)
     assert features.pooler_output is not None
     return features.pooler_output
@@ -182,7 +182,7 @@ def _pooled(features: object) -> Tensor:
 def _prepared(
     images: Sequence[Image.Image], processor: BaseImageProcessor | None, model: PreTrainedModel
 ) -> list[Tensor]:
-    """Pixels as a model wants them, some pictures at a time."""
+    """Preprocessed pixels for a model, in chunks."""
     chunks = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
     prepared = [
         to_pixels([_small(image) for image in chunk])
@@ -194,7 +194,7 @@ def _prepared(
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """A picture at the size of the drawn world."""
+    """A picture at 64x64, the size that the shipped encoders were trained on."""
     return image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
 
 
@@ -207,7 +207,7 @@ def _processor_of(source: str) -> BaseImageProcessor:
 
 
 def _source(name: str, kind: str, offline: bool) -> str:
-    """What to load: offline, the folder in the hub's cache, as its name might be looked up."""
+    """The name or, offline, the folder in the hub's cache, as a name may cause a request."""
     if not offline or os.path.isdir(name):
         return name
     try:
@@ -248,7 +248,7 @@ def _missing(name: str, kind: str, why: str) -> NotFound:
 
 
 def _hash_of_weights(model: nn.Module) -> str:
-    """Of all tensors by name: the same for a hub repository and a folder that was saved from it."""
+    """One hash of all tensors: the same for a hub repository and a folder saved from it."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

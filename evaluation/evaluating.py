@@ -1,4 +1,4 @@
-"""`evaluate`: draw a suite with a version of a concept, and score it."""
+"""`evaluate`: draw the prompts of a suite with versions of concepts, and score the pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..generation.attention_maps import MapCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
-from ..generation.prompt_syntax import Chosen
+from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regions import all_columns, by_subject, subject_columns
 from ..generation.sampler import draw
 from ..generation.separation import separating
@@ -24,28 +24,28 @@ from .picture_cache import PictureCache
 from .plan import Plan
 from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
 from .regions import regions_of_photos
-from .scoring import Picture, ReferenceEmbeddings, Scorer, diversity, embed_references
+from .scoring import ObservedPicture, ReferenceEmbeddings, Scorer, diversity, embed_references
 from .suites import SuitePrompt
 
 BATCH = 4
 SIDE = 1024
-"""Photos are reduced as long as their shorter side keeps so many pixels: more than is looked at."""
+"""Photos are reduced to no less than this on the shorter side, more than any encoder uses."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """Who is drawn: a version of a concept or, without one, a plain category."""
+class EvalSubject:
+    """A subject of the pictures: a version of a concept or, without `chosen`, a plain category."""
 
     category: str
     photos: Sequence[Image.Image]
     masks: Sequence[Image.Image | None]
-    chosen: Chosen | None = None
+    chosen: ChosenVersion | None = None
 
     @classmethod
-    def of(cls, registry: Registry, chosen: Chosen) -> "Subject":
-        """A version with the photos of its concept. Raises `InvalidInput` if it has none."""
+    def of(cls, registry: Registry, chosen: ChosenVersion) -> "EvalSubject":
+        """A version and its concept's photos. Raises `InvalidInput` if there are none."""
         concept = chosen.concept
         if not concept.images:
             raise InvalidInput(
@@ -60,7 +60,7 @@ class Subject:
 
     @property
     def phrase(self) -> str:
-        """How a prompt names it."""
+        """Its text in a prompt: `<rex@2>`, or the category."""
         return self.chosen.mention.text if self.chosen else self.category
 
 
@@ -72,12 +72,11 @@ def evaluate(
     *,
     on_progress: Progress | None = None,
 ) -> Evaluation:
-    """Score what a plan names; the registry gives the photos and keeps the pictures.
+    """Run the evaluation of a plan. Pictures in the registry's cache are not drawn again.
 
-    Pictures that were drawn before are not drawn again. Raises what `inject_concepts` and `draw`
-    raise.
+    Raises what `inject_concepts` and `draw` raise.
     """
-    subjects = [Subject.of(registry, chosen) for chosen in plan.chosen]
+    subjects = [EvalSubject.of(registry, chosen) for chosen in plan.chosen]
     cache = PictureCache.of(registry)
     return Evaluator(base, encoders, cache, plan, subjects).run(on_progress)
 
@@ -86,40 +85,44 @@ def evaluate(
 class Evaluator:
     """One evaluation.
 
-    `concepts` are those that are injected already, if any, and `references` are of their subjects,
-    since photos have to be looked at by the bare base model.
+    If concepts are injected already, pass them as `concepts`, with the `references` of their
+    subjects: those need the base model without adapters.
     """
 
     base: LoadedBase
     encoders: Encoders
     cache: PictureCache
     plan: Plan
-    subjects: Sequence[Subject]
+    subjects: Sequence[EvalSubject]
     concepts: list[InjectedConcept] | None = None
     references: Sequence[ReferenceEmbeddings] | None = None
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
-        """Draw, or find, and score every picture of the suite."""
+        """Score every picture of the suite, drawing those that are not cached."""
         total = len(self.plan.suite.prompts) * len(self.plan.seeds)
         references = self.references or self._references()
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            studio = _Studio(self.base, self.cache, self.plan, self.subjects, stack, self.concepts)
+            source = _PictureSource(
+                self.base, self.cache, self.plan, self.subjects, stack, self.concepts
+            )
             for prompt in self.plan.suite.prompts:
-                scored.append(self._prompt(prompt, studio, scorer))
+                scored.append(self._prompt(prompt, source, scorer))
                 if on_progress:
                     on_progress(len(scored) * len(self.plan.seeds), total)
         return self.plan.evaluation(
             scored, summary(scored, *self.plan.metrics), self.encoders.hashes()
         )
 
-    def _prompt(self, prompt: SuitePrompt, studio: "_Studio", scorer: Scorer) -> PromptScores:
+    def _prompt(
+        self, prompt: SuitePrompt, source: "_PictureSource", scorer: Scorer
+    ) -> PromptScores:
         found: list[PictureScores] = []
         vectors: list[Tensor] = []
         for first in range(0, len(self.plan.seeds), BATCH):
             seeds = self.plan.seeds[first : first + BATCH]
-            drawn = studio.pictures(prompt, seeds)
+            drawn = source.pictures(prompt, seeds)
             rows, embedded = scorer.score(prompt, [picture for _, picture in drawn])
             vectors.append(embedded)
             for seed, (key, _), row in zip(seeds, drawn, rows, strict=True):
@@ -128,7 +131,7 @@ class Evaluator:
         varied = diversity(torch.cat(vectors))
         if varied is not None:
             scores["diversity"] = round(varied, 4)
-        return PromptScores(studio.told(prompt), prompt.tests, scores, found)
+        return PromptScores(source.prompt_text(prompt), prompt.tests, scores, found)
 
     def _references(self) -> list[ReferenceEmbeddings]:
         return [
@@ -143,28 +146,28 @@ class Evaluator:
 
 
 def reduced(mask: Image.Image | None) -> Image.Image | None:
-    """A mask no larger than it has to be."""
+    """The mask, reduced to no less than `SIDE` on the shorter side."""
     factor = min(mask.size) // SIDE if mask else 1
     return mask.reduce(factor) if mask and factor > 1 else mask
 
 
-def masks_of(base: LoadedBase, subject: Subject) -> list[Image.Image]:
-    """The masks of a subject's photos: those in the registry, else by the base's attention."""
-    lacking = [i for i, mask in enumerate(subject.masks) if mask is None]
-    photos = (subject.photos[i] for i in lacking)
-    found = iter(regions_of_photos(base, photos, subject.category) if lacking else [])
+def masks_of(base: LoadedBase, subject: EvalSubject) -> list[Image.Image]:
+    """The masks of a subject's photos: from the registry, else from the base model's attention."""
+    without_mask = [i for i, mask in enumerate(subject.masks) if mask is None]
+    photos = (subject.photos[i] for i in without_mask)
+    found = iter(regions_of_photos(base, photos, subject.category) if without_mask else [])
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 
-class _Studio:
-    """Draws what the cache lacks; concepts are injected when it first has to draw."""
+class _PictureSource:
+    """Pictures from the cache, or drawn; concepts are injected when the first one is drawn."""
 
     def __init__(
         self,
         base: LoadedBase,
         cache: PictureCache,
         plan: Plan,
-        subjects: Sequence[Subject],
+        subjects: Sequence[EvalSubject],
         stack: ExitStack,
         concepts: list[InjectedConcept] | None,
     ) -> None:
@@ -175,14 +178,16 @@ class _Studio:
         self._stack = stack
         self._injected = concepts
 
-    def told(self, prompt: SuitePrompt) -> str:
-        """The prompt as a person would write it."""
+    def prompt_text(self, prompt: SuitePrompt) -> str:
+        """The prompt with mentions of the concepts: `a photo of <rex@2>`."""
         return prompt.filled(
             *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
         )
 
-    def pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> list[tuple[str, Picture]]:
-        """Pictures of some seeds, each with its key in the cache."""
+    def pictures(
+        self, prompt: SuitePrompt, seeds: Sequence[int]
+    ) -> list[tuple[str, ObservedPicture]]:
+        """(key in the cache, picture) for each seed."""
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
         side = self._base.backbone.size
         size = self._plan.settings.size or (side, side)
@@ -195,7 +200,7 @@ class _Studio:
         return [(key, each) for key, each in zip(keys, found, strict=True) if each]
 
     def _key(self, prompt: SuitePrompt, seed: int, seeds: Sequence[int]) -> str:
-        """By content: the weights that are concepts stand for the concept's name."""
+        """The hash of all that makes the picture; concepts count by their weights, not names."""
         phrases = [
             f"[{subject.chosen.sha256}]" if subject.chosen else subject.category
             for subject in self._subjects
@@ -210,12 +215,12 @@ class _Studio:
             }
         )
 
-    def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[Picture]:
+    def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:
         if self._injected is None:
             chosen = [subject.chosen for subject in self._subjects if subject.chosen]
             self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
         concepts = {each.mention.text: each for each in self._injected}
-        text = expand_prompt(self.told(prompt), self._injected)
+        text = expand_prompt(self.prompt_text(prompt), self._injected)
         backbone, settings = self._base.backbone, self._plan.settings
         who = [concepts.get(subject.phrase, subject.category) for subject in self._subjects]
         columns = subject_columns(backbone, text, who)
@@ -231,4 +236,4 @@ class _Studio:
         )
         images = [drawn.image for drawn in drawing]
         (maps,) = collector.take()
-        yield from map(Picture, images, by_subject(maps, columns))  # (B, S, 2, h, w)
+        yield from map(ObservedPicture, images, by_subject(maps, columns))  # (B, S, 2, h, w)

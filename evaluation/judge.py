@@ -1,7 +1,7 @@
-"""The judge: says what a picture of the drawn world shows, independently of what drew it.
+"""The judge: a classifier of what a picture of the miniature shows.
 
-It has learnt from renders of identities that the base model never sees, and never from a generated
-picture; how, is in `judge_recipe.py`.
+It is trained on renders of individuals that the base model never sees, and on no generated picture;
+see `judge_recipe.py`.
 """
 
 import json
@@ -29,11 +29,11 @@ WORN = (NOTHING, *ACCESSORIES)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the judge sees in a picture.
+class Prediction:
+    """What the judge predicts for a picture.
 
-    `categories` are those it believes present, `colours` and `patterns` are of each of them, and
-    `confidence` is its belief (0..1) in every category.
+    `categories` are those present, `colours` and `patterns` those of each of them; `confidence` is
+    the probability of every category.
     """
 
     categories: tuple[str, ...]
@@ -49,8 +49,8 @@ class Seen:
 class Judge(nn.Module):
     """A small convolutional classifier.
 
-    Each category looks at the picture by itself, so that colours and patterns belong to a subject,
-    and so does each accessory; place, style and number are of the whole.
+    Each category and accessory has its own attention pooling, so that colours and patterns are a
+    subject's own; place, style and number of subjects are the whole picture's.
     """
 
     def __init__(self) -> None:
@@ -94,8 +94,8 @@ class Judge(nn.Module):
         }
 
     @torch.no_grad()
-    def look(self, images: Sequence[Image.Image]) -> list[Seen]:
-        """Say what each picture shows; pictures of another size are scaled to 64x64."""
+    def classify(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Classify pictures, which are scaled to 64x64."""
         resized = [
             image.convert("RGB").resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
             for image in images
@@ -103,14 +103,15 @@ class Judge(nn.Module):
         pixels = to_pixels(resized).to(self.kinds.device)
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
-            _seen({name: value[i] for name, value in logits.items()}) for i in range(len(images))
+            _prediction({name: value[i] for name, value in logits.items()})
+            for i in range(len(images))
         ]
 
 
-def _seen(logits: dict[str, Tensor]) -> Seen:
+def _prediction(logits: dict[str, Tensor]) -> Prediction:
     belief = logits["present"].sigmoid()
     chosen = [i for i in range(len(CATEGORIES)) if belief[i] > 0.5] or [int(belief.argmax())]
-    return Seen(
+    return Prediction(
         categories=tuple(CATEGORIES[i] for i in chosen),
         colours={CATEGORIES[i]: COLOUR_NAMES[int(logits["colour"][i].argmax())] for i in chosen},
         patterns={CATEGORIES[i]: PATTERNS[int(logits["pattern"][i].argmax())] for i in chosen},

@@ -1,4 +1,4 @@
-"""How the judge is trained on renders, measured on fresh ones, and made ready to ship.
+"""Training the judge on renders, measuring it on fresh ones, and exporting it.
 
 python -m conceptry.evaluation.judge_recipe train --out runs/judge
 python -m conceptry.evaluation.judge_recipe measure --out runs/judge
@@ -24,7 +24,7 @@ from ..models.miniature.recipe.train import Context, Losses, Stage, train
 from ..models.miniature.world.identities import CATEGORIES, PATTERNS
 from ..models.miniature.world.places import PLACES
 from ..models.miniature.world.scenes import STYLES, Scene
-from .judge import COLOUR_NAMES, NOTHING, SHIPPED, WORN, Judge, Seen, load_judge
+from .judge import COLOUR_NAMES, NOTHING, SHIPPED, WORN, Judge, Prediction, load_judge
 
 IGNORED = -100
 
@@ -65,7 +65,7 @@ def _build(context: Context) -> nn.ModuleDict:
 def _losses(
     modules: nn.ModuleDict, batch: Batch, context: Context, generator: torch.Generator
 ) -> Losses:
-    """Cross-entropy of every answer, and of where each category looks with its subject's mask."""
+    """Cross-entropy of every output, and of each category's attention with its subject's mask."""
     del generator
     with context.autocast():
         logits = modules["judge"](context.pixels(batch.images))
@@ -118,13 +118,13 @@ def measure(judge: Judge, num_scenes: int = 2000) -> dict[str, float]:
     for step in range(-(-num_scenes // 100)):
         batch = scenes_batch(step, split="held-out", offset=7, batch=100, size=SMALL_SIZE)
         pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.images]
-        for scene, seen in zip(batch.scenes, judge.look(pictures), strict=True):
+        for scene, seen in zip(batch.scenes, judge.classify(pictures), strict=True):
             for name, is_right in _answers(scene, seen):
                 right.setdefault(name, []).append(is_right)
     return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
 
 
-def _answers(scene: Scene, seen: Seen) -> list[tuple[str, bool]]:
+def _answers(scene: Scene, seen: Prediction) -> list[tuple[str, bool]]:
     identities = [subject.identity for subject in scene.subjects]
     worn = next((s.accessory for s in scene.subjects if s.accessory), NOTHING)
     answers = [
@@ -143,7 +143,7 @@ def _answers(scene: Scene, seen: Seen) -> list[tuple[str, bool]]:
 
 
 def ship(folder: Path) -> None:
-    """Put a trained judge into the package, half precision, with what it is worth beside it."""
+    """Export a trained judge into the package, in half precision, with its measured accuracy."""
     weights = load_file(folder / f"{STAGE.name}.safetensors")
     SHIPPED.parent.mkdir(exist_ok=True)
     save_file({name: value.half() for name, value in weights.items()}, SHIPPED)

@@ -20,7 +20,7 @@ from ..registry.errors import RegistryCorrupt, StorageError
 from ..registry.files import below, make_folder, open_file, write_file
 from ..registry.hashes import is_sha256, sha256_of_json
 from ..registry.running import EVALUATIONS
-from .scoring import Picture
+from .scoring import ObservedPicture
 
 _MAX_MAPS_BYTES = 64 << 20
 _MAX_SIDE = 1024
@@ -28,7 +28,7 @@ _MAX_SIDE = 1024
 
 
 class PictureCache:
-    """Pictures by key."""
+    """A cache of pictures and their maps, by key."""
 
     def __init__(self, root: Path, *names: str) -> None:
         self._root = root
@@ -36,12 +36,12 @@ class PictureCache:
 
     @classmethod
     def of(cls, registry: Registry) -> "PictureCache":
-        """The one of a registry."""
+        """The cache of a registry."""
         return cls(registry.location.cache, EVALUATIONS)
 
     @staticmethod
     def key(made_from: Mapping[str, object]) -> str:
-        """The name of the picture that follows from `made_from`."""
+        """The key of a picture: the hash of all that makes it."""
         return sha256_of_json(made_from)
 
     def path(self, key: str) -> Path:
@@ -52,15 +52,15 @@ class PictureCache:
 
     def get(
         self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None
-    ) -> Picture | None:
-        """A picture of so many subjects and of `size`, if it is here and whole."""
+    ) -> ObservedPicture | None:
+        """The picture of `size` (width, height), with its maps; None if it is not cached."""
         path = self.path(key)
         maps = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
         image = kept_picture(self._root, path, size) if maps is not None else None
-        return Picture(image, maps) if image is not None and maps is not None else None
+        return ObservedPicture(image, maps) if image is not None and maps is not None else None
 
-    def put(self, key: str, picture: Picture) -> Picture:
-        """Keep a picture; returns it as it will be found again."""
+    def put(self, key: str, picture: ObservedPicture) -> ObservedPicture:
+        """Store a picture; returns it as `get` will, its maps rounded to half precision."""
         path = self.path(key)
         maps = picture.maps.to(torch.float16).contiguous()
         try:
@@ -69,7 +69,7 @@ class PictureCache:
             replace_picture(picture.image, path, root=self._root)
         except OSError as error:
             raise StorageError(f"cannot write into {self._folder}: {error.strerror}") from error
-        return Picture(picture.image, maps.float())
+        return ObservedPicture(picture.image, maps.float())
 
 
 def _read_maps(root: Path, path: Path, num_subjects: int) -> Tensor | None:

@@ -1,40 +1,40 @@
-"""What is to be scored and how. Loads no weights: what was scored before is found without them."""
+"""The plan of an evaluation, and its recorded result. Loads no weights."""
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..generation.prompt_syntax import Chosen, Mention, mention_of
-from ..generation.request import Settings
+from ..generation.prompt_syntax import ChosenVersion, Mention, mention_of
+from ..generation.request import SamplingSettings
 from ..models.hashes import hash_of
 from ..registry import Registry
 from ..registry.errors import InvalidInput
 from ..registry.images import READING
 from ..registry.records import Concept, VersionRecord
 from ..registry.running import CHECKPOINT_PREFIX
+from .encoder_names import EncoderNames
 from .record import SCORING, Evaluation, Interval, PromptScores
 from .suites import Suite
-from .wanted import Wanted
 
-BARE = "base model"
-"""What is scored where no concept is."""
+BASE_MODEL = "base model"
+"""The name of an evaluation without a concept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Versions, as many as the suite's prompts have slots, on one base model.
+    """What to evaluate: `chosen` versions, one for each slot of the suite, on one base model.
 
-    Without versions it is the bare base model. Raises `InvalidInput` if numbers do not fit.
+    Without versions it is the base model alone. Raises `InvalidInput` if their number does not fit.
     """
 
-    chosen: tuple[Chosen, ...]
+    chosen: tuple[ChosenVersion, ...]
     suite: Suite
-    wanted: Wanted
+    encoders: EncoderNames
     base: str
     base_sha256: str
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
         if self.chosen and len(self.chosen) != self.suite.num_subjects:
@@ -50,13 +50,13 @@ class Plan:
     @property
     def metrics(self) -> tuple[str, str]:
         """The prompt score and the identity score that versions are chosen by."""
-        prompt = "seen" if self.wanted.is_drawn_world else "clip_t"
-        identity = "dino" if self.wanted.dino else "clip_i"
-        identity = "identity" if self.wanted.is_drawn_world else identity
+        prompt = "seen" if self.encoders.is_miniature else "clip_t"
+        identity = "dino" if self.encoders.dino else "clip_i"
+        identity = "identity" if self.encoders.is_miniature else identity
         return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
     def made_by(self, hashes: Mapping[str, object]) -> dict[str, object]:
-        """All that the scores depend on, as JSON has it; `hashes` are those of the encoders."""
+        """All that the scores depend on, as JSON; `hashes` are those of the encoders."""
         made_by = {
             "scoring": SCORING,
             "reading": READING,
@@ -82,10 +82,10 @@ class Plan:
         scores: dict[str, Interval],
         hashes: Mapping[str, object],
     ) -> Evaluation:
-        """The record of what was found."""
+        """The evaluation with these scores."""
         first, *others = self.chosen or (None,)
         return Evaluation(
-            concept=first.concept.name if first else BARE,
+            concept=first.concept.name if first else BASE_MODEL,
             version=first.version.number if first else 0,
             others=[each.label for each in others if each],
             suite=self.suite.name,
@@ -97,9 +97,9 @@ class Plan:
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, object]) -> Evaluation | None:
-        """What was found before in the very same way, here, if it was.
+        """The recorded result of the same evaluation, if there is one.
 
-        A record that was imported may say anything: it is no result. Nor is one that is not sound.
+        Imported and damaged records are ignored.
         """
         first, *others = self.chosen
         if checkpoint_of(first):
@@ -109,7 +109,7 @@ class Plan:
         for record in reversed(registry.evaluations(first.concept.id)):
             same = record.version == first.version.number and record.config == made_by
             if same and not record.is_imported and record.scores.get("others") == labels:
-                told = {
+                keys = {
                     "concept": first.concept.name,
                     "concept_id": first.concept.id,
                     "version": record.version,
@@ -117,16 +117,16 @@ class Plan:
                     "made_by": made_by,
                 }
                 with suppress(InvalidInput):
-                    return Evaluation.from_document(record.scores | told)
+                    return Evaluation.from_document(record.scores | keys)
         return None
 
 
 def checkpoints(
     registry: Registry, concept: Concept, run: str, *, names_run: bool = False
-) -> list[Chosen]:
-    """What a training kept of its way, to be drawn like a version.
+) -> list[ChosenVersion]:
+    """The kept checkpoints of a training, to be drawn like versions.
 
-    `names_run` has each name say of which training it is: `stage3-000100 of 29ad`.
+    With `names_run` their names say which training it was: `stage3-000100 of 29ad`.
     """
     return [
         as_chosen(
@@ -143,13 +143,13 @@ def checkpoints(
 
 def as_chosen(
     concept: Concept, *, name: str, run: str | None, path: str = "", sha256: str = ""
-) -> Chosen:
-    """A checkpoint as if a prompt had asked for it, as version 0."""
+) -> ChosenVersion:
+    """A checkpoint as version 0, as if a prompt had named it."""
     mention = Mention(mention_of(concept.name, 0), concept.name, "0", 1.0)
     version = VersionRecord(0, [name], run, concept.updated, [])
-    return Chosen(mention, concept, version, path, sha256)
+    return ChosenVersion(mention, concept, version, path, sha256)
 
 
-def checkpoint_of(chosen: Chosen) -> str | None:
+def checkpoint_of(chosen: ChosenVersion) -> str | None:
     """The name of a checkpoint; None for a version."""
     return None if chosen.version.number else chosen.version.aliases[0]

@@ -1,7 +1,4 @@
-"""What an evaluation found, and how it was made: plain records, kept in the registry.
-
-Loads no weights, so that what has been scored before is told at once.
-"""
+"""The results of an evaluation, as kept in the registry. Loads no weights."""
 
 import json
 import random
@@ -19,11 +16,11 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCORING = 2
-"""Counts changes of how scores are computed; records of another number are not used again."""
+"""The version of how scores are computed; records of another version are not reused."""
 REPLAY_ABOVE = 0.98
-"""A picture whose `replay` is above this is taken for a copy of a photo.
+"""A picture whose `replay` is above this counts as a copy of a photo.
 
-On drawn scenes, photos that only went through the autoencoder have 0.988 at least, other scenes of
+On synthetic scenes, photos reconstructed by the autoencoder have 0.988 at least, other scenes of
 the same individual 0.970 at most.
 """
 HARMONIC = "both"
@@ -32,7 +29,7 @@ NUM_RESAMPLINGS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score, and what it means to people. Its value is made in `scoring.py`."""
+    """A score and its meaning. Values are computed in `scoring.py`."""
 
     name: str
     meaning: str
@@ -49,7 +46,7 @@ METRICS = (
     Metric(
         "clip_t", "CLIP's cosine of picture and prompt, without the token but with the category"
     ),
-    Metric("identity", "cosine of the drawn world's identity encoder, picture and photos"),
+    Metric("identity", "cosine of the miniature's identity encoder, picture and photos"),
     Metric("dino", "DINO's cosine of picture and photos"),
     Metric("clip_i", "CLIP's cosine of picture and photos"),
     *(
@@ -68,11 +65,11 @@ METRICS = (
     Metric("focus", "share of the token's attention that falls on the subject"),
     Metric("leak", "share of the first token's attention that falls on the other subject"),
 )
-"""Scores in the order in which people get them: tables, reports and their legends go by it."""
+"""Scores in the order of tables, reports and legends."""
 
 
 def metrics_of(names: Collection[str]) -> list[Metric]:
-    """Those of some scores, in their order."""
+    """The metrics of these scores, in the order of `METRICS`."""
     return [metric for metric in METRICS if metric.name in names]
 
 
@@ -87,7 +84,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PictureScores:
-    """A picture, by its hash in the cache, and what it scored."""
+    """The scores of a picture, which is named by its key in the cache."""
 
     seed: int
     picture: str
@@ -96,7 +93,7 @@ class PictureScores:
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """A prompt as it was drawn, the means of its pictures' scores, and the pictures."""
+    """A prompt, its pictures' scores, and their means."""
 
     prompt: str
     tests: str
@@ -106,7 +103,7 @@ class PromptScores:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The scores of a version on a suite. `made_by` says all that they depend on."""
+    """The scores of a version on a suite; `made_by` has all that they depend on."""
 
     concept: str
     version: int
@@ -117,9 +114,9 @@ class Evaluation:
     prompts: list[PromptScores]
     made_by: dict[str, object]
     checkpoint: str | None = None
-    """What a training kept of its way, which is no version yet: `stage3-000100`."""
+    """The name of a checkpoint that is no version yet: `stage3-000100`."""
     concept_id: int = 0
-    """Stays when the concept is renamed; 0 for the bare base model."""
+    """0 for the base model alone."""
 
     @property
     def label(self) -> str:
@@ -133,16 +130,16 @@ class Evaluation:
 
     @property
     def weights(self) -> list[str]:
-        """The hashes of what was drawn with, a version's or a checkpoint's each."""
+        """The hashes of the adapters that were drawn with."""
         return _texts(self.made_by["weights"])
 
     @property
     def headlines(self) -> list[str]:
-        """The scores that decide which version is best, and their mean, where there are any."""
+        """The names of the scores that versions are chosen by, and of their harmonic mean."""
         return [name for name in (*self.chosen_by, HARMONIC) if name in self.scores]
 
     @property
-    def both(self) -> float:
+    def harmonic_mean(self) -> float:
         """Harmonic mean of the prompt and the identity score: what versions are chosen by.
 
         0 if one of them could not be scored.

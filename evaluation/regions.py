@@ -1,4 +1,4 @@
-"""A subject cut out of its picture, and where it is in photos that have no mask."""
+"""Masks of subjects in photos that have none, and pictures cut out by masks."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..adapters.prompt_encoding import class_prompt
 from ..generation.attention_maps import CollectedMaps
 from ..generation.regions import SubjectColumns, region, subject_columns
-from ..generation.sampler import blaming
+from ..generation.sampler import reporting_broken_base
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.loading import LoadedBase
@@ -19,7 +19,7 @@ GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)
 
 
-def inside_only(image: Image.Image, inside: Image.Image) -> Image.Image:
+def grey_outside(image: Image.Image, inside: Image.Image) -> Image.Image:
     """The picture with grey outside a region, given as a mask of any size."""
     mask = inside.convert("L").resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GREY), mask)
@@ -36,18 +36,18 @@ def regions_of_photos(
 ) -> list[Image.Image]:
     """Masks of photos that have none, from the map of their category's word.
 
-    A photo is noised a little, shown to the bare U-Net beside `a photo of a CATEGORY`, and where
-    the category's word looks is the subject. Raises `NotFinite` for a base model that is broken.
+    The U-Net, without adapters, gets the slightly noised photo and `a photo of a CATEGORY`; the
+    mask is the region of the category's map. Raises `NotFinite` for a broken base model.
     """
     backbone = base.backbone
     prompt = class_prompt(category)
     (subject,) = subject_columns(backbone, prompt, [category])
     side = backbone.size
-    seen_as = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)
+    conditioning = backbone.encode_prompts([prompt] * len(_TIMESTEPS), side)
     try:
-        with blaming(base):
+        with reporting_broken_base(base):
             return [
-                _region_of_photo(backbone, photo.resize((side, side)), seen_as, subject)
+                _region_of_photo(backbone, photo.resize((side, side)), conditioning, subject)
                 for photo in photos
             ]
     except NotFinite as error:
@@ -55,7 +55,7 @@ def regions_of_photos(
 
 
 def _region_of_photo(
-    backbone: Backbone, photo: Image.Image, seen_as: Conditioning, subject: SubjectColumns
+    backbone: Backbone, photo: Image.Image, conditioning: Conditioning, subject: SubjectColumns
 ) -> Image.Image:
     latents = backbone.encode_images([photo]).mean
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
@@ -67,8 +67,8 @@ def _region_of_photo(
     with backbone.attention.observe(
         columns=list(subject.all), want="maps", layers=backbone.localising_layers
     ) as seen:
-        noisy = noisy.to(backbone.device, seen_as.states.dtype)
-        backbone.denoise(noisy, steps.to(backbone.device), seen_as)
+        noisy = noisy.to(backbone.device, conditioning.states.dtype)
+        backbone.denoise(noisy, steps.to(backbone.device), conditioning)
         collected.add(list(seen.maps.values()), (latents.shape[-2], latents.shape[-1]))
     maps = collected.take()
     if not maps.isfinite().all():

@@ -66,7 +66,7 @@ def _csv(found: Sequence[Evaluation]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A cell in which a spreadsheet finds no formula: a text that looks like one is quoted."""
+    """A CSV cell that no spreadsheet takes for a formula: such text is quoted."""
     if not isinstance(value, str):
         return value
     text = printable(value)

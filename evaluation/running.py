@@ -1,12 +1,12 @@
-"""`concept eval` as a call: which versions on which suite, scored now or told from the record."""
+"""`score` and `mark_best`: `concept eval` as Python calls; earlier scores are reused."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
-from ..generation.prompt_syntax import Chosen, choose_version, mention_of
-from ..generation.request import Settings
+from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
+from ..generation.request import SamplingSettings
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..registry import Registry
@@ -17,10 +17,10 @@ from ..registry.errors import (
 )
 from ..registry.records import Concept, ConceptKey, Scored
 from ..registry.running import ADAPTER_FILE
+from .encoder_names import EncoderNames, encoder_names_for
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
-from .wanted import Wanted, wanted_for
 
 if TYPE_CHECKING:
     from ..models.loading import LoadedBase
@@ -33,13 +33,13 @@ _EXAMPLES = {2: "REX MIA", 3: "REX MIA BOB"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
-    """What is to be scored, and how.
+    """Which versions to score, and how.
 
-    `versions` is `all`, or version numbers and aliases with commas between; without it, of each
-    concept the one that a prompt would get. `suite` and `base` are, if left out, those that fit
-    the concept's category and the base model that it was taught on. `clip` and `dino` are encoders
-    as `wanted_for` takes them. `all_checkpoints` takes, instead of `versions`, all that trainings
-    kept of their way and what these ended with.
+    `versions` is `all`, or comma-separated version numbers and aliases; by default the version that
+    `<rex>` in a prompt refers to. `suite` and `base` default to those of the concept's category and
+    of its training. `clip` and `dino` are encoders as `encoder_names_for` takes them.
+    `all_checkpoints` scores, instead of `versions`, the kept checkpoints and final versions of all
+    trainings.
     """
 
     names: Sequence[ConceptKey]
@@ -48,7 +48,7 @@ class EvalRequest:
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
     clip: str | None = None
     dino: str | None = None
 
@@ -62,17 +62,20 @@ def score(
     on_start: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Evaluation]:
-    """Score versions one after another; what was scored before in the same way is told at once.
+    """Score versions one after another; recorded scores of the same evaluation are reused.
 
-    All names are checked before anything is loaded. In suites for several concepts, all
-    combinations of that many are scored. Raises `NotFound` for concepts, versions, suites, base
-    models and encoders that are not there, `InvalidInput` for suites that do not fit. `base` is
-    taken where it is the one that is wanted, and has to be bare.
+    All names are checked before anything is loaded. For suites with several concepts, all
+    combinations of that many are scored. `base` is a loaded base model without adapters, used where
+    it is the requested one. `on_start` gets the plan of each evaluation that is not recorded,
+    `on_progress` (done, total) pictures. Raises `NotFound` for unknown concepts, versions, suites,
+    base models and encoders, `InvalidInput` for a suite that does not fit.
     """
     trusted = [base.base.name] if base else []
-    tasks = [_Task.of(registry, request, cast, trusted) for cast in _casts(registry, request)]
+    tasks = [
+        _Task.of(registry, request, chosen, trusted) for chosen in _subjects(registry, request)
+    ]
     at_rest: dict[Base, str | None] = {}
-    loaded: dict[tuple[Base, Wanted], tuple[LoadedBase, Encoders]] = {}
+    loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
         if hashes := each.encoders.known_hashes():
             if each.base not in at_rest:
@@ -99,12 +102,14 @@ def score(
         yield found
 
 
-def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]:
-    """Who is in the pictures: each version by itself, or several concepts together."""
+def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVersion, ...]]:
+    """The versions in each evaluation: single ones, or combinations for suites with several."""
     suite = find_suite(request.suite) if request.suite else None
     for word in (*map(str, request.names), request.versions or ""):
         if ":" in word:
-            raise InvalidInput(f"{word}: scores are of a version at its whole strength")
+            raise InvalidInput(
+                f"{word}: only full strength can be scored", hint="leave the strength out"
+            )
     if suite is not None and suite.num_subjects > 1:
         if request.all_checkpoints:
             raise InvalidInput(
@@ -119,7 +124,7 @@ def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]
         each = [
             _versions(registry, name, request.versions) for name in dict.fromkeys(request.names)
         ]
-        return [cast for some in combinations(each, suite.num_subjects) for cast in product(*some)]
+        return [some for few in combinations(each, suite.num_subjects) for some in product(*few)]
     names = dict.fromkeys(request.names)
     if request.all_checkpoints:
         base = find_base(request.base).name if request.base else None
@@ -127,10 +132,10 @@ def _casts(registry: Registry, request: EvalRequest) -> list[tuple[Chosen, ...]]
     return [(chosen,) for name in names for chosen in _versions(registry, name, request.versions)]
 
 
-def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[Chosen]:
-    """What trainings of a concept on a base model kept of their way, then what they ended with."""
+def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[ChosenVersion]:
+    """The checkpoints of a concept's trainings on a base model, then their final versions."""
     concept = registry.show(key)
-    found: list[Chosen] = []
+    found: list[ChosenVersion] = []
     runs = [run for run in concept.runs if base in (None, run.base)]
     of_several = sum(bool(registry.checkpoints(run.run)) for run in runs) > 1
     for run in runs:
@@ -139,7 +144,7 @@ def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> 
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
         found += [each for each in kept if each.sha256 not in made]
         for version in versions if kept else ():
-            found.append(choose_version(registry, concept, str(version.number)))
+            found.append(resolve_version(registry, concept, str(version.number)))
     if not found:
         raise NotFound(
             f"no training of {concept.name} kept checkpoints",
@@ -148,46 +153,46 @@ def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> 
     return found
 
 
-def _versions(registry: Registry, key: ConceptKey, wanted: str | None) -> list[Chosen]:
+def _versions(registry: Registry, key: ConceptKey, versions: str | None) -> list[ChosenVersion]:
     concept = registry.show(key)
-    if wanted is None:
-        return [choose_version(registry, concept)]
-    if wanted == "all" and concept.versions:
+    if versions is None:
+        return [resolve_version(registry, concept)]
+    if versions == "all" and concept.versions:
         words = [str(version.number) for version in concept.versions]
     else:
-        words = [] if wanted == "all" else [word.strip() for word in wanted.split(",")]
+        words = [] if versions == "all" else [word.strip() for word in versions.split(",")]
     if not all(words):
-        raise InvalidInput(f'"{wanted}" names no versions', hint="--versions all, 1,2 or best")
-    return [choose_version(registry, concept, word) for word in words or [None]]
+        raise InvalidInput(f'"{versions}" names no versions', hint="--versions all, 1,2 or best")
+    return [resolve_version(registry, concept, word) for word in words or [None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A cast with what it is scored on and by."""
+    """An evaluation: versions, suite, base model and encoders."""
 
-    cast: tuple[Chosen, ...]
+    chosen: tuple[ChosenVersion, ...]
     suite: Suite
     base: Base
-    encoders: Wanted
+    encoders: EncoderNames
 
     @classmethod
     def of(
         cls,
         registry: Registry,
         request: EvalRequest,
-        cast: tuple[Chosen, ...],
+        chosen: tuple[ChosenVersion, ...],
         trusted: Sequence[str],
     ) -> "_Task":
-        base = find_base(request.base or _taught_on(registry, cast[0], trusted))
-        encoders = wanted_for(base, clip=request.clip, dino=request.dino)
-        suite = suite_of(request, encoders, cast[0].concept)
-        return cls(cast, suite, base, encoders)
+        base = find_base(request.base or _trained_on(registry, chosen[0], trusted))
+        encoders = encoder_names_for(base, clip=request.clip, dino=request.dino)
+        suite = suite_of(request, encoders, chosen[0].concept)
+        return cls(chosen, suite, base, encoders)
 
     def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
         return Plan(
-            chosen=self.cast,
+            chosen=self.chosen,
             suite=self.suite,
-            wanted=self.encoders,
+            encoders=self.encoders,
             base=self.base.name,
             base_sha256=base_sha256,
             seeds=tuple(range(request.num_seeds)),
@@ -195,17 +200,17 @@ class _Task:
         )
 
 
-def suite_of(request: EvalRequest, encoders: Wanted, concept: Concept) -> Suite:
-    """The suite that is wished for, else the one that fits."""
+def suite_of(request: EvalRequest, encoders: EncoderNames, concept: Concept) -> Suite:
+    """The requested suite, else the one that fits."""
     if request.suite:
         return find_suite(request.suite)
-    return find_suite("miniature") if encoders.is_drawn_world else suite_for(concept.category)
+    return find_suite("miniature") if encoders.is_miniature else suite_for(concept.category)
 
 
-def _taught_on(registry: Registry, chosen: Chosen, trusted: Sequence[str]) -> str:
+def _trained_on(registry: Registry, chosen: ChosenVersion, trusted: Sequence[str]) -> str:
     """The base model of the run that made a version.
 
-    What an import says is believed if it is an alias, or in `trusted`.
+    An imported run is trusted only if it names an alias or one of `trusted`.
     """
     run = next((run for run in chosen.concept.runs if run.run == chosen.version.run), None)
     if run is None:
@@ -213,7 +218,7 @@ def _taught_on(registry: Registry, chosen: Chosen, trusted: Sequence[str]) -> st
     is_known = run.base in read_aliases() or run.base in trusted
     if not is_known and not registry.began_here(run.run):
         raise InvalidInput(
-            f"{chosen.label} was imported, and says it was taught on {run.base}: name its base",
+            f"{chosen.label} was imported, and says it was trained on {run.base}: name its base",
             hint=f"concept eval {chosen.concept.name} --base …",
         )
     return run.base
@@ -225,9 +230,9 @@ def _loaded(
     from ..models.loading import load_base
     from .encoders import load_encoders
 
-    encoders = load_encoders(task.encoders, offline=offline)  # what may be missing comes first
-    is_it = at_hand is not None and at_hand.base == task.base
-    base = at_hand if at_hand and is_it else load_base(task.base.name, offline=offline)
+    encoders = load_encoders(task.encoders, offline=offline)  # first, as they may be missing
+    is_requested = at_hand is not None and at_hand.base == task.base
+    base = at_hand if at_hand and is_requested else load_base(task.base.name, offline=offline)
     encoders.to(base.backbone.device)
     return base, encoders
 
@@ -236,10 +241,10 @@ def _loaded(
 
 
 def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluation]:
-    """Let `best` stand for what scored best of each concept; returns these, as versions.
+    """Give the best version of each concept the alias `best`; returns their evaluations.
 
-    Best is the highest harmonic mean of prompt and identity score; of equal ones the latest. A
-    checkpoint becomes a version by it. Raises `InvalidInput` if a suite has no such mean, and if
+    Best is the highest harmonic mean of prompt and identity score; of equal ones the latest. The
+    best checkpoint is made a version. Raises `InvalidInput` if a suite has no such mean, or if
     versions of a concept were not scored on the same suite and base model.
     """
     best: dict[int, Evaluation] = {}
@@ -247,26 +252,26 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
         if HARMONIC not in each.scores or each.others:
             raise InvalidInput(
                 f"the suite {each.suite} cannot say which version is best",
-                hint="take one for single concepts, whose prompts keep the looks of the photos",
+                hint="take one for single concepts, whose prompts keep the subject's appearance",
             )
         former = best.get(each.concept_id, each)
-        if _ground_of(former) != _ground_of(each):
+        if _conditions_of(former) != _conditions_of(each):
             raise InvalidInput(
                 f"{former.label} and {each.label} were not scored on the same base model",
                 hint=f"--base {quoted(each.made_by['base'])} --versions …",
             )
-        if each.both >= former.both:
+        if each.harmonic_mean >= former.harmonic_mean:
             best[each.concept_id] = each
     return [_marked(registry, each) for each in best.values()]
 
 
-def _ground_of(found: Evaluation) -> tuple[object, ...]:
-    """What scores have to share to be compared."""
+def _conditions_of(found: Evaluation) -> tuple[object, ...]:
+    """What scores must have in common to be compared."""
     return (found.made_by["base_sha256"], found.made_by["suite_sha256"], *found.chosen_by)
 
 
 def _marked(registry: Registry, found: Evaluation) -> Evaluation:
-    """Let `best` stand for a version; a checkpoint is made one, with its scores, unless it is."""
+    """Set the alias `best`; a checkpoint that is no version yet is made one, with its scores."""
     number = found.version if found.checkpoint is None else _version_of(registry, found)
     if number is not None:
         registry.set_alias(found.concept_id, number, BEST)
@@ -286,7 +291,7 @@ def _marked(registry: Registry, found: Evaluation) -> Evaluation:
 
 
 def _version_of(registry: Registry, found: Evaluation) -> int | None:
-    """The version that a checkpoint was made before."""
+    """The version with the weights of a checkpoint, if there is one."""
     (sha256,) = found.weights
     versions = registry.show(found.concept_id).versions
     known = (v.number for v in versions for a in v.artifacts if a.sha256 == sha256)
@@ -294,14 +299,14 @@ def _version_of(registry: Registry, found: Evaluation) -> int | None:
 
 
 def _as_version(found: Evaluation, number: int) -> Evaluation:
-    """What was found of a checkpoint, as that of a version."""
+    """A checkpoint's evaluation as that of a version."""
     before, now = mention_of(found.concept, 0), mention_of(found.concept, number)
     prompts = [replace(each, prompt=each.prompt.replace(before, now)) for each in found.prompts]
     return replace(found, version=number, checkpoint=None, prompts=prompts)
 
 
 def keep(registry: Registry, found: Evaluation) -> None:
-    """Keep the scores of a version in the registry."""
+    """Record the scores of a version in the registry."""
     registry.add_evaluation(found.concept_id, found.version, **_record(found))
 
 

@@ -1,14 +1,15 @@
-"""From pictures to scores.
+"""The scores of pictures.
 
 clip_t       cosine of CLIP's vectors of picture and prompt, the prompt without the token but with
              the category: `a photo of a dog on the beach`
 clip_i       cosine of CLIP's vectors, mean over the photos
 dino         the same with DINO
-identity     the same with the drawn world's encoder; only where the prompt keeps the looks
+identity     the same with the identity encoder (miniature); only where the prompt keeps the
+             subject's appearance
 …_subject    of the three above: within the subject's region, grey elsewhere, in picture and photos
 replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
-seen         share of what the prompt asks for that the judge sees, in the drawn world: the
-             categories, the style and, where named, place, accessory and colour (seen_place, …)
+seen         share of what the prompt asks for that the judge predicts (miniature): categories,
+             style and, where named, place, accessory and colour (seen_place, …)
 focus        share of the concept's token map that falls on its region
 leak         with several concepts, share of the first one's token map that falls on the others'
              regions
@@ -29,20 +30,20 @@ from torch import Tensor
 from ..generation.regions import leak, region, share_inside
 from ..training.latents import Photos
 from .encoders import Encoders, PictureEncoder
-from .judge import Judge, Seen
-from .regions import as_mask, inside_only
+from .judge import Judge, Prediction
+from .regions import as_mask, grey_outside
 from .suites import SuitePrompt
 
 SUFFIXES = ("", "_other", "_third")
 PLAIN_STYLE = "photo"
-"""The style of a prompt that asks for no other."""
+"""The style of a prompt that names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceEmbeddings:
-    """What a subject looks like: unit vectors (P, d) of its photos by each encoder.
+    """Embeddings of a subject's P photos: unit vectors (P, d) by encoder.
 
-    `inside` are those of the photos with grey outside their masks.
+    `inside` are those of the photos with grey outside the mask.
     """
 
     category: str
@@ -51,8 +52,8 @@ class ReferenceEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture and the maps (S, 2, h, w) of its subjects: of all its words, and of its own."""
+class ObservedPicture:
+    """A picture and the maps (S, 2, h, w) of its S subjects: of `all` tokens, and of `own` ones."""
 
     image: Image.Image
     maps: Tensor
@@ -81,7 +82,7 @@ def embed_references(
 
 
 def _inside(photos: Sequence[Image.Image], number: int, mask: Image.Image) -> Image.Image:
-    return inside_only(photos[number], mask)
+    return grey_outside(photos[number], mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Scorer:
     subjects: Sequence[ReferenceEmbeddings]
 
     def score(
-        self, prompt: SuitePrompt, pictures: Sequence[Picture]
+        self, prompt: SuitePrompt, pictures: Sequence[ObservedPicture]
     ) -> tuple[list[dict[str, float]], Tensor]:
         """Scores of each picture of a prompt, and CLIP's vectors of them (B, d)."""
         images = [picture.image for picture in pictures]
@@ -146,7 +147,7 @@ class Scorer:
         regions: Sequence[Tensor],
         suffix: str,
     ) -> None:
-        cut = [inside_only(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
+        cut = [grey_outside(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
         for name, encoder in picture_encoders(self.encoders).items():
             if not _counts(name, prompt):
                 continue
@@ -168,30 +169,32 @@ class Scorer:
         images: Sequence[Image.Image],
         judge: Judge,
     ) -> None:
-        for row, seen in zip(rows, judge.look(images), strict=True):
-            asked = self._asked(prompt, seen)
-            row["seen"] = statistics.fmean(asked.values())
-            row |= {f"seen_{name}": float(is_seen) for name, is_seen in asked.items()}
+        for row, prediction in zip(rows, judge.classify(images), strict=True):
+            is_seen = self._is_seen(prompt, prediction)
+            row["seen"] = statistics.fmean(is_seen.values())
+            row |= {f"seen_{name}": float(value) for name, value in is_seen.items()}
 
-    def _asked(self, prompt: SuitePrompt, seen: Seen) -> dict[str, bool]:
-        """What the prompt asks for, and whether the judge sees it."""
+    def _is_seen(self, prompt: SuitePrompt, prediction: Prediction) -> dict[str, bool]:
+        """For each thing that the prompt asks for, whether the judge predicts it."""
         category = self.subjects[0].category
         others = [subject.category for subject in self.subjects[1:]]
         second = prompt.second_for(category)
-        asked = {"category": category in seen.categories}
-        asked["style"] = seen.style == prompt.sees.get("style", PLAIN_STYLE)
+        found = {"category": category in prediction.categories}
+        found["style"] = prediction.style == prompt.sees.get("style", PLAIN_STYLE)
         for name in ("place", "accessory"):
             if name in prompt.sees:
-                asked[name] = getattr(seen, name) == prompt.sees[name]
+                found[name] = getattr(prediction, name) == prompt.sees[name]
         if "colour" in prompt.sees:
-            asked["colour"] = seen.colours.get(category) == prompt.sees["colour"]
+            found["colour"] = prediction.colours.get(category) == prompt.sees["colour"]
         if second or others:
-            asked["second"] = all(word in seen.categories for word in (second, *others) if word)
-        return asked
+            found["second"] = all(
+                word in prediction.categories for word in (second, *others) if word
+            )
+        return found
 
 
 def _counts(name: str, prompt: SuitePrompt) -> bool:
-    """Identity is not asked of pictures that should look otherwise."""
+    """Whether a score applies: identity does not where the prompt changes the appearance."""
     return name != "identity" or prompt.keeps_looks
 
 

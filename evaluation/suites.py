@@ -1,4 +1,4 @@
-"""Prompt suites: what is drawn to be scored, and what each prompt tests. Loads no weights.
+"""Prompt suites: the prompts that are drawn and scored, and what each tests. Loads no weights.
 
 A suite is a YAML file,
 
@@ -8,9 +8,9 @@ A suite is a YAML file,
       - {text: "a red {}", tests: colour, looks: other}
 
 or a text file with a prompt per line. `{}` is where the concept goes. `looks: other` marks prompts
-that ask for another look than that of the photos. `{other}` is a second concept, `{third}` a third
-one. In suites for the drawn world, `{second}` is the first of the words in `second` that is not the
-concept's own category, and `sees` says what else the judge has to see.
+that change the subject's appearance. `{other}` is a second concept, `{third}` a third one. In
+suites for the miniature, `{second}` is the first word of `second` that is not the concept's own
+category, and `sees` is what else the judge should predict.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class SuitePrompt:
     text: str
     tests: str = "prompt"
     keeps_looks: bool = True
-    """Whether the subject should look as in its photos: no other colour, material or style."""
+    """False if the prompt asks for another colour, material or style than the photos'."""
     second: tuple[str, ...] = ()
     sees: Mapping[str, str] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class SuitePrompt:
         return text
 
     def second_for(self, category: str) -> str | None:
-        """The plain thing beside the subject."""
+        """The category of the second thing in the picture, if there is one."""
         return next((word for word in self.second if word != category), None)
 
 
@@ -73,7 +73,7 @@ class Suite:
     about: str
     prompts: tuple[SuitePrompt, ...]
     fits: tuple[str, ...] = ()
-    """Categories for which it is the one to take."""
+    """Categories that it is the default for."""
 
     @property
     def num_subjects(self) -> int:
@@ -82,7 +82,7 @@ class Suite:
 
     @property
     def sha256(self) -> str:
-        """Of what it asks for."""
+        """The hash of its prompts."""
         asked = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 
@@ -134,7 +134,7 @@ class _Top(Form):
 
 
 def _seen(word: str, info: ValidationInfo) -> str:
-    """A word for something that the judge can tell."""
+    """Check a word against the judge's classes."""
     from ..models.miniature.world.identities import COLOURS
     from ..models.miniature.world.scenes import ACCESSORIES, PLACES, STYLES
 
@@ -171,13 +171,13 @@ def _from_entries(path: Path, document: object) -> Suite:
         raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
     if len(entries) > MAX_PROMPTS:
         raise InvalidInput(f"{path} holds {len(entries):,} prompts; {MAX_PROMPTS:,} is the limit")
-    told = validated(_Top, top, at=str(path))
+    header = validated(_Top, top, at=str(path))
     prompts = tuple(_prompt(f"{path}, prompt {i}", entry) for i, entry in enumerate(entries, 1))
     if len({_num_subjects(prompt) for prompt in prompts}) > 1:
         raise InvalidInput(
             f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"
         )
-    return Suite(path.stem, told.about, prompts, told.fits)
+    return Suite(path.stem, header.about, prompts, header.fits)
 
 
 def _num_subjects(prompt: SuitePrompt) -> int:
@@ -186,14 +186,14 @@ def _num_subjects(prompt: SuitePrompt) -> int:
 
 def _prompt(where: str, entry: object) -> SuitePrompt:
     given = entry if isinstance(entry, Mapping) else {"text": entry}
-    told = validated(_Entry, given, at=where)
-    _check_slots(where, told.text, told.second)
+    checked = validated(_Entry, given, at=where)
+    _check_slots(where, checked.text, checked.second)
     return SuitePrompt(
-        text=told.text,
-        tests=told.tests,
-        keeps_looks=told.looks == "own",
-        second=told.second,
-        sees=told.sees.model_dump(exclude_unset=True),
+        text=checked.text,
+        tests=checked.tests,
+        keeps_looks=checked.looks == "own",
+        second=checked.second,
+        sees=checked.sees.model_dump(exclude_unset=True),
     )
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from conceptry.evaluation import EvalRequest, mark_best, score, write_report
-from conceptry.generation import Settings
+from conceptry.generation import SamplingSettings
 from conceptry.methods import all_methods, find_method
 from conceptry.models import load_base
 from conceptry.registry import Registry
@@ -51,16 +51,16 @@ def main() -> None:
             clip=options.clip,
             dino=options.dino,
             num_seeds=options.seeds,
-            settings=Settings(steps=options.steps),
+            settings=SamplingSettings(steps=options.steps),
         )
         found = list(score(registry, request, base=base))
         for each in found:
-            told = [
+            scores = [
                 f"{name} {value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
                 for name, value in each.scores.items()
                 if name in each.headlines
             ]
-            print(f"{methods[each.version]}: {', '.join(told)}")
+            print(f"{methods[each.version]}: {', '.join(scores)}")
         (best,) = mark_best(registry, found)
         print(f"best: {methods[best.version]}; {write_report(registry, found, options.out)}")
 

@@ -13,14 +13,14 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from conceptry.generation import Request, Settings, generate
+from conceptry.generation import Request, SamplingSettings, generate
 from conceptry.models import load_base
 from conceptry.registry import Registry
 from conceptry.training import train_queue
 
 
 def main() -> None:
-    """Add what is new, teach it, and draw everybody once."""
+    """Add and train new subjects, and draw each once."""
     parser = argparse.ArgumentParser(description="Teach many subjects, some at a time.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", default="miniature")
@@ -50,7 +50,7 @@ def main() -> None:
                 else:
                     print(f"{each.name}: {each.error}")  # the others are done, or go on
 
-        settings = Settings(steps=options.steps)
+        settings = SamplingSettings(steps=options.steps)
         requests = [
             Request(prompt=f"a photo of <{name}> in a meadow", seeds=[0], settings=settings)
             for name in registry.names()

@@ -8,7 +8,7 @@ The registry is concepts.db in the folder where you are; `concept show rex` know
 import argparse
 from pathlib import Path
 
-from conceptry.generation import Request, Settings, generate, save_grid
+from conceptry.generation import Request, SamplingSettings, generate, save_grid
 from conceptry.models import load_base
 from conceptry.registry import Registry
 from conceptry.training import Hooks, StepReport, train
@@ -37,13 +37,13 @@ def main() -> None:
     with Registry.open("concepts.db", create=True) as registry:
         registry.add(name, [options.photos], category=options.category)
         base = load_base(options.base)
-        hooks = Hooks(on_step=tell)
+        hooks = Hooks(on_step=print_step)
         done = train(
             registry, name, base, method=options.method, overrides=options.set, hooks=hooks
         )
         print(f"{name}@{done.version} by {done.method}, {done.seconds:.0f} s")
 
-        settings = Settings(steps=options.steps)
+        settings = SamplingSettings(steps=options.steps)
         requests = [
             Request(prompt=prompt.format(name=name), seeds=range(2), settings=settings)
             for prompt in PROMPTS
@@ -54,8 +54,8 @@ def main() -> None:
     print(save_grid(pictures, options.out))
 
 
-def tell(report: StepReport) -> None:
-    """Print a step in a hundred, and the last one."""
+def print_step(report: StepReport) -> None:
+    """Print every hundredth step, and the last one."""
     if report.step % 100 == 0 or report.step == report.num_steps:
         losses = ", ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
         print(f"{report.stage} {report.step}/{report.num_steps}: {losses}")

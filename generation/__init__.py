@@ -2,8 +2,8 @@
 
     from conceptry.generation import generate
 
-Everything that `concept generate` and `reproduce` do is one of these calls; each is loaded when it
-is first asked for, as most of them need torch.
+Everything that `concept generate` and `reproduce` do is one of these calls. Names are imported on
+first use, as most of them need torch.
 """
 
 from importlib import import_module
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .generating import Picture, generate, reproduce, save_grid
-    from .prompt_files import Defaults, read_prompts
+    from .prompt_files import PromptDefaults, read_prompts
     from .provenance import Provenance, read_provenance
-    from .request import Request, Settings
+    from .request import Request, SamplingSettings
 
 _HOMES = {
-    "Defaults": ".prompt_files",
+    "PromptDefaults": ".prompt_files",
     "Provenance": ".provenance",
     "Picture": ".generating",
     "Request": ".request",
-    "Settings": ".request",
+    "SamplingSettings": ".request",
     "generate": ".generating",
     "read_provenance": ".provenance",
     "read_prompts": ".prompt_files",
@@ -29,11 +29,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "Defaults",
     "Picture",
+    "PromptDefaults",
     "Provenance",
     "Request",
-    "Settings",
+    "SamplingSettings",
     "generate",
     "read_prompts",
     "read_provenance",

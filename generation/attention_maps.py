@@ -1,4 +1,4 @@
-"""Heat-maps of where in a picture a word was looked at, collected while it is drawn."""
+"""Heat-maps of the attention to each token, collected while a picture is drawn."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ _HEAT = ((0, 0, 40), (90, 20, 140), (220, 60, 80), (255, 160, 40), (255, 255, 19
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A token of a prompt, and how people know it."""
+    """A token of a prompt: its label for people, and its position."""
 
     label: str
     column: int
 
 
 def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept]) -> list[Word]:
-    """The tokens of the concepts in a prompt, as spelled out, each with its category.
+    """The tokens of an expanded prompt's concepts and their categories.
 
-    Of a prompt without concepts, all of its tokens.
+    All tokens for a prompt without concepts.
     """
     encoder = backbone.text_encoders[0]
     tokenizer, ids = encoder.tokenizer, encoder.ids(prompt)
@@ -54,7 +54,7 @@ def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept
 
 
 class MapCollector:
-    """Collects token maps of pictures while they are drawn, by patterns of layers' names."""
+    """An observer that collects token maps; `layers` are patterns of layer names."""
 
     def __init__(
         self, columns: Sequence[int], *, layers: Sequence[str] = (CROSS_ATTENTION,)
@@ -66,7 +66,7 @@ class MapCollector:
 
     @contextmanager
     def watching(self, backbone: Backbone) -> Iterator[None]:
-        """While a batch is drawn, the layers compute maps."""
+        """The layers compute maps while a batch is drawn."""
         observed = backbone.attention.observe(
             columns=self._columns, want="maps", layers=self._is_watched
         )
@@ -77,7 +77,7 @@ class MapCollector:
         return any(pattern.fullmatch(layer) for pattern in self._patterns)
 
     def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
-        """Take the maps of the rows that see the prompt."""
+        """Collect the maps of the rows that have the prompt."""
         rows = guidance.conditional(len(latents))
         size = (latents.shape[-2], latents.shape[-1])
         for pattern, each in zip(self._patterns, self._collected, strict=True):
@@ -90,19 +90,19 @@ class MapCollector:
         return step.latents
 
     def take(self) -> list[Tensor]:
-        """Of each pattern, the maps (B, T, h, w) of the pictures since the last call."""
+        """For each pattern, the maps (B, T, h, w) of the pictures since the last call."""
         return [each.take() for each in self._collected]
 
 
 class CollectedMaps:
-    """The mean over layers and denoising steps, at the latents' size (Tang et al. 2023, eq. 4)."""
+    """Averages maps over layers and steps at the latents' size (Tang et al. 2023, eq. 4)."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
 
     def add(self, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
-        """Take the maps (B, T, N) of one pass of the U-Net over latents of `size` (h, w)."""
+        """Add the maps (B, T, N) of one U-Net pass over latents of `size` (h, w)."""
         for each in maps:
             square = each.detach().float().cpu().unflatten(-1, _shrunk(size, each.shape[-1]))
             whole = F.interpolate(square, size=size, mode="bicubic")
@@ -119,7 +119,7 @@ class CollectedMaps:
 
 
 def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:
-    """(h, w) of a layer with so many places: the U-Net halves sizes, and rounds up."""
+    """(h, w) of a layer with so many positions: the U-Net halves sizes, and rounds up."""
     height, width = size
     while height * width > places:
         height, width = (height + 1) // 2, (width + 1) // 2
@@ -127,13 +127,13 @@ def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:
 
 
 def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:
-    """A picture and, beside it, each of its maps (T, h, w) over it, from its lowest to its peak."""
+    """A sheet: the picture, then each of its maps (T, h, w) laid over it."""
     over = [overlaid(image, each) for each in maps]
     return contact_sheet([(["picture", *(word.label for word in words)], [image, *over])])
 
 
 def overlaid(image: Image.Image, heat: Tensor) -> Image.Image:
-    """A picture in grey under the colours of a map (h, w), from its lowest value to its peak."""
+    """The picture in grey with a map (h, w) in colours, scaled from its minimum to its maximum."""
     low, high = heat.min(), heat.max()
     level = (heat - low) / (high - low).clamp(min=1e-12)
     level = F.interpolate(level[None, None], size=(image.height, image.width), mode="bilinear")

@@ -1,4 +1,4 @@
-"""`generate` and `reproduce`: from prompts that name concepts to picture files, and back again."""
+"""`generate` and `reproduce`: draw prompts with concepts into files, and draw a file again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from ..registry.errors import (
 from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
-from .prompt_syntax import Chosen, check_negative, choose
+from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
 from .provenance import read_provenance, save_picture
 from .regions import (
     SubjectColumns,
@@ -30,7 +30,7 @@ from .regions import (
     subject_columns,
 )
 from .request import Request
-from .sampler import Drawn, draw
+from .sampler import DrawnPicture, draw
 from .separation import separating
 
 GRID_COLUMNS = 8
@@ -38,7 +38,7 @@ GRID_COLUMNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """How much of one concept's token map falls on the region of another: 0 to 1."""
+    """The share (0 to 1) of the token map of `of` that falls on the region of `on`."""
 
     of: str
     on: str
@@ -47,9 +47,9 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was written and recorded; `maps` is the file with its heat-maps.
+    """A picture that was written and recorded; `maps` is the file of its heat-maps.
 
-    `leaks` has both directions of each pair of concepts, if they were asked for.
+    `leaks` has both directions of each pair of concepts, if requested.
     """
 
     path: Path
@@ -62,10 +62,10 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A picture as it was drawn, with what was seen of attention meanwhile."""
+class _Observed:
+    """A drawn picture with its heat-maps and leaks, if requested."""
 
-    drawn: Drawn
+    drawn: DrawnPicture
     heat: Image.Image | None = None
     leaks: list[Leak] = field(default_factory=list)
 
@@ -80,18 +80,18 @@ def generate(
     with_maps: bool = False,
     with_leaks: bool = False,
 ) -> Iterator[Picture]:
-    """Draw requests into a folder, `batch` pictures at a time; each is there once it is yielded.
+    """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
-    What made a picture is written into it and into the registry. All prompts are checked before
-    the first is drawn. `with_maps` also draws where each word of a concept looks; `with_leaks`
-    tells how much concepts of one prompt look at each other's places. Raises what `choose`,
+    Its provenance goes into the file and the registry. All prompts are checked before the first is
+    drawn. `with_maps` also writes heat-maps of each concept's tokens; `with_leaks` measures how
+    much of each concept's attention falls on the others' regions. Raises what `resolve_prompt`,
     `inject_concepts` and `draw` raise.
     """
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
-    wanted = [(request, choose(registry, request.prompt)) for request in requests]
-    for chosen, group in groupby(wanted, key=lambda each: each[1]):
+    resolved = [(request, resolve_prompt(registry, request.prompt)) for request in requests]
+    for chosen, group in groupby(resolved, key=lambda each: each[1]):
         with inject_concepts(base, chosen) as concepts:
             for request, _ in group:
                 record = _Record(registry, base, request, chosen, folder)
@@ -106,8 +106,8 @@ def _drawn(
     batch: int,
     with_maps: bool = False,
     with_leaks: bool = False,
-) -> Iterator[_Seen]:
-    """Pictures of a request, each with what is wished to be seen."""
+) -> Iterator[_Observed]:
+    """Pictures of a request, with heat-maps and leaks if requested."""
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
     subjects = subject_columns(backbone, prompt, concepts)
@@ -127,7 +127,7 @@ def _drawn(
         names=[each.weight for each in concepts],
     )
     if not layers:
-        yield from map(_Seen, drawing)
+        yield from map(_Observed, drawing)
         return
     maps: list[Iterator[Tensor]] = []
     for i, drawn in enumerate(drawing):
@@ -137,7 +137,7 @@ def _drawn(
         rows = [columns.index(word.column) for word in words]
         heat = heat_sheet(drawn.image, of_picture[0][rows], words) if with_maps else None
         leaks = _leaks(of_picture[-1], columns, subjects, concepts) if compares else []
-        yield _Seen(drawn, heat, leaks)
+        yield _Observed(drawn, heat, leaks)
 
 
 def _leaks(
@@ -157,15 +157,15 @@ def _leaks(
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Keeps pictures: the row that says what made one is there when its file appears."""
+    """Saves pictures: the registry has a picture's row before its file appears."""
 
     registry: Registry
     base: LoadedBase
     request: Request
-    chosen: Sequence[Chosen]
+    chosen: Sequence[ChosenVersion]
     folder: Path
 
-    def keep(self, seen: _Seen) -> Picture:
+    def keep(self, seen: _Observed) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
             "prompt": self.request.prompt,
@@ -181,7 +181,7 @@ class _Record:
             for each in self.chosen
         ]
         stem = file_stem(self.request.prompt, drawn.seed)
-        told = made_by | {"versions": versions}
+        metadata = made_by | {"versions": versions}
 
         def record(sha256: str) -> None:
             self.registry.add_generation(
@@ -190,16 +190,18 @@ class _Record:
                 versions=[(each.concept.id, each.version.number) for each in self.chosen],
             )
 
-        path, sha256 = save_picture(drawn.image, self.folder, stem, told, record=record)
+        path, sha256 = save_picture(drawn.image, self.folder, stem, metadata, record=record)
         maps = (
-            save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": told})[0] if heat else None
+            save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": metadata})[0]
+            if heat
+            else None
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)
 
 
 def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
-    """Put pictures on a sheet, a row or more for each prompt; returns its path."""
+    """Write a contact sheet with a row or more for each prompt; returns its path."""
     rows: list[tuple[str, list[Image.Image]]] = []
     for prompt, group in groupby(pictures, key=lambda picture: picture.prompt):
         images = [picture.image for picture in group]
@@ -208,15 +210,15 @@ def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
             for i in range(0, len(images), GRID_COLUMNS)
         ]
     stem = file_stem(pictures[0].prompt, pictures[0].seed)
-    told = {"grid": [picture.sha256 for picture in pictures]}
-    return save_picture(contact_sheet(rows), folder, f"{stem}-grid", told)[0]
+    metadata = {"grid": [picture.sha256 for picture in pictures]}
+    return save_picture(contact_sheet(rows), folder, f"{stem}-grid", metadata)[0]
 
 
-# --- again ----------------------------------------------------------------------------------------
+# --- reproduce ------------------------------------------------------------------------------------
 
 
 def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
-    """What a concept is called that was called `name`, by its version; `name`, if it is gone."""
+    """The present name of a concept that was called `name`, found by its version's hash."""
     names = registry.names()
     for other in sorted(names, key=lambda each: each != name):
         for version in registry.show(other).versions:
@@ -228,11 +230,11 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
 def reproduce(
     registry: Registry, base: LoadedBase, path: Path, folder: Path
 ) -> tuple[Picture, bool]:
-    """Draw a picture again; also returns whether all pixels are the same.
+    """Draw a picture again; returns it, and whether all pixels are the same.
 
-    They are on the machine that drew it and with the same packages; elsewhere sums are taken in
-    another order. Raises `InvalidInput` for another base model, `NotFound` for versions that are
-    gone or are others by now, and what `read_provenance` raises.
+    They are the same on the same machine with the same packages. Raises `InvalidInput` for another
+    base model, `NotFound` for versions that are gone or have other weights now, and what
+    `read_provenance` raises.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
@@ -245,7 +247,7 @@ def reproduce(
         name: (_name_now(registry, name, *version), version[0])
         for name, version in made.versions.items()
     }
-    chosen = choose(registry, made.prompt, pinned=pinned)
+    chosen = resolve_prompt(registry, made.prompt, pinned=pinned)
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")

@@ -1,4 +1,4 @@
-"""How a step's prediction is made of the denoiser's: guidances, as objects."""
+"""Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
 from functools import cached_property
 from typing import Protocol
@@ -11,7 +11,7 @@ from ..models.conditioning import Conditioning
 
 
 class Guidance(Protocol):
-    """Predicts the noise of a step; knows which rows of the denoiser's batch see the prompt."""
+    """Predicts the noise of a step; knows which rows of the denoiser's batch have the prompt."""
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
@@ -19,11 +19,11 @@ class Guidance(Protocol):
 
     @property
     def conditioning(self) -> Conditioning:
-        """What the pictures themselves are conditioned on."""
+        """The conditioning of the prompt itself, without the negative prompt."""
         ...
 
     def conditional(self, count: int) -> slice:
-        """The rows of a denoiser's pass over `count` pictures that see the prompt."""
+        """The rows with the prompt in the denoiser's batch for `count` pictures."""
         ...
 
 
@@ -68,7 +68,7 @@ class ClassifierFree:
 def guidance_for(
     backbone: Backbone, prompts: list[str], negative: str, scale: float, width: int, height: int
 ) -> Guidance:
-    """The guidance that a scale asks for; up to 1 there is none."""
+    """Classifier-free guidance with a scale above 1, else none."""
     if scale <= 1:
         return Unguided(backbone.encode_prompts(prompts, width, height))
     negatives = [negative] * len(prompts) if negative else None

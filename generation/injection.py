@@ -19,14 +19,14 @@ from ..registry.errors import (
     InvalidWeights,
     quoted,
 )
-from .prompt_syntax import Chosen, Mention, replaced
+from .prompt_syntax import ChosenVersion, Mention, replaced
 
 
 @dataclass(frozen=True, slots=True)
 class InjectedConcept:
     """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
-    `label` is its version, `rex@3`.
+    `phrase` is `[V] dog` or `[V]`; `label` is the version, `rex@3`.
     """
 
     mention: Mention
@@ -42,39 +42,42 @@ class InjectedConcept:
 
 
 @contextmanager
-def inject_concepts(base: LoadedBase, chosen: Sequence[Chosen]) -> Iterator[list[InjectedConcept]]:
-    """Inject the versions that a prompt asks for; see `expand_prompt`.
+def inject_concepts(
+    base: LoadedBase, chosen: Sequence[ChosenVersion]
+) -> Iterator[list[InjectedConcept]]:
+    """Inject the versions that a prompt names; see `expand_prompt`.
 
-    Changes of weights add up, each by its strength; tokens stand side by side. Raises
-    `InvalidInput` if one of them was taught on another base model, and `InvalidWeights` for what
-    is no adapter of it, before anything is changed.
+    Weight changes are added, each times its strength. Before anything is changed, raises
+    `InvalidInput` for a version of another base model, and `InvalidWeights` for a broken adapter.
     """
     embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
     concepts: list[InjectedConcept] = []
     for each in chosen:
         with _naming(each):
-            state, fits = read_adapter(Path(each.path))
-            _check_base(base, each, fits)
-            tokens = each.tokens(fits.num_tokens)
-            embedding = _embedding(tokens, fits, state)
+            state, metadata = read_adapter(Path(each.path))
+            _check_base(base, each, metadata)
+            tokens = each.tokens(metadata.num_tokens)
+            embedding = _embedding(tokens, metadata, state)
             embedding.check(base.backbone)
             change = WeightDelta.from_state(state, each.mention.strength)
             change.check(base.backbone)
         if each.mention.strength != 1:
-            embedding.weaken(base.backbone, fits.category, each.mention.strength)
+            embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)
         embeddings.append(embedding)
         if change.deltas or change.factors:
             changes.append(change)
-        phrase = phrase_of(tokens, fits.category, names_category=fits.names_category)
-        concepts.append(InjectedConcept(each.mention, fits.category, tokens, phrase, each.label))
+        phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
+        concepts.append(
+            InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label)
+        )
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts
 
 
 @contextmanager
-def _naming(chosen: Chosen) -> Iterator[None]:
-    """Say whose adapter it is that is wrong."""
+def _naming(chosen: ChosenVersion) -> Iterator[None]:
+    """Name the version in errors about its adapter."""
     try:
         yield
     except InvalidWeights as error:
@@ -85,26 +88,27 @@ def _naming(chosen: Chosen) -> Iterator[None]:
 
 
 def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
-    """The prompt as the text encoder gets it: `<rex>` becomes its tokens and category."""
+    """The prompt as the text encoder gets it: `<rex>` becomes the concept's phrase."""
     return replaced(prompt, {each.mention.text: each.phrase for each in concepts})
 
 
-def _check_base(base: LoadedBase, chosen: Chosen, fits: AdapterMetadata) -> None:
-    if fits.base_sha256 != base.sha256:
-        taught_on = next(
-            (run.base for run in chosen.concept.runs if run.base_sha256 == fits.base_sha256), None
+def _check_base(base: LoadedBase, chosen: ChosenVersion, metadata: AdapterMetadata) -> None:
+    if metadata.base_sha256 != base.sha256:
+        trained_on = next(
+            (run.base for run in chosen.concept.runs if run.base_sha256 == metadata.base_sha256),
+            None,
         )
         raise InvalidInput(
-            f"{chosen.label} was taught on another base model than {base.base.name}",
-            hint=f"--base {quoted(taught_on)}"
-            if taught_on
+            f"{chosen.label} was trained on another base model than {base.base.name}",
+            hint=f"--base {quoted(trained_on)}"
+            if trained_on
             else f"concept train {chosen.concept.name}",
         )
 
 
 def _embedding(
-    tokens: tuple[str, ...], fits: AdapterMetadata, state: Mapping[str, Tensor]
+    tokens: tuple[str, ...], metadata: AdapterMetadata, state: Mapping[str, Tensor]
 ) -> TokenEmbedding | TimestepTokens:
-    if not fits.stage_order:
+    if not metadata.stage_order:
         return TokenEmbedding.from_state(tokens, state)
-    return TimestepTokens.from_state(tokens[0], fits.category, state)
+    return TimestepTokens.from_state(tokens[0], metadata.category, state)

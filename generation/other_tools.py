@@ -1,4 +1,4 @@
-"""Prompts in other tools' words, which would be drawn as plain words: what to write instead."""
+"""Prompt syntax of other tools, which has no meaning here: what to write instead."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,21 +8,21 @@ from .prompt_syntax import MAX_STRENGTH
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """Words of another tool in a prompt, and what to do."""
+class OtherToolSyntax:
+    """A piece of a prompt in another tool's syntax, and what to write instead."""
 
     text: str
     advice: str
 
     def __str__(self) -> str:
-        """A line for people."""
+        """The warning to print."""
         return f'"{self.text}" is drawn as plain words: {self.advice}'
 
 
 _Advice = Callable[[re.Match[str], frozenset[str]], str | None]
-"""What to do about a match, given the names of all concepts; None if it is nothing after all."""
+"""(match, names of all concepts) -> advice; None if the match is ordinary text."""
 
-_KEPT_APART = re.compile(r'"[^"]*"|“[^”]*”')
+_QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
 _MENTION = re.compile(r"<[^<>]*>")
 _PLACES = "concept generate --prompts takes .csv, .yaml and .jsonl"
 
@@ -37,7 +37,7 @@ def _weight(match: re.Match[str], names: frozenset[str]) -> str | None:
     return "words have no weights, only concepts do, as <NAME:0.8>; leave the brackets out"
 
 
-def _said(advice: str) -> _Advice:
+def _always(advice: str) -> _Advice:
     return lambda _match, _names: advice
 
 
@@ -62,29 +62,29 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
     (re.compile(r"\((?P<inside>[^():]+):\s*(?P<weight>\d*\.?\d+)\s*\)"), _weight),
     (
         re.compile(r"\[[^\[\]]*[^\W\d][^\[\]]*:[^\[\]]*\d\]|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]"),
-        _said("prompts do not change on the way; write what is wanted in the end"),
+        _always("prompts do not change on the way; write what is wanted in the end"),
     ),
     (
         re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"),
-        _said("prompts do not change on the way; write one of them"),
+        _always("prompts do not change on the way; write one of them"),
     ),
     (
         re.compile(r"\(\([^()]+\)\)|\)\d+\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
-        _said("words have no weights; leave the brackets out"),
+        _always("words have no weights; leave the brackets out"),
     ),
-    (re.compile(r"\\[()]"), _said("brackets need no backslash")),
-    (re.compile(r"\w+::\s*-?\d*\.?\d*"), _said("words have no weights; leave the colons out")),
+    (re.compile(r"\\[()]"), _always("brackets need no backslash")),
+    (re.compile(r"\w+::\s*-?\d*\.?\d*"), _always("words have no weights; leave the colons out")),
     (
         re.compile(r"\{[^{}]*\|[^{}]*\}"),
-        _said("write each choice as a prompt of its own; concept generate --prompts FILE"),
+        _always("write each choice as a prompt of its own; concept generate --prompts FILE"),
     ),
     (
         re.compile(r"\{[^{}|]*\}"),
-        _said("braces mean nothing; a concept is <NAME>"),
+        _always("braces mean nothing; a concept is <NAME>"),
     ),
     (
         re.compile(r"(?<!\w)__[\w/*-]*\w__(?!\w)"),
-        _said("write each place as a prompt of its own; concept generate --prompts FILE"),
+        _always("write each place as a prompt of its own; concept generate --prompts FILE"),
     ),
     (
         re.compile(r"\bembedding:\s*(?P<name>[\w./-]+)"),
@@ -106,37 +106,39 @@ _CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
 _RARE = re.compile(r"\b(?:sks|ohwx)\b")
 
 
-def foreign_words(
+def find_other_tool_syntax(
     prompt: str,
     names: Iterable[str] = (),
     *,
     is_category: Callable[[str], bool] = lambda _word: False,
-) -> Iterator[Foreign]:
-    """What of a prompt is another tool's way to say something; `names` are those of all concepts.
+) -> Iterator[OtherToolSyntax]:
+    """Other tools' syntax in a prompt, and concepts without brackets; `names` are all concepts'.
 
-    A name that is also some concept's category is an ordinary word.
+    A name that is also some concept's category counts as an ordinary word.
     """
     plain = _MENTION.sub(lambda match: " " * len(match[0]), prompt)
     known = frozenset(names)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     for pattern, advise in _PATTERNS:
         for match in pattern.finditer(prompt):
             start, end = match.span()
-            if any(start < last and end > first for first, last in told):
+            if any(start < last and end > first for first, last in reported):
                 continue
             if advice := advise(match, known):
-                told.append((start, end))
-                yield Foreign(match[0].strip(), advice)
+                reported.append((start, end))
+                yield OtherToolSyntax(match[0].strip(), advice)
     if plain != plain.upper():
-        unquoted = _KEPT_APART.sub("", plain)
+        unquoted = _QUOTED.sub("", plain)
         for pattern, advice in _CAPITALS:
             if pattern.search(unquoted):
-                yield Foreign(pattern.pattern.strip("\\b"), advice)
+                yield OtherToolSyntax(pattern.pattern.strip("\\b"), advice)
     if match := _RARE.search(plain):
-        yield Foreign(match[0], "a concept is <NAME>; concept list says which there are")
+        yield OtherToolSyntax(match[0], "a concept is <NAME>; concept list says which there are")
     for match in re.finditer(r"(?<![\w<:@-])[a-z0-9][a-z0-9_-]*(?![\w>-])", plain.lower()):
-        is_told = any(first <= match.start() < last for first, last in told)
+        is_reported = any(first <= match.start() < last for first, last in reported)
         is_named = f"<{match[0]}" in prompt
-        is_meant = match[0] in known and len(match[0]) > 2 and not (is_told or is_named)
+        is_meant = match[0] in known and len(match[0]) > 2 and not (is_reported or is_named)
         if is_meant and not is_category(match[0]):
-            yield Foreign(prompt[match.start() : match.end()], f"the concept is <{match[0]}>")
+            yield OtherToolSyntax(
+                prompt[match.start() : match.end()], f"the concept is <{match[0]}>"
+            )

@@ -1,4 +1,4 @@
-"""Pictures that are kept and replaced, how files are named, and contact sheets."""
+"""Picture files: writing, reading and naming them, and contact sheets."""
 
 import io
 import re
@@ -27,10 +27,10 @@ def replace_picture(image: Image.Image, path: Path, *, root: Path) -> None:
 
 
 def kept_picture(root: Path, path: Path, size: tuple[int, int] | None = None) -> Image.Image | None:
-    """A picture that `replace_picture` wrote below `root`; None unless it is there and whole.
+    """Read a picture that `replace_picture` wrote below `root`; None if missing or damaged.
 
-    What somebody else put there is as if it were not: a link, another format, or another `size`
-    (width, height). Raises `RegistryCorrupt` where a folder above it is a link.
+    A link, another format, or another `size` (width, height) counts as missing. Raises
+    `RegistryCorrupt` where a folder above it is a link.
     """
     try:
         with open_file(root, path) as file, Image.open(file, "r", ["PNG"]) as picture:
@@ -53,10 +53,9 @@ def contact_sheet(
 ) -> Image.Image:
     """Rows of square pictures, each under its caption; an empty caption takes no room.
 
-    Long captions go on in further lines, so that no two of them read alike; four at most.
-
-    A row may have a caption for each of its pictures instead. `side` is the size of a picture on
-    the sheet in pixels; small ones are enlarged to 128, unsharp pixels kept visible.
+    Long captions wrap, to four lines at most. A row may have a caption for each of its pictures
+    instead. `side` is the size of a picture on the sheet in pixels; by default that of the largest,
+    128 at least.
     """
     tall = max(image.height for _, images in rows for image in images)
     side = side or max(tall, 128)

@@ -1,4 +1,4 @@
-"""Files of prompts, each with settings of its own: text, YAML, CSV or JSON lines."""
+"""Prompt files: text, YAML, CSV or JSON lines, with settings for each prompt."""
 
 import csv
 import io
@@ -15,36 +15,38 @@ from pydantic_core import PydanticCustomError
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput
 from ..registry.validation import Form, validated
-from .request import Request, Settings
+from .request import Request, SamplingSettings
 
 MAX_PICTURES = 10_000
 _MAX_SIZE = 20  # characters
 _SEPARATORS = (",", ";", "\t")
 
 Entry = tuple[str, Mapping[str, object]]
-"""Where something stands in a file, and what it says."""
+"""(place in the file, such as `line 3`; its keys and values)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What holds where a prompt does not say otherwise: `n` pictures, seeds from `seed` on."""
+class PromptDefaults:
+    """Settings of prompts that set none: `n` pictures, with seeds from `seed` on."""
 
     n: int
     seed: int
-    settings: Settings
+    settings: SamplingSettings
 
 
-def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
-    """The prompts of a file: `.txt`, one a line, `.yaml`, `.csv` with headings, or `.jsonl`.
+def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
+    """Read a prompt file: `.txt` (a prompt per line), `.yaml`, `.csv`, `.tsv` or `.jsonl`.
 
-    Lines of text that are empty or begin with # are left out. An entry of the others has a
-    `prompt` and may have any of `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler` and
-    `size`. A CSV file's cells are parted as its headings are, by commas, semicolons or tabs.
-    Raises `NotFound` and, naming the line, `InvalidInput`.
+    In text files empty lines and those that begin with # are skipped. Entries of other files have a
+    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler` and `size`. The
+    CSV separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
+    `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidInput(f"{path} is not a file of prompts by its name", hint=", ".join(_READERS))
+        raise InvalidInput(
+            f"{path} does not have the suffix of a prompt file", hint=", ".join(_READERS)
+        )
     text = read_text(path)
     try:
         entries = list(reader(text))
@@ -56,8 +58,8 @@ def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
     return requests
 
 
-def make_request(prompt: str, defaults: Defaults) -> Request:
-    """A prompt as the defaults have it."""
+def make_request(prompt: str, defaults: PromptDefaults) -> Request:
+    """A request for one prompt with the defaults."""
     seeds = range(defaults.seed, defaults.seed + defaults.n)
     return Request(prompt=prompt, seeds=seeds, settings=defaults.settings)
 
@@ -72,7 +74,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _number(value: object) -> object:
-    """What a text says of a number; a truth value says nothing of one."""
+    """A number from text; booleans are refused."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "no number")
     if isinstance(value, str) and len(value) <= MAX_NUMBER:
@@ -96,7 +98,7 @@ _Size = Annotated[tuple[int, int], Field(description="512 or 768x512"), BeforeVa
 
 
 class _Entry(Form):
-    """A prompt, and what of its own it has; cells of a CSV file are texts."""
+    """An entry of a prompt file; CSV cells are text."""
 
     prompt: str
     n: _Count | None = None
@@ -108,7 +110,7 @@ class _Entry(Form):
     size: _Size | None = None
 
 
-def _request(place: str, entry: Mapping[str, object], defaults: Defaults) -> Request:
+def _request(place: str, entry: Mapping[str, object], defaults: PromptDefaults) -> Request:
     given = {key: value for key, value in entry.items() if value not in (None, "")}
     own = validated(_Entry, given, at=place, noun="setting").model_dump(exclude_unset=True)
     prompt = own.pop("prompt")
@@ -151,13 +153,13 @@ def _yaml(text: str) -> Iterator[Entry]:
 
 
 def _csv(text: str) -> Iterator[Entry]:
-    told, text = _told_separator(text)
+    declared, text = _declared_separator(text)
     first = text.partition("\n")[0]
-    separator = told or max(_SEPARATORS, key=first.count)
+    separator = declared or max(_SEPARATORS, key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
 
     def line() -> str:
-        return f"line {rows.line_num + bool(told)}"
+        return f"line {rows.line_num + bool(declared)}"
 
     try:
         headings = [heading.strip().lower() for heading in next(rows, [])]
@@ -174,8 +176,8 @@ def _csv(text: str) -> Iterator[Entry]:
         raise InvalidInput(f"{line()} is not CSV: {error}") from None
 
 
-def _told_separator(text: str) -> tuple[str, str]:
-    """What a spreadsheet wrote ahead of its headings, `sep=;`, and the text without it."""
+def _declared_separator(text: str) -> tuple[str, str]:
+    """The separator that a spreadsheet declared above the header (`sep=;`), and the text below."""
     first, _, rest = text.partition("\n")
     match = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
     return (match[1], rest) if match else ("", text)

@@ -31,8 +31,8 @@ class Mention:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A version of a concept that a prompt asks for; `path` is its adapter."""
+class ChosenVersion:
+    """The version that a mention refers to; `path` and `sha256` are its adapter file's."""
 
     mention: Mention
     concept: Concept
@@ -46,38 +46,39 @@ class Chosen:
         return f"{self.concept.name}@{self.version.number}"
 
     def tokens(self, count: int) -> tuple[str, ...]:
-        """Names of its placeholder tokens, which no other version of any concept has."""
+        """Names of `count` placeholder tokens, unique to this version."""
         return tuple(f"<{self.label}#{i}>" for i in range(count))
 
 
 def mention_of(name: str, version: str | int | None = None) -> str:
-    """How a prompt names a concept, `<rex>`, or a version of it, `<rex@3>`."""
+    """The text of a mention: `<rex>`, or with a version `<rex@3>`."""
     return f"<{name}>" if version is None else f"<{name}@{version}>"
 
 
 def mentions(prompt: str) -> list[Mention]:
     """The concepts that a prompt names, each once, in order.
 
-    Raises `InvalidInput` for angle brackets that hold something else, for one concept in two
-    versions or strengths, and for text that is no text.
+    Raises `InvalidInput` for an empty prompt, other text in angle brackets, one concept in two
+    versions or strengths, and control characters.
     """
     if not prompt.strip():
         raise InvalidInput("the prompt is empty", hint='concept generate "a photo of <NAME>"')
     check_text(prompt, "prompt")
     if unclosed := _UNCLOSED.search(_BRACKETS.sub("", prompt)):
-        raise InvalidInput(f'no ">" follows on "{unclosed.group()}"', hint="<rex>, <rex@3>")
+        raise InvalidInput(f'a ">" is missing after "{unclosed.group()}"', hint="<rex>, <rex@3>")
     found: dict[str, Mention] = {}
     for match in _BRACKETS.finditer(prompt):
         mention = _mention(match.group(0), match.group(1))
         if found.setdefault(mention.name, mention) != mention:
             raise InvalidInput(
-                f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}"
+                f"the prompt names {mention.name} as {found[mention.name].text} and {mention.text}",
+                hint="name one version and strength of a concept",
             )
     return list(found.values())
 
 
 def check_negative(prompt: str) -> None:
-    """Raise `InvalidInput` for a negative prompt that names a concept, or is no text."""
+    """Raise `InvalidInput` for a negative prompt with a concept or control characters."""
     check_text(prompt, "negative prompt")
     if found := _BRACKETS.search(prompt) or _UNCLOSED.search(prompt):
         raise InvalidInput(
@@ -97,40 +98,45 @@ def _mention(text: str, inside: str) -> Mention:
     except ValueError:
         value = -1.0
     if not 0 <= value <= MAX_STRENGTH:
-        raise InvalidInput(f"{text}: a strength lies between 0 and {MAX_STRENGTH:g}")
+        raise InvalidInput(
+            f"{text}: a strength lies between 0 and {MAX_STRENGTH:g}", hint=f"<{name}:0.8>"
+        )
     return Mention(text, name, version, value)
 
 
-def choose(
+def resolve_prompt(
     registry: Registry, prompt: str, *, pinned: Mapping[str, tuple[str, int]] | None = None
-) -> list[Chosen]:
-    """The versions that a prompt asks for; without a version the one called `best`, or the latest.
+) -> list[ChosenVersion]:
+    """The versions that a prompt names; a plain `<rex>` is version `best`, else the latest.
 
-    `pinned` says which they are whatever the prompt says: for a name in it, the concept's name by
-    now and the version's number.
+    `pinned` overrides them: it maps names in the prompt to (present name, version number).
 
-    Raises `ConceptNotFound`, `NotFound` for a version that there is not or a concept that has not
-    been trained, and `RegistryCorrupt` if its stored file is damaged.
+    Raises `ConceptNotFound`, `NotFound` for an unknown version or an untrained concept, and
+    `RegistryCorrupt` if a stored file is damaged.
     """
     pinned = pinned or {}
-    return [_choose(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
+    return [_resolve(registry, each, pinned.get(each.name)) for each in mentions(prompt)]
 
 
-def choose_version(registry: Registry, concept: Concept, word: str | None = None) -> Chosen:
-    """A version of a concept by number or alias, as if `<rex@word>` had asked for it.
+def resolve_version(registry: Registry, concept: Concept, word: str | None = None) -> ChosenVersion:
+    """The version that `<rex@word>` would refer to; `word` is a number or an alias.
 
-    Raises what `choose` raises.
+    Raises what `resolve_prompt` raises.
     """
     (mention,) = mentions(mention_of(concept.name, word))
-    return _chosen(registry, concept, mention, mention.version)
+    return _resolved(registry, concept, mention, mention.version)
 
 
-def _choose(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> Chosen:
+def _resolve(registry: Registry, mention: Mention, pinned: tuple[str, int] | None) -> ChosenVersion:
     name, wanted = (mention.name, mention.version) if pinned is None else pinned
-    return _chosen(registry, registry.show(name), mention, None if wanted is None else str(wanted))
+    return _resolved(
+        registry, registry.show(name), mention, None if wanted is None else str(wanted)
+    )
 
 
-def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str | None) -> Chosen:
+def _resolved(
+    registry: Registry, concept: Concept, mention: Mention, wanted: str | None
+) -> ChosenVersion:
     version = _version(concept, wanted)
     for artifact in version.artifacts:
         if artifact.name == ADAPTER_FILE:
@@ -147,8 +153,11 @@ def _chosen(registry: Registry, concept: Concept, mention: Mention, wanted: str 
                     f"the stored weights of {concept.name} are damaged",
                     hint="concept check --read-data",
                 )
-            return Chosen(mention, concept, version, str(path), artifact.sha256)
-    raise NotFound(f"{concept.name}@{version.number} has no adapter to draw with")
+            return ChosenVersion(mention, concept, version, str(path), artifact.sha256)
+    raise NotFound(
+        f"{concept.name}@{version.number} has no adapter to draw with",
+        hint=f"concept train {concept.name}",
+    )
 
 
 def _version(concept: Concept, wanted: str | None) -> VersionRecord:
@@ -168,7 +177,7 @@ def _version(concept: Concept, wanted: str | None) -> VersionRecord:
 
 @cache
 def _sha256_of(path: Path, modified: int) -> str:
-    """Of a file's bytes, once as long as it stays as it is: a flipped bit would draw in silence."""
+    """SHA-256 of a file, cached while it is unmodified: a flipped bit must not go unnoticed."""
     del modified
     with path.open("rb") as file:
         return sha256_of(file)

@@ -1,4 +1,4 @@
-"""What made a picture: written into its file when it is saved, and read from it."""
+"""Provenance of pictures: written into PNG metadata, and read from it."""
 
 import io
 import itertools
@@ -19,14 +19,14 @@ from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
-from .request import MAX_SEED, Settings
+from .request import MAX_SEED, SamplingSettings
 
 METADATA_KEY = "conceptry"
 MAX_BATCH = 256
-"""Pictures that are drawn at once, at most."""
+"""The largest batch of pictures."""
 MAX_CONCEPTS = 64
 MAX_PIXELS_AT_ONCE = 1 << 26
-"""64 pictures of 1024 x 1024: more are not drawn at once on a stranger's word."""
+"""64 pictures of 1024 x 1024: the largest batch that untrusted metadata may ask for."""
 MAX_PIXEL_STEPS = 1 << 34
 """Pixels times steps: 64 pictures of 1024 x 1024 in 256 steps."""
 
@@ -66,10 +66,9 @@ def save_picture(
 
 
 def read_metadata(path: Path) -> dict[str, object] | None:
-    """What `save_picture` wrote into a file; None for a picture of another origin.
+    """The metadata that `save_picture` wrote; None for other pictures.
 
-    Raises `NotFound` if there is no such file, `InvalidImage` if it is no picture, or one that
-    cannot be read whole.
+    Raises `NotFound` if there is no such file, `InvalidImage` if it cannot be read as a picture.
     """
     if not os.path.isfile(path):
         raise NotFound(f"{path} is a folder" if os.path.isdir(path) else f"{path} does not exist")
@@ -77,8 +76,8 @@ def read_metadata(path: Path) -> dict[str, object] | None:
         data = io.BytesIO(read_file(path))
         with strict_decoding(), Image.open(data, "r", ["PNG"]) as image:
             is_single = getattr(image, "n_frames", 1) == 1
-            told = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
-        found = parse_json(told) if told else None
+            text = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
+        found = parse_json(text) if text else None
     except UnidentifiedImageError:
         return None  # ours are PNGs
     except InvalidImage:
@@ -90,7 +89,7 @@ def read_metadata(path: Path) -> dict[str, object] | None:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a picture's file says made it."""
+    """What made a picture, according to its file."""
 
     base: str
     base_sha256: str
@@ -99,13 +98,13 @@ class Provenance:
     batch_seeds: tuple[int, ...]
     with_maps: bool
     with_leaks: bool
-    settings: Settings
+    settings: SamplingSettings
     versions: Mapping[str, tuple[int, str]]
-    """Of each concept: the version's number and the hash of its weights."""
+    """Concept name -> (version number, hash of its weights)."""
 
     @property
     def work(self) -> str:
-        """What it takes to draw it again, for people."""
+        """How much there is to draw again, for messages."""
         count, size = len(self.batch_seeds), self.settings.size
         pictures = "a picture" if count == 1 else f"{count} pictures at once"
         sides = f", {size[0]}x{size[1]}" if size else ""
@@ -113,7 +112,7 @@ class Provenance:
 
     @property
     def is_modest(self) -> bool:
-        """Whether that is no more than is done on a stranger's word."""
+        """Whether it is within the limits for untrusted metadata."""
         width, height = self.settings.size or (1024, 1024)
         pixels = len(self.batch_seeds) * width * height
         return pixels <= MAX_PIXELS_AT_ONCE and pixels * self.settings.steps <= MAX_PIXEL_STEPS
@@ -143,7 +142,7 @@ class _VersionPart(_Part):
     sha256: _Sha256
 
 
-class _Told(_Part):
+class _Metadata(_Part):
     base: str
     base_sha256: str
     prompt: str
@@ -153,37 +152,39 @@ class _Told(_Part):
 
 
 def read_provenance(path: Path) -> Provenance:
-    """What made a picture. Raises `NotFound` and `InvalidImage`."""
-    told = read_metadata(path)
-    if isinstance(told, dict) and "maps_of" in told:
+    """The provenance of a picture. Raises `NotFound` and `InvalidImage`."""
+    metadata = read_metadata(path)
+    if isinstance(metadata, dict) and "maps_of" in metadata:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
-    if not isinstance(told, dict) or "settings" not in told:
-        raise InvalidImage(f"{path} does not say what made it", hint="a picture of ours does")
+    if not isinstance(metadata, dict) or "settings" not in metadata:
+        raise InvalidImage(
+            f"{path} does not say what made it", hint="name a picture that concept generate wrote"
+        )
     try:
-        made = _made(_Told.model_validate_json(json.dumps(told)))
+        made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
         with Image.open(path) as picture:
             if made.settings.size not in (None, picture.size):
                 raise InvalidInput("it has another size")
         return made
     except (ValidationError, InvalidInput) as error:
         reason = problem(error)
-    raise InvalidImage(f"what {path} says of its making is damaged: {reason}")
+    raise InvalidImage(f"the metadata of {path} is damaged: {reason}")
 
 
-def _made(told: _Told) -> Provenance:
-    drawn = told.settings.model_dump()
+def _provenance(metadata: _Metadata) -> Provenance:
+    drawn = metadata.settings.model_dump()
     batch_seeds = tuple(drawn.pop("batch_seeds"))
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
-    if told.seed not in batch_seeds:
+    if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
-        base=told.base,
-        base_sha256=told.base_sha256,
-        prompt=told.prompt,
-        seed=told.seed,
+        base=metadata.base,
+        base_sha256=metadata.base_sha256,
+        prompt=metadata.prompt,
+        seed=metadata.seed,
         batch_seeds=batch_seeds,
         with_maps=with_maps,
         with_leaks=with_leaks,
-        settings=Settings(**drawn),
-        versions={each.concept: (each.version, each.sha256) for each in told.versions},
+        settings=SamplingSettings(**drawn),
+        versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
     )

@@ -1,4 +1,4 @@
-"""Where a picture's subjects are, and how much their words look at each other's places."""
+"""Regions of subjects from their attention maps, and how much attention leaks between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _LEVEL = 0.4
 
 @dataclass(frozen=True, slots=True)
 class SubjectColumns:
-    """Columns of a prompt's tokens that belong to one subject.
+    """Token positions of one subject in a prompt.
 
     `own` are its placeholder tokens, or its category's where it has none; `all` has both.
     """
@@ -27,7 +27,7 @@ class SubjectColumns:
 def subject_columns(
     backbone: Backbone, prompt: str, subjects: Sequence[InjectedConcept | str]
 ) -> list[SubjectColumns]:
-    """Columns of each subject, a concept or a plain category, in a prompt as it is expanded."""
+    """Token positions of each subject (a concept or a plain category) in an expanded prompt."""
     encoder = backbone.text_encoders[0]
     ids = encoder.ids(prompt)
     found: list[SubjectColumns] = []
@@ -45,23 +45,23 @@ def subject_columns(
     return found
 
 
-def _columns_of(ids: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    length = len(wanted)
+def _columns_of(ids: Sequence[int], word: Sequence[int]) -> tuple[int, ...]:
+    length = len(word)
     for first in range(len(ids) - length + 1):
-        if list(ids[first : first + length]) == list(wanted):
+        if list(ids[first : first + length]) == list(word):
             return tuple(range(first, first + length))
     raise ValueError("the prompt does not name the category")
 
 
 def all_columns(subjects: Sequence[SubjectColumns]) -> list[int]:
-    """The columns of all subjects, in order."""
+    """The token positions of all subjects, sorted."""
     return sorted({column for each in subjects for column in each.all})
 
 
 def by_subject(maps: Tensor, subjects: Sequence[SubjectColumns]) -> Tensor:
     """Maps (…, T, h, w) of `all_columns` to (…, S, 2, h, w).
 
-    Of each subject, the mean over all of its words, and over its own.
+    For each subject, the mean over `all` of its tokens, and over its `own`.
     """
     columns = all_columns(subjects)
     return torch.stack(
@@ -80,7 +80,7 @@ def by_subject(maps: Tensor, subjects: Sequence[SubjectColumns]) -> Tensor:
 
 
 def region(attention: Tensor) -> Tensor:
-    """Where a map (…, h, w) is above 0.4 of the way from its lowest value to its peak: bool."""
+    """Mask (…, h, w), bool: where a map is above 0.4 of the way from its minimum to its maximum."""
     low, high = attention.amin((-2, -1), keepdim=True), attention.amax((-2, -1), keepdim=True)
     return (attention - low) > _LEVEL * (high - low)
 
@@ -93,7 +93,7 @@ def share_inside(attention: Tensor, inside: Tensor) -> float:
 def leak(maps: Tensor, regions: Tensor, of: int, on: Sequence[int]) -> float:
     """Attention leak: the share of a subject's own map that falls on others' regions.
 
-    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of all its words. Two
-    subjects that look at one place leak all they have, although it is their own place as well.
+    `maps` (S, 2, h, w) are those of `by_subject`, `regions` (S, h, w) those of the `all` maps.
+    Where two subjects share a region, all their attention leaks.
     """
     return share_inside(maps[of, 1], regions[list(on)].any(0))

@@ -1,4 +1,4 @@
-"""What to draw: a prompt, seeds and settings. Loads no weights, and no library that does."""
+"""A request for pictures: prompt, seeds and settings. Loads no library that loads weights."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ SCHEDULERS = ("ddim", "euler", "dpm++")
 MAX_SEED = (1 << 63) - 1
 
 MAX_SIDE = 4096
-"""Of a picture, in pixels."""
+"""The longest side of a picture, in pixels."""
 
 
 def _known(scheduler: str) -> str:
@@ -36,12 +36,12 @@ def _drawable(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What besides prompt and seed decides how a picture looks.
+class SamplingSettings:
+    """Settings of the sampler.
 
-    `size` is (width, height) in pixels, the base model's own by default; `guidance` is the
-    classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is w + 1). `separate`
-    keeps the concepts of a prompt apart while they are drawn.
+    `guidance` is the classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is
+    w + 1); `scheduler` and `size`, (width, height) in pixels, are the base model's own by default.
+    `separate` keeps the attention of a prompt's concepts apart. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -52,14 +52,14 @@ class Settings:
     separate: bool = False
 
     def to_mapping(self) -> dict[str, object]:
-        """By name, as pictures and records tell them; what is new and off is left out.
+        """The settings as pictures and the registry keep them.
 
-        So pictures from before it existed are known by the same settings.
+        `separate` is left out when off: pictures from before it existed keep the same settings.
         """
-        told = asdict(self)
+        settings = asdict(self)
         if not self.separate:
-            del told["separate"]
-        return told
+            del settings["separate"]
+        return settings
 
     def __post_init__(self) -> None:
         validated(form_of(type(self)), self, noun="setting")
@@ -67,11 +67,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt to draw, once for each seed."""
+    """A prompt to draw once for each seed. Raises `InvalidInput` for seeds beyond 63 bits."""
 
     prompt: str
     seeds: Sequence[int]
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

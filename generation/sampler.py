@@ -1,4 +1,4 @@
-"""The one way from a prompt to pictures: previews, `generate` and `eval` all draw here."""
+"""The sampler: previews, `generate`, `eval` and class pictures are all drawn here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,51 +12,51 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.backbone import Backbone
-from ..models.fitness import short
+from ..models.compatibility import short
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for
-from .request import Settings
+from .request import SamplingSettings
 
 
 @dataclass(slots=True)
 class Step:
-    """A denoising step that was taken: what observers and changes get."""
+    """A finished denoising step, as observers get it."""
 
     backbone: Backbone
     guidance: Guidance
     timesteps: Tensor
-    """All of them, from noise to picture."""
+    """Those of all steps, from noise to picture."""
     scaled: Callable[[Tensor, Tensor], Tensor]
-    """Latents as the denoiser takes them at a timestep."""
+    """(latents, timestep) -> latents scaled as the denoiser's input."""
     index: int
     """From 0."""
     latents: Tensor
-    """(B, C, h, w), after it."""
+    """(B, C, h, w), after the step."""
 
 
 class Observer(Protocol):
-    """Something that watches pictures being drawn, or changes them on the way."""
+    """Watches the denoising of a batch, or changes its latents."""
 
     def watching(self, backbone: Backbone) -> AbstractContextManager[object]:
-        """What is open while a batch is drawn."""
+        """A context that is open while a batch is drawn."""
         ...
 
     def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
-        """The denoiser has seen latents (B, C, h, w)."""
+        """Called after the denoiser ran on latents (B, C, h, w)."""
         ...
 
     def after_step(self, step: Step) -> Tensor:
-        """The latents to go on with."""
+        """Returns the latents (B, C, h, w) of the next step."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture with its seed and the seeds of the batch in which it was drawn.
+class DrawnPicture:
+    """A picture, its seed, and the seeds of the batch that it was drawn in.
 
-    The pixels follow from seed and settings; drawn in another batch, they may differ in the last
-    bit, as sums are then taken in another order.
+    Pixels follow from seed and settings; in another batch they may differ in the last bit, as sums
+    are then taken in another order.
     """
 
     image: Image.Image
@@ -68,19 +68,18 @@ def draw(
     base: LoadedBase,
     prompt: str,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     *,
     batch: int = 4,
     observers: Sequence[Observer] = (),
     names: Sequence[str] = (),
-) -> Iterator[Drawn]:
-    """Draw a prompt once for each seed, a batch at a time.
+) -> Iterator[DrawnPicture]:
+    """Draw a prompt once for each seed, `batch` pictures at a time.
 
-    `observers` watch each batch, or change it on its way. `names` are those of the concepts that
-    are injected, for the error if nothing can be drawn.
+    `observers` watch or change each batch. `names` are the injected concepts, for error messages.
 
-    Raises `InvalidInput`, before anything is asked for, where the text encoder would have to cut,
-    and `NotFinite` instead of a black picture.
+    Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
+    `NotFinite` instead of a black picture.
     """
     check_length(base.backbone, prompt)
     check_length(base.backbone, settings.negative)
@@ -91,28 +90,28 @@ def _drawing(
     base: LoadedBase,
     prompt: str,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     batch: int,
     observers: Sequence[Observer],
     names: Sequence[str],
-) -> Iterator[Drawn]:
+) -> Iterator[DrawnPicture]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
         prompts = [prompt] * len(chunk)
         try:
-            with blaming(base):
+            with reporting_broken_base(base):
                 images = draw_batch(base.backbone, prompts, chunk, settings, observers)
         except NotFinite:
             raise _not_drawn(base, names) from None
         for image, seed in zip(images, chunk, strict=True):
-            yield Drawn(image, seed, chunk)
+            yield DrawnPicture(image, seed, chunk)
 
 
 @contextmanager
-def blaming(base: LoadedBase) -> Iterator[None]:
-    """What a library raises in the block is the base model's fault if it cannot be used by itself.
+def reporting_broken_base(base: LoadedBase) -> Iterator[None]:
+    """Raise `InvalidWeights` if the block fails because the base model is broken.
 
-    Raises `InvalidWeights` then: some files only show what is wrong with them when they are used.
+    It is, if it cannot draw by itself either: some damaged files only fail when they are used.
     """
     try:
         yield
@@ -128,22 +127,22 @@ def blaming(base: LoadedBase) -> Iterator[None]:
 
 
 def _fault_of(backbone: Backbone) -> Exception | None:
-    """What is raised where a picture is encoded, and another drawn, with nothing special."""
+    """The exception that plain encoding and drawing raise; None if they work."""
     plain = Image.new("RGB", (backbone.size, backbone.size))
     try:
         backbone.encode_images([plain])
-        draw_batch(backbone, ["a photo"], [0], Settings(steps=1))
+        draw_batch(backbone, ["a photo"], [0], SamplingSettings(steps=1))
     except (ConceptryError, MemoryError, torch.OutOfMemoryError):
         return None
-    except Exception as error:  # noqa: BLE001 (that is the question)
+    except Exception as error:  # noqa: BLE001 (any is the answer)
         return error
     return None
 
 
 def _not_drawn(base: LoadedBase, names: Sequence[str]) -> NotFinite:
-    """What is at fault for a picture whose numbers are not finite."""
+    """The error for a black picture: blames base model, concepts or guidance."""
     name = base.base.name
-    if broken := base.backbone.name_of_broken(is_changed=bool(names)):
+    if broken := base.backbone.non_finite_parameter(is_changed=bool(names)):
         return NotFinite(
             f"the base model {name} cannot draw: {broken} has values that are not finite",
             hint="get the base model's files again, or take another: concept bases",
@@ -163,7 +162,7 @@ def draw_batch(
     backbone: Backbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     observers: Sequence[Observer] = (),
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
@@ -180,11 +179,11 @@ def _sampled(
     backbone: Backbone,
     guidance: Guidance,
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SamplingSettings,
     size: tuple[int, int],
     observers: Sequence[Observer],
 ) -> Tensor:
-    """Latents (B, C, h, w), each from the noise of its own seed."""
+    """Denoised latents (B, C, h, w), each from the noise of its own seed."""
     scheduler = backbone.sampling_scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps, device=backbone.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,7 +1,7 @@
-"""Keeping concepts apart while they are drawn: where one's words look, the others' shall not.
+"""Keeping the attention of a prompt's concepts apart while drawing.
 
-During the first half of the denoising steps the latents are moved down the gradient of how much
-the maps of different concepts overlap (attention segregation, Agarwal et al. 2023, A-STAR, eq. 3).
+During the first half of the denoising steps the latents are moved down the gradient of the overlap
+of different concepts' maps (attention segregation, Agarwal et al. 2023, A-STAR, eq. 3).
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from torch import Tensor
 from ..models.backbone import Backbone
 from .guidance import Guidance
 from .regions import SubjectColumns, all_columns, by_subject
-from .request import Settings
+from .request import SamplingSettings
 from .sampler import Step
 
 _RATE = 0.1
-"""Of the first move, as a share of the latents' spread where maps overlap wholly; falls to 0."""
+"""Size of the first move at full overlap, as a share of the latents' RMS; falls to 0."""
 
 
 _SCALE = 1024.0
-"""Of the loss, against underflow in half precision; the move does not depend on it."""
+"""Scale of the loss, against underflow in half precision; the move does not depend on it."""
 
 
 def separating(
-    backbone: Backbone, subjects: Sequence[SubjectColumns], settings: Settings
+    backbone: Backbone, subjects: Sequence[SubjectColumns], settings: SamplingSettings
 ) -> list["Separation"]:
-    """What keeps subjects apart while they are drawn: nothing, if it is not asked for."""
+    """The observers that keep subjects apart; none unless `settings.separate` is set."""
     if not settings.separate or len(subjects) < 2:
         return []
     backbone.denoiser.requires_grad_(False)
@@ -42,15 +42,15 @@ class Separation:
         self._subjects = subjects
 
     def watching(self, backbone: Backbone) -> AbstractContextManager[None]:
-        """Nothing: it looks ahead by itself."""
+        """Nothing: `after_step` observes attention by itself."""
         del backbone
         return nullcontext()
 
     def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
-        """Nothing to keep."""
+        """Nothing."""
 
     def after_step(self, step: Step) -> Tensor:
-        """The latents of the next step, moved; as they are in the second half of steps."""
+        """The latents, moved in the first half of the steps, else unchanged."""
         progress = 2 * (step.index + 1) / len(step.timesteps)
         if progress >= 1:
             return step.latents
@@ -66,7 +66,7 @@ class Separation:
         return (before - rate * spread * gradient / size).to(latents.dtype)
 
     def _overlaps(self, step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
-        """How much maps of subjects overlap at a timestep, (B,): 0 not at all, 1 wholly."""
+        """Overlap of the subjects' maps at a timestep, (B,): 0 none, 1 complete."""
         backbone = step.backbone
         with backbone.attention.observe(
             columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers

@@ -1,7 +1,7 @@
 """Attention that returns token maps, or only their moments, without writing the map.
 
-`attend` and `map_distance` are the operations, `observe` brings them into a diffusers U-Net. Names
-are imported when first used: other libraries import this package by chance when they look for a
+`attend` and `map_distance` are the operations, `observe` applies them in a diffusers U-Net. Names
+are imported on first use: other libraries import this package by chance when they look for a
 `kernels` of their own.
 """
 
@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attention import Attended, attend, map_distance
+    from .attention import AttentionResult, attend, map_distance
     from .observation import Observation, observe
 
 _HOMES = {
-    "Attended": "attention",
+    "AttentionResult": "attention",
     "attend": "attention",
     "map_distance": "attention",
     "Observation": "observation",
     "observe": "observation",
 }
 
-__all__ = ["Attended", "Observation", "attend", "map_distance", "observe"]
+__all__ = ["AttentionResult", "Observation", "attend", "map_distance", "observe"]
 
 
 def __getattr__(name: str) -> object:

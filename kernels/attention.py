@@ -1,4 +1,4 @@
-"""`attend` and `map_distance`: what the methods call, and which of three backends answers."""
+"""`attend` and `map_distance`, the public functions, and the choice among three backends."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from .chunked import attend_chunked, map_distance_chunked
-from .problem import (
+from .inputs import (
+    AttentionInputs,
     CheckedColumns,
-    Problem,
     check_columns,
+    check_inputs,
     check_keys,
     check_queries,
     check_scale,
-    make_problem,
     without_autocast,
 )
 from .reference import Results, attend_reference, map_distance_reference
@@ -27,11 +27,11 @@ REDUCTIONS = ("sum", "mean")
 
 
 @dataclass(frozen=True, slots=True)
-class Attended:
-    """What attention gave: output (B, H, N, D) in the queries' dtype; the rest float32 or None.
+class AttentionResult:
+    """The result of `attend`: output (B, H, N, D) in the queries' dtype; the rest float32 or None.
 
     `maps` is (B, T, N), or (B, H, T, N) with `per_head`; `moments` (B, T, 2) holds mean and
-    unbiased variance; `backend` is what computed them.
+    unbiased variance; `backend` is the one that computed them.
     """
 
     output: Tensor
@@ -51,7 +51,7 @@ def attend(
     want: str | Sequence[str] | None = None,
     per_head: bool = False,
     scale: float | None = None,
-) -> Attended:
+) -> AttentionResult:
     """Scaled dot-product attention that also returns columns of its matrix, or their moments.
 
     A = softmax(scale · q kᵀ + bias), output = A v (Vaswani et al. 2017, eq. 1). A *token map* is
@@ -72,7 +72,7 @@ def attend(
     Gradients flow to q, k and v of every segment from output, maps and moments. The same inputs
     give the same bits on the same machine. Raises `ValueError` that names the wrong argument.
     """
-    problem = make_problem(
+    inputs = check_inputs(
         q,
         k,
         v,
@@ -83,10 +83,10 @@ def attend(
         per_head=per_head,
         scale=scale,
     )
-    backend = choose_backend(problem.q)
+    backend = choose_backend(inputs.q)
     with without_autocast(q.device):
-        output, maps, moments = _implementation(backend)(problem)
-    return Attended(output, _single(maps), _single(moments), backend)
+        output, maps, moments = _implementation(backend)(inputs)
+    return AttentionResult(output, _single(maps), _single(moments), backend)
 
 
 def map_distance(
@@ -128,21 +128,21 @@ def map_distance(
 def choose_backend(q: Tensor) -> str:
     """Triton on a GPU, torch elsewhere; $CONCEPTRY_ATTENTION forces one of the three.
 
-    Raises `ValueError` if the one that is asked for cannot run on these tensors.
+    Raises `ValueError` if the forced one cannot run on these tensors.
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE)
     if not forced:
-        return "triton" if q.is_cuda and _triton_trouble(q) is None else "torch"
+        return "triton" if q.is_cuda and _triton_obstacle(q) is None else "torch"
     if forced not in BACKENDS:
         names = ", ".join(BACKENDS)
         raise ValueError(f"${ENVIRONMENT_VARIABLE} is {forced!r}: expected one of {names}")
-    if forced == "triton" and (trouble := _triton_trouble(q)):
-        raise ValueError(f"${ENVIRONMENT_VARIABLE} asks for triton, but {trouble}")
+    if forced == "triton" and (obstacle := _triton_obstacle(q)):
+        raise ValueError(f"${ENVIRONMENT_VARIABLE} asks for triton, but {obstacle}")
     return forced
 
 
-def _triton_trouble(q: Tensor) -> str | None:
-    """Why Triton cannot run here, if so."""
+def _triton_obstacle(q: Tensor) -> str | None:
+    """Why Triton cannot run on these tensors; None if it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if q.dtype == torch.float64:
@@ -152,7 +152,7 @@ def _triton_trouble(q: Tensor) -> str | None:
     return None
 
 
-def _implementation(backend: str) -> Callable[[Problem], Results]:
+def _implementation(backend: str) -> Callable[[AttentionInputs], Results]:
     if backend == "triton":
         from .triton_attention import attend_triton
 
@@ -173,5 +173,5 @@ def _single(value: Tensor | None) -> Tensor | None:
 
 
 def _float32(value: Tensor) -> Tensor:
-    """float32, but float64 stays: it is there to check the others against."""
+    """As float32; float64 stays, as it is the reference for tests."""
     return value if value.dtype == torch.float64 else value.float()

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .problem import Context, Problem, Wanted, without_autocast
+from .inputs import AttentionInputs, Context, RequestedMaps, without_autocast
 from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20
@@ -22,12 +22,12 @@ GROUP_BYTES = 1 << 20
 """Of A of several samples in one chunk: where there is little to copy, fewer calls are faster."""
 
 
-def attend_chunked(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_chunked(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`."""
-    flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in problem.segments]
+    flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
+    biases = [segment.bias for segment in inputs.segments]
     output, maps, moments = _ChunkedAttention.apply(
-        problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
+        inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )
     return output, maps, moments
 
@@ -39,7 +39,7 @@ class _DistanceContext(Context, Protocol):
 
 class _AttentionContext(_DistanceContext, Protocol):
     biases: list[Tensor | None]
-    wanted: Wanted
+    requested: RequestedMaps
     mean: Tensor | None
     num_kept: int
 
@@ -53,7 +53,7 @@ class _ChunkedAttention(torch.autograd.Function):
         q: Tensor,
         columns: Tensor | None,
         biases: list[Tensor | None],
-        wanted: Wanted,
+        requested: RequestedMaps,
         scale: float,
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -72,9 +72,9 @@ class _ChunkedAttention(torch.autograd.Function):
                 group.put(picked, chunk, weights.gather(-1, own_index[:, chunk]))
         ctx.save_for_backward(q, columns, *flat, *kept)
         ctx.num_kept = len(kept)
-        ctx.biases, ctx.wanted, ctx.scale, ctx.device = biases, wanted, scale, q.device
-        maps = maps_of(picked, wanted) if wanted.maps else None
-        moments = moments_of(picked) if wanted.moments else None
+        ctx.biases, ctx.requested, ctx.scale, ctx.device = biases, requested, scale, q.device
+        maps = maps_of(picked, requested) if requested.maps else None
+        moments = moments_of(picked) if requested.moments else None
         ctx.mean = None if moments is None else moments[..., 0].detach()
         ctx.set_materialize_grads(False)
         return output, maps, moments
@@ -175,7 +175,7 @@ def _upstream(
     batch, heads, num_queries, num_columns = index.shape
     offset = slope = index.new_zeros((batch, 1, 1, num_columns), dtype=dtype)
     if d_maps is not None:
-        offset = (d_maps if ctx.wanted.per_head else d_maps.unsqueeze(1) / heads).mT
+        offset = (d_maps if ctx.requested.per_head else d_maps.unsqueeze(1) / heads).mT
     if d_moments is not None:
         assert ctx.mean is not None
         count = heads * num_queries
@@ -235,7 +235,7 @@ class _Rows:
         return columns[:, None, None, :].expand(*self.q.shape[:3], -1)
 
     def groups(self) -> Iterator["_Group"]:
-        """One sample after another, or some if they are small."""
+        """One sample at a time, or several if they are small."""
         batch, heads, num_queries, _ = self.q.shape
         row = heads * self.k.shape[2] * self.q.element_size()  # bytes of A of one query
         num_chunks = math.ceil(num_queries / max(1, CHUNK_BYTES // row))
@@ -246,7 +246,7 @@ class _Rows:
 
 
 class _Group:
-    """Some samples of a problem as b·H matrices, and slices of their queries, chunk by chunk."""
+    """Some samples of the inputs as b·H matrices, and slices of their queries, chunk by chunk."""
 
     def __init__(self, rows: _Rows, samples: slice, size: int) -> None:
         self._samples = samples
@@ -257,11 +257,11 @@ class _Group:
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
 
     def of(self, whole: Tensor) -> Tensor:
-        """Of (B, H, …), what belongs to these samples: (b·H, …), a view if it is one sample."""
+        """The rows of these samples, (B, H, …) to (b·H, …); a view if it is one sample."""
         return whole[self._samples].flatten(0, 1)
 
     def put(self, whole: Tensor, chunk: slice, own: Tensor) -> None:
-        """Write (b·H, n, …) of some queries where it belongs in (B, H, N, …)."""
+        """Write (b·H, n, …) of some queries into their place in (B, H, N, …)."""
         place = whole[self._samples, :, chunk]
         place.copy_(own.view(place.shape))
 

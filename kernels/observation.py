@@ -1,10 +1,10 @@
-"""Watching the cross-attention of a diffusers U-Net: maps, moments, distances, layer by layer.
+"""Observing the attention of a diffusers U-Net: maps, moments and distances of each layer.
 
     with observe(unet, columns=[4, 5], want="moments") as seen:
         unet(latents, timesteps, states)
     loss = sum(m[..., 0].square().sum() for m in seen.moments.values())
 
-Knows diffusers only by the shape of its attention modules; nothing of it is imported but types.
+Only relies on the attributes of diffusers' attention modules; imports nothing of it but types.
 """
 
 import re
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .attention import REDUCTIONS, attend, map_distance
-from .problem import WANTS, CheckedColumns, check_columns
+from .inputs import WANTS, CheckedColumns, check_columns
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
     from diffusers.models.attention_processor import Attention
 
 CROSS_ATTENTION = r".*attn2"
-"""The names of the layers in which pictures attend to text, in every Stable Diffusion."""
+"""The names of the cross-attention layers in Stable Diffusion."""
 
 
 @dataclass(slots=True)
 class Observation:
-    """What the watched layers gave, by their names in the order of the forward pass.
+    """Results of the observed layers, by layer name in the order of the forward pass.
 
-    Of each layer, the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T, 2),
-    both as `attend` returns them; `distances` (B,), as `map_distance` does. `backends` are those
-    that computed them.
+    For each layer, of the latest forward pass: `maps` (B, T, N) or (B, H, T, N), `moments` (B, T,
+    2), both as `attend` returns them; `distances` (B,), as `map_distance` does. `backends` are
+    those that computed them.
     """
 
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Observation:
     backends: set[str] = field(default_factory=set)
 
     def part(self, rows: slice, columns: slice) -> "Observation":
-        """Of some samples of the batch and some token columns."""
+        """The results of some samples of the batch and some token columns."""
         return Observation(
             {name: each[rows][..., columns, :] for name, each in self.maps.items()},
             {name: each[rows, columns] for name, each in self.moments.items()},
@@ -52,14 +52,14 @@ class Observation:
         )
 
     def clear(self) -> None:
-        """Forget what was seen."""
-        for seen in (self.maps, self.moments, self.distances):
-            seen.clear()
+        """Discard all results."""
+        for results in (self.maps, self.moments, self.distances):
+            results.clear()
 
 
 @dataclass(slots=True)
-class _Asked:
-    """What the watched layers are to compute."""
+class _Request:
+    """What the observed layers compute."""
 
     columns: Tensor | Sequence[int] | CheckedColumns | None
     want: tuple[str, ...]
@@ -68,7 +68,7 @@ class _Asked:
     reduction: str
 
     def columns_for(self, key: Tensor) -> CheckedColumns:
-        """The columns of keys (B, H, M, D), looked at in the first layer alone."""
+        """The columns for keys (B, H, M, D), checked in the first layer only."""
         num_keys, known = key.shape[2], self.columns
         if not isinstance(known, CheckedColumns) or known.num_keys != num_keys:
             assert known is not None
@@ -80,19 +80,19 @@ class _Asked:
 
 
 Processor = Callable[..., Tensor]
-"""Computes what an attention layer of diffusers does: of it, states, other states and a mask."""
+"""A diffusers attention processor: (layer, states, text states, mask) -> output."""
 
 
 class AttentionStack:
-    """The attention layers of a UNet2DConditionModel, and who watches them.
+    """The attention layers of a UNet2DConditionModel, and their observers.
 
-    Its processors are put in once (`of`). Where nobody watches, a layer computes what it did
-    before, by the processor that it had. Of those who watch a layer, the latest one sees it.
+    Its processors are installed once (`of`). A layer without an observer uses its original
+    processor; of several observers of a layer, the latest one gets the results.
     """
 
     @classmethod
     def of(cls, unet: "ModelMixin") -> "AttentionStack":
-        """The one of a U-Net, which is made if some of its processors are not of one."""
+        """The stack of a U-Net, which is created if its processors are not all of one."""
         first, *others = (_stack_of(each) for each in unet.attn_processors.values())
         return first if first and all(each is first for each in others) else cls(unet)
 
@@ -109,7 +109,7 @@ class AttentionStack:
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """Nobody watches a copy."""
+        """A copy has no observers."""
         return {**vars(self), "_observers": []}
 
     @contextmanager
@@ -123,18 +123,18 @@ class AttentionStack:
         reference: Tensor | None = None,
         reduction: str = "sum",
     ) -> Iterator[Observation]:
-        """Let layers compute what their attention looks like; see the function `observe`."""
-        asked = _asked(columns, want, per_head, reference, reduction)
+        """Observe attention layers inside the context; see the function `observe`."""
+        request = _request(columns, want, per_head, reference, reduction)
         fits = layers if callable(layers) else re.compile(layers).fullmatch
-        watched = {name for name in self.layers if fits(name)}
-        if not watched:
+        observed = {name for name in self.layers if fits(name)}
+        if not observed:
             raise ValueError(
                 f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
             )
-        for name in watched:
+        for name in observed:
             if part := self._unknown[name]:
                 raise ValueError(f"the layer {name} has {part}, which cannot be watched")
-        observer = _Observer(Observation(), watched, asked)
+        observer = _Observer(Observation(), observed, request)
         self._observers.append(observer)
         try:
             yield observer.seen
@@ -142,7 +142,7 @@ class AttentionStack:
             self._observers.remove(observer)
 
     def observer_of(self, layer: str) -> "_Observer | None":
-        """Who sees a layer."""
+        """The observer that gets a layer's results; None if there is none."""
         return next((each for each in reversed(self._observers) if layer in each.layers), None)
 
 
@@ -157,23 +157,21 @@ def observe(
     reference: Tensor | None = None,
     reduction: str = "sum",
 ) -> Iterator[Observation]:
-    """Let the layers of a UNet2DConditionModel compute what their attention looks like.
+    """Observe the attention of a UNet2DConditionModel inside the context.
 
-    - `columns` are token positions, (T,) or (B, T), of which token maps or moments are wanted
-      (moments, if `want` is left out).
-    - `reference` are other text states, (B, M, d): of each layer, the distance of its attention map
-      from that of the same queries over the reference's keys is wanted; see `map_distance`, which
-      `reduction` is for.
-    - `layers` says which attention layers are watched, a regular expression for their whole names
-      or a function of a name.
+    - `columns` are token positions, (T,) or (B, T), whose maps or moments are computed; `want` is
+      "maps", "moments" (the default) or both.
+    - `reference` are other text states, (B, M, d): for each layer, the distance of its map from
+      that over the reference's keys is computed; see `map_distance`, also for `reduction`.
+    - `layers` selects the observed layers: a regular expression for whole names, or a function of a
+      name.
 
-    The output of the U-Net stays what it was, up to the last bits, and gradients flow through what
-    is seen. After the context the U-Net has its own processors again. With gradient checkpointing,
-    call `backward` inside the context, since layers are then computed again; they are recorded
-    once.
+    The U-Net's output is unchanged up to the last bits, and gradients flow through the results.
+    After the context the U-Net has its original processors again. With gradient checkpointing, call
+    `backward` inside the context, as layers are then computed again; they are recorded once.
 
-    Raises `ValueError` if nothing is asked for, no layer fits, or a layer is of a kind that cannot
-    be watched.
+    Raises `ValueError` if neither `columns` nor `reference` is given, no layer fits, or a layer
+    cannot be observed.
     """
     before = dict(unet.attn_processors)
     stack = AttentionStack.of(unet)
@@ -195,13 +193,13 @@ def _stack_of(processor: Processor) -> AttentionStack | None:
     return processor.stack if isinstance(processor, _Processor) else None
 
 
-def _asked(
+def _request(
     columns: Tensor | Sequence[int] | None,
     want: str | Sequence[str] | None,
     per_head: bool,
     reference: Tensor | None,
     reduction: str,
-) -> _Asked:
+) -> _Request:
     if columns is None and reference is None:
         raise ValueError("columns and reference are both None: expected one of them")
     words: tuple[str, ...] = ()
@@ -213,17 +211,17 @@ def _asked(
         raise ValueError(f"want is {want!r}, but columns is None: expected token positions")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected 'sum' or 'mean'")
-    return _Asked(columns, words, per_head, reference, reduction)
+    return _Request(columns, words, per_head, reference, reduction)
 
 
 def _unknown_part(layer: nn.Module) -> str | None:
-    """Only plain attention is known: one projection each, no extra keys, no spatial norm."""
+    """The first part that plain attention does not have; None for plain attention."""
     parts = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
     return next((part for part in parts if getattr(layer, part, None) is not None), None)
 
 
 class _Processor:
-    """What a layer computes: by its own processor, or as whoever watches it asks."""
+    """Delegates to the layer's observer or, without one, to its original processor."""
 
     def __init__(self, stack: AttentionStack, name: str, own: Processor) -> None:
         self.stack = stack
@@ -253,11 +251,11 @@ class _Processor:
 
 @dataclass(slots=True, eq=False)
 class _Observer:
-    """Computes what diffusers' AttnProcessor2_0 does, through `attend`, and keeps what is asked."""
+    """Computes the same as diffusers' AttnProcessor2_0, through `attend`, and keeps the results."""
 
     seen: Observation
     layers: set[str]
-    asked: _Asked
+    request: _Request
 
     @torch.compiler.disable(recursive=True)
     def attend(
@@ -268,7 +266,7 @@ class _Observer:
         encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        """Attend, and keep what was seen."""
+        """Attend, and keep the results."""
         assert attn.to_k is not None
         assert attn.to_v is not None
         assert attn.to_out is not None
@@ -283,7 +281,7 @@ class _Observer:
         projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         query, key, value = (_by_head(each, attn.heads) for each in projections)
         output = self._attended(name, query, key, value, attention_mask, attn.scale)
-        if self.asked.reference is not None:
+        if self.request.reference is not None:
             self._compare(name, attn, query, key, attention_mask)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
@@ -302,9 +300,9 @@ class _Observer:
         mask: Tensor | None,
         scale: float,
     ) -> Tensor:
-        """The output (B, H, N, D); what is wanted of the maps is kept."""
-        asked, bias = self.asked, _key_bias(mask, key.shape[2])
-        if not asked.want:
+        """The output (B, H, N, D); requested maps and moments are kept."""
+        request, bias = self.request, _key_bias(mask, key.shape[2])
+        if not request.want:
             rows = None if bias is None else bias[:, None, None]
             return F.scaled_dot_product_attention(query, key, value, attn_mask=rows, scale=scale)
         attended = attend(
@@ -312,9 +310,9 @@ class _Observer:
             key,
             value,
             key_bias=bias,
-            columns=asked.columns_for(key),
-            want=asked.want,
-            per_head=asked.per_head,
+            columns=request.columns_for(key),
+            want=request.want,
+            per_head=request.per_head,
             scale=scale,
         )
         if not _in_backward():  # gradient checkpointing computes the layer again
@@ -328,16 +326,18 @@ class _Observer:
     def _compare(
         self, name: str, attn: "Attention", query: Tensor, key: Tensor, mask: Tensor | None
     ) -> None:
-        """Keep the distance from the map that the reference's keys would give."""
+        """Keep the distance from the map over the reference's keys."""
         if mask is not None:
-            raise ValueError("attention_mask is given: expected None where distances are wanted")
+            raise ValueError("attention_mask is given: expected None where distances are requested")
         with torch.no_grad():
-            states = self.asked.reference
+            states = self.request.reference
             assert states is not None
             assert attn.to_k is not None
             states = attn.norm_encoder_hidden_states(states) if attn.norm_cross else states
             other = _by_head(attn.to_k(states), attn.heads).to(key.dtype)
-        distance = map_distance(query, key, other, reduction=self.asked.reduction, scale=attn.scale)
+        distance = map_distance(
+            query, key, other, reduction=self.request.reduction, scale=attn.scale
+        )
         if not _in_backward():
             self.seen.distances[name] = distance
 
@@ -348,7 +348,7 @@ def _by_head(states: Tensor, heads: int) -> Tensor:
 
 
 def _key_bias(mask: Tensor | None, num_keys: int) -> Tensor | None:
-    """A mask of keys, (B, M) or (B, 1, M) as the U-Net makes it of its own, as a bias (B, M)."""
+    """A mask of keys, (B, M) or the U-Net's own (B, 1, M), as an additive bias (B, M)."""
     if mask is None:
         return None
     bias = mask.squeeze(1) if mask.dim() == 3 and mask.shape[1] == 1 else mask

@@ -1,31 +1,31 @@
-"""The definition: attention with its whole matrix in memory, as plain as it can be said."""
+"""The reference definition: attention with its whole matrix in memory."""
 
 import torch
 from torch import Tensor
 
-from .problem import Problem, Segment, Wanted
+from .inputs import AttentionInputs, RequestedMaps, Segment
 
 Results = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-def attend_reference(problem: Problem) -> Results:
+def attend_reference(inputs: AttentionInputs) -> Results:
     """Output (B, H, N, D), maps (B, T, N) or (B, H, T, N), moments (B, T, 2).
 
     Everything is computed in the queries' precision, float32 at least, and differentiated by
     autograd; the output has the queries' dtype.
     """
-    q, segments, scale = problem.q, problem.segments, problem.scale
+    q, segments, scale = inputs.q, inputs.segments, inputs.scale
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = [_scores(q, segment, scale, dtype) for segment in segments]
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)  # A: (B, H, N, all keys)
     values = torch.cat([segment.v for segment in segments], dim=-2).to(dtype)
     output = (weights @ values).to(q.dtype)
-    if problem.columns is None:
+    if inputs.columns is None:
         return output, None, None
-    index = problem.columns[:, None, None, :].expand(*weights.shape[:3], -1)
+    index = inputs.columns[:, None, None, :].expand(*weights.shape[:3], -1)
     columns = weights.gather(-1, index)  # (B, H, N, T)
-    maps = maps_of(columns, problem.wanted) if problem.wanted.maps else None
-    moments = moments_of(columns) if problem.wanted.moments else None
+    maps = maps_of(columns, inputs.requested) if inputs.requested.maps else None
+    moments = moments_of(columns) if inputs.requested.moments else None
     return output, maps, moments
 
 
@@ -34,10 +34,10 @@ def _scores(q: Tensor, segment: Segment, scale: float, dtype: torch.dtype) -> Te
     return scores if segment.bias is None else scores + segment.bias[:, None, None, :].to(dtype)
 
 
-def maps_of(columns: Tensor, wanted: Wanted) -> Tensor:
+def maps_of(columns: Tensor, requested: RequestedMaps) -> Tensor:
     """Columns (B, H, N, T) as maps: (B, T, N), or (B, H, T, N) per head."""
     per_head = columns.transpose(-1, -2)
-    return per_head if wanted.per_head else per_head.mean(1)
+    return per_head if requested.per_head else per_head.mean(1)
 
 
 def moments_of(columns: Tensor) -> Tensor:

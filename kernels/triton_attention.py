@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .problem import Context, Problem, Wanted
+from .inputs import AttentionInputs, Context, RequestedMaps
 from .triton_common import (
     LOG2_E,
     cast,
@@ -267,7 +267,7 @@ def _backward_kv(
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a kernel is cut up: queries and keys at a time, warps, and loads in flight."""
+    """The block sizes of a kernel: queries, keys, warps and pipeline stages."""
 
     queries: int
     keys: int
@@ -275,7 +275,7 @@ class Blocks:
     num_stages: int
 
     def options(self) -> dict[str, int]:
-        """As a kernel takes them."""
+        """As the kernel's arguments."""
         return {
             "BN": self.queries,
             "BM": self.keys,
@@ -285,7 +285,7 @@ class Blocks:
 
 
 def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """So large that tensor cores are busy, so small that no register spills."""
+    """Large enough to keep tensor cores busy, small enough that no register spills."""
     if dtype == torch.float32:
         return Blocks(32, 32, 4, 2)
     wide = padded_width(width)
@@ -295,7 +295,7 @@ def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
 
 
 def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """Smaller than forward: twice as much is kept."""
+    """Smaller than forward, as twice as much is kept in registers."""
     wide = padded_width(width)
     if dtype == torch.float32:
         return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
@@ -305,7 +305,7 @@ def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
 
 
 class _Inputs:
-    """What all launches of a problem share."""
+    """What all launches of one call share."""
 
     def __init__(
         self,
@@ -329,7 +329,7 @@ class _Inputs:
         return self.batch * self.heads
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Room for a result, not initialised."""
+        """Uninitialised memory for a result."""
         return self.q.new_empty(shape, dtype=dtype)
 
     def bias(self, bias: Tensor | None) -> tuple[Tensor, bool]:
@@ -344,7 +344,7 @@ class _Inputs:
 
 
 def _launch_forward(
-    inputs: _Inputs, wanted: Wanted
+    inputs: _Inputs, requested: RequestedMaps
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
     """Output, largest score and softmax sum (B·H, N), per-head maps, and moments by block.
 
@@ -356,8 +356,8 @@ def _launch_forward(
     output = inputs.new(*inputs.q.shape, dtype=inputs.q.dtype)
     top, total = (inputs.new(rows, n) for _ in range(2))
     acc = inputs.new(rows, n, width) if len(inputs.segments) > 1 else inputs.nothing
-    maps = inputs.new(rows, t, n) if wanted.maps else inputs.nothing
-    parts = inputs.new(rows, num_blocks, t, 2) if wanted.moments else inputs.nothing
+    maps = inputs.new(rows, t, n) if requested.maps else inputs.nothing
+    parts = inputs.new(rows, num_blocks, t, 2) if requested.moments else inputs.nothing
     order = inputs.segments[1:] + inputs.segments[:1]
     for number, (k, v, bias) in enumerate(order):
         is_last = number == len(order) - 1
@@ -369,7 +369,7 @@ def _launch_forward(
             inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E.value,
             **inputs.widths(), **blocks.options(),
             HAS_BIAS=has_bias, IS_FIRST=number == 0, IS_LAST=is_last,
-            WANT_MAPS=wanted.maps and is_last, WANT_MOMENTS=wanted.moments and is_last,
+            WANT_MAPS=requested.maps and is_last, WANT_MOMENTS=requested.moments and is_last,
         )  # fmt: skip
     return output, (top, total), maps, parts
 
@@ -449,7 +449,7 @@ def split_queries(num_queries: int, programs: int, block: int) -> tuple[int, int
 
 class _AttentionContext(Context, Protocol):
     biases: list[Tensor | None]
-    wanted: Wanted
+    requested: RequestedMaps
     scale: float
 
 
@@ -460,23 +460,23 @@ class _TritonAttention(torch.autograd.Function):
         q: Tensor,
         columns: Tensor | None,
         biases: list[Tensor | None],
-        wanted: Wanted,
+        requested: RequestedMaps,
         scale: float,
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         q = rows_with_unit_stride(q)
         flat = tuple(rows_with_unit_stride(part) for part in flat)
         inputs = _Inputs(q, flat, biases, columns, scale)
-        output, state, per_head, parts = _launch_forward(inputs, wanted)
+        output, state, per_head, parts = _launch_forward(inputs, requested)
         maps = moments = mean = None
-        if wanted.maps:
+        if requested.maps:
             per_head = per_head.unflatten(0, (inputs.batch, inputs.heads))
-            maps = per_head if wanted.per_head else per_head.mean(1)
-        if wanted.moments:
+            maps = per_head if requested.per_head else per_head.mean(1)
+        if requested.moments:
             moments = _joined_moments(inputs, parts)
             mean = moments[..., 0]
         ctx.save_for_backward(q, columns, output, *state, mean, *flat)
-        ctx.biases, ctx.wanted, ctx.scale = biases, wanted, scale
+        ctx.biases, ctx.requested, ctx.scale = biases, requested, scale
         ctx.set_materialize_grads(False)
         return output, maps, moments
 
@@ -490,7 +490,7 @@ class _TritonAttention(torch.autograd.Function):
         q, columns, output, top, total, mean, *flat = ctx.saved_tensors
         inputs = _Inputs(q, tuple(flat), ctx.biases, columns, ctx.scale)
         d_output = torch.zeros_like(output) if d_output is None else d_output.contiguous()
-        gradients = _column_gradients_of(inputs, ctx.wanted, mean, d_maps, d_moments)
+        gradients = _column_gradients_of(inputs, ctx.requested, mean, d_maps, d_moments)
         d_q, d_flat = _launch_backward(inputs, output, (top, total), d_output, gradients)
         return d_q, None, None, None, None, *d_flat
 
@@ -517,7 +517,7 @@ def _block_counts(num_queries: int, block: int, heads: int, device: torch.device
 
 def _column_gradients_of(
     inputs: _Inputs,
-    wanted: Wanted,
+    requested: RequestedMaps,
     mean: Tensor | None,
     d_maps: Tensor | None,
     d_moments: Tensor | None,
@@ -525,7 +525,7 @@ def _column_gradients_of(
     maps = offset = slope = None
     if d_maps is not None:
         maps = d_maps.float()
-        if wanted.per_head:
+        if requested.per_head:
             maps = maps.contiguous()
         else:
             shape = (-1, inputs.heads, -1, -1)
@@ -541,10 +541,10 @@ def _column_gradients_of(
 # --- the function ---------------------------------------------------------------------------------
 
 
-def attend_triton(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def attend_triton(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`; for float32, float16 and bfloat16."""
-    flat = [part for segment in problem.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in problem.segments]
+    flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
+    biases = [segment.bias for segment in inputs.segments]
     return _TritonAttention.apply(
-        problem.q, problem.columns, biases, problem.wanted, problem.scale, *flat
+        inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )

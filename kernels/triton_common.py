@@ -59,7 +59,7 @@ def scores(q, k, BIAS, cols, num_keys, scale, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def state_of(top, total, dtype: tl.constexpr):
-    """What makes A of scores: A = exp2(s - level) · inverse; [BN] each.
+    """The softmax state: A = exp2(s - level) · inverse; [BN] each.
 
     Half precision bears the rounding of the logarithm, and needs a register less.
     """
@@ -87,5 +87,5 @@ def rows_with_unit_stride(tensor: Tensor) -> Tensor:
 
 
 def strides(*tensors: Tensor) -> list[int]:
-    """From sample to sample, head to head and row to row, of each."""
+    """The strides of samples, heads and rows of each tensor."""
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .problem import Context
+from .inputs import Context
 from .triton_attention import backward_blocks, split_queries
 from .triton_common import (
     LOG2_E,

@@ -1,28 +1,28 @@
-"""The methods, as they are published: a module each, with settings and presets.
+"""The published methods: a module each, with settings and presets.
 
-    from conceptry.methods import all_methods, settings_of
+    from conceptry.methods import all_methods, resolve_settings
 
-How one is trained is in `training`, how its concepts are drawn in `generation`.
+`training` trains with them, `generation` draws the concepts.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .method import all_methods, find_method, read_presets, settings_of
+    from .method import all_methods, find_method, read_presets, resolve_settings
 
 _HOMES = {
     "all_methods": ".method",
     "find_method": ".method",
     "read_presets": ".method",
-    "settings_of": ".method",
+    "resolve_settings": ".method",
 }
 
 __all__ = [
     "all_methods",
     "find_method",
     "read_presets",
-    "settings_of",
+    "resolve_settings",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What is minimised: the diffusion loss, and losses on attention that any method takes."""
+"""Losses: the diffusion loss, and attention losses that any method can use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ REDUCTIONS = ("sum", "mean")
 def diffusion_target(
     scheduler: TrainingScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:
-    """What the U-Net is to predict, as the scheduler's `prediction_type` says.
+    """The target of the U-Net's prediction, by the scheduler's `prediction_type`.
 
     The noise ε (Ho et al. 2020, eq. 14), the velocity v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans and Ho 2022,
     appendix D) or x₀ itself. All shapes are those of `latents`, (B, C, h, w).
@@ -69,51 +69,51 @@ def moment_matching_loss(
 def subject_wise_loss(distances: Mapping[str, Tensor]) -> Tensor:
     """SeFi-IDE's subject-wise attention loss (arXiv 2402.00631, section 3.2) of each sample, (B,).
 
-    `distances` holds for each layer (B,): how far the attention over the prompt with the token is
-    from that over the prompt with the category, as `map_distance` measures it. Layers are averaged;
-    that, and the squares, are our reading, as the paper leaves them open.
+    `distances` holds for each layer (B,): the `map_distance` between attention over the prompt with
+    the token and over the prompt with the category. Averaging over layers, and the squares, are our
+    reading, as the paper leaves them open.
     """
     return torch.stack(list(distances.values())).mean(0)
 
 
-# --- as the loop takes them -----------------------------------------------------------------------
+# --- as the training loop uses them ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Text states from whose attention a distance is measured, (P, 77, d): one for each prompt."""
+    """Text states (P, 77, d), one for each prompt, whose attention a loss compares with."""
 
     states: Tensor
     reduction: str = "sum"
-    """Over positions and tokens."""
+    """Of the distance, over positions and tokens: `sum` or `mean`."""
 
 
 class AttentionLoss(Protocol):
     """A loss on the cross-attention of training prompts.
 
-    Of each of P prompts, `columns` (P, T) are the tokens whose moments it looks at, and `reference`
-    has the text states from whose attention it measures a distance; None for neither.
+    For P prompts, `columns` (P, T) are the tokens whose moments it uses, and `reference` the text
+    states whose attention it compares with; None if it does not use them.
     """
 
     name: ClassVar[str]
-    """What metrics call it."""
+    """Its name in metrics."""
 
     @property
     def columns(self) -> Tensor | None:
-        """(P, T)."""
+        """Token positions (P, T)."""
 
     @property
     def reference(self) -> Reference | None:
-        """Of each prompt."""
+        """Text states, one for each prompt."""
 
     def value(self, seen: Observation, share: float) -> Tensor:
-        """With its weight, of samples that are this share of a step's batch."""
+        """The weighted loss of samples that are this share (0 to 1) of a step's batch."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPrompts:
-    """Prompts that name a concept, on a base model, for pictures of `size` pixels."""
+    """The P training prompts of a concept, on a base model, for pictures of `size` pixels."""
 
     backbone: Backbone
     prompts: Sequence[str]
@@ -123,7 +123,7 @@ class TrainingPrompts:
     size: int
 
     def columns(self) -> Tensor:
-        """(P, n + 1): of each prompt, where the n tokens and the category stand."""
+        """(P, n + 1): the positions of the n tokens and, last, of the category in each prompt."""
         columns = [
             token_columns(self.backbone, prompt, self.tokens, self.category)
             for prompt in self.prompts
@@ -131,7 +131,7 @@ class TrainingPrompts:
         return torch.tensor(columns, device=self.backbone.device)
 
     def references(self) -> Tensor:
-        """(P, 77, d): each prompt with the category alone in the concept's place."""
+        """Text states (P, 77, d) of each prompt with the category in the concept's place."""
         references = [
             encode_reference(
                 self.backbone,
@@ -147,21 +147,21 @@ class TrainingPrompts:
 
 
 def attention_losses(
-    taught: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
+    prompts: TrainingPrompts, settings: TrainingSettings, stage: StageSettings
 ) -> list[AttentionLoss]:
-    """Those whose weights are not 0."""
+    """The attention losses whose weight in the settings is not 0."""
     losses: list[AttentionLoss] = []
     if stage.mean_weight or stage.variance_weight:
         losses.append(
             MomentMatching(
-                taught.columns(),
+                prompts.columns(),
                 stage.mean_weight,
                 stage.variance_weight,
                 settings.loss_reduction,
             )
         )
     if settings.loss.subject_wise:
-        reference = Reference(taught.references(), settings.loss.subject_wise_reduction)
+        reference = Reference(prompts.references(), settings.loss.subject_wise_reduction)
         losses.append(SubjectWise(reference, settings.loss.subject_wise))
     return losses
 
@@ -178,7 +178,7 @@ class MomentMatching:
     reference: None = None
 
     def value(self, seen: Observation, share: float) -> Tensor:
-        """A sum over the batch, or a mean."""
+        """Summed over the batch, or averaged with `reduction="mean"`."""
         loss = moment_matching_loss(
             seen.moments,
             mean_weight=self.mean_weight,
@@ -198,5 +198,5 @@ class SubjectWise:
     columns: None = None
 
     def value(self, seen: Observation, share: float) -> Tensor:
-        """Of a batch, the mean."""
+        """Averaged over the batch."""
         return self.weight * subject_wise_loss(seen.distances).mean() * share

@@ -1,4 +1,4 @@
-"""AttnDreamBooth (Pang et al. 2024): a word, then its attention, then the subject's looks."""
+"""AttnDreamBooth (Pang et al. 2024): trains a token, then cross-attention, then the U-Net."""
 
 from dataclasses import dataclass, field
 

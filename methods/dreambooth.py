@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2023): a rare word, and the whole U-Net learns it."""
+"""DreamBooth (Ruiz et al. 2023): a rare token, and the whole U-Net is trained."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def rare_word(
     settings: DreamBoothSettings,
     seed: int,
 ) -> "TokenEmbedding":
-    """Tokens that mean nothing yet."""
+    """Tokens with random embeddings, as the paper's rare token has no meaning."""
     del category, settings
     import torch
 

@@ -1,4 +1,4 @@
-"""What a method is: its stages and settings. How a stage is run is in `training/loop.py`."""
+"""The interface of a method: its stages and settings. `training/loop.py` runs the stages."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,40 +24,41 @@ if TYPE_CHECKING:
 Learns = Literal["embedding", "cross-attention", "denoiser"]
 S = TypeVar("S", bound=TrainingSettings)
 MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, S, int], "Embedding"]
-"""Gets a base model, placeholder tokens, their category, settings and a seed."""
+"""(backbone, placeholder tokens, category, settings, seed) -> the embedding to train."""
 MakeLosses = Callable[["TrainingPrompts", S, StageSettings], "list[AttentionLoss]"]
-"""Gets training prompts, settings and those of a stage."""
+"""(training prompts, settings, the stage's settings) -> its attention losses."""
 DEFAULT_METHOD = "attndreambooth"
 _NO_METHODS = ("attention_losses", "method", "seeds", "settings")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a training; its numbers are the settings of the same name.
+    """A stage of a training; the setting of the same name has its steps and learning rate.
 
-    `learns` is the embedding of the new tokens, the denoiser's cross-attention, or all of it.
+    `learns` is what is trained: the embedding of the new tokens, the denoiser's cross-attention, or
+    the whole denoiser.
     """
 
     name: str
     learns: Learns
 
 
-def losses_asked_for(
-    taught: "TrainingPrompts", settings: TrainingSettings, stage: StageSettings
+def weighted_losses(
+    prompts: "TrainingPrompts", settings: TrainingSettings, stage: StageSettings
 ) -> "list[AttentionLoss]":
-    """Losses on attention that settings give a weight."""
+    """The attention losses whose weight in the settings is not 0."""
     from .attention_losses import attention_losses
 
-    return attention_losses(taught, settings, stage)
+    return attention_losses(prompts, settings, stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Generic[S]):
-    """A way to teach a concept.
+    """A personalisation method.
 
-    `make_embedding` says what its placeholder tokens begin as, `make_losses` what is minimised
-    beside the diffusion loss. With `names_category` the concept stands in a prompt as its tokens
-    and its category, `[V] dog`, else as its tokens alone.
+    `make_embedding` initialises the placeholder tokens; `make_losses` returns what is minimised
+    beside the diffusion loss. With `names_category` a prompt names the concept by its tokens and
+    its category, `[V] dog`, else by its tokens alone.
     """
 
     name: str
@@ -66,18 +67,18 @@ class Method(Generic[S]):
     settings: type[S]
     stages: tuple[Stage, ...]
     make_embedding: MakeEmbedding[S]
-    make_losses: MakeLosses[S] = losses_asked_for
+    make_losses: MakeLosses[S] = weighted_losses
     names_category: bool = True
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the base model stays as it is, so that several concepts can be taught at once."""
+        """Whether only embeddings are trained, so that several concepts can share a batch."""
         return all(stage.learns == "embedding" for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Settings of a method that are known to work, and what for."""
+    """Named settings of a method, and what they are for."""
 
     name: str
     about: str
@@ -91,7 +92,7 @@ def from_category(
     settings: TrainingSettings,
     seed: int,
 ) -> "TokenEmbedding":
-    """Tokens that begin as the category's word."""
+    """Tokens initialised with the category's embedding."""
     del settings, seed
     from ..adapters.token_embedding import TokenEmbedding
 
@@ -108,12 +109,12 @@ def all_methods() -> dict[str, Method]:
 
 
 def _folders() -> list[str]:
-    """Where modules of this package are: beside this one, unless somebody has added to its path."""
+    """The folders of this package, including those that a plug-in added to its path."""
     return list(import_module(__package__ or "").__path__)
 
 
 def find_method(name: str) -> Method:
-    """The method of a name. Raises `NotFound`."""
+    """The method of that name. Raises `NotFound`."""
     methods = all_methods()
     if name not in methods:
         near = suggest(name, methods).replace("concept list", "concept methods")
@@ -141,7 +142,10 @@ def _preset(method: Method, name: str, entry: _Entry) -> Preset:
 
 
 def find_preset(method: Method, name: str | None, base: str) -> Preset:
-    """The preset of a name; without one, that of the base model's name, else `paper`."""
+    """The preset of that name; without a name, the one named like the base model, else `paper`.
+
+    Raises `NotFound`.
+    """
     presets = read_presets(method)
     if name is None:
         return presets.get(base, presets["paper"])
@@ -152,10 +156,13 @@ def find_preset(method: Method, name: str | None, base: str) -> Preset:
     return presets[name]
 
 
-def settings_of(
+def resolve_settings(
     method: Method, *, preset: str | None = None, base: str, overrides: tuple[str, ...] = ()
 ) -> TrainingSettings:
-    """A preset's settings with overrides such as `stage3.steps=300`."""
+    """A preset's settings with overrides such as `stage3.steps=300`.
+
+    `base` is the base model's name; see `find_preset`. Raises `NotFound` and `InvalidInput`.
+    """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
     if not any(stage.steps for stage in settings.stages().values()):
         raise InvalidInput("all stages have 0 steps", hint="--set STAGE.steps=N")
@@ -166,7 +173,7 @@ def active_stages(
     method: Method, settings: TrainingSettings
 ) -> Iterator[tuple[Stage, StageSettings]]:
     """The stages that have steps, with their settings."""
-    numbers = settings.stages()
+    stage_settings = settings.stages()
     for stage in method.stages:
-        if numbers[stage.name].steps:
-            yield stage, numbers[stage.name]
+        if stage_settings[stage.name].steps:
+            yield stage, stage_settings[stage.name]

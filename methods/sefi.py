@@ -1,4 +1,4 @@
-"""SeFi-IDE (Li et al. 2024): a word with a reading for each stage, kept close to its category."""
+"""SeFi-IDE (Li et al. 2024): a token whose vectors depend on the timestep, near its category."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SefiSettings(TrainingSettings):
-    """The paper's stages and weight of the attention loss; rate and steps are ours."""
+    """Stages and loss weight are the paper's; learning rate and steps are ours."""
 
     num_stages: int = setting(5, low=1, high=MAX_STAGES)
-    """Stages of time, each with vectors of its own (the paper tries 1 to 10)."""
+    """Stages of the timesteps, each with its own vectors (the paper tries 1 to 10)."""
     parametrisation: Literal["direct", "network"] = "direct"
-    """Learn the vectors, or a self-attention block that makes them (the paper's)."""
+    """Train the vectors, or a self-attention block that computes them (the paper's)."""
     weight_decay: float = setting(0.0, low=0, high=1)
     embedding: StageSettings = field(
         default_factory=lambda: StageSettings(steps=2000, learning_rate=5e-3, batch=1)
@@ -37,7 +37,7 @@ class SefiSettings(TrainingSettings):
 def timestep_tokens(
     backbone: "Backbone", tokens: tuple[str, ...], category: str, settings: SefiSettings, seed: int
 ) -> "TimestepTokens":
-    """One token with vectors of its own in each stage of time."""
+    """One token with its own vectors in each stage of the timesteps."""
     from ..adapters.timestep_tokens import TimestepTokens
 
     return TimestepTokens.from_word(

@@ -1,4 +1,4 @@
-"""Settings of trainings: what there is, in which range; presets and `--set` fill them."""
+"""Settings of trainings, with their types and ranges; presets and `--set` change them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,24 +18,24 @@ def setting(*, low: _T, high: _T) -> _T: ...
 @overload
 def setting(default: _T, *, low: float | None = None, high: float | None = None) -> _T: ...
 def setting(default: object = MISSING, *, low: object = None, high: object = None) -> object:
-    """A field of settings with its range; words that it may be are a `Literal`."""
+    """A field of settings with its range; a fixed choice of words is a `Literal` instead."""
     return field(default=default, metadata={"ge": low, "le": high})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings that are as their types say. Raises `InvalidInput` for a value that does not fit."""
+    """Settings checked against their types and ranges. Raises `InvalidInput` for a wrong value."""
 
     def __post_init__(self) -> None:
         validated(form_of(type(self)), self, noun="setting")
 
     def updated(self, values: Mapping[str, object]) -> Self:
-        """These settings with those of a nested mapping in their place."""
+        """A copy with the values of a nested mapping. Raises `InvalidInput`."""
         validated(form_of(type(self)), values, noun="setting")
         return self._with(values)
 
     def _with(self, values: Mapping[str, object]) -> Self:
-        """These settings with values that fit, as they were written: a whole number stays one."""
+        """A copy with checked values, as they were written: a whole number stays an int."""
         changes: dict[str, object] = {}
         for name, value in values.items():
             old = getattr(self, name)
@@ -50,7 +50,7 @@ class Settings:
         return asdict(self)
 
     def with_overrides(self, assignments: Sequence[str]) -> Self:
-        """These settings with some changed, each as `stage3.steps=300`."""
+        """A copy with assignments such as `stage3.steps=300`. Raises `InvalidInput`."""
         settings = self
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
@@ -87,7 +87,7 @@ def _parsed(text: str) -> object:
         return text
 
 
-# --- what every training can be told --------------------------------------------------------------
+# --- common to all trainings ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +95,9 @@ class StageSettings(Settings):
     """One stage of a training."""
 
     steps: int = setting(low=0, high=1_000_000)
-    """Optimiser steps; 0 leaves the stage out."""
+    """Optimiser steps; 0 skips the stage."""
     learning_rate: float = setting(low=0, high=10)
-    """AdamW's; it stays the same throughout."""
+    """AdamW's; constant."""
     batch: int = setting(8, low=1, high=4096)
     """Pictures per step."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
@@ -113,9 +113,9 @@ class Augmentation(Settings):
     crops: int = setting(64, low=1, high=100_000)
     """How many crops there are in all."""
     rotation: float = setting(45.0, low=0, high=180)
-    """Degrees, at most."""
+    """Largest angle, in degrees."""
     rotation_probability: float = setting(0.75, low=0, high=1)
-    """Of a crop to be turned at all."""
+    """Probability that a crop is rotated."""
     flip: bool = True
     """Half of the crops are mirrored; not for faces and lettering."""
     smallest: float = setting(0.8, low=0.1, high=1)
@@ -139,19 +139,19 @@ class Losses(Settings):
     subject_wise: float = setting(0.0, low=0, high=1e6)
     """λ of the subject-wise attention loss (SeFi-IDE); 0 switches it off."""
     subject_wise_reduction: Literal["sum", "mean"] = "sum"
-    """Over positions and tokens; heads, layers and batch are averaged."""
+    """Reduction over positions and tokens; heads, layers and batch are averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(Settings):
-    """What all methods have in common; each adds its stages."""
+    """Settings that all methods have; each method adds its stages."""
 
     prompts: tuple[str, ...] = ("a photo of a {}",)
     """Training prompts; {} becomes the concept."""
     num_tokens: int = setting(1, low=1, high=MAX_TOKENS)
     """Tokens that stand for the subject."""
     rank: int = setting(0, low=0, high=MAX_RANK)
-    """Of LoRA in stages that change the U-Net; 0 trains its own weights."""
+    """Rank of LoRA in stages that train the U-Net; 0 trains its own weights."""
     resolution: int = setting(0, low=0, high=4096)
     """Side of the crops in pixels; 0 is the base model's own."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -161,11 +161,11 @@ class TrainingSettings(Settings):
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     loss_reduction: Literal["sum", "mean"] = "sum"
-    """Over the batch, of AttnDreamBooth's regularisation."""
+    """Reduction over the batch of AttnDreamBooth's regularisation."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """auto is bf16 on a GPU that has it, else no."""
     gradient_accumulation: int = setting(1, low=1, high=1024)
-    """Each step's batch is worked off in as many parts."""
+    """Parts into which a step's batch is split: less memory, more time."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
     ema: float = setting(0.0, low=0, high=0.99999)

@@ -1,4 +1,4 @@
-"""Textual Inversion (Gal et al. 2022): a new word, and nothing else, is learned."""
+"""Textual Inversion (Gal et al. 2022): only the embedding of a new token is trained."""
 
 from dataclasses import dataclass, field
 
@@ -15,12 +15,12 @@ TEMPLATES = (
     "a photo of one {}",
     "a photo of my {}",
 )
-"""Written for this project, after the kind of those in the paper's supplement."""
+"""Written for this project, modelled on those in the paper's supplement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextualInversionSettings(TrainingSettings):
-    """Rate and steps as the paper has them for latent diffusion, section 4.1."""
+    """Learning rate and steps are the paper's for latent diffusion, section 4.1."""
 
     prompts: tuple[str, ...] = TEMPLATES
     embedding: StageSettings = field(

@@ -1,10 +1,10 @@
-"""Base models: aliases, hub ids, folders and single files, and the embedded miniature.
+"""Base models: aliases, hub ids, folders and single files, and the miniature that ships.
 
     from conceptry.models import load_base
 
     base = load_base("miniature")
 
-Each call is loaded when it is first asked for, as loading a model needs torch.
+Names are imported on first use, as loading a model needs torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""What a base model of any family has to offer.
+"""The interface to base models of any family.
 
-A family is one file that subclasses `Backbone`; it alone knows what the parts of its pipeline are
-called. All that trains, draws or watches attention goes through this interface.
+A family is one file that subclasses `Backbone`, and the only one that knows the names of its
+pipeline's parts. Training, drawing and observing attention go through this interface.
 """
 
 from abc import ABC, abstractmethod
@@ -27,13 +27,13 @@ Group = Literal["cross-attention", "denoiser"]
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """A tokenizer and the network that reads its ids, of the transformers library."""
+    """A tokenizer and its text encoder, both of the transformers library."""
 
     tokenizer: "PreTrainedTokenizerBase"
     network: "PreTrainedModel"
 
     def ids(self, text: str, *, whole: bool = True) -> list[int]:
-        """Token ids of a text; with `whole`, between the marks of its beginning and its end."""
+        """Token ids of a text; with `whole`, truncated and with start and end tokens."""
         return self.tokenizer(text, add_special_tokens=whole, truncation=whole).input_ids
 
     def id_of(self, token: str) -> int:
@@ -45,7 +45,7 @@ class TextEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """What an autoencoder makes of pictures: `mean` and `std` (B, C, h, w), scaled as latents."""
+    """The autoencoder's posterior of pictures: `mean` and `std` (B, C, h, w), scaled as latents."""
 
     mean: Tensor
     std: Tensor
@@ -53,7 +53,7 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """States (B, 77, d) of prompts and of negative prompts, and the pooled states of a family."""
+    """Text states (B, 77, d) of prompts and negative prompts, and their pooled states, if any."""
 
     states: Tensor
     negative: Tensor | None = None
@@ -63,7 +63,7 @@ class EncodedTexts:
 
 
 class TrainingScheduler(Protocol):
-    """What a training needs of a scheduler of diffusers; timesteps are (B,)."""
+    """The part of a diffusers scheduler that a training uses; timesteps are (B,)."""
 
     @property
     def config(self) -> Mapping[str, object]:
@@ -80,32 +80,32 @@ class TrainingScheduler(Protocol):
 
 
 class SamplingScheduler(Protocol):
-    """What drawing needs of a scheduler of diffusers."""
+    """The part of a diffusers scheduler that the sampler uses."""
 
     timesteps: Tensor
     init_noise_sigma: float | Tensor
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | None = None) -> None:
-        """Begin, with so many steps."""
+        """Set the number of denoising steps."""
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Latents as the denoiser takes them."""
+        """Latents scaled as the denoiser's input."""
         ...
 
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
-        """From a prediction, its timestep and latents to the next latents; options differ."""
+        """(prediction, timestep, latents, **options) -> the next latents; options differ."""
         ...
 
 
 EncodeTexts = Callable[[Sequence[str], Sequence[str] | None, bool], EncodedTexts]
-"""Prompts, negative prompts, and whether negative states are wanted at all."""
+"""(prompts, negative prompts, whether to encode negatives) -> text states."""
 TextWrapper = Callable[[EncodeTexts, Sequence[str], Sequence[str] | None, bool], EncodedTexts]
-"""Encodes in its own way with the help of what it wraps."""
+"""Wraps an `EncodeTexts`, which it gets as its first argument."""
 
 
 class Backbone(ABC):
-    """A base model in memory, as a diffusers pipeline whose parts nobody else touches."""
+    """A base model in memory: a diffusers pipeline behind a common interface."""
 
     family: ClassVar[str]
 
@@ -114,7 +114,7 @@ class Backbone(ABC):
         self.attention = AttentionStack.of(self.denoiser)
         self._text_wrappers: list[TextWrapper] = []
 
-    # --- what a family says -----------------------------------------------------------------------
+    # --- what a family defines ------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
@@ -134,31 +134,31 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def text_encoders(self) -> list[TextEncoder]:
-        """All of them, the one whose columns prompts are told by first."""
+        """All text encoders; token positions are those of the first one's tokenizer."""
 
     @abstractmethod
     def set_tokenizer(self, index: int, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Let a text encoder read by another tokenizer."""
+        """Give a text encoder another tokenizer."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Side, in pixels, of the pictures that the base model was trained on."""
+        """Side, in pixels, of the pictures it was trained on."""
 
     @property
     @abstractmethod
     def latent_factor(self) -> int:
-        """Pixels per place of a latent, along a side."""
+        """Pixels per latent position along a side: 8 for Stable Diffusion."""
 
     @property
     @abstractmethod
     def latent_channels(self) -> int:
-        """Channels of latents."""
+        """The number of channels of latents."""
 
     @property
     @abstractmethod
     def localising_layers(self) -> str:
-        """The cross-attention layers, as a pattern, that tell best where a thing is."""
+        """A regular expression for the cross-attention layers that localise subjects best."""
 
     @abstractmethod
     def parameters(self, group: Group) -> dict[str, nn.Parameter]:
@@ -166,48 +166,48 @@ class Backbone(ABC):
 
     @abstractmethod
     def cross_attention(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The projections of text states to (keys, values), layer by layer."""
+        """The (key, value) projections of each cross-attention layer."""
 
     @abstractmethod
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the denoiser predicts of noisy latents (B, C, h, w), in its own numbers."""
+        """The denoiser's prediction (B, C, h, w) for noisy latents, in its own dtype."""
 
     @abstractmethod
     def encode_images(self, pictures: Sequence[Image.Image]) -> Posterior:
-        """Pictures of one size to latents, all at once."""
+        """Encode pictures of one size. Raises `NotFinite` if the autoencoder overflows."""
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Latents to pictures. Raises `NotFinite` instead of a black one."""
+        """Decode latents (B, C, h, w). Raises `NotFinite` instead of returning a black picture."""
 
     @abstractmethod
     def training_scheduler(self) -> "TrainingScheduler":
-        """The noise schedule, as a training needs it."""
+        """The noise schedule for training."""
 
     @abstractmethod
     def sampling_scheduler(self, name: str | None) -> "SamplingScheduler":
-        """A new scheduler on the same noise schedule; of the base model's own kind if None."""
+        """A new scheduler with the same noise schedule; the base model's own kind if None."""
 
     @abstractmethod
     def add_lora(self, rank: int) -> None:
-        """Put low-rank layers (peft's) beside the denoiser's attention projections, to learn."""
+        """Add trainable LoRA layers (peft's) to the denoiser's attention projections."""
 
     @abstractmethod
     def remove_lora(self) -> None:
-        """Take them away, if there are any."""
+        """Remove LoRA layers, if there are any."""
 
     @abstractmethod
     def set_gradient_checkpointing(self, is_on: bool) -> None:
-        """Compute the denoiser's activations again in the backward pass, not keep them."""
+        """Recompute the denoiser's activations in the backward pass, instead of storing them."""
 
     @abstractmethod
-    def name_of_broken(
-        self, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
+    def non_finite_parameter(
+        self, original: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
     ) -> str | None:
-        """A parameter with values that are not finite, as `unet.conv_in.weight`.
+        """A parameter with values that are not finite, as `unet.conv_in.weight`; None if all are.
 
-        `own` are the base model's values of the denoiser's parameters where these have learnt
-        since; `is_changed` says that an adapter has changed them.
+        `original` are the values before training of denoiser parameters that were trained;
+        `is_changed` says that an adapter has changed parameters.
         """
 
     @abstractmethod
@@ -217,22 +217,22 @@ class Backbone(ABC):
 
     @abstractmethod
     def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
-        """What a family takes beside text states, of pictures of a size in pixels."""
+        """Conditioning beside text states, for pictures of a size in pixels."""
 
-    # --- what follows from it ---------------------------------------------------------------------
+    # --- common to all families -----------------------------------------------------------------
 
     def to(self, device: torch.device) -> None:
-        """Move it."""
+        """Move it to a device."""
         self.pipeline.to(device)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device it is on."""
         return next(self.denoiser.parameters()).device
 
     @property
     def num_timesteps(self) -> int:
-        """Of the noise schedule."""
+        """The number of timesteps of the noise schedule."""
         return self.pipeline.scheduler.config.num_train_timesteps
 
     @property
@@ -244,7 +244,10 @@ class Backbone(ABC):
     def encode_prompts(
         self, prompts: Sequence[str], width: int, height: int | None = None
     ) -> Conditioning:
-        """Encode prompts for pictures of a size in pixels; gradients flow into embeddings."""
+        """Encode prompts for pictures of a size in pixels; gradients flow into embeddings.
+
+        `height` defaults to `width`.
+        """
         found = self._wrapped(prompts, None, False)
         added = self._added(found.pooled, width, height or width)
         return Conditioning(found.states, added, found.starts)
@@ -252,7 +255,7 @@ class Backbone(ABC):
     def encode_guided(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, width: int, height: int
     ) -> tuple[Conditioning, Conditioning]:
-        """Prompts and, for guidance, negative prompts, which are empty if None."""
+        """Encode prompts and, for guidance, negative prompts (empty ones if None)."""
         found = self._wrapped(prompts, negatives, True)
         assert found.negative is not None
         return (
@@ -264,7 +267,7 @@ class Backbone(ABC):
 
     @contextmanager
     def wrapped_texts(self, wrapper: TextWrapper) -> Iterator[None]:
-        """Encode prompts through a wrapper, meanwhile."""
+        """Encode prompts through `wrapper` inside the context."""
         self._text_wrappers.append(wrapper)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Which base model a word means, and what of it is on this machine. Loads no weights."""
+"""Finding a base model by alias, path or hub id, and whether it is local. Loads no weights."""
 
 import os
 import re
@@ -25,10 +25,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model by name: where its weights are, not yet loaded.
+    """A base model by name, not loaded: where its weights are.
 
-    `source` is the path of a diffusers folder or of a single file, or a hub repository; `config`
-    is the diffusers folder that describes a single file's shapes, where the user named one.
+    `source` is the path of a diffusers folder or a single file, or a hub repository; `config` is
+    the diffusers folder with a single file's configuration, if there is one.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Base:
 
 
 def find_base(name: str) -> Base:
-    """What `name` means: an alias, a diffusers folder, a .safetensors file or a hub repository.
+    """Find a base model: an alias, a diffusers folder, a .safetensors file or a hub repository.
 
     An alias comes first; `./name` is always a path. Raises `NotFound` or `InvalidInput`.
     """
@@ -118,8 +118,8 @@ class _Entry(Form):
 def _from_entry(path: Path, name: str, entry: object) -> Base:
     if isinstance(entry, Mapping):
         entry = {key: value for key, value in entry.items() if value is not None}
-    told = validated(_Entry, entry, at=f'{path}: "{name}"')
-    source, about, config = told.source, told.about, told.config
+    checked = validated(_Entry, entry, at=f'{path}: "{name}"')
+    source, about, config = checked.source, checked.about, checked.config
     if source == "shipped":
         return Base(name, "folder", str(SHIPPED), about)
     if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):

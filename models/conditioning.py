@@ -1,4 +1,4 @@
-"""What a denoiser is conditioned on: text states, and what else a family takes beside them."""
+"""The conditioning of a denoiser: text states, and what a family adds to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Text states (B, 77, d), and what else a family takes: SDXL's pooled states and sizes.
+    """Text states (B, 77, d), and `added` ones of a family: SDXL's pooled states and sizes.
 
-    Where tokens change with time, states are (B, 77, I · d) for I spans of time, of which each
-    sample takes those of its timestep (`at`). `starts` are the timesteps at which spans begin.
+    With timestep tokens states are (B, 77, I · d) for I spans of timesteps, of which each sample
+    takes the one of its timestep (`at`). `starts` are the timesteps at which spans begin.
     """
 
     states: Tensor
@@ -20,7 +20,7 @@ class Conditioning:
     starts: tuple[float, ...] = ()
 
     def pick(self, index: Tensor) -> "Conditioning":
-        """The rows of an index (B,).
+        """The rows at `index` (B,).
 
         By `index_select`: the gradient of `states[index]` is summed in any order, even on a CPU.
         """
@@ -32,7 +32,7 @@ class Conditioning:
 
     @classmethod
     def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """One batch after another; all have the same spans of time."""
+        """Concatenate batches; all have the same spans."""
         names = parts[0].added
         return cls(
             torch.cat([part.states for part in parts]),
@@ -41,7 +41,7 @@ class Conditioning:
         )
 
     def at(self, timesteps: Tensor) -> "Conditioning":
-        """What each sample is conditioned on at its timestep; `timesteps` are (B,) or one."""
+        """The states of each sample at its timestep; `timesteps` are (B,) or one."""
         if not self.starts:
             return self
         by_span = self.states.unflatten(-1, (len(self.starts), -1))  # (B, 77, I, d)

@@ -1,4 +1,4 @@
-"""What a diffusers folder has: its parts, and of each the weights that are loaded. Loads none."""
+"""The parts of a diffusers folder, and the weights files that are loaded of each. Loads none."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Hashes that say which weights a base model has. Loads no weights, and no library that does."""
+"""Hashes that identify base models' weights. Loads no weights, and no library that does."""
 
 import json
 import os
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 
 def hash_of_base(base: Base) -> str | None:
-    """Of a single file, or of a folder as `hash_of_folder`; None for what only a hub knows.
+    """The hash of a single file, or of a folder (`hash_of_folder`); None if it is not local.
 
     Raises `InvalidWeights` if a shipped file is damaged or one is missing, and `InvalidInput` if
     the folder is no base model.
@@ -27,9 +27,9 @@ def hash_of_base(base: Base) -> str | None:
 
 
 def hash_of_folder(folder: Path) -> str:
-    """One hash for the weights of a diffusers folder, compared with its manifest if it has one.
+    """One hash for the weights of a diffusers folder, checked against its manifest if it has one.
 
-    Of those that are loaded: what else lies beside them makes it no other base model.
+    Only files that are loaded count.
     """
     files = [path for part in parts_of(folder).values() for path in part.files]
     hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}

@@ -1,4 +1,4 @@
-"""Between pictures and latents, in numbers that hold them."""
+"""Decoding latents without overflow, and finding weights that are not finite."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ def needs_float32(vae: "ModelMixin") -> bool:
 
 @contextmanager
 def in_float32(vae: nn.Module) -> Iterator[None]:
-    """Compute in float32 meanwhile; afterwards the weights are the very ones that they were."""
+    """Compute in float32 inside the context; afterwards the weights are the original tensors."""
     own = [(each, each.data) for each in (*vae.parameters(), *vae.buffers())]
     nn.Module.to(vae, dtype=torch.float32)  # diffusers' own `to` warns without a cause
     try:
@@ -65,25 +65,26 @@ def in_float32(vae: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def name_of_broken(
+def non_finite_parameter(
     pipeline: "DiffusionPipeline",
-    own: Mapping[str, Tensor] | None = None,
+    original: Mapping[str, Tensor] | None = None,
     *,
     is_changed: bool = False,
 ) -> str | None:
     """A parameter of a base model with values that are not finite, as `unet.conv_in.weight`.
 
-    `own` are its values of the U-Net's parameters where these have learned since. Where an
-    adapter has changed them (`is_changed`), infinite ones may be its doing; NaN never is, as
-    adapters are finite. Reads all weights: for when something has gone wrong.
+    `original` are the values before training of U-Net parameters that were trained. Where an
+    adapter has changed parameters (`is_changed`), only NaN counts: finite adapters can cause
+    infinities, but no NaN. Reads all weights, so call it only for an error message.
     """
-    own = own or {}
+    original = original or {}
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         network = getattr(pipeline, part, None)
         for name, now in network.named_parameters() if network is not None else ():
             if ".lora_" in name:
                 continue  # peft's, which learn
-            value: Tensor = own[name] if part == "unet" and name in own else now
+            is_trained = part == "unet" and name in original
+            value: Tensor = original[name] if is_trained else now
             if (value.isnan() if is_changed else ~value.isfinite()).any():
                 return f"{part}.{name.replace('.base_layer.', '.')}"  # peft's word
     return None

@@ -1,4 +1,4 @@
-"""From a base model's name to a pipeline in memory, and the hash that says which one it was."""
+"""Loading a base model by name, and the hash that identifies its weights."""
 
 import warnings
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ from transformers.utils import logging as transformers_logging
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
 from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
-from .fitness import (
+from .compatibility import (
     SINGLE_FILE,
+    as_invalid_weights,
     check_channels,
     check_fits,
     check_is_whole,
     check_tensors,
-    lacking,
+    missing_tensors,
     pipeline_class_of,
     predicts_velocity,
     short,
-    their_fault,
 )
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder
@@ -56,7 +56,7 @@ class LoadedBase:
 
 
 FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)
-"""The families of base models that there are; a new one is a file, and a place here."""
+"""The known families of base models; a new one is a file, and an entry here."""
 
 
 def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
@@ -65,15 +65,15 @@ def backbone_of(pipeline: DiffusionPipeline) -> Backbone:
         if family.accepts(pipeline):
             return family(pipeline)
     known = ", ".join(family.family for family in FAMILIES)
-    raise InvalidInput(f"{type(pipeline).__name__} is of no family that is known: {known}")
+    raise InvalidInput(f"{type(pipeline).__name__} is of an unknown family, not one of {known}")
 
 
 def load_base(
     name: str = DEFAULT_BASE, *, device: str | None = None, offline: bool = False
 ) -> LoadedBase:
-    """Load a base model for drawing: float16 on a CUDA GPU, float32 elsewhere.
+    """Load a base model: float16 on a CUDA GPU, float32 elsewhere.
 
-    What a hub has to send is fetched, unless `offline`. Raises `NotFound` if there is no such
+    Downloads from the hub, unless `offline`. Raises `NotFound` if there is no such
     model, `InvalidWeights` if its files are damaged, `InvalidInput` if it is none of SD 1.x, 2.x
     or SDXL.
     """
@@ -87,7 +87,7 @@ def load_base(
         else:
             folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
             pipeline, sha256 = _from_folder(base, folder, dtype)
-    with their_fault(base):
+    with as_invalid_weights(base):
         check_fits(base, pipeline)
     pipeline.to(chosen)
     if chosen.type == "cuda":
@@ -127,7 +127,7 @@ _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[DiffusionPipeline, str]:
-    """The pipeline and the hash of its weights; what cannot be used is told before these."""
+    """The pipeline and its weights' hash; cheap checks come first."""
     pipeline_class = pipeline_class_of(base, read_index(folder))
     parts = parts_of(folder)
     is_xl = pipeline_class is StableDiffusionXLPipeline
@@ -139,7 +139,7 @@ def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Diffusio
     unet, vae = (read_object(parts[name].folder / "config.json") for name in ("unet", "vae"))
     check_channels(base, unet.get("in_channels", 4), vae.get("latent_channels", 4))
     sha256 = hash_of_folder(folder)
-    with their_fault(base):
+    with as_invalid_weights(base):
         loaded = {name: _network(base, name, parts[name], dtype) for name in networks}
         left_out = dict.fromkeys(_NOT_LOADED if not is_xl else _NOT_LOADED[1:])
         pipeline = pipeline_class.from_pretrained(
@@ -176,7 +176,7 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module
     )
     model, found = cast("tuple[nn.Module, dict[str, list[str]]]", loaded)
     if missing := sorted(found["missing_keys"]):
-        raise lacking(base, [f"{name}.{each}" for each in missing])
+        raise missing_tensors(base, [f"{name}.{each}" for each in missing])
     return model
 
 
@@ -192,7 +192,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
     if base.config:
         read_index(Path(base.config))
     beside = f"its configuration and tokenizer may stand as a folder at {path.with_suffix('')}"
-    with their_fault(base, hint=beside):
+    with as_invalid_weights(base, hint=beside):
         pipeline = kind.from_single_file(
             path,
             dtype=dtype,
@@ -208,7 +208,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
         if parameter.is_meta
     ]
     if missing:
-        raise lacking(base, missing)
+        raise missing_tensors(base, missing)
     if predicts_velocity(path, tensors):
         changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:
@@ -225,7 +225,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
 def _fetched(base: Base, offline: bool) -> str:
     """The folder of a hub repository in the cache, downloaded if it has to be.
 
-    What it is, is looked at before the rest is fetched.
+    Its index is checked before the rest is downloaded.
     """
     try:
         index = hf_hub_download(base.source, PIPELINE_FILE, local_files_only=offline)

@@ -26,7 +26,7 @@ from .backbone import (
     TrainingScheduler,
 )
 from .conditioning import Conditioning
-from .latents import decoded, in_float32, name_of_broken, needs_float32
+from .latents import decoded, in_float32, needs_float32, non_finite_parameter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -69,22 +69,22 @@ class StableDiffusion(Backbone):
         return [TextEncoder(self.pipeline.tokenizer, self.pipeline.text_encoder)]
 
     def set_tokenizer(self, index: int, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Let a text encoder read by another tokenizer."""
+        """Give a text encoder another tokenizer."""
         setattr(self.pipeline, ("tokenizer", "tokenizer_2")[index], tokenizer)
 
     @property
     def size(self) -> int:
-        """Side, in pixels, of the pictures that the base model was trained on."""
+        """Side, in pixels, of the pictures it was trained on."""
         return self.pipeline.unet.config.sample_size * self.latent_factor
 
     @property
     def latent_factor(self) -> int:
-        """Pixels per place of a latent, along a side."""
+        """Pixels per latent position along a side."""
         return self.pipeline.vae_scale_factor
 
     @property
     def latent_channels(self) -> int:
-        """Channels of latents."""
+        """The number of channels of latents."""
         return self.pipeline.unet.config.in_channels
 
     def parameters(self, group: Group) -> dict[str, nn.Parameter]:
@@ -96,17 +96,17 @@ class StableDiffusion(Backbone):
         }
 
     def cross_attention(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The projections of text states to (keys, values), layer by layer."""
+        """The (key, value) projections of each cross-attention layer."""
         for name, layer in self.denoiser.named_modules():
             if name.endswith("attn2"):
                 yield layer.get_submodule("to_k"), layer.get_submodule("to_v")
 
     @property
     def localising_layers(self) -> str:
-        """Those of the first upward block that has any: 16x16 at 512 pixels (Hertz et al. 2023).
+        """Those of the first up block that has any: 16x16 at 512 pixels (Hertz et al. 2023).
 
-        On drawn scenes, where masks are known, they overlap with 0.66 of them (intersection over
-        union); all layers together with 0.37.
+        On synthetic scenes, whose masks are known, their IoU with the masks is 0.66; that of all
+        layers together 0.37.
         """
         layers = self.attention.layers
         blocks = [name for name in layers if name.endswith(".attn2") and "up_blocks" in name]
@@ -140,7 +140,7 @@ class StableDiffusion(Backbone):
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Posterior:
-        """Pictures of one size to latents, all at once. Raises `NotFinite` if that cannot be."""
+        """Encode pictures of one size. Raises `NotFinite` if the VAE overflows."""
         vae = self.pipeline.vae
         means, stds = [], []
         with in_float32(vae) if needs_float32(vae) else nullcontext():
@@ -181,7 +181,7 @@ class StableDiffusion(Backbone):
     # --- learning ---------------------------------------------------------------------------------
 
     def add_lora(self, rank: int) -> None:
-        """Put low-rank layers (peft's) beside the U-Net's attention projections, to be learnt."""
+        """Add trainable LoRA layers (peft's) to the U-Net's attention projections."""
         from peft import LoraConfig
 
         targets: list[str] = list(ATTENTION_PROJECTIONS)
@@ -199,11 +199,11 @@ class StableDiffusion(Backbone):
         unet = self.pipeline.unet
         (unet.enable_gradient_checkpointing if is_on else unet.disable_gradient_checkpointing)()
 
-    def name_of_broken(
-        self, own: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
+    def non_finite_parameter(
+        self, original: Mapping[str, Tensor] | None = None, *, is_changed: bool = False
     ) -> str | None:
         """A parameter with values that are not finite, as `unet.conv_in.weight`."""
-        return name_of_broken(self.pipeline, own, is_changed=is_changed)
+        return non_finite_parameter(self.pipeline, original, is_changed=is_changed)
 
     def training_scheduler(self) -> TrainingScheduler:
         """DDPM's, on the base model's noise schedule."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """As Stable Diffusion, with what a picture's size and pooled text states tell the U-Net."""
+    """Stable Diffusion with two text encoders, and pooled states and sizes as conditioning."""
 
     family: ClassVar[str] = "SDXL"
 

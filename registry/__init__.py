@@ -1,7 +1,7 @@
-"""Where personal concepts live: photos, what was learnt from them, and what made what.
+"""The registry of concepts: photos, trained versions, and the record of what made what.
 
-`Registry` is the way in. Names are imported when first used, so that a program that only needs to
-know where a registry is does not load the database libraries.
+Start with `Registry`. Names are imported on first use, so that `locate` does not load the database
+libraries.
 """
 
 from importlib import import_module

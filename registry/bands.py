@@ -1,7 +1,7 @@
 """PNGs with more pixels than are decoded at once: reduced band by band while they are unpacked.
 
 Pillow decodes whole files only. So each band of rows becomes a small PNG of its own, whose first
-row is the last one of the band above, since rows may be told as differences from the one above.
+row is the last one of the band above, since rows may be stored as differences from the one above.
 """
 
 import io
@@ -23,7 +23,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height that a PNG's header tells; (0, 0) if it is none."""
+    """Width and height in a PNG's header; (0, 0) if it is none."""
     is_png = data.startswith(PNG_MAGIC) and data[12:16] == b"IHDR" and len(data) >= 29
     return struct.unpack_from(">II", data, 16) if is_png else (0, 0)
 

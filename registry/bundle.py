@@ -125,7 +125,7 @@ _List = Annotated[list[_Item], FailFast()]
 
 
 class _Part(BaseModel):
-    """Mistakes are told one at a time: a list of all may fill the memory."""
+    """Errors are reported one at a time: a list of all may fill the memory."""
 
     model_config = ConfigDict(extra="allow", strict=True, ser_json_inf_nan="constants")
 
@@ -463,12 +463,12 @@ def _is_too_large(text: bytes) -> bool:
 def _refuse_newer(text: bytes, path: Path) -> None:
     """Say so where a manifest cannot be understood because a newer program wrote it."""
     try:
-        told = _Format.model_validate_json(text)
+        header = _Format.model_validate_json(text)
     except ValidationError:
         return
-    if told.format == FORMAT and told.format_version > FORMAT_VERSION:
+    if header.format == FORMAT and header.format_version > FORMAT_VERSION:
         raise InvalidBundle(
-            f"{path} was made by a newer program (bundle format {told.format_version})",
+            f"{path} was made by a newer program (bundle format {header.format_version})",
             hint="pip install --upgrade conceptry",
         )
 

@@ -122,7 +122,7 @@ def _profile_of_numbers(primaries: int, transfer: int) -> tuple[bytes | None, st
 
 
 def _profile_of_chunks(image: Image.Image) -> bytes | None:
-    """What gAMA and cHRM of a PNG tell; a gamma of 1/2.2 is written where sRGB is meant."""
+    """What gAMA and cHRM of a PNG say; a gamma of 1/2.2 is written where sRGB is meant."""
     exponent, primaries = image.info.get("gamma"), image.info.get("chromaticity")
     gamma = None
     if exponent is not None and abs(exponent - 1 / 2.2) > 0.01 and 0.1 <= exponent <= 2:

@@ -28,7 +28,7 @@ def is_deep(image: Image.Image) -> bool:
 def to_8_bits(image: Image.Image, beside: Beside, data: bytes) -> Image.Image:
     """Bring a photo, as decoded from `data`, to 8 bits; what is beyond white is clipped.
 
-    White is the highest value of its type, or the one that its tags tell. Of colours, Pillow keeps
+    White is the highest value of its type, or the one in its tags. Of colours, Pillow keeps
     the upper 8 bits; where tags say that those are empty, the others are decoded as well. Raises
     `ValueError` for values that are not a number.
     """
@@ -38,7 +38,7 @@ def to_8_bits(image: Image.Image, beside: Beside, data: bytes) -> Image.Image:
         grey = _scaled(lambda rows: values[rows], values.shape, white)
         is_negative = _tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _MIN_IS_WHITE
         return grey.point(range(255, -1, -1)) if is_negative else grey
-    white = _told_white(image, beside)
+    white = _tagged_white(image, beside)
     if white is None or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
     low = _lower_bits(image, data)
@@ -85,18 +85,18 @@ def _white_of_grey(image: Image.Image, values: np.ndarray, beside: Beside) -> fl
     highest = float(values.max())
     if image.mode == "F":
         return _white_of_floats(image, values, highest)
-    told = _told_white(image, beside)
-    if told is not None and (image.format != "PNG" or highest <= told):
-        return float(told)
+    tagged = _tagged_white(image, beside)
+    if tagged is not None and (image.format != "PNG" or highest <= tagged):
+        return float(tagged)
     if image.mode == "I" and image.format == "TIFF":
         return _white_of_integers(image, values, highest)
     return 65535.0
 
 
 def _white_of_floats(image: Image.Image, values: np.ndarray, highest: float) -> float:
-    told = _tag(image, _FLOAT_HIGHEST, 0) or _tag(image, _HIGHEST, 0)
-    if told in (1, 255, 65535):
-        return float(told)
+    tagged = _tag(image, _FLOAT_HIGHEST, 0) or _tag(image, _HIGHEST, 0)
+    if tagged in (1, 255, 65535):
+        return float(tagged)
     if np.count_nonzero(values > 1) <= values.size / 2:  # highlights, if any
         return 1.0
     return 255.0 if highest <= 255 else 65535.0
@@ -110,8 +110,8 @@ def _white_of_integers(image: Image.Image, values: np.ndarray, highest: float) -
     return 4294967295.0 if values.dtype == np.uint32 else 2147483647.0
 
 
-def _told_white(image: Image.Image, beside: Beside) -> int | None:
-    """The highest value that tags tell, if it is below that of 16 bits."""
+def _tagged_white(image: Image.Image, beside: Beside) -> int | None:
+    """The highest value by the tags, if it is below that of 16 bits."""
     bits = beside.significant_bits or 0
     if image.format == "TIFF" and _has_9_to_16_bits(image):
         used = _tag(image, _HIGHEST, 0)
@@ -126,7 +126,7 @@ def _has_9_to_16_bits(image: Image.Image) -> bool:
 
 
 def _tag(image: Image.Image, tag: int, default: float = math.nan) -> float:
-    """A number that a TIFF tells, the first of several."""
+    """The (first) number of a TIFF tag."""
     tags = getattr(image, "tag_v2", {})
     value = tags.get(tag, default)
     value = value[0] if isinstance(value, tuple) and value else value

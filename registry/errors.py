@@ -61,7 +61,7 @@ class InvalidWeights(InvalidInput):
 
 
 class NotFinite(InvalidInput):
-    """Numbers that are not finite came out of a base model, with or without what it wears."""
+    """A base model, with or without adapters, computed values that are not finite."""
 
     code = "not_finite"
 
@@ -79,7 +79,7 @@ class ConceptNotFound(NotFound):
 
     def __init__(self, key: str | int, known: Iterable[str]) -> None:
         if isinstance(key, int):
-            super().__init__("the concept was removed meanwhile", hint="concept list")
+            super().__init__("the concept was removed", hint="concept list")
         else:
             super().__init__(f'no concept is named "{key}"', hint=suggest(key, known))
 
@@ -133,7 +133,7 @@ class TrainingInterrupted(ConceptryError):
 
 
 def quoted(word: object) -> str:
-    """A word of a command to type, as a shell takes it: it may be a stranger's."""
+    """A word quoted for a shell, for commands in hints; it may come from an untrusted file."""
     return shlex.quote(str(word))
 
 

@@ -15,7 +15,7 @@ from .edits import check_category_fits, concept_row, record_event, refresh, set_
 from .errors import InvalidImage
 from .names import check_category, check_name, check_text, plain_file_name
 from .queries import category_of, show_concept
-from .records import Added, AddedImage, Duplicate, Warned
+from .records import AddedImage, AddReport, Duplicate, PhotoWarning
 from .sources import Source, listed
 from .store import Store
 from .tables import Concept, Image
@@ -46,9 +46,9 @@ def add(
     category: str | None,
     tags: Sequence[str],
     notes: str | None,
-    warnings: Sequence[Warned] = (),
+    warnings: Sequence[PhotoWarning] = (),
     on_progress: Progress | None,
-) -> Added:
+) -> AddReport:
     """Create or extend a concept; see `Registry.add`."""
     name = check_name(name)
     tags = [check_name(tag, "tag") for tag in tags]
@@ -71,8 +71,8 @@ def add(
                 refresh(session, concept)
                 record_event(session, concept, "add", **changes)
         found = [warning for item in received for warning in _warnings(item)]
-        told = [*found, *_without_masks(received), *warnings]
-        return Added(show_concept(store.database, name), added, duplicates, told)
+        warnings = [*found, *_without_masks(received), *warnings]
+        return AddReport(show_concept(store.database, name), added, duplicates, warnings)
 
 
 def _receive_all(
@@ -218,29 +218,29 @@ def _row(concept: Concept, item: Received, moment: str) -> Image:
     )
 
 
-def _warnings(item: Received) -> list[Warned]:
+def _warnings(item: Received) -> list[PhotoWarning]:
     path, photo = str(item.source.path), item.photo
-    found: list[Warned] = []
+    found: list[PhotoWarning] = []
     if min(photo.width, photo.height) < images.SMALL:
         size = f"{photo.width}x{photo.height}"
-        found.append(Warned("small", path, f"{size} is below {images.SMALL} pixels"))
+        found.append(PhotoWarning("small", path, f"{size} is below {images.SMALL} pixels"))
     if photo.blur > images.BLURRED:
-        found.append(Warned("blurred", path, f"looks blurred ({photo.blur:.2f} of 1)"))
+        found.append(PhotoWarning("blurred", path, f"looks blurred ({photo.blur:.2f} of 1)"))
     if photo.brightest < images.DARK:
         shades = f"99 % of it is below {photo.brightest + 1} of 255"
-        found.append(Warned("dark", path, f"is very dark ({shades})"))
+        found.append(PhotoWarning("dark", path, f"is very dark ({shades})"))
     if photo.colour is not None:
-        found.append(Warned("colour", path, photo.colour))
+        found.append(PhotoWarning("colour", path, photo.colour))
     if photo.frames > 1:
-        found.append(Warned("frames", path, f"has {photo.frames} frames; the first is used"))
+        found.append(PhotoWarning("frames", path, f"has {photo.frames} frames; the first is used"))
     return found
 
 
-def _without_masks(received: Sequence[Received]) -> list[Warned]:
+def _without_masks(received: Sequence[Received]) -> list[PhotoWarning]:
     """Photos that got no mask although others did from files."""
     masks = [item.source.mask for item in received if item.source.mask is not None]
     lacking = [item.source.path.name for item in received if item.mask is None]
     if not masks or not lacking:
         return []
     message = f"has no mask for {len(lacking)} of {len(received)} photos ({listed(lacking)})"
-    return [Warned("no_mask", str(masks[0].parent), message)]
+    return [PhotoWarning("no_mask", str(masks[0].parent), message)]

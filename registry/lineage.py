@@ -177,7 +177,7 @@ def add_version(
 
 
 def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) -> int:
-    """Store what a run learnt, and record that it is done; see `Registry.finish_run`."""
+    """Store the result of a run, and mark it done; see `Registry.finish_run`."""
     with store.receive() as staging:
         stored = _stored(staging, files, kind)
         with store.database.write() as session:
@@ -386,7 +386,7 @@ _TRACE_SQL = """
 
 
 def trace(store: Store, output_sha256: str) -> Lineage:
-    """From a picture back to the photos that taught it; see `Registry.trace`."""
+    """What made a picture; see `Registry.trace`."""
     rows = store.database.rows(_TRACE_SQL, sha256=output_sha256)
     if not rows:
         raise NotFound(f"no picture with the hash {output_sha256} was drawn with this registry")
@@ -408,12 +408,12 @@ def trace(store: Store, output_sha256: str) -> Lineage:
 
 
 def check_config(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The settings of a run, if they name what it was taught from; methods know the others."""
+    """Check the photos and category in a run's config; methods check the other settings."""
     photos, category = config.get("photos", []), config.get("category", "thing")
     if not isinstance(photos, (list, tuple)) or not all(map(_is_hash, photos)):
         raise InvalidInput("photos are not hashes")
     if not isinstance(category, str) or check_category(category) != category:
-        raise InvalidInput("the category is none")
+        raise InvalidInput("the category is not valid")
     return config
 
 

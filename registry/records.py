@@ -1,11 +1,11 @@
-"""What the registry tells: frozen records, whose fields are the keys of the JSON interface."""
+"""The records that the registry returns; their fields are the keys of the JSON interface."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 ConceptKey = str | int
-"""A concept by its name or, while it may be renamed, by its id."""
+"""A concept by name, or by id, which stays the same if it is renamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ArtifactRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A numbered result: its aliases, the run that made it and its files."""
+    """A version of a concept: its aliases, the run that made it and its files."""
 
     number: int
     aliases: list[str]
@@ -95,7 +95,7 @@ class Concept:
 
 
 class Scored(TypedDict):
-    """The scores of a version, as they are handed in; see `EvaluationRecord`."""
+    """The scores of a version, as `add_evaluation` takes them; see `EvaluationRecord`."""
 
     suite: str
     config: Mapping[str, object]
@@ -112,7 +112,7 @@ class EvaluationRecord:
     scores: dict[str, object]
     created: str
     is_imported: bool = False
-    """Whether it came with an import: what a stranger says, which nothing is decided by."""
+    """Whether it was imported; imported scores are untrusted, and never reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class PhotoWarning:
     """Something about a file or folder that may spoil a training.
 
     `code`: small, blurred, dark, colour or frames; of folders, left_out (files that are no photos),
@@ -165,13 +165,13 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
-    """What `add` did."""
+class AddReport:
+    """What `add` added, and what it found."""
 
     concept: Concept
     added: list[AddedImage]
     duplicates: list[Duplicate]
-    warnings: list[Warned]
+    warnings: list[PhotoWarning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that `check` found. `path` is relative to the registry's folder.
+    """A finding of `check`; `path` is relative to the registry's folder.
 
     Errors are `missing`, `truncated`, `damaged`, `size`, `unreadable`, `database` and `search`;
     notes, which hurt nothing, are `misnamed`, `orphan`, `foreign`, `temporary`, `aside` and
@@ -204,7 +204,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check` looked at and found. `ok` if no error is left unrepaired."""
+    """What `check` examined and found; `ok` if no error is left unrepaired."""
 
     ok: bool
     read_data: bool
@@ -249,7 +249,7 @@ class BundleReport:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """From a picture back to the photos that taught it."""
+    """What made a picture, back to the photos that its concepts were trained on."""
 
     prompt: str
     seed: int
@@ -260,7 +260,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class LineageSource:
-    """One concept in a picture: the version drawn, the run that made it, the photos it learnt."""
+    """A concept in a picture: the version drawn, its run, and the photos it was trained on."""
 
     concept: str
     version: int

@@ -15,7 +15,7 @@ from .files import PRIVATE
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
-    Added,
+    AddReport,
     BackupReport,
     BundleReport,
     CheckReport,
@@ -49,14 +49,14 @@ AnyPath = str | os.PathLike[str]
 
 
 class Registry:
-    """Personal concepts: their photos, what was learnt from them, and what made what.
+    """A registry of concepts: photos, trained versions, and the record of what made what.
 
         with Registry.open("concepts.db", create=True) as registry:
             registry.add("rex", ["photos/"], category="dog", tags=["pets"])
             for concept in registry.find(tags=["pets"]).concepts:
                 print(concept.name, concept.images)
 
-    Every change is one transaction: it is there completely or not at all, also after a crash.
+    Every change is one transaction: done completely or not at all, also after a crash.
     Several processes may use one registry; within a process, open one `Registry` per thread.
     """
 
@@ -71,7 +71,7 @@ class Registry:
         create: bool = False,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Self:
-        """Open a registry, bringing its schema up to date; with `create`, make one if need be.
+        """Open a registry, migrating its schema if needed; with `create`, make a missing one.
 
         Without `path` it is `$CONCEPT_REGISTRY`, `./concepts.db` or the one in the user's data
         folder. Raises `RegistryMissing`, `RegistryCorrupt`, `RegistryTooNew`, and, after `timeout`
@@ -114,7 +114,7 @@ class Registry:
         return self._store.location
 
     def check_outside(self, path: AnyPath | None) -> None:
-        """Raise `InvalidInput` for a path to write to, if any, that is the registry's own."""
+        """Raise `InvalidInput` if an output path, unless None, is one of the registry's own."""
         if path is not None:
             self.location.check_outside(plain_path(path))
 
@@ -131,7 +131,7 @@ class Registry:
         tags: Sequence[str] = (),
         notes: str | None = None,
         on_progress: "Progress | None" = None,
-    ) -> Added:
+    ) -> AddReport:
         """Create a concept from photos, or append photos to it: all of them or none.
 
         `paths` are files, folders and patterns. `category` is the plain word for what it is, and
@@ -203,7 +203,7 @@ class Registry:
         captions: Mapping[str, str] | None = None,
         remove_images: Sequence[str] = (),
     ) -> Concept:
-        """Change what is known of a concept; what is None stays.
+        """Change a concept's metadata; None leaves a field as it is.
 
         Photos are named by file name, hash, or the first 4 or more digits of it. Raises
         `ConceptNotFound`, `NotFound` (a photo) and `InvalidInput`.
@@ -224,11 +224,14 @@ class Registry:
         return edits.rename(self._store, name, new_name)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Forget concepts, all or, if one does not exist, none. Their files stay until `gc`."""
+        """Remove concepts: all or, if one does not exist, none. Their files stay until `gc`.
+
+        Raises `ConceptNotFound`.
+        """
         edits.remove(self._store, names)
 
     def history(self, name: str | None = None, *, limit: int = 0) -> list[EventRecord]:
-        """What was done, oldest first, to one concept (removed ones too) or to all.
+        """The events of one concept (removed ones too) or of all, oldest first.
 
         The last `limit` events, 0 for all of them.
         """
@@ -245,7 +248,7 @@ class Registry:
         return images.read_photo(data, image.filename, at_least=at_least)
 
     def read_mask(self, image: ImageRecord) -> "Image | None":
-        """The subject mask of a photo, 8-bit grey of the size as read, white on the subject."""
+        """The mask of a photo, if any: 8-bit grey, of the size as read, white on the subject."""
         if image.mask is None:
             return None
         return images.open_stored_mask(self._store.blobs.read(image.mask))
@@ -287,15 +290,15 @@ class Registry:
         cache_size: float = 0,
         unknown: bool = False,
     ) -> GcReport:
-        """Delete stored files that nothing needs and that are older than `grace` seconds.
+        """Delete stored files that no row needs and that are older than `grace` seconds.
 
-        With them go the resume points of trainings that nothing goes on with any more, the cache
-        but for the latest `cache_size` bytes of it and, with `checkpoints`, what trainings that
-        are done kept of their way. What cannot be deleted stops nothing: the report names it.
+        Also deletes resume points that no training can use any more, the cache but for its latest
+        `cache_size` bytes and, with `checkpoints`, the checkpoints of finished trainings. Files
+        that cannot be deleted are named in the report.
 
         Raises `RegistryBusy` while photos are being added, and `RegistryCorrupt`, having deleted
-        nothing, if the database is damaged. So too, unless `unknown` files may go, if it is not the
-        database that stored these files last, nor a later state of it, or if files are missing.
+        nothing, if the database is damaged. So too, unless `unknown` is set, if files are missing,
+        or if another database, or a later state of this one, stored files here last.
         """
         return upkeep.gc(
             self._store,
@@ -307,7 +310,7 @@ class Registry:
         )
 
     def backup(self, folder: AnyPath, *, on_progress: "Progress | None" = None) -> BackupReport:
-        """Copy the registry into a folder, where it is a registry again.
+        """Copy the registry into a folder, as a registry of its own.
 
         A folder with an earlier backup is brought up to date. Raises `AlreadyExists` for a folder
         with other things in it, `RegistryCorrupt` if a stored file is damaged (the others are
@@ -326,7 +329,7 @@ class Registry:
         return bundle.export_bundle(self._store, names, plain_path(path), overwrite=overwrite)
 
     def import_bundle(self, path: AnyPath, *, name: str | None = None) -> list[Concept]:
-        """Take in every concept of an exported file, or none; `name` renames a single one.
+        """Import all concepts of an exported file, or none; `name` renames a single one.
 
         Raises `NotFound`, `InvalidBundle`, `InvalidImage`, `InvalidWeights` and `AlreadyExists`.
         """
@@ -345,9 +348,9 @@ class Registry:
         seed: int,
         packages: Mapping[str, str],
     ) -> str:
-        """Record that a training begins, from all present photos of a concept; return its id.
+        """Record that a training of a concept's present photos begins; returns the run's id.
 
-        Hold the `training_lock` until it ends: without it, others take the run for interrupted.
+        Hold the `training_lock` until it ends, or other processes take the run for interrupted.
         """
         return lineage.begin_run(
             self._store,
@@ -361,39 +364,39 @@ class Registry:
         )
 
     def resume_run(self, run: str) -> None:
-        """Record that a run that was interrupted goes on."""
+        """Record that an interrupted run continues."""
         lineage.resume_run(self._store, run)
 
     def resumable_run(self, concept: ConceptKey) -> RunRecord:
-        """The latest training of a concept, if it did not end. Raises `NotFound`."""
+        """The latest run of a concept. Raises `NotFound` if it is done, or was imported."""
         return running.resumable_run(self._store, self.show(concept))
 
     def began_here(self, run: str) -> bool:
-        """Whether a run began in this registry; one that was imported never goes on."""
+        """Whether a run began in this registry; imported ones cannot be resumed."""
         return queries.began_here(self._store.database, run)
 
     def training_lock(self, concept: ConceptKey) -> AbstractContextManager[None]:
-        """Be the only process that trains a concept. Raises `RegistryBusy` if another one does."""
+        """Lock a concept for training. Raises `RegistryBusy` if another process trains it."""
         return locks.training_lock(self.location, self.show(concept))
 
     def run_folder(self, run: str) -> Path:
-        """A folder for what only a run under way needs, such as where it goes on."""
+        """The folder of a run's resume point, previews and checkpoints."""
         return running.run_folder(self.location, run)
 
     def checkpoints(self, run: str) -> list[Path]:
-        """The adapters that a training kept of its way, in its order."""
+        """The kept checkpoints of a run, in order."""
         return running.checkpoints(self.location, run)
 
     def cache_folder(self, *names: str) -> Path:
-        """A folder for what can be made again; `gc` clears it."""
+        """A folder of the cache, for what can be recomputed; `gc` clears it."""
         return running.cache_folder(self.location, *names)
 
     def tidy_run_folder(self, run: str) -> None:
-        """Remove what only a run under way needs; its previews and checkpoints stay."""
+        """Remove a run's resume point; its previews and checkpoints stay."""
         running.tidy_run_folder(self.location, run)
 
     def end_run(self, run: str, status: str, *, error: str | None = None) -> None:
-        """Record how a training ended: done, interrupted or failed."""
+        """Record how a run ended; `status` is done, interrupted or failed."""
         lineage.end_run(self._store, run, status, error=error)
 
     def log_metrics(self, run: str, rows: Iterable[tuple[str, int, str, float]]) -> None:
@@ -401,7 +404,7 @@ class Registry:
         lineage.log_metrics(self._store, run, rows)
 
     def metrics(self, run: str) -> list[tuple[str, int, str, float]]:
-        """What was logged of a run: (stage, step, name, value), stage after stage."""
+        """The logged rows of a run, (stage, step, name, value), stage after stage."""
         return lineage.metrics(self._store, run)
 
     def add_version(
@@ -416,9 +419,8 @@ class Registry:
     ) -> int:
         """Store safetensors files as the next version of a concept and return its number.
 
-        An alias, and the scores that `evaluation` gives for that number in the words of
-        `add_evaluation`, are there with it or not at all. Raises `InvalidWeights` for anything but
-        sound, finite safetensors.
+        The alias, and the scores that `evaluation` returns for the number, are recorded in the same
+        transaction. Raises `InvalidWeights` for anything but sound, finite safetensors.
         """
         return lineage.add_version(
             self._store,
@@ -431,14 +433,14 @@ class Registry:
         )
 
     def finish_run(self, run: str, files: Mapping[str, AnyPath], *, kind: str = "adapter") -> int:
-        """Store what a run learnt as the next version, and that the run is done: both or neither.
+        """Store a run's adapter as the next version and mark the run done, in one transaction.
 
         Returns the version's number. Raises what `add_version` raises.
         """
         return lineage.finish_run(self._store, run, _plain_paths(files), kind=kind)
 
     def set_alias(self, concept: ConceptKey, number: int, alias: str) -> None:
-        """Let a word such as `best` stand for a version; it may have stood for another before."""
+        """Give a version an alias such as `best`, which moves from another version if need be."""
         lineage.set_alias(self._store, concept, number, alias)
 
     def add_evaluation(
@@ -456,7 +458,7 @@ class Registry:
         )
 
     def evaluations(self, concept: ConceptKey) -> list[EvaluationRecord]:
-        """What was scored of a concept, oldest first. Raises `NotFound`."""
+        """The scores of a concept's versions, oldest first. Raises `NotFound`."""
         return lineage.evaluations(self._store, concept)
 
     def add_generation(
@@ -470,9 +472,9 @@ class Registry:
         settings: Mapping[str, object],
         versions: Sequence[tuple[ConceptKey, int]],
     ) -> None:
-        """Record a picture drawn with (concept, version) pairs, by the hash of its file.
+        """Record a picture by the hash of its file; `versions` are (concept, number) pairs.
 
-        A concept that is named by its id may have been removed meanwhile.
+        Concepts given by id may have been removed since.
         """
         lineage.add_generation(
             self._store,
@@ -486,7 +488,7 @@ class Registry:
         )
 
     def trace(self, output_sha256: str) -> Lineage:
-        """From a picture back to the versions, runs and photos that made it: one query."""
+        """The versions, runs and photos that made a picture. Raises `NotFound`."""
         return lineage.trace(self._store, output_sha256)
 
 

@@ -40,7 +40,7 @@ from .store import Store
 PREVIEWS_FILE = "previews.png"
 RESUME_FILE = "resume.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
-"""What a version of a concept is stored as."""
+"""The file name of a version's adapter."""
 CLASS_PICTURES, EVALUATIONS = CACHES = ("class-pictures", "evaluations")
 CHECKPOINT_PREFIX = "checkpoint-"
 _CLASS_PICTURE = re.compile(r"[0-9]{5,}\.png")
@@ -61,7 +61,7 @@ def _is_checkpoint(name: str) -> bool:
 
 
 def checkpoints(location: Location, run: str) -> list[Path]:
-    """What a run kept of its way, as adapters, in the order of their names."""
+    """The kept checkpoints of a run, in the order of their names."""
     folder = below(location.runs, check_run_id(run))
     files = (each.path for each in _files(location, folder))
     return [path for path in files if _is_checkpoint(path.name)]
@@ -83,7 +83,7 @@ def stored_files(location: Location) -> Path | None:
 
 
 def run_folder(location: Location, run: str) -> Path:
-    """The folder of a run, made if need be."""
+    """The folder of a run, created if needed."""
     try:
         return make_folder(location.runs, below(location.runs, check_run_id(run)))
     except OSError as error:
@@ -91,7 +91,7 @@ def run_folder(location: Location, run: str) -> Path:
 
 
 def tidy_run_folder(location: Location, run: str) -> None:
-    """Remove what only a run under way needs; its previews and checkpoints stay."""
+    """Remove a run's resume point; its previews and checkpoints stay."""
     folder = below(location.runs, check_run_id(run))
     for file in _files(location, folder):
         if not stays(file.path.name):
@@ -100,7 +100,7 @@ def tidy_run_folder(location: Location, run: str) -> None:
 
 
 def cache_folder(location: Location, *names: str) -> Path:
-    """A folder of what can be made again, made if need be; raises `StorageError`."""
+    """A folder of the cache, created if needed; raises `StorageError`."""
     try:
         return make_folder(location.cache, below(location.cache, *names))
     except OSError as error:
@@ -184,7 +184,7 @@ _LEARNT_SQL = """
 
 
 def photos_of_trainings(store: Store) -> set[str]:
-    """What trainings under way learn from, also if it was removed from its concept meanwhile."""
+    """What trainings under way learn from, even if it was removed from its concept since."""
     alive: dict[str, bool] = {}
     found: set[str] = set()
     for row in store.database.rows(_LEARNT_SQL):
@@ -197,10 +197,10 @@ def photos_of_trainings(store: Store) -> set[str]:
 
 
 def resumable_run(store: Store, concept: Concept) -> RunRecord:
-    """The latest run of a concept, if it did not end; see `Registry.resumable_run`."""
+    """The latest run of a concept, if it is unfinished; see `Registry.resumable_run`."""
     if not concept.runs or concept.runs[-1].status == "done":
         raise NotFound(
-            f"{concept.name} has no training to go on with", hint=f"concept train {concept.name}"
+            f"{concept.name} has no unfinished training", hint=f"concept train {concept.name}"
         )
     if not began_here(store.database, concept.runs[-1].run):
         raise NotFound(

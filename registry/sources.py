@@ -17,7 +17,7 @@ from .errors import (
 )
 from .images import SUFFIXES
 from .names import check_text
-from .records import Warned
+from .records import PhotoWarning
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
@@ -27,7 +27,7 @@ _MASK_LABEL = "-masklabel"
 _TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".json", ".jsonl", ".csv", ".md", ".yaml", ".yml", ".toml")
 _MAX_TEXT_BYTES = 16 << 20
 _SHOWN = 4
-"""Of a list of names, so many are told."""
+"""Messages list at most this many names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ def passed_over(
     found: Sequence[Source],
     *,
     masks: str | os.PathLike[str] | None = None,
-) -> list[Warned]:
-    """What a person may miss in the sources `found`: files, folders and masks left aside."""
-    told: list[Warned] = []
+) -> list[PhotoWarning]:
+    """Warnings about what is not in `found`: skipped files, subfolders and unused masks."""
+    warnings: list[PhotoWarning] = []
     mask_folder = None if masks is None else _at_home(masks)
     for folder in dict.fromkeys(map(_at_home, paths)):
         if not os.path.isdir(folder):
@@ -91,20 +91,24 @@ def passed_over(
         files = [path.name for path in _entries(folder) if _is_left_out(path)]
         if files:
             many = f"{len(files)} files are" if len(files) > 1 else "a file is"
-            told.append(
-                Warned("left_out", str(folder), f"{many} left out, as no photo: {listed(files)}")
+            warnings.append(
+                PhotoWarning(
+                    "left_out", str(folder), f"{many} left out, as no photo: {listed(files)}"
+                )
             )
         below = [each for each in _folders_with_photos(folder) if each != mask_folder]
         if below:
             names = listed([f"{each.name}/" for each in below])
-            told.append(Warned("left_out", str(folder), f"has more photos, left out, in {names}"))
+            warnings.append(
+                PhotoWarning("left_out", str(folder), f"has more photos, left out, in {names}")
+            )
     if mask_folder is not None:
         unused = _match_masks([source.path for source in found], mask_folder).unused
         if unused:
             fit = "fit no photo" if len(unused) > 1 else "fits no photo"
             names = listed([mask.name for mask in unused])
-            told.append(Warned("unused_masks", str(mask_folder), f"{names} {fit}"))
-    return told
+            warnings.append(PhotoWarning("unused_masks", str(mask_folder), f"{names} {fit}"))
+    return warnings
 
 
 def listed(names: Sequence[str]) -> str:
@@ -250,9 +254,9 @@ def _read_metadata(path: Path) -> dict[str, str]:
             row = None
         if not isinstance(row, dict):
             raise InvalidInput(f"line {number} of {path} is not a JSON object")
-        told = [row[key] for key in _METADATA_KEYS if isinstance(row.get(key), str)]
-        if isinstance(name := row.get("file_name"), str) and told:
-            found[name.removeprefix("./")] = check_text(told[0], f"caption in {path}")
+        captions = [row[key] for key in _METADATA_KEYS if isinstance(row.get(key), str)]
+        if isinstance(name := row.get("file_name"), str) and captions:
+            found[name.removeprefix("./")] = check_text(captions[0], f"caption in {path}")
     return found
 
 

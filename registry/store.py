@@ -1,10 +1,8 @@
 """What every operation works on: the database, the blobs and the lock of one registry.
 
-A database and its stored files can come apart: another one, or an older copy, may be put in its
-place. So whoever stores files then leaves the latest event of the database with them, as a stamp.
-History only grows: a database without that event is not the one that stored them, or is an older
-state of it, and does not know what of theirs is needed. A copy of both, and a file that a killed
-`add` left, need no stamp of their own: the database still knows the event.
+A database may be replaced by another one, or by an older copy, and then does not know which of the
+stored files are needed. So whoever stores files writes the database's latest event beside them, as
+a stamp. As history only grows, a database without that event is another one, or an older state.
 """
 
 import contextlib
@@ -42,7 +40,7 @@ class Store:
 
     @contextlib.contextmanager
     def receive(self) -> Iterator[Staging]:
-        """Take in blobs: write them to the staging, publish it, then commit the rows.
+        """Add blobs: write them to the staging, publish it, then commit the rows.
 
         Whatever goes wrong before the commit, what came in goes out again.
         """
@@ -61,9 +59,9 @@ class Store:
         return [Use(**row) for row in rows]
 
     def stamp(self, *, over: bool = False) -> None:
-        """Leave the latest event with the stored files; with `over`, over that of another database.
+        """Write the latest event beside the stored files; with `over`, replace another database's.
 
-        A disk that refuses keeps the former one, which is as true.
+        If the disk refuses, the former stamp stays valid.
         """
         latest = self.database.rows(_LATEST_SQL)
         if latest and (over or self.stranger() is None):
@@ -72,16 +70,16 @@ class Store:
                 self.blobs.write_stamp(data.encode() + b"\n")
 
     def stranger(self) -> str | None:
-        """What another database, or a later state of this one, did last when it stored files here.
+        """The last event of the other database, or later state of this one, that stored files here.
 
-        None where this one knows of it, or nobody left a stamp.
+        None if this database has the event, or there is no stamp.
         """
         try:
             data = self.blobs.read_stamp()
             if data is None or not data.strip(b"\0"):  # a crash may leave it empty
                 return None
-            told = json.loads(data)
-            event = {name: told[name] for name in _EVENT}
+            stamp = json.loads(data)
+            event = {name: stamp[name] for name in _EVENT}
             if self.database.rows(_KNOWN_SQL, **event):
                 return None
             return printable(f"{event['action']} {event['concept']} at {event['at']}")[:200]
@@ -89,7 +87,7 @@ class Store:
             return "something that cannot be read"
 
     def _discard(self, hashes: Sequence[str]) -> None:
-        """Remove new blobs that no row came to need; `gc` will do it if others are at work."""
+        """Remove new blobs that no row needs; `gc` does it if another process holds the lock."""
         if not hashes:
             return
         with contextlib.suppress(ConceptryError, OSError), self.lock.exclusive(wait=False):

@@ -5,7 +5,7 @@ are the functions in `migrations.py`; a test holds the two equal.
 
     concept ─┬─ tag
              ├─ image ······ photos: original bytes, mask, caption
-             ├─ run ─┬─ run_image ······ which photos taught it
+             ├─ run ─┬─ run_image ······ which photos it learned from
              │       └─ metric
              ├─ version ─┬─ alias ······ such as `best`
              │           ├─ evaluation
@@ -21,7 +21,7 @@ from sqlmodel import Field, SQLModel
 
 
 class Concept(SQLModel, table=True):
-    """A name, the plain word for what it is, and what the owner says of it.
+    """A concept: name, category and notes.
 
     Ids are never used twice, so that events of a removed concept stay its own.
     """
@@ -34,7 +34,7 @@ class Concept(SQLModel, table=True):
     created: str
     updated: str
     search: str
-    """Everything a text search looks at, case-folded; see `queries.search_text`."""
+    """The text that a search matches, case-folded; see `queries.search_text`."""
 
 
 class Tag(SQLModel, table=True):
@@ -67,7 +67,7 @@ class Image(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """One training of one concept, with all that made it what it is."""
+    """A training of a concept, with all that its result depends on."""
 
     id: int = Field(default=None, primary_key=True)
     uid: str = Field(unique=True)
@@ -87,7 +87,7 @@ class Run(SQLModel, table=True):
 
 
 class RunImage(SQLModel, table=True):
-    """A photo that a run was taught from, by hash, so that the record outlives the photo."""
+    """A photo that a run was trained on, by hash, so that the record outlives the photo."""
 
     __tablename__: ClassVar[Any] = "run_image"
     __table_args__: ClassVar[dict[str, bool]] = {"sqlite_with_rowid": False}
@@ -107,7 +107,7 @@ class Metric(SQLModel, table=True):
 
 
 class Version(SQLModel, table=True):
-    """A numbered result of a concept."""
+    """A numbered version of a concept: the result of a training."""
 
     __table_args__: ClassVar[tuple[UniqueConstraint]] = (UniqueConstraint("concept_id", "number"),)
     id: int = Field(default=None, primary_key=True)
@@ -127,7 +127,7 @@ class Alias(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
-    """A stored safetensors file: what a version wears, or where a run resumes.
+    """A stored safetensors file: a version's adapter, or a run's resume point.
 
     It belongs to a version or to a run, never to both.
     """
@@ -156,7 +156,7 @@ class Evaluation(SQLModel, table=True):
 
 
 class Generation(SQLModel, table=True):
-    """A picture that was drawn, with all it takes to draw it again."""
+    """A picture, with all it takes to draw it again."""
 
     id: int = Field(default=None, primary_key=True)
     output_sha256: str = Field(index=True)

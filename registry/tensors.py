@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from .errors import InvalidWeights, NotFound
 
 ADAPTER_FORMAT = "conceptry-adapter 1"
-"""Under this name an adapter says what it was made for; see `adapters.file_format`."""
+"""The metadata key of an adapter's description; see `adapters.file_format`."""
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _FINITE_CHUNK = 1 << 22
 

@@ -1,4 +1,4 @@
-"""Looking after the stored files: `check` finds and mends what is wrong, `gc` frees room."""
+"""Maintenance of stored files: `check` finds and repairs errors, `gc` deletes unneeded files."""
 
 import itertools
 import math
@@ -49,7 +49,7 @@ def check(
     look_in: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
-    """Compare what the rows need with what is stored; see `Registry.check`."""
+    """Compare the files that rows need with the stored ones; see `Registry.check`."""
     if look_in is not None and not os.path.isdir(look_in):
         raise NotFound(f"the folder {look_in} does not exist")
     with store.lock.exclusive() if repair else store.lock.shared():
@@ -128,21 +128,22 @@ class _Scan:
     def _blob(self, file: StoredFile, uses: list[Use]) -> Iterator[Problem]:
         self.num_blobs += 1
         self.num_bytes += file.size
-        told = [use.bytes for use in uses if use.bytes != file.size]
+        wrong_sizes = [use.bytes for use in uses if use.bytes != file.size]
         is_whole = True
-        if told or self._read_data:
+        if wrong_sizes or self._read_data:
             try:
                 is_whole = _sha256_of(self._store.blobs.folder, file.path) == file.path.name
             except StorageError as error:
                 yield self._unreadable(file.path, error, uses)
                 return
-        if told and not is_whole:
-            what = f"has {file.size:,} bytes instead of {told[0]:,}"
+        if wrong_sizes and not is_whole:
+            what = f"has {file.size:,} bytes instead of {wrong_sizes[0]:,}"
             yield self._error("truncated", file.path, uses, what)
         elif not is_whole:
             yield self._error("damaged", file.path, uses, "does not hold the bytes of its name")
-        elif told:
-            what = f"is whole, but the database gives it {told[0]:,} bytes instead of {file.size:,}"
+        elif wrong_sizes:
+            wrong = f"{wrong_sizes[0]:,} bytes instead of {file.size:,}"
+            what = f"is whole, but the database gives it {wrong}"
             yield self._error("size", file.path, uses, what)
         elif not uses:
             what = "is needed by nothing" + ("; gc will remove it" if self.orphans_go else "")
@@ -193,7 +194,7 @@ def _relative(store: Store, path: Path) -> str:
 
 
 class _Repair:
-    """Mends what can be mended without losing a byte; damaged files are set aside, not deleted."""
+    """Repairs without losing a byte; damaged files are set aside, not deleted."""
 
     def __init__(self, store: Store, look_in: Path | None) -> None:
         self._store = store
@@ -225,7 +226,7 @@ class _Repair:
         return replace(problem, repaired=True)
 
     def _correct_size(self, path: Path) -> None:
-        """Let the rows give a whole file the size that it has."""
+        """Correct the size that rows record for an undamaged file."""
         size = os.lstat(path).st_size
         with self._store.database.write() as session:
             for table, column, of in _SIZES:
@@ -248,7 +249,7 @@ class _Repair:
         self._move(path, next(place for place in places if not os.path.lexists(place)))
 
     def _move(self, path: Path, place: Path) -> None:
-        """Move a whole file to another place in the store."""
+        """Move an undamaged file to another place in the store."""
         make_folder(self._store.blobs.folder, place.parent)
         move_file(self._store.blobs.folder, path, place)
 
@@ -270,17 +271,17 @@ class _Repair:
         lost = {use.sha256: use.bytes for p in problems for use in self._store.uses(p.sha256 or "")}
         unread: list[Problem] = []
 
-        def tell(error: OSError) -> None:
+        def report(error: OSError) -> None:
             what = f"cannot read {error.filename}: {error.strerror}"
             unread.append(Problem("unreadable", str(error.filename), what, is_error=False))
 
         with self._store.blobs.stage() as staging:
-            for folder, _, names in os.walk(self._look_in, onerror=tell):
+            for folder, _, names in os.walk(self._look_in, onerror=report):
                 for path in (Path(folder, name) for name in names):
                     try:
                         data = _bytes_of_lost(path, lost)
                     except OSError as error:
-                        tell(error)
+                        report(error)
                         continue
                     if data is not None:
                         del lost[staging.write(data)]
@@ -300,7 +301,7 @@ def _bytes_of_lost(path: Path, lost: Mapping[str, int]) -> bytes | None:
 
 
 def _stale_search(store: Store, repair: bool) -> list[Problem]:
-    """Concepts whose search text is not what their rows say; with `repair` it is made anew."""
+    """Concepts whose search text is outdated; `repair` updates it."""
     stale = list(stale_concepts(store.database))
     if repair:
         with store.database.write() as session:
@@ -403,7 +404,7 @@ def _restore_hint(store: Store) -> str:
 
 @dataclass(slots=True)
 class _Sweep:
-    """What goes, and what cannot; one file that does not let itself be deleted stops nothing."""
+    """Files to delete, and those that could not be deleted."""
 
     oldest_spared: float
     dry_run: bool

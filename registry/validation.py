@@ -1,8 +1,7 @@
-"""What is read, held to a type that describes it; what does not fit is told in one line.
+"""Validation of input against types; errors are one line.
 
-A type says what a value is, its range (`Field(ge=0, le=10)`) or its words (`Literal`), what else is
-allowed (`Field(description=…)`) and what a right one looks like (`Field(examples=…)`). The check
-and the words of its errors both come from there.
+A type gives a value's range (`Field(ge=0, le=10)`) or its words (`Literal`), and for error messages
+what is allowed (`Field(description=…)`) and an example (`Field(examples=…)`).
 """
 
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ _OF_TEXTS = ("string_pattern_mismatch", "string_too_long", "string_too_short")
 
 
 class Form(BaseModel):
-    """A mapping that people write: it has no other keys, and nothing in it is converted."""
+    """A mapping that people write: unknown keys are errors, and values are not converted."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, from_attributes=True, defer_build=True
@@ -64,7 +63,7 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 
 def validated(form: type[_Form], value: object, *, at: str = "", noun: str = "key") -> _Form:
-    """A value as its form has it. Raises `InvalidInput` with the first thing that does not fit.
+    """The value, checked against its form. Raises `InvalidInput` with the first error.
 
     `at` is where the value stands, `noun` what its keys are called.
     """

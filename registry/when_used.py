@@ -1,10 +1,10 @@
-"""Modules that are loaded when something of them is first used, so that reading stays quick."""
+"""Lazy imports: modules of this package that are loaded on first use, so that reads stay quick."""
 
 from importlib import import_module
 
 
 class WhenUsed:
-    """Stands for a module of this package."""
+    """A stand-in for a module of this package."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -237,11 +237,13 @@ def test_the_suite_that_is_shown_can_be_read() -> None:
 
 
 def test_the_prompts_that_are_shown_can_be_read() -> None:
-    from conceptry.generation import Defaults, Settings, read_prompts
+    from conceptry.generation import PromptDefaults, SamplingSettings, read_prompts
 
     (block,) = [each for each in blocks(read("docs/drawing.md")) if each.text.startswith("prompt,")]
     Path("wanted.csv").write_text(block.text)
-    found = read_prompts(Path("wanted.csv"), Defaults(n=1, seed=0, settings=Settings()))
+    found = read_prompts(
+        Path("wanted.csv"), PromptDefaults(n=1, seed=0, settings=SamplingSettings())
+    )
     assert [len(each.seeds) for each in found] == [4, 2]
 
 

@@ -12,7 +12,7 @@ import conceptry.methods
 import pytest
 from conceptry.generation import generate
 from conceptry.generation.request import Request
-from conceptry.methods.method import all_methods, settings_of
+from conceptry.methods.method import all_methods, resolve_settings
 from conceptry.models import loading
 from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import Registry
@@ -48,7 +48,7 @@ def rex(registry: Registry, tmp_path: Path) -> Registry:
 @pytest.mark.usefixtures("_toy_method")
 def test_a_method_is_a_module_and_a_preset(rex: Registry, base: LoadedBase) -> None:
     assert "frozen-word" in invoke("methods").stdout
-    settings = settings_of(all_methods()["frozen-word"], base="tiny")
+    settings = resolve_settings(all_methods()["frozen-word"], base="tiny")
     assert settings.stages()["word"].steps == 2
     done = train(rex, "rex", base, method="frozen-word", overrides=["augmentation.crops=1"])
     assert (done.method, done.version) == ("frozen-word", 1)

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
+from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.plan import Plan
 from conceptry.evaluation.suites import Suite, SuitePrompt
-from conceptry.evaluation.wanted import Wanted
-from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.request import Settings
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.training import train
 from drawing import draw_folder
 
 TAUGHT = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
-DRAWN_WORLD = Wanted("miniature", None, is_drawn_world=True)
+MINIATURE = EncoderNames("miniature", None, is_miniature=True)
 ALONE = Suite(
     "alone", "", (SuitePrompt("a photo of a {}"), SuitePrompt("a red {}", keeps_looks=False))
 )
@@ -23,13 +23,13 @@ TOGETHER = Suite("together", "", (SuitePrompt("a photo of a {} and a {other}"),)
 def plan_of(registry: Registry, base: LoadedBase, names: str, suite: Suite = ALONE) -> Plan:
     """Five pictures of each prompt, for the versions that a prompt names."""
     return Plan(
-        chosen=tuple(choose(registry, names)),
+        chosen=tuple(resolve_prompt(registry, names)),
         suite=suite,
-        wanted=DRAWN_WORLD,
+        encoders=MINIATURE,
         base=base.base.name,
         base_sha256=base.sha256,
         seeds=(0, 1, 2, 3, 4),
-        settings=Settings(steps=2, guidance=2.0),
+        settings=SamplingSettings(steps=2, guidance=2.0),
     )
 
 

@@ -1,9 +1,9 @@
-"""From photos to an adapter: the trainer, its loop, and Python calls for all of it.
+"""From photos to an adapter: training concepts, resuming, estimating.
 
     from conceptry.training import train
 
-Everything that `concept train` does is one of these calls; each is loaded when it is first asked
-for, as most of them need torch.
+Everything that `concept train` does is one of these calls. Names are imported on first use, as
+most of them need torch.
 """
 
 from importlib import import_module

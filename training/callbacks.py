@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and asks."""
+"""Callbacks of a training, and what they get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..adapters.weight_delta import WeightDelta
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What happened in a step: its losses, each with its weight."""
+    """A training step, counted from 1: its losses, each times its weight, and its seconds."""
 
     stage: str
     step: int
@@ -24,8 +24,8 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """What a training leaves: the tokens' vectors and, where it learnt, the denoiser's changes."""
+class LearnedAdapters:
+    """The result of a training: token vectors and, if it was trained, the denoiser's changes."""
 
     embedding: TokenEmbedding | TimestepTokens
     weights: WeightDelta | None
@@ -37,14 +37,14 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is learned after a step of the last stage; it is injected meanwhile.
+    """What is learned after a step of the last stage; injected while the callback runs.
 
-    `phrase` is the concept in a prompt, `[V] dog`.
+    `phrase` names the concept in a prompt, `[V] dog`.
     """
 
     stage: str
     step: int
-    learned: Learned
+    learned: LearnedAdapters
     phrase: str
 
     @property
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def _nothing(*_: object) -> None:
-    """Told to nobody."""
+    """Ignore a report."""
 
 
 def _no() -> bool:
@@ -63,20 +63,22 @@ def _no() -> bool:
 
 @dataclass(slots=True)
 class Hooks:
-    """What a training tells while it runs, and asks."""
+    """Callbacks of a training: reports of its progress, and questions whether to stop."""
 
     on_step: Callable[[StepReport], None] = _nothing
     on_saved: Callable[[Path], None] = _nothing
+    """Gets the path of a resume point that was written."""
     should_stop: Callable[[], bool] = _no
+    """Asked after each step; true saves a resume point and raises `TrainingInterrupted`."""
     on_class_picture: Callable[[int, int], None] = _nothing
-    """Gets how many class pictures are drawn, and of how many."""
+    """Gets (done, total) while class pictures are drawn."""
     on_preview: Callable[[str, int, list[Image.Image]], None] = _nothing
-    """Gets stage, step and a strip of pictures, every `preview_every` steps and after a stage."""
+    """Gets (stage, step, pictures), every `preview_every` steps and after a stage."""
     preview_every: int = 0
-    """0 draws none."""
+    """0: no previews."""
     on_checkpoint: Callable[[Checkpoint], None] = _nothing
     """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
     checkpoint_every: int = 0
-    """0 makes none."""
-    is_enough: Callable[[], bool] = _no
-    """Asked after each checkpoint; the training then ends as if all steps were done."""
+    """0: no checkpoints."""
+    should_finish: Callable[[], bool] = _no
+    """Asked after each checkpoint; true ends the training as if all steps were done."""

@@ -1,4 +1,4 @@
-"""Where an interrupted training goes on: one safetensors file, replaced whole or not at all."""
+"""Resume points: the state of a training as one safetensors file, replaced atomically."""
 
 import json
 import os
@@ -19,9 +19,9 @@ FORMAT = "conceptry-resume 1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """The state of a training: stages that are done, and the step that `stage` has come to.
+    """The state of a training: the completed stages, and how many steps of `stage` are done.
 
-    `learned` is everything learned so far; `optimizer` and `average` are those of `stage`.
+    `learned` has all trained tensors, `optimizer` and `average` (EMA) those of `stage`.
     """
 
     done: tuple[str, ...] = ()
@@ -32,14 +32,14 @@ class ResumePoint:
     average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Place = tuple[tuple[str, ...], str, int]
-"""The stages that are done, and the stage and the step in it that follow."""
+TrainingPosition = tuple[tuple[str, ...], str, int]
+"""(completed stages, current stage, its completed steps)."""
 
 _GROUPS = ("learned", "optimizer", "average")
 
 
 def write_resume_point(path: Path, point: ResumePoint) -> None:
-    """Write the file; a kill at any moment leaves the former one or this one.
+    """Write the file; a kill at any moment leaves the former one or this one whole.
 
     Raises `StorageError` if the disk refuses.
     """
@@ -58,14 +58,14 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
         ) from error
 
 
-def read_place(path: Path) -> Place:
-    """How far a training had come. Raises `InvalidWeights`."""
+def read_position(path: Path) -> TrainingPosition:
+    """How far a training had come. Raises `InvalidWeights` for another kind of file."""
     with _opened(path) as (_, place):
         return place
 
 
 def read_resume_point(path: Path) -> ResumePoint:
-    """Read the file. Raises `InvalidWeights` if it is none."""
+    """Read a resume point. Raises `InvalidWeights` for another kind of file."""
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
     with _opened(path) as (opened, (done, stage, step)):
         for name in opened.keys():  # noqa: SIM118 (no mapping)
@@ -74,18 +74,21 @@ def read_resume_point(path: Path) -> ResumePoint:
         return ResumePoint(done=done, stage=stage, step=step, **groups)
 
 
-def take_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors over those of the same names; raises `InvalidWeights` if they differ."""
+def copy_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into those of the same names.
+
+    Raises `InvalidWeights` for a missing name or another shape.
+    """
     for name, value in values.items():
         if name not in into or into[name].shape != value.shape:
             raise InvalidWeights(
                 f"the saved state of the training does not fit: {name}",
-                hint="concept train NAME begins anew",
+                hint="concept train NAME starts over",
             )
         into[name].data.copy_(value)
 
 
-def _place_in(text: str) -> Place | None:
+def _parse_position(text: str) -> TrainingPosition | None:
     match parse_json(text):
         case {"done": list(done), "stage": str(stage), "step": int(step)}:
             names = tuple(name for name in done if isinstance(name, str))
@@ -96,20 +99,20 @@ def _place_in(text: str) -> Place | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[safe_open, Place]]:
-    """The open file, and its place in the training."""
+def _opened(path: Path) -> Iterator[tuple[safe_open, TrainingPosition]]:
+    """The open file, and the position that it records."""
     if os.path.islink(path):
         raise InvalidWeights(f"{path} is a link, which no training left there")
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InvalidWeights(f"{path} is no resume point of this program")
-            place = _place_in(metadata["place"])
+                raise InvalidWeights(f"{path} is not a resume point of this program")
+            place = _parse_position(metadata["place"])
             if place is None:
                 raise InvalidWeights(f"{path} does not say how far the training had come")
             yield opened, place
     except InvalidWeights:
         raise
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InvalidWeights(f"{path} is no sound resume point: {error}") from error
+        raise InvalidWeights(f"{path} is not a sound resume point: {error}") from error

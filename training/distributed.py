@@ -1,7 +1,7 @@
-"""Several processes, one for each GPU, that train together.
+"""Data-parallel training: one process per GPU.
 
-The first one talks to the registry; the others follow what it tells them. They are started by
-`launch` or by `accelerate launch`, which both say so in the environment.
+The main process alone uses the registry, and broadcasts what the others need. `launch` or
+`accelerate launch` starts them, and sets the environment variables that say so.
 """
 
 import atexit
@@ -27,7 +27,7 @@ _GRACE_SECONDS = 10.0
 
 
 def num_processes() -> int:
-    """How many there are, this one included."""
+    """The number of processes, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -41,14 +41,14 @@ def own_device() -> str | None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that talks to the registry and to people."""
+    """Whether this is the process that uses the registry and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def broadcast(message: object = None) -> Any:
-    """What the first process tells all others; returns once everyone has it.
+    """Send the main process's message to all; returns it once everyone has it.
 
-    All processes have to call this as often; alone, a process tells itself.
+    All processes have to call this equally often; a single process gets its own message back.
     """
     if num_processes() == 1:
         return message
@@ -60,9 +60,9 @@ def broadcast(message: object = None) -> Any:
 
 
 def join() -> "torch.device":
-    """Meet the other processes, unless that was done; returns the device of this one.
+    """Connect to the other processes, once; returns the device of this one.
 
-    They may wait for hours where the first one draws class pictures.
+    The time-out is a day: they wait while the main process draws class pictures.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -88,13 +88,13 @@ def _leave() -> None:
         destroy_process_group()
 
 
-def agreed(flag: bool) -> bool:
-    """The first process's flag, in all of them."""
+def broadcast_flag(flag: bool) -> bool:
+    """The main process's flag, in all of them."""
     return bool(broadcast(flag)) if num_processes() > 1 else flag
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks a training to stop, beside Ctrl-C: SIGTERM and, unless it is ignored, SIGHUP."""
+    """The signals that stop a training, beside Ctrl-C: SIGTERM and, unless ignored, SIGHUP."""
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
         return [signal.SIGTERM]
@@ -104,8 +104,7 @@ def stop_signals() -> list[signal.Signals]:
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `python -m conceptry.cli` in `count` processes; returns the first one's exit code.
 
-    What the others print is kept back, unless one fails; then all are ended. Ctrl-C reaches them
-    by itself.
+    What the others print is shown only if one fails, which ends all. Ctrl-C reaches them by itself.
 
     Raises:
         InvalidInput: there are fewer GPUs.
@@ -114,7 +113,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
     """
     available = _num_gpus()
     if available and count > available:
-        raise InvalidInput(f"there are {available} GPUs for {count} processes")
+        raise InvalidInput(
+            f"there are {available} GPUs for {count} processes", hint=f"--processes {available}"
+        )
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
@@ -159,7 +160,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]
     """Until the first has ended or another one has failed; returns which.
 
     One that was interrupted has not failed: the first may still be saving. What fails for the
-    same cause in all of them is told by the first.
+    same cause in all of them is reported by the first.
     """
     first, *others = started
     while first.poll() is None:

@@ -1,4 +1,4 @@
-"""What a training would take: `estimate` tries some steps of it."""
+"""Time, memory and disk that a training would take, measured on a few steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
-from ..generation.sampler import blaming
-from ..methods.method import DEFAULT_METHOD, Method, active_stages, find_method, settings_of
+from ..generation.sampler import reporting_broken_base
+from ..methods.method import DEFAULT_METHOD, Method, active_stages, find_method, resolve_settings
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
 from ..registry import Registry
@@ -25,7 +25,7 @@ from .training import Training
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """A stage as it would be: `seconds` for all its steps."""
+    """A stage; `seconds` are for all its steps."""
 
     name: str
     steps: int
@@ -34,16 +34,17 @@ class StageEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a training would take: seconds, bytes of memory at the peak, bytes on the disk.
+    """What a training would take: seconds, peak memory, disk.
 
-    `disk_bytes` counts the resume point, which goes away, and the version, which stays.
+    `memory_bytes` are of the GPU, else of the process; `disk_bytes` count the resume point, which
+    is removed in the end, and the version, which stays.
     """
 
     concept: str
     method: str
     base: str
     seconds: float
-    """Of the whole batch, which `together` concepts share; so are the stages' and the memory."""
+    """Like `memory_bytes` and the stages': of the whole batch of `together` concepts."""
     together: int
     memory_bytes: int
     disk_bytes: int
@@ -60,10 +61,10 @@ def estimate(
     overrides: Sequence[str] = (),
 ) -> Estimate:
     """What `train` would take; see `estimate_many`."""
-    (told,) = estimate_many(
+    (found,) = estimate_many(
         registry, [name], base, method=method, preset=preset, overrides=overrides
     )
-    return told
+    return found
 
 
 def estimate_many(
@@ -75,19 +76,20 @@ def estimate_many(
     preset: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Estimate]:
-    """Try three steps of each stage of a batch and multiply; leaves no trace.
+    """Run three steps of each stage of a batch, and extrapolate; nothing is recorded.
 
-    Raises what `train` raises. Without class pictures, which DreamBooth draws the first time for a
-    category.
+    Does not count class pictures, which are drawn once for a category. Raises what `train` raises.
     """
     if num_processes() > 1:
-        raise InvalidInput("an estimate is made by one process", hint="leave --processes out")
+        raise InvalidInput("estimates run in one process", hint="leave --processes out")
     chosen = find_method(method)
-    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    settings = resolve_settings(
+        chosen, preset=preset, base=base.base.name, overrides=tuple(overrides)
+    )
     trial = settings.updated({"augmentation": {"crops": 2}})
-    for stage, numbers in active_stages(chosen, settings):
-        trial = trial.updated({stage.name: {"steps": min(3, numbers.steps)}})
-    taken: dict[str, float] = {}  # the last step of a stage: the first one warms up
+    for stage, stage_settings in active_stages(chosen, settings):
+        trial = trial.updated({stage.name: {"steps": min(3, stage_settings.steps)}})
+    taken: dict[str, float] = {}  # seconds of a stage's last step; the first one warms up
 
     def on_step(report: StepReport) -> None:
         taken[report.stage] = report.seconds
@@ -100,7 +102,7 @@ def estimate_many(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        with blaming(base):
+        with reporting_broken_base(base):
             outcomes = Trainer(trainings, paths).run()
         for path, learned in zip(paths, outcomes, strict=True):
             if isinstance(learned, TrainingFailed):
@@ -108,8 +110,12 @@ def estimate_many(
             size = sum(tensor.nbytes for tensor in learned.state().values())
             disk_bytes.append(3 * path.stat().st_size + size)  # with two moments of each weight
     stages = [
-        StageEstimate(stage.name, numbers.steps, round(numbers.steps * taken[stage.name], 1))
-        for stage, numbers in active_stages(chosen, settings)
+        StageEstimate(
+            stage.name,
+            stage_settings.steps,
+            round(stage_settings.steps * taken[stage.name], 1),
+        )
+        for stage, stage_settings in active_stages(chosen, settings)
     ]
     seconds, memory = round(sum(stage.seconds for stage in stages), 1), _peak_memory()
     return [

@@ -1,4 +1,4 @@
-"""From photos to latents: varied crops, made and encoded once, as a pool to draw batches from."""
+"""From photos to latents: augmented crops, made and encoded once, that batches are sampled from."""
 
 import math
 import random
@@ -13,20 +13,20 @@ from torch import Tensor
 from ..methods.settings import Augmentation
 from ..models.backbone import Backbone
 
-_FINER = 2
-"""By so much, photos are larger than their crops: at most when they are turned, at least when
+_OVERSAMPLING = 2
+"""Photos are this many times as large as their crops: at most while they are rotated, at least when
 they are decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """Posteriors of encoded pictures: `mean` and `std` (P, C, h, w), as the denoiser takes them."""
+    """VAE posteriors of P pictures: `mean` and `std` (P, C, h, w), scaled as latents."""
 
     mean: Tensor
     std: Tensor
 
     def sample(self, index: Tensor, noise: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of the pictures of an index (B,)."""
+        """Sample latents (B, C, h, w) of the pictures at `index` (B,), with noise (B, C, h, w)."""
         return self.mean[index] + self.std[index] * noise
 
     def __len__(self) -> int:
@@ -34,13 +34,13 @@ class LatentPool:
 
 
 def encode_pictures(backbone: Backbone, pictures: Sequence[Image.Image]) -> LatentPool:
-    """Encode pictures of one size. Raises `NotFinite` if the autoencoder cannot."""
+    """Encode pictures of one size. Raises `NotFinite` if the autoencoder overflows."""
     found = backbone.encode_images(pictures)
     return LatentPool(found.mean, found.std)
 
 
 class Photos(Sequence[Image.Image]):
-    """Photos that are decoded each time one is asked for, so that one at a time is in memory."""
+    """Photos that are decoded at each access, so that one at a time is in memory."""
 
     def __init__(self, readers: Sequence[Callable[[], Image.Image]]) -> None:
         self._readers = readers
@@ -58,16 +58,16 @@ class Photos(Sequence[Image.Image]):
 
 
 def needed_side(side: int, settings: Augmentation) -> int:
-    """Pixels on the shorter side of a photo from which more change no crop by much."""
-    return math.ceil(_FINER * side / settings.smallest)
+    """The shorter side of a photo, in pixels, beyond which crops hardly gain."""
+    return math.ceil(_OVERSAMPLING * side / settings.smallest)
 
 
 def varied_crops(
     photos: Sequence[Image.Image], side: int, settings: Augmentation, seed: int
 ) -> list[Image.Image]:
-    """Square crops of photos in turn, rotated, cut and mirrored at random, `side` pixels wide.
+    """Square crops of the photos in turn, `side` pixels wide, randomly rotated and mirrored.
 
-    Each photo is asked for once.
+    Each photo is read once.
     """
     num_crops = max(settings.crops, len(photos))
     crops: dict[int, Image.Image] = {}
@@ -87,7 +87,7 @@ def _varied(
     left = rng.randint(0, photo.width - cut)
     top = rng.randint(0, photo.height - cut)
     if degrees:
-        crop = _turned_crop(photo, (left, top), cut, side, degrees)
+        crop = _rotated_crop(photo, (left, top), cut, side, degrees)
     else:
         crop = photo.crop((left, top, left + cut, top + cut))
     crop = crop.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -96,14 +96,15 @@ def _varied(
     return crop
 
 
-def _turned_crop(
+def _rotated_crop(
     photo: Image.Image, corner: tuple[int, int], cut: int, side: int, degrees: float
 ) -> Image.Image:
-    """A square of the photo turned about its middle, what is beyond its edges mirrored.
+    """The square of `cut` pixels at `corner` of the photo rotated about its centre.
 
-    That of `cut` pixels at `corner`, shrunk before it is turned to at most `_FINER` times `side`.
+    What is beyond the edges is mirrored. Before rotating it is shrunk to at most `_OVERSAMPLING`
+    times `side`.
     """
-    factor = math.ceil(cut / (_FINER * side))
+    factor = math.ceil(cut / (_OVERSAMPLING * side))
     cosine, sine = math.cos(math.radians(-degrees)), math.sin(math.radians(-degrees))
     middle = np.array([photo.width, photo.height]) / 2
     turn = np.array([[cosine, sine], [-sine, cosine]])
@@ -126,7 +127,7 @@ def _turned_crop(
 
 
 def _mirrored(photo: Image.Image, box: tuple[int, int, int, int], factor: int) -> Image.Image:
-    """A box of the photo, counted in pixels of the `factor`-th size, mirrored at its edges."""
+    """A box of the photo reduced by `factor`, in its pixels, mirrored at the photo's edges."""
     sizes = [max(1, length // factor) for length in photo.size]
     columns, rows = (_mirrored_indices(box[axis], box[axis + 2], sizes[axis]) for axis in range(2))
     left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
@@ -137,6 +138,6 @@ def _mirrored(photo: Image.Image, box: tuple[int, int, int, int], factor: int) -
 
 
 def _mirrored_indices(first: int, end: int, length: int) -> np.ndarray:
-    """Which of `length` pixels stand at these places, as in numpy's symmetric padding."""
+    """Which of `length` pixels is at each of these places, as in numpy's symmetric padding."""
     places = np.arange(first, end) % (2 * length)
     return np.minimum(places, 2 * length - 1 - places)

@@ -1,4 +1,4 @@
-"""One stage of a training, step by step; trainings that run together share each batch."""
+"""The training loop: one stage, step by step; trainings of one batch share each forward pass."""
 
 import math
 import time
@@ -29,8 +29,8 @@ from ..registry.errors import (
 )
 from . import previews
 from .callbacks import Checkpoint, StepReport
-from .checkpoints import ResumePoint, take_values, write_resume_point
-from .distributed import agreed, broadcast
+from .checkpoints import ResumePoint, copy_values, write_resume_point
+from .distributed import broadcast, broadcast_flag
 from .sources import Minibatch
 from .training import Training
 
@@ -38,61 +38,65 @@ SAVE_EVERY_SECONDS = 120.0
 
 
 def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, TrainingFailed]":
-    """Take all steps of a stage; returns those that failed, and why."""
+    """Run all steps of a stage; returns the runs that failed, with their errors."""
     return _Loop(runs).run()
 
 
 class _Loop:
-    """The one training loop: samples of all runs go through the denoiser as one batch."""
+    """The only training loop: samples of all runs go through the denoiser as one batch."""
 
     def __init__(self, runs: "Sequence[StageRun]") -> None:
         self.all = list(runs)
         self.active = list(runs)
         self.failed: dict[StageRun, TrainingFailed] = {}
-        lead = runs[0]
-        self.training = lead.training
-        self.settings, self.numbers, self.stage = lead.settings, lead.numbers, lead.stage
-        self.accelerator = lead.training.accelerator
+        first = runs[0]
+        self.training = first.training
+        self.settings, self.stage, self.stage_settings = (
+            first.settings,
+            first.stage,
+            first.stage_settings,
+        )
+        self.accelerator = first.training.accelerator
         learning = [
             vectors for run in runs for vectors in run.training.embedding.learning().values()
         ]
         optimizers = [run.optimizer for run in runs]
         self.model, *prepared = self.accelerator.prepare(
-            _Denoiser(lead.training.backbone, nn.ParameterList(learning)), *optimizers
+            _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
         )
         for run, optimizer in zip(runs, prepared, strict=True):
             run.begin(optimizer)
 
     def run(self) -> "dict[StageRun, TrainingFailed]":
-        """All steps, or those after the resume points."""
-        hooks, num_steps = self.training.hooks, self.numbers.steps
+        """Run all steps, or those after the resume points."""
+        hooks, num_steps = self.training.hooks, self.stage_settings.steps
         saved = time.monotonic()
         self.training.backbone.denoiser.train()
         for step in range(self.active[0].first_step, num_steps):
             self._step(step)
             for run in list(self.active):
-                with self._alone(run):
-                    if run.is_enough_after(step + 1):
+                with self._isolated(run):
+                    if run.checkpoint_after(step + 1):
                         self._leave(run)
             if not self.active:
                 break
-            stops = agreed(hooks.should_stop())
+            stops = broadcast_flag(hooks.should_stop())
             if stops or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 for run in list(self.active):
-                    with self._alone(run):
+                    with self._isolated(run):
                         run.save(step + 1)
                 saved = time.monotonic()
             if stops:
-                broadcast()  # nobody leaves before the first process has saved
+                broadcast()  # no process leaves before the main one has saved
                 raise TrainingInterrupted(
                     f"stopped in {self.stage.name} after step {step + 1} of {num_steps}"
                 )
         for run in list(self.active):
-            with self._alone(run):
+            with self._isolated(run):
                 self._leave(run)
         for run in self.all:
-            run.rest()
-        self.accelerator.free_memory()  # it would keep the moments of every stage
+            run.freeze()
+        self.accelerator.free_memory()  # else it keeps the optimiser states of every stage
         return self.failed
 
     def _leave(self, run: "StageRun") -> None:
@@ -100,10 +104,10 @@ class _Loop:
         run.finish()
 
     @contextmanager
-    def _alone(self, run: "StageRun") -> Iterator[None]:
-        """If a run cannot go on, the others do.
+    def _isolated(self, run: "StageRun") -> Iterator[None]:
+        """If a run fails, the others go on.
 
-        What only the first process draws fails there alone, and ends all of them.
+        What fails in the main process alone, as a preview, ends all processes.
         """
         try:
             yield
@@ -118,7 +122,7 @@ class _Loop:
             self.failed[run] = error
 
     def _drop(self, run: "StageRun") -> None:
-        """The others go on; its token stays injected, and no longer changes."""
+        """Take a run out of the batch; its token stays injected, and no longer changes."""
         if run not in self.active:
             return
         self.active.remove(run)
@@ -127,7 +131,7 @@ class _Loop:
     # --- a step -----------------------------------------------------------------------------------
 
     def _step(self, step: int) -> None:
-        """One update of each run; those that cannot go on leave before it."""
+        """One update of each run; a run that fails is dropped before its update."""
         started = time.monotonic()
         sums: list[dict[str, Tensor]] = [{} for _ in self.active]
         rounds = list(zip(*(run.parts(step, self.accelerator) for run in self.active), strict=True))
@@ -138,13 +142,13 @@ class _Loop:
                     for name, value in losses.items():
                         total[name] = total.get(name, torch.zeros_like(value)) + value
         for run, total in zip(list(self.active), sums, strict=True):
-            losses = {name: float(self._of_all(value)) for name, value in total.items()}
-            with self._alone(run):
+            losses = {name: float(self._sum_over_processes(value)) for name, value in total.items()}
+            with self._isolated(run):
                 run.update(step, losses, self.accelerator)
-                run.tell(step + 1, losses, time.monotonic() - started)
+                run.report(step + 1, losses, time.monotonic() - started)
 
-    def _of_all(self, share: Tensor) -> Tensor:
-        """The sum of what each process has of a loss."""
+    def _sum_over_processes(self, share: Tensor) -> Tensor:
+        """A loss, summed over the shares of all processes."""
         if self.accelerator.num_processes == 1:
             return share
         total = self.accelerator.reduce(share, "sum")
@@ -154,14 +158,14 @@ class _Loop:
     def _backward(
         self, parts: Sequence[Minibatch], step: int, number: int
     ) -> list[dict[str, Tensor]]:
-        """Losses of each run's part, as its share of the whole batch's, and their gradients."""
+        """The losses of each run's part, as shares of its whole batch's; adds their gradients."""
         pairs = list(zip(self.active, parts, strict=True))
         for run, _ in pairs:
             run.training.embedding.begin_pass(seed_of(run.training.seed, "pass", step, number))
         losses: list[dict[str, Tensor]] = [{} for _ in pairs]
-        with self._watch(pairs) as seen:
+        with self._observe(pairs) as seen:
             for source in range(len(self.training.sources)):
-                self._add_errors(pairs, source, losses)
+                self._add_diffusion_losses(pairs, source, losses)
                 if seen is not None and source == 0:
                     self._add_attention_losses(pairs, seen, losses)
             zero = torch.zeros((), device=self.accelerator.device)
@@ -169,10 +173,10 @@ class _Loop:
             self.accelerator.backward(total * self.accelerator.num_processes)
         return [{name: value.detach() for name, value in each.items()} for each in losses]
 
-    def _watch(
+    def _observe(
         self, pairs: "Sequence[tuple[StageRun, Minibatch]]"
     ) -> AbstractContextManager[Observation | None]:
-        """What the losses need to see of attention; nothing, if there is no loss on it."""
+        """Observe what the attention losses need; None if there are none."""
         needs = [(run.losses, part.samples[0].prompts) for run, part in pairs]
         columns = [losses.columns[rows] for losses, rows in needs if losses.columns is not None]
         references = [
@@ -191,7 +195,7 @@ class _Loop:
     def _conditioning(
         self, pairs: "Sequence[tuple[StageRun, Minibatch]]", source: int
     ) -> Conditioning:
-        """Text states as they are now, or as they were encoded once if nothing in them learns."""
+        """Text states, encoded now or, if nothing in them is trained, once before the stage."""
         samples = [part.samples[source] for _, part in pairs]
         fixed = [run.states[source] for run, _ in pairs]
         known = [
@@ -201,20 +205,20 @@ class _Loop:
         ]
         if known:
             return Conditioning.cat(known)
-        wanted = [
+        prompts = [
             PromptAtTimestep(run.training.embedding, run.training.prompts[prompt], timestep)
             for (run, part), each in zip(pairs, samples, strict=True)
             for prompt, timestep in zip(each.prompts.tolist(), part.timesteps.tolist(), strict=True)
         ]
-        return encode_at_timesteps(self.training.backbone, wanted, self.training.size)
+        return encode_at_timesteps(self.training.backbone, prompts, self.training.size)
 
-    def _add_errors(
+    def _add_diffusion_losses(
         self,
         pairs: "Sequence[tuple[StageRun, Minibatch]]",
         source: int,
         losses: list[dict[str, Tensor]],
     ) -> None:
-        """The diffusion loss of the samples of each run's nth source."""
+        """Add the diffusion losses of the samples of each run's source number `source`."""
         samples = [part.samples[source] for _, part in pairs]
         latents = torch.cat([each.latents for each in samples])
         noise = torch.cat([each.noise for each in samples])
@@ -225,8 +229,8 @@ class _Loop:
         target = diffusion_target(scheduler, latents, noise, timesteps)
         errors = diffusion_loss(predicted, target)  # (B,)
         for (run, _), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
-            told = run.training.sources[source]
-            each[told.name] = told.weight * errors[rows].sum() / run.numbers.batch
+            own = run.training.sources[source]
+            each[own.name] = own.weight * errors[rows].sum() / run.stage_settings.batch
 
     def _add_attention_losses(
         self,
@@ -234,13 +238,13 @@ class _Loop:
         seen: Observation,
         losses: list[dict[str, Tensor]],
     ) -> None:
-        """Those on what was seen of the first source's samples."""
+        """Add the attention losses of the first source's samples."""
         for (run, part), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
-            each.update(run.losses.values(seen, rows, len(part) / run.numbers.batch))
+            each.update(run.losses.values(seen, rows, len(part) / run.stage_settings.batch))
 
 
 def _row_ranges(pairs: "Sequence[tuple[StageRun, Minibatch]]") -> list[slice]:
-    """Where each run's part stands in their common batch."""
+    """The rows of each run's part in the shared batch."""
     ranges, first = [], 0
     for _, part in pairs:
         ranges.append(slice(first, first + len(part)))
@@ -249,10 +253,10 @@ def _row_ranges(pairs: "Sequence[tuple[StageRun, Minibatch]]") -> list[slice]:
 
 
 class _AttentionLosses:
-    """The losses of a stage; each sees the columns that it asked for, all in one forward pass.
+    """The attention losses of a stage, computed from one forward pass.
 
-    Of each training prompt, `columns` (P, T) are those of all losses, one after another, and
-    `reference` that of the one that has one.
+    For P training prompts, `columns` (P, T) are those of all losses, concatenated, and `reference`
+    that of the one loss that has one.
     """
 
     def __init__(self, losses: Sequence[AttentionLoss]) -> None:
@@ -265,7 +269,7 @@ class _AttentionLosses:
         self.reference = references[0] if references else None
 
     def values(self, seen: Observation, rows: slice, share: float) -> dict[str, Tensor]:
-        """By name, of some samples of what was seen, which are this share of their batch."""
+        """Losses by name, of the samples `rows`, which are the share `share` of a step's batch."""
         values: dict[str, Tensor] = {}
         first = 0
         for loss in self._losses:
@@ -276,32 +280,36 @@ class _AttentionLosses:
 
 
 class StageRun:
-    """One training in a stage: what it draws, its losses, its optimiser, its resume points."""
+    """One training in a stage: its minibatches, losses, optimiser and resume points."""
 
     def __init__(
         self,
         training: Training,
         stage: Stage,
-        numbers: StageSettings,
+        stage_settings: StageSettings,
         point: ResumePoint,
         resume_path: Path,
     ) -> None:
         self.training = training
         self.stage = stage
-        self.numbers = numbers
+        self.stage_settings = stage_settings
         self.settings = training.settings
         self.point = point
         self.resume_path = resume_path
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
-        self.optimizer = _make_optimizer(list(self.learning.values()), numbers, self.settings)
+        self.optimizer = _make_optimizer(
+            list(self.learning.values()), stage_settings, self.settings
+        )
         self.average = (
             {name: value.detach().clone() for name, value in self.learning.items()}
             if self.settings.ema
             else {}
         )
-        losses = training.method.make_losses(training.training_prompts, self.settings, numbers)
+        losses = training.method.make_losses(
+            training.training_prompts, self.settings, stage_settings
+        )
         self.losses = _AttentionLosses(losses)
         subject, *others = training.sources
         is_fixed = stage.learns != "embedding"
@@ -313,34 +321,34 @@ class StageRun:
         return self.training.backbone.encode_prompts(prompts, self.training.size)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take an optimiser that is ready to run, and go on where the resume point is."""
+        """Take the prepared optimiser, and load the resume point if it is of this stage."""
         self.optimizer = optimizer
         if self.point.stage == self.stage.name:
             self._load(self.point)
 
     @property
     def first_step(self) -> int:
-        """How many steps are done."""
+        """The number of steps that are done."""
         return self.point.step if self.point.stage == self.stage.name else 0
 
     # --- in a step --------------------------------------------------------------------------------
 
     def parts(self, step: int, accelerator: Accelerator) -> Iterator[Minibatch]:
-        """The step's batch, of this process, in as many parts as gradients are accumulated over."""
+        """The process's share of the step's batch, in parts for gradient accumulation."""
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
         )
         total = self.training.backbone.num_timesteps
-        whole = Minibatch.drawn(self.training.sources, self.numbers.batch, total, generator)
+        whole = Minibatch.sample(self.training.sources, self.stage_settings.batch, total, generator)
         shares = accelerator.num_processes * self.settings.gradient_accumulation
-        rows = torch.arange(self.numbers.batch).tensor_split(shares)
+        rows = torch.arange(self.stage_settings.batch).tensor_split(shares)
         for i in range(self.settings.gradient_accumulation):
             own = rows[i * accelerator.num_processes + accelerator.process_index]
             if len(own):
                 yield whole.rows(own)
 
     def update(self, step: int, losses: Mapping[str, float], accelerator: Accelerator) -> None:
-        """Change what learns. Raises `TrainingFailed` before it, if something is not finite."""
+        """Take an optimiser step. Raises `TrainingFailed` before it, if a value is not finite."""
         limit = self.settings.max_grad_norm or math.inf
         norm = accelerator.clip_grad_norm_(self.learning.values(), limit)
         assert norm is not None
@@ -349,11 +357,11 @@ class StageRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self._average(step)
+            self._update_average(step)
 
     def _not_finite(self, what: str) -> TrainingFailed:
-        """The error for numbers that are not finite, with what is at fault."""
-        if broken := self.training.broken_weights():
+        """The error for values that are not finite; names a broken weight of the base model."""
+        if broken := self.training.non_finite_weight():
             return TrainingFailed(
                 f"{self.stage.name}, {what}: {broken} of the base model is not finite",
                 hint="get the base model's files again, or take another: concept bases",
@@ -364,54 +372,59 @@ class StageRun:
         )
 
     @torch.no_grad()
-    def _average(self, step: int) -> None:
-        """Follow what learns, at first more closely: a stage may be shorter than 1 / (1 - ema)."""
+    def _update_average(self, step: int) -> None:
+        """Update the EMA, faster at first: a stage may be shorter than 1 / (1 - ema)."""
         decay = min(self.settings.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.learning.values()), 1 - decay)
 
     # --- after a step -----------------------------------------------------------------------------
 
-    def tell(self, step: int, losses: dict[str, float], seconds: float) -> None:
-        """Report a step, and draw a preview when it is time."""
-        hooks, num_steps = self.training.hooks, self.numbers.steps
+    def report(self, step: int, losses: dict[str, float], seconds: float) -> None:
+        """Report a step, and draw a preview if one is due."""
+        hooks, num_steps = self.training.hooks, self.stage_settings.steps
         hooks.on_step(StepReport(self.stage.name, step, num_steps, losses, seconds))
         if self._is_preview_due(step):
             hooks.on_preview(self.stage.name, step, self._preview(step))
 
-    def is_enough_after(self, step: int) -> bool:
-        """Make a checkpoint, if one is due; whether the training has had enough then."""
+    def checkpoint_after(self, step: int) -> bool:
+        """Make a checkpoint if one is due; returns whether the training should finish."""
         if not self._is_checkpoint_due(step):
             return False
         if self.training.accelerator.is_main_process:
             self._checkpoint(step)
-        return agreed(self.training.hooks.is_enough())
+        return broadcast_flag(self.training.hooks.should_finish())
 
     def finish(self) -> None:
-        """The stage is done: its average becomes the result, and a resume point says so."""
-        self._put(self.average)
+        """End the stage: the EMA becomes its result, and a resume point records it."""
+        self._load_values(self.average)
         done = (*self.point.done, self.stage.name)
         self._write(ResumePoint(done=done, learned=self.training.all_learning()))
 
-    def rest(self) -> None:
-        """Nothing of it learns any more; not before all have left, as processes wait for it."""
+    def freeze(self) -> None:
+        """Stop training its parameters; only after all runs are done, as processes wait for it."""
         for parameter in self.learning.values():
             parameter.requires_grad_(False)
 
     def _is_preview_due(self, step: int) -> bool:
         every = self.training.hooks.preview_every
-        is_time = bool(every) and (step % every == 0 or step == self.numbers.steps)
+        is_time = bool(every) and (step % every == 0 or step == self.stage_settings.steps)
         return is_time and self.training.accelerator.is_main_process
 
     def _is_checkpoint_due(self, step: int) -> bool:
-        """In the last stage, but for its end, which is the result itself."""
+        """In the last stage, before its end, which is the result itself."""
         *_, (last, _) = active_stages(self.training.method, self.settings)
         every = self.training.hooks.checkpoint_every
-        return bool(every) and self.stage == last and not step % every and step < self.numbers.steps
+        return (
+            bool(every)
+            and self.stage == last
+            and not step % every
+            and step < self.stage_settings.steps
+        )
 
     def _checkpoint(self, step: int) -> None:
         training = self.training
         before = {name: self.learning[name].detach().clone() for name in self.average}
-        self._put(self.average)
+        self._load_values(self.average)
         checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
         denoiser = training.backbone.denoiser.eval()
         try:
@@ -419,17 +432,16 @@ class StageRun:
                 training.hooks.on_checkpoint(checkpoint)
         finally:
             denoiser.train()
-            self._put(before)
+            self._load_values(before)
 
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _load_values(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self.learning[name].data.copy_(value)
 
     def _preview(self, step: int) -> list[Image.Image]:
-        """Pictures with what has been learned so far; drawing them changes nothing.
+        """Pictures with what has been learned so far; drawing them does not affect the training.
 
-        Raises `NotFinite` as a preview that is black is one of the base model, or of what it has
-        become: neither is worth going on.
+        Raises `NotFinite` for a black picture: the base model or what was learned is broken.
         """
         training = self.training
         denoiser = training.backbone.denoiser.eval()
@@ -447,7 +459,7 @@ class StageRun:
     # --- resume points ----------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """Write where the training is after a step."""
+        """Write a resume point after a step."""
         moments = {
             f"{key}.{name}": torch.as_tensor(value)
             for name, parameter in self.learning.items()
@@ -465,7 +477,7 @@ class StageRun:
         )
 
     def _write(self, point: ResumePoint) -> None:
-        """Raises `TrainingFailed`, and leaves the former point, if this one is not finite."""
+        """Raises `TrainingFailed`, and keeps the former file, if this point is not finite."""
         learned = [*point.learned.values(), *point.average.values()]
         if learned and not torch.stack([each.isfinite().all() for each in learned]).all():
             raise self._not_finite("what was learned is not finite")
@@ -483,14 +495,14 @@ class StageRun:
             if self.training.settings.optimizer == "adamw" and not _is_adamw(state, parameter):
                 raise InvalidWeights(
                     f"the saved state of the training does not fit: the optimiser's of {name}",
-                    hint="concept train NAME begins anew",
+                    hint="concept train NAME starts over",
                 )
             self.optimizer.state[parameter] = state
-        take_values(point.average, self.average)
+        copy_values(point.average, self.average)
 
 
 class _Denoiser(nn.Module):
-    """The denoiser and the embedding as one module, which is what several GPUs keep equal."""
+    """The denoiser and the embeddings as one module, which DDP synchronises."""
 
     def __init__(self, backbone: Backbone, embedding: nn.ParameterList) -> None:
         super().__init__()
@@ -507,10 +519,10 @@ class _Denoiser(nn.Module):
 
 
 def _make_optimizer(
-    parameters: list[nn.Parameter], numbers: StageSettings, settings: TrainingSettings
+    parameters: list[nn.Parameter], stage_settings: StageSettings, settings: TrainingSettings
 ) -> torch.optim.Optimizer:
-    """AdamW (0.9, 0.999) at a constant rate."""
-    rate, decay = numbers.learning_rate, settings.weight_decay
+    """AdamW (0.9, 0.999) at a constant learning rate."""
+    rate, decay = stage_settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
@@ -524,13 +536,13 @@ def _make_optimizer(
 
 
 def _is_adamw(state: Mapping[str, Tensor | int], parameter: Tensor) -> bool:
-    """Whether AdamW can go on with it; a parameter without a gradient has none."""
+    """Whether a saved state fits AdamW; a parameter without a gradient has none."""
     shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
     return not state or {key: torch.as_tensor(v).shape for key, v in state.items()} == shapes
 
 
 def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
-    """What an optimiser keeps for a parameter, as it was before it was stored."""
+    """A value of an optimiser's state, as it was before it was stored."""
     if value.dim() == 0 and not value.is_floating_point():
         return int(value)
     if value.shape == parameter.shape:

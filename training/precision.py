@@ -1,4 +1,4 @@
-"""In which numbers a training computes, and in which it keeps what it learns."""
+"""Numeric precision: mixed precision for computing, float32 for what is trained."""
 
 import torch
 from accelerate import Accelerator
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """An accelerator of `no`, `bf16`, or `auto`: bf16 on a GPU that has it, else `no`.
+    """An accelerator with `no`, `bf16` or `auto` (bf16 on a GPU that has it, else `no`).
 
-    Accelerate has one precision for a whole process; a script may train twice.
+    Accelerate keeps one precision per process; it is reset, as a script may train twice.
     """
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=_best() if mixed_precision == "auto" else mixed_precision)
@@ -20,10 +20,10 @@ def _best() -> str:
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """The type of a network's floating-point parameters."""
+    """The dtype of a network's floating-point parameters."""
     return next(each.dtype for each in network.parameters() if each.is_floating_point())
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring all parameters to one type; diffusers' own `to` warns without a cause."""
+    """Convert all parameters to one dtype; diffusers' own `to` warns without a cause."""
     nn.Module.to(module, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Strips of pictures from fixed prompts and seeds, drawn while a concept is being taught."""
+"""Preview strips: pictures of fixed prompts and seeds, drawn during a training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..generation.pictures import contact_sheet, kept_picture, replace_picture
-from ..generation.request import Settings
+from ..generation.request import SamplingSettings
 
 PROMPTS = (
     "a photo of {}",
@@ -14,14 +14,14 @@ PROMPTS = (
     "a photo of {} in the snow",
     "a drawing of a red {}",
 )
-SETTINGS = Settings(steps=20, guidance=5.0)
+SETTINGS = SamplingSettings(steps=20, guidance=5.0)
 _SIDE = 128
 
 
 def add_strip(path: Path, label: str, images: Sequence[Image.Image]) -> None:
-    """Put a strip under those on the sheet at `path`, which is made if need be, or is not sound.
+    """Append a strip to the sheet at `path`, which is begun anew if it is missing or damaged.
 
-    Whoever looks meanwhile finds the former sheet or the new one, whole.
+    A reader finds the former sheet or the new one, whole.
     """
     strip = contact_sheet([(label, images)], side=_SIDE)
     if sheet := kept_picture(path.parent, path):

@@ -1,4 +1,4 @@
-"""`train_queue`: many concepts one after another, or some at a time; what fails stops no other."""
+"""`train_queue`: train many concepts, some at a time; one that fails does not stop the others."""
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,21 +16,21 @@ from .distributed import num_processes
 from .runs import Trained, name_now, resume_many, train_many
 
 TOGETHER = 8
-"""Concepts in one batch, by methods that keep the base model as it is."""
+"""Concepts trained in one batch, by methods that keep the base model."""
 
-_Answer = TypeVar("_Answer")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the training of a concept in a queue ended: with a version, or an error."""
+    """How a training of a queue ended: `trained` or `error` is set."""
 
     concept_id: int
     name: str
-    """What the concept is called by now; the last that is known, if it was removed."""
+    """The concept's present name; its last one, if it was removed."""
     trained: Trained | None = None
     error: ConceptryError | None = None
-    """One error may be that of several concepts of a batch."""
+    """Several concepts of a batch may share one error."""
 
 
 def _no_hooks(_: int) -> Hooks:
@@ -38,7 +38,7 @@ def _no_hooks(_: int) -> Hooks:
 
 
 def _nothing(_: Sequence[Concept]) -> None:
-    """Told to nobody."""
+    """Ignore a batch."""
 
 
 def _no() -> bool:
@@ -60,24 +60,24 @@ def train_queue(
     on_batch: Callable[[Sequence[Concept]], None] = _nothing,
     should_stop: Callable[[], bool] = _no,
 ) -> Iterator[list[Outcome]]:
-    """Teach concepts, up to `together` in a batch; yields what came of each batch as it ends.
+    """Train concepts, up to `together` in a batch; yields the outcomes of each batch as it ends.
 
-    Methods that keep the base model share a batch, the others teach one concept after another.
-    With `resume`, go on with the latest training of each that did not end, as it was set up then.
-    `on_batch` gets the concepts of a batch before it begins, then `hooks` is asked, by id, for
-    those of each one, while the base model is bare; where that raises, the concept has failed.
-    Once `should_stop` is true, nothing more is begun, and what was not is interrupted; the hooks
-    say whether the batch under way stops.
+    Methods that change the base model train one concept at a time. `resume` continues the latest
+    unfinished training of each, with the settings that it began with. Before a batch begins,
+    `on_batch` gets its concepts, then `hooks` is called with each concept's id, while no adapter is
+    injected; if it raises, that concept has failed. Once `should_stop` is true, no further batch
+    begins, and the outcome of what is left is `TrainingInterrupted`; the hooks decide whether the
+    running batch stops.
 
-    Concepts may be renamed or removed meanwhile. Raises `NotFound` for an unknown concept or
-    method; in several processes also what stops a whole batch.
+    Concepts may be renamed or removed during the call. Raises `NotFound` for an unknown concept or
+    method; with several processes also what stops a whole batch.
     """
     if resume:
-        teach = partial(resume_many, registry, base=base)
+        run_batch = partial(resume_many, registry, base=base)
         again = ["--resume"]
     else:
         chosen = {"method": method, "preset": preset, "overrides": overrides, "seed": seed}
-        teach = partial(train_many, registry, base=base, **chosen)
+        run_batch = partial(train_many, registry, base=base, **chosen)
         again = ["--base", base.base.name, "--method", method, "--seed", str(seed)]
         again += ["--preset", preset] if preset else []
         again += [word for each in overrides for word in ("--set", each)]
@@ -85,7 +85,7 @@ def train_queue(
     waiting = in_batches(registry, list(concepts), method, together=together, resume=resume)
     while waiting and not should_stop():
         batch = waiting.pop(0)
-        results = _results(registry, batch, teach, hooks, on_batch)
+        results = _results(registry, batch, run_batch, hooks, on_batch)
         yield [_outcome(registry, concepts[each], results[each]) for each in batch]
     if left := [concepts[each] for batch in waiting for each in batch]:
         called = [name_now(registry, concept) for concept in left]
@@ -108,7 +108,7 @@ def in_batches(
     together: int = TOGETHER,
     resume: bool = False,
 ) -> list[list[int]]:
-    """Which concepts are taught at once, in their order; with `resume`, by their own methods."""
+    """Split concepts into batches, in order; with `resume`, by the methods they began with."""
 
     def can_share(concept: int) -> bool:
         own = registry.resumable_run(concept).method if resume else method
@@ -127,17 +127,17 @@ def in_batches(
 def _results(
     registry: Registry,
     batch: Sequence[int],
-    teach: Callable[..., list[Trained | ConceptryError]],
+    run_batch: Callable[..., list[Trained | ConceptryError]],
     hooks: Callable[[int], Hooks],
     on_batch: Callable[[Sequence[Concept]], None],
 ) -> dict[int, Trained | ConceptryError]:
-    """What came of each concept of a batch."""
+    """The result of each concept of a batch."""
     results = dict[int, Trained | ConceptryError]()
-    there = _asked(batch, registry.show, results)
-    on_batch(list(there.values()))
-    begun = _asked(there, hooks, results)
+    concepts = _collect(batch, registry.show, results)
+    on_batch(list(concepts.values()))
+    begun = _collect(concepts, hooks, results)
     try:
-        ended = teach(list(begun), hooks=begun) if begun else []
+        ended = run_batch(list(begun), hooks=begun) if begun else []
     except ConceptryError as error:
         if num_processes() > 1:
             raise  # the others cannot follow any further
@@ -145,16 +145,16 @@ def _results(
     return results | dict(zip(begun, ended, strict=True))
 
 
-def _asked(
+def _collect(
     concepts: Iterable[int],
-    question: Callable[[int], _Answer],
+    get: Callable[[int], _Value],
     errors: dict[int, Trained | ConceptryError],
-) -> dict[int, _Answer]:
-    """The answers for concepts; an error is put beside those of others."""
-    answers = dict[int, _Answer]()
+) -> dict[int, _Value]:
+    """`get` of each concept; those for which it raises go into `errors`."""
+    values = dict[int, _Value]()
     for concept in concepts:
         try:
-            answers[concept] = question(concept)
+            values[concept] = get(concept)
         except ConceptryError as error:
             errors[concept] = error
-    return answers
+    return values

@@ -1,4 +1,4 @@
-"""`train` and `resume`: from a concept in a registry to a new version of it."""
+"""`train` and `resume`: train a concept of a registry, and record the run and its new version."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ from PIL import Image
 from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
 from ..generation.pictures import kept_picture, replace_picture
-from ..generation.request import Settings as DrawingSettings
-from ..generation.sampler import blaming, draw
-from ..methods.method import DEFAULT_METHOD, find_method, settings_of
+from ..generation.request import SamplingSettings
+from ..generation.sampler import draw, reporting_broken_base
+from ..methods.method import DEFAULT_METHOD, find_method, resolve_settings
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
 from ..models.seeds import seed_of
@@ -44,13 +44,13 @@ from ..registry.running import (
     PREVIEWS_FILE,
     RESUME_FILE,
 )
-from .callbacks import Checkpoint, Hooks, Learned, StepReport
-from .checkpoints import Place, read_place
+from .callbacks import Checkpoint, Hooks, LearnedAdapters, StepReport
+from .checkpoints import TrainingPosition, read_position
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
 from .previews import add_strip
 from .trainer import Trainer
-from .training import Subject, Training, drawn_size
+from .training import Subject, Training, training_resolution
 
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
@@ -61,7 +61,7 @@ Key = TypeVar("Key", bound=ConceptKey)
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """A stage of a run: how many steps, and the mean loss of its last tenth."""
+    """A stage of a run: its number of steps, and the mean total loss of the last tenth of them."""
 
     name: str
     steps: int
@@ -70,18 +70,18 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training left: version `version` of a concept."""
+    """The result of a training: version `version` of a concept."""
 
     concept: str
     run: str
     version: int
     method: str
     seconds: float
-    """Of the whole batch, which `together` concepts shared."""
+    """Of the whole batch of `together` concepts."""
     together: int
     stages: list[StageSummary]
     previews: Path | None
-    """The sheet of strips, if `Hooks.preview_every` asked for some."""
+    """The sheet of preview strips; None without `Hooks.preview_every`."""
 
 
 def train(
@@ -95,11 +95,11 @@ def train(
     seed: int = 0,
     hooks: Hooks | None = None,
 ) -> Trained:
-    """Teach a concept of a registry to a base model; the result is its next version.
+    """Train a concept of a registry on a base model; the result is its next version.
 
-    Without `preset` it is that of the base model's name, or the paper's; `overrides` change single
-    settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state, and
-    `resume` goes on.
+    `preset` defaults to the one named like the base model, else to `paper`; `overrides` change
+    single settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state,
+    and `resume` continues it.
 
     Raises `NotFound` for an unknown concept, method or preset, `InvalidInput` for settings out of
     range or a concept without photos, `RegistryBusy` if it is being trained already,
@@ -130,31 +130,33 @@ def train_many(
     seed: int = 0,
     hooks: Mapping[Key, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
-    """Teach several concepts in one batch, for which the method has to keep the base model.
+    """Train several concepts in one batch; the method has to keep the base model.
 
-    Each learns what it would learn alone, up to the order of sums, and becomes a version of its
-    own; one that cannot be taught leaves the others alone, and its error is returned in its place.
-    `hooks` are by the names as given. The hooks of the first one that can be begun are asked
-    whether to stop. Concepts may be renamed meanwhile.
+    Each learns what it would learn alone, up to the order of summation, and gets a version of its
+    own. One that fails does not stop the others; its error is returned in its place. `hooks` are by
+    the names as given; `should_stop` is asked of the first concept that begins. Concepts may be
+    renamed during the call.
 
     Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
     """
     chosen = find_method(method)
-    settings = settings_of(chosen, preset=preset, base=base.base.name, overrides=tuple(overrides))
+    settings = resolve_settings(
+        chosen, preset=preset, base=base.base.name, overrides=tuple(overrides)
+    )
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
 
-    def begin(concept: Concept) -> _Plan:
+    def begin(concept: Concept) -> _RunPlan:
         run = registry.begin_run(
             _with_images(concept).id,
             method=chosen.name,
-            config=settings.to_mapping() | _taught_from(concept),
+            config=settings.to_mapping() | _training_data_of(concept),
             base=base.base.name,
             base_sha256=base.sha256,
             seed=seed,
             packages={package: installed_version(package) for package in PACKAGES},
         )
-        return _Plan(concept, run, chosen.name, settings, seed)
+        return _RunPlan(concept, run, chosen.name, settings, seed)
 
     return _run_all(registry, base, names, begin, hooks or {})
 
@@ -162,10 +164,10 @@ def train_many(
 def resume(
     registry: Registry, name: ConceptKey, base: LoadedBase, *, hooks: Hooks | None = None
 ) -> Trained:
-    """Go on with the latest training of a concept that did not end, as it was set up then.
+    """Continue the latest unfinished training of a concept, with the settings it began with.
 
-    Where no state was saved, from its beginning. Raises `NotFound` if there is none, `InvalidInput`
-    if the base model or the photos are others by now.
+    Starts over if no state was saved. Raises `NotFound` if there is none, and `InvalidInput` if the
+    base model is another, or photos that it began with are gone.
     """
     return _only(resume_many(registry, [name], base, hooks={name: hooks or Hooks()}))
 
@@ -177,26 +179,26 @@ def resume_many(
     *,
     hooks: Mapping[Key, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
-    """Go on with the latest trainings of several concepts; see `resume` and `train_many`.
+    """Continue the latest unfinished trainings of several concepts; see `resume` and `train_many`.
 
-    Those that were taught in one batch and stopped at the same step share one again.
+    Those with the same settings, at the same step, share a batch.
     """
 
-    def begin(concept: Concept) -> _Plan:
+    def begin(concept: Concept) -> _RunPlan:
         record = registry.resumable_run(concept.id)
         if record.base_sha256 != base.sha256:
             raise InvalidInput(
-                f"run {record.run} of {concept.name} was on another base model",
+                f"run {record.run} of {concept.name} began on another base model",
                 hint=f"--base {quoted(record.base)}",
             )
         method = find_method(record.method)
-        photos, category, config = _begun_with(record, concept.name)
-        concept = _as_it_was(concept, photos, category)
+        photos, category, config = _recorded_data_of(record, concept.name)
+        concept = _restored(concept, photos, category)
         settings = method.settings().updated(config)
         path = registry.run_folder(record.run) / RESUME_FILE
-        place = read_place(path) if path.exists() else None
+        position = read_position(path) if path.exists() else None
         registry.resume_run(record.run)
-        return _Plan(concept, record.run, method.name, settings, record.seed, place)
+        return _RunPlan(concept, record.run, method.name, settings, record.seed, position)
 
     return _run_all(registry, base, names, begin, hooks or {})
 
@@ -216,13 +218,13 @@ def _with_images(concept: Concept) -> Concept:
     return concept
 
 
-def _taught_from(concept: Concept) -> dict[str, object]:
-    """What of a concept a run is made from; edits must not change a run under way."""
+def _training_data_of(concept: Concept) -> dict[str, object]:
+    """What a run keeps of its concept, as later edits must not change it."""
     return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
 
 
-def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, object]]:
-    """The photos, the category and the settings that a run began with, from its row."""
+def _recorded_data_of(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, object]]:
+    """The photos (hashes), category and settings that a run began with, from its record."""
     config = dict(record.config)
     photos, category = config.pop("photos", None), config.pop("category", None)
     if isinstance(photos, list) and isinstance(category, str):
@@ -233,38 +235,38 @@ def _begun_with(record: RunRecord, name: str) -> tuple[list[str], str, dict[str,
     )
 
 
-def _as_it_was(concept: Concept, wanted: Sequence[str], category: str) -> Concept:
-    """The concept with the photos that a run began with, in their order, and its category."""
+def _restored(concept: Concept, photos: Sequence[str], category: str) -> Concept:
+    """The concept with the photos (hashes) and the category that a run began with."""
     by_hash = {image.sha256: image for image in concept.images}
-    if missing := [sha256 for sha256 in wanted if sha256 not in by_hash]:
+    if missing := [sha256 for sha256 in photos if sha256 not in by_hash]:
         raise InvalidInput(
             f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
             hint=f"concept train {concept.name}",
         )
-    return replace(concept, images=[by_hash[sha256] for sha256 in wanted], category=category)
+    return replace(concept, images=[by_hash[sha256] for sha256 in photos], category=category)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A run as it was recorded: all that a process has to know to take part in it."""
+class _RunPlan:
+    """A recorded run: all that a process needs to take part in it."""
 
     concept: Concept
     run: str
     method: str
     settings: TrainingSettings
     seed: int
-    place: Place | None = None
-    """Where it goes on."""
+    position: TrainingPosition | None = None
+    """Where it resumes; None from the beginning."""
 
 
 def _run_all(
     registry: Registry,
     base: LoadedBase,
     keys: Sequence[Key],
-    begin: Callable[[Concept], _Plan],
+    begin: Callable[[Concept], _RunPlan],
     hooks: Mapping[Key, Hooks],
 ) -> list[Trained | ConceptryError]:
-    """Begin and run trainings; other processes take part in what the first one runs."""
+    """Begin and run trainings; the other processes follow the main one."""
     join()
     if not is_main_process():
         while batch := broadcast():
@@ -276,7 +278,7 @@ def _run_all(
     outcomes: dict[str, Trained | ConceptryError] = {}
     begun: dict[Key, str | ConceptryError] = {}
     with ExitStack() as locks:
-        plans: list[_Plan] = []
+        plans: list[_RunPlan] = []
         hooks_of: dict[str, Hooks] = {}
         for key in keys:
             try:
@@ -288,7 +290,7 @@ def _run_all(
                 continue
             begun[key] = run = plans[-1].run
             hooks_of[run] = hooks.get(key) or Hooks()
-        batch, waiting = list[_Plan](), list(plans)
+        batch, waiting = list[_RunPlan](), list(plans)
         try:
             for batch in _batches(plans):
                 waiting = [plan for plan in waiting if plan not in batch]
@@ -297,15 +299,15 @@ def _run_all(
             _end(waiting, registry, "interrupted")
             if isinstance(error, TrainingInterrupted):
                 names = [name_now(registry, plan.concept) for plan in (*batch, *waiting)]
-                goes_on = f"concept train {' '.join(names)} --resume"
-                raise TrainingInterrupted(error.message, hint=goes_on) from None
+                command = f"concept train {' '.join(names)} --resume"
+                raise TrainingInterrupted(error.message, hint=command) from None
             raise
     broadcast(None)
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
 def name_now(registry: Registry, concept: Concept) -> str:
-    """What a concept is called by now; what it was called, if it was removed."""
+    """The concept's present name; its last known one, if it was removed."""
     try:
         return registry.show(concept.id).name
     except ConceptNotFound:
@@ -313,44 +315,46 @@ def name_now(registry: Registry, concept: Concept) -> str:
 
 
 def _outcomes(
-    registry: Registry, base: LoadedBase, batch: Sequence[_Plan], hooks: Mapping[str, Hooks]
+    registry: Registry, base: LoadedBase, batch: Sequence[_RunPlan], hooks: Mapping[str, Hooks]
 ) -> dict[str, Trained | ConceptryError]:
-    """What came out for each run of a batch; what stops all of it is everyone's error."""
+    """The outcome of each run of a batch; an error that stops the batch is that of all."""
     try:
         return _Batch(registry, base, batch, hooks).run()
     except TrainingInterrupted:
         raise
     except ConceptryError as error:
         if num_processes() > 1:
-            raise  # the others cannot follow any further
+            raise  # the other processes cannot continue
         return {plan.run: error for plan in batch}
 
 
-def _end(plans: Sequence[_Plan], registry: Registry, status: str, error: str | None = None) -> None:
-    """Record how runs end; those of concepts that were removed meanwhile are no more."""
+def _end(
+    plans: Sequence[_RunPlan], registry: Registry, status: str, error: str | None = None
+) -> None:
+    """Record how runs end; runs of removed concepts are skipped."""
     for plan in plans:
         with suppress(NotFound):
             registry.end_run(plan.run, status, error=error)
 
 
-def _batches(plans: Sequence[_Plan]) -> list[list[_Plan]]:
-    """Plans that can share a batch: of one method and settings, and at the same step."""
-    batches: dict[object, list[_Plan]] = {}
+def _batches(plans: Sequence[_RunPlan]) -> list[list[_RunPlan]]:
+    """Group plans that can share a batch: same method and settings, at the same step."""
+    batches: dict[object, list[_RunPlan]] = {}
     for plan in plans:
         can_share = find_method(plan.method).keeps_base
-        key = (plan.method, plan.settings, plan.place) if can_share else plan.run
+        key = (plan.method, plan.settings, plan.position) if can_share else plan.run
         batches.setdefault(key, []).append(plan)
     return list(batches.values())
 
 
 class _Batch:
-    """Trainings that run together, on record in the registry; hooks are by run."""
+    """Trainings that run as one batch, and their records in the registry; hooks are by run id."""
 
     def __init__(
         self,
         registry: Registry,
         base: LoadedBase,
-        plans: Sequence[_Plan],
+        plans: Sequence[_RunPlan],
         hooks: Mapping[str, Hooks],
     ) -> None:
         self._registry = registry
@@ -362,18 +366,20 @@ class _Batch:
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Trained | ConceptryError]:
-        """Run them; returns what came out for each run.
+        """Run them; returns the outcome by run id.
 
-        What is the fault of one concept is its outcome; anything else is raised.
+        An error of one concept is its outcome; any other is raised.
         """
         with self._recorded():
             recorders, trainings = self._prepared()
             if not recorders:
                 return self._outcomes
-            broadcast([(recorder.plan, recorder.hooks_of_followers()) for recorder in recorders])
+            broadcast(
+                [(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders]
+            )
             try:
                 paths = [recorder.resume_path for recorder in recorders]
-                with blaming(self._base):
+                with reporting_broken_base(self._base):
                     found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
@@ -411,7 +417,7 @@ class _Batch:
             trainings.append(training)
         return recorders, trainings
 
-    def _fail(self, plan: _Plan, error: ConceptryError) -> None:
+    def _fail(self, plan: _RunPlan, error: ConceptryError) -> None:
         _end([plan], self._registry, "failed", error.message)
         self._running.remove(plan)
         self._outcomes[plan.run] = error
@@ -430,7 +436,7 @@ class _Batch:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """Record how runs end that do not end well."""
+        """Record that the remaining runs were interrupted or failed, if the block raises."""
         try:
             yield
         except TrainingInterrupted as error:
@@ -467,9 +473,9 @@ class _Batch:
 
 
 class _RunRecorder:
-    """A concept in a batch: what is written of it while it learns, and after."""
+    """Records one run of a batch: metrics, previews, checkpoints, and the new version."""
 
-    def __init__(self, registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> None:
+    def __init__(self, registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks) -> None:
         self.plan = plan
         self.metrics = _Metrics(registry, plan.run)
         self._registry = registry
@@ -477,7 +483,7 @@ class _RunRecorder:
         self._folder = registry.run_folder(plan.run)
         self._base_sha256 = base.sha256
 
-    def _metadata_of(self, learned: Learned) -> AdapterMetadata:
+    def _metadata_of(self, learned: LearnedAdapters) -> AdapterMetadata:
         plan = self.plan
         return AdapterMetadata(
             base_sha256=self._base_sha256,
@@ -497,7 +503,7 @@ class _RunRecorder:
         return self._folder / PREVIEWS_FILE
 
     def recording_hooks(self) -> Hooks:
-        """The hooks, with what goes into the registry and beside it."""
+        """The hooks, which also write to the registry and beside it."""
         return replace(
             self._hooks,
             on_step=self._on_step,
@@ -506,14 +512,14 @@ class _RunRecorder:
             on_checkpoint=self._on_checkpoint,
         )
 
-    def hooks_of_followers(self) -> Hooks:
-        """What the other processes have to know of the hooks to keep step with the first one."""
+    def hooks_of_other_processes(self) -> Hooks:
+        """What the other processes need of the hooks to stay in step with the main one."""
         return Hooks(checkpoint_every=self._hooks.checkpoint_every)
 
-    def keep(self, learned: Learned) -> int:
-        """Make what was learned the concept's next version, which ends the run.
+    def keep(self, learned: LearnedAdapters) -> int:
+        """Store what was learned as the concept's next version, and end the run.
 
-        Returns the version's number.
+        Returns the version's number. Raises `TrainingFailed` if it is not finite.
         """
         path = self._folder / ADAPTER_FILE
         try:
@@ -529,7 +535,7 @@ class _RunRecorder:
         self._hooks.on_step(report)
 
     def _on_preview(self, stage: str, step: int, images: list[Image.Image]) -> None:
-        with suppress(OSError):  # a preview is not worth a training
+        with suppress(OSError):  # a lost preview must not end a training
             add_strip(self.previews, f"{stage}, step {step}", images)
         self._hooks.on_preview(stage, step, images)
 
@@ -544,7 +550,7 @@ class _RunRecorder:
         self._hooks.on_checkpoint(checkpoint)
 
 
-def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -> Training:
+def _training(registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks) -> Training:
     subject = subject_of(registry, base, plan.concept, plan.settings)
     prior = plan.settings.prior
     if prior.weight:
@@ -559,12 +565,12 @@ def _training(registry: Registry, base: LoadedBase, plan: _Plan, hooks: Hooks) -
 def subject_of(
     registry: Registry, base: LoadedBase, concept: Concept, settings: TrainingSettings
 ) -> Subject:
-    """A concept's photos, as large as crops need them, and words.
+    """A concept's photos, as large as crops need them, its category and placeholder tokens.
 
-    Each photo is decoded once here, so that a damaged one is known before others are waited for.
-    Raises `RegistryCorrupt` then, and `InvalidInput` if there are no photos.
+    Decodes each photo once, to find damaged ones before training. Raises `RegistryCorrupt` for
+    them, and `InvalidInput` if there are no photos.
     """
-    side = needed_side(drawn_size(base.backbone, settings), settings.augmentation)
+    side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
     for photo in photos:
@@ -578,7 +584,7 @@ def subject_of(
 
 @dataclass(slots=True)
 class _Metrics:
-    """Losses on their way into the registry, some steps at a time."""
+    """Writes losses into the registry, `METRICS_EVERY` steps at a time."""
 
     registry: Registry
     run: str
@@ -596,7 +602,7 @@ class _Metrics:
         self._rows.clear()
 
     def summary(self) -> list[StageSummary]:
-        """Of all steps, those before a resume too."""
+        """Of all steps of the run, including those before a resume."""
         totals: dict[str, dict[int, float]] = {}
         for stage, step, _, value in self.registry.metrics(self.run):
             steps = totals.setdefault(stage, {})
@@ -624,16 +630,15 @@ def class_pictures(
     *,
     hooks: Hooks | None = None,
 ) -> list[Image.Image]:
-    """Pictures of a bare category for prior preservation, drawn once by the base model.
+    """`count` pictures of a category for prior preservation, drawn once by the base model.
 
-    They are kept in the registry's cache, and are the same for every concept of the category: they
-    are drawn in the same batches, however many are wanted and wherever the last time ended. Raises
-    `TrainingInterrupted` when the hooks ask to stop, and `StorageError` if the disk refuses; those
-    that are drawn stay.
+    All concepts of the category share them in the registry's cache; the same batches are drawn
+    whatever `count` is, and after an interruption. Raises `TrainingInterrupted` when `should_stop`
+    is true, and `StorageError` if the disk refuses; finished pictures are kept.
     """
     hooks = hooks or Hooks()
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
-    prompt, settings = class_prompt(category), DrawingSettings(steps=25, guidance=5.0)
+    prompt, settings = class_prompt(category), SamplingSettings(steps=25, guidance=5.0)
     size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
@@ -654,7 +659,7 @@ def class_pictures(
 
 
 def _class_folder(base: str, category: str) -> str:
-    """A name that file systems take; categories may be longer."""
+    """A folder name of bounded length; categories may be longer."""
     name = category if len(category.encode()) < 200 else sha256_of(category.encode())
     return f"{base}-{name}"
 

@@ -1,4 +1,4 @@
-"""Where a step's samples come from: pools of encoded pictures, each with prompts and a weight."""
+"""Where training samples come from: pools of encoded pictures, each with prompts and a weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from .latents import LatentPool
 
 @dataclass(frozen=True, slots=True)
 class SampleSource:
-    """Pictures with the prompts that they are learnt with; each step draws as many of each source.
+    """Encoded pictures and their prompts; a step takes equally many samples of each source.
 
-    `name` is what metrics call its diffusion loss, which counts `weight` times. The first source of
-    a training is the subject: what learns may be in its prompts, and losses on attention look at it
+    `name` is the metric of its diffusion loss, which is multiplied by `weight`. The first source of
+    a training is the subject: only its prompts may name trained tokens, and attention losses use it
     alone.
     """
 
@@ -26,7 +26,7 @@ class SampleSource:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Of one source: which prompts (B,), latents and noise (B, C, h, w)."""
+    """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w)."""
 
     prompts: Tensor
     latents: Tensor
@@ -35,20 +35,20 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """Samples of each source at the same timesteps (B,)."""
+    """Samples of each source, all at the same timesteps (B,)."""
 
     timesteps: Tensor
     samples: tuple[Samples, ...]
 
     @classmethod
-    def drawn(
+    def sample(
         cls,
         sources: Sequence[SampleSource],
         size: int,
         num_timesteps: int,
         generator: torch.Generator,
     ) -> "Minibatch":
-        """A whole batch, the same for any number of processes and parts."""
+        """Sample a whole batch of `size`; independent of the number of processes and parts."""
         subject, *others = sources
         device = subject.pool.mean.device
 
@@ -71,7 +71,7 @@ class Minibatch:
         return cls(timesteps, tuple(samples))
 
     def rows(self, index: Tensor) -> "Minibatch":
-        """Some of the samples."""
+        """The samples at `index`."""
         index = index.to(self.timesteps.device)
         return Minibatch(
             self.timesteps[index],

@@ -1,4 +1,4 @@
-"""Losses for TensorBoard, besides the registry's own record of them."""
+"""Losses for TensorBoard, beside the registry's own record of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

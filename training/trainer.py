@@ -1,7 +1,7 @@
 """Trainings that run as one batch, stage after stage. The loop of a stage is in `loop.py`.
 
-What a step draws at random follows from (seed, stage, step), so a training that was interrupted
-and resumed ends bit-equal to one that was not, on a CPU; on a GPU up to the order of its sums.
+Random numbers follow from (seed, stage, step), so a resumed training ends bit-equal to an
+uninterrupted one on a CPU; on a GPU up to the order of summation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from ..adapters.adapter import injected
 from ..adapters.timestep_tokens import timestep_routing
 from ..methods.method import active_stages
 from ..registry.errors import TrainingFailed
-from .callbacks import Learned
+from .callbacks import LearnedAdapters
 from .checkpoints import ResumePoint, read_resume_point
 from .loop import StageRun, run_stage
 from .training import Training
@@ -21,10 +21,10 @@ from .training import Training
 class Trainer:
     """Runs trainings of one method and one set of settings, on one base model, as one batch.
 
-    The base model is the trainer's while it runs, and is given back as it was, whatever happens.
-    Each training goes on from its resume path, if it is there, and writes it now and then; all have
-    to be at the same step. It learns what it would learn alone, up to the order of sums. More than
-    one have to leave the base model as it is.
+    The base model is changed while it runs, and restored whatever happens. Each training resumes
+    from its resume path, if that exists, and saves to it now and then; all have to be at the same
+    step. Each learns what it would learn alone, up to the order of summation. Only methods that
+    keep the base model can train more than one.
     """
 
     def __init__(self, trainings: Sequence[Training], resume_paths: Sequence[Path]) -> None:
@@ -35,21 +35,21 @@ class Trainer:
         if len(trainings) > 1 and not self._method.keeps_base:
             raise ValueError(f"{self._method.name} changes the base model: expected one training")
 
-    def run(self) -> list[Learned | TrainingFailed]:
-        """All stages, or what is left of them; returns what came out of each training.
+    def run(self) -> list[LearnedAdapters | TrainingFailed]:
+        """Run all remaining stages; returns the result of each training.
 
-        One that fails because a loss or gradient is not finite leaves the others alone. Raises
-        `StorageError` if a state cannot be saved, and `TrainingInterrupted` once the first one's
-        `should_stop` says so and all are saved.
+        One whose loss or gradient is not finite fails alone. Raises `StorageError` if a state
+        cannot be saved, and `TrainingInterrupted` once the first one's `should_stop` is true and
+        all are saved.
         """
         failed: dict[Training, TrainingFailed] = {}
         with self._base_model():
             points = self._resume_points()
-            for stage, numbers in active_stages(self._method, self._settings):
+            for stage, stage_settings in active_stages(self._method, self._settings):
                 if stage.name in points[0].done:
                     continue
                 runs = [
-                    StageRun(training, stage, numbers, point, path)
+                    StageRun(training, stage, stage_settings, point, path)
                     for training, point, path in zip(
                         self._trainings, points, self._resume_paths, strict=True
                     )
@@ -63,7 +63,7 @@ class Trainer:
 
     @contextmanager
     def _base_model(self) -> Iterator[None]:
-        """Lay it out for what is to be learned, with all embeddings injected; then give it back."""
+        """Prepare it, with all embeddings injected; then restore it."""
         try:
             for training in self._trainings:
                 training.begin()
@@ -77,17 +77,17 @@ class Trainer:
                 training.restore()
 
     def _resume_points(self) -> list[ResumePoint]:
-        """Take over what was learned before; where each training goes on."""
+        """Load what was learned before; returns where each training resumes."""
         points: list[ResumePoint] = []
         for training, path in zip(self._trainings, self._resume_paths, strict=True):
             points.append(read_resume_point(path) if path.exists() else ResumePoint())
-            training.take_over(points[-1])
+            training.load_learned(points[-1])
         if len({(point.done, point.stage, point.step) for point in points}) > 1:
             raise ValueError("trainings that run together have to be at the same step")
         return points
 
 
-def run_one(training: Training, resume_path: Path) -> Learned:
+def run_one(training: Training, resume_path: Path) -> LearnedAdapters:
     """Run one training; see `Trainer`. Raises what that does, and `TrainingFailed`."""
     (outcome,) = Trainer([training], [resume_path]).run()
     if isinstance(outcome, TrainingFailed):

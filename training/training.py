@@ -1,4 +1,4 @@
-"""What the training of one concept is made of: embedding, prompts, pools, what learns."""
+"""The training of one concept: its embedding, prompts, sample sources and trained parameters."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone
 from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
-from .callbacks import Hooks, Learned
-from .checkpoints import ResumePoint, take_values
+from .callbacks import Hooks, LearnedAdapters
+from .checkpoints import ResumePoint, copy_values
 from .latents import encode_pictures, varied_crops
 from .precision import cast, dtype_of, make_accelerator
 from .sources import SampleSource
@@ -25,9 +25,9 @@ from .sources import SampleSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is to be learned: photos, the word for what they show, and the tokens to learn it as.
+    """What is to be learned: photos, their category, and the placeholder tokens to be trained.
 
-    `class_pictures` are for prior preservation, drawn from the bare category.
+    `class_pictures` show other members of the category, for prior preservation.
     """
 
     photos: Sequence[Image.Image]
@@ -36,16 +36,17 @@ class Subject:
     class_pictures: Sequence[Image.Image] = ()
 
 
-def drawn_size(backbone: Backbone, settings: TrainingSettings) -> int:
-    """Side of the pictures that a training learns from: set, or the base model's own."""
+def training_resolution(backbone: Backbone, settings: TrainingSettings) -> int:
+    """Side of the crops in pixels: the setting `resolution`, else the base model's own."""
     return settings.resolution or backbone.size
 
 
 class Training:
-    """One concept under way on one base model.
+    """The training of one concept on one base model.
 
-    The denoiser learns in place between `begin` and `restore`, which gives it its own weights back.
-    Raises `InvalidInput` for settings that do not fit the base model or the number of processes.
+    Between `begin` and `restore` the denoiser is trained in place; `restore` gives it its original
+    weights back. Raises `InvalidInput` for settings that do not fit the base model or the number of
+    processes.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class Training:
         self.seed = seed
         self.hooks = hooks or Hooks()
         self.accelerator = make_accelerator(settings.mixed_precision)
-        self.size = drawn_size(backbone, settings)
+        self.size = training_resolution(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
         self._check_batches()
         self.noise_scheduler = backbone.training_scheduler()
-        self._own: dict[str, Tensor] = {}
+        self._original: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
 
     def _check_resolution(self) -> None:
@@ -83,26 +84,26 @@ class Training:
             )
 
     def _check_batches(self) -> None:
-        """Each process has to have a part in each step, or the others would wait for it."""
+        """Each process needs a share of each step, or the others would wait for it."""
         processes = self.accelerator.num_processes
         shares = processes * self.settings.gradient_accumulation
-        for stage, numbers in active_stages(self.method, self.settings):
-            if processes > 1 and numbers.batch < shares:
+        for stage, stage_settings in active_stages(self.method, self.settings):
+            if processes > 1 and stage_settings.batch < shares:
                 raise InvalidInput(
-                    f"a batch of {numbers.batch} in {stage.name} is too small for "
+                    f"a batch of {stage_settings.batch} in {stage.name} is too small for "
                     f"{processes} processes",
                     hint=f"--set {stage.name}.batch={shares}",
                 )
 
     @property
     def phrase(self) -> str:
-        """The concept in a prompt: `[V] dog`."""
+        """How training prompts name the concept: `[V] dog`, or `[V]`."""
         subject, names_category = self.subject, self.method.names_category
         return phrase_of(subject.tokens, subject.category, names_category=names_category)
 
     @property
     def training_prompts(self) -> TrainingPrompts:
-        """What losses on attention are made from."""
+        """The prompts that attention losses are made from."""
         return TrainingPrompts(
             self.backbone,
             self.prompts,
@@ -112,10 +113,10 @@ class Training:
             self.size,
         )
 
-    # --- the whole --------------------------------------------------------------------------------
+    # --- begin and restore ----------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make what is to be learned; nothing else of the base model learns unless a stage asks."""
+        """Make the embedding and freeze the base model; stages unfreeze what they train."""
         backbone, subject = self.backbone, self.subject
         backbone.to(self.accelerator.device)
         for network in backbone.networks.values():
@@ -125,10 +126,10 @@ class Training:
         )
 
     def prepare(self) -> None:
-        """Encode all photos, and lay the models out for what is to be learned.
+        """Encode all pictures, and convert what is trained to float32.
 
-        What learns is float32, whatever the base model came in: a step of 1e-6 would be lost in
-        the rounding of half precision. So are text encoders, which see no autocast.
+        In half precision a step of 1e-6 would be rounded away. Text encoders are float32 too, as
+        they run outside autocast.
         """
         backbone, settings = self.backbone, self.settings
         for prompt in (*self.prompts, self.class_prompt):
@@ -149,8 +150,8 @@ class Training:
             if stage.learns == "embedding":
                 continue
             for name, parameter in self.learning(stage).items():
-                if not settings.rank and name not in self._own:
-                    self._own[name] = parameter.detach().to("cpu", copy=True)
+                if not settings.rank and name not in self._original:
+                    self._original[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
 
     def _subject_source(self) -> SampleSource:
@@ -159,7 +160,7 @@ class Training:
         return SampleSource("diffusion", encode_pictures(self.backbone, crops), self.prompts)
 
     def _class_sources(self) -> Iterator[SampleSource]:
-        """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if it has a weight."""
+        """The source for prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if weighted."""
         if not self.settings.prior.weight:
             return
         if not self.subject.class_pictures:
@@ -169,11 +170,11 @@ class Training:
         yield SampleSource("prior", pool, [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:
-        """Give the denoiser its own weights and layers back."""
+        """Give the denoiser its original weights and layers back."""
         parameters = self.backbone.parameters("denoiser")
-        for name, own in self._own.items():
-            parameters[name].data = own.to(parameters[name].device)
-        self._own.clear()
+        for name, original in self._original.items():
+            parameters[name].data = original.to(parameters[name].device)
+        self._original.clear()
         self.backbone.remove_lora()
         if self.settings.gradient_checkpointing:
             self.backbone.set_gradient_checkpointing(False)
@@ -181,17 +182,14 @@ class Training:
             cast(network, dtype)
         self.backbone.denoiser.requires_grad_(False).eval()
 
-    def broken_weights(self) -> str | None:
-        """A parameter that was not finite before anything was learned."""
-        return self.backbone.name_of_broken(self._own)
+    def non_finite_weight(self) -> str | None:
+        """A parameter of the base model that was not finite before training; None if all were."""
+        return self.backbone.non_finite_parameter(self._original)
 
-    # --- what learns ------------------------------------------------------------------------------
+    # --- trained parameters ---------------------------------------------------------------------
 
     def learning(self, stage: Stage) -> dict[str, nn.Parameter]:
-        """The parameters that a stage changes, by name.
-
-        With LoRA, its factors stand for the layers that they change.
-        """
+        """The parameters that a stage trains, by name; with LoRA its factors only."""
         if stage.learns == "embedding":
             return self.embedding.learning()
         return {
@@ -201,19 +199,19 @@ class Training:
         }
 
     def all_learning(self) -> dict[str, Tensor]:
-        """All that has been learned so far, in every stage."""
+        """The parameters that any stage trains, by name."""
         everything: dict[str, Tensor] = {}
         for stage, _ in active_stages(self.method, self.settings):
             everything |= self.learning(stage)
         return everything
 
-    def take_over(self, point: ResumePoint) -> None:
-        """Begin with what was learned up to a resume point."""
-        take_values(point.learned, self.all_learning())
+    def load_learned(self, point: ResumePoint) -> None:
+        """Load what was learned up to a resume point."""
+        copy_values(point.learned, self.all_learning())
 
-    def learned(self) -> Learned:
-        """What has been learned, as it is stored."""
-        return Learned(self.embedding, self._weight_delta())
+    def learned(self) -> LearnedAdapters:
+        """What has been learned so far, as adapters."""
+        return LearnedAdapters(self.embedding, self._weight_delta())
 
     def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:
@@ -222,8 +220,8 @@ class Training:
         if self.settings.rank:
             return WeightDelta({}, dict(_lora_factors(parameters)))
         deltas = {
-            name: (parameters[name].detach().cpu() - own.float()).half()
-            for name, own in self._own.items()
+            name: (parameters[name].detach().cpu() - original.float()).half()
+            for name, original in self._original.items()
         }
         return WeightDelta(deltas) if deltas else None
 

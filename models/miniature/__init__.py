@@ -1,1 +1,1 @@
-"""The embedded base model: a drawn world, and the recipe that teaches it to Stable Diffusion."""
+"""The base model that ships: its synthetic scenes, and the recipe that trains it on them."""

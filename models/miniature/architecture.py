@@ -9,7 +9,7 @@ from .tokenizer import END, MAX_TOKENS, START
 SIZE = 128
 """Of pictures, in pixels."""
 SMALL_SIZE = 64
-"""Of the reduced pictures that its readers look at: CLIP, the identity encoder and the judge."""
+"""Of the reduced pictures that CLIP, the identity encoder and the judge get."""
 LATENT_SIZE, LATENT_CHANNELS = 16, 12
 TEXT_WIDTH = 160
 
@@ -31,7 +31,7 @@ def make_vae() -> AutoencoderKL:
 
 
 class Discriminator(nn.Module):
-    """Tells patches of rendered pictures from decoded ones (Isola et al. 2017, section 3.2.2)."""
+    """Patch discriminator of rendered and decoded pictures (Isola et al. 2017, section 3.2.2)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """What each layer makes of pictures (B, 3, h, w); the last says (B, 1, h/4, w/4)."""
+        """The features of each layer for pictures (B, 3, h, w); the last are (B, 1, h/4, w/4)."""
         seen: list[Tensor] = []
         for layer in self.layers:
             pixels = layer(pixels)

@@ -1,4 +1,4 @@
-"""The identity encoder: one individual in two scenes lies nearer than two of one category."""
+"""The identity encoder: embeds pictures so that those of one individual are nearest."""
 
 import itertools
 from collections.abc import Sequence

@@ -24,7 +24,7 @@ def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
 
 
 def load_identity_encoder() -> IdentityEncoder:
-    """The encoder that tells individuals apart."""
+    """The encoder that distinguishes individuals."""
     encoder = IdentityEncoder()
     encoder.load_state_dict(_read("identity.safetensors"))
     return encoder.eval()

@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: CLIP's, with the words of the drawn world as whole tokens.
+"""The miniature's tokenizer: CLIP's, with the words of the synthetic scenes as whole tokens.
 
 Any other word is spelt in bytes, so nothing is unknown.
 """

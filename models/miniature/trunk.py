@@ -1,4 +1,4 @@
-"""What the small readers of pictures share: features that know their surroundings."""
+"""The backbone that the identity encoder and the judge share: a small feature pyramid."""
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,14 @@ class Trunk(nn.Module):
 
 
 class Gaze(nn.Module):
-    """Several learnt looks at a picture, each a softmax over its places."""
+    """Attention pooling by several learned queries, each a softmax over the picture's places."""
 
     def __init__(self, num_looks: int) -> None:
         super().__init__()
         self.logits = nn.Conv2d(Trunk.WIDTH, num_looks, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 96, h, w) to what each look sees (B, K, 96) and log-weights (B, K, h·w)."""
+        """Features (B, 96, h, w) to pooled ones (B, K, 96) and log-weights (B, K, h·w)."""
         where = self.logits(features).flatten(2).float().log_softmax(-1)
         seen = torch.einsum("bkn,bcn->bkc", where.exp().to(features.dtype), features.flatten(2))
         return seen, where

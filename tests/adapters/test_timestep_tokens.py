@@ -18,7 +18,7 @@ from conceptry.adapters.timestep_tokens import (
 )
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of
@@ -26,7 +26,7 @@ from tiny_base import make_tiny_sdxl
 from torch import Tensor
 
 PROMPT = "a photo of a <v>"
-SETTINGS = Settings(steps=3, guidance=3.0)
+SETTINGS = SamplingSettings(steps=3, guidance=3.0)
 
 
 @pytest.fixture(params=["SD", "SDXL"])
@@ -54,7 +54,7 @@ def varied(backbone: Backbone, name: str = "<v>", stages: int = 5) -> TimestepTo
     return token
 
 
-def pictures(backbone: Backbone, prompt: str, settings: Settings = SETTINGS) -> np.ndarray:
+def pictures(backbone: Backbone, prompt: str, settings: SamplingSettings = SETTINGS) -> np.ndarray:
     images = draw_batch(backbone, [prompt] * 2, [0, 1], settings)
     return np.stack([np.asarray(image) for image in images])
 
@@ -182,7 +182,7 @@ def test_different_numbers_of_stages_meet_in_a_prompt(backbone: Backbone) -> Non
 
 def test_staged_plain_and_weights_meet_in_a_prompt(either: Backbone) -> None:
     """Pictures with a negative prompt, and the same ones again."""
-    settings = Settings(steps=3, guidance=3.0, negative="rain", scheduler="euler")
+    settings = SamplingSettings(steps=3, guidance=3.0, negative="rain", scheduler="euler")
     name = next(n for n in either.parameters("denoiser") if "attn2.to_k" in n)
     shape = either.parameters("denoiser")[name].shape
     change = WeightDelta({name: torch.full(shape, 0.1)})
@@ -248,7 +248,7 @@ def test_strength_goes_from_the_category_to_what_was_learned(
 ) -> None:
     own = varied(backbone)
     weak = TimestepTokens.from_state("<v>", "dog", own.state())
-    weak.weaken(backbone, "dog", strength)
+    weak.apply_strength(backbone, "dog", strength)
     dog = TimestepTokens.from_word(backbone, "<v>", "dog", num_stages=5)
     wanted = own if expected == "own" else dog
     torch.testing.assert_close(weak.state()["staged.0"], wanted.state()["staged.0"])

@@ -7,13 +7,13 @@ from conceptry.evaluation.encoders import Encoders, load_encoders
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from tiny_base import write_tiny_base
-from to_score import DRAWN_WORLD, write_bundle
+from to_score import MINIATURE, write_bundle
 
 
 @pytest.fixture(scope="session")
 def encoders() -> Encoders:
     """CLIP, identity encoder and judge of the drawn world."""
-    return load_encoders(DRAWN_WORLD)
+    return load_encoders(MINIATURE)
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 from conceptry.evaluation import choosing
-from conceptry.evaluation.choosing import Watch
+from conceptry.evaluation.choosing import CheckpointScorer
+from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, mark_best, score
-from conceptry.evaluation.wanted import Wanted
-from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.request import Settings
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training import Hooks, train
-from to_score import DRAWN_WORLD
+from to_score import MINIATURE
 
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
 
@@ -33,7 +33,7 @@ def teach(registry: Registry, base: LoadedBase, steps: int, hooks: Hooks, *more:
 
 
 def stored(registry: Registry, number: int) -> bytes:
-    (chosen,) = choose(registry, f"<rex@{number}>")
+    (chosen,) = resolve_prompt(registry, f"<rex@{number}>")
     return Path(chosen.path).read_bytes()
 
 
@@ -44,11 +44,11 @@ def kept(registry: Registry, number: int) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _shipped_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shipped(*_: Any, **__: Any) -> Wanted:
-        return DRAWN_WORLD
+    def shipped(*_: Any, **__: Any) -> EncoderNames:
+        return MINIATURE
 
     for module in ("choosing", "running"):
-        monkeypatch.setattr(f"conceptry.evaluation.{module}.wanted_for", shipped)
+        monkeypatch.setattr(f"conceptry.evaluation.{module}.encoder_names_for", shipped)
 
 
 @pytest.mark.parametrize("more", [(), ("ema=0.5",), ("rank=2",)], ids=["whole", "ema", "lora"])
@@ -72,7 +72,7 @@ def test_scoring_on_the_way_changes_nothing(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
     plain = teach(rex, base, 4, Hooks())
-    watch = Watch(rex, base, request(tmp_path), 2)
+    watch = CheckpointScorer(rex, base, request(tmp_path), 2)
     watched = teach(rex, base, 4, watch.hooks(Hooks()))
     assert stored(rex, plain) == stored(rex, watched)
     assert [each.label for each in watch.found] == ["rex@stage3-000002"]
@@ -84,7 +84,7 @@ def test_what_is_drawn_on_the_way_is_what_the_checkpoint_draws(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
     """But for the rounding of what is stored."""
-    watch = Watch(rex, base, request(tmp_path), 2)
+    watch = CheckpointScorer(rex, base, request(tmp_path), 2)
     number = teach(rex, base, 4, watch.hooks(Hooks()))
     (before,) = watch.found
     wanted = request(tmp_path, all_checkpoints=True, base=base.base.name)
@@ -103,11 +103,11 @@ def scored(both: float, **changes: Any) -> Evaluation:
 def test_a_training_has_had_enough_when_scores_do_not_rise(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
-    watch = Watch(rex, base, request(tmp_path), 1)
+    watch = CheckpointScorer(rex, base, request(tmp_path), 1)
     enough: list[bool] = []
     for both in (0.1, 0.3, 0.2, 0.4, 0.39, 0.4):
         watch.found.append(scored(both))
-        enough.append(watch.is_enough)
+        enough.append(watch.has_plateaued)
     assert enough == [False, False, False, False, False, True]
 
 
@@ -118,14 +118,14 @@ def test_a_suite_that_cannot_choose_is_refused_before_the_training(
     path = tmp_path / "mine.yaml"
     path.write_text(f"prompts: [{{text: '{text}', looks: other}}]")
     with pytest.raises(InvalidInput, match="the suite mine cannot say which checkpoint is best"):
-        Watch(rex, base, EvalRequest(names=["rex"], suite=str(path)), 1)
+        CheckpointScorer(rex, base, EvalRequest(names=["rex"], suite=str(path)), 1)
 
 
 def test_stopped_early_it_is_done_and_its_version_is_of_that_step(
     rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "PATIENCE", 1)
-    watch = Watch(rex, base, request(tmp_path), 1, stop_early=True)
+    watch = CheckpointScorer(rex, base, request(tmp_path), 1, stop_early=True)
     hooks = watch.hooks(Hooks())
 
     def score_it(checkpoint: Any) -> None:
@@ -141,7 +141,7 @@ def test_the_best_checkpoint_becomes_a_version(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
     first = teach(rex, base, 3, Hooks(checkpoint_every=1))
-    settings = Settings(steps=1)
+    settings = SamplingSettings(steps=1)
     wanted = request(tmp_path, all_checkpoints=True, base=base.base.name, settings=settings)
     found = list(score(rex, wanted))
     assert [each.label for each in found] == ["rex@stage3-000001", "rex@stage3-000002", "rex@1"]
@@ -150,7 +150,7 @@ def test_the_best_checkpoint_becomes_a_version(
     (best,) = mark_best(rex, found)
     assert (first, best.version) == (1, 2)
     assert stored(rex, 2) == kept(rex, 1)[1].read_bytes()
-    (chosen,) = choose(rex, "<rex>")
+    (chosen,) = resolve_prompt(rex, "<rex>")
     assert (chosen.version.number, chosen.version.aliases) == (2, ["best"])
     again = list(score(rex, wanted))
     assert [each.label for each in again] == ["rex@stage3-000001", "rex@1", "rex@2"]

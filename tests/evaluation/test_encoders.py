@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from conceptry.evaluation.encoder_names import SHIPPED, encoder_names_for
 from conceptry.evaluation.encoders import ClipEncoder, DinoEncoder, load_encoders
-from conceptry.evaluation.wanted import SHIPPED, wanted_for
 from conceptry.models.bases import find_base
 from conceptry.models.miniature.tokenizer import make_tokenizer
 from conceptry.registry.errors import InvalidInput, NotFound
@@ -147,8 +147,8 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
 
 
 def test_the_miniature_is_scored_by_what_ships() -> None:
-    wanted = wanted_for(find_base("miniature"))
-    encoders = load_encoders(wanted)
+    names = encoder_names_for(find_base("miniature"))
+    encoders = load_encoders(names)
     assert encoders.judge is not None
     assert encoders.dino is None
-    assert encoders.hashes() == wanted.known_hashes()
+    assert encoders.hashes() == names.known_hashes()

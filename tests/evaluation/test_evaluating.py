@@ -9,14 +9,14 @@ import torch
 from conceptry import evaluation
 from conceptry.evaluation import evaluating
 from conceptry.evaluation.encoders import Encoders
-from conceptry.evaluation.evaluating import Evaluator, Subject, evaluate
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
-from conceptry.evaluation.plan import BARE
+from conceptry.evaluation.plan import BASE_MODEL
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
-from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.request import Settings
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
@@ -133,7 +133,7 @@ def test_what_scores_depend_on_is_part_of_the_record(
     elif change == "seeds":
         plan = replace(plan, seeds=(0,))
     elif change == "settings":
-        plan = replace(plan, settings=Settings(steps=3))
+        plan = replace(plan, settings=SamplingSettings(steps=3))
     elif change == "suite":
         plan = replace(plan, suite=replace(ALONE, prompts=ALONE.prompts[:1]))
     elif change == "photos":
@@ -185,9 +185,9 @@ def test_the_bare_base_model_is_scored_by_its_category(
     photos = [taught.read_photo(image) for image in concept.images]
     plan = replace(plan_of(taught, base, "<rex>"), chosen=())
     cache = PictureCache(taught.location.cache / "evaluations")
-    subject = Subject("dog", photos, [None] * len(photos))
+    subject = EvalSubject("dog", photos, [None] * len(photos))
     found = Evaluator(base, encoders, cache, plan, [subject]).run()
-    assert found.concept == BARE
+    assert found.concept == BASE_MODEL
     assert found.prompts[0].prompt == "a photo of a dog"
     assert found.scores["focus"].mean > 0
 
@@ -202,7 +202,7 @@ def test_records_survive_json(taught: Registry, base: LoadedBase, encoders: Enco
 
 def request(base: LoadedBase, *names: str, **options: Any) -> EvalRequest:
     options = {"clip": "miniature", "dino": "none", "suite": "objects", "num_seeds": 1} | options
-    settings = Settings(steps=1, guidance=1.0)
+    settings = SamplingSettings(steps=1, guidance=1.0)
     return EvalRequest(names=names, base=base.base.name, settings=settings, **options)
 
 
@@ -222,15 +222,15 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
     marked = {each.concept: each.version for each in mark_best(taught, found)}
     assert set(marked) == {"rex", "mia"}
     mine = [each for each in found if each.concept == "rex"]
-    best = max(mine, key=lambda each: (each.both, each.version))
-    assert choose(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
+    best = max(mine, key=lambda each: (each.harmonic_mean, each.version))
+    assert resolve_prompt(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
 
 
 @pytest.mark.parametrize(("name", "versions"), [("rex:0.5", None), ("rex", "1:0.5,2")])
 def test_scores_are_of_whole_strength(
     taught: Registry, base: LoadedBase, name: str, versions: str | None
 ) -> None:
-    with pytest.raises(InvalidInput, match="whole strength"):
+    with pytest.raises(InvalidInput, match="full strength"):
         list(score(taught, request(base, name, versions=versions)))
 
 

@@ -42,7 +42,7 @@ def test_a_perfect_verdict_scores_one_and_a_wrong_one_less(
     network = judge.Judge()
 
     def cheat(wrong: bool) -> None:
-        def look(_images: object) -> list[judge.Seen]:
+        def classify(_images: object) -> list[judge.Prediction]:
             step = steps.pop(0)
             scenes = judge_recipe.scenes_batch(
                 step, split="held-out", offset=7, batch=100, size=64
@@ -51,7 +51,7 @@ def test_a_perfect_verdict_scores_one_and_a_wrong_one_less(
             return [_verdict(logits, row, wrong) for row in range(len(scenes))]
 
         steps = [0]
-        monkeypatch.setattr(network, "look", look)
+        monkeypatch.setattr(network, "classify", classify)
 
     cheat(wrong=False)
     assert set(judge_recipe.measure(network, 100).values()) == {1.0}
@@ -59,7 +59,7 @@ def test_a_perfect_verdict_scores_one_and_a_wrong_one_less(
     assert judge_recipe.measure(network, 100)["place"] < 0.3
 
 
-def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.Seen:
+def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.Prediction:
     logits = {
         "present": (targets["present"][row] - 0.5) * 20,
         "colour": _one_hot(targets["colour"][row].clamp(min=0), len(judge.COLOUR_NAMES)),
@@ -69,7 +69,7 @@ def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.S
         "accessory": _one_hot(targets["accessory"][row], len(judge.WORN)),
         "count": _one_hot(targets["count"][row], judge.MAX_SUBJECTS),
     }
-    return judge._seen(logits)
+    return judge._prediction(logits)
 
 
 def _one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_fifty_steps_lower_its_loss_and_it_can_be_loaded(
     first, *_, last = [sum(line[name] for name in names) for line in lines]
     assert last < first
     loaded = judge.load_judge(tmp_path / "judge.safetensors")
-    seen = loaded.look([render(sample_scene(0)).image, render(sample_scene(1), 128).image])
+    seen = loaded.classify([render(sample_scene(0)).image, render(sample_scene(1), 128).image])
     assert len(seen) == 2
     assert seen[0].categories
     assert set(seen[0].confidence) == set(CATEGORIES)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conceptry.evaluation.running import EvalRequest, score
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import NotFinite, Registry
 
@@ -19,7 +19,7 @@ def test_a_black_picture_is_never_scored(taught: Registry, base: LoadedBase, nam
     part, _, parameter = name.partition(".")
     with torch.no_grad():
         getattr(broken.backbone.pipeline, part).get_parameter(parameter)[0] = float("nan")
-    settings = Settings(steps=1)
+    settings = SamplingSettings(steps=1)
     request = EvalRequest(
         names=["rex"],
         suite="mine.txt",

@@ -12,8 +12,8 @@ from conceptry.evaluation.record import (
     mean_scores,
     summary,
 )
-from conceptry.evaluation.regions import as_mask, inside_only, regions_of_photos
-from conceptry.evaluation.scoring import Picture, Scorer, diversity, embed_references
+from conceptry.evaluation.regions import as_mask, grey_outside, regions_of_photos
+from conceptry.evaluation.scoring import ObservedPicture, Scorer, diversity, embed_references
 from conceptry.evaluation.suites import SuitePrompt
 from conceptry.generation.regions import region, share_inside, subject_columns
 from conceptry.models.loading import load_base
@@ -30,9 +30,11 @@ def scenes(count: int, first: int = 0) -> list[Scene]:
     ]
 
 
-def whole(image: Image.Image) -> Picture:
+def whole(image: Image.Image) -> ObservedPicture:
     """A picture that is all subject."""
-    return Picture(image, torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)))
+    return ObservedPicture(
+        image, torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    )
 
 
 def white(images: list[Image.Image]) -> list[Image.Image]:
@@ -116,11 +118,11 @@ def test_what_is_outside_a_mask_does_not_count(encoders: Encoders) -> None:
     drawn = render(scenes(1)[0])
     mask = drawn.masks[0].point(SHARP)
     elsewhere = Image.composite(drawn.image, Image.new("RGB", (64, 64), "yellow"), mask)
-    cut = [inside_only(image, mask) for image in (drawn.image, elsewhere)]
+    cut = [grey_outside(image, mask) for image in (drawn.image, elsewhere)]
     assert ImageChops.difference(*cut).getbbox() is None
     vectors = encoders.clip.embed([drawn.image, elsewhere])
     assert float(vectors[0] @ vectors[1]) < 0.99
-    outside = inside_only(drawn.image, ImageChops.invert(mask))
+    outside = grey_outside(drawn.image, ImageChops.invert(mask))
     vectors = encoders.clip.embed([cut[0], outside])
     assert float(vectors[0] @ vectors[1]) < 0.9
 
@@ -144,13 +146,13 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
     ]
     maps = torch.stack([torch.stack([left, straying]), torch.stack([right, right])])
     prompt = SuitePrompt("a photo of a {} and a {other}")
-    (row,), _ = Scorer(encoders, subjects).score(prompt, [Picture(photo, maps)])
+    (row,), _ = Scorer(encoders, subjects).score(prompt, [ObservedPicture(photo, maps)])
     assert (row["focus"], row["leak"]) == (0.75, 0.25)
     assert (row["focus_other"], row["leak_other"]) == (1.0, 0.0)
     pair = [row["identity_subject"], row["identity_subject_other"]]
     assert row["identity_subjects"] == pytest.approx(sum(pair) / 2, abs=1e-4)
     merged = torch.stack([torch.stack([left, left])] * 2)
-    (row,), _ = Scorer(encoders, subjects).score(prompt, [Picture(photo, merged)])
+    (row,), _ = Scorer(encoders, subjects).score(prompt, [ObservedPicture(photo, merged)])
     assert (row["leak"], row["leak_other"]) == (1.0, 1.0), "both look at one place"
     assert "identity" not in row, "of two subjects, only their own regions tell"
 

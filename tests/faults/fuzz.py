@@ -132,32 +132,32 @@ def make_sound(folder: Path, *, with_models: bool) -> Sound:
 
 def _make_kept(folder: Path, base: Any) -> Any:
     """A registry with all that is kept beside one; returns the encoders that it was scored with."""
+    from conceptry.evaluation.encoder_names import encoder_names_for
     from conceptry.evaluation.encoders import load_encoders
     from conceptry.evaluation.evaluating import evaluate
     from conceptry.evaluation.plan import Plan
     from conceptry.evaluation.suites import find_suite
-    from conceptry.evaluation.wanted import wanted_for
-    from conceptry.generation.prompt_syntax import choose
-    from conceptry.generation.request import Settings
+    from conceptry.generation.prompt_syntax import resolve_prompt
+    from conceptry.generation.request import SamplingSettings
     from conceptry.registry.errors import TrainingInterrupted
     from conceptry.training import Hooks, train
 
     (folder / "suite.txt").write_text("a photo of a {}\n")
-    wanted = wanted_for(base.base, clip="miniature", dino="none")
-    encoders = load_encoders(wanted, offline=True)
+    names = encoder_names_for(base.base, clip="miniature", dino="none")
+    encoders = load_encoders(names, offline=True)
     with Registry.open(folder / "kept/concepts.db", create=True) as registry:
         registry.add("rex", [folder / "photos"], category="dog")
         words = [word for word in KEPT if "=" in word]
         hooks = Hooks(preview_every=100, checkpoint_every=1)
         train(registry, "rex", base, overrides=words, hooks=hooks)
         plan = Plan(
-            chosen=tuple(choose(registry, "<rex>")),
+            chosen=tuple(resolve_prompt(registry, "<rex>")),
             suite=find_suite(str(folder / "suite.txt")),
-            wanted=wanted,
+            encoders=names,
             base="tiny",
             base_sha256=base.sha256,
             seeds=(0, 1),
-            settings=Settings(steps=1),
+            settings=SamplingSettings(steps=1),
         )
         evaluate(registry, base, encoders, plan)
         stopped = iter((False,))

@@ -278,7 +278,7 @@ class World:
             if count != (status == "done"):
                 yield f"the run {uid} is {status} and has {count} versions"
             if count and {lowest, highest} != {self.weights[method]}:
-                yield f"the run {uid} learnt something else"
+                yield f"the run {uid} learned something else"
         twice = """SELECT version_id, count(*) FROM evaluation
             GROUP BY version_id, suite, config HAVING count(*) > 1"""
         yield from (f"version {row[0]} was scored {row[1]} times" for row in self.rows(twice))

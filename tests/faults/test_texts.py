@@ -15,17 +15,17 @@ import torch
 from conceptry.evaluation.record import Evaluation, Interval, PictureScores, PromptScores
 from conceptry.evaluation.report import _csv
 from conceptry.evaluation.suites import find_suite
-from conceptry.generation import Defaults, Settings, read_prompts
-from conceptry.generation.other_tools import foreign_words
+from conceptry.generation import PromptDefaults, SamplingSettings, read_prompts
+from conceptry.generation.other_tools import find_other_tool_syntax
 from conceptry.generation.prompt_syntax import mentions
 from conceptry.generation.provenance import read_provenance
-from conceptry.methods.method import find_method, settings_of
+from conceptry.methods.method import find_method, resolve_settings
 from conceptry.methods.settings import TrainingSettings
 from conceptry.models.bases import read_aliases
 from conceptry.registry import Registry
 from conceptry.registry.documents import parse_json, parse_yaml
 from conceptry.registry.errors import InvalidImage, InvalidInput, InvalidWeights
-from conceptry.training.checkpoints import FORMAT, read_place, read_resume_point, take_values
+from conceptry.training.checkpoints import FORMAT, copy_values, read_position, read_resume_point
 from drawing import draw
 from odd import BOMB
 from PIL.PngImagePlugin import PngInfo
@@ -33,7 +33,7 @@ from program import invoke, program, run_python
 from raw_safetensors import raw_safetensors
 from safetensors.torch import save_file
 
-DEFAULTS = Defaults(n=1, seed=0, settings=Settings())
+DEFAULTS = PromptDefaults(n=1, seed=0, settings=SamplingSettings())
 MERGES = "a: &a {k: 1, l: 2}\n" + "".join(
     f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 9)}]}}\n"
     for old, new in zip("abcdefghi", "bcdefghij", strict=True)
@@ -120,7 +120,7 @@ def test_odd_documents_end_as_unusable_input(
 def test_odd_settings_are_refused(name: str, value: str) -> None:
     """Faults, row 35."""
     with pytest.raises(InvalidInput):
-        settings_of(find_method("attndreambooth"), base="", overrides=(f"{name}={value}",))
+        resolve_settings(find_method("attndreambooth"), base="", overrides=(f"{name}={value}",))
 
 
 def test_values_are_not_written_out_before_they_are_checked(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ NAMES = ["rex", "mia", "dog"]
 )
 def test_other_tools_words_are_pointed_out(prompt: str, says: str) -> None:
     """Faults, row 50."""
-    (found,) = foreign_words(prompt, NAMES, is_category=lambda word: word == "dog")
+    (found,) = find_other_tool_syntax(prompt, NAMES, is_category=lambda word: word == "dog")
     assert says in found.advice
     assert found.text in prompt
 
@@ -375,7 +375,7 @@ def test_other_tools_words_are_pointed_out(prompt: str, says: str) -> None:
 )
 def test_ordinary_prompts_are_left_alone(prompt: str) -> None:
     """Faults, row 50."""
-    assert not list(foreign_words(prompt, NAMES, is_category=lambda word: word == "dog"))
+    assert not list(find_other_tool_syntax(prompt, NAMES, is_category=lambda word: word == "dog"))
 
 
 def test_a_strict_call_refuses_them_before_anything_is_loaded(database: Path) -> None:
@@ -472,7 +472,7 @@ def test_an_odd_place_in_a_training_is_refused(tmp_path: Path, place: Any) -> No
     """Faults, row 38."""
     metadata = {"format": FORMAT, "place": json.dumps(place)}
     save_file({"learned.a": torch.zeros(2)}, tmp_path / "resume.safetensors", metadata)
-    for read in (read_place, read_resume_point):
+    for read in (read_position, read_resume_point):
         with pytest.raises(InvalidWeights):
             read(tmp_path / "resume.safetensors")
 
@@ -482,6 +482,6 @@ def test_saved_tensors_have_to_fit() -> None:
     into = {"a": torch.zeros(2, 2)}
     for odd in ({"b": torch.ones(2, 2)}, {"a": torch.ones(2)}, {"a": torch.ones(())}):
         with pytest.raises(InvalidWeights):
-            take_values(odd, into)
-    take_values({"a": torch.ones(2, 2)}, into)
+            copy_values(odd, into)
+    copy_values({"a": torch.ones(2, 2)}, into)
     assert into["a"].sum() == 4

@@ -22,7 +22,7 @@ from conceptry.adapters.timestep_tokens import (
 )
 from conceptry.adapters.token_embedding import NewTokens, TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
-from conceptry.generation import Request, Settings, generate
+from conceptry.generation import Request, SamplingSettings, generate
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
@@ -150,7 +150,7 @@ def refused(
     rex.add_version("rex", {ADAPTER_FILE: tmp_path / "rex.safetensors"})
     before = state_of(base.backbone)
     for strength in ("", ":0.5"):
-        wanted = Request(prompt=f"<rex{strength}>", seeds=(3,), settings=Settings(steps=1))
+        wanted = Request(prompt=f"<rex{strength}>", seeds=(3,), settings=SamplingSettings(steps=1))
         with pytest.raises(InvalidWeights, match=r"rex@1 cannot be drawn with: ") as caught:
             list(generate(rex, base, [wanted], tmp_path / "out"))
         assert len(caught.value.message) < 600

@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conceptry.generation import Request, Settings, generate, read_provenance, reproduce, save_grid
+from conceptry.generation import (
+    Request,
+    SamplingSettings,
+    generate,
+    read_provenance,
+    reproduce,
+    save_grid,
+)
 from conceptry.generation.attention_maps import CollectedMaps, MapCollector, words_of
 from conceptry.generation.injection import expand_prompt, inject_concepts
-from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
@@ -18,7 +25,7 @@ from conceptry.training import train
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-SETTINGS = Settings(steps=2, guidance=3.0)
+SETTINGS = SamplingSettings(steps=2, guidance=3.0)
 SHORT = ("augmentation.crops=2", "num_tokens=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
 
 
@@ -119,7 +126,7 @@ def test_words_are_the_tokens_of_concepts_and_their_category(
     taught: Registry, base: LoadedBase
 ) -> None:
     prompt = "a photo of <rex> in the snow"
-    with inject_concepts(base, choose(taught, prompt)) as concepts:
+    with inject_concepts(base, resolve_prompt(taught, prompt)) as concepts:
         words = words_of(base.backbone, expand_prompt(prompt, concepts), concepts)
         assert [(word.label, word.column) for word in words] == [
             ("<rex> 1", 4),
@@ -133,7 +140,7 @@ def test_words_are_the_tokens_of_concepts_and_their_category(
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_maps_are_the_means_over_layers_and_steps(base: LoadedBase, guidance: float) -> None:
     """All columns together are one at each place, guided or not."""
-    settings = Settings(steps=3, guidance=guidance)
+    settings = SamplingSettings(steps=3, guidance=guidance)
     collector = MapCollector(range(77))
     for _ in draw(base, "a red cat", (1, 2), settings, observers=[collector]):
         pass
@@ -146,7 +153,7 @@ def test_maps_are_of_the_prompt_not_of_the_negative_one(base: LoadedBase) -> Non
     """In the first step, guided or not, the prompt meets the same latents."""
 
     def maps(guidance: float) -> torch.Tensor:
-        settings = Settings(steps=1, guidance=guidance, negative="two blue dogs on a beach")
+        settings = SamplingSettings(steps=1, guidance=guidance, negative="two blue dogs on a beach")
         collector = MapCollector([1, 2, 3])
         list(draw(base, "a red cat", (1, 2), settings, observers=[collector]))
         (found,) = collector.take()
@@ -171,7 +178,7 @@ def test_maps_of_layers_of_other_sizes_are_brought_to_one() -> None:
 
 
 def test_sizes_that_are_halved_to_odd_ones_are_known(base: LoadedBase, tmp_path: Path) -> None:
-    settings = Settings(steps=1, size=(40, 56))
+    settings = SamplingSettings(steps=1, size=(40, 56))
     collector = MapCollector([1, 2])
     list(draw(base, "a cat", (1,), settings, observers=[collector]))
     assert [maps.shape for maps in collector.take()] == [(1, 2, 28, 20)]

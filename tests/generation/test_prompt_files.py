@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import pytest
-from conceptry.generation import Defaults, Request, Settings, read_prompts
+from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
 from conceptry.registry.errors import InvalidInput, NotFound
 
-DEFAULTS = Defaults(n=2, seed=7, settings=Settings(steps=10))
-PLAIN = Request(prompt="a <rex> asleep", seeds=range(7, 9), settings=Settings(steps=10))
+DEFAULTS = PromptDefaults(n=2, seed=7, settings=SamplingSettings(steps=10))
+PLAIN = Request(prompt="a <rex> asleep", seeds=range(7, 9), settings=SamplingSettings(steps=10))
 OWN = Request(
     prompt="a red cat, sitting",
     seeds=range(3, 4),
-    settings=Settings(steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)),
+    settings=SamplingSettings(
+        steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)
+    ),
 )
 FILES = {
     "a.txt": "# two of them\na <rex> asleep\n\n  a <rex> asleep  \n",
@@ -49,7 +51,7 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
     ("name", "text", "message"),
     [
         ("a.txt", "# nothing\n", "has no prompts"),
-        ("a.doc", "a cat", "not a file of prompts"),
+        ("a.doc", "a cat", "not have the suffix of a prompt file"),
         ("a.yaml", "prompt: a cat", "a list of prompts"),
         ("a.yaml", "- [", "not YAML"),
         ("a.yaml", "- 3", "entry 1: prompt is 3: expected a text"),

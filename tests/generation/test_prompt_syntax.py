@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.generation.prompt_syntax import Mention, check_negative, choose, mentions, replaced
+from conceptry.generation.prompt_syntax import (
+    Mention,
+    check_negative,
+    mentions,
+    replaced,
+    resolve_prompt,
+)
 from conceptry.registry import Registry
 from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound, RegistryCorrupt
 from safetensors.torch import save_file
@@ -53,8 +59,8 @@ def test_a_negative_prompt_names_no_concept(prompt: str) -> None:
         ("<rex:>", "names no concept"),
         ("<rex:1.2.3>", "a strength lies between"),
         ("<rex:9>", "a strength lies between"),
-        ("a photo of <rex on the beach", 'no ">" follows on "<rex"'),
-        ("<rex> and <mia", 'no ">" follows on "<mia"'),
+        ("a photo of <rex on the beach", 'a ">" is missing after "<rex"'),
+        ("<rex> and <mia", 'a ">" is missing after "<mia"'),
         ("<rex:0.5> and <rex:0.7>", "names rex as <rex:0.5> and <rex:0.7>"),
     ],
 )
@@ -70,36 +76,36 @@ def test_mentions_become_phrases() -> None:
 
 
 def test_the_latest_version_is_chosen_unless_another_is_best(trained: Registry) -> None:
-    assert [each.label for each in choose(trained, "<rex>")] == ["rex@2"]
-    assert [each.label for each in choose(trained, "<rex@1>")] == ["rex@1"]
+    assert [each.label for each in resolve_prompt(trained, "<rex>")] == ["rex@2"]
+    assert [each.label for each in resolve_prompt(trained, "<rex@1>")] == ["rex@1"]
     trained.set_alias("rex", 1, "best")
-    assert [each.label for each in choose(trained, "<rex>, <rex>")] == ["rex@1"]
-    assert [each.label for each in choose(trained, "<rex@best>")] == ["rex@1"]
+    assert [each.label for each in resolve_prompt(trained, "<rex>, <rex>")] == ["rex@1"]
+    assert [each.label for each in resolve_prompt(trained, "<rex@best>")] == ["rex@1"]
 
 
 def test_what_is_not_there_is_told_before_anything_is_loaded(trained: Registry) -> None:
     with pytest.raises(ConceptNotFound) as unknown:
-        choose(trained, "a photo of <rexx>")
+        resolve_prompt(trained, "a photo of <rexx>")
     assert unknown.value.hint == "did you mean rex?"
     with pytest.raises(NotFound, match="has no version 7"):
-        choose(trained, "<rex@7>")
+        resolve_prompt(trained, "<rex@7>")
     trained.remove(["rex"])
     with pytest.raises(ConceptNotFound):
-        choose(trained, "<rex>")
+        resolve_prompt(trained, "<rex>")
 
 
 def test_a_concept_that_was_not_trained_is_told(rex: Registry) -> None:
     with pytest.raises(NotFound, match="rex has not been trained") as untrained:
-        choose(rex, "<rex>")
+        resolve_prompt(rex, "<rex>")
     assert untrained.value.hint == "concept train rex"
 
 
 def test_a_flipped_bit_is_refused(trained: Registry) -> None:
-    (chosen,) = choose(trained, "<rex>")
+    (chosen,) = resolve_prompt(trained, "<rex>")
     path = Path(chosen.path)
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
     with pytest.raises(RegistryCorrupt, match="weights of rex are damaged"):
-        choose(trained, "<rex>")
+        resolve_prompt(trained, "<rex>")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.generation.request import Settings
-from conceptry.generation.sampler import Drawn, draw, draw_batch
+from conceptry.generation.request import SamplingSettings
+from conceptry.generation.sampler import DrawnPicture, draw, draw_batch
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.models.sd import SCHEDULERS
@@ -26,7 +26,9 @@ def base(tiny_base: Path) -> LoadedBase:
 
 def drawn(base: LoadedBase, seeds: list[int], batch: int = 4, **settings: Any) -> list[np.ndarray]:
     options = {"steps": 2, **settings}
-    pictures: list[Drawn] = list(draw(base, PROMPT, seeds, Settings(**options), batch=batch))
+    pictures: list[DrawnPicture] = list(
+        draw(base, PROMPT, seeds, SamplingSettings(**options), batch=batch)
+    )
     assert [picture.seed for picture in pictures] == seeds
     return [np.asarray(picture.image, dtype=np.int16) for picture in pictures]
 
@@ -63,7 +65,7 @@ def test_pixels_are_those_of_diffusers(
     size: tuple[int, int] | None,
 ) -> None:
     options: dict[str, Any] = {"steps": 4, "guidance": guidance, "negative": negative}
-    settings = Settings(**options, scheduler=scheduler, size=size)
+    settings = SamplingSettings(**options, scheduler=scheduler, size=size)
     prompts, seeds = [PROMPT, "a dog"], [3, 4]
     found = draw_batch(ours, prompts, seeds, settings)
     expected = as_diffusers_draws(pipeline, prompts, seeds, settings)
@@ -72,7 +74,7 @@ def test_pixels_are_those_of_diffusers(
 
 
 def as_diffusers_draws(
-    pipeline: Any, prompts: list[str], seeds: list[int], settings: Settings
+    pipeline: Any, prompts: list[str], seeds: list[int], settings: SamplingSettings
 ) -> list[Image.Image]:
     """What its own call gives; DDIM does not clip latents."""
     own, (width, height) = pipeline.scheduler, settings.size or (None, None)
@@ -104,7 +106,7 @@ def test_a_seed_is_one_picture_whatever_is_drawn_beside_it(base: LoadedBase) -> 
 
 
 def test_it_is_told_which_batch_a_picture_was_in(base: LoadedBase) -> None:
-    pictures = list(draw(base, PROMPT, [5, 6, 7], Settings(steps=1), batch=2))
+    pictures = list(draw(base, PROMPT, [5, 6, 7], SamplingSettings(steps=1), batch=2))
     assert [picture.batch_seeds for picture in pictures] == [(5, 6), (5, 6), (7,)]
 
 
@@ -151,12 +153,12 @@ def test_size(base: LoadedBase) -> None:
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
-        Settings(**settings)
+        SamplingSettings(**settings)
 
 
 def test_a_prompt_is_never_cut_in_silence(base: LoadedBase) -> None:
-    list(draw(base, "cat " * 75, [1], Settings(steps=1)))
+    list(draw(base, "cat " * 75, [1], SamplingSettings(steps=1)))
     with pytest.raises(InvalidInput, match="76 tokens; the text encoder reads 75"):
-        list(draw(base, "cat " * 76, [1], Settings(steps=1)))
+        list(draw(base, "cat " * 76, [1], SamplingSettings(steps=1)))
     with pytest.raises(InvalidInput, match="reads 75"):
-        list(draw(base, "a cat", [1], Settings(steps=1, negative="dog " * 80)))
+        list(draw(base, "a cat", [1], SamplingSettings(steps=1, negative="dog " * 80)))

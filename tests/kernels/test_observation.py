@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conceptry.kernels import observation, observe
+from conceptry.kernels.inputs import check_columns
 from conceptry.kernels.observation import AttentionStack
-from conceptry.kernels.problem import check_columns
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from eager_attention import EagerProcessor

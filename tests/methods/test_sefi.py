@@ -18,16 +18,15 @@ from conceptry.adapters.prompt_encoding import (
 )
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
 from conceptry.adapters.token_embedding import TokenEmbedding
-from conceptry.generation import Request, generate, read_provenance, reproduce
-from conceptry.generation import Settings as DrawingSettings
+from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
 from conceptry.generation.guidance import Unguided
 from conceptry.generation.injection import expand_prompt, inject_concepts
-from conceptry.generation.prompt_syntax import choose
+from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.regions import subject_columns
 from conceptry.generation.sampler import Step
 from conceptry.generation.separation import separating
 from conceptry.methods.attention_losses import subject_wise_loss
-from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.methods.method import all_methods, find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.conditioning import Conditioning
 from conceptry.models.loading import LoadedBase
@@ -41,8 +40,8 @@ from conceptry.registry.errors import (
     TrainingInterrupted,
 )
 from conceptry.training import Trained, resume_many, train, train_many
-from conceptry.training.callbacks import Hooks, Learned, StepReport
-from conceptry.training.checkpoints import read_place
+from conceptry.training.callbacks import Hooks, LearnedAdapters, StepReport
+from conceptry.training.checkpoints import read_position
 from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
 from PIL import Image
@@ -154,7 +153,7 @@ def make(
     seed: int = 0,
     **hooks: Any,
 ) -> Training:
-    settings = settings_of(find_method(method), base="tiny", overrides=tuple(words))
+    settings = resolve_settings(find_method(method), base="tiny", overrides=tuple(words))
     subject = Subject(
         photos=pictures, category="dog", tokens=(f"<{name}>",), class_pictures=pictures
     )
@@ -164,8 +163,8 @@ def make(
     )
 
 
-def state_of(outcome: Learned | TrainingFailed) -> dict[str, Tensor]:
-    assert isinstance(outcome, Learned)
+def state_of(outcome: LearnedAdapters | TrainingFailed) -> dict[str, Tensor]:
+    assert isinstance(outcome, LearnedAdapters)
     return outcome.state()
 
 
@@ -262,7 +261,7 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
     whole = two("whole")
     with pytest.raises(TrainingInterrupted, match="after step 2 of 4"):
         two("", should_stop=stops_after(2))
-    assert read_place(tmp_path / "1.safetensors") == ((), "embedding", 2)
+    assert read_position(tmp_path / "1.safetensors") == ((), "embedding", 2)
     done: list[StepReport] = []
     resumed = two("", on_step=done.append)
     assert len(done) == 4
@@ -292,7 +291,7 @@ def test_one_that_fails_leaves_the_others_alone(
 
     monkeypatch.setattr(trainings[1], "begin", begin_broken)
     first, failed, last = Trainer(trainings, paths).run()
-    assert isinstance(first, Learned)
+    assert isinstance(first, LearnedAdapters)
     assert isinstance(failed, TrainingFailed)
     assert "step 1: a loss or gradient is not finite" in failed.message
     for name, value in expected.items():
@@ -314,7 +313,7 @@ def test_one_that_has_had_enough_leaves_early(
             seed=i,
             on_step=reports[i].append,
             checkpoint_every=1,
-            is_enough=lambda i=i: i == 0,
+            should_finish=lambda i=i: i == 0,
         )
         for i in range(2)
     ]
@@ -333,14 +332,14 @@ def test_what_changes_the_base_model_is_taught_alone(
 
 def test_sefi_learns_one_token() -> None:
     with pytest.raises(InvalidInput, match="sefi learns one token"):
-        settings_of(find_method("sefi"), base="tiny", overrides=("num_tokens=2",))
+        resolve_settings(find_method("sefi"), base="tiny", overrides=("num_tokens=2",))
 
 
 # --- through a registry ---------------------------------------------------------------------------
 
 SHORT = ("augmentation.crops=2", "embedding.steps=3", "embedding.batch=2")
 TOGETHER = Request(
-    prompt="<rex> and <mia> asleep", seeds=(1, 2), settings=DrawingSettings(steps=4, guidance=3.0)
+    prompt="<rex> and <mia> asleep", seeds=(1, 2), settings=SamplingSettings(steps=4, guidance=3.0)
 )
 
 
@@ -409,7 +408,7 @@ def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None
     """Of the maps of a moved latent, at the same timestep."""
     backbone = base.backbone
     apart = replace(TOGETHER.settings, separate=True)
-    with inject_concepts(base, choose(pair, TOGETHER.prompt)) as concepts:
+    with inject_concepts(base, resolve_prompt(pair, TOGETHER.prompt)) as concepts:
         prompt = expand_prompt(TOGETHER.prompt, concepts)
         looks = subject_columns(backbone, prompt, concepts)
         scheduler = backbone.sampling_scheduler(None)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conceptry.methods.method import all_methods, find_method, read_presets, settings_of
+from conceptry.methods.method import all_methods, find_method, read_presets, resolve_settings
 from conceptry.registry.errors import InvalidInput
 
 METHOD = find_method("attndreambooth")
@@ -22,7 +22,7 @@ METHOD = find_method("attndreambooth")
     ],
 )
 def test_values_are_read(words: str, name: str, value: Any) -> None:
-    assert dict(settings_of(METHOD, base="", overrides=(words,)).flat())[name] == value
+    assert dict(resolve_settings(METHOD, base="", overrides=(words,)).flat())[name] == value
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_values_are_read(words: str, name: str, value: Any) -> None:
 )
 def test_what_does_not_fit_is_told(words: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        settings_of(METHOD, base="", overrides=(words,))
+        resolve_settings(METHOD, base="", overrides=(words,))
 
 
 SECOND = {"sefi": "network"}

@@ -39,7 +39,9 @@ def watched(backbone: Backbone) -> list[str]:
 def test_the_family_is_found(pipeline: Any) -> None:
     is_xl = hasattr(pipeline, "text_encoder_2")
     assert type(backbone_of(pipeline)) is (StableDiffusionXL if is_xl else StableDiffusion)
-    with pytest.raises(InvalidInput, match=r"DDPMPipeline is of no family that is known: SD 1.x"):
+    with pytest.raises(
+        InvalidInput, match=r"DDPMPipeline is of an unknown family, not one of SD 1.x"
+    ):
         backbone_of(DDPMPipeline(pipeline.unet, pipeline.scheduler))
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import InvalidInput, InvalidWeights, NotFound
 from original_format import write_single_file
 from safetensors.numpy import save_file
 
-QUICK = Settings(steps=2)
+QUICK = SamplingSettings(steps=2)
 
 
 def pixels(base: LoadedBase) -> np.ndarray:

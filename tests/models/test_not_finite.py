@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.latents import in_float32
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.registry import NotFinite
 from tiny_base import make_tiny_sdxl
 
-ONCE = Settings(steps=2)
+ONCE = SamplingSettings(steps=2)
 
 
 @pytest.fixture(scope="module")

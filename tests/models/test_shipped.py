@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conceptry.evaluation import judge, judge_recipe
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models import bases, hashes
 from conceptry.models.loading import load_base
@@ -56,7 +56,7 @@ def test_plain_diffusers_loads_and_runs_it() -> None:
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(1)}
     picture = pipeline("a photo of a red cat on the beach", guidance_scale=5.0, **options).images[0]
-    settings = Settings(steps=4, guidance=5.0)
+    settings = SamplingSettings(steps=4, guidance=5.0)
     (ours,) = draw(load_base(), "a photo of a red cat on the beach", [1], settings)
     gap = np.asarray(picture, dtype=int) - np.asarray(ours.image, dtype=int)
     assert np.abs(gap).max() <= 1
@@ -64,8 +64,10 @@ def test_plain_diffusers_loads_and_runs_it() -> None:
 
 @pytest.mark.parametrize("place", ["in the snow", "on the beach", "in space"])
 def test_a_prompt_is_followed(place: str) -> None:
-    drawn = draw(load_base(), f"a photo of a red house {place}", range(4), Settings(steps=15))
-    seen = judge.load_judge().look([one.image for one in drawn])
+    drawn = draw(
+        load_base(), f"a photo of a red house {place}", range(4), SamplingSettings(steps=15)
+    )
+    seen = judge.load_judge().classify([one.image for one in drawn])
     assert Counter(one.place for one in seen).most_common(1)[0][0] == place
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.sd import SCHEDULERS
@@ -56,7 +56,7 @@ def refused(path: Path) -> str:
 
 
 def picture(base: LoadedBase, **settings: Any) -> np.ndarray:
-    (drawn,) = draw(base, "a photo of a cat", [3], Settings(steps=2, **settings))
+    (drawn,) = draw(base, "a photo of a cat", [3], SamplingSettings(steps=2, **settings))
     return np.asarray(drawn.image, dtype=np.int16)
 
 
@@ -213,7 +213,7 @@ def test_a_tokenizer_that_names_no_limit_has_that_of_its_encoder(folder: Path) -
     path.write_text(json.dumps(told))
     base = load_base(str(folder))
     with pytest.raises(InvalidInput, match="the text encoder reads 75"):
-        draw(base, "cat " * 76, [1], Settings(steps=1))
+        draw(base, "cat " * 76, [1], SamplingSettings(steps=1))
 
 
 @pytest.mark.parametrize("name", [UNET, VAE, TEXT])
@@ -376,4 +376,4 @@ def test_a_fault_of_our_own_is_not_the_base_models(folder: Path) -> None:
 
     base = load_base(str(folder))
     with pytest.raises(ValueError, match="ours"):
-        list(draw(base, "a cat", [3], Settings(steps=1), observers=[Broken()]))  # pyright: ignore[reportArgumentType]
+        list(draw(base, "a cat", [3], SamplingSettings(steps=1), observers=[Broken()]))  # pyright: ignore[reportArgumentType]

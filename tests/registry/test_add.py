@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conceptry.registry import InvalidImage, InvalidInput, NotFound, Registry
 from conceptry.registry.blobs import Staging
-from conceptry.registry.records import Added
+from conceptry.registry.records import AddReport
 from copies import copied
 from drawing import draw, draw_bytes, draw_file, draw_folder
 from PIL import Image, ImageFilter
@@ -66,7 +66,7 @@ def num_blobs(registry: Registry) -> int:
     return registry.check(read_data=True).blobs
 
 
-def warned(added: Added) -> dict[str, list[str]]:
+def warned(added: AddReport) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for warning in added.warnings:
         found.setdefault(Path(warning.path).name, []).append(warning.code)

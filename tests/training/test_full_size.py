@@ -7,9 +7,9 @@ import pytest
 import torch
 from conceptry.adapters.adapter import Adapter, injected
 from conceptry.adapters.timestep_tokens import timestep_routing
-from conceptry.generation.request import Settings
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
-from conceptry.methods.method import all_methods, find_method, settings_of
+from conceptry.methods.method import all_methods, find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of
 from conceptry.training.callbacks import StepReport
@@ -42,7 +42,7 @@ def test_one_step_of_each_stage_and_a_picture(
         *(f"{stage.name}.{word}" for stage in method.stages for word in ("steps=1", "batch=1")),
     ]
     words += ["rank=8"] if shape == "SDXL" else []
-    settings = settings_of(method, base=shape, overrides=tuple(words))
+    settings = resolve_settings(method, base=shape, overrides=tuple(words))
     photos = [Image.radial_gradient("L").convert("RGB")] * 2
     classes = [photo.resize((128, 128)) for photo in photos]
     subject = Subject(photos=photos, category="dog", tokens=("<v>",), class_pictures=classes)
@@ -54,7 +54,7 @@ def test_one_step_of_each_stage_and_a_picture(
     adapters: list[Adapter] = [learned.embedding, *timestep_routing([learned.embedding])]
     adapters += [learned.weights] if learned.weights else []
     with injected(backbone, adapters):
-        settings = Settings(steps=2, guidance=3.0, size=(128, 128))
+        settings = SamplingSettings(steps=2, guidance=3.0, size=(128, 128))
         (picture,) = draw_batch(backbone, ["a photo of <v> dog"], [0], settings)
     assert picture.size == (128, 128)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY_LIMIT

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from conceptry.adapters.file_format import AdapterMetadata, write_adapter
-from conceptry.generation import Request, Settings, generate
-from conceptry.generation.prompt_syntax import choose
-from conceptry.methods.method import find_method, settings_of
+from conceptry.generation import Request, SamplingSettings, generate
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import NotFinite, RegistryCorrupt, TrainingFailed
@@ -31,7 +31,7 @@ def spoil(module: Any, name: str, value: float = NAN) -> None:
 
 
 def request(prompt: str) -> Request:
-    return Request(prompt=prompt, seeds=(3,), settings=Settings(steps=2, guidance=3.0))
+    return Request(prompt=prompt, seeds=(3,), settings=SamplingSettings(steps=2, guidance=3.0))
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_a_base_model_that_is_broken_is_named_whoever_is_injected(
 
 def test_weights_that_are_gone_are_the_registrys_fault(taught: Registry) -> None:
     """Faults, row 38: it was told as a bug."""
-    (chosen,) = choose(taught, "<rex>")
+    (chosen,) = resolve_prompt(taught, "<rex>")
     Path(chosen.path).unlink()
     with pytest.raises(RegistryCorrupt, match="weights of rex cannot be read: No such file"):
-        choose(taught, "<rex>")
+        resolve_prompt(taught, "<rex>")
 
 
 # --- while it is taught ---------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_what_is_not_finite_is_never_saved(
     """The last point stays, whose numbers are; also where the last step of all broke them."""
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1.0)
     path = tmp_path / "resume.safetensors"
-    settings = settings_of(find_method("attndreambooth"), base="tiny", overrides=SHORT)
+    settings = resolve_settings(find_method("attndreambooth"), base="tiny", overrides=SHORT)
     subject = Subject(photos=pictures, category="dog", tokens=("<v>", "<w>"))
 
     def ruin(report: StepReport) -> None:

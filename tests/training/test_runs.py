@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conceptry.adapters.file_format import read_adapter
 from conceptry.generation.injection import expand_prompt, inject_concepts
-from conceptry.generation.prompt_syntax import choose
-from conceptry.generation.request import Settings
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 SHORT = ("augmentation.crops=4", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
-DRAWING = Settings(steps=2, guidance=3.0)
+DRAWING = SamplingSettings(steps=2, guidance=3.0)
 
 
 def teach(registry: Registry, base: LoadedBase, **options: Any) -> Trained:
@@ -30,7 +30,7 @@ def teach(registry: Registry, base: LoadedBase, **options: Any) -> Trained:
 
 
 def pixels(registry: Registry, base: LoadedBase, prompt: str) -> np.ndarray:
-    with inject_concepts(base, choose(registry, prompt)) as worn:
+    with inject_concepts(base, resolve_prompt(registry, prompt)) as worn:
         (drawn,) = draw(base, expand_prompt(prompt, worn), [5], DRAWING)
     return np.asarray(drawn.image, dtype=int)
 
@@ -97,15 +97,15 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert rex.show("rex").runs[-1].status == "interrupted"
     resumed = resume(rex, "rex", base)
     assert resumed.version == 2
-    whole, gone_on = (load_file(choose(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
+    whole, gone_on = (load_file(resolve_prompt(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
     assert all(whole[name].equal(gone_on[name]) for name in whole)
 
 
 def test_there_may_be_nothing_to_go_on_with(rex: Registry, base: LoadedBase) -> None:
-    with pytest.raises(NotFound, match="no training to go on with"):
+    with pytest.raises(NotFound, match="no unfinished training"):
         resume(rex, "rex", base)
     teach(rex, base)
-    with pytest.raises(NotFound, match="no training to go on with"):
+    with pytest.raises(NotFound, match="no unfinished training"):
         resume(rex, "rex", base)
 
 
@@ -113,10 +113,10 @@ def test_another_base_model_is_refused(rex: Registry, base: LoadedBase) -> None:
     with pytest.raises(TrainingInterrupted):
         teach(rex, base, hooks=stop_after(1))
     other = replace(base, sha256="0" * 64)
-    with pytest.raises(InvalidInput, match="was on another base model"):
+    with pytest.raises(InvalidInput, match="began on another base model"):
         resume(rex, "rex", other)
     resume(rex, "rex", base)
-    with pytest.raises(InvalidInput, match="rex@1 was taught on another base model"):
+    with pytest.raises(InvalidInput, match="rex@1 was trained on another base model"):
         pixels(rex, other, "a photo of <rex>")
 
 
@@ -178,7 +178,7 @@ def test_rates_are_read_as_numbers(rex: Registry, base: LoadedBase) -> None:
 
 def test_an_adapter_says_what_it_fits(rex: Registry, base: LoadedBase) -> None:
     teach(rex, base, overrides=(*SHORT, "num_tokens=2"))
-    state, fits = read_adapter(Path(choose(rex, "<rex>")[0].path))
+    state, fits = read_adapter(Path(resolve_prompt(rex, "<rex>")[0].path))
     assert (fits.base_sha256, fits.category, fits.num_tokens) == (base.sha256, "dog", 2)
     assert state["token.0"].shape == (2, 32)
 
@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_the_photos_that_it_began_with(
         teach(rex, base, hooks=stop_after(1))
     rex.add("rex", [draw_file(tmp_path / "new.png", seed=9)])
     resume(rex, "rex", base)
-    whole, gone_on = (load_file(choose(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
+    whole, gone_on = (load_file(resolve_prompt(rex, f"<rex@{n}>")[0].path) for n in (1, 2))
     assert all(whole[name].equal(gone_on[name]) for name in whole)
     with pytest.raises(TrainingInterrupted):
         teach(rex, base, hooks=stop_after(1))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conceptry.adapters.token_embedding import ExtendedEmbedding
-from conceptry.methods.method import find_method, settings_of
+from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
 from conceptry.registry.errors import (
@@ -40,7 +40,7 @@ def train(
     method: str = "attndreambooth",
     **hooks: Any,
 ) -> dict[str, Tensor]:
-    settings = settings_of(find_method(method), base="tiny", overrides=overrides)
+    settings = resolve_settings(find_method(method), base="tiny", overrides=overrides)
     subject = Subject(photos=pictures, category="dog", tokens=("<v>",))
     if settings.prior.weight:
         subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
@@ -298,7 +298,7 @@ def test_a_resolution_that_does_not_fit_is_told(
 def test_what_is_no_resume_point_is_told(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "resume.safetensors"
     path.write_bytes(text)
-    with pytest.raises(InvalidWeights, match="no sound resume point"):
+    with pytest.raises(InvalidWeights, match="not a sound resume point"):
         read_resume_point(path)
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(InvalidWeights, match="resume point"):

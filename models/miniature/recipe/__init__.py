@@ -1,1 +1,1 @@
-"""How the miniature is trained from nothing, and made ready to ship."""
+"""How the miniature is trained from scratch, and exported to ship."""

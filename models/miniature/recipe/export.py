@@ -1,4 +1,4 @@
-"""From finished trainings to the weights that ship: half precision, hashed, with their history.
+"""Exporting finished trainings as the weights that ship: half precision, hashes, loss curves.
 
     python -m conceptry.models.miniature.recipe.export runs/miniature
     python -m conceptry.models.miniature.recipe.export runs/more --restore

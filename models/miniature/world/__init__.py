@@ -1,1 +1,1 @@
-"""The drawn world: individuals, places, scenes, and the captions that describe them."""
+"""Synthetic scenes: individuals, places, and the captions that describe them."""

@@ -1,7 +1,7 @@
-"""Who or what can be drawn: categories, and the identities that fill them.
+"""Subjects of synthetic scenes: categories, and the identities in them.
 
 An identity is all that stays the same about a subject from scene to scene. Those with an even seed
-are taught to the base model; of the odd ones every other is for the judge, and the rest are held
+are for training the base model; of the odd ones every other is for the judge, and the rest are held
 out from both, for personal concepts.
 """
 

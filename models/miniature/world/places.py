@@ -1,4 +1,4 @@
-"""The places where subjects stand, and what they wear, hold or sit on."""
+"""The places where subjects stand, and accessories."""
 
 import random
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from .identities import make_identity
 from .scenes import render, sample_scene
 
 FOLDER = Path(__file__).parents[1] / "sample"
-"""Five pictures of the dog, 512x512, to try things on."""
+"""Five pictures of the dog, 512x512, for experiments."""
 
 CATEGORY = "dog"
 IDENTITY_SEED = 227

@@ -1,4 +1,4 @@
-"""The drawn world: scenes, their pictures and masks, and the sentences that describe them.
+"""Synthetic scenes: their pictures and masks, and the sentences that describe them.
 
 Everything derives from a seed: `sample_scene(7)` is the same scene on every machine. `render` draws
 it at any size; `describe` says it in words, with more or less detail.

@@ -38,12 +38,12 @@ class Focus:
 
 
 def losses(
-    taught: TrainingPrompts, settings: FocusedWordSettings, stage: StageSettings
+    prompts: TrainingPrompts, settings: FocusedWordSettings, stage: StageSettings
 ) -> list[AttentionLoss]:
     """This one beside those that settings ask for."""
-    columns = [token_columns(taught.backbone, each, taught.tokens) for each in taught.prompts]
-    focus = Focus(torch.tensor(columns, device=taught.backbone.device), settings.focus)
-    return [*attention_losses(taught, settings, stage), focus]
+    columns = [token_columns(prompts.backbone, each, prompts.tokens) for each in prompts.prompts]
+    focus = Focus(torch.tensor(columns, device=prompts.backbone.device), settings.focus)
+    return [*attention_losses(prompts, settings, stage), focus]
 
 
 METHOD = Method(

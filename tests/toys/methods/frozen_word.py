@@ -1,4 +1,4 @@
-"""A toy: a word for the subject that begins as another word, and is learnt no further."""
+"""A toy: a word for the subject that begins as another word, and is learned no further."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""`concept methods` and `concept presets`: the ways to teach, and their settings."""
+"""`concept methods` and `concept presets`: the training methods, and their settings."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from .output import table
 
 
 def methods(context: typer.Context) -> None:
-    """List the methods that can teach a concept."""
+    """List the training methods."""
     session = session_of(context)
     from ..methods.method import DEFAULT_METHOD, all_methods, read_presets
 
@@ -32,11 +32,11 @@ def presets(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="PRESET", help="Show all of its settings.", show_default=False),
+        typer.Argument(
+            metavar="PRESET", help="Show all settings of this preset.", show_default=False
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="METHOD", help="Of which method.")] = (
-        "attndreambooth"
-    ),
+    method: Annotated[str, typer.Option(metavar="METHOD", help="The method.")] = ("attndreambooth"),
 ) -> None:
     """List the presets of a method, or the settings of one of them.
 

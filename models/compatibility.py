@@ -1,4 +1,4 @@
-"""Whether files make a base model that can be used here: each fault is one clear line."""
+"""Checks that files are a base model that can be used here; each fault is one clear line."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def pipeline_class_of(base: Base, index: Mapping[str, object]) -> "type[DiffusionPipeline]":
-    """The class that a pipeline's index names, which has to be one that is known."""
+    """The class that a pipeline's index names. Raises `InvalidInput` for an unknown one."""
     named = index.get("_class_name")
     if isinstance(named, str) and named in _PIPELINES:
         return _PIPELINES[named]
@@ -52,7 +52,7 @@ def pipeline_class_of(base: Base, index: Mapping[str, object]) -> "type[Diffusio
 
 
 def check_channels(base: Base, found: object, of_latents: object) -> None:
-    """Raise `InvalidInput` for a U-Net that takes something else than latents alone."""
+    """Raise `InvalidInput` for a U-Net whose input is not latents alone."""
     if found != of_latents:
         kind = _CHANNELS.get(found) if isinstance(found, int) else None
         raise InvalidInput(
@@ -115,7 +115,7 @@ def check_tensors(path: Path, used: str | tuple[str, ...]) -> dict[str, tuple[in
 
 
 def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a single file is SDXL. Raises `InvalidInput` for a part, or something else."""
+    """Whether a single file is SDXL. Raises `InvalidInput` if it is no complete base model."""
 
     def has(beginning: str) -> bool:
         return any(name.startswith(beginning) for name in tensors)
@@ -146,15 +146,15 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
-    """Whether a file says so, in a tensor's name or in its metadata (stability.ai's ModelSpec)."""
+    """Whether a tensor's name or the metadata (stability.ai's ModelSpec) says v-prediction."""
     with safe_open(path, "pt") as opened:
         metadata = opened.metadata() or {}
-    said = metadata.get("modelspec.prediction_type", "")
-    return "v_pred" in tensors or said.lower() in ("v", "v_prediction")
+    kind = metadata.get("modelspec.prediction_type", "")
+    return "v_pred" in tensors or kind.lower() in ("v", "v_prediction")
 
 
-def lacking(base: Base, missing: Sequence[str]) -> InvalidWeights:
-    """The error that names what is missing."""
+def missing_tensors(base: Base, missing: Sequence[str]) -> InvalidWeights:
+    """The error for missing tensors."""
     return InvalidWeights(
         f"{base.name} lacks tensors: {missing[0]} ({len(missing)} in all)",
         hint="get the base model's files again",
@@ -213,8 +213,8 @@ def _check_tokenizer(
 
 
 @contextmanager
-def their_fault(base: Base, hint: str | None = None) -> Iterator[None]:
-    """Whatever the libraries raise over a base model's files is the files' fault."""
+def as_invalid_weights(base: Base, hint: str | None = None) -> Iterator[None]:
+    """Turn what libraries raise over a base model's files into `InvalidWeights`."""
     try:
         yield
     except (InvalidInput, MemoryError, torch.OutOfMemoryError):
@@ -226,5 +226,5 @@ def their_fault(base: Base, hint: str | None = None) -> Iterator[None]:
 
 
 def short(error: Exception) -> str:
-    """The beginning of what a library says."""
+    """The beginning of a library's error message."""
     return re.split(r"\n| \(|\. ", str(error).strip())[0][:200] or type(error).__name__

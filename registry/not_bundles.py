@@ -1,4 +1,4 @@
-"""Files that are no bundles, told by their first bytes: what they are, and what to do with them."""
+"""Files that are not bundles: what their first bytes say they are, and the command for them."""
 
 import zipfile
 from pathlib import Path
@@ -28,22 +28,22 @@ _STARTS = (
 )
 
 
-def refuse_stranger(path: Path) -> None:
-    """Raise `InvalidBundle` for a file that is plainly something else, with what it is for."""
+def refuse_non_bundle(path: Path) -> None:
+    """Raise `InvalidBundle` for a file of another kind, with the command that takes it."""
     if path.is_dir():
-        raise _stranger(path, *_of_folder(path))
+        raise _not_bundle(path, *_of_folder(path))
     if not path.is_file():
-        raise _stranger(path, "not a regular file", "concept import FILE")
+        raise _not_bundle(path, "not a regular file", "concept import FILE")
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
         return  # whoever reads it says why not
-    if told := _of_zip(path) if head.startswith(b"PK") else _of_head(path, head):
-        raise _stranger(path, *told)
+    if kind := _of_zip(path) if head.startswith(b"PK") else _of_head(path, head):
+        raise _not_bundle(path, *kind)
 
 
-def _stranger(path: Path, what: str, hint: str) -> InvalidBundle:
+def _not_bundle(path: Path, what: str, hint: str) -> InvalidBundle:
     return InvalidBundle(f"{path} is not a sound bundle: it is {what}", hint=hint)
 
 
@@ -82,14 +82,14 @@ def _of_head(path: Path, head: bytes) -> tuple[str, str] | None:
         return _PICTURE
     if head[257:262] == b"ustar":
         return _ARCHIVE
-    return next((told for start, told in _STARTS if head.startswith(start)), None)
+    return next((kind for start, kind in _STARTS if head.startswith(start)), None)
 
 
 def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
     if b'"conceptry-' in head:
         return (
             "one file of a concept, without its photos and history",
-            "concept export NAME FILE, where it was taught",
+            "concept export NAME FILE, where it was trained",
         )
     if b'"model.diffusion_model.' in head or b'"first_stage_model.' in head:
         return (
@@ -99,7 +99,7 @@ def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
     if b"lora_" in head or b'"emb_params"' in head or b'"string_to_param' in head:
         return (
             "a LoRA or an embedding of another tool",
-            "concept train teaches the same from photos; other tools' weights are not read",
+            "concept train learns the same from photos; other tools' weights are not read",
         )
     return (
         "weights in safetensors",

@@ -1,4 +1,4 @@
-"""What is asked of the kernels, checked: each argument is right before anything runs."""
+"""The arguments of the kernels, checked before anything runs."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What besides the output: maps, moments, both or none."""
+class RequestedMaps:
+    """The requested results beside the output: maps, moments, both or none."""
 
     maps: bool = False
     moments: bool = False
@@ -32,22 +32,21 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class AttentionInputs:
     """Queries (B, H, N, D), key segments, and columns (B, T) of the first one, int64."""
 
     q: Tensor
     segments: tuple[Segment, ...]
     columns: Tensor | None
-    wanted: Wanted
+    requested: RequestedMaps
     scale: float
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedColumns:
-    """Key indices (T,) or (B, T) that are known to be in the range of `num_keys`.
+    """Key indices (T,) or (B, T) that were checked to be below `num_keys`.
 
-    Looking at indices on a GPU waits for all that was asked of it: whoever attends in many layers
-    checks them once.
+    Reading indices from a GPU waits for all pending work, so they are checked once for all layers.
     """
 
     rows: Tensor
@@ -55,19 +54,19 @@ class CheckedColumns:
 
 
 class Context(Protocol):
-    """What autograd takes from a forward pass to its backward pass."""
+    """The autograd context between a forward pass and its backward pass."""
 
     saved_tensors: tuple[Tensor, ...]  # and None, where that was saved
     needs_input_grad: tuple[bool, ...]
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Become `saved_tensors`."""
+        """Set `saved_tensors`."""
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Whether a gradient that there is none of comes as zeros, and not as None."""
+        """Whether missing gradients are passed as zeros instead of None."""
 
 
-def make_problem(
+def check_inputs(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -78,28 +77,28 @@ def make_problem(
     want: str | Sequence[str] | None,
     per_head: bool,
     scale: float | None,
-) -> Problem:
+) -> AttentionInputs:
     """Check the arguments of `attend`; raises `ValueError` that names the wrong one."""
     check_queries(q)
     segments = [Segment(k, v, key_bias), *(Segment(*parts) for parts in extra or ())]
     for number, segment in enumerate(segments):
         _check_segment(q, segment, "" if number == 0 else f"extra[{number - 1}] ")
     _check_that_keys_are_left(q, segments)
-    wanted = _parse_want(want, per_head)
-    if (columns is None) == (wanted.maps or wanted.moments):
+    requested = _parse_want(want, per_head)
+    if (columns is None) == (requested.maps or requested.moments):
         raise ValueError(
-            f"columns and want belong together: columns is {_said(columns)}, want is {want!r}"
+            f"columns and want belong together: columns is {_described(columns)}, want is {want!r}"
         )
     checked = None if columns is None else check_columns(columns, q.shape[0], k.shape[2], q.device)
-    if wanted.moments and q.shape[1] * q.shape[2] < 2:
+    if requested.moments and q.shape[1] * q.shape[2] < 2:
         raise ValueError("want='moments' needs two values at least: q has one head and one query")
-    return Problem(q, tuple(segments), checked, wanted, check_scale(scale, q.shape[3]))
+    return AttentionInputs(q, tuple(segments), checked, requested, check_scale(scale, q.shape[3]))
 
 
 def check_queries(q: Tensor) -> None:
-    """Four dimensions, none empty, of a dtype and width that the kernels know."""
+    """Raise `ValueError` unless q is (B, H, N, D), not empty, of a supported dtype and width."""
     if not isinstance(q, Tensor) or q.dim() != 4:
-        raise ValueError(f"q has to be (B, H, N, D), not {_said(q)}")
+        raise ValueError(f"q has to be (B, H, N, D), not {_described(q)}")
     if q.dtype not in DTYPES:
         names = ", ".join(_dtype_name(dtype) for dtype in DTYPES)
         raise ValueError(f"q is {_dtype_name(q.dtype)}: expected {names}")
@@ -110,13 +109,13 @@ def check_queries(q: Tensor) -> None:
 
 
 def check_keys(q: Tensor, keys: Tensor, name: str, num_keys: int | None = None) -> None:
-    """Keys or values (B, H, M, D) that fit the queries."""
+    """Raise `ValueError` unless keys or values are (B, H, M, D) and fit the queries."""
     batch, heads, _, width = q.shape
     expected = f"({batch}, {heads}, {'M' if num_keys is None else num_keys}, {width})"
     fits = isinstance(keys, Tensor) and keys.dim() == 4
     fits = fits and (keys.shape[0], keys.shape[1], keys.shape[3]) == (batch, heads, width)
     if not fits or keys.shape[2] == 0 or num_keys not in (None, keys.shape[2]):
-        raise ValueError(f"{name} has to be {expected}, not {_said(keys)}")
+        raise ValueError(f"{name} has to be {expected}, not {_described(keys)}")
     if keys.dtype != q.dtype:
         raise ValueError(f"{name} is {_dtype_name(keys.dtype)}, q is {_dtype_name(q.dtype)}")
     if keys.device != q.device:
@@ -131,7 +130,7 @@ def _check_segment(q: Tensor, segment: Segment, where: str) -> None:
         return
     if not isinstance(bias, Tensor) or bias.shape != (q.shape[0], segment.k.shape[2]):
         expected = f"({q.shape[0]}, {segment.k.shape[2]})"
-        raise ValueError(f"{name} has to be (B, M) = {expected}, not {_said(bias)}")
+        raise ValueError(f"{name} has to be (B, M) = {expected}, not {_described(bias)}")
     if not bias.is_floating_point():
         raise ValueError(f"{name} is {_dtype_name(bias.dtype)}: expected an additive float bias")
     if bias.device != q.device:
@@ -141,7 +140,7 @@ def _check_segment(q: Tensor, segment: Segment, where: str) -> None:
 
 
 def _check_that_keys_are_left(q: Tensor, segments: Sequence[Segment]) -> None:
-    """Every sample has to have a key whose bias is not -inf: else softmax is 0/0."""
+    """Raise `ValueError` if a sample's biases are all -inf: softmax would be 0/0."""
     biases = [segment.bias for segment in segments if segment.bias is not None]
     if len(biases) < len(segments):
         return
@@ -157,11 +156,11 @@ def check_columns(
     num_keys: int,
     device: torch.device,
 ) -> Tensor:
-    """Key indices as (B, T) int64 on `device`; on the CPU they are checked without a wait."""
+    """Key indices as (B, T) int64 on `device`. Raises `ValueError` if they are out of range."""
     is_checked = isinstance(columns, CheckedColumns) and columns.num_keys == num_keys
     given = columns.rows if isinstance(columns, CheckedColumns) else torch.as_tensor(columns)
     if given.dim() not in (1, 2) or given.shape[-1] == 0 or given.is_floating_point():
-        raise ValueError(f"columns have to be integers (T,) or (B, T), not {_said(given)}")
+        raise ValueError(f"columns have to be integers (T,) or (B, T), not {_described(given)}")
     if given.dim() == 2 and given.shape[0] != batch:
         raise ValueError(f"columns have {given.shape[0]} rows for a batch of {batch}")
     if not is_checked:
@@ -187,16 +186,16 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> Wanted:
+def _parse_want(want: str | Sequence[str] | None, per_head: bool) -> RequestedMaps:
     words = [] if want is None else [want] if isinstance(want, str) else list(want)
     if wrong := [word for word in words if word not in WANTS]:
         raise ValueError(f"want holds {wrong[0]!r}: expected 'maps', 'moments', both or None")
     if per_head and "maps" not in words:
         raise ValueError("per_head is for want='maps'")
-    return Wanted("maps" in words, "moments" in words, per_head)
+    return RequestedMaps("maps" in words, "moments" in words, per_head)
 
 
-def _said(value: object) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{_dtype_name(value.dtype)} {tuple(value.shape)}"
     return "None" if value is None else type(value).__name__

@@ -1,0 +1,59 @@
+"""The names and hashes of an evaluation's encoders. Loads no weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models import bases
+from ..models.bases import Base
+from ..models.hashes import MANIFEST
+
+SHIPPED = "miniature"
+"""The name of the encoders that ship with the program."""
+CLIP = "openai/clip-vit-base-patch32"
+DINO = "facebook/dino-vits16"
+_FILES = {"clip": "clip.safetensors", "identity": "identity.safetensors"}
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderNames:
+    """The encoders of an evaluation: hub ids, folders or `miniature`; `dino` may be None.
+
+    Judge and identity encoder are only used on the miniature (`is_miniature`).
+    """
+
+    clip: str
+    dino: str | None
+    is_miniature: bool
+
+    def known_hashes(self) -> dict[str, dict[str, str]] | None:
+        """`Encoders.hashes` without loading anything; None if not all encoders are shipped ones."""
+        if self.clip != SHIPPED or self.dino is not None:
+            return None
+        kinds = ("clip", "identity", "judge") if self.is_miniature else ("clip",)
+        return {kind: shipped_hash(kind) for kind in kinds}
+
+
+def encoder_names_for(
+    base: Base, *, clip: str | None = None, dino: str | None = None
+) -> EncoderNames:
+    """The encoders for a base model: the shipped ones on the miniature, else `CLIP` and `DINO`.
+
+    `clip` and `dino` override them; `none` omits DINO.
+    """
+    is_miniature = Path(base.source) == bases.SHIPPED
+    chosen = dino or ("none" if is_miniature else DINO)
+    return EncoderNames(
+        clip=clip or (SHIPPED if is_miniature else CLIP),
+        dino=None if chosen == "none" else chosen,
+        is_miniature=is_miniature,
+    )
+
+
+def shipped_hash(kind: str) -> dict[str, str]:
+    """Name and hash of a shipped encoder, from its manifest; loading compares them."""
+    if kind == "judge":
+        record = json.loads((Path(__file__).parent / "weights" / "judge.json").read_text())
+        return {"name": SHIPPED, "sha256": record["sha256"]}
+    manifest = json.loads((bases.SHIPPED / MANIFEST).read_text())
+    return {"name": SHIPPED, "sha256": manifest["files"][_FILES[kind]]["sha256"]}
