@@ -71,6 +71,10 @@ class Forked:
         """How it ended, as `subprocess` says it: a signal is a negative number."""
         return self._status(0)
 
+    def has_ended(self, *, within: float) -> bool:
+        """Whether it ends within so many seconds."""
+        return self._status(within) is not None
+
     def wait(self) -> int:
         """Until it has ended."""
         status = self._status(DEADLINE)

@@ -180,6 +180,12 @@ class Terminal:
     def type(self, text: bytes) -> None:
         os.write(self.screen, text)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C until it has ended: one between a question and its read goes unseen."""
+        self.process.send_signal(signal.SIGINT)
+        while not self.process.has_ended(within=2):
+            self.process.send_signal(signal.SIGINT)
+
     def status(self) -> int:
         return self.process.wait()
 
@@ -227,7 +233,7 @@ def test_rm_takes_no_for_an_answer(rex: Registry, at_terminal: AtTerminal, answe
 def test_rm_is_interrupted_while_it_asks(rex: Registry, at_terminal: AtTerminal) -> None:
     terminal = at_terminal("rm", "rex")
     terminal.read_until(b"[y/N]")
-    terminal.process.send_signal(signal.SIGINT)
+    terminal.interrupt()
     assert terminal.status() == 130
     assert rex.names() == ["rex"]
 
