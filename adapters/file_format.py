@@ -19,6 +19,7 @@ from torch import Tensor
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
 from ..registry.names import check_category, check_line
 from ..registry.tensors import ADAPTER_FORMAT
+from ..registry.validation import problem
 from .limits import MAX_STAGES, MAX_TOKENS
 from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
@@ -108,9 +109,7 @@ def _read_metadata(header: Mapping[str, str]) -> AdapterMetadata:
     try:
         return _form().validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidWeights(f"{where}: {first['msg']}".removeprefix(": ")) from None
+        raise InvalidWeights(problem(error)) from None
 
 
 @cache

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, new_class
@@ -135,7 +135,7 @@ class _Coercion:
     """Stands for what turns the words of a parameter into values, until there are any."""
 
     def __init__(self, build: Callable[[Any], Any], descriptor: Any) -> None:
-        self._make = lambda: build(descriptor)
+        self._make = cache(partial(build, descriptor))
         self._is_text = descriptor.annotation is str and descriptor.parameter_info.parser is None
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:

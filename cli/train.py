@@ -52,7 +52,7 @@ class TrainOptions:
     clip: str | None
     dino: str | None
     tensorboard: Path | None
-    together: int
+    together: int | None
     offline: bool
 
 
@@ -183,7 +183,7 @@ def train(
         clip=clip,
         dino=dino,
         tensorboard=tensorboard,
-        together=together or (1 if preset == "low-vram" else 8),
+        together=together,
         offline=offline,
     )
     with session.registry() as registry:
@@ -470,7 +470,12 @@ def _print_estimates(
     from ..training.queue import in_batches
 
     batches = in_batches(
-        registry, concepts, options.method, together=options.together, resume=options.resume
+        registry,
+        concepts,
+        options.method,
+        preset=options.preset,
+        together=options.together,
+        resume=options.resume,
     )
     estimates = [
         each

@@ -13,8 +13,6 @@ suites for the miniature, `{second}` is the first word of `second` that is not t
 category, and `sees` is what else the judge should predict.
 """
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 
 from ..registry.documents import parse_yaml, read_text, shown
 from ..registry.errors import InvalidInput, NotFound, suggest
+from ..registry.hashes import sha256_of_json
 from ..registry.validation import Form, Lines, Text, validated
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -83,8 +82,7 @@ class Suite:
     @property
     def sha256(self) -> str:
         """The hash of its prompts."""
-        asked = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        return sha256_of_json([asdict(prompt) for prompt in self.prompts])
 
 
 def shipped_suites() -> dict[str, Suite]:

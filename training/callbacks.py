@@ -53,11 +53,12 @@ class Checkpoint:
         return f"{self.stage}-{self.step:06}"
 
 
-def _nothing(*_: object) -> None:
+def ignore(*_: object) -> None:
     """Ignore a report."""
 
 
-def _no() -> bool:
+def never() -> bool:
+    """Answer no."""
     return False
 
 
@@ -65,20 +66,20 @@ def _no() -> bool:
 class Hooks:
     """Callbacks of a training: reports of its progress, and questions whether to stop."""
 
-    on_step: Callable[[StepReport], None] = _nothing
-    on_saved: Callable[[Path], None] = _nothing
+    on_step: Callable[[StepReport], None] = ignore
+    on_saved: Callable[[Path], None] = ignore
     """Gets the path of a resume point that was written."""
-    should_stop: Callable[[], bool] = _no
+    should_stop: Callable[[], bool] = never
     """Asked after each step; true saves a resume point and raises `TrainingInterrupted`."""
-    on_class_picture: Callable[[int, int], None] = _nothing
+    on_class_picture: Callable[[int, int], None] = ignore
     """Gets (done, total) while class pictures are drawn."""
-    on_preview: Callable[[str, int, list[Image.Image]], None] = _nothing
+    on_preview: Callable[[str, int, list[Image.Image]], None] = ignore
     """Gets (stage, step, pictures), every `preview_every` steps and after a stage."""
     preview_every: int = 0
     """0: no previews."""
-    on_checkpoint: Callable[[Checkpoint], None] = _nothing
+    on_checkpoint: Callable[[Checkpoint], None] = ignore
     """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
     checkpoint_every: int = 0
     """0: no checkpoints."""
-    should_finish: Callable[[], bool] = _no
+    should_finish: Callable[[], bool] = never
     """Asked after each checkpoint; true ends the training as if all steps were done."""

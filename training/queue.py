@@ -11,7 +11,7 @@ from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import ConceptryError, TrainingInterrupted
 from ..registry.records import Concept, ConceptKey
-from .callbacks import Hooks
+from .callbacks import Hooks, ignore, never
 from .distributed import num_processes
 from .runs import Trained, name_now, resume_many, train_many
 
@@ -33,18 +33,6 @@ class Outcome:
     """Several concepts of a batch may share one error."""
 
 
-def _no_hooks(_: int) -> Hooks:
-    return Hooks()
-
-
-def _nothing(_: Sequence[Concept]) -> None:
-    """Ignore a batch."""
-
-
-def _no() -> bool:
-    return False
-
-
 def train_queue(
     registry: Registry,
     names: Sequence[ConceptKey],
@@ -55,12 +43,12 @@ def train_queue(
     overrides: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
-    together: int = TOGETHER,
-    hooks: Callable[[int], Hooks] = _no_hooks,
-    on_batch: Callable[[Sequence[Concept]], None] = _nothing,
-    should_stop: Callable[[], bool] = _no,
+    together: int | None = None,
+    hooks: Callable[[int], Hooks] = lambda _: Hooks(),
+    on_batch: Callable[[Sequence[Concept]], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Iterator[list[Outcome]]:
-    """Train concepts, up to `together` in a batch; yields the outcomes of each batch as it ends.
+    """Train concepts in batches, see `in_batches`; yields the outcomes of each batch as it ends.
 
     Methods that change the base model train one concept at a time. `resume` continues the latest
     unfinished training of each, with the settings that it began with. Before a batch begins,
@@ -82,7 +70,9 @@ def train_queue(
         again += ["--preset", preset] if preset else []
         again += [word for each in overrides for word in ("--set", each)]
     concepts = {concept.id: concept for concept in map(registry.show, names)}
-    waiting = in_batches(registry, list(concepts), method, together=together, resume=resume)
+    waiting = in_batches(
+        registry, list(concepts), method, preset=preset, together=together, resume=resume
+    )
     while waiting and not should_stop():
         batch = waiting.pop(0)
         results = _results(registry, batch, run_batch, hooks, on_batch)
@@ -105,10 +95,15 @@ def in_batches(
     concepts: Sequence[int],
     method: str,
     *,
-    together: int = TOGETHER,
+    preset: str | None = None,
+    together: int | None = None,
     resume: bool = False,
 ) -> list[list[int]]:
-    """Split concepts into batches, in order; with `resume`, by the methods they began with."""
+    """Split concepts into batches, in order; with `resume`, by the methods they began with.
+
+    A batch has up to `together` concepts; by default `TOGETHER`, or 1 with the preset low-vram.
+    """
+    size = together or (1 if preset == "low-vram" else TOGETHER)
 
     def can_share(concept: int) -> bool:
         own = registry.resumable_run(concept).method if resume else method
@@ -116,7 +111,7 @@ def in_batches(
 
     batches = list[list[int]]()
     for concept in concepts:
-        has_room = bool(batches) and len(batches[-1]) < together
+        has_room = bool(batches) and len(batches[-1]) < size
         if has_room and can_share(batches[-1][0]) and can_share(concept):
             batches[-1].append(concept)
         else:
