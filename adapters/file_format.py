@@ -16,15 +16,19 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..models.references import MAX_REFERENCES
 from ..registry.errors import InvalidWeights, NotFinite, StorageError
 from ..registry.names import check_category, check_line
 from ..registry.tensors import ADAPTER_FORMAT
 from ..registry.validation import problem
 from .limits import MAX_STAGES, MAX_TOKENS
+from .references import ReferenceMetadata, tensor_names
 from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
 
-_MAX_METADATA = 4096
+_MAX_METADATA = 1 << 17
+_MAX_LATENTS = 1 << 18
+"""Positions of a reference: 4096 x 4096 pixels."""
 _DTYPES = ("F32", "F16", "BF16")
 _VECTORS = re.compile(r"(token|staged)\.([01])")
 _CHANGES = ("delta", "up", "down")
@@ -54,10 +58,19 @@ class AdapterMetadata:
     base_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     method: Annotated[str, _as_it_is(check_line, "method")]
     category: Annotated[str, _as_it_is(check_category)]
-    num_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+    num_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    """0 for references alone: prompts then name the category."""
     names_category: bool
     stage_order: Annotated[str, AfterValidator(_known_order)] = ""
     """The order of a timestep token's stages; empty for other tokens."""
+    references: Annotated[tuple[ReferenceMetadata, ...], Field(max_length=MAX_REFERENCES)] = ()
+
+    def to_json(self) -> str:
+        """As the file has it; a version without references says nothing of them."""
+        fields = asdict(self)
+        if not self.references:
+            del fields["references"]
+        return json.dumps(fields)
 
 
 def write_adapter(path: Path, state: Mapping[str, Tensor], metadata: AdapterMetadata) -> None:
@@ -72,7 +85,7 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], metadata: AdapterMeta
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        write_tensors(path, tensors, {ADAPTER_FORMAT: json.dumps(asdict(metadata))})
+        write_tensors(path, tensors, {ADAPTER_FORMAT: metadata.to_json()})
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}", hint="make room, and go on") from error
 
@@ -91,7 +104,9 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
                 if part.get_dtype() not in _DTYPES:
                     raise InvalidWeights(f"{name} is {part.get_dtype()}")
             _check_names(names, metadata)
-            _check_vectors({name: part.get_shape() for name, part in parts.items()}, metadata)
+            shapes = {name: part.get_shape() for name, part in parts.items()}
+            _check_vectors(shapes, metadata)
+            _check_references(shapes, metadata)
             state = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, InvalidWeights) as error:
         raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
@@ -121,15 +136,20 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
     """Raise `InvalidWeights` unless vectors are of one kind and weight changes complete."""
     wanted = "staged" if metadata.stage_order else "token"
     vectors = sorted(name for name in names if _VECTORS.fullmatch(name))
-    if not vectors or vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:
+    references = {name for i in range(len(metadata.references)) for name in tensor_names(i)}
+    if bool(vectors) != bool(metadata.num_tokens) or not (vectors or references):
+        raise InvalidWeights("it has no vectors for its tokens")
+    if vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:
         raise InvalidWeights(f"its vectors are {', '.join(vectors) or 'missing'}")
     changes = {kind: set[str]() for kind in _CHANGES}
     for name in names:
         kind, _, parameter = name.partition(".")
         if kind in changes:
             changes[kind].add(parameter)
-        elif name not in vectors:
+        elif name not in vectors and name not in references:
             raise InvalidWeights(f"it has a tensor {name[:80]!r}")
+    if not references <= set(names):
+        raise InvalidWeights("its references are not whole")
     if changes["up"] != changes["down"] or changes["up"] & changes["delta"]:
         raise InvalidWeights("its changes of weights are not whole")
 
@@ -144,3 +164,11 @@ def _check_vectors(shapes: Mapping[str, list[int]], metadata: AdapterMetadata) -
     vectors = [shape for name, shape in shapes.items() if _VECTORS.fullmatch(name)]
     if not fit or not all(shape[:-1] == wanted and 0 not in shape for shape in vectors):
         raise InvalidWeights(f"its vectors have the shape {vectors[0]}")
+
+
+def _check_references(shapes: Mapping[str, list[int]], metadata: AdapterMetadata) -> None:
+    """Raise `InvalidWeights` unless each reference has latents (C, h, w) and a mask (h, w)."""
+    for i in range(len(metadata.references)):
+        latents, mask = (shapes[name] for name in tensor_names(i))
+        if len(latents) != 3 or latents[1:] != mask or not 0 < mask[0] * mask[-1] <= _MAX_LATENTS:
+            raise InvalidWeights(f"a reference has the shape {latents}, its mask {mask}")

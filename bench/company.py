@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from conceptry.evaluation.record import Evaluation
-from conceptry.evaluation.regions import as_mask, grey_outside
 from conceptry.evaluation.suites import find_suite
+from conceptry.generation.photo_regions import as_mask, grey_outside
 from conceptry.generation.regions import region
 from conceptry.generation.request import SamplingSettings
 from conceptry.models.miniature.world.identities import CATEGORIES

@@ -23,8 +23,8 @@ from conceptry.evaluation.evaluating import EvalSubject, Evaluator
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BASE_MODEL, Plan
 from conceptry.evaluation.record import Evaluation, harmonic_mean
-from conceptry.evaluation.regions import grey_outside
 from conceptry.evaluation.suites import Suite, find_suite
+from conceptry.generation.photo_regions import grey_outside
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.methods import all_methods, find_method, resolve_settings

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from conceptry.evaluation.regions import regions_of_photos
 from conceptry.evaluation.suites import find_suite
+from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.regions import share_inside
 from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine

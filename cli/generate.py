@@ -106,6 +106,35 @@ def generate(
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            metavar="NAME[=PHOTO][:W]",
+            help="Draw after a photo of a concept, trained or not; repeatable. W is its weight.",
+            show_default=False,
+        ),
+    ] = None,
+    reference_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            max=1,
+            help="Share of steps that references guide, not the prompt; 0.9 by default.",
+            show_default=False,
+        ),
+    ] = None,
+    reference_guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            max=100,
+            help="Guidance scale of references; 2.5 by default.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -114,7 +143,8 @@ def generate(
 ) -> None:
     """Draw pictures of a prompt; <rex> in it stands for the concept rex.
 
-    <rex@2> is a version, <rex@best> an alias, <rex:0.8> a strength. What made a picture is kept in
+    <rex@2> is a version, <rex@best> an alias, <rex:0.8> a strength. --reference rex draws the
+    subject of a photo of rex, without any training or beside it. What made a picture is kept in
     the registry and in its file, so that concept reproduce can draw it again.
     """
     session = session_of(context)
@@ -122,6 +152,7 @@ def generate(
         raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
     from ..generation.prompt_files import PromptDefaults, parse_size
     from ..generation.prompt_syntax import resolve_prompt
+    from ..generation.reference_syntax import parse_reference, resolve_references
     from ..generation.request import SamplingSettings
     from ..models.bases import find_base
 
@@ -132,15 +163,22 @@ def generate(
         scheduler=scheduler,
         size=parse_size(size) if size else None,
         separate=separate,
+        reference_share=reference_share,
+        reference_guidance=reference_guidance,
     )
+    references = tuple(parse_reference(each) for each in reference or ())
     find_base(base)  # report an unknown base model before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
     requests = _requests(
-        prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings)
+        prompt,
+        prompts,
+        PromptDefaults(n=num_pictures, seed=first, settings=settings, references=references),
     )
-    with session.registry(create=not _most_concepts(requests)) as registry:
+    is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
+    with session.registry(create=is_plain) as registry:
         for request in requests:
             resolve_prompt(registry, request.prompt)
+            resolve_references(registry, request.references)
         _warn_of_other_syntax(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():

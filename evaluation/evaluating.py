@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..generation.attention_maps import MapCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
+from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regions import all_columns, by_subject, subject_columns
 from ..generation.sampler import draw
@@ -23,7 +24,6 @@ from .encoders import Encoders
 from .picture_cache import PictureCache
 from .plan import Plan
 from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
-from .regions import regions_of_photos
 from .scoring import ObservedPicture, ReferenceEmbeddings, Scorer, diversity, embed_references
 from .suites import SuitePrompt
 

@@ -27,11 +27,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..generation.photo_regions import as_mask, grey_outside
 from ..generation.regions import leak, region, share_inside
 from ..training.latents import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Prediction
-from .regions import as_mask, grey_outside
 from .suites import SuitePrompt
 
 SUFFIXES = ("", "_other", "_third")

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels.observation import CROSS_ATTENTION, Observation
 from ..models.backbone import Backbone
+from ..models.latents import layer_size
 from .guidance import Guidance
 from .injection import InjectedConcept
 from .pictures import contact_sheet
@@ -104,7 +105,7 @@ class CollectedMaps:
     def add(self, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
         """Add the maps (B, T, N) of one U-Net pass over latents of `size` (h, w)."""
         for each in maps:
-            square = each.detach().float().cpu().unflatten(-1, _shrunk(size, each.shape[-1]))
+            square = each.detach().float().cpu().unflatten(-1, layer_size(size, each.shape[-1]))
             whole = F.interpolate(square, size=size, mode="bicubic")
             self._sum = whole if self._sum is None else self._sum + whole
             self._count += 1
@@ -116,14 +117,6 @@ class CollectedMaps:
         mean = (self._sum / self._count).clamp(min=0)
         self._sum, self._count = None, 0
         return mean
-
-
-def _shrunk(size: tuple[int, int], places: int) -> tuple[int, int]:
-    """(h, w) of a layer with so many positions: the U-Net halves sizes, and rounds up."""
-    height, width = size
-    while height * width > places:
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
 
 
 def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:

@@ -8,6 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.adapter import injected
+from ..adapters.references import References
 from ..kernels.observation import CROSS_ATTENTION
 from ..models.loading import LoadedBase
 from ..registry import Registry
@@ -20,7 +22,9 @@ from .attention_maps import MapCollector, heat_sheet, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
-from .provenance import read_provenance, save_picture
+from .provenance import DrawnAfter, read_provenance, save_picture
+from .reference_syntax import ChosenReference, resolve_references
+from .references import load_references
 from .regions import (
     SubjectColumns,
     all_columns,
@@ -90,13 +94,32 @@ def generate(
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
-    resolved = [(request, resolve_prompt(registry, request.prompt)) for request in requests]
-    for chosen, group in groupby(resolved, key=lambda each: each[1]):
+    records = [
+        _Record(
+            registry,
+            base,
+            request,
+            resolve_prompt(registry, request.prompt),
+            resolve_references(registry, request.references),
+            folder,
+        )
+        for request in requests
+    ]
+    for chosen, group in groupby(records, key=lambda each: each.chosen):
+        together = [(record, record.load_references()) for record in group]
         with inject_concepts(base, chosen) as concepts:
-            for request, _ in group:
-                record = _Record(registry, base, request, chosen, folder)
-                for seen in _drawn(base, request, concepts, batch, with_maps, with_leaks):
-                    yield record.keep(seen)
+            for record, references in together:
+                with injected(base.backbone, [_in_words(references, concepts)]):
+                    drawing = _drawn(base, record.request, concepts, batch, with_maps, with_leaks)
+                    for seen in drawing:
+                        yield record.keep(seen)
+
+
+def _in_words(references: References, concepts: Sequence[InjectedConcept]) -> References:
+    """The references with mentions in their prompts expanded, as in the pictures' prompt."""
+    for each in concepts:
+        references = references.in_words(each.phrase, each.mention.text)
+    return references
 
 
 def _drawn(
@@ -163,7 +186,13 @@ class _Record:
     base: LoadedBase
     request: Request
     chosen: Sequence[ChosenVersion]
+    references: Sequence[ChosenReference]
     folder: Path
+
+    def load_references(self) -> References:
+        """The references, before concepts are injected."""
+        mentions = {each.concept.id: each.mention.text for each in self.chosen}
+        return load_references(self.registry, self.base, self.references, mentions)
 
     def keep(self, seen: _Observed) -> Picture:
         drawn, heat = seen.drawn, seen.heat
@@ -174,7 +203,8 @@ class _Record:
             "base_sha256": self.base.sha256,
             "settings": self.request.settings.to_mapping()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
-            | ({"leaks": True} if seen.leaks else {}),
+            | ({"leaks": True} if seen.leaks else {})
+            | ({"references": self._described()} if self.references else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
@@ -198,6 +228,20 @@ class _Record:
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)
+
+    def _described(self) -> list[dict[str, object]]:
+        return [
+            {
+                "concept": each.concept.name,
+                "photo": each.image.sha256,
+                "mask": each.image.mask,
+                "prompt": each.prompt,
+                "weight": each.weight,
+                "share": each.share,
+                "guidance": each.guidance,
+            }
+            for each in self.references
+        ]
 
 
 def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
@@ -227,6 +271,30 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
     return name
 
 
+def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> ChosenReference:
+    """The photo that a picture was drawn after, whatever its concept is called now."""
+    names = registry.names()
+    for name in sorted(names, key=lambda each: each != drawn_after.concept):
+        concept = registry.show(name)
+        for image in concept.images:
+            if image.sha256 == drawn_after.photo:
+                if image.mask != drawn_after.mask:
+                    raise NotFound(
+                        f"{path} was drawn after {image.filename} of {name} with another mask"
+                    )
+                return ChosenReference(
+                    concept=concept,
+                    image=image,
+                    prompt=drawn_after.prompt,
+                    weight=drawn_after.weight,
+                    share=drawn_after.share,
+                    guidance=drawn_after.guidance,
+                )
+    raise NotFound(
+        f"{path} was drawn after a photo of {drawn_after.concept} that is not in this registry"
+    )
+
+
 def reproduce(
     registry: Registry, base: LoadedBase, path: Path, folder: Path
 ) -> tuple[Picture, bool]:
@@ -252,8 +320,13 @@ def reproduce(
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
-    record = _Record(registry, base, request, chosen, folder)
-    with inject_concepts(base, chosen) as concepts:
+    after = [_reference_now(registry, path, each) for each in made.references]
+    record = _Record(registry, base, request, chosen, after, folder)
+    references = record.load_references()
+    with (
+        inject_concepts(base, chosen) as concepts,
+        injected(base.backbone, [_in_words(references, concepts)]),
+    ):
         drawing = _drawn(
             base, request, concepts, len(made.batch_seeds), made.with_maps, made.with_leaks
         )

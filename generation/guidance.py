@@ -1,5 +1,6 @@
 """Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
+from ..models.seeds import seed_of
+from .request import SamplingSettings
+from .self_subject_attention import ReferencePass
 
 
 class Guidance(Protocol):
@@ -65,11 +69,93 @@ class ClassifierFree:
         return slice(count, 2 * count)
 
 
+class Interleaved:
+    """Guidance by prompt and by references, taking turns (DreamTuner, arXiv 2312.13691, eq. 4-6).
+
+    At each step and for each picture λ ~ U(0, 1) is drawn from the picture's own seed. If λ is at
+    most `reference_share`, the prediction is led away from that of the same prompt without
+    references, by `reference_scale`; else away from the negative prompt, by `scale`. References are
+    seen a timestep ahead of the picture, with the negative prompt a timestep behind (Δ = Δ' = 1;
+    the paper gives neither these nor the scales).
+    """
+
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        references: ReferencePass,
+        *,
+        seeds: Sequence[int],
+        scale: float,
+        reference_share: float,
+        reference_scale: float,
+    ) -> None:
+        self.conditioning = conditioning
+        self._prompts = Conditioning.cat([negative, conditioning])
+        self._references = references
+        self._share = reference_share
+        self._scales = (scale, reference_scale)
+        self._generators = [
+            torch.Generator().manual_seed(seed_of(seed, "interleaved guidance")) for seed in seeds
+        ]
+
+    def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
+        """ε_away + scale · (ε_prompt - ε_away), from one pass and one of the references."""
+        count, device = len(latents), latents.device
+        draws = torch.stack([torch.rand((), generator=each) for each in self._generators])
+        by_reference = (draws <= self._share).to(device)
+        here = torch.arange(count, device=device)
+        away = here + count * by_reference
+        prompts = self._prompts.pick(torch.cat([away, here + count]))
+        ahead, behind = _beside(timestep, backbone.num_timesteps)
+        nobody = torch.zeros_like(by_reference)
+        times, rows = [ahead], [torch.cat([nobody, ~nobody])]
+        if not by_reference.all():
+            times, rows = [*times, behind], [*rows, torch.cat([~by_reference, nobody])]
+        with self._references.seen_at(backbone, times, rows):
+            both = backbone.denoise(torch.cat([latents] * 2), timestep, prompts)
+        without, conditional = both.chunk(2)
+        by_prompt, by_references = self._scales
+        scale = torch.where(by_reference, by_references, by_prompt).to(both.dtype)
+        return without + scale.view(-1, 1, 1, 1) * (conditional - without)
+
+    def conditional(self, count: int) -> slice:
+        """The second half."""
+        return slice(count, 2 * count)
+
+
+def _beside(timestep: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
+    """A timestep with less noise, and one with more."""
+    now = timestep.round().long()
+    return (now - 1).clamp(min=0), (now + 1).clamp(max=num_timesteps - 1)
+
+
 def guidance_for(
-    backbone: Backbone, prompts: list[str], negative: str, scale: float, width: int, height: int
+    backbone: Backbone,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    width: int,
+    height: int,
 ) -> Guidance:
-    """Classifier-free guidance with a scale above 1, else none."""
-    if scale <= 1:
+    """The guidance of pictures with these seeds: interleaved if references have a weight.
+
+    Else classifier-free guidance with a scale above 1, else none.
+    """
+    negatives = [settings.negative] * len(prompts) if settings.negative else None
+    references = [each for each in backbone.references if each.weight]
+    if references:
+        share, scale = settings.reference_share, settings.reference_guidance
+        return Interleaved(
+            *backbone.encode_guided(prompts, negatives, width, height),
+            ReferencePass(backbone, references),
+            seeds=seeds,
+            scale=settings.guidance,
+            reference_share=references[0].share if share is None else share,
+            reference_scale=references[0].guidance if scale is None else scale,
+        )
+    if settings.guidance <= 1:
         return Unguided(backbone.encode_prompts(prompts, width, height))
-    negatives = [negative] * len(prompts) if negative else None
-    return ClassifierFree(*backbone.encode_guided(prompts, negatives, width, height), scale)
+    return ClassifierFree(
+        *backbone.encode_guided(prompts, negatives, width, height), settings.guidance
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
 from ..adapters.prompt_encoding import phrase_of
+from ..adapters.references import References
 from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
@@ -26,7 +27,7 @@ from .prompt_syntax import ChosenVersion, Mention, replaced
 class InjectedConcept:
     """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
-    `phrase` is `[V] dog` or `[V]`; `label` is the version, `rex@3`.
+    `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`; `label` is the version, `rex@3`.
     """
 
     mention: Mention
@@ -47,8 +48,9 @@ def inject_concepts(
 ) -> Iterator[list[InjectedConcept]]:
     """Inject the versions that a prompt names; see `expand_prompt`.
 
-    Weight changes are added, each times its strength. Before anything is changed, raises
-    `InvalidInput` for a version of another base model, and `InvalidWeights` for a broken adapter.
+    Weight changes are added, each times its strength, as are the weights of references. Before
+    anything is changed, raises `InvalidInput` for a version of another base model, and
+    `InvalidWeights` for a broken adapter.
     """
     embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
@@ -58,16 +60,22 @@ def inject_concepts(
             state, metadata = read_adapter(Path(each.path))
             _check_base(base, each, metadata)
             tokens = each.tokens(metadata.num_tokens)
-            embedding = _embedding(tokens, metadata, state)
-            embedding.check(base.backbone)
+            embedding = _embedding(tokens, metadata, state) if tokens else None
+            if embedding is not None:
+                embedding.check(base.backbone)
+            references = References.from_state(state, metadata.references, each.mention.strength)
+            references.check(base.backbone)
             change = WeightDelta.from_state(state, each.mention.strength)
             change.check(base.backbone)
-        if each.mention.strength != 1:
-            embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)
-        embeddings.append(embedding)
+        if embedding is not None:
+            if each.mention.strength != 1:
+                embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)
+            embeddings.append(embedding)
         if change.deltas or change.factors:
             changes.append(change)
         phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
+        if references.references:
+            changes.append(references.in_words(phrase))
         concepts.append(
             InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label)
         )

@@ -12,9 +12,11 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from ..models.references import MAX_REFERENCES
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput
 from ..registry.validation import Form, validated
+from .reference_syntax import ReferenceRequest, parse_reference
 from .request import Request, SamplingSettings
 
 MAX_PICTURES = 10_000
@@ -32,15 +34,17 @@ class PromptDefaults:
     n: int
     seed: int
     settings: SamplingSettings
+    references: tuple[ReferenceRequest, ...] = ()
 
 
 def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     """Read a prompt file: `.txt` (a prompt per line), `.yaml`, `.csv`, `.tsv` or `.jsonl`.
 
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
-    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler` and `size`. The
-    CSV separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
-    `InvalidInput` that names the line.
+    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size` and
+    `reference` (one, or a list; in a table with spaces between). The CSV separator (comma,
+    semicolon or tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the
+    line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -61,7 +65,9 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
 def make_request(prompt: str, defaults: PromptDefaults) -> Request:
     """A request for one prompt with the defaults."""
     seeds = range(defaults.seed, defaults.seed + defaults.n)
-    return Request(prompt=prompt, seeds=seeds, settings=defaults.settings)
+    return Request(
+        prompt=prompt, seeds=seeds, settings=defaults.settings, references=defaults.references
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -90,11 +96,20 @@ def _size(value: object) -> object:
     return value
 
 
+def _words(value: object) -> object:
+    return value.split() if isinstance(value, str) else value
+
+
 _AS_NUMBER = BeforeValidator(_number)
 _Whole = Annotated[int, Field(strict=False), _AS_NUMBER]
 _Count = Annotated[int, Field(strict=False, ge=1, le=MAX_PICTURES), _AS_NUMBER]
 _Number = Annotated[float, Field(strict=False, examples=["2.5, with a point"]), _AS_NUMBER]
 _Size = Annotated[tuple[int, int], Field(description="512 or 768x512"), BeforeValidator(_size)]
+_References = Annotated[
+    list[str],
+    Field(max_length=MAX_REFERENCES, description="rex, or [rex=2, mia:2.5]"),
+    BeforeValidator(_words),
+]
 
 
 class _Entry(Form):
@@ -108,6 +123,7 @@ class _Entry(Form):
     negative: str | None = None
     scheduler: str | None = None
     size: _Size | None = None
+    reference: _References | None = None
 
 
 def _request(place: str, entry: Mapping[str, object], defaults: PromptDefaults) -> Request:
@@ -116,6 +132,8 @@ def _request(place: str, entry: Mapping[str, object], defaults: PromptDefaults) 
     prompt = own.pop("prompt")
     counts = {key: own.pop(key) for key in ("n", "seed") if key in own}
     try:
+        if (references := own.pop("reference", None)) is not None:
+            counts["references"] = tuple(parse_reference(each) for each in references)
         settings = replace(defaults.settings, **own)
         return make_request(prompt, replace(defaults, settings=settings, **counts))
     except InvalidInput as error:

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..models.references import MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
@@ -88,6 +89,19 @@ def read_metadata(path: Path) -> dict[str, object] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnAfter:
+    """A reference of a picture: hashes of photo and mask, and how it was described and counted."""
+
+    concept: str
+    photo: str
+    mask: str | None
+    prompt: str
+    weight: float
+    share: float
+    guidance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What made a picture, according to its file."""
 
@@ -101,6 +115,7 @@ class Provenance:
     settings: SamplingSettings
     versions: Mapping[str, tuple[int, str]]
     """Concept name -> (version number, hash of its weights)."""
+    references: tuple[DrawnAfter, ...] = ()
 
     @property
     def work(self) -> str:
@@ -114,12 +129,24 @@ class Provenance:
     def is_modest(self) -> bool:
         """Whether it is within the limits for untrusted metadata."""
         width, height = self.settings.size or (1024, 1024)
-        pixels = len(self.batch_seeds) * width * height
+        pixels = (len(self.batch_seeds) + len(self.references)) * width * height
         return pixels <= MAX_PIXELS_AT_ONCE and pixels * self.settings.steps <= MAX_PIXEL_STEPS
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _ReferencePart(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    concept: str
+    photo: _Sha256
+    mask: _Sha256 | None
+    prompt: str
+    weight: Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
+    share: Annotated[float, Field(ge=0, le=1)]
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
 class _SettingsPart(_Part):
@@ -131,6 +158,9 @@ class _SettingsPart(_Part):
     scheduler: str | None
     size: tuple[int, int] | None
     separate: bool = False
+    reference_share: float | None = None
+    reference_guidance: float | None = None
+    references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)
     maps: bool = False
     leaks: bool = False
@@ -175,6 +205,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     drawn = metadata.settings.model_dump()
     batch_seeds = tuple(drawn.pop("batch_seeds"))
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
+    references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
@@ -187,4 +218,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         with_leaks=with_leaks,
         settings=SamplingSettings(**drawn),
         versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
+        references=references,
     )

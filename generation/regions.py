@@ -32,8 +32,9 @@ def subject_columns(
     ids = encoder.ids(prompt)
     found: list[SubjectColumns] = []
     for subject in subjects:
-        if isinstance(subject, str):
-            columns = _columns_of(ids, encoder.ids(subject, whole=False))
+        if isinstance(subject, str) or not subject.tokens:
+            word = subject if isinstance(subject, str) else subject.category
+            columns = _columns_of(ids, encoder.ids(word, whole=False))
             found.append(SubjectColumns(columns, columns))
             continue
         own = tuple(token_columns(backbone, prompt, subject.tokens))

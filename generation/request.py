@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
+from .reference_syntax import ReferenceRequest
 
 SCHEDULERS = ("ddim", "euler", "dpm++")
 MAX_SEED = (1 << 63) - 1
@@ -41,7 +42,10 @@ class SamplingSettings:
 
     `guidance` is the classifier-free guidance scale (Ho and Salimans 2022, eq. 6, where it is
     w + 1); `scheduler` and `size`, (width, height) in pixels, are the base model's own by default.
-    `separate` keeps the attention of a prompt's concepts apart. Raises `InvalidInput`.
+    `separate` keeps the attention of a prompt's concepts apart. `reference_share` and
+    `reference_guidance` are p_r and ω_r of interleaved guidance (DreamTuner, eq. 4-6), for pictures
+    with references: the share of steps that references guide instead of the prompt, and how
+    strongly; the references' own by default. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -50,16 +54,21 @@ class SamplingSettings:
     scheduler: Annotated[str, AfterValidator(_known)] | None = None
     size: Annotated[tuple[int, int], AfterValidator(_drawable)] | None = None
     separate: bool = False
+    reference_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
 
     def to_mapping(self) -> dict[str, object]:
         """The settings as pictures and the registry keep them.
 
-        `separate` is left out when off: pictures from before it existed keep the same settings.
+        What came later is left out when off: pictures from before it keep the same settings.
         """
         settings = asdict(self)
-        if not self.separate:
-            del settings["separate"]
-        return settings
+        is_off = {"separate": False, "reference_share": None, "reference_guidance": None}
+        return {
+            name: value
+            for name, value in settings.items()
+            if name not in is_off or value is not is_off[name]
+        }
 
     def __post_init__(self) -> None:
         validated(form_of(type(self)), self, noun="setting")
@@ -67,11 +76,15 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt to draw once for each seed. Raises `InvalidInput` for seeds beyond 63 bits."""
+    """A prompt to draw once for each seed, perhaps after the subjects of references.
+
+    Raises `InvalidInput` for seeds beyond 63 bits.
+    """
 
     prompt: str
     seeds: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
+    references: tuple[ReferenceRequest, ...] = ()
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

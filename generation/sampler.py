@@ -168,9 +168,7 @@ def draw_batch(
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (backbone.size, backbone.size)
     with torch.no_grad():
-        guidance = guidance_for(
-            backbone, list(prompts), settings.negative, settings.guidance, width, height
-        )
+        guidance = guidance_for(backbone, prompts, settings, seeds, width, height)
         latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers)
         return backbone.decode_latents(latents)
 

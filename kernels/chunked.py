@@ -1,7 +1,8 @@
 """Attention in plain torch, some queries at a time, so that the whole matrix never exists.
 
 For training on a CPU. A chunk of rows of A is computed in float32, used and dropped; the backward
-pass computes it again. Only where all of A is no more than a chunk, it is kept.
+pass computes it again. Only where all of A is no more than a chunk, it is kept. Where nothing but
+the output is wanted, torch's own fused attention computes it.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .inputs import AttentionInputs, Context, RequestedMaps, without_autocast
 from .reference import maps_of, moments_of
@@ -24,12 +26,41 @@ GROUP_BYTES = 1 << 20
 
 def attend_chunked(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`."""
+    if inputs.columns is None:
+        return _fused(inputs), None, None
     flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
     biases = [segment.bias for segment in inputs.segments]
     output, maps, moments = _ChunkedAttention.apply(
         inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )
     return output, maps, moments
+
+
+def _fused(inputs: AttentionInputs) -> Tensor:
+    """The output alone, (B, H, N, D); the bias of keys is broadcast, and never (N, M)."""
+    key = _joined([each.k for each in inputs.segments])
+    value = _joined([each.v for each in inputs.segments])
+    bias = _joined_bias([(each.k, each.bias) for each in inputs.segments], inputs.q.dtype)
+    rows = None if bias is None else bias[:, None, None]
+    return F.scaled_dot_product_attention(inputs.q, key, value, attn_mask=rows, scale=inputs.scale)
+
+
+def _joined(segments: Sequence[Tensor]) -> Tensor:
+    """Keys or values of all segments, (B, H, M, D)."""
+    return segments[0] if len(segments) == 1 else torch.cat(tuple(segments), dim=2)
+
+
+def _joined_bias(
+    segments: Sequence[tuple[Tensor, Tensor | None]], dtype: torch.dtype
+) -> Tensor | None:
+    """The biases (B, M) of all segments' keys, zeros where a segment has none; None if none has."""
+    if all(bias is None for _, bias in segments):
+        return None
+    parts = [
+        k.new_zeros(k.shape[0], k.shape[2], dtype=dtype) if bias is None else bias.to(dtype)
+        for k, bias in segments
+    ]
+    return torch.cat(parts, dim=1)
 
 
 class _DistanceContext(Context, Protocol):
@@ -204,7 +235,8 @@ class _Rows:
         self.scales_sums = scales_sums
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.q, self.k, self.scale = q.to(self.dtype), self.joined(keys), scale
-        self.bias = self._joined_bias(keys, biases)
+        bias = _joined_bias(list(zip(keys, biases, strict=True)), self.dtype)
+        self.bias = None if bias is None else bias[:, None, None].expand(-1, q.shape[1], 1, -1)
 
     @property
     def fit_one_chunk(self) -> bool:
@@ -214,19 +246,7 @@ class _Rows:
 
     def joined(self, segments: Sequence[Tensor]) -> Tensor:
         """Keys or values of all segments, (B, H, M, D)."""
-        whole = segments[0] if len(segments) == 1 else torch.cat(tuple(segments), dim=2)
-        return whole.to(self.dtype)
-
-    def _joined_bias(
-        self, keys: Sequence[Tensor], biases: Sequence[Tensor | None]
-    ) -> Tensor | None:
-        if all(bias is None for bias in biases):
-            return None
-        parts = [
-            self.q.new_zeros(k.shape[0], k.shape[2]) if bias is None else bias.to(self.dtype)
-            for k, bias in zip(keys, biases, strict=True)
-        ]
-        return torch.cat(parts, dim=1)[:, None, None, :].expand(-1, self.q.shape[1], 1, -1)
+        return _joined(segments).to(self.dtype)
 
     def index_of(self, columns: Tensor | None) -> Tensor:
         """Columns (B, T) as `gather` takes them, (B, H, N, T); T is 0 if there are none."""

@@ -4,11 +4,13 @@
         unet(latents, timesteps, states)
     loss = sum(m[..., 0].square().sum() for m in seen.moments.values())
 
+A layer can also attend further keys, of states that `record` kept of another pass: `attend_also`.
+
 Only relies on the attributes of diffusers' attention modules; imports nothing of it but types.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 CROSS_ATTENTION = r".*attn2"
-"""The names of the cross-attention layers in Stable Diffusion."""
+SELF_ATTENTION = r".*attn1"
+"""The names of the cross- and self-attention layers in Stable Diffusion."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,18 @@ class Observation:
             results.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherKeys:
+    """States that layers attend beside their own, by the layers' own projections.
+
+    For each layer, `states` (S, M, C) are S sets of M states, shared by all samples, and `bias`
+    (B, S, M) is added to the scores of their keys in each sample; -inf hides a key.
+    """
+
+    states: Mapping[str, Tensor]
+    bias: Mapping[str, Tensor]
+
+
 @dataclass(slots=True)
 class _Request:
     """What the observed layers compute."""
@@ -84,10 +99,10 @@ Processor = Callable[..., Tensor]
 
 
 class AttentionStack:
-    """The attention layers of a UNet2DConditionModel, and their observers.
+    """The attention layers of a UNet2DConditionModel, their observers and their further keys.
 
-    Its processors are installed once (`of`). A layer without an observer uses its original
-    processor; of several observers of a layer, the latest one gets the results.
+    Its processors are installed once (`of`). A layer that has neither uses its original processor;
+    of several observers of a layer, the latest one gets the results.
     """
 
     @classmethod
@@ -98,6 +113,8 @@ class AttentionStack:
 
     def __init__(self, unet: "ModelMixin") -> None:
         self._observers: list[_Observer] = []
+        self._recorders: list[tuple[set[str], dict[str, Tensor]]] = []
+        self._further: list[FurtherKeys] = []
         own = {
             name.removesuffix(".processor"): each.own if isinstance(each, _Processor) else each
             for name, each in unet.attn_processors.items()
@@ -110,7 +127,7 @@ class AttentionStack:
 
     def __getstate__(self) -> dict[str, object]:
         """A copy has no observers."""
-        return {**vars(self), "_observers": []}
+        return {**vars(self), "_observers": [], "_recorders": [], "_further": []}
 
     @contextmanager
     def observe(
@@ -125,25 +142,68 @@ class AttentionStack:
     ) -> Iterator[Observation]:
         """Observe attention layers inside the context; see the function `observe`."""
         request = _request(columns, want, per_head, reference, reduction)
-        fits = layers if callable(layers) else re.compile(layers).fullmatch
-        observed = {name for name in self.layers if fits(name)}
-        if not observed:
-            raise ValueError(
-                f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
-            )
-        for name in observed:
-            if part := self._unknown[name]:
-                raise ValueError(f"the layer {name} has {part}, which cannot be watched")
-        observer = _Observer(Observation(), observed, request)
+        observer = _Observer(Observation(), self._fitting(layers), request)
         self._observers.append(observer)
         try:
             yield observer.seen
         finally:
             self._observers.remove(observer)
 
+    @contextmanager
+    def record(self, layers: str = SELF_ATTENTION) -> Iterator[dict[str, Tensor]]:
+        """Record the input states (B, N, C) of layers, of the latest forward pass, by name."""
+        recorder = (self._fitting(layers), dict[str, Tensor]())
+        self._recorders.append(recorder)
+        try:
+            yield recorder[1]
+        finally:
+            self._recorders.remove(recorder)
+
+    @contextmanager
+    def attend_also(self, further: Sequence[FurtherKeys]) -> Iterator[None]:
+        """Attend further keys inside the context, through one softmax with the layers' own.
+
+        Raises `ValueError` if a layer cannot.
+        """
+        for each in further:
+            self._check(each.states)
+        before = self._further
+        self._further = [*before, *further]
+        try:
+            yield
+        finally:
+            self._further = before
+
+    def _fitting(self, layers: str | Callable[[str], bool]) -> set[str]:
+        fits = layers if callable(layers) else re.compile(layers).fullmatch
+        found = {name for name in self.layers if fits(name)}
+        if not found:
+            raise ValueError(
+                f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
+            )
+        self._check(found)
+        return found
+
+    def _check(self, layers: Iterable[str]) -> None:
+        for name in layers:
+            if part := self._unknown[name]:
+                raise ValueError(f"the layer {name} has {part}, which cannot be watched")
+
+    def keep_states(self, layer: str, states: Tensor) -> None:
+        """Give a layer's input states to those who record it."""
+        for layers, kept in self._recorders:
+            if layer in layers:
+                kept[layer] = states
+
     def observer_of(self, layer: str) -> "_Observer | None":
         """The observer that gets a layer's results; None if there is none."""
         return next((each for each in reversed(self._observers) if layer in each.layers), None)
+
+    def further_of(self, layer: str) -> list[tuple[Tensor, Tensor]]:
+        """The further states (S, M, C) of a layer, and the biases of their keys."""
+        return [
+            (each.states[layer], each.bias[layer]) for each in self._further if layer in each.states
+        ]
 
 
 @contextmanager
@@ -221,7 +281,7 @@ def _unknown_part(layer: nn.Module) -> str | None:
 
 
 class _Processor:
-    """Delegates to the layer's observer or, without one, to its original processor."""
+    """Delegates to the layer's original processor, unless it is observed or has further keys."""
 
     def __init__(self, stack: AttentionStack, name: str, own: Processor) -> None:
         self.stack = stack
@@ -236,73 +296,98 @@ class _Processor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend."""
-        observer = self.stack.observer_of(self.name)
-        if observer is None:
+        self.stack.keep_states(self.name, hidden_states)
+        observer, further = self.stack.observer_of(self.name), self.stack.further_of(self.name)
+        if observer is None and not further:
             return self.own(
                 attn,
                 hidden_states,
                 encoder_hidden_states=encoder_hidden_states,
                 attention_mask=attention_mask,
             )
-        return observer.attend(
-            self.name, attn, hidden_states, encoder_hidden_states, attention_mask
+        return _layer_output(
+            self.name,
+            observer or _UNOBSERVED,
+            further,
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
         )
+
+
+@torch.compiler.disable(recursive=True)
+def _layer_output(
+    name: str,
+    observer: "_Observer",
+    further: Sequence[tuple[Tensor, Tensor]],
+    attn: "Attention",
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None,
+    attention_mask: Tensor | None,
+) -> Tensor:
+    """Compute the same as diffusers' AttnProcessor2_0, through `attend`; results are kept."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
+    assert attn.to_out is not None
+    residual, shape = hidden_states, hidden_states.shape
+    if hidden_states.dim() == 4:
+        hidden_states = hidden_states.flatten(2).mT
+    if attn.group_norm is not None:
+        hidden_states = attn.group_norm(hidden_states.mT).mT
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    if encoder_hidden_states is not None and attn.norm_cross:
+        context = attn.norm_encoder_hidden_states(context)
+    projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+    query, key, value = (_by_head(each, attn.heads) for each in projections)
+    extra = [_further_segment(attn, query, *each) for each in further]
+    output = observer.attended(name, query, key, value, extra, attention_mask, attn.scale)
+    if observer.request.reference is not None:
+        observer.compare(name, attn, query, key, attention_mask)
+    output = output.transpose(1, 2).flatten(2).to(query.dtype)
+    output = attn.to_out[1](attn.to_out[0](output))
+    if len(shape) == 4:
+        output = output.mT.reshape(shape)
+    if attn.residual_connection:
+        output = output + residual
+    return output / attn.rescale_output_factor
+
+
+def _further_segment(
+    attn: "Attention", query: Tensor, states: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (B, H, S·M, D) of states (S, M, C), and their bias (B, S·M)."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
+    together = states.flatten(0, 1)[None]
+    key, value = (
+        _by_head(project(together), attn.heads).expand(len(query), -1, -1, -1)
+        for project in (attn.to_k, attn.to_v)
+    )
+    return key, value, bias.flatten(1)
 
 
 @dataclass(slots=True, eq=False)
 class _Observer:
-    """Computes the same as diffusers' AttnProcessor2_0, through `attend`, and keeps the results."""
+    """Computes the attention of layers, and keeps the requested results."""
 
     seen: Observation
     layers: set[str]
     request: _Request
 
-    @torch.compiler.disable(recursive=True)
-    def attend(
-        self,
-        name: str,
-        attn: "Attention",
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
-        """Attend, and keep the results."""
-        assert attn.to_k is not None
-        assert attn.to_v is not None
-        assert attn.to_out is not None
-        residual, shape = hidden_states, hidden_states.shape
-        if hidden_states.dim() == 4:
-            hidden_states = hidden_states.flatten(2).mT
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.mT).mT
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        query, key, value = (_by_head(each, attn.heads) for each in projections)
-        output = self._attended(name, query, key, value, attention_mask, attn.scale)
-        if self.request.reference is not None:
-            self._compare(name, attn, query, key, attention_mask)
-        output = output.transpose(1, 2).flatten(2).to(query.dtype)
-        output = attn.to_out[1](attn.to_out[0](output))
-        if len(shape) == 4:
-            output = output.mT.reshape(shape)
-        if attn.residual_connection:
-            output = output + residual
-        return output / attn.rescale_output_factor
-
-    def _attended(
+    def attended(
         self,
         name: str,
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        extra: Sequence[tuple[Tensor, Tensor, Tensor]],
         mask: Tensor | None,
         scale: float,
     ) -> Tensor:
         """The output (B, H, N, D); requested maps and moments are kept."""
         request, bias = self.request, _key_bias(mask, key.shape[2])
-        if not request.want:
+        if not request.want and not extra:
             rows = None if bias is None else bias[:, None, None]
             return F.scaled_dot_product_attention(query, key, value, attn_mask=rows, scale=scale)
         attended = attend(
@@ -310,12 +395,13 @@ class _Observer:
             key,
             value,
             key_bias=bias,
-            columns=request.columns_for(key),
-            want=request.want,
+            extra=extra,
+            columns=request.columns_for(key) if request.want else None,
+            want=request.want or None,
             per_head=request.per_head,
             scale=scale,
         )
-        if not _in_backward():  # gradient checkpointing computes the layer again
+        if request.want and not _in_backward():  # gradient checkpointing computes it again
             if attended.maps is not None:
                 self.seen.maps[name] = attended.maps
             if attended.moments is not None:
@@ -323,7 +409,7 @@ class _Observer:
             self.seen.backends.add(attended.backend)
         return attended.output
 
-    def _compare(
+    def compare(
         self, name: str, attn: "Attention", query: Tensor, key: Tensor, mask: Tensor | None
     ) -> None:
         """Keep the distance from the map over the reference's keys."""
@@ -340,6 +426,9 @@ class _Observer:
         )
         if not _in_backward():
             self.seen.distances[name] = distance
+
+
+_UNOBSERVED = _Observer(Observation(), set(), _Request(None, (), False, None, "sum"))
 
 
 def _by_head(states: Tensor, heads: int) -> Tensor:

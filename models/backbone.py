@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
 from .conditioning import Conditioning
+from .references import Reference
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -112,6 +113,7 @@ class Backbone(ABC):
     def __init__(self, pipeline: "DiffusionPipeline") -> None:
         self.pipeline = pipeline
         self.attention = AttentionStack.of(self.denoiser)
+        self.references: list[Reference] = []  # that are drawn after
         self._text_wrappers: list[TextWrapper] = []
 
     # --- what a family defines ------------------------------------------------------------------

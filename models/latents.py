@@ -1,4 +1,4 @@
-"""Decoding latents without overflow, and finding weights that are not finite."""
+"""Latents: decoding without overflow, their size in a layer, and weights that are not finite."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +12,17 @@ from ..registry.errors import NotFinite
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
+
+
+def layer_size(size: tuple[int, int], positions: int) -> tuple[int, int]:
+    """(h, w) of a layer with so many positions, for latents of a size (h, w).
+
+    The U-Net halves sizes, and rounds up.
+    """
+    height, width = size
+    while height * width > positions:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
 
 
 @torch.no_grad()

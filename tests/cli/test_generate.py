@@ -219,3 +219,36 @@ def test_an_unfit_base_is_one_line_and_nothing_is_recorded(
     if database.exists():
         with closing(sqlite3.connect(database)) as opened:
             assert opened.execute("SELECT count(*) FROM generation").fetchone() == (0,)
+
+
+# --- references -----------------------------------------------------------------------------------
+
+
+def test_an_untrained_concept_is_drawn_after(ask: Ask, tiny: str, photos: Path) -> None:
+    ask("add", "rex", str(photos), "--category", "dog")
+    words = ("--base", tiny, "-n", "1", "--seed", "7", "--steps", "2")
+    plain = ask("generate", "a dog", *words)["images"][0]
+    after = ask("generate", "a dog", *words, "--reference", "rex=2:2.5", "--reference", "rex")
+    (image,) = after["images"]
+    assert Image.open(image["path"]).tobytes() != Image.open(plain["path"]).tobytes()
+    again = ask("reproduce", image["path"])
+    assert again["is_same"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--reference", "rex!"], 2, "'rex!' is no reference"),
+        (["--reference", "max"], 3, "max"),
+        (["--reference", "rex=7"], 3, "rex has no photo '7'"),
+        (["--reference-share", "2", "--reference", "rex"], 2, "--reference-share"),
+    ],
+    ids=str,
+)
+def test_references_that_cannot_be_drawn_after(
+    run: Run, tiny: str, photos: Path, words: list[str], status: int, message: str
+) -> None:
+    run("add", "rex", str(photos), "--category", "dog")
+    done = run("generate", "a dog", "--base", tiny, *words)
+    assert done.exit_code == status
+    assert message in done.stderr

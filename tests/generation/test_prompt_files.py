@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
+from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.registry.errors import InvalidInput, NotFound
 
 DEFAULTS = PromptDefaults(n=2, seed=7, settings=SamplingSettings(steps=10))
@@ -14,6 +15,7 @@ OWN = Request(
     settings=SamplingSettings(
         steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)
     ),
+    references=(ReferenceRequest("rex"), ReferenceRequest("mia", "2", 1.5)),
 )
 FILES = {
     "a.txt": "# two of them\na <rex> asleep\n\n  a <rex> asleep  \n",
@@ -27,14 +29,15 @@ FILES = {
   negative: blurred
   scheduler: ddim
   size: 64x32
+  reference: [rex, mia=2:1.5]
 """,
-    "a.csv": """prompt,n,seed,steps,guidance,negative,scheduler,size
-a <rex> asleep,,,,,,,
-"a red cat, sitting",1,3,5,2.5,blurred,ddim,64x32
+    "a.csv": """prompt,n,seed,steps,guidance,negative,scheduler,size,reference
+a <rex> asleep,,,,,,,,
+"a red cat, sitting",1,3,5,2.5,blurred,ddim,64x32,rex mia=2:1.5
 """,
     "a.jsonl": """"a <rex> asleep"
 {"prompt": "a red cat, sitting", "n": 1, "seed": 3, "steps": 5, "guidance": 2.5,\
- "negative": "blurred", "scheduler": "ddim", "size": "64x32"}
+ "negative": "blurred", "scheduler": "ddim", "size": "64x32", "reference": ["rex", "mia=2:1.5"]}
 """,
 }
 

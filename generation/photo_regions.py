@@ -7,13 +7,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.prompt_encoding import class_prompt
-from ..generation.attention_maps import CollectedMaps
-from ..generation.regions import SubjectColumns, region, subject_columns
-from ..generation.sampler import reporting_broken_base
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.loading import LoadedBase
 from ..registry.errors import NotFinite
+from .attention_maps import CollectedMaps
+from .regions import SubjectColumns, region, subject_columns
+from .sampler import reporting_broken_base
 
 GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)

@@ -1,0 +1,109 @@
+"""References as an adapter: what DreamTuner draws after without any training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from ..models.backbone import Backbone
+from ..models.references import MAX_GUIDANCE, MAX_WEIGHT, Reference
+from ..registry.errors import InvalidWeights
+
+_PARTS = ("latents", "mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceMetadata:
+    """What is not a tensor of a `Reference`; {} in its prompt stands for the concept."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=1000)]
+    weight: Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
+    share: Annotated[float, Field(ge=0, le=1)]
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+
+
+class References:
+    """References that a base model draws after while they are injected."""
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self.references = list(references)
+        self._before: list[Reference] | None = None
+
+    @classmethod
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        described: Sequence[ReferenceMetadata],
+        strength: float = 1.0,
+    ) -> "References":
+        """The inverse of `state` and `describe`; `strength` multiplies the weights."""
+        return cls(
+            [
+                Reference(
+                    *(state[name] for name in tensor_names(i)),
+                    prompt=each.prompt,
+                    weight=each.weight * strength,
+                    share=each.share,
+                    guidance=each.guidance,
+                )
+                for i, each in enumerate(described)
+            ]
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """`reference.N.latents` (C, h, w) and `reference.N.mask` (h, w), from 0 on."""
+        state: dict[str, Tensor] = {}
+        for i, each in enumerate(self.references):
+            state |= zip(tensor_names(i), (each.latents, each.mask), strict=True)
+        return state
+
+    def describe(self) -> tuple[ReferenceMetadata, ...]:
+        """What goes into the adapter's metadata."""
+        return tuple(
+            ReferenceMetadata(
+                prompt=each.prompt,
+                weight=each.weight,
+                share=each.share,
+                guidance=each.guidance,
+            )
+            for each in self.references
+        )
+
+    def in_words(self, words: str, placeholder: str = "{}") -> "References":
+        """The same with a placeholder in their prompts replaced."""
+        return References(
+            [
+                replace(each, prompt=each.prompt.replace(placeholder, words))
+                for each in self.references
+            ]
+        )
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise `InvalidWeights` if latents do not fit this base model."""
+        for each in self.references:
+            if each.latents.shape[0] != backbone.latent_channels:
+                raise InvalidWeights(
+                    f"its references have {each.latents.shape[0]} channels, the base model's "
+                    f"latents {backbone.latent_channels}"
+                )
+
+    def inject(self, backbone: Backbone) -> None:
+        """Draw after them, beside others. Raises `RuntimeError` if they are injected already."""
+        if self._before is not None:
+            raise RuntimeError("these references are injected already")
+        self._before = backbone.references
+        backbone.references = [*self._before, *self.references]
+
+    def eject(self, backbone: Backbone) -> None:
+        """Draw as before."""
+        if self._before is not None:
+            backbone.references = self._before
+            self._before = None
+
+
+def tensor_names(number: int) -> tuple[str, str]:
+    """The names in an adapter's file of a reference's latents and mask."""
+    latents, mask = (f"reference.{number}.{part}" for part in _PARTS)
+    return latents, mask

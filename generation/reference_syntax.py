@@ -1,0 +1,106 @@
+"""References as they are asked for: `rex`, `rex=PHOTO`, `rex:2.5`. Loads no weights."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..models.references import GUIDANCE, MAX_WEIGHT, PROMPT, SHARE, WEIGHT
+from ..registry import Registry
+from ..registry.documents import shown
+from ..registry.errors import InvalidInput, NotFound
+from ..registry.records import Concept, ImageRecord
+
+_REFERENCE = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:=(.+?))?(?::(\d+(?:\.\d+)?|\.\d+))?")
+_SHORTEST_HASH = 6
+_AS_WRITTEN = "rex, rex=PHOTO, rex:2.5 or rex=PHOTO:2.5"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRequest:
+    """A photo of a concept to draw after, by number, hash or file name; the first one if None.
+
+    `weight` is ω, how much its subject counts.
+    """
+
+    name: str
+    photo: str | None = None
+    weight: float = WEIGHT
+
+
+def parse_reference(text: str) -> ReferenceRequest:
+    """`rex`, `rex=2`, `rex=a1b2c3` or `rex=front.jpg`, each perhaps with a weight as `:2.5`.
+
+    Raises `InvalidInput`.
+    """
+    match = _REFERENCE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidInput(f"{shown(text)} is no reference", hint=_AS_WRITTEN)
+    name, photo, weight = match.groups()
+    value = WEIGHT if weight is None else float(weight)
+    if value > MAX_WEIGHT:
+        raise InvalidInput(
+            f"{shown(text)}: a reference's weight lies between 0 and {MAX_WEIGHT:g}",
+            hint=f"{name}:{WEIGHT:g}",
+        )
+    return ReferenceRequest(name, photo, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenReference:
+    """A photo to draw after: its concept and mask, how it is described, and how much it counts.
+
+    {} in `prompt` stands for the concept. `share` and `guidance` are p_r and ω_r.
+    """
+
+    concept: Concept
+    image: ImageRecord
+    prompt: str
+    weight: float
+    share: float = SHARE
+    guidance: float = GUIDANCE
+
+
+def resolve_references(
+    registry: Registry, requests: Sequence[ReferenceRequest]
+) -> list[ChosenReference]:
+    """The photos that references name, each described by its caption or as a photo of its concept.
+
+    Raises `ConceptNotFound`, and `NotFound` for a photo that is not there.
+    """
+    return [_resolved(registry.show(each.name), each) for each in requests]
+
+
+def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
+    return choose_reference(concept, _photo(concept, request.photo), request.weight)
+
+
+def choose_reference(concept: Concept, image: ImageRecord, weight: float) -> ChosenReference:
+    """A photo as a reference, described by its caption or as a photo of its concept."""
+    prompt = image.caption or PROMPT
+    return ChosenReference(concept=concept, image=image, prompt=prompt, weight=weight)
+
+
+def _photo(concept: Concept, word: str | None) -> ImageRecord:
+    images = concept.images
+    if not images:
+        raise NotFound(
+            f"{concept.name} has no photos to draw after", hint=f"concept add {concept.name} PHOTO…"
+        )
+    if word is None:
+        return images[0]
+    if word.isdecimal() and 1 <= int(word) <= len(images):
+        return images[int(word) - 1]
+    found = [each for each in images if each.filename == word]
+    if not found and len(word) >= _SHORTEST_HASH:
+        found = [each for each in images if each.sha256.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        hashes = ", ".join(each.sha256[:8] for each in found)
+        raise InvalidInput(
+            f"{concept.name} has {len(found)} photos {shown(word)}", hint=f"by hash: {hashes}"
+        )
+    raise NotFound(
+        f"{concept.name} has no photo {shown(word)}",
+        hint=f"a number from 1 to {len(images)}, or a hash or name as concept show has it",
+    )

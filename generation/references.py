@@ -1,0 +1,109 @@
+"""From photos to references: encoded as the base model sees them, with the subject's mask."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
+
+from ..adapters.references import References
+from ..models.backbone import Backbone
+from ..models.loading import LoadedBase
+from ..models.references import Reference
+from ..registry import Registry
+from ..registry.errors import InvalidInput
+from .photo_regions import regions_of_photos
+from .reference_syntax import ChosenReference
+from .sampler import check_length
+
+_MAX_RATIO = 4
+_POSITIONS = 2
+"""Sides are multiples of so many latent positions."""
+
+
+def load_references(
+    registry: Registry,
+    base: LoadedBase,
+    chosen: Sequence[ChosenReference],
+    names: Mapping[int, str],
+) -> References:
+    """The references of chosen photos, as an adapter; injected concepts must not be there yet.
+
+    `names`, by id, are what stands for concepts in their prompts; for others it is the category.
+    Raises `InvalidInput` for an empty mask, a photo that is too narrow and a caption that is too
+    long.
+    """
+    return References([_loaded(registry, base, each, names) for each in chosen])
+
+
+def _loaded(
+    registry: Registry, base: LoadedBase, chosen: ChosenReference, names: Mapping[int, str]
+) -> Reference:
+    concept, image = chosen.concept, chosen.image
+    prompt = chosen.prompt.replace("{}", names.get(concept.id, concept.category))
+    try:
+        check_length(base.backbone, prompt)
+        photo = registry.read_photo(image, at_least=2 * base.backbone.size)
+        mask = registry.read_mask(image)
+        if mask is None:
+            (mask,) = regions_of_photos(base, [photo], concept.category)
+        return make_reference(
+            base,
+            photo,
+            mask,
+            prompt=prompt,
+            weight=chosen.weight,
+            share=chosen.share,
+            guidance=chosen.guidance,
+        )
+    except InvalidInput as error:
+        where = f"the photo {image.filename} of {concept.name}"
+        raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from None
+
+
+def make_reference(
+    base: LoadedBase,
+    photo: Image.Image,
+    mask: Image.Image,
+    *,
+    prompt: str,
+    weight: float,
+    share: float,
+    guidance: float,
+) -> Reference:
+    """A reference of a photo and its mask, white on the subject.
+
+    The photo keeps its shape, with about as many pixels as the base model's own pictures. Raises
+    `InvalidInput` for an empty mask and a photo more than four times as long as wide.
+    """
+    backbone = base.backbone
+    size = _fitting_size(photo.size, backbone)
+    latents = backbone.encode_images([photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)])
+    found = latents.mean[0].cpu()
+    inside = _share_inside(mask, (found.shape[-2], found.shape[-1]))
+    if not inside.any():
+        raise InvalidInput(
+            "its mask is empty", hint="a mask is white on the subject: concept add --mask"
+        )
+    return Reference(found, inside, prompt, weight, share, guidance)
+
+
+def _fitting_size(size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
+    """(width, height) in pixels of about the shape of `size`."""
+    width, height = size
+    if max(size) > _MAX_RATIO * min(size):
+        raise InvalidInput(
+            f"{width}x{height} is too narrow to draw after", hint="a part of it, as a photo"
+        )
+    unit = _POSITIONS * backbone.latent_factor
+    scale = backbone.size / (width * height) ** 0.5
+    wide, high = (max(1, round(side * scale / unit)) * unit for side in size)
+    return wide, high
+
+
+def _share_inside(mask: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The share of the subject (h, w) in each latent, 0 to 1."""
+    pixels = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
+    return F.interpolate(pixels[None, None], size=size, mode="area")[0, 0]

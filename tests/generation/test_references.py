@@ -1,0 +1,324 @@
+"""Drawing after references: self-subject-attention, interleaved guidance, and what is asked for."""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conceptry.adapters.adapter import injected
+from conceptry.adapters.references import References
+from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
+from conceptry.generation.guidance import guidance_for
+from conceptry.generation.reference_syntax import (
+    ReferenceRequest,
+    parse_reference,
+    resolve_references,
+)
+from conceptry.generation.references import make_reference
+from conceptry.generation.sampler import draw_batch
+from conceptry.generation.self_subject_attention import ReferencePass
+from conceptry.kernels.observation import AttentionStack, FurtherKeys
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import LoadedBase, backbone_of
+from conceptry.models.references import Reference
+from conceptry.registry import Registry
+from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound
+from PIL import Image
+from tiny_base import make_tiny_base, make_tiny_sdxl
+from torch import Tensor
+
+SETTINGS = SamplingSettings(steps=3, guidance=3.0)
+
+
+@pytest.fixture(params=[make_tiny_base, make_tiny_sdxl], ids=["SD", "SDXL"])
+def exact(request: pytest.FixtureRequest) -> Backbone:
+    """A base model in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline: Any = request.param()
+    return backbone_of(pipeline.to(torch.float64))
+
+
+def some_reference(backbone: Backbone, weight: float = 3.0, *, seed: int = 0) -> Reference:
+    side = backbone.size // backbone.latent_factor
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(backbone.latent_channels, side, side, generator=generator)
+    mask = torch.zeros(side, side)
+    mask[1:-1, 1:-1] = 1
+    return Reference(latents, mask, "a photo of a dog", weight)
+
+
+def noise_in(backbone: Backbone, references: list[Reference], settings: SamplingSettings) -> Tensor:
+    """What two pictures' guidance predicts in the middle."""
+    side = backbone.size // backbone.latent_factor
+    shape = (2, backbone.latent_channels, side, side)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    with torch.no_grad(), injected(backbone, [References(references)]):
+        prompts = ["a red dog on the beach", "a cat"]
+        guidance = guidance_for(backbone, prompts, settings, [3, 4], backbone.size, backbone.size)
+        return guidance.predict(backbone, latents, torch.tensor(500))
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def test_it_is_one_softmax_over_own_and_further_keys(exact: Backbone) -> None:
+    """Equal to a materialised matrix: log ω m is added to the scores of further keys."""
+    unet, side = exact.denoiser, exact.size // exact.latent_factor
+    stack = exact.attention
+    layer = next(name for name in stack.layers if name.endswith("attn1"))
+    attention = unet.get_submodule(layer)
+    generator = torch.Generator().manual_seed(0)
+    width = attention.get_submodule("to_q").in_features
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    states, further = normal(2, side * side, width), normal(3, 5, width)
+    bias = normal(2, 3, 5).masked_fill(normal(2, 3, 5) > 1, -torch.inf)
+    with torch.no_grad():
+        with stack.attend_also([FurtherKeys({layer: further}, {layer: bias})]):
+            found = attention(states)
+        expected = materialised(attention, states, further.flatten(0, 1), bias.flatten(1))
+    assert float((found - expected).abs().max()) < 1e-12
+
+
+def materialised(attention: Any, states: Tensor, further: Tensor, bias: Tensor) -> Tensor:
+    both = torch.cat([states, further.expand(len(states), -1, -1)], 1)
+    query, key, value = (
+        each.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for each in (attention.to_q(states), attention.to_k(both), attention.to_v(both))
+    )
+    scores = query @ key.mT * attention.scale
+    scores[..., states.shape[1] :] += bias[:, None, None]
+    output = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    return attention.to_out[0](output)
+
+
+def test_weight_k_is_each_key_k_times(exact: Backbone) -> None:
+    one = some_reference(exact)
+    settings = replace(SETTINGS, reference_share=0.5)
+    three_times = noise_in(exact, [replace(one, weight=1.0)] * 3, settings)
+    assert float((noise_in(exact, [one], settings) - three_times).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_empty_mask_or_no_weight_is_plain_attention(exact: Backbone, share: float) -> None:
+    settings = replace(SETTINGS, reference_share=share)
+    one = some_reference(exact)
+    empty = noise_in(exact, [replace(one, mask=torch.zeros_like(one.mask))], settings)
+    plain = noise_in(exact, [], SETTINGS)
+    if share == 0:
+        assert float((empty - plain).abs().max()) < 1e-12
+    else:  # led away from itself: not led at all
+        unguided = noise_in(exact, [], replace(SETTINGS, guidance=1.0))
+        assert float((empty - unguided).abs().max()) < 1e-12
+    assert float((noise_in(exact, [replace(one, weight=0.0)], settings) - plain).abs().max()) == 0
+
+
+def test_scales_of_one_are_the_conditional_prediction(exact: Backbone) -> None:
+    one = some_reference(exact)
+    scales = SamplingSettings(guidance=1.0, reference_guidance=1.0)
+    found = [
+        noise_in(exact, [one], replace(scales, reference_share=share)) for share in (0.0, 0.5, 1.0)
+    ]
+    assert float((found[0] - found[1]).abs().max()) < 1e-12
+    assert float((found[0] - found[2]).abs().max()) < 1e-12
+    plain = noise_in(exact, [], replace(scales, reference_share=None))
+    assert float((found[0] - plain).abs().max()) > 1e-3
+
+
+def test_each_row_sees_the_references_at_its_time_or_not_at_all(exact: Backbone) -> None:
+    """Rows that see nothing predict what they predict alone."""
+    one = some_reference(exact)
+    side = exact.size // exact.latent_factor
+    latents = torch.randn(3, exact.latent_channels, side, side, dtype=torch.float64)
+    time = torch.tensor(400)
+    with torch.no_grad():
+        prompts = exact.encode_prompts(["a cat"] * 3, exact.size)
+        plain = exact.denoise(latents, time, prompts)
+        seen = ReferencePass(exact, [one])
+        rows = [torch.tensor([True, False, False]), torch.tensor([False, False, True])]
+        with seen.seen_at(exact, [torch.tensor(399), torch.tensor(401)], rows):
+            mixed = exact.denoise(latents, time, prompts)
+        with seen.seen_at(exact, [torch.tensor(401)], [torch.ones(3, dtype=torch.bool)]):
+            late = exact.denoise(latents, time, prompts)
+    gaps = (mixed - plain).abs().amax((1, 2, 3)).tolist()
+    assert gaps[0] > 1e-6
+    assert gaps[1] < 1e-12
+    assert float((mixed - late)[2].abs().max()) < 1e-12
+    assert float((mixed - late)[0].abs().max()) > 1e-9
+
+
+@contextmanager
+def counted(backbone: Backbone, calls: list[int]) -> Iterator[None]:
+    handle = backbone.denoiser.register_forward_pre_hook(
+        lambda _, given, **__: calls.append(len(given[0]))
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_one_pass_of_the_references_serves_a_batch(backbone: Backbone) -> None:
+    """A row of each reference in a step; another where a picture is led by its prompt."""
+    calls: list[int] = []
+    references = References([some_reference(backbone, seed=seed) for seed in (0, 1)])
+    with injected(backbone, [references]), counted(backbone, calls):
+        draw_batch(backbone, ["a dog"] * 4, range(4), replace(SETTINGS, reference_share=1.0))
+        assert calls == [2, 8] * SETTINGS.steps
+        calls.clear()
+        draw_batch(backbone, ["a dog"] * 4, range(4), replace(SETTINGS, reference_share=0.0))
+        assert calls == [4, 8] * SETTINGS.steps
+
+
+def test_references_of_other_shapes_go_together(backbone: Backbone) -> None:
+    wide = some_reference(backbone)
+    wide = replace(wide, latents=wide.latents.repeat(1, 1, 2), mask=wide.mask.repeat(1, 2))
+    found = drawn(backbone, [some_reference(backbone), wide], [0])
+    assert found[0] != drawn(backbone, [some_reference(backbone)], [0])[0]
+
+
+def drawn(backbone: Backbone, references: list[Reference], seeds: list[int]) -> list[bytes]:
+    with injected(backbone, [References(references)]):
+        pictures = draw_batch(backbone, ["a dog"] * len(seeds), seeds, SETTINGS)
+    return [each.tobytes() for each in pictures]
+
+
+def test_a_picture_does_not_depend_on_its_batch(backbone: Backbone) -> None:
+    """λ is drawn from each picture's own seed."""
+    one = [some_reference(backbone)]
+    together = drawn(backbone, one, [1, 2, 3])
+    assert drawn(backbone, one, [1, 2, 3]) == together
+    alone = [drawn(backbone, one, [seed])[0] for seed in (1, 2, 3)]
+    for first, second in zip(together, alone, strict=True):
+        gap = np.frombuffer(first, np.uint8).astype(int) - np.frombuffer(second, np.uint8)
+        assert np.abs(gap).max() <= 1
+    assert drawn(backbone, [], [1]) != [together[0]]
+
+
+def test_nothing_stays(backbone: Backbone) -> None:
+    before = drawn(backbone, [], [0])
+    names = [name for name, _ in backbone.denoiser.named_modules()]
+    adapter = References([some_reference(backbone)])
+    adapter.inject(backbone)
+    with pytest.raises(RuntimeError, match="already"):
+        adapter.inject(backbone)
+    adapter.eject(backbone)
+    assert drawn(backbone, [], [0]) == before
+    assert [name for name, _ in backbone.denoiser.named_modules()] == names
+    assert AttentionStack.of(backbone.denoiser) is backbone.attention
+    assert not copy.deepcopy(backbone.attention).further_of(backbone.attention.layers[0])
+
+
+# --- photos ---------------------------------------------------------------------------------------
+
+
+def of_photo(base: LoadedBase, photo: Image.Image, mask: Image.Image) -> Reference:
+    return make_reference(
+        base, photo, mask, prompt="a photo of a dog", weight=3.0, share=0.9, guidance=2.5
+    )
+
+
+@pytest.mark.parametrize(("size", "latents"), [((64, 64), (8, 8)), ((300, 150), (6, 12))])
+def test_a_photo_keeps_its_shape(
+    base: LoadedBase, size: tuple[int, int], latents: tuple[int, int]
+) -> None:
+    mask = Image.new("L", size)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    found = of_photo(base, Image.radial_gradient("L").resize(size), mask)
+    assert tuple(found.latents.shape[1:]) == latents
+    assert found.mask.mean() == pytest.approx(0.5)
+    assert found.mask[:, 0].min() == 1
+
+
+def test_photos_that_cannot_be_drawn_after(base: LoadedBase) -> None:
+    photo = Image.new("RGB", (64, 64))
+    with pytest.raises(InvalidInput, match="mask is empty"):
+        of_photo(base, photo, Image.new("L", (64, 64)))
+    with pytest.raises(InvalidInput, match="500x100 is too narrow"):
+        of_photo(base, photo.resize((500, 100)), Image.new("L", (64, 64), 255))
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rex", ReferenceRequest("rex")),
+        ("rex:2.5", ReferenceRequest("rex", None, 2.5)),
+        ("rex=2", ReferenceRequest("rex", "2")),
+        ("rex=front view.jpg:.5", ReferenceRequest("rex", "front view.jpg", 0.5)),
+        (" rex=a:1 ", ReferenceRequest("rex", "a", 1.0)),
+    ],
+)
+def test_words(text: str, expected: ReferenceRequest) -> None:
+    assert parse_reference(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "=2", "Rex!", "rex:-1", "rex:nan", "<rex>"])
+def test_words_that_are_no_reference(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no reference"):
+        parse_reference(text)
+    with pytest.raises(InvalidInput, match="between 0 and 100"):
+        parse_reference("rex:101")
+
+
+def test_a_photo_is_found_by_number_hash_or_name(rex: Registry) -> None:
+    images = rex.show("rex").images
+    asked = ["rex", "rex=2", f"rex={images[2].sha256[:8]}", f"rex={images[1].filename}"]
+    found = resolve_references(rex, [parse_reference(each) for each in asked])
+    assert [each.image for each in found] == [images[i] for i in (0, 1, 2, 1)]
+    for text in ("rex=9", "rex=0", "rex=zzzzzz", "rex=../x"):
+        with pytest.raises(NotFound, match="has no photo"):
+            resolve_references(rex, [parse_reference(text)])
+    with pytest.raises(ConceptNotFound):
+        resolve_references(rex, [parse_reference("max")])
+
+
+def test_a_picture_says_what_it_was_drawn_after(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    rex.edit("rex", category="dog")
+    asked = Request(
+        prompt="a dog in the snow",
+        seeds=(3, 4),
+        settings=replace(SETTINGS, reference_share=0.5),
+        references=(ReferenceRequest("rex", "2", 2.0), ReferenceRequest("rex")),
+    )
+    first, second = generate(rex, base, [asked], tmp_path)
+    images = rex.show("rex").images
+    made = read_provenance(first.path)
+    assert [(each.photo, each.weight) for each in made.references] == [
+        (images[1].sha256, 2.0),
+        (images[0].sha256, 3.0),
+    ]
+    assert made.settings == asked.settings
+    rex.rename("rex", "max")
+    for picture in (first, second):
+        again, is_same = reproduce(rex, base, picture.path, tmp_path)
+        assert is_same
+        assert read_provenance(again.path).references[0].concept == "max"
+
+
+def test_a_reference_that_is_gone_or_has_another_mask_now(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    asked = Request(
+        prompt="a dog", seeds=(3,), settings=SETTINGS, references=(ReferenceRequest("rex"),)
+    )
+    (picture,) = generate(rex, base, [asked], tmp_path)
+    with Image.open(picture.path) as opened:
+        text: str = opened.text["conceptry"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert json.loads(text)["settings"]["references"][0]["mask"] is None
+    rex.remove(["rex"])
+    with pytest.raises(NotFound, match="a photo of rex that is not in this registry"):
+        reproduce(rex, base, picture.path, tmp_path)
