@@ -42,6 +42,7 @@ class TrainOptions:
     method: str
     preset: str | None
     overrides: list[str]
+    photos: list[str]
     seed: int
     resume: bool
     preview_every: int
@@ -93,6 +94,14 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: stage3.steps=300."),
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photo",
+            metavar="PHOTO",
+            help="Learn this photo, by number, hash or name; repeatable. All by default.",
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(metavar="SEED", min=0, help="Seed of all random numbers.")
@@ -161,7 +170,7 @@ def train(
 
     if bool(names) == everything:
         raise usage("name concepts, or ask for all", "concept train rex, or concept train --all")
-    if resume and (overrides or preset or _given(context, "method", "seed")):
+    if resume and (overrides or preset or photos or _given(context, "method", "seed")):
         raise usage("--resume keeps the settings it began with", "concept train NAME --resume")
     if stop_early and not eval_every:
         raise usage("--stop-early needs scores", "concept train NAME --eval-every 50 --stop-early")
@@ -169,10 +178,13 @@ def train(
         raise usage("--eval-every keeps what it scores", "leave --keep-every out")
     if tag and not everything:
         raise usage("--tag goes with --all", f"concept train --all --tag {quoted(tag[0])}")
+    if photos and (everything or len(dict.fromkeys(names or [])) > 1):
+        raise usage("--photo is for one concept", "concept train rex --photo 2")
     options = TrainOptions(
         method=method,
         preset=preset,
         overrides=overrides or [],
+        photos=photos or [],
         seed=seed,
         resume=resume,
         preview_every=preview_every,
@@ -216,6 +228,7 @@ def train(
                 method=method,
                 preset=preset,
                 overrides=options.overrides,
+                photos=options.photos,
                 seed=seed,
                 resume=resume,
                 together=options.together,
@@ -305,6 +318,7 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
 
 def _check(registry: "Registry", concepts: list[int], options: TrainOptions, base: str) -> None:
     """Report wrong options before anything is loaded."""
+    from ..generation.reference_syntax import find_photo
     from ..methods.method import active_stages, find_method, resolve_settings
     from ..models.bases import find_base
 
@@ -312,19 +326,22 @@ def _check(registry: "Registry", concepts: list[int], options: TrainOptions, bas
     settings = resolve_settings(
         method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
-    *_, (last, stage_settings) = active_stages(method, settings)
-    if (
-        not options.resume
-        and (every := options.eval_every or options.keep_every) >= stage_settings.steps
-    ):
+    every = options.eval_every or options.keep_every
+    (name, steps), *_ = [
+        *((stage.name, own.steps) for stage, own in reversed([*active_stages(method, settings)])),
+        (f"the preset {options.preset or base}", 0),
+    ]
+    if every and not options.resume and every >= steps:
         option = "--eval-every" if options.eval_every else "--keep-every"
         raise usage(
-            f"{last.name} has {count(stage_settings.steps, 'step')}: none to keep every {every}",
-            f"{option} {max(1, stage_settings.steps // 4)}",
+            f"{name} has {count(steps, 'step')}: none to keep every {every}",
+            f"{option} {max(1, steps // 4)}" if steps else f"leave {option} out",
         )
-    if options.resume:
-        for concept in concepts:
+    for concept in concepts:
+        if options.resume:
             registry.resumable_run(concept)
+        for photo in options.photos:
+            find_photo(registry.show(concept), photo)
 
 
 class _Shown:

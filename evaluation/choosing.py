@@ -173,10 +173,11 @@ class CheckpointScorer:
             seeds=(0,),
             settings=self.request.settings,
         )
+        embedding = checkpoint.learned.embedding
         concept = InjectedConcept(
             now.mention,
             self._subject.category,
-            checkpoint.learned.embedding.tokens,
+            embedding.tokens if embedding else (),
             checkpoint.phrase,
             f"{now.concept.name}, {checkpoint.name},",
         )

@@ -71,7 +71,7 @@ def resolve_references(
 
 
 def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
-    return choose_reference(concept, _photo(concept, request.photo), request.weight)
+    return choose_reference(concept, find_photo(concept, request.photo), request.weight)
 
 
 def choose_reference(concept: Concept, image: ImageRecord, weight: float) -> ChosenReference:
@@ -80,12 +80,14 @@ def choose_reference(concept: Concept, image: ImageRecord, weight: float) -> Cho
     return ChosenReference(concept=concept, image=image, prompt=prompt, weight=weight)
 
 
-def _photo(concept: Concept, word: str | None) -> ImageRecord:
+def find_photo(concept: Concept, word: str | None = None) -> ImageRecord:
+    """A photo of a concept by number, hash or file name; the first one if `word` is None.
+
+    Raises `NotFound`, and `InvalidInput` for a name that several have.
+    """
     images = concept.images
     if not images:
-        raise NotFound(
-            f"{concept.name} has no photos to draw after", hint=f"concept add {concept.name} PHOTO…"
-        )
+        raise NotFound(f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…")
     if word is None:
         return images[0]
     if word.isdecimal() and 1 <= int(word) <= len(images):

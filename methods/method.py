@@ -161,10 +161,13 @@ def resolve_settings(
 ) -> TrainingSettings:
     """A preset's settings with overrides such as `stage3.steps=300`.
 
-    `base` is the base model's name; see `find_preset`. Raises `NotFound` and `InvalidInput`.
+    `base` is the base model's name; see `find_preset`. Without any steps a version is ready at once
+    if it holds references. Raises `NotFound` and `InvalidInput`.
     """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
-    if not any(stage.steps for stage in settings.stages().values()):
+    if not any(stage.steps for stage in settings.stages().values()) and (
+        not settings.reference.photos
+    ):
         raise InvalidInput("all stages have 0 steps", hint="--set STAGE.steps=N")
     return settings
 

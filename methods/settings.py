@@ -6,6 +6,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Literal, Self, TypeVar, overload
 
 from ..adapters.limits import MAX_RANK, MAX_TOKENS
+from ..models.references import (
+    GUIDANCE,
+    MAX_GUIDANCE,
+    MAX_REFERENCES,
+    MAX_WEIGHT,
+    SHARE,
+    WEIGHT,
+)
 from ..registry.documents import parse_yaml
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
@@ -143,6 +151,20 @@ class Losses(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSettings(Settings):
+    """References that a version holds and is drawn after (DreamTuner, arXiv 2312.13691)."""
+
+    photos: int = setting(0, low=0, high=MAX_REFERENCES)
+    """How many of the photos, from the first on; 0 holds none."""
+    weight: float = setting(WEIGHT, low=0, high=MAX_WEIGHT)
+    """ω of each."""
+    share: float = setting(SHARE, low=0, high=1)
+    """p_r, the share of steps that they guide."""
+    guidance: float = setting(GUIDANCE, low=0, high=MAX_GUIDANCE)
+    """ω_r, how strongly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(Settings):
     """Settings that all methods have; each method adds its stages."""
 
@@ -173,6 +195,7 @@ class TrainingSettings(Settings):
     augmentation: Augmentation = field(default_factory=Augmentation)
     prior: Prior = field(default_factory=Prior)
     loss: Losses = field(default_factory=Losses)
+    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
 
     def __post_init__(self) -> None:
         Settings.__post_init__(self)

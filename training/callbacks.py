@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.references import References
 from ..adapters.timestep_tokens import TimestepTokens
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
@@ -25,14 +26,16 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class LearnedAdapters:
-    """The result of a training: token vectors and, if it was trained, the denoiser's changes."""
+    """The result of a training: token vectors, the denoiser's changes and references, if any."""
 
-    embedding: TokenEmbedding | TimestepTokens
+    embedding: TokenEmbedding | TimestepTokens | None
     weights: WeightDelta | None
+    references: References
 
     def state(self) -> dict[str, Tensor]:
         """All tensors, as they are stored."""
-        return self.embedding.state() | (self.weights.state() if self.weights else {})
+        parts = (self.embedding, self.weights, self.references)
+        return {name: each for part in parts if part for name, each in part.state().items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from ..adapters.adapter import injected
 from ..adapters.prompt_encoding import PromptAtTimestep, encode_at_timesteps
 from ..generation.sampler import draw_batch
 from ..kernels import Observation
@@ -428,7 +429,11 @@ class StageRun:
         checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
         denoiser = training.backbone.denoiser.eval()
         try:
-            with torch.no_grad(), training.accelerator.autocast():
+            with (
+                injected(training.backbone, [training.references()]),
+                torch.no_grad(),
+                training.accelerator.autocast(),
+            ):
                 training.hooks.on_checkpoint(checkpoint)
         finally:
             denoiser.train()
@@ -448,7 +453,10 @@ class StageRun:
         prompts = [prompt.replace("{}", training.phrase) for prompt in previews.PROMPTS]
         seeds = [seed_of(training.seed, "preview", i) for i in range(len(prompts))]
         try:
-            with training.accelerator.autocast():
+            with (
+                injected(training.backbone, [training.references()]),
+                training.accelerator.autocast(),
+            ):
                 return draw_batch(training.backbone, prompts, seeds, previews.SETTINGS)
         except NotFinite:
             failed = self._not_finite(f"step {step}: a preview is not finite")

@@ -41,6 +41,7 @@ def train_queue(
     method: str = DEFAULT_METHOD,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    photos: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
     together: int | None = None,
@@ -51,7 +52,8 @@ def train_queue(
     """Train concepts in batches, see `in_batches`; yields the outcomes of each batch as it ends.
 
     Methods that change the base model train one concept at a time. `resume` continues the latest
-    unfinished training of each, with the settings that it began with. Before a batch begins,
+    unfinished training of each, with the settings that it began with. `photos` are as for `train`.
+    Before a batch begins,
     `on_batch` gets its concepts, then `hooks` is called with each concept's id, while no adapter is
     injected; if it raises, that concept has failed. Once `should_stop` is true, no further batch
     begins, and the outcome of what is left is `TrainingInterrupted`; the hooks decide whether the
@@ -64,11 +66,20 @@ def train_queue(
         run_batch = partial(resume_many, registry, base=base)
         again = ["--resume"]
     else:
-        chosen = {"method": method, "preset": preset, "overrides": overrides, "seed": seed}
-        run_batch = partial(train_many, registry, base=base, **chosen)
+        run_batch = partial(
+            train_many,
+            registry,
+            base=base,
+            method=method,
+            preset=preset,
+            overrides=overrides,
+            photos=photos,
+            seed=seed,
+        )
         again = ["--base", base.base.name, "--method", method, "--seed", str(seed)]
         again += ["--preset", preset] if preset else []
         again += [word for each in overrides for word in ("--set", each)]
+        again += [word for each in photos for word in ("--photo", each)]
     concepts = {concept.id: concept for concept in map(registry.show, names)}
     waiting = in_batches(
         registry, list(concepts), method, preset=preset, together=together, resume=resume

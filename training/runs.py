@@ -14,11 +14,14 @@ from PIL import Image
 
 from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
+from ..adapters.references import References
 from ..generation.pictures import kept_picture, replace_picture
+from ..generation.reference_syntax import choose_reference, find_photo
+from ..generation.references import load_references
 from ..generation.request import SamplingSettings
 from ..generation.sampler import draw, reporting_broken_base
 from ..methods.method import DEFAULT_METHOD, find_method, resolve_settings
-from ..methods.settings import TrainingSettings
+from ..methods.settings import ReferenceSettings, TrainingSettings
 from ..models.loading import LoadedBase
 from ..models.seeds import seed_of
 from ..registry import Registry
@@ -92,13 +95,15 @@ def train(
     method: str = DEFAULT_METHOD,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    photos: Sequence[str] = (),
     seed: int = 0,
     hooks: Hooks | None = None,
 ) -> Trained:
     """Train a concept of a registry on a base model; the result is its next version.
 
     `preset` defaults to the one named like the base model, else to `paper`; `overrides` change
-    single settings, as `stage3.steps=300`. A training that is interrupted or fails keeps its state,
+    single settings, as `stage3.steps=300`. `photos`, by number, hash or file name, are those to be
+    learned; all of them by default. A training that is interrupted or fails keeps its state,
     and `resume` continues it.
 
     Raises `NotFound` for an unknown concept, method or preset, `InvalidInput` for settings out of
@@ -113,6 +118,7 @@ def train(
             method=method,
             preset=preset,
             overrides=overrides,
+            photos=photos,
             seed=seed,
             hooks={name: hooks or Hooks()},
         )
@@ -127,6 +133,7 @@ def train_many(
     method: str,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    photos: Sequence[str] = (),
     seed: int = 0,
     hooks: Mapping[Key, Hooks] | None = None,
 ) -> list[Trained | ConceptryError]:
@@ -147,8 +154,12 @@ def train_many(
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
 
     def begin(concept: Concept) -> _RunPlan:
+        concept = _with_images(concept)
+        if photos:
+            images = dict.fromkeys(find_photo(concept, word) for word in photos)
+            concept = replace(concept, images=list(images))
         run = registry.begin_run(
-            _with_images(concept).id,
+            concept.id,
             method=chosen.name,
             config=settings.to_mapping() | _training_data_of(concept),
             base=base.base.name,
@@ -489,9 +500,10 @@ class _RunRecorder:
             base_sha256=self._base_sha256,
             method=plan.method,
             category=plan.concept.category,
-            num_tokens=plan.settings.num_tokens,
-            names_category=find_method(plan.method).names_category,
-            stage_order=learned.embedding.stage_order,
+            num_tokens=plan.settings.num_tokens if learned.embedding else 0,
+            names_category=find_method(plan.method).names_category or not learned.embedding,
+            stage_order=learned.embedding.stage_order if learned.embedding else "",
+            references=learned.references.describe(),
         )
 
     @property
@@ -558,6 +570,8 @@ def _training(registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks
             registry, base, plan.concept.category, prior.num_images, hooks=hooks
         )
         subject = replace(subject, class_pictures=pictures)
+    references = references_of(registry, base, plan.concept, plan.settings.reference)
+    subject = replace(subject, references=references)
     method = find_method(plan.method)
     return Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
@@ -580,6 +594,21 @@ def subject_of(
         category=concept.category,
         tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
     )
+
+
+def references_of(
+    registry: Registry, base: LoadedBase, concept: Concept, settings: ReferenceSettings
+) -> References:
+    """The references that a concept's version holds, with {} for the concept in their prompts."""
+    chosen = [
+        replace(
+            choose_reference(concept, image, settings.weight),
+            share=settings.share,
+            guidance=settings.guidance,
+        )
+        for image in concept.images[: settings.photos]
+    ]
+    return load_references(registry, base, chosen, {concept.id: "{}"})
 
 
 @dataclass(slots=True)

@@ -42,6 +42,10 @@ class Trainer:
         cannot be saved, and `TrainingInterrupted` once the first one's `should_stop` is true and
         all are saved.
         """
+        if not any(active_stages(self._method, self._settings)):
+            return [
+                LearnedAdapters(None, None, each.subject.references) for each in self._trainings
+            ]
         failed: dict[Training, TrainingFailed] = {}
         with self._base_model():
             points = self._resume_points()

@@ -1,13 +1,14 @@
 """The training of one concept: its embedding, prompts, sample sources and trained parameters."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..adapters.prompt_encoding import class_prompt, phrase_of
+from ..adapters.references import References
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
 from ..methods.attention_losses import TrainingPrompts
@@ -27,13 +28,15 @@ from .sources import SampleSource
 class Subject:
     """What is to be learned: photos, their category, and the placeholder tokens to be trained.
 
-    `class_pictures` show other members of the category, for prior preservation.
+    `class_pictures` show other members of the category, for prior preservation; `references` are
+    what the version is drawn after, with {} for the concept in their prompts.
     """
 
     photos: Sequence[Image.Image]
     category: str
     tokens: tuple[str, ...]
     class_pictures: Sequence[Image.Image] = ()
+    references: References = field(default_factory=lambda: References(()))
 
 
 def training_resolution(backbone: Backbone, settings: TrainingSettings) -> int:
@@ -211,7 +214,11 @@ class Training:
 
     def learned(self) -> LearnedAdapters:
         """What has been learned so far, as adapters."""
-        return LearnedAdapters(self.embedding, self._weight_delta())
+        return LearnedAdapters(self.embedding, self._weight_delta(), self.subject.references)
+
+    def references(self) -> References:
+        """The references as drawing needs them, with the concept's phrase in their prompts."""
+        return self.subject.references.in_words(self.phrase)
 
     def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:

@@ -313,3 +313,24 @@ def test_words_about_checkpoints_have_to_make_sense(
     done = run("--json", "train", "rex", *words)
     assert done.exit_code == 2
     assert message in error_of(done)["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["rex", "--photo", "9"], 3, "rex has no photo '9'"),
+        (["rex", "mia", "--photo", "1"], 2, "--photo is for one concept"),
+        (["--all", "--photo", "1"], 2, "--photo is for one concept"),
+        (["rex", "--resume", "--photo", "1"], 2, "--resume keeps the settings"),
+        (["rex", "--preset", "instant", "--keep-every", "5"], 2, "instant has 0 steps"),
+    ],
+    ids=str,
+)
+def test_photos_and_steps_that_do_not_fit(
+    run: Run, photos: Path, words: list[str], status: int, message: str
+) -> None:
+    run("add", "rex", str(photos), "--category", "dog")
+    run("add", "mia", str(photos), "--category", "cat")
+    done = run("train", *words, "--method", "dreamtuner")
+    assert message in done.stderr
+    assert done.exit_code == status

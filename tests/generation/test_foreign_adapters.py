@@ -46,6 +46,16 @@ def thin(up: tuple[int, ...], down: tuple[int, ...]) -> dict[str, Tensor]:
     return TOKEN | {f"up.{NAME}": torch.zeros(up), f"down.{NAME}": torch.zeros(down)}
 
 
+ONE = {"prompt": "a {}", "weight": 3.0, "share": 0.9, "guidance": 2.5}
+AFTER: dict[str, object] = {"references": [ONE]}
+
+
+def after(
+    latents: tuple[int, ...] = (4, 8, 8), mask: tuple[int, ...] = (8, 8)
+) -> dict[str, Tensor]:
+    return {"reference.0.latents": torch.zeros(latents), "reference.0.mask": torch.ones(mask)}
+
+
 TOLD: dict[str, object] = {
     "tokens without end": {"num_tokens": 10**9},
     "more tokens than taught": {"num_tokens": MAX_TOKENS + 1},
@@ -109,6 +119,20 @@ TENSORS: dict[str, tuple[dict[str, Tensor], dict[str, object]]] = {
     "stages without end": (staged(MAX_STAGES + 1, 2, WIDTH), IN_STAGES),
     "stages of another width": (staged(3, 2, WIDTH + 1), IN_STAGES),
     "two tokens in stages": (staged(3, 2, WIDTH), IN_STAGES | {"num_tokens": 2}),
+    "references that are not described": ({**TOKEN, **after()}, {}),
+    "a reference that is not there": (TOKEN, AFTER),
+    "a reference without a mask": ({**TOKEN, "reference.0.latents": torch.zeros(4, 8, 8)}, AFTER),
+    "a mask of another size": ({**TOKEN, **after(mask=(8, 9))}, AFTER),
+    "latents of another model": ({**TOKEN, **after((5, 8, 8))}, AFTER),
+    "latents without a size": ({**TOKEN, **after((4, 0, 8), (0, 8))}, AFTER),
+    "flat latents": ({**TOKEN, **after((64,), (64,))}, AFTER),
+    "latents without end": ({**TOKEN, **after((4, 1, 1 << 19), (1, 1 << 19))}, AFTER),
+    "a negative weight": ({**TOKEN, **after()}, {"references": [ONE | {"weight": -1.0}]}),
+    "a weight without end": ({**TOKEN, **after()}, {"references": [ONE | {"weight": 1e9}]}),
+    "a share above one": ({**TOKEN, **after()}, {"references": [ONE | {"share": 1.5}]}),
+    "a prompt without end": ({**TOKEN, **after()}, {"references": [ONE | {"prompt": "a " * 999}]}),
+    "a key of a reference": ({**TOKEN, **after()}, {"references": [ONE | {"path": "/etc"}]}),
+    "references without end": ({**TOKEN, **after()}, {"references": [ONE] * 65}),
 }
 
 
@@ -140,7 +164,16 @@ def state_of(backbone: Backbone) -> dict[str, Any]:
         for n, w in part.named_parameters()
     }
     readers = {f"tokenizer {i}": id(e.tokenizer) for i, e in enumerate(backbone.text_encoders)}
-    return modules | hooks | weights | readers | {"wrappers": len(backbone._text_wrappers)}
+    return (
+        modules
+        | hooks
+        | weights
+        | readers
+        | {
+            "wrappers": len(backbone._text_wrappers),
+            "references": len(backbone.references),
+        }
+    )
 
 
 def refused(

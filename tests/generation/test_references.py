@@ -73,9 +73,9 @@ def test_it_is_one_softmax_over_own_and_further_keys(exact: Backbone) -> None:
     unet, side = exact.denoiser, exact.size // exact.latent_factor
     stack = exact.attention
     layer = next(name for name in stack.layers if name.endswith("attn1"))
-    attention = unet.get_submodule(layer)
+    attention: Any = unet.get_submodule(layer)
     generator = torch.Generator().manual_seed(0)
-    width = attention.get_submodule("to_q").in_features
+    width: int = attention.to_q.in_features
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -47,12 +47,14 @@ def test_what_does_not_fit_is_told(words: str, message: str) -> None:
 
 
 SECOND = {"sefi": "network"}
+FURTHER = {"dreamtuner": ["instant"]}
 
 
 @pytest.mark.parametrize("name", list(all_methods()))
 def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str) -> None:
     method = find_method(name)
     presets = read_presets(method)
-    assert list(presets) == ["paper", SECOND.get(name, "fast"), "miniature", "low-vram"]
+    names = ["paper", SECOND.get(name, "fast"), "miniature", "low-vram", *FURTHER.get(name, [])]
+    assert list(presets) == names
     for preset in presets.values():
         assert method.settings().updated(preset.settings.to_mapping()) == preset.settings

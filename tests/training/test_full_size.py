@@ -51,6 +51,7 @@ def test_one_step_of_each_stage_and_a_picture(
     training.hooks.on_step = seen.append
     learned = run_one(training, tmp_path / "resume.safetensors")
     assert [report.stage for report in seen] == [stage.name for stage in method.stages]
+    assert learned.embedding is not None
     adapters: list[Adapter] = [learned.embedding, *timestep_routing([learned.embedding])]
     adapters += [learned.weights] if learned.weights else []
     with injected(backbone, adapters):
