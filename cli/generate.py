@@ -99,6 +99,16 @@ def generate(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also write heat-maps of each concept's words.")
     ] = False,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point",
+            metavar="X,Y",
+            help="With --maps: where this place of a picture looks in references, as shares of "
+            "width and height; repeatable. The centre by default.",
+            show_default=False,
+        ),
+    ] = None,
     leak: Annotated[
         bool,
         typer.Option("--leak", help="Measure how much attention to a concept falls on the others."),
@@ -167,6 +177,9 @@ def generate(
         reference_guidance=reference_guidance,
     )
     references = tuple(parse_reference(each) for each in reference or ())
+    points = [_point(each) for each in point or ()]
+    if points and not maps:
+        raise usage("--point is for heat-maps", "with --maps, or leave it out")
     find_base(base)  # report an unknown base model before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
     requests = _requests(
@@ -192,7 +205,14 @@ def generate(
         leaks: list[list[Leak]] = []
         with session.output.progress("drawing") as advance:
             for picture in generating.generate(
-                registry, loaded, requests, out, batch=batch, with_maps=maps, with_leaks=leak
+                registry,
+                loaded,
+                requests,
+                out,
+                batch=batch,
+                with_maps=maps,
+                with_leaks=leak,
+                points=points,
             ):
                 images.append(_described(picture))
                 leaks.append(picture.leaks)
@@ -214,6 +234,17 @@ def generate(
     for line in _mean_leaks(leaks):
         session.output.note(line)
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
+
+
+def _point(text: str) -> tuple[float, float]:
+    """`0.5,0.3` as shares of width and height."""
+    try:
+        x, y = (float(each) for each in text.split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise usage(f"{text!r} is no point", "shares from the top left, as --point 0.5,0.3")
+    return x, y
 
 
 def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults") -> "list[Request]":

@@ -15,7 +15,7 @@ from ..models.backbone import Backbone
 from ..models.latents import layer_size
 from .guidance import Guidance
 from .injection import InjectedConcept
-from .pictures import contact_sheet
+from .pictures import SheetRow
 from .prompt_syntax import mention_of
 from .regions import subject_columns
 from .sampler import Step
@@ -119,15 +119,18 @@ class CollectedMaps:
         return mean
 
 
-def heat_sheet(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> Image.Image:
-    """A sheet: the picture, then each of its maps (T, h, w) laid over it."""
+def heat_row(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> SheetRow:
+    """A row of a sheet: the picture, then each of its maps (T, h, w) laid over it."""
     over = [overlaid(image, each) for each in maps]
-    return contact_sheet([(["picture", *(word.label for word in words)], [image, *over])])
+    return ["picture", *(word.label for word in words)], [image, *over]
 
 
-def overlaid(image: Image.Image, heat: Tensor) -> Image.Image:
-    """The picture in grey with a map (h, w) in colours, scaled from its minimum to its maximum."""
-    low, high = heat.min(), heat.max()
+def overlaid(image: Image.Image, heat: Tensor, highest: Tensor | None = None) -> Image.Image:
+    """The picture in grey with a map (h, w) in colours, scaled from its minimum to its maximum.
+
+    Maps that are to be compared share a maximum, `highest`.
+    """
+    low, high = heat.min(), heat.max() if highest is None else highest
     level = (heat - low) / (high - low).clamp(min=1e-12)
     level = F.interpolate(level[None, None], size=(image.height, image.width), mode="bilinear")
     stops = np.linspace(0, 1, len(_HEAT))

@@ -18,11 +18,12 @@ from ..registry.errors import (
     NotFound,
     quoted,
 )
-from .attention_maps import MapCollector, heat_sheet, words_of
+from .attention_maps import MapCollector, heat_row, words_of
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
 from .provenance import DrawnAfter, read_provenance, save_picture
+from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, resolve_references
 from .references import load_references
 from .regions import (
@@ -66,6 +67,15 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is wanted beside pictures: heat-maps, those of points in references too, and leaks."""
+
+    maps: bool
+    leaks: bool
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Observed:
     """A drawn picture with its heat-maps and leaks, if requested."""
 
@@ -83,13 +93,15 @@ def generate(
     batch: int = 4,
     with_maps: bool = False,
     with_leaks: bool = False,
+    points: Sequence[Point] = (),
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
     Its provenance goes into the file and the registry. All prompts are checked before the first is
-    drawn. `with_maps` also writes heat-maps of each concept's tokens; `with_leaks` measures how
-    much of each concept's attention falls on the others' regions. Raises what `resolve_prompt`,
-    `inject_concepts` and `draw` raise.
+    drawn. `with_maps` also writes heat-maps of each concept's tokens, and of where `points` of the
+    picture, or its centre, look in its references; `with_leaks` measures how much of each concept's
+    attention falls on the others' regions. Raises what `resolve_prompt`, `inject_concepts` and
+    `draw` raise.
     """
     registry.check_outside(folder)
     for request in requests:
@@ -102,6 +114,7 @@ def generate(
             resolve_prompt(registry, request.prompt),
             resolve_references(registry, request.references),
             folder,
+            _Wanted(with_maps, with_leaks, tuple(points)),
         )
         for request in requests
     ]
@@ -110,8 +123,7 @@ def generate(
         with inject_concepts(base, chosen) as concepts:
             for record, references in together:
                 with injected(base.backbone, [_in_words(references, concepts)]):
-                    drawing = _drawn(base, record.request, concepts, batch, with_maps, with_leaks)
-                    for seen in drawing:
+                    for seen in _drawn(base, record.request, concepts, batch, record.wanted):
                         yield record.keep(seen)
 
 
@@ -127,38 +139,42 @@ def _drawn(
     request: Request,
     concepts: Sequence[InjectedConcept],
     batch: int,
-    with_maps: bool = False,
-    with_leaks: bool = False,
+    wanted: _Wanted,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
     subjects = subject_columns(backbone, prompt, concepts)
-    words = words_of(backbone, prompt, concepts) if with_maps else []
-    compares = with_leaks and len(concepts) > 1
-    layers = [CROSS_ATTENTION] if with_maps else []
+    words = words_of(backbone, prompt, concepts) if wanted.maps else []
+    compares = wanted.leaks and len(concepts) > 1
+    layers = [CROSS_ATTENTION] if wanted.maps else []
     layers += [backbone.localising_layers] if compares else []
     columns = sorted({word.column for word in words} | set(all_columns(subjects)))
     collector = MapCollector(columns, layers=layers)
+    looking = ReferenceMapCollector(backbone, wanted.points, settings.size)
+    observers = [collector, *([looking] if wanted.maps and looking.has_references else [])]
     drawing = draw(
         base,
         prompt,
         request.seeds,
         settings,
         batch=batch,
-        observers=[*separating(backbone, subjects, settings), *([collector] if layers else [])],
+        observers=[*separating(backbone, subjects, settings), *(observers if layers else [])],
         names=[each.weight for each in concepts],
     )
     if not layers:
         yield from map(_Observed, drawing)
         return
-    maps: list[Iterator[Tensor]] = []
+    maps, looks = list[Iterator[Tensor]](), list[Iterator[Tensor]]()
     for i, drawn in enumerate(drawing):
         if i % batch == 0:
-            maps = [iter(each) for each in collector.take()]
+            maps, looks = (list(map(iter, each.take())) for each in (collector, looking))
         of_picture = [next(each) for each in maps]
-        rows = [columns.index(word.column) for word in words]
-        heat = heat_sheet(drawn.image, of_picture[0][rows], words) if with_maps else None
+        heat = None
+        if wanted.maps:
+            rows = [columns.index(word.column) for word in words]
+            after = looking.rows(drawn.image, [next(each) for each in looks])
+            heat = contact_sheet([heat_row(drawn.image, of_picture[0][rows], words), *after])
         leaks = _leaks(of_picture[-1], columns, subjects, concepts) if compares else []
         yield _Observed(drawn, heat, leaks)
 
@@ -188,6 +204,7 @@ class _Record:
     chosen: Sequence[ChosenVersion]
     references: Sequence[ChosenReference]
     folder: Path
+    wanted: _Wanted
 
     def load_references(self) -> References:
         """The references, before concepts are injected."""
@@ -204,7 +221,8 @@ class _Record:
             "settings": self.request.settings.to_mapping()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
             | ({"leaks": True} if seen.leaks else {})
-            | ({"references": self._described()} if self.references else {}),
+            | ({"references": self._described()} if self.references else {})
+            | ({"points": self.wanted.points} if self.wanted.points else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
@@ -321,15 +339,14 @@ def reproduce(
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
     after = [_reference_now(registry, path, each) for each in made.references]
-    record = _Record(registry, base, request, chosen, after, folder)
+    wanted = _Wanted(made.with_maps, made.with_leaks, made.points)
+    record = _Record(registry, base, request, chosen, after, folder, wanted)
     references = record.load_references()
     with (
         inject_concepts(base, chosen) as concepts,
         injected(base.backbone, [_in_words(references, concepts)]),
     ):
-        drawing = _drawn(
-            base, request, concepts, len(made.batch_seeds), made.with_maps, made.with_leaks
-        )
+        drawing = _drawn(base, request, concepts, len(made.batch_seeds), wanted)
         picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
     with Image.open(path) as before:
         is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()

@@ -16,6 +16,8 @@ _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 _MAX_LINES = 4  # of a caption
 
+SheetRow = tuple[str | Sequence[str], Sequence[Image.Image]]
+"""A caption, or one for each picture, and pictures."""
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -48,9 +50,7 @@ def file_stem(prompt: str, seed: int) -> str:
     return f"{words or 'picture'}-{seed}"
 
 
-def contact_sheet(
-    rows: Sequence[tuple[str | Sequence[str], Sequence[Image.Image]]], *, side: int | None = None
-) -> Image.Image:
+def contact_sheet(rows: Sequence[SheetRow], *, side: int | None = None) -> Image.Image:
     """Rows of square pictures, each under its caption; an empty caption takes no room.
 
     Long captions wrap, to four lines at most. A row may have a caption for each of its pictures

@@ -26,12 +26,14 @@ METADATA_KEY = "conceptry"
 MAX_BATCH = 256
 """The largest batch of pictures."""
 MAX_CONCEPTS = 64
+MAX_POINTS = 16
 MAX_PIXELS_AT_ONCE = 1 << 26
 """64 pictures of 1024 x 1024: the largest batch that untrusted metadata may ask for."""
 MAX_PIXEL_STEPS = 1 << 34
 """Pixels times steps: 64 pictures of 1024 x 1024 in 256 steps."""
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -116,6 +118,8 @@ class Provenance:
     versions: Mapping[str, tuple[int, str]]
     """Concept name -> (version number, hash of its weights)."""
     references: tuple[DrawnAfter, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
+    """Those of the picture whose heat-maps in references were asked for."""
 
     @property
     def work(self) -> str:
@@ -145,7 +149,7 @@ class _ReferencePart(_Part):
     mask: _Sha256 | None
     prompt: str
     weight: Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
-    share: Annotated[float, Field(ge=0, le=1)]
+    share: _Share
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
@@ -164,6 +168,7 @@ class _SettingsPart(_Part):
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)
     maps: bool = False
     leaks: bool = False
+    points: list[tuple[_Share, _Share]] = Field(default_factory=list, max_length=MAX_POINTS)
 
 
 class _VersionPart(_Part):
@@ -205,6 +210,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     drawn = metadata.settings.model_dump()
     batch_seeds = tuple(drawn.pop("batch_seeds"))
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
+    points = tuple(drawn.pop("points"))
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
@@ -219,4 +225,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         settings=SamplingSettings(**drawn),
         versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
         references=references,
+        points=points,
     )

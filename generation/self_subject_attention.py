@@ -27,7 +27,7 @@ class ReferencePass:
     """
 
     def __init__(self, backbone: Backbone, references: Sequence[Reference]) -> None:
-        self._groups = [_Group(backbone, each) for each in _by_size(references)]
+        self._groups = [_Group(backbone, each) for each in by_size(references)]
 
     @contextmanager
     def seen_at(
@@ -42,7 +42,8 @@ class ReferencePass:
             yield
 
 
-def _by_size(references: Sequence[Reference]) -> Iterator[list[Reference]]:
+def by_size(references: Sequence[Reference]) -> Iterator[list[Reference]]:
+    """References in groups whose latents have one size, which pass the denoiser together."""
     groups: dict[torch.Size, list[Reference]] = defaultdict(list)
     for each in references:
         groups[each.latents.shape].append(each)

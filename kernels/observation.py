@@ -72,6 +72,18 @@ class FurtherKeys:
     bias: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherMaps:
+    """Where queries of layers look among further keys, of the latest forward pass.
+
+    `queries` gives the indices (P,) of queries for a number of them. For each layer, `maps` are the
+    parts of their rows of A that fall on each `FurtherKeys`, (B, P, S, M), averaged over heads.
+    """
+
+    queries: Callable[[int], Sequence[int]]
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Request:
     """What the observed layers compute."""
@@ -94,6 +106,8 @@ class _Request:
         return known
 
 
+Segment = tuple[Tensor, Tensor, Tensor]
+"""Keys and values (B, H, M, D), and the bias (B, M) of the keys."""
 Processor = Callable[..., Tensor]
 """A diffusers attention processor: (layer, states, text states, mask) -> output."""
 
@@ -115,6 +129,7 @@ class AttentionStack:
         self._observers: list[_Observer] = []
         self._recorders: list[tuple[set[str], dict[str, Tensor]]] = []
         self._further: list[FurtherKeys] = []
+        self._further_maps: list[FurtherMaps] = []
         own = {
             name.removesuffix(".processor"): each.own if isinstance(each, _Processor) else each
             for name, each in unet.attn_processors.items()
@@ -127,7 +142,13 @@ class AttentionStack:
 
     def __getstate__(self) -> dict[str, object]:
         """A copy has no observers."""
-        return {**vars(self), "_observers": [], "_recorders": [], "_further": []}
+        return {
+            **vars(self),
+            "_observers": [],
+            "_recorders": [],
+            "_further": [],
+            "_further_maps": [],
+        }
 
     @contextmanager
     def observe(
@@ -174,6 +195,16 @@ class AttentionStack:
         finally:
             self._further = before
 
+    @contextmanager
+    def observe_further(self, queries: Callable[[int], Sequence[int]]) -> Iterator[FurtherMaps]:
+        """Observe where some queries of layers with further keys look among these."""
+        seen = FurtherMaps(queries)
+        self._further_maps.append(seen)
+        try:
+            yield seen
+        finally:
+            self._further_maps.remove(seen)
+
     def _fitting(self, layers: str | Callable[[str], bool]) -> set[str]:
         fits = layers if callable(layers) else re.compile(layers).fullmatch
         found = {name for name in self.layers if fits(name)}
@@ -194,6 +225,19 @@ class AttentionStack:
         for layers, kept in self._recorders:
             if layer in layers:
                 kept[layer] = states
+
+    def keep_further_maps(
+        self, layer: str, query: Tensor, key: Tensor, extra: Sequence[Segment], scale: float
+    ) -> None:
+        """Give those who observe it the attention of some queries to a layer's further keys."""
+        for each in self._further_maps:
+            chosen = query[:, :, list(each.queries(query.shape[2]))].float()
+            scores = [chosen @ key.float().mT * scale]
+            scores += [chosen @ k.float().mT * scale + b[:, None, None] for k, _, b in extra]
+            lengths = [part.shape[-1] for part in scores]
+            _, *parts = torch.cat(scores, -1).softmax(-1).mean(1).split(lengths, -1)
+            sets = [len(states) for states, _ in self.further_of(layer)]
+            each.maps[layer] = [p.unflatten(-1, (s, -1)) for p, s in zip(parts, sets, strict=True)]
 
     def observer_of(self, layer: str) -> "_Observer | None":
         """The observer that gets a layer's results; None if there is none."""
@@ -306,6 +350,7 @@ class _Processor:
                 attention_mask=attention_mask,
             )
         return _layer_output(
+            self.stack,
             self.name,
             observer or _UNOBSERVED,
             further,
@@ -318,6 +363,7 @@ class _Processor:
 
 @torch.compiler.disable(recursive=True)
 def _layer_output(
+    stack: AttentionStack,
     name: str,
     observer: "_Observer",
     further: Sequence[tuple[Tensor, Tensor]],
@@ -341,6 +387,8 @@ def _layer_output(
     projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
     query, key, value = (_by_head(each, attn.heads) for each in projections)
     extra = [_further_segment(attn, query, *each) for each in further]
+    if extra:
+        stack.keep_further_maps(name, query, key, extra, attn.scale)
     output = observer.attended(name, query, key, value, extra, attention_mask, attn.scale)
     if observer.request.reference is not None:
         observer.compare(name, attn, query, key, attention_mask)
@@ -353,9 +401,7 @@ def _layer_output(
     return output / attn.rescale_output_factor
 
 
-def _further_segment(
-    attn: "Attention", query: Tensor, states: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _further_segment(attn: "Attention", query: Tensor, states: Tensor, bias: Tensor) -> Segment:
     """Keys and values (B, H, S·M, D) of states (S, M, C), and their bias (B, S·M)."""
     assert attn.to_k is not None
     assert attn.to_v is not None
@@ -381,7 +427,7 @@ class _Observer:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        extra: Sequence[tuple[Tensor, Tensor, Tensor]],
+        extra: Sequence[Segment],
         mask: Tensor | None,
         scale: float,
     ) -> Tensor:

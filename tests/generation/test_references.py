@@ -322,3 +322,62 @@ def test_a_reference_that_is_gone_or_has_another_mask_now(
     rex.remove(["rex"])
     with pytest.raises(NotFound, match="a photo of rex that is not in this registry"):
         reproduce(rex, base, picture.path, tmp_path)
+
+
+# --- where points look ----------------------------------------------------------------------------
+
+
+def test_maps_of_points_are_rows_of_a_materialised_matrix(exact: Backbone) -> None:
+    stack, side = exact.attention, exact.size // exact.latent_factor
+    layer = next(name for name in stack.layers if name.endswith("attn1"))
+    attention: Any = exact.denoiser.get_submodule(layer)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    states = normal(2, side * side, attention.to_q.in_features)
+    further, bias = normal(3, 5, attention.to_q.in_features), normal(2, 3, 5)
+    with (
+        torch.no_grad(),
+        stack.attend_also([FurtherKeys({layer: further}, {layer: bias})]),
+        stack.observe_further(lambda count: [1, count - 1]) as seen,
+    ):
+        attention(states)
+        both = torch.cat([states, further.flatten(0, 1).expand(2, -1, -1)], 1)
+        query, key = (
+            each.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for each in (attention.to_q(states[:, [1, -1]]), attention.to_k(both))
+        )
+        scores = query @ key.mT * attention.scale
+        scores[..., side * side :] += bias.flatten(1)[:, None, None]
+        expected = scores.softmax(-1)[..., side * side :].mean(1)
+    (found,) = seen.maps[layer]
+    assert found.shape == (2, 2, 3, 5)
+    assert float((found.flatten(2) - expected).abs().max()) < 1e-6
+
+
+def test_sheets_show_where_points_look(rex: Registry, base: LoadedBase, tmp_path: Path) -> None:
+    """A row for each reference, and the pixels of a picture without maps."""
+    asked = Request(
+        prompt="a dog",
+        seeds=(3, 4),
+        settings=SETTINGS,
+        references=(ReferenceRequest("rex"), ReferenceRequest("rex", "2")),
+    )
+    plain = list(generate(rex, base, [asked], tmp_path))
+    points = [(0.1, 0.2), (1.0, 1.0)]
+    found = list(generate(rex, base, [asked], tmp_path, batch=1, with_maps=True, points=points))
+    for one, other in zip(plain, found, strict=True):
+        gap = np.asarray(one.image, dtype=int) - np.asarray(other.image)
+        assert np.abs(gap).max() <= 1
+        assert other.maps is not None
+        with Image.open(other.maps) as sheet:
+            assert sheet.height > 3 * 128
+    assert read_provenance(found[0].path).points == tuple(points)
+    again, is_same = reproduce(rex, base, found[1].path, tmp_path)
+    assert is_same
+    assert again.maps is not None
+    assert found[1].maps is not None
+    with Image.open(again.maps) as sheet, Image.open(found[1].maps) as before:
+        assert sheet.tobytes() == before.tobytes()
