@@ -20,7 +20,6 @@ from conceptry.registry.errors import (
 )
 from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
-from conceptry.training.loop import _as_state_of
 from conceptry.training.trainer import run_one
 from conceptry.training.training import Subject, Training
 from PIL import Image
@@ -251,19 +250,6 @@ def test_a_full_disk_leaves_the_former_point(
     with pytest.raises(StorageError, match="cannot save"):
         write_resume_point(path, ResumePoint(stage="stage1", step=6))
     assert read_resume_point(path).step == 5
-
-
-def test_what_an_optimiser_keeps_comes_back_as_it_was() -> None:
-    parameter = torch.nn.Parameter(torch.ones(4, 2, 3, 3).to(memory_format=torch.channels_last))
-    for kept in (torch.rand(4, 2, 3, 3), torch.tensor(3.0), torch.arange(6, dtype=torch.uint8)):
-        found = _as_state_of(parameter, kept)
-        assert isinstance(found, Tensor)
-        assert found.equal(kept)
-        assert found.dtype == kept.dtype
-    assert _as_state_of(parameter, torch.as_tensor(7)) == 7
-    moment = _as_state_of(parameter, torch.rand(4, 2, 3, 3))
-    assert isinstance(moment, Tensor)
-    assert moment.stride() == parameter.stride()
 
 
 def test_a_method_that_learns_no_vector_begins_with_a_rare_word(
