@@ -482,7 +482,7 @@ class StageRun:
                 stage=self.stage.name,
                 step=step,
                 learned=self.training.all_learning(),
-                optimizer=saved_state(self.optimizer, self.learning),
+                optimizer=saved_state(self.optimizer, self.learning, self.settings.optimizer),
                 average=self.average,
             )
         )

@@ -20,7 +20,12 @@ _PACKAGES = {
 """(module, package to install) of optimisers that need one."""
 _GROUP = "group"
 """In resume points, the name of what an optimiser counts for all parameters together."""
-_SETTINGS = ("params", "lr", "initial_lr")
+_COUNTED = {
+    "came": ("step",),
+    "prodigy": ("step", "d", "d_max", "d_numerator"),
+    "schedule-free": ("step", "weight_sum", "lr_max"),
+}
+"""What optimisers count there; schedules need nothing, as rates follow from the step."""
 
 Shapes = dict[str, torch.Size]
 
@@ -90,24 +95,17 @@ def learning_rates(stage_settings: StageSettings, schedule: Schedule) -> Callabl
 # --- in resume points -----------------------------------------------------------------------------
 
 
-def saved_state(optimizer: Optimizer, learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def saved_state(
+    optimizer: Optimizer, learning: Mapping[str, nn.Parameter], kind: str
+) -> dict[str, Tensor]:
     """What an optimiser has counted, of each parameter as `exp_avg.NAME`, of all as `group.d`."""
     (group,) = optimizer.param_groups
-    counted = {
-        f"{_GROUP}.{key}": _as_tensor(value)
-        for key, value in group.items()
-        if key not in _SETTINGS and _is_counted(key, value, optimizer.defaults)
-    }
+    counted = {f"{_GROUP}.{key}": _as_tensor(group[key]) for key in _COUNTED.get(kind, ())}
     return counted | {
         f"{key}.{name}": _as_tensor(value)
         for name, parameter in learning.items()
         for key, value in optimizer.state[parameter].items()
     }
-
-
-def _is_counted(key: str, value: object, defaults: Mapping[str, object]) -> bool:
-    """Whether a value of a group is no option, but one that steps change."""
-    return key not in defaults or value != defaults[key]
 
 
 def load_state(
@@ -124,17 +122,23 @@ def load_state(
         expected = state_shapes(kind, parameter.shape)
         shapes = {key: value.shape for key, value in found.items()}
         if expected is not None and shapes not in ({}, expected):
-            raise InvalidWeights(
-                f"the saved state of the training does not fit: the optimiser's of {name}",
-                hint="concept train NAME starts over",
-            )
+            raise _unfit(name)
         optimizer.state[parameter] = {
             key: _restored(value, parameter) for key, value in found.items()
         }
-    device = next(iter(learning.values()))
-    for key, value in saved.items():
-        if key.startswith(f"{_GROUP}."):
-            group[key.removeprefix(f"{_GROUP}.")] = _restored(value, device)
+    first = next(iter(learning.values()))
+    for key in _COUNTED.get(kind, ()):
+        value = saved.get(f"{_GROUP}.{key}")
+        if value is None or value.numel() != 1:
+            raise _unfit(key)
+        group[key] = _restored(value, first)
+
+
+def _unfit(name: str) -> InvalidWeights:
+    return InvalidWeights(
+        f"the saved state of the training does not fit: the optimiser's of {name}",
+        hint="concept train NAME starts over",
+    )
 
 
 def state_shapes(kind: str, shape: torch.Size) -> Shapes | None:

@@ -9,9 +9,15 @@ import torch
 from conceptry.methods.method import find_method, resolve_settings
 from conceptry.methods.settings import Schedule, StageSettings, TrainingSettings
 from conceptry.models.backbone import Backbone
-from conceptry.registry.errors import InvalidInput, InvalidWeights, TrainingFailed
+from conceptry.registry.errors import (
+    InvalidInput,
+    InvalidWeights,
+    TrainingFailed,
+    TrainingInterrupted,
+)
 from conceptry.training import optimizers
 from conceptry.training.callbacks import Checkpoint, Hooks
+from conceptry.training.checkpoints import read_resume_point
 from conceptry.training.optimizers import (
     _restored,
     learning_rates,
@@ -73,13 +79,13 @@ def test_what_is_saved_goes_on_bit_equal(kind: str) -> None:
     whole, optimizer = made(kind)
     take_steps(whole, optimizer, range(4))
     kept = {name: value.detach().clone() for name, value in whole.items()}
-    saved = {name: value.clone() for name, value in saved_state(optimizer, whole).items()}
+    saved = {name: value.clone() for name, value in saved_state(optimizer, whole, kind).items()}
     take_steps(whole, optimizer, range(4, 9))
     resumed, again = made(kind)
     for name, value in kept.items():
         resumed[name].data.copy_(value)
     load_state(again, resumed, saved, kind)
-    assert saved_state(again, resumed).keys() == saved.keys()
+    assert saved_state(again, resumed, kind).keys() == saved.keys()
     take_steps(resumed, again, range(4, 9))
     assert all(resumed[name].equal(whole[name]) for name in whole)
     assert resumed["idle"].equal(torch.ones(2))
@@ -97,18 +103,22 @@ def test_each_learns(kind: str) -> None:
 def test_a_state_that_does_not_fit_is_told(kind: str) -> None:
     learning, optimizer = made(kind)
     take_steps(learning, optimizer, range(1))
-    saved = saved_state(optimizer, learning)
+    saved = saved_state(optimizer, learning, kind)
     name = next(name for name in saved if name.endswith(".matrix") and saved[name].dim())
     for odd in ({**saved, name: torch.ones(9, 9)}, {k: v for k, v in saved.items() if k != name}):
         with pytest.raises(InvalidWeights, match="the optimiser's of matrix"):
             load_state(optimizer, learning, odd, kind)
+    for name in {name for name in saved if name.startswith("group.")}:
+        for odd in ({**saved, name: torch.ones(2)}, {k: v for k, v in saved.items() if k != name}):
+            with pytest.raises(InvalidWeights, match=f"the optimiser's of {name[6:]}"):
+                load_state(optimizer, learning, odd, kind)
 
 
 def test_adamw_counts_nothing_for_all() -> None:
     """Points of trainings that had no other optimiser are read as they were."""
     learning, optimizer = made("adamw")
     take_steps(learning, optimizer, range(1))
-    saved = saved_state(optimizer, learning)
+    saved = saved_state(optimizer, learning, "adamw")
     assert {name.partition(".")[0] for name in saved} == {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -266,6 +276,30 @@ def test_checkpoints_and_previews_have_the_average_and_change_nothing(
     assert previews == [1, 2, 3, 4]
     assert all(end[name].equal(ends[4][name]) for name in end)
     assert all(kept[2][name].equal(ends[2][name]) for name in end)
+
+
+def test_schedule_free_ends_in_its_average(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Defazio et al. 2024: training is at y = β x + (1 - β) z, and x is the result."""
+    pytest.importorskip("pytorch_optimizer")
+    words = ("augmentation.crops=2", "optimizer=schedule-free", "embedding.batch=1")
+    path = tmp_path / "resume.safetensors"
+
+    def begun(steps: int, **hooks: Any) -> Training:
+        overrides = (*words, f"embedding.steps={steps}")
+        return training_of(backbone, pictures, overrides, "textual-inversion", **hooks)
+
+    asked = iter([False, False, True])
+    with pytest.raises(TrainingInterrupted):
+        run_one(begun(9, should_stop=lambda: next(asked)), path)
+    point = read_resume_point(path)
+    (name,) = point.learned
+    at, z = point.learned[name].double(), point.optimizer[f"z.{name}"].double()
+    average = (at - 0.1 * z) / 0.9
+    assert not torch.allclose(at, average, rtol=1e-4, atol=0)
+    end = learned(begun(3), tmp_path / "whole")["token.0"]
+    torch.testing.assert_close(end.double(), average, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["prodigy", "schedule-free", "came", "adafactor"])
