@@ -1,4 +1,4 @@
-"""Losses: the diffusion loss, and attention losses that any method can use."""
+"""Losses on attention, which any method can use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,33 +9,10 @@ from torch import Tensor
 
 from ..adapters.prompt_encoding import encode_reference, token_columns
 from ..kernels.observation import Observation
-from ..models.backbone import Backbone, TrainingScheduler
+from ..models.backbone import Backbone
 from .settings import StageSettings, TrainingSettings
 
 REDUCTIONS = ("sum", "mean")
-
-
-def diffusion_target(
-    scheduler: TrainingScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
-) -> Tensor:
-    """The target of the U-Net's prediction, by the scheduler's `prediction_type`.
-
-    The noise ε (Ho et al. 2020, eq. 14), the velocity v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans and Ho 2022,
-    appendix D) or x₀ itself. All shapes are those of `latents`, (B, C, h, w).
-    """
-    kind = scheduler.config["prediction_type"]
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    if kind == "sample":
-        return latents
-    raise ValueError(f"prediction_type is {kind!r}: expected epsilon, v_prediction or sample")
-
-
-def diffusion_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of each sample (B,), in float32."""
-    return (predicted.float() - target.float()).square().flatten(1).mean(1)
 
 
 def moment_matching_loss(

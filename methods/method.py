@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NotRequired, TypedDict, Type
 
 import yaml
 
-from ..registry.errors import InvalidInput, NotFound, suggest
+from ..registry.errors import NotFound, suggest
 from .settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, S, int], "Embedding"
 MakeLosses = Callable[["TrainingPrompts", S, StageSettings], "list[AttentionLoss]"]
 """(training prompts, settings, the stage's settings) -> its attention losses."""
 DEFAULT_METHOD = "attndreambooth"
-_NO_METHODS = ("attention_losses", "method", "seeds", "settings")
+_NO_METHODS = ("attention_losses", "diffusion_loss", "method", "settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +162,11 @@ def resolve_settings(
     """A preset's settings with overrides such as `stage3.steps=300`.
 
     `base` is the base model's name; see `find_preset`. Without any steps a version is ready at once
-    if it holds references. Raises `NotFound` and `InvalidInput`.
+    if it holds references. Raises `NotFound`, and `InvalidInput` also for settings that contradict
+    each other.
     """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
-    if not any(stage.steps for stage in settings.stages().values()) and (
-        not settings.reference.photos
-    ):
-        raise InvalidInput("all stages have 0 steps", hint="--set STAGE.steps=N")
+    settings.check_together()
     return settings
 
 

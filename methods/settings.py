@@ -14,10 +14,14 @@ from ..models.references import (
     SHARE,
     WEIGHT,
 )
-from ..registry.documents import parse_yaml
+from ..registry.documents import parse_yaml, shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
 
+POLYNOMIAL_END = 1e-7
+"""The learning rate at which diffusers' polynomial schedule ends."""
+_FACTOR = r"\d{1,9}(\.\d{1,9})?"
+_RULES = rf"({_FACTOR}:\d{{1,9}},)*{_FACTOR}"
 _T = TypeVar("_T")
 
 
@@ -105,7 +109,9 @@ class StageSettings(Settings):
     steps: int = setting(low=0, high=1_000_000)
     """Optimiser steps; 0 skips the stage."""
     learning_rate: float = setting(low=0, high=10)
-    """AdamW's; constant."""
+    """Of the optimiser; `schedule` says how it changes. Prodigy wants 1."""
+    warmup: int = setting(0, low=0, high=1_000_000)
+    """Steps in which the learning rate rises from 0, with a `schedule.kind` that has a warm-up."""
     batch: int = setting(8, low=1, high=4096)
     """Pictures per step."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
@@ -141,9 +147,35 @@ class Prior(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Losses(Settings):
-    """Losses that any method can take beside its own."""
+class Noise(Settings):
+    """The noise that a training adds, and the timesteps that it draws."""
 
+    offset: float = setting(0.0, low=0, high=1)
+    """Noise offset: standard deviation of noise that is the same all over a channel."""
+    density: Literal["uniform", "logit-normal"] = "uniform"
+    """Of the timesteps; logit-normal is that of arXiv 2403.03206, equation 19."""
+    logit_mean: float = setting(0.0, low=-10, high=10)
+    """Of the logit-normal density; above 0 there are more steps of much noise."""
+    logit_std: float = setting(1.0, low=0, high=10)
+    """Of the same."""
+    lowest: float = setting(0.0, low=0, high=1)
+    """Where the range of timesteps begins, as a share of all; 0 is the least noise."""
+    highest: float = setting(1.0, low=0, high=1)
+    """Where it ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses(Settings):
+    """The kind and the weight of the diffusion loss, and losses that any method can take."""
+
+    kind: Literal["l2", "huber"] = "l2"
+    """Of the diffusion loss; huber counts large errors for less (pseudo-Huber)."""
+    huber_c: float = setting(0.1, low=1e-6, high=1)
+    """Error at which huber passes from squares to absolute values; smallest, where it changes."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How that error falls with the timestep: from 1 to huber_c, but for constant."""
+    min_snr_gamma: float = setting(0.0, low=0, high=1000)
+    """γ of the min-SNR weight (arXiv 2303.09556; the paper's is 5); 0 switches it off."""
     subject_wise: float = setting(0.0, low=0, high=1e6)
     """λ of the subject-wise attention loss (SeFi-IDE); 0 switches it off."""
     subject_wise_reduction: Literal["sum", "mean"] = "sum"
@@ -165,6 +197,28 @@ class ReferenceSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule(Settings):
+    """How the learning rate changes over the steps of each stage: diffusers' `get_scheduler`."""
+
+    kind: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "piecewise_constant",
+    ] = "constant"
+    """All but the first and the last have a warm-up, as long as each stage's `warmup` says."""
+    cycles: int = setting(1, low=1, high=1000)
+    """Of cosine_with_restarts."""
+    power: float = setting(1.0, low=0, high=100)
+    """Of polynomial."""
+    rules: str = ""
+    """Of piecewise_constant: factors, and the steps before which they hold: 1:10,0.1:20,0.01."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(Settings):
     """Settings that all methods have; each method adds its stages."""
 
@@ -176,10 +230,12 @@ class TrainingSettings(Settings):
     """Rank of LoRA in stages that train the U-Net; 0 trains its own weights."""
     resolution: int = setting(0, low=0, high=4096)
     """Side of the crops in pixels; 0 is the base model's own."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """8-bit needs the package bitsandbytes and a CUDA GPU."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "came", "schedule-free"] = (
+        "adamw"
+    )
+    """8-bit needs the package bitsandbytes and a CUDA GPU; the last three pytorch-optimizer."""
     weight_decay: float = setting(1e-2, low=0, high=1)
-    """AdamW's."""
+    """The optimiser's."""
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     loss_reduction: Literal["sum", "mean"] = "sum"
@@ -194,6 +250,8 @@ class TrainingSettings(Settings):
     """Decay of the moving average that becomes the result; 0 takes the last weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     prior: Prior = field(default_factory=Prior)
+    schedule: Schedule = field(default_factory=Schedule)
+    noise: Noise = field(default_factory=Noise)
     loss: Losses = field(default_factory=Losses)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
 
@@ -202,6 +260,65 @@ class TrainingSettings(Settings):
         for prompt in self.prompts:
             if "{}" not in prompt:
                 raise InvalidInput(f"the training prompt {prompt!r} has no {{}} for the concept")
+
+    def check_together(self) -> None:
+        """Raise `InvalidInput` for settings that contradict each other."""
+        stages = {name: stage for name, stage in self.stages().items() if stage.steps}
+        if not stages and not self.reference.photos:
+            raise InvalidInput("all stages have 0 steps", hint="--set STAGE.steps=N")
+        if self.noise.lowest >= self.noise.highest:
+            raise InvalidInput(
+                f"noise.lowest is {self.noise.lowest:g}, noise.highest {self.noise.highest:g}: "
+                "expected a range of timesteps",
+                hint="--set noise.lowest=0 --set noise.highest=1",
+            )
+        self._check_schedule(stages)
+        self._check_optimizer(stages)
+
+    def _check_schedule(self, stages: Mapping[str, StageSettings]) -> None:
+        kind, rules = self.schedule.kind, self.schedule.rules
+        if kind == "piecewise_constant" and not re.fullmatch(_RULES, rules, re.ASCII):
+            raise InvalidInput(
+                f"schedule.rules is {shown(rules)}: expected factors and steps",
+                hint="--set schedule.rules=1:10,0.1:20,0.01",
+            )
+        for name, stage in stages.items():
+            if stage.warmup and kind in ("constant", "piecewise_constant"):
+                raise InvalidInput(
+                    f"{name}.warmup is {stage.warmup}, but schedule.kind={kind} has no warm-up",
+                    hint=f"--set schedule.kind=constant_with_warmup, or {name}.warmup=0",
+                )
+            if stage.warmup > stage.steps:
+                raise InvalidInput(
+                    f"{name}.warmup is {stage.warmup}: the stage has {stage.steps} steps",
+                    hint=f"--set {name}.warmup={stage.steps // 10}",
+                )
+            if kind == "polynomial" and stage.learning_rate <= POLYNOMIAL_END:
+                raise InvalidInput(
+                    f"{name}.learning_rate is {stage.learning_rate:g}: "
+                    f"schedule.kind=polynomial ends at {POLYNOMIAL_END:g}",
+                    hint=f"--set {name}.learning_rate=… higher, or --set schedule.kind=linear",
+                )
+
+    def _check_optimizer(self, stages: Mapping[str, StageSettings]) -> None:
+        if self.optimizer == "prodigy":
+            low = [name for name, each in stages.items() if each.learning_rate < 0.01]
+            if low:
+                raise InvalidInput(
+                    f"{low[0]}.learning_rate is {stages[low[0]].learning_rate:g}: prodigy finds "
+                    "the rate itself, and multiplies it by this",
+                    hint=" ".join(f"--set {name}.learning_rate=1" for name in low),
+                )
+        if self.optimizer == "schedule-free":
+            if self.schedule.kind not in ("constant", "constant_with_warmup"):
+                raise InvalidInput(
+                    f"schedule.kind is {self.schedule.kind}: schedule-free takes the place of it",
+                    hint="--set schedule.kind=constant, or constant_with_warmup",
+                )
+            if self.ema:
+                raise InvalidInput(
+                    f"ema is {self.ema:g}: schedule-free has its own average", hint="--set ema=0"
+                )
 
     def stages(self) -> dict[str, StageSettings]:
         """The stages by name, in order."""

@@ -66,6 +66,9 @@ class EncodedTexts:
 class TrainingScheduler(Protocol):
     """The part of a diffusers scheduler that a training uses; timesteps are (B,)."""
 
+    alphas_cumprod: Tensor
+    """ᾱ of each timestep, (T,)."""
+
     @property
     def config(self) -> Mapping[str, object]:
         """Its settings."""

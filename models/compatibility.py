@@ -182,6 +182,13 @@ def check_fits(base: Base, pipeline: "DiffusionPipeline") -> None:
     for part, found, expected in fits:
         if found != expected:
             raise InvalidInput(f"{base.name} has parts that do not fit together: its {part}")
+    noise = pipeline.scheduler.config
+    if noise.get("rescale_betas_zero_snr") and noise["prediction_type"] == "epsilon":
+        raise InvalidInput(
+            f"{base.name} predicts noise, which says nothing of a picture at zero terminal SNR",
+            hint="in scheduler_config.json: prediction_type v_prediction, "
+            "or rescale_betas_zero_snr false",
+        )
     if not isinstance(unet.sample_size, int):
         raise InvalidInput(f"{base.name}: its U-Net does not say how large its pictures are")
 

@@ -213,9 +213,11 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
         changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:
             changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        pipeline.scheduler = type(pipeline.scheduler).from_config(
-            pipeline.scheduler.config, **changed
-        )
+        config = dict(pipeline.scheduler.config) | changed
+        # among them also what its kind does not know, but others do
+        defaults = [name for name in config.get("_use_default_values", ()) if name not in changed]
+        config["_use_default_values"] = defaults
+        pipeline.scheduler = type(pipeline.scheduler).from_config(config)
     return pipeline
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -37,6 +38,8 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
 }
+ZERO_SNR = "rescale_betas_zero_snr"
+"""The setting of diffusers' schedulers that ends in zero terminal SNR."""
 ENCODED_AT_ONCE = 4
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -206,13 +209,22 @@ class StableDiffusion(Backbone):
         return non_finite_parameter(self.pipeline, original, is_changed=is_changed)
 
     def training_scheduler(self) -> TrainingScheduler:
-        """DDPM's, on the base model's noise schedule."""
+        """DDPM's, on the base model's noise schedule, with zero terminal SNR if that has it."""
         own = self.pipeline.scheduler
         return cast("TrainingScheduler", DDPMScheduler.from_config(own.config))
 
     def sampling_scheduler(self, name: str | None) -> SamplingScheduler:
-        """A new scheduler on the base model's noise schedule; DDIM must not clip latents."""
+        """A new scheduler on the base model's noise schedule; DDIM must not clip latents.
+
+        Where that has zero terminal SNR, timesteps are trailing (Lin et al. 2023, section 3.3): the
+        first is the last one of the training.
+        """
         own = self.pipeline.scheduler
-        options = {"clip_sample": False} if name == "ddim" else {}
+        has_zero_snr = bool(own.config.get(ZERO_SNR))
+        if name is None and has_zero_snr and ZERO_SNR not in signature(type(own)).parameters:
+            name = "ddim"  # the base model's own kind cannot do it
+        options: dict[str, object] = {"clip_sample": False} if name == "ddim" else {}
+        if has_zero_snr:
+            options["timestep_spacing"] = "trailing"
         kind = SCHEDULERS[name] if name else type(own)
         return cast("SamplingScheduler", kind.from_config(own.config, **options))

@@ -18,6 +18,7 @@ from ..registry.records import Concept, ConceptKey
 from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
+from .optimizers import moments_per_weight
 from .runs import subject_of
 from .trainer import Trainer
 from .training import Training
@@ -88,7 +89,9 @@ def estimate_many(
     )
     trial = settings.updated({"augmentation": {"crops": 2}})
     for stage, stage_settings in active_stages(chosen, settings):
-        trial = trial.updated({stage.name: {"steps": min(3, stage_settings.steps)}})
+        steps = min(3, stage_settings.steps)
+        warmup = min(steps, stage_settings.warmup)
+        trial = trial.updated({stage.name: {"steps": steps, "warmup": warmup}})
     taken: dict[str, float] = {}  # seconds of a stage's last step; the first one warms up
 
     def on_step(report: StepReport) -> None:
@@ -102,13 +105,14 @@ def estimate_many(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
+        kept = 1 + moments_per_weight(settings.optimizer)
         with reporting_broken_base(base):
             outcomes = Trainer(trainings, paths).run()
         for path, learned in zip(paths, outcomes, strict=True):
             if isinstance(learned, TrainingFailed):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())
-            disk_bytes.append(3 * path.stat().st_size + size)  # with two moments of each weight
+            disk_bytes.append(kept * path.stat().st_size + size)
     stages = [
         StageEstimate(
             stage.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,23 +16,19 @@ from ..adapters.adapter import injected
 from ..adapters.prompt_encoding import PromptAtTimestep, encode_at_timesteps
 from ..generation.sampler import draw_batch
 from ..kernels import Observation
-from ..methods.attention_losses import AttentionLoss, diffusion_loss, diffusion_target
+from ..methods.attention_losses import AttentionLoss
+from ..methods.diffusion_loss import diffusion_loss, diffusion_target
 from ..methods.method import Stage, active_stages
-from ..methods.settings import StageSettings, TrainingSettings
+from ..methods.settings import StageSettings
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.seeds import seed_of
-from ..registry.errors import (
-    InvalidInput,
-    InvalidWeights,
-    NotFinite,
-    TrainingFailed,
-    TrainingInterrupted,
-)
+from ..registry.errors import NotFinite, TrainingFailed, TrainingInterrupted
 from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, copy_values, write_resume_point
 from .distributed import broadcast, broadcast_flag
+from .optimizers import learning_rates, load_state, make_optimizer, saved_state
 from .sources import Minibatch
 from .training import Training
 
@@ -61,7 +58,7 @@ class _Loop:
         learning = [
             vectors for run in runs for vectors in run.training.embedding.learning().values()
         ]
-        optimizers = [run.optimizer for run in runs]
+        optimizers = [run.unprepared for run in runs]
         self.model, *prepared = self.accelerator.prepare(
             _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
         )
@@ -228,7 +225,7 @@ class _Loop:
         noisy = scheduler.add_noise(latents, noise, timesteps)
         predicted = self.model(noisy, timesteps, self._conditioning(pairs, source))
         target = diffusion_target(scheduler, latents, noise, timesteps)
-        errors = diffusion_loss(predicted, target)  # (B,)
+        errors = diffusion_loss(predicted, target, timesteps, scheduler, self.settings.loss)  # (B,)
         for (run, _), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
             own = run.training.sources[source]
             each[own.name] = own.weight * errors[rows].sum() / run.stage_settings.batch
@@ -300,9 +297,10 @@ class StageRun:
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
-        self.optimizer = _make_optimizer(
+        self.unprepared = make_optimizer(
             list(self.learning.values()), stage_settings, self.settings
         )
+        self.learning_rate = learning_rates(stage_settings, self.settings.schedule)
         self.average = (
             {name: value.detach().clone() for name, value in self.learning.items()}
             if self.settings.ema
@@ -321,7 +319,7 @@ class StageRun:
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.training.backbone.encode_prompts(prompts, self.training.size)
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+    def begin(self, optimizer: AcceleratedOptimizer) -> None:
         """Take the prepared optimiser, and load the resume point if it is of this stage."""
         self.optimizer = optimizer
         if self.point.stage == self.stage.name:
@@ -339,8 +337,13 @@ class StageRun:
         generator = torch.Generator().manual_seed(
             seed_of(self.training.seed, self.stage.name, step)
         )
-        total = self.training.backbone.num_timesteps
-        whole = Minibatch.sample(self.training.sources, self.stage_settings.batch, total, generator)
+        whole = Minibatch.sample(
+            self.training.sources,
+            self.stage_settings.batch,
+            self.training.backbone.num_timesteps,
+            self.settings.noise,
+            generator,
+        )
         shares = accelerator.num_processes * self.settings.gradient_accumulation
         rows = torch.arange(self.stage_settings.batch).tensor_split(shares)
         for i in range(self.settings.gradient_accumulation):
@@ -355,6 +358,8 @@ class StageRun:
         assert norm is not None
         if not all(map(math.isfinite, [float(norm), *losses.values()])):
             raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -396,8 +401,8 @@ class StageRun:
         return broadcast_flag(self.training.hooks.should_finish())
 
     def finish(self) -> None:
-        """End the stage: the EMA becomes its result, and a resume point records it."""
-        self._load_values(self.average)
+        """End the stage: an average becomes its result, and a resume point records it."""
+        self._take_result()
         done = (*self.point.done, self.stage.name)
         self._write(ResumePoint(done=done, learned=self.training.all_learning()))
 
@@ -424,20 +429,32 @@ class StageRun:
 
     def _checkpoint(self, step: int) -> None:
         training = self.training
-        before = {name: self.learning[name].detach().clone() for name in self.average}
-        self._load_values(self.average)
-        checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
+        with torch.no_grad(), self._as_result():
+            checkpoint = Checkpoint(self.stage.name, step, training.learned(), training.phrase)
+            training.hooks.on_checkpoint(checkpoint)
+
+    @contextmanager
+    def _as_result(self) -> Iterator[None]:
+        """The model as it would draw if the stage ended now, and then as it was, bit for bit."""
+        changes = self.average or self.settings.optimizer == "schedule-free"
+        learning = self.learning if changes else {}
+        before = {name: value.detach().clone() for name, value in learning.items()}
+        training = self.training
         denoiser = training.backbone.denoiser.eval()
+        self._take_result()
         try:
-            with (
-                injected(training.backbone, [training.references()]),
-                torch.no_grad(),
-                training.accelerator.autocast(),
-            ):
-                training.hooks.on_checkpoint(checkpoint)
+            references = [training.references()]
+            with injected(training.backbone, references), training.accelerator.autocast():
+                yield
         finally:
             denoiser.train()
+            self.optimizer.train()
             self._load_values(before)
+
+    def _take_result(self) -> None:
+        """Load the EMA, or the average of an optimiser that has one; else nothing changes."""
+        self.optimizer.eval()
+        self._load_values(self.average)
 
     def _load_values(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
@@ -449,37 +466,26 @@ class StageRun:
         Raises `NotFinite` for a black picture: the base model or what was learned is broken.
         """
         training = self.training
-        denoiser = training.backbone.denoiser.eval()
         prompts = [prompt.replace("{}", training.phrase) for prompt in previews.PROMPTS]
         seeds = [seed_of(training.seed, "preview", i) for i in range(len(prompts))]
         try:
-            with (
-                injected(training.backbone, [training.references()]),
-                training.accelerator.autocast(),
-            ):
+            with self._as_result():
                 return draw_batch(training.backbone, prompts, seeds, previews.SETTINGS)
         except NotFinite:
             failed = self._not_finite(f"step {step}: a preview is not finite")
             raise NotFinite(failed.message, hint=failed.hint) from None
-        finally:
-            denoiser.train()
 
     # --- resume points ----------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
         """Write a resume point after a step."""
-        moments = {
-            f"{key}.{name}": torch.as_tensor(value)
-            for name, parameter in self.learning.items()
-            for key, value in self.optimizer.state[parameter].items()
-        }
         self._write(
             ResumePoint(
                 done=self.point.done,
                 stage=self.stage.name,
                 step=step,
                 learned=self.training.all_learning(),
-                optimizer=moments,
+                optimizer=saved_state(self.optimizer, self.learning, self.settings.optimizer),
                 average=self.average,
             )
         )
@@ -494,18 +500,7 @@ class StageRun:
             self.training.hooks.on_saved(self.resume_path)
 
     def _load(self, point: ResumePoint) -> None:
-        for name, parameter in self.learning.items():
-            state: dict[str, Tensor | int] = {}
-            for key in {key.partition(".")[0] for key in point.optimizer}:
-                value = point.optimizer.get(f"{key}.{name}")
-                if value is not None:
-                    state[key] = _as_state_of(parameter, value)
-            if self.training.settings.optimizer == "adamw" and not _is_adamw(state, parameter):
-                raise InvalidWeights(
-                    f"the saved state of the training does not fit: the optimiser's of {name}",
-                    hint="concept train NAME starts over",
-                )
-            self.optimizer.state[parameter] = state
+        load_state(self.optimizer, self.learning, point.optimizer, self.settings.optimizer)
         copy_values(point.average, self.average)
 
 
@@ -524,36 +519,3 @@ class _Denoiser(nn.Module):
         states = conditioning.states.to(dtype)
         now = Conditioning(states, conditioning.added, conditioning.starts)
         return self._denoise(noisy.to(dtype), timesteps, now)
-
-
-def _make_optimizer(
-    parameters: list[nn.Parameter], stage_settings: StageSettings, settings: TrainingSettings
-) -> torch.optim.Optimizer:
-    """AdamW (0.9, 0.999) at a constant learning rate."""
-    rate, decay = stage_settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InvalidInput(
-                "optimizer=adamw8bit needs the package bitsandbytes",
-                hint="pip install bitsandbytes, or --set optimizer=adamw",
-            ) from error
-        return AdamW8bit(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-
-
-def _is_adamw(state: Mapping[str, Tensor | int], parameter: Tensor) -> bool:
-    """Whether a saved state fits AdamW; a parameter without a gradient has none."""
-    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    return not state or {key: torch.as_tensor(v).shape for key, v in state.items()} == shapes
-
-
-def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
-    """A value of an optimiser's state, as it was before it was stored."""
-    if value.dim() == 0 and not value.is_floating_point():
-        return int(value)
-    if value.shape == parameter.shape:
-        # laid out like the parameter: fused optimisers go by memory, not by index
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return value.to(parameter.device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..methods.settings import Noise
 from .latents import LatentPool
 
 
@@ -46,6 +47,7 @@ class Minibatch:
         sources: Sequence[SampleSource],
         size: int,
         num_timesteps: int,
+        settings: Noise,
         generator: torch.Generator,
     ) -> "Minibatch":
         """Sample a whole batch of `size`; independent of the number of processes and parts."""
@@ -61,13 +63,17 @@ class Minibatch:
         def latents(pool: LatentPool) -> Tensor:
             return pool.sample(index(len(pool)), noise(pool))
 
+        def added(pool: LatentPool) -> Tensor:
+            plain = noise(pool)
+            return plain + _offset(plain, settings.offset, generator) if settings.offset else plain
+
         prompts, first = index(len(subject.prompts)), latents(subject.pool)
-        timesteps = index(num_timesteps)
-        samples = [Samples(prompts, first, noise(subject.pool))]
+        timesteps = sample_timesteps(size, num_timesteps, settings, generator).to(device)
+        samples = [Samples(prompts, first, added(subject.pool))]
         for source in others:
             is_one = len(source.prompts) == 1
             prompts = torch.zeros_like(prompts) if is_one else index(len(source.prompts))
-            samples.append(Samples(prompts, latents(source.pool), noise(source.pool)))
+            samples.append(Samples(prompts, latents(source.pool), added(source.pool)))
         return cls(timesteps, tuple(samples))
 
     def rows(self, index: Tensor) -> "Minibatch":
@@ -83,3 +89,21 @@ class Minibatch:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+
+def sample_timesteps(
+    size: int, num_timesteps: int, settings: Noise, generator: torch.Generator
+) -> Tensor:
+    """Timesteps (size,) of the density and the range of the settings."""
+    first = min(round(settings.lowest * num_timesteps), num_timesteps - 1)
+    count = max(round(settings.highest * num_timesteps) - first, 1)
+    if settings.density == "uniform":
+        return first + torch.randint(count, (size,), generator=generator)
+    normal = torch.randn(size, generator=generator, dtype=torch.float64)
+    share = torch.sigmoid(settings.logit_mean + settings.logit_std * normal)
+    return first + (share * count).long().clamp(max=count - 1)
+
+
+def _offset(noise: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Noise offset (Guttenberg 2023): normal, the same all over a channel; (B, C, 1, 1)."""
+    return scale * torch.randn((*noise.shape[:2], 1, 1), generator=generator).to(noise.device)

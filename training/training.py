@@ -20,6 +20,7 @@ from ..registry.errors import InvalidInput
 from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import ResumePoint, copy_values
 from .latents import encode_pictures, varied_crops
+from .optimizers import check_installed
 from .precision import cast, dtype_of, make_accelerator
 from .sources import SampleSource
 
@@ -74,6 +75,7 @@ class Training:
         self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
         self._check_batches()
+        check_installed(settings.optimizer)
         self.noise_scheduler = backbone.training_scheduler()
         self._original: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]

@@ -39,6 +39,14 @@ def test_values_are_read(words: str, name: str, value: Any) -> None:
         ("mixed_precision=fp16", "expected auto or no or bf16"),
         ("stage3.step=1", "there is no setting"),
         ("=1", "sets nothing"),
+        ("optimizer=lion", "adamw or adamw8bit or adafactor or prodigy or came or schedule-free"),
+        ("optimizer=prodigy", "stage1.learning_rate is 0.001: prodigy finds the rate itself"),
+        ("schedule.kind=cosin", "constant_with_warmup or linear or cosine or"),
+        ("schedule.kind=piecewise_constant", "schedule.rules is '': expected factors and steps"),
+        ("stage3.warmup=10", "stage3.warmup is 10, but schedule.kind=constant has no warm-up"),
+        ("loss.kind=l1", "expected l2 or huber"),
+        ("noise.density=normal", "expected uniform or logit-normal"),
+        ("noise.lowest=1", "noise.lowest is 1, noise.highest 1: expected a range"),
     ],
 )
 def test_what_does_not_fit_is_told(words: str, message: str) -> None:
@@ -58,3 +66,29 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
     assert list(presets) == names
     for preset in presets.values():
         assert method.settings().updated(preset.settings.to_mapping()) == preset.settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("schedule.kind=linear", "stage3.warmup=501"), "stage3.warmup is 501: the stage has 500"),
+        (("schedule.kind=polynomial", "stage2.learning_rate=1e-7"), "polynomial ends at 1e-07"),
+        (("schedule.kind=piecewise_constant", "schedule.rules=1:x,1"), "schedule.rules is '1:x,1'"),
+        (("optimizer=schedule-free", "schedule.kind=cosine"), "schedule-free takes the place"),
+        (("optimizer=schedule-free", "ema=0.9"), "schedule-free has its own average"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_told(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as error:
+        resolve_settings(METHOD, base="", overrides=words)
+    assert "--set" in str(error.value.hint)
+
+
+def test_a_stage_without_steps_contradicts_nothing() -> None:
+    words = ("optimizer=prodigy", "stage1.steps=0", "stage2.steps=0", "stage3.learning_rate=1")
+    assert resolve_settings(METHOD, base="", overrides=words).optimizer == "prodigy"
+
+
+def test_rules_of_a_schedule_are_read_as_they_are_written() -> None:
+    words = ("schedule.kind=piecewise_constant", "schedule.rules=1:10,0.1:20,0.01")
+    assert resolve_settings(METHOD, base="", overrides=words).schedule.rules == words[1][15:]

@@ -342,6 +342,22 @@ def test_a_single_file_that_predicts_velocity_says_so(single: Path) -> None:
         save_file(found, single, metadata)
         scheduler = load_base(str(single)).backbone.pipeline.scheduler
         assert scheduler.config.prediction_type == "v_prediction"
+        assert not scheduler.config.get("rescale_betas_zero_snr")
+
+
+def test_a_single_file_with_zero_terminal_snr_says_so(single: Path) -> None:
+    """Also where the scheduler beside it is of a kind that knows nothing of it."""
+    tensors = load_file(single) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(tensors, single)
+    folder = single.with_suffix("")
+    for kind in ("DDIMScheduler", "PNDMScheduler"):
+        change(folder / "model_index.json", scheduler=["diffusers", kind])
+        change(folder / "scheduler" / "scheduler_config.json", _class_name=kind)
+        backbone = load_base(str(single)).backbone
+        assert type(backbone.pipeline.scheduler).__name__ == kind
+        for scheduler in (backbone.training_scheduler(), backbone.sampling_scheduler(None)):
+            assert scheduler.config["prediction_type"] == "v_prediction"  # pyright: ignore[reportAttributeAccessIssue]
+            assert scheduler.alphas_cumprod[-1] == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_byte_order_mark_in_the_configuration_beside_a_file_is_told(single: Path) -> None:

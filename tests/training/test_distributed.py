@@ -104,6 +104,21 @@ def test_two_processes_learn_what_one_learns(start: Start, rex: Registry, tiny: 
         torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
 
 
+@pytest.mark.parametrize("kind", ["schedule-free", pytest.param("prodigy", marks=pytest.mark.long)])
+def test_two_processes_have_one_optimiser(kind: str, rex: Registry, tiny: str) -> None:
+    """Previews and checkpoints, which the first process makes alone, are no step apart."""
+    pytest.importorskip("pytorch_optimizer")
+    words = ["--base", tiny, *WORDS, "--preview-every", "1", "--keep-every", "1"]
+    words += ["--set", f"optimizer={kind}", "--set", "loss.kind=huber"]
+    if kind == "prodigy":
+        words += [f"--set=stage{i}.learning_rate=1" for i in (1, 2, 3)]
+    for done in (run_forked("train", "rex", *words), joined(*words)):
+        assert done.returncode == 0, done.stderr
+    alone, together = weights(rex, 1), weights(rex, 2)
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
+
+
 @pytest.mark.parametrize("start", WAYS_TO_START)
 def test_two_processes_teach_several_concepts(
     start: Start, rex: Registry, tiny: str, tmp_path: Path
