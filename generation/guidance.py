@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
+from ..models.control import Control
 
 
 class Guidance(Protocol):
@@ -22,6 +23,11 @@ class Guidance(Protocol):
         """The conditioning of the prompt itself, without the negative prompt."""
         ...
 
+    @property
+    def control(self) -> Control | None:
+        """What a ControlNet adds, with and without the prompt."""
+        ...
+
     def conditional(self, count: int) -> slice:
         """The rows with the prompt in the denoiser's batch for `count` pictures."""
         ...
@@ -30,12 +36,13 @@ class Guidance(Protocol):
 class Unguided:
     """The denoiser's prediction as it is."""
 
-    def __init__(self, conditioning: Conditioning) -> None:
+    def __init__(self, conditioning: Conditioning, *, control: Control | None = None) -> None:
         self.conditioning = conditioning
+        self.control = control
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
-        return backbone.denoise(latents, timestep, self.conditioning)
+        return backbone.denoise(latents, timestep, self.conditioning, self.control)
 
     def conditional(self, count: int) -> slice:
         """All rows."""
@@ -45,8 +52,16 @@ class Unguided:
 class ClassifierFree:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, where the scale is w + 1)."""
 
-    def __init__(self, conditioning: Conditioning, negative: Conditioning, scale: float) -> None:
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        scale: float,
+        *,
+        control: Control | None = None,
+    ) -> None:
         self.conditioning = conditioning
+        self.control = control
         self.negative = negative
         self.scale = scale
 
@@ -56,7 +71,7 @@ class ClassifierFree:
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """ε_neg + scale · (ε_prompt - ε_neg), from one pass."""
-        both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both)
+        both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both, self.control)
         negative, conditional = both.chunk(2)
         return negative + self.scale * (conditional - negative)
 
@@ -66,10 +81,18 @@ class ClassifierFree:
 
 
 def guidance_for(
-    backbone: Backbone, prompts: list[str], negative: str, scale: float, width: int, height: int
+    backbone: Backbone,
+    prompts: list[str],
+    negative: str,
+    scale: float,
+    width: int,
+    height: int,
+    *,
+    control: Control | None = None,
 ) -> Guidance:
     """Classifier-free guidance with a scale above 1, else none."""
     if scale <= 1:
-        return Unguided(backbone.encode_prompts(prompts, width, height))
+        return Unguided(backbone.encode_prompts(prompts, width, height), control=control)
     negatives = [negative] * len(prompts) if negative else None
-    return ClassifierFree(*backbone.encode_guided(prompts, negatives, width, height), scale)
+    both = backbone.encode_guided(prompts, negatives, width, height)
+    return ClassifierFree(*both, scale, control=control)

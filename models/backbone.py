@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .control import Control
+
 Group = Literal["cross-attention", "denoiser"]
 """Named groups of the denoiser's parameters."""
 
@@ -169,7 +171,13 @@ class Backbone(ABC):
         """The (key, value) projections of each cross-attention layer."""
 
     @abstractmethod
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        control: "Control | None" = None,
+    ) -> Tensor:
         """The denoiser's prediction (B, C, h, w) for noisy latents, in its own dtype."""
 
     @abstractmethod
