@@ -10,6 +10,7 @@ import typer
 
 from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
+from . import control as controls
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -106,6 +107,8 @@ def generate(
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
+    control: controls.ControlOption = None,
+    control_scale: controls.ScaleOption = 1.0,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -133,11 +136,17 @@ def generate(
         size=parse_size(size) if size else None,
         separate=separate,
     )
-    find_base(base)  # report an unknown base model before anything is loaded or created
+    found = find_base(base)  # report an unknown one before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    requests = _requests(
-        prompt, prompts, PromptDefaults(n=num_pictures, seed=first, settings=settings)
+    defaults = PromptDefaults(
+        n=num_pictures,
+        seed=first,
+        settings=settings,
+        control=controls.parse(control, control_scale),
+        control_scale=control_scale,
     )
+    requests = _requests(prompt, prompts, defaults)
+    controls.check_kinds(found, requests)
     with session.registry(create=not _most_concepts(requests)) as registry:
         for request in requests:
             resolve_prompt(registry, request.prompt)
@@ -148,13 +157,22 @@ def generate(
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
+        for line in controls.check(loaded, requests):
+            session.output.note(line)
         total = sum(len(request.seeds) for request in requests)
         images: list[_Document] = []
         for_grid: list[Picture] = []
         leaks: list[list[Leak]] = []
         with session.output.progress("drawing") as advance:
             for picture in generating.generate(
-                registry, loaded, requests, out, batch=batch, with_maps=maps, with_leaks=leak
+                registry,
+                loaded,
+                requests,
+                out,
+                batch=batch,
+                with_maps=maps,
+                with_leaks=leak,
+                offline=offline,
             ):
                 images.append(_described(picture))
                 leaks.append(picture.leaks)
@@ -263,6 +281,7 @@ def reproduce(
             metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
         ),
     ] = None,
+    control: controls.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
@@ -277,6 +296,8 @@ def reproduce(
     with session.registry(create=not made.versions) as registry:
         _check_work(registry, picture, made)
         wanted = base or _believed_base(registry, picture, made.base)
+        is_known = _trace(registry, picture) is not None
+        asked = controls.again(picture, made, control, is_known=is_known)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
         with quick_imports():
@@ -284,7 +305,9 @@ def reproduce(
             from ..models.loading import load_base
 
             loaded = load_base(wanted, offline=offline)
-        again, is_same = generating.reproduce(registry, loaded, picture, out)
+        again, is_same = generating.reproduce(
+            registry, loaded, picture, out, control=asked, offline=offline
+        )
     document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])
     session.output.note("the same pixels" if is_same else "the pixels differ")

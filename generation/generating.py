@@ -1,7 +1,7 @@
 """`generate` and `reproduce`: draw prompts with concepts into files, and draw a file again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..kernels.observation import CROSS_ATTENTION
+from ..models.control import Control
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import (
@@ -17,6 +18,8 @@ from ..registry.errors import (
     quoted,
 )
 from .attention_maps import MapCollector, heat_sheet, words_of
+from .control_request import ControlRequest, check_controls, check_same_control
+from .controls import Controls, PreparedControl, following
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
@@ -79,24 +82,32 @@ def generate(
     batch: int = 4,
     with_maps: bool = False,
     with_leaks: bool = False,
+    offline: bool = False,
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
-    Its provenance goes into the file and the registry. All prompts are checked before the first is
-    drawn. `with_maps` also writes heat-maps of each concept's tokens; `with_leaks` measures how
-    much of each concept's attention falls on the others' regions. Raises what `resolve_prompt`,
-    `inject_concepts` and `draw` raise.
+    Its provenance goes into the file and the registry. All prompts and control pictures are checked
+    before the first is drawn. `with_maps` also writes heat-maps of each concept's tokens;
+    `with_leaks` measures how much of each concept's attention falls on the others' regions.
+    ControlNets are downloaded, unless `offline`. Raises what `resolve_prompt`, `inject_concepts`,
+    `check_controls`, `load_control` and `draw` raise.
     """
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
     resolved = [(request, resolve_prompt(registry, request.prompt)) for request in requests]
+    check_controls(base.base, base.backbone.size, requests)
+    controls = Controls(base, requests, offline=offline)
     for chosen, group in groupby(resolved, key=lambda each: each[1]):
         with inject_concepts(base, chosen) as concepts:
             for request, _ in group:
-                record = _Record(registry, base, request, chosen, folder)
-                for seen in _drawn(base, request, concepts, batch, with_maps, with_leaks):
-                    yield record.keep(seen)
+                control = controls.of(request)
+                record = _Record(registry, base, request, chosen, folder, control)
+                with following(control, concepts) as added:
+                    for seen in _drawn(
+                        base, request, concepts, batch, with_maps, with_leaks, added
+                    ):
+                        yield record.keep(seen)
 
 
 def _drawn(
@@ -106,6 +117,7 @@ def _drawn(
     batch: int,
     with_maps: bool = False,
     with_leaks: bool = False,
+    control: Control | None = None,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
     backbone, settings = base.backbone, request.settings
@@ -125,6 +137,7 @@ def _drawn(
         batch=batch,
         observers=[*separating(backbone, subjects, settings), *([collector] if layers else [])],
         names=[each.weight for each in concepts],
+        control=control,
     )
     if not layers:
         yield from map(_Observed, drawing)
@@ -164,6 +177,7 @@ class _Record:
     request: Request
     chosen: Sequence[ChosenVersion]
     folder: Path
+    control: PreparedControl | None = None
 
     def keep(self, seen: _Observed) -> Picture:
         drawn, heat = seen.drawn, seen.heat
@@ -174,7 +188,8 @@ class _Record:
             "base_sha256": self.base.sha256,
             "settings": self.request.settings.to_mapping()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
-            | ({"leaks": True} if seen.leaks else {}),
+            | ({"leaks": True} if seen.leaks else {})
+            | ({"control": self.control.record} if self.control else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
@@ -228,16 +243,24 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
 
 
 def reproduce(
-    registry: Registry, base: LoadedBase, path: Path, folder: Path
+    registry: Registry,
+    base: LoadedBase,
+    path: Path,
+    folder: Path,
+    *,
+    control: ControlRequest | None = None,
+    offline: bool = False,
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
-    They are the same on the same machine with the same packages. Raises `InvalidInput` for another
-    base model, `NotFound` for versions that are gone or have other weights now, and what
-    `read_provenance` raises.
+    They are the same on the same machine with the same packages. `control` names the control
+    picture, if one was used, and its ControlNet; the scale is the picture's. Raises `InvalidInput`
+    for another base model, control picture or ControlNet, `NotFound` for versions that are gone or
+    have other weights now, and what `read_provenance` raises.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
+    check_same_control(path, made.control, control)
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
@@ -251,11 +274,22 @@ def reproduce(
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
-    request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
-    record = _Record(registry, base, request, chosen, folder)
-    with inject_concepts(base, chosen) as concepts:
+    if made.control and control:
+        used = {"scale": made.control.scale, "transfers": made.control.transfers}
+        control = replace(control, **used)
+    request = Request(
+        prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings, control=control
+    )
+    prepared = Controls(base, [request], offline=offline).of(request)
+    if prepared and made.control and prepared.used.network_sha256 != made.control.network_sha256:
+        raise InvalidInput(
+            f"{path} was drawn with another ControlNet than {prepared.used.network} is now",
+            hint="--control IMAGE:KIND",
+        )
+    record = _Record(registry, base, request, chosen, folder, prepared)
+    with inject_concepts(base, chosen) as concepts, following(prepared, concepts) as added:
         drawing = _drawn(
-            base, request, concepts, len(made.batch_seeds), made.with_maps, made.with_leaks
+            base, request, concepts, len(made.batch_seeds), made.with_maps, made.with_leaks, added
         )
         picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
     with Image.open(path) as before:

@@ -19,6 +19,7 @@ from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
+from .control_request import MAX_SCALE, UsedControl
 from .request import MAX_SEED, SamplingSettings
 
 METADATA_KEY = "conceptry"
@@ -101,6 +102,7 @@ class Provenance:
     settings: SamplingSettings
     versions: Mapping[str, tuple[int, str]]
     """Concept name -> (version number, hash of its weights)."""
+    control: UsedControl | None = None
 
     @property
     def work(self) -> str:
@@ -122,6 +124,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+class _ControlPart(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    image_sha256: _Sha256
+    network: Annotated[str, Field(max_length=1000)]
+    network_sha256: _Sha256
+    scale: Annotated[float, Field(ge=0, le=MAX_SCALE)]
+    transfers: bool = True
+
+
 class _SettingsPart(_Part):
     model_config = ConfigDict(extra="forbid")
 
@@ -134,6 +146,7 @@ class _SettingsPart(_Part):
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)
     maps: bool = False
     leaks: bool = False
+    control: _ControlPart | None = None
 
 
 class _VersionPart(_Part):
@@ -175,6 +188,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     drawn = metadata.settings.model_dump()
     batch_seeds = tuple(drawn.pop("batch_seeds"))
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
+    control = drawn.pop("control")
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
@@ -187,4 +201,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         with_leaks=with_leaks,
         settings=SamplingSettings(**drawn),
         versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
+        control=UsedControl(**control) if control else None,
     )

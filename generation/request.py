@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
+from .control_request import ControlRequest
 
 SCHEDULERS = ("ddim", "euler", "dpm++")
 MAX_SEED = (1 << 63) - 1
@@ -72,6 +73,7 @@ class Request:
     prompt: str
     seeds: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
+    control: ControlRequest | None = None
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

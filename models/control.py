@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
 from diffusers import ControlNetModel
 from huggingface_hub import hf_hub_download
 from torch import Tensor
@@ -112,7 +111,11 @@ def _check_fits(source: ControlSource, config: dict[str, object], base: LoadedBa
 
     It may have fewer attention layers than the U-Net.
     """
-    default = {"in_channels": 4, "layers_per_block": 2, "block_out_channels": [320, 640, 1280, 1280]}
+    default = {
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "block_out_channels": [320, 640, 1280, 1280],
+    }
     default |= {"cross_attention_dim": 1280, "conditioning_channels": 3}
     default |= {"conditioning_embedding_out_channels": [16, 32, 96, 256]}
     found = {**default, **config}
