@@ -164,7 +164,9 @@ class _Entry(Form):
     source: Annotated[Line, Field(examples=["source: owner/name or a path"])]
     config: Line | None = None
     about: Text = ""
-    controls: dict[Line, Line] = Field(default_factory=dict)
+    controls: dict[Line, Line] = Field(
+        default_factory=dict, description="names with a source each", examples=["{canny: me/canny}"]
+    )
 
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
