@@ -19,8 +19,9 @@ def make_tiny_control(unet: Any, *, factor: int = 2, seed: int | None = 1) -> Co
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            share = 1.5 if name.startswith("controlnet_") else 0.2
-            parameter.data += share * noise / max(1, parameter[0].numel()) ** 0.5
+            noise /= max(1, parameter[0].numel()) ** 0.5
+            is_new = name.startswith("controlnet_")
+            parameter.data = 2 * noise if is_new else parameter.data + 0.2 * noise
     return network.eval()
 
 

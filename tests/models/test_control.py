@@ -156,7 +156,7 @@ def test_pixels_can_be_those_of_each_picture(ours: Backbone) -> None:
 @pytest.mark.parametrize("name", list(UNETS))
 def test_one_of_full_size_is_taken(name: str) -> None:
     backbone = backbone_of(make_full_size(name))
-    network = make_tiny_control(backbone.denoiser, factor=8)
+    network = make_tiny_control(backbone.denoiser, factor=8).to(torch.bfloat16)
     size = 64
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     conditioning = backbone.encode_prompts(["a cat", "a dog"], size)
@@ -312,7 +312,8 @@ def test_the_layout_is_loaded_or_said_to_be_missing(
     source = ControlSource("layout", "folder", str(tmp_path / "layout"))
     with pytest.raises(NotFound, match="ControlNet layout is not there yet"):
         load_control(source, base)
-    make_control(make_unet()).save_pretrained(tmp_path / "layout")
+    factor, size = base.backbone.latent_factor, base.backbone.size
+    make_control(make_unet(), factor).save_pretrained(tmp_path / "layout")
     files = {f"layout/{WEIGHTS}": {"sha256": hash_of(tmp_path / "layout" / WEIGHTS)}}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
     loaded = load_control(source, base)
@@ -320,7 +321,7 @@ def test_the_layout_is_loaded_or_said_to_be_missing(
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}}))
     with pytest.raises(InvalidWeights, match="is damaged"):
         load_control(source, base)
-    pixels = torch.rand(1, 3, 128, 128)
+    pixels = torch.rand(1, 3, size, size)
     settings = {"steps": 2, "seeds": (1,)}
     plain = drawn(base.backbone, None, **settings)
     assert (drawn(base.backbone, Control(loaded.network, pixels), **settings) == plain).all()
