@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_base import make_tiny_base, make_tiny_sdxl
 from tiny_control import control_picture, make_tiny_control, write_tiny_control
+from torch import nn
 
 PROMPT = "a photo of a red cat on the beach"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -103,12 +104,11 @@ def drawn(
 def test_pictures_are_those_of_diffusers(
     pipeline: Any, ours: Backbone, guidance: float, negative: str, size: Any, tmp_path: Path
 ) -> None:
-    network = make_tiny_control(pipeline.unet)
+    network: Any = make_tiny_control(pipeline.unet)
     is_xl = hasattr(pipeline, "text_encoder_2")
     kind = StableDiffusionXLControlNetPipeline if is_xl else StableDiffusionControlNetPipeline
-    options = {} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
-    parts = dict(pipeline.components)
-    theirs: Any = kind(**(parts | {"controlnet": network} | options))
+    parts: dict[str, Any] = {**pipeline.components, "controlnet": network}
+    theirs: Any = kind(**parts | ({} if is_xl else {"requires_safety_checker": False}))
     theirs.set_progress_bar_config(disable=True)
     with Image.open(control_picture(tmp_path / "control.png", size)) as image:
         expected = theirs(
@@ -156,7 +156,8 @@ def test_pixels_can_be_those_of_each_picture(ours: Backbone) -> None:
 @pytest.mark.parametrize("name", list(UNETS))
 def test_one_of_full_size_is_taken(name: str) -> None:
     backbone = backbone_of(make_full_size(name))
-    network = make_tiny_control(backbone.denoiser, factor=8).to(torch.bfloat16)
+    network = make_tiny_control(backbone.denoiser, factor=8)
+    nn.Module.to(network, torch.bfloat16)
     size = 64
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     conditioning = backbone.encode_prompts(["a cat", "a dog"], size)
