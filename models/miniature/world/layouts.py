@@ -16,7 +16,7 @@ from .scenes import Rendered, Scene, render
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of the picture."""
 
-COLOURS = {
+LAYOUT_COLOURS = {
     "cat": (255, 0, 0),
     "dog": (0, 0, 255),
     "bear": (128, 64, 0),
@@ -31,7 +31,7 @@ COLOURS = {
     "backpack": (0, 0, 128),
 }
 NOTHING = (128, 128, 128)
-PALETTE = np.array([NOTHING, *(COLOURS[name] for name in CATEGORIES)], dtype=np.uint8)
+PALETTE = np.array([NOTHING, *(LAYOUT_COLOURS[name] for name in CATEGORIES)], dtype=np.uint8)
 """Colours (13, 3): that of nothing, then those of `CATEGORIES`."""
 
 LEFT_OUT = 0.1
@@ -45,7 +45,7 @@ def layout_picture(
 ) -> Image.Image:
     """The layout (size, size) of a scene, or of boxes of categories; later ones are in front.
 
-    A scene's has silhouettes, or with `boxes` their bounding boxes. Raises `KeyError` for an
+    A scene's has silhouettes, or with `boxes` their bounding boxes. Raises `ValueError` for an
     unknown category.
     """
     if isinstance(scene_or_boxes, Scene):
@@ -96,6 +96,8 @@ def categories_of(scene: Scene) -> list[str]:
 def _filled(size: int, names: Sequence[str], masks: Sequence[Image.Image]) -> np.ndarray:
     layout = np.zeros((size, size), dtype=np.uint8)
     for name, mask in zip(names, masks, strict=True):
+        if name not in CATEGORIES:
+            raise ValueError(f"{name!r} is no category: expected {', '.join(CATEGORIES)}")
         layout[np.asarray(mask) >= 128] = 1 + CATEGORIES.index(name)
     return layout
 
