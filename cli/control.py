@@ -53,7 +53,7 @@ def check_kinds(base: "Base", requests: "Sequence[Request]") -> None:
 
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
     """Read the control pictures; returns a line for each that has to be resized."""
-    from ..generation.control_request import check_controls
+    from ..generation.controls import check_controls
 
     return check_controls(base.base, base.backbone.size, requests)
 

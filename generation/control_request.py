@@ -1,22 +1,17 @@
 """Asking for a ControlNet: the control picture, read and fitted. Loads no library of weights."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from PIL import Image
 from pydantic import Field
 
-from ..models.bases import Base, find_control
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
-
-if TYPE_CHECKING:
-    from .request import Request
 
 MAX_SCALE = 2.0
 
@@ -82,30 +77,6 @@ def fitted(image: Image.Image, size: tuple[int, int], path: Path) -> Image.Image
             hint="cut it, or choose another --size",
         )
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def check_controls(base: Base, size: int, requests: Sequence["Request"]) -> list[str]:
-    """Read all control pictures and find their ControlNets, before anything is drawn.
-
-    `size` is the side of pictures whose request has none. Returns a line for each control picture
-    that has to be resized. Raises `NotFound`, `InvalidImage` and `InvalidInput`.
-    """
-    notes: dict[str, None] = {}
-    checked: set[tuple[Path, tuple[int, int]]] = set()
-    for request in requests:
-        if (asked := request.control) is None:
-            continue
-        find_control(base, asked.kind)
-        wanted = request.settings.size or (size, size)
-        if (key := (asked.picture, wanted)) in checked:
-            continue
-        checked.add(key)
-        image, _ = read_control(asked.picture)
-        if fitted(image, wanted, asked.picture).size != image.size:
-            width, height = image.size
-            line = f"{asked.picture} is {width}x{height}: resized to {wanted[0]}x{wanted[1]}"
-            notes.setdefault(line)
-    return list(notes)
 
 
 def check_same_control(

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..adapters.timestep_tokens import routed
-from ..models.bases import find_control
+from ..models.bases import Base, find_control
 from ..models.control import Control, LoadedControl, load_control
 from ..models.loading import LoadedBase
 from ..models.pixels import to_pixels
@@ -32,6 +33,30 @@ class PreparedControl:
         if self.used.transfers:
             del record["transfers"]
         return record
+
+
+def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[str]:
+    """Read all control pictures and find their ControlNets, before anything is drawn.
+
+    `size` is the side of pictures whose request has none. Returns a line for each control picture
+    that has to be resized. Raises `NotFound`, `InvalidImage` and `InvalidInput`.
+    """
+    notes: dict[str, None] = {}
+    checked: set[tuple[Path, tuple[int, int]]] = set()
+    for request in requests:
+        if (asked := request.control) is None:
+            continue
+        find_control(base, asked.kind)
+        wanted = request.settings.size or (size, size)
+        if (key := (asked.picture, wanted)) in checked:
+            continue
+        checked.add(key)
+        image, _ = read_control(asked.picture)
+        if fitted(image, wanted, asked.picture).size != image.size:
+            width, height = image.size
+            line = f"{asked.picture} is {width}x{height}: resized to {wanted[0]}x{wanted[1]}"
+            notes.setdefault(line)
+    return list(notes)
 
 
 class Controls:

@@ -18,8 +18,8 @@ from ..registry.errors import (
     quoted,
 )
 from .attention_maps import MapCollector, heat_sheet, words_of
-from .control_request import ControlRequest, check_controls, check_same_control
-from .controls import Controls, PreparedControl, following
+from .control_request import ControlRequest, check_same_control
+from .controls import Controls, PreparedControl, check_controls, following
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt

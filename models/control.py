@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from diffusers import ControlNetModel
 from huggingface_hub import hf_hub_download
@@ -16,9 +16,6 @@ from .compatibility import as_invalid_weights, short
 from .folder import CONFIG_FILE, Part, how_to_convert, read_object, weights_in
 from .hashes import MANIFEST, check_hash, hash_of
 from .loading import LoadedBase, load_network, without_bars
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 CLASS = "ControlNetModel"
 _HUB_WEIGHTS = (
@@ -71,7 +68,8 @@ def load_control(
     denoiser = base.backbone.denoiser
     with without_bars(), as_invalid_weights(source):
         convert = how_to_convert(folder, CLASS)
-        network = load_network(source, "network", part, ControlNetModel, denoiser.dtype, convert)
+        load = ControlNetModel.from_pretrained
+        network = load_network(source, "network", part, load, denoiser.dtype, convert)
     for name, parameter in network.named_parameters():
         if not parameter.isfinite().all():
             raise InvalidWeights(
@@ -119,7 +117,7 @@ def _check_fits(source: ControlSource, config: dict[str, object], base: LoadedBa
     default |= {"cross_attention_dim": 1280, "conditioning_channels": 3}
     default |= {"conditioning_embedding_out_channels": [16, 32, 96, 256]}
     found = {**default, **config}
-    unet = cast("UNet2DConditionModel", base.backbone.denoiser).config
+    unet = base.backbone.denoiser.config
     stages = found["conditioning_embedding_out_channels"]
     factor = 2 ** (len(stages) - 1) if isinstance(stages, (list, tuple)) else None
     expected = (

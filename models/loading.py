@@ -1,7 +1,7 @@
 """Loading a base model by name, and the hash that identifies its weights."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,20 +156,21 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module
             f"{base.name} has a {part.class_name[:60]} as its {name}: expected {' or '.join(known)}"
         )
     convert = how_to_convert(part.folder.parent)
-    return load_network(base, name, part, known[part.class_name], dtype, convert)
+    load = known[part.class_name].from_pretrained
+    return load_network(base, name, part, load, dtype, convert)
 
 
 def load_network(
     model: Named,
     name: str,
     part: Part,
-    network_class: type[nn.Module],
+    from_pretrained: Callable[..., object],
     dtype: torch.dtype,
     convert: str,
 ) -> nn.Module:
     """A part with weights, all of them; raises `InvalidWeights` if they are not.
 
-    `convert` says how pickles become safetensors.
+    `from_pretrained` is its class's, and `convert` says how pickles become safetensors.
     """
     if not part.files:
         names = sorted(path.name for path in part.folder.iterdir())
@@ -182,7 +183,7 @@ def load_network(
         raise InvalidWeights(f"{model.name} cannot be loaded: there are no weights of its {name}")
     for path in part.files:
         check_tensors(path, "")
-    loaded = network_class.from_pretrained(
+    loaded = from_pretrained(
         part.folder,
         dtype=dtype,
         variant=part.variant,

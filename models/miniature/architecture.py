@@ -78,10 +78,11 @@ def make_control(unet: UNet2DConditionModel, factor: int = 8) -> ControlNetModel
     channels = (8, 16, 32, 32)[: factor.bit_length()]
     whole = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     plain = {
-        "down_block_types": ("DownBlock2D",) * len(unet.config.block_out_channels),
+        "down_block_types": ("DownBlock2D",) * len(whole.down_blocks),
         "mid_block_type": "UNetMidBlock2D",
     }
     control = ControlNetModel.from_config({**whole.config, **plain})
+    assert isinstance(control, ControlNetModel)
     weights = whole.state_dict()
     control.load_state_dict({name: weights[name] for name in control.state_dict()})
     return control

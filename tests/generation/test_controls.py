@@ -21,11 +21,10 @@ from conceptry.generation import (
 )
 from conceptry.generation.control_request import (
     ControlRequest,
-    check_controls,
     fitted,
     parse_control,
 )
-from conceptry.generation.controls import transferred
+from conceptry.generation.controls import check_controls, transferred
 from conceptry.generation.injection import InjectedConcept, inject_concepts
 from conceptry.generation.prompt_syntax import Mention, resolve_prompt
 from conceptry.models.backbone import Backbone
@@ -71,7 +70,8 @@ def test_a_picture_has_its_control_and_is_drawn_again_with_it(
     assert used is not None
     assert used.image_sha256 == hashlib.sha256(control.picture.read_bytes()).hexdigest()
     assert (used.network, used.scale, used.transfers) == (control.kind, 0.8, True)
-    assert registry.trace(third.sha256).settings["control"]["network_sha256"] == used.network_sha256
+    recorded: Any = registry.trace(third.sha256).settings["control"]
+    assert recorded["network_sha256"] == used.network_sha256
     assert read_provenance(plain.path).control is None
     again, is_same = reproduce(
         registry, base, third.path, tmp_path, control=replace(control, scale=1.0)

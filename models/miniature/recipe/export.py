@@ -117,6 +117,8 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
     unet = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     vae = _prefixed("vae", load_file(source / "vae" / "diffusion_pytorch_model.safetensors"))
     clip = _prefixed("clip", load_file(source / "clip.safetensors"))
+    layout = source / LAYOUT / "diffusion_pytorch_model.safetensors"
+    control = [("control", _prefixed("control", load_file(layout)))] if layout.exists() else []
     clip |= {f"clip.text_model.{name.removeprefix('text.')}": v for name, v in text.items()}
     for name, weights in (
         ("clip", clip),
@@ -125,6 +127,7 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
         ("decoder", vae),
         ("unet", text | vae | _prefixed("unet", unet)),
         ("identity", _prefixed("identity", load_file(source / "identity.safetensors"))),
+        *control,
     ):
         single = {
             key: value.float() if value.is_floating_point() else value

@@ -38,6 +38,7 @@ LEFT_OUT = 0.1
 """The share of subjects that a random layout leaves to the prompt."""
 _JITTER = 0.03
 _COARSE = (6, 12)
+_TWICE = [min(255, 2 * value) for value in range(256)]
 
 
 def layout_picture(
@@ -119,5 +120,5 @@ def _jittered(box: Box, rng: random.Random) -> Box:
 def _blob(mask: Image.Image, rng: random.Random) -> Image.Image:
     """The mask without its details: reduced to a few pixels across, and enlarged again."""
     few = rng.randint(*_COARSE)
-    coarse = mask.resize((few, few), Image.Resampling.BOX).point(lambda value: min(255, 2 * value))
+    coarse = mask.resize((few, few), Image.Resampling.BOX).point(_TWICE)
     return coarse.resize(mask.size, Image.Resampling.BICUBIC)
