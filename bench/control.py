@@ -25,7 +25,8 @@ import torch
 from conceptry.evaluation.judge import Judge, load_judge
 from conceptry.generation.sampler import draw
 from conceptry.models.bases import ControlSource, find_base, find_control
-from conceptry.models.control import Control, load_control
+from conceptry.models.conditioning import Control
+from conceptry.models.control import load_control
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.architecture import SMALL_SIZE
 from conceptry.models.miniature.world.identities import CATEGORIES

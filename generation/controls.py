@@ -10,7 +10,8 @@ from torch import nn
 
 from ..adapters.timestep_tokens import routed
 from ..models.bases import Base, find_control
-from ..models.control import Control, LoadedControl, load_control
+from ..models.conditioning import Control
+from ..models.control import LoadedControl, load_control
 from ..models.loading import LoadedBase
 from ..models.pixels import to_pixels
 from ..models.sd import cross_attention_of

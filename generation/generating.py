@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..kernels.observation import CROSS_ATTENTION
-from ..models.control import Control
+from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import (

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.backbone import Backbone
-from ..models.conditioning import Conditioning
-from ..models.control import Control
+from ..models.conditioning import Conditioning, Control
 
 
 class Guidance(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.compatibility import short
-from ..models.control import Control
+from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for

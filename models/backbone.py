@@ -15,13 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Control
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from .control import Control
 
 Group = Literal["cross-attention", "denoiser"]
 """Named groups of the denoiser's parameters."""
@@ -176,7 +174,7 @@ class Backbone(ABC):
         latents: Tensor,
         timesteps: Tensor,
         conditioning: Conditioning,
-        control: "Control | None" = None,
+        control: Control | None = None,
     ) -> Tensor:
         """The denoiser's prediction (B, C, h, w) for noisy latents, in its own dtype."""
 

@@ -7,7 +7,6 @@ from typing import cast
 
 from diffusers import ControlNetModel
 from huggingface_hub import hf_hub_download
-from torch import Tensor
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
 from ..registry.hashes import sha256_of
@@ -31,23 +30,6 @@ class LoadedControl:
     name: str
     network: ControlNetModel
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """What a ControlNet adds to the denoiser: control pixels (B, 3, H, W) in 0..1, and the scale.
-
-    Pixels are those of a batch's pictures, or one row for all of them. For a batch that holds the
-    pictures several times, as in guidance, they are repeated.
-    """
-
-    network: ControlNetModel
-    pixels: Tensor
-    scale: float = 1.0
-
-    def rows(self, count: int) -> Tensor:
-        """Pixels (count, 3, H, W)."""
-        return self.pixels.repeat(count // len(self.pixels), 1, 1, 1)
 
 
 def load_control(

@@ -25,14 +25,12 @@ from .backbone import (
     TextEncoder,
     TrainingScheduler,
 )
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Control
 from .latents import decoded, in_float32, needs_float32, non_finite_parameter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
     from transformers import PreTrainedTokenizerBase
-
-    from .control import Control
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -172,7 +170,7 @@ class StableDiffusion(Backbone):
         latents: Tensor,
         timesteps: Tensor,
         conditioning: Conditioning,
-        control: "Control | None" = None,
+        control: Control | None = None,
     ) -> Tensor:
         """What the U-Net predicts, (B, C, h, w)."""
         now = conditioning.at(timesteps)
@@ -234,7 +232,7 @@ def cross_attention_of(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Modul
 
 
 def _residuals(
-    control: "Control", latents: Tensor, timesteps: Tensor, now: Conditioning
+    control: Control, latents: Tensor, timesteps: Tensor, now: Conditioning
 ) -> dict[str, Tensor | tuple[Tensor, ...]]:
     """What a ControlNet adds to the U-Net's skip connections and to its middle block."""
     down, middle = control.network(

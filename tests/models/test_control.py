@@ -14,7 +14,8 @@ from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
 from conceptry.models.backbone import Backbone
 from conceptry.models.bases import SHIPPED, Base, ControlSource, find_base, find_control
-from conceptry.models.control import Control, load_control
+from conceptry.models.conditioning import Control
+from conceptry.models.control import load_control
 from conceptry.models.hashes import hash_of
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.models.miniature.architecture import make_control, make_unet
