@@ -9,8 +9,8 @@ Text states become wider: (B, 77, 2 · d) for one stage, keys' states first, and
 for all I stages, of which the denoiser takes those of its timestep.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -260,10 +260,7 @@ class TimestepRouting:
         self._starts = tuple(float(each * backbone.num_timesteps) for each in self.starts)
         with ExitStack() as undo:
             undo.enter_context(backbone.wrapped_texts(self._encode))
-            for projections in backbone.cross_attention():
-                for part, projection in enumerate(projections):
-                    hook = partial(_take_part, part)
-                    undo.callback(projection.register_forward_pre_hook(hook).remove)
+            undo.enter_context(routed(backbone.cross_attention()))
             self._undo = undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
@@ -316,6 +313,17 @@ class TimestepRouting:
 def _beside(states: Tensor, count: int) -> Tensor:
     """(I · 2 · B, 77, d) to (B, 77, I · 2 · d)."""
     return states.unflatten(0, (count, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+@contextmanager
+def routed(cross_attention: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
+    """Inside the context `to_k` takes the keys' part of wider text states, `to_v` the values'."""
+    with ExitStack() as undo:
+        for projections in cross_attention:
+            for part, projection in enumerate(projections):
+                hook = partial(_take_part, part)
+                undo.callback(projection.register_forward_pre_hook(hook).remove)
+        yield
 
 
 def _take_part(part: int, projection: nn.Linear, args: tuple[Tensor]) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Weight changes of the denoiser: what DreamBooth and AttnDreamBooth train, in full or as LoRA."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -47,13 +47,19 @@ class WeightDelta:
     def check(self, backbone: Backbone) -> None:
         """Raise `InvalidWeights` if names or shapes do not fit this base model's denoiser."""
         parameters = backbone.parameters("denoiser")
-        for name in (*self.deltas, *self.factors):
+        for name in self.names:
             if name not in parameters:
                 raise InvalidWeights(f"the base model has no weights {name[:80]!r}")
-            if not self._fits(name, parameters[name].shape):
+            if not self.fits(name, parameters[name].shape):
                 raise InvalidWeights(f"a change of {name} has another shape")
 
-    def _fits(self, name: str, shape: torch.Size) -> bool:
+    @property
+    def names(self) -> Set[str]:
+        """The parameters that are changed."""
+        return self.deltas.keys() | self.factors.keys()
+
+    def fits(self, name: str, shape: torch.Size) -> bool:
+        """Whether the change of a parameter has its shape."""
         if name in self.deltas:
             return self.deltas[name].shape == shape
         up, down = self.factors[name]
@@ -69,12 +75,17 @@ class WeightDelta:
         parameters = backbone.parameters("denoiser")
         with ExitStack() as undo:
             undo.callback(self.eject, backbone)
-            for name in (*self.deltas, *self.factors):
+            for name in self.names:
                 parameter = parameters[name]
-                changed = parameter.data.float() + self.strength * self._change(name, parameter)
+                changed = self.added_to(name, parameter)
                 self._original[name] = parameter.data
-                parameter.data = changed.to(parameter.dtype)
+                parameter.data = changed
             undo.pop_all()
+
+    def added_to(self, name: str, parameter: Tensor) -> Tensor:
+        """A parameter with its change, in its dtype."""
+        changed = parameter.data.float() + self.strength * self._change(name, parameter)
+        return changed.to(parameter.dtype)
 
     def _change(self, name: str, parameter: Tensor) -> Tensor:
         if name in self.deltas:

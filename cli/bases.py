@@ -18,6 +18,7 @@ class _Document(TypedDict):
     about: str
     at_hand: bool
     is_default: bool
+    controls: list[str]
 
 
 def bases(context: typer.Context) -> None:
@@ -33,6 +34,7 @@ def bases(context: typer.Context) -> None:
             "about": base.about,
             "at_hand": base.is_at_hand(),
             "is_default": base.name == DEFAULT_BASE,
+            "controls": [each.name for each in base.controls],
         }
 
     found = [document(base) for base in [*read_aliases().values(), *cached_bases()]]

@@ -10,6 +10,7 @@ import typer
 
 from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
+from . import control as controls
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -145,6 +146,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    control: controls.ControlOption = None,
+    control_scale: controls.ScaleOption = 1.0,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -180,13 +183,18 @@ def generate(
     points = [_point(each) for each in point or ()]
     if points and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
-    find_base(base)  # report an unknown base model before anything is loaded or created
+    found = find_base(base)  # report an unknown one before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
-    requests = _requests(
-        prompt,
-        prompts,
-        PromptDefaults(n=num_pictures, seed=first, settings=settings, references=references),
+    defaults = PromptDefaults(
+        n=num_pictures,
+        seed=first,
+        settings=settings,
+        references=references,
+        control=controls.parse(control, control_scale),
+        control_scale=control_scale,
     )
+    requests = _requests(prompt, prompts, defaults)
+    controls.check_kinds(found, requests)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     with session.registry(create=is_plain) as registry:
         for request in requests:
@@ -199,6 +207,8 @@ def generate(
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
+        for line in controls.check(loaded, requests):
+            session.output.note(line)
         total = sum(len(request.seeds) for request in requests)
         images: list[_Document] = []
         for_grid: list[Picture] = []
@@ -213,6 +223,7 @@ def generate(
                 with_maps=maps,
                 with_leaks=leak,
                 points=points,
+                offline=offline,
             ):
                 images.append(_described(picture))
                 leaks.append(picture.leaks)
@@ -332,6 +343,7 @@ def reproduce(
             metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
         ),
     ] = None,
+    control: controls.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
@@ -346,6 +358,8 @@ def reproduce(
     with session.registry(create=not made.versions) as registry:
         _check_work(registry, picture, made)
         wanted = base or _believed_base(registry, picture, made.base)
+        is_known = _trace(registry, picture) is not None
+        asked = controls.again(picture, made, control, is_known=is_known)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
         with quick_imports():
@@ -353,7 +367,9 @@ def reproduce(
             from ..models.loading import load_base
 
             loaded = load_base(wanted, offline=offline)
-        again, is_same = generating.reproduce(registry, loaded, picture, out)
+        again, is_same = generating.reproduce(
+            registry, loaded, picture, out, control=asked, offline=offline
+        )
     document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])
     session.output.note("the same pixels" if is_same else "the pixels differ")

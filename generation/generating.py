@@ -1,7 +1,7 @@
 """`generate` and `reproduce`: draw prompts with concepts into files, and draw a file again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..adapters.adapter import injected
 from ..adapters.references import References
 from ..kernels.observation import CROSS_ATTENTION
+from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import (
@@ -19,6 +20,8 @@ from ..registry.errors import (
     quoted,
 )
 from .attention_maps import MapCollector, heat_row, words_of
+from .control_request import ControlRequest, check_same_control
+from .controls import Controls, PreparedControl, check_controls, following
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
@@ -94,44 +97,37 @@ def generate(
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
+    offline: bool = False,
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
-    Its provenance goes into the file and the registry. All prompts are checked before the first is
-    drawn. `with_maps` also writes heat-maps of each concept's tokens, and of where `points` of the
-    picture, or its centre, look in its references; `with_leaks` measures how much of each concept's
-    attention falls on the others' regions. Raises what `resolve_prompt`, `inject_concepts` and
-    `draw` raise.
+    Its provenance goes into the file and the registry. All prompts and control pictures are checked
+    before the first is drawn. `with_maps` also writes heat-maps of each concept's tokens, and of
+    where `points` of the picture, or its centre, look in its references; `with_leaks` measures how
+    much of each concept's attention falls on the others' regions. ControlNets are downloaded,
+    unless `offline`. Raises what `resolve_prompt`, `inject_concepts`, `check_controls`,
+    `load_control` and `draw` raise.
     """
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
-    records = [
-        _Record(
-            registry,
-            base,
+    resolved = [
+        (
             request,
             resolve_prompt(registry, request.prompt),
             resolve_references(registry, request.references),
-            folder,
-            _Wanted(with_maps, with_leaks, tuple(points)),
         )
         for request in requests
     ]
+    check_controls(base.base, base.backbone.size, requests)
+    controls = Controls(base, requests, offline=offline)
+    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
     for chosen, group in groupby(records, key=lambda each: each.chosen):
         together = [(record, record.load_references()) for record in group]
         with inject_concepts(base, chosen) as concepts:
             for record, references in together:
-                with injected(base.backbone, [_in_words(references, concepts)]):
-                    for seen in _drawn(base, record.request, concepts, batch, record.wanted):
-                        yield record.keep(seen)
-
-
-def _in_words(references: References, concepts: Sequence[InjectedConcept]) -> References:
-    """The references with mentions in their prompts expanded, as in the pictures' prompt."""
-    for each in concepts:
-        references = references.in_words(each.phrase, each.mention.text)
-    return references
+                yield from record.draw(concepts, references, batch)
 
 
 def _drawn(
@@ -140,6 +136,7 @@ def _drawn(
     concepts: Sequence[InjectedConcept],
     batch: int,
     wanted: _Wanted,
+    control: Control | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
     backbone, settings = base.backbone, request.settings
@@ -161,6 +158,7 @@ def _drawn(
         batch=batch,
         observers=[*separating(backbone, subjects, settings), *(observers if layers else [])],
         names=[each.weight for each in concepts],
+        control=control,
     )
     if not layers:
         yield from map(_Observed, drawing)
@@ -204,6 +202,7 @@ class _Record:
     chosen: Sequence[ChosenVersion]
     references: Sequence[ChosenReference]
     folder: Path
+    controls: Controls
     wanted: _Wanted
 
     def load_references(self) -> References:
@@ -211,7 +210,26 @@ class _Record:
         mentions = {each.concept.id: each.mention.text for each in self.chosen}
         return load_references(self.registry, self.base, self.references, mentions)
 
-    def keep(self, seen: _Observed) -> Picture:
+    def draw(
+        self,
+        concepts: Sequence[InjectedConcept],
+        references: References,
+        batch: int,
+        kept: Sequence[int] | None = None,
+    ) -> Iterator[Picture]:
+        """Draw the request with injected concepts, after references.
+
+        Pictures are kept, or only those with some seeds.
+        """
+        for each in concepts:
+            references = references.in_words(each.phrase, each.mention.text)
+        control = self.controls.of(self.request)
+        with injected(self.base.backbone, [references]), following(control, concepts) as added:
+            for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added):
+                if kept is None or seen.drawn.seed in kept:
+                    yield self._keep(seen, control)
+
+    def _keep(self, seen: _Observed, control: PreparedControl | None) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
             "prompt": self.request.prompt,
@@ -222,7 +240,8 @@ class _Record:
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
             | ({"leaks": True} if seen.leaks else {})
             | ({"references": self._described()} if self.references else {})
-            | ({"points": self.wanted.points} if self.wanted.points else {}),
+            | ({"points": self.wanted.points} if self.wanted.points else {})
+            | ({"control": control.record} if control else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
@@ -314,16 +333,24 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
 
 
 def reproduce(
-    registry: Registry, base: LoadedBase, path: Path, folder: Path
+    registry: Registry,
+    base: LoadedBase,
+    path: Path,
+    folder: Path,
+    *,
+    control: ControlRequest | None = None,
+    offline: bool = False,
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
-    They are the same on the same machine with the same packages. Raises `InvalidInput` for another
-    base model, `NotFound` for versions that are gone or have other weights now, and what
-    `read_provenance` raises.
+    They are the same on the same machine with the same packages. `control` names the control
+    picture, if one was used, and its ControlNet; the scale is the picture's. Raises `InvalidInput`
+    for another base model, control picture or ControlNet, `NotFound` for versions that are gone or
+    have other weights now, and what `read_provenance` raises.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
+    check_same_control(path, made.control, control)
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
@@ -337,17 +364,25 @@ def reproduce(
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
-    request = Request(prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings)
+    if made.control and control:
+        used = {"scale": made.control.scale, "transfers": made.control.transfers}
+        control = replace(control, **used)
+    request = Request(
+        prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings, control=control
+    )
+    controls = Controls(base, [request], offline=offline)
+    now = controls.of(request)
+    if now and made.control and now.used.network_sha256 != made.control.network_sha256:
+        raise InvalidInput(
+            f"{path} was drawn with another ControlNet than {now.used.network} is now",
+            hint="--control IMAGE:KIND",
+        )
     after = [_reference_now(registry, path, each) for each in made.references]
     wanted = _Wanted(made.with_maps, made.with_leaks, made.points)
-    record = _Record(registry, base, request, chosen, after, folder, wanted)
+    record = _Record(registry, base, request, chosen, after, folder, controls, wanted)
     references = record.load_references()
-    with (
-        inject_concepts(base, chosen) as concepts,
-        injected(base.backbone, [_in_words(references, concepts)]),
-    ):
-        drawing = _drawn(base, request, concepts, len(made.batch_seeds), wanted)
-        picture = record.keep(next(each for each in drawing if each.drawn.seed == made.seed))
+    with inject_concepts(base, chosen) as concepts:
+        (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
     with Image.open(path) as before:
         is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()
     return picture, is_same

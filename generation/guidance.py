@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.backbone import Backbone
-from ..models.conditioning import Conditioning
+from ..models.conditioning import Conditioning, Control
 from ..models.seeds import seed_of
 from .request import SamplingSettings
 from .self_subject_attention import ReferencePass
@@ -26,6 +26,11 @@ class Guidance(Protocol):
         """The conditioning of the prompt itself, without the negative prompt."""
         ...
 
+    @property
+    def control(self) -> Control | None:
+        """What a ControlNet adds, with and without the prompt."""
+        ...
+
     def conditional(self, count: int) -> slice:
         """The rows with the prompt in the denoiser's batch for `count` pictures."""
         ...
@@ -34,12 +39,13 @@ class Guidance(Protocol):
 class Unguided:
     """The denoiser's prediction as it is."""
 
-    def __init__(self, conditioning: Conditioning) -> None:
+    def __init__(self, conditioning: Conditioning, *, control: Control | None = None) -> None:
         self.conditioning = conditioning
+        self.control = control
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
-        return backbone.denoise(latents, timestep, self.conditioning)
+        return backbone.denoise(latents, timestep, self.conditioning, self.control)
 
     def conditional(self, count: int) -> slice:
         """All rows."""
@@ -49,8 +55,16 @@ class Unguided:
 class ClassifierFree:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, where the scale is w + 1)."""
 
-    def __init__(self, conditioning: Conditioning, negative: Conditioning, scale: float) -> None:
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        scale: float,
+        *,
+        control: Control | None = None,
+    ) -> None:
         self.conditioning = conditioning
+        self.control = control
         self.negative = negative
         self.scale = scale
 
@@ -60,7 +74,7 @@ class ClassifierFree:
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """ε_neg + scale · (ε_prompt - ε_neg), from one pass."""
-        both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both)
+        both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both, self.control)
         negative, conditional = both.chunk(2)
         return negative + self.scale * (conditional - negative)
 
@@ -89,8 +103,10 @@ class Interleaved:
         scale: float,
         reference_share: float,
         reference_scale: float,
+        control: Control | None = None,
     ) -> None:
         self.conditioning = conditioning
+        self.control = control
         self._prompts = Conditioning.cat([negative, conditioning])
         self._references = references
         self._share = reference_share
@@ -113,7 +129,7 @@ class Interleaved:
         if not by_reference.all():
             times, rows = [*times, behind], [*rows, torch.cat([~by_reference, nobody])]
         with self._references.seen_at(backbone, times, rows):
-            both = backbone.denoise(torch.cat([latents] * 2), timestep, prompts)
+            both = backbone.denoise(torch.cat([latents] * 2), timestep, prompts, self.control)
         without, conditional = both.chunk(2)
         by_prompt, by_references = self._scales
         scale = torch.where(by_reference, by_references, by_prompt).to(both.dtype)
@@ -137,6 +153,8 @@ def guidance_for(
     seeds: Sequence[int],
     width: int,
     height: int,
+    *,
+    control: Control | None = None,
 ) -> Guidance:
     """The guidance of pictures with these seeds: interleaved if references have a weight.
 
@@ -153,9 +171,9 @@ def guidance_for(
             scale=settings.guidance,
             reference_share=references[0].share if share is None else share,
             reference_scale=references[0].guidance if scale is None else scale,
+            control=control,
         )
     if settings.guidance <= 1:
-        return Unguided(backbone.encode_prompts(prompts, width, height))
-    return ClassifierFree(
-        *backbone.encode_guided(prompts, negatives, width, height), settings.guidance
-    )
+        return Unguided(backbone.encode_prompts(prompts, width, height), control=control)
+    both = backbone.encode_guided(prompts, negatives, width, height)
+    return ClassifierFree(*both, settings.guidance, control=control)

@@ -27,7 +27,8 @@ from .prompt_syntax import ChosenVersion, Mention, replaced
 class InjectedConcept:
     """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
-    `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`; `label` is the version, `rex@3`.
+    `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`; `label` is the version, `rex@3`;
+    `change` is that of the denoiser's weights, if there is one.
     """
 
     mention: Mention
@@ -35,6 +36,7 @@ class InjectedConcept:
     tokens: tuple[str, ...]
     phrase: str
     label: str
+    change: WeightDelta | None = None
 
     @property
     def weight(self) -> str:
@@ -71,13 +73,13 @@ def inject_concepts(
             if each.mention.strength != 1:
                 embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)
             embeddings.append(embedding)
-        if change.deltas or change.factors:
+        if change.names:
             changes.append(change)
         phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
         if references.references:
             changes.append(references.in_words(phrase))
         concepts.append(
-            InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label)
+            InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label, change)
         )
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts

@@ -14,8 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from ..models.references import MAX_REFERENCES
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
-from ..registry.errors import InvalidInput
+from ..registry.errors import InvalidInput, NotFound
 from ..registry.validation import Form, validated
+from .control_request import ControlRequest, parse_control
 from .reference_syntax import ReferenceRequest, parse_reference
 from .request import Request, SamplingSettings
 
@@ -29,22 +30,27 @@ Entry = tuple[str, Mapping[str, object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptDefaults:
-    """Settings of prompts that set none: `n` pictures, with seeds from `seed` on."""
+    """Settings of prompts that set none: `n` pictures, with seeds from `seed` on.
+
+    `control_scale` is for prompts with a control picture of their own.
+    """
 
     n: int
     seed: int
     settings: SamplingSettings
     references: tuple[ReferenceRequest, ...] = ()
+    control: ControlRequest | None = None
+    control_scale: float = 1.0
 
 
 def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     """Read a prompt file: `.txt` (a prompt per line), `.yaml`, `.csv`, `.tsv` or `.jsonl`.
 
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
-    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size` and
-    `reference` (one, or a list; in a table with spaces between). The CSV separator (comma,
-    semicolon or tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the
-    line.
+    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size`,
+    `reference` (one, or a list; in a table with spaces between), `control` (the path of a picture,
+    from the file's folder on) and `control_scale`. The CSV separator (comma, semicolon or tab) is
+    taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -56,7 +62,9 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
         entries = list(reader(text))
     except InvalidInput as error:
         raise InvalidInput(f"{path}, {error.message}") from None
-    requests = [_request(f"{path}, {place}", entry, defaults) for place, entry in entries]
+    requests = [
+        _request(f"{path}, {place}", entry, defaults, path.parent) for place, entry in entries
+    ]
     if not requests:
         raise InvalidInput(f"{path} has no prompts")
     return requests
@@ -66,7 +74,11 @@ def make_request(prompt: str, defaults: PromptDefaults) -> Request:
     """A request for one prompt with the defaults."""
     seeds = range(defaults.seed, defaults.seed + defaults.n)
     return Request(
-        prompt=prompt, seeds=seeds, settings=defaults.settings, references=defaults.references
+        prompt=prompt,
+        seeds=seeds,
+        settings=defaults.settings,
+        references=defaults.references,
+        control=defaults.control,
     )
 
 
@@ -124,20 +136,27 @@ class _Entry(Form):
     scheduler: str | None = None
     size: _Size | None = None
     reference: _References | None = None
+    control: str | None = None
+    control_scale: _Number | None = None
 
 
-def _request(place: str, entry: Mapping[str, object], defaults: PromptDefaults) -> Request:
+def _request(
+    place: str, entry: Mapping[str, object], defaults: PromptDefaults, folder: Path
+) -> Request:
     given = {key: value for key, value in entry.items() if value not in (None, "")}
     own = validated(_Entry, given, at=place, noun="setting").model_dump(exclude_unset=True)
     prompt = own.pop("prompt")
     counts = {key: own.pop(key) for key in ("n", "seed") if key in own}
+    control, scale = own.pop("control", None), own.pop("control_scale", defaults.control_scale)
     try:
         if (references := own.pop("reference", None)) is not None:
             counts["references"] = tuple(parse_reference(each) for each in references)
+        if control is not None:
+            counts["control"] = parse_control(control, scale=scale, folder=folder)
         settings = replace(defaults.settings, **own)
         return make_request(prompt, replace(defaults, settings=settings, **counts))
-    except InvalidInput as error:
-        raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
+    except (InvalidInput, NotFound) as error:
+        raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
 
 
 # --- formats --------------------------------------------------------------------------------------

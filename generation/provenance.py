@@ -20,6 +20,7 @@ from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
+from .control_request import MAX_SCALE, UsedControl
 from .request import MAX_SEED, SamplingSettings
 
 METADATA_KEY = "conceptry"
@@ -120,6 +121,7 @@ class Provenance:
     references: tuple[DrawnAfter, ...] = ()
     points: tuple[tuple[float, float], ...] = ()
     """Those of the picture whose heat-maps in references were asked for."""
+    control: UsedControl | None = None
 
     @property
     def work(self) -> str:
@@ -153,6 +155,16 @@ class _ReferencePart(_Part):
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
+class _ControlPart(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    image_sha256: _Sha256
+    network: Annotated[str, Field(max_length=1000)]
+    network_sha256: _Sha256
+    scale: Annotated[float, Field(ge=0, le=MAX_SCALE)]
+    transfers: bool = True
+
+
 class _SettingsPart(_Part):
     model_config = ConfigDict(extra="forbid")
 
@@ -169,6 +181,7 @@ class _SettingsPart(_Part):
     maps: bool = False
     leaks: bool = False
     points: list[tuple[_Share, _Share]] = Field(default_factory=list, max_length=MAX_POINTS)
+    control: _ControlPart | None = None
 
 
 class _VersionPart(_Part):
@@ -212,6 +225,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     with_maps, with_leaks = drawn.pop("maps"), drawn.pop("leaks")
     points = tuple(drawn.pop("points"))
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
+    control = drawn.pop("control")
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
@@ -226,4 +240,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
         references=references,
         points=points,
+        control=UsedControl(**control) if control else None,
     )

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
+from .control_request import ControlRequest
 from .reference_syntax import ReferenceRequest
 
 SCHEDULERS = ("ddim", "euler", "dpm++")
@@ -85,6 +86,7 @@ class Request:
     seeds: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     references: tuple[ReferenceRequest, ...] = ()
+    control: ControlRequest | None = None
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

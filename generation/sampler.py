@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.compatibility import short
+from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for
@@ -73,17 +74,19 @@ def draw(
     batch: int = 4,
     observers: Sequence[Observer] = (),
     names: Sequence[str] = (),
+    control: Control | None = None,
 ) -> Iterator[DrawnPicture]:
     """Draw a prompt once for each seed, `batch` pictures at a time.
 
     `observers` watch or change each batch. `names` are the injected concepts, for error messages.
+    `control`, of one row of pixels, is a ControlNet's part in all pictures.
 
     Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
     `NotFinite` instead of a black picture.
     """
     check_length(base.backbone, prompt)
     check_length(base.backbone, settings.negative)
-    return _drawing(base, prompt, seeds, settings, batch, observers, names)
+    return _drawing(base, prompt, seeds, settings, batch, observers, names, control)
 
 
 def _drawing(
@@ -94,13 +97,16 @@ def _drawing(
     batch: int,
     observers: Sequence[Observer],
     names: Sequence[str],
+    control: Control | None,
 ) -> Iterator[DrawnPicture]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
         prompts = [prompt] * len(chunk)
         try:
             with reporting_broken_base(base):
-                images = draw_batch(base.backbone, prompts, chunk, settings, observers)
+                images = draw_batch(
+                    base.backbone, prompts, chunk, settings, observers, control=control
+                )
         except NotFinite:
             raise _not_drawn(base, names) from None
         for image, seed in zip(images, chunk, strict=True):
@@ -164,11 +170,13 @@ def draw_batch(
     seeds: Sequence[int],
     settings: SamplingSettings,
     observers: Sequence[Observer] = (),
+    *,
+    control: Control | None = None,
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (backbone.size, backbone.size)
     with torch.no_grad():
-        guidance = guidance_for(backbone, prompts, settings, seeds, width, height)
+        guidance = guidance_for(backbone, prompts, settings, seeds, width, height, control=control)
         latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers)
         return backbone.decode_latents(latents)
 

@@ -72,7 +72,8 @@ class Separation:
             columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers
         ) as seen:
             scaled = step.scaled(latents, timestep)
-            backbone.denoise(scaled, timestep, step.guidance.conditioning)
+            guidance = step.guidance
+            backbone.denoise(scaled, timestep, guidance.conditioning, guidance.control)
         maps = torch.stack(list(seen.maps.values())).mean(0)  # (B, T, N)
         own = by_subject(maps.unsqueeze(-1), self._subjects)[:, :, 0, :, 0]  # (B, S, N)
         shares = own / own.sum(-1, keepdim=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Control
 from .references import Reference
 
 if TYPE_CHECKING:
@@ -174,7 +174,13 @@ class Backbone(ABC):
         """The (key, value) projections of each cross-attention layer."""
 
     @abstractmethod
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        control: Control | None = None,
+    ) -> Tensor:
         """The denoiser's prediction (B, C, h, w) for noisy latents, in its own dtype."""
 
     @abstractmethod

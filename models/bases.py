@@ -1,4 +1,7 @@
-"""Finding a base model by alias, path or hub id, and whether it is local. Loads no weights."""
+"""Finding a base model or a ControlNet by alias, path or hub id, and whether it is local.
+
+Loads no weights.
+"""
 
 import os
 import re
@@ -13,7 +16,7 @@ from ..registry.documents import parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound, suggest
 from ..registry.names import check_line
 from ..registry.validation import Form, Line, Text, validated
-from .folder import PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
+from .folder import CONFIG_FILE, PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
 
 DEFAULT_BASE = "miniature"
 SHIPPED = Path(__file__).parent / "miniature" / "weights"
@@ -24,11 +27,26 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
+class ControlSource:
+    """A ControlNet by name, not loaded: the path of a diffusers folder, or a hub repository."""
+
+    name: str
+    kind: Literal["folder", "hub"]
+    source: str
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is one of the miniature's own."""
+        return Path(self.source).parent == SHIPPED
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A base model by name, not loaded: where its weights are.
 
     `source` is the path of a diffusers folder or a single file, or a hub repository; `config` is
-    the diffusers folder with a single file's configuration, if there is one.
+    the diffusers folder with a single file's configuration, if there is one. `controls` are the
+    ControlNets that have a short name.
     """
 
     name: str
@@ -36,6 +54,7 @@ class Base:
     source: str
     about: str = ""
     config: str | None = None
+    controls: tuple[ControlSource, ...] = ()
 
     def is_at_hand(self) -> bool:
         """Whether it can be loaded without a network."""
@@ -61,6 +80,38 @@ def find_base(name: str) -> Base:
         return Base(name, "hub", name)
     near = suggest(name, aliases).replace("concept list", "concept bases")
     raise NotFound(f'there is no base model "{name}"', hint=near)
+
+
+def find_control(base: Base, name: str | None = None) -> ControlSource:
+    """Find a ControlNet of a base model: by its short name, a diffusers folder or a hub repository.
+
+    None is the base model's only one. Raises `NotFound` or `InvalidInput`.
+    """
+    own = {each.name: each for each in base.controls}
+    if name is None and len(own) == 1:
+        return base.controls[0]
+    if name is None:
+        known = f"several ControlNets: {', '.join(own)}" if own else "no ControlNet of its own"
+        raise InvalidInput(
+            f"{base.name} has {known}",
+            hint="IMAGE:KIND, where KIND is a name of these, a hub repository or a folder",
+        )
+    if name in own:
+        return own[name]
+    path = _at_home(name)
+    if path.suffix in PICKLES:
+        raise _is_pickle(name, "name a diffusers folder with safetensors, or a hub repository")
+    if os.path.exists(path):
+        if not os.path.isfile(path / CONFIG_FILE):
+            raise InvalidInput(
+                f"{name} is no ControlNet: it has no {CONFIG_FILE}",
+                hint="name a diffusers folder of a ControlNet, or a hub repository",
+            )
+        return ControlSource(name, "folder", str(path))
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return ControlSource(name, "hub", name)
+    near = suggest(name, own).replace("concept list", "concept bases --json lists them")
+    raise NotFound(f'{base.name} has no ControlNet "{name}"', hint=near)
 
 
 def read_aliases() -> dict[str, Base]:
@@ -113,6 +164,9 @@ class _Entry(Form):
     source: Annotated[Line, Field(examples=["source: owner/name or a path"])]
     config: Line | None = None
     about: Text = ""
+    controls: dict[Line, Line] = Field(
+        default_factory=dict, description="names with a source each", examples=["{canny: me/canny}"]
+    )
 
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
@@ -120,14 +174,29 @@ def _from_entry(path: Path, name: str, entry: object) -> Base:
         entry = {key: value for key, value in entry.items() if value is not None}
     checked = validated(_Entry, entry, at=f'{path}: "{name}"')
     source, about, config = checked.source, checked.about, checked.config
-    if source == "shipped":
-        return Base(name, "folder", str(SHIPPED), about)
-    if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):
-        return Base(name, "hub", source, about)
     beside = path.parent
+    controls = tuple(_control(beside, *each) for each in checked.controls.items())
+    if source == "shipped":
+        return Base(name, "folder", str(SHIPPED), about, controls=controls)
+    if _is_hub_id(source):
+        return Base(name, "hub", source, about, controls=controls)
     kind: Kind = "file" if _looks_like_a_file(source) else "folder"
     where = beside / _at_home(source)
-    return Base(name, kind, str(where), about, config and str(beside / _at_home(config)))
+    config = config and str(beside / _at_home(config))
+    return Base(name, kind, str(where), about, config, controls)
+
+
+def _control(beside: Path, name: str, source: str) -> ControlSource:
+    if source == "shipped":
+        return ControlSource(name, "folder", str(SHIPPED / name))
+    if _is_hub_id(source):
+        return ControlSource(name, "hub", source)
+    return ControlSource(name, "folder", str(beside / _at_home(source)))
+
+
+def _is_hub_id(source: str) -> bool:
+    is_id = bool(_HUB_ID.fullmatch(source)) and not source.startswith(".")
+    return is_id and not _looks_like_a_file(source)
 
 
 def _at_home(path: str) -> Path:
@@ -140,10 +209,7 @@ def _looks_like_a_file(source: str) -> bool:
 
 def _from_path(name: str, path: Path) -> Base:
     if path.suffix in PICKLES:
-        raise InvalidInput(
-            f"{name} may run code when it is loaded; only safetensors is read",
-            hint=how_to_convert(path),
-        )
+        raise _is_pickle(name, how_to_convert(path))
     if path.suffix == ".safetensors":
         if not os.path.isfile(path):
             raise NotFound(f"{name} does not exist")
@@ -155,6 +221,12 @@ def _from_path(name: str, path: Path) -> Base:
             hint="name a diffusers folder, a .safetensors file, or one of: concept bases",
         )
     return Base(name, "folder", str(path))
+
+
+def _is_pickle(name: str, hint: str) -> InvalidInput:
+    return InvalidInput(
+        f"{name} may run code when it is loaded; only safetensors is read", hint=hint
+    )
 
 
 def _config_beside(path: Path) -> str | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -36,6 +36,15 @@ _CHANNELS = {
 _DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NO_WEIGHTS = ("position_ids",)
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class Named(Protocol):
+    """A base model or a ControlNet, as errors name it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
 
 
 def pipeline_class_of(base: Base, index: Mapping[str, object]) -> "type[DiffusionPipeline]":
@@ -91,7 +100,7 @@ def check_tensors(path: Path, used: str | tuple[str, ...]) -> dict[str, tuple[in
     try:
         if not path.is_file():
             raise InvalidWeights(
-                f"{path} cannot be loaded: it is missing", hint="get the base model's files again"
+                f"{path} cannot be loaded: it is missing", hint="get the model's files again"
             )
         with safe_open(path, "pt") as opened:
             tensors = {
@@ -104,7 +113,7 @@ def check_tensors(path: Path, used: str | tuple[str, ...]) -> dict[str, tuple[in
                     continue
                 raise InvalidWeights(
                     f"{path}: tensor {name} is {dtype}: only floating-point weights are read",
-                    hint="look for the base model in half or full precision",
+                    hint="look for the model in half or full precision",
                 )
             return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     except (SafetensorError, OSError) as error:
@@ -153,11 +162,11 @@ def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
     return "v_pred" in tensors or kind.lower() in ("v", "v_prediction")
 
 
-def missing_tensors(base: Base, missing: Sequence[str]) -> InvalidWeights:
+def missing_tensors(model: Named, missing: Sequence[str]) -> InvalidWeights:
     """The error for missing tensors."""
     return InvalidWeights(
-        f"{base.name} lacks tensors: {missing[0]} ({len(missing)} in all)",
-        hint="get the base model's files again",
+        f"{model.name} lacks tensors: {missing[0]} ({len(missing)} in all)",
+        hint="get its files again",
     )
 
 
@@ -220,16 +229,16 @@ def _check_tokenizer(
 
 
 @contextmanager
-def as_invalid_weights(base: Base, hint: str | None = None) -> Iterator[None]:
-    """Turn what libraries raise over a base model's files into `InvalidWeights`."""
+def as_invalid_weights(model: Named, hint: str | None = None) -> Iterator[None]:
+    """Turn what libraries raise over a model's files into `InvalidWeights`."""
     try:
         yield
     except (InvalidInput, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
-            raise InvalidWeights(f"{base.name} lacks tensors") from error
-        raise InvalidWeights(f"{base.name} cannot be loaded: {short(error)}", hint=hint) from error
+            raise InvalidWeights(f"{model.name} lacks tensors") from error
+        raise InvalidWeights(f"{model.name} cannot be loaded: {short(error)}", hint=hint) from error
 
 
 def short(error: Exception) -> str:

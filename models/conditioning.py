@@ -1,10 +1,14 @@
-"""The conditioning of a denoiser: text states, and what a family adds to them."""
+"""The conditioning of a denoiser: text states, what a family adds to them, and a ControlNet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +54,20 @@ class Conditioning:
         span = torch.bucketize(times, starts, right=True) - 1
         rows = torch.arange(len(by_span), device=self.states.device)
         return Conditioning(by_span[rows, :, span.expand(len(by_span))], self.added)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a ControlNet adds to the denoiser: control pixels (B, 3, H, W) in 0..1, and the scale.
+
+    Pixels are those of a batch's pictures, or one row for all of them. For a batch that holds the
+    pictures several times, as in guidance, they are repeated.
+    """
+
+    network: "ControlNetModel"
+    pixels: Tensor
+    scale: float = 1.0
+
+    def rows(self, count: int) -> Tensor:
+        """Pixels (count, 3, H, W)."""
+        return self.pixels.repeat(count // len(self.pixels), 1, 1, 1)

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..registry.errors import InvalidInput, InvalidWeights
 
 PIPELINE_FILE = "model_index.json"
+CONFIG_FILE = "config.json"
+"""Of a part of a pipeline."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _LARGEST = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -41,7 +43,7 @@ def parts_of(folder: Path) -> dict[str, Part]:
     for name, value in sorted(read_index(folder).items()):
         match value:
             case [str(library), str(class_name)] if re.fullmatch(r"\w+", name):
-                files, variant = _weights_in(folder / name, library)
+                files, variant = weights_in(folder / name, library)
                 found[name] = Part(folder / name, library, class_name, files, variant)
             case _:
                 """A setting, or a part that is left out."""
@@ -77,26 +79,26 @@ def kind_of_folder(folder: Path) -> str:
     names = set(os.listdir(folder)) if folder.is_dir() else set[str]()
     if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
         return "a LoRA"
-    if "config.json" not in names:
+    if CONFIG_FILE not in names:
         return ""
-    config = read_object(folder / "config.json")
+    config = read_object(folder / CONFIG_FILE)
     architectures = config.get("architectures")
     named = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else ())]
     found = next((each for each in named if isinstance(each, str)), "")
     return f"a part alone ({found[:60]})" if found else ""
 
 
-def how_to_convert(path: Path) -> str:
+def how_to_convert(path: Path, class_name: str = "StableDiffusionPipeline") -> str:
     """The command that makes safetensors of a folder or file of pickles."""
     load = "from_pretrained" if path.is_dir() else "from_single_file"
     made = f"{path.stem or path.name}-safetensors"
     return (
-        "convert it, if you trust it: python -c 'from diffusers import StableDiffusionPipeline as "
+        f"convert it, if you trust it: python -c 'from diffusers import {class_name} as "
         f'P; P.{load}("{path}").save_pretrained("{made}")\''
     )
 
 
-def _weights_in(folder: Path, library: str) -> tuple[tuple[Path, ...], str | None]:
+def weights_in(folder: Path, library: str) -> tuple[tuple[Path, ...], str | None]:
     """The weights that diffusers and transformers take, and their variant.
 
     Plain ones go before others, of which fp16 is the first.

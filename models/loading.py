@@ -1,7 +1,7 @@
 """Loading a base model by name, and the hash that identifies its weights."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
 from .compatibility import (
     SINGLE_FILE,
+    Named,
     as_invalid_weights,
     check_channels,
     check_fits,
@@ -81,7 +82,7 @@ def load_base(
     _check_is_there(base)
     chosen = torch.device(device or _best_device())
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
-    with _without_bars():
+    with without_bars():
         if base.kind == "file":
             pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
@@ -149,24 +150,40 @@ def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Diffusio
 
 
 def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module:
-    """A part with weights, all of them; raises `InvalidWeights` if they are not."""
     known = _NETWORKS[name]
     if part.class_name not in known:
         raise InvalidInput(
             f"{base.name} has a {part.class_name[:60]} as its {name}: expected {' or '.join(known)}"
         )
+    convert = how_to_convert(part.folder.parent)
+    load = known[part.class_name].from_pretrained
+    return load_network(base, name, part, load, dtype, convert)
+
+
+def load_network(
+    model: Named,
+    name: str,
+    part: Part,
+    from_pretrained: Callable[..., object],
+    dtype: torch.dtype,
+    convert: str,
+) -> nn.Module:
+    """A part with weights, all of them; raises `InvalidWeights` if they are not.
+
+    `from_pretrained` is its class's, and `convert` says how pickles become safetensors.
+    """
     if not part.files:
         names = sorted(path.name for path in part.folder.iterdir())
         if pickles := [each for each in names if each.endswith(PICKLES)]:
             raise InvalidWeights(
-                f"{base.name} has its {name} as {pickles[0]} alone, which may run code when it is "
+                f"{model.name} has its {name} as {pickles[0]} alone, which may run code when it is "
                 "loaded; only safetensors is read",
-                hint=how_to_convert(part.folder.parent),
+                hint=convert,
             )
-        raise InvalidWeights(f"{base.name} cannot be loaded: there are no weights of its {name}")
+        raise InvalidWeights(f"{model.name} cannot be loaded: there are no weights of its {name}")
     for path in part.files:
         check_tensors(path, "")
-    loaded = known[part.class_name].from_pretrained(
+    loaded = from_pretrained(
         part.folder,
         dtype=dtype,
         variant=part.variant,
@@ -174,10 +191,10 @@ def _network(base: Base, name: str, part: Part, dtype: torch.dtype) -> nn.Module
         local_files_only=True,
         output_loading_info=True,
     )
-    model, found = cast("tuple[nn.Module, dict[str, list[str]]]", loaded)
+    network, found = cast("tuple[nn.Module, dict[str, list[str]]]", loaded)
     if missing := sorted(found["missing_keys"]):
-        raise missing_tensors(base, [f"{name}.{each}" for each in missing])
-    return model
+        raise missing_tensors(model, [f"{name}.{each}" for each in missing])
+    return network
 
 
 # --- a single file --------------------------------------------------------------------------------
@@ -256,7 +273,7 @@ def _downloaded(base: Base, offline: bool, variant: str | None = None) -> str:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Keep the libraries' progress bars, reports and deprecations off the terminal."""
     libraries = (transformers_logging, diffusers_logging)
     said = [library.get_verbosity() for library in libraries]

@@ -26,7 +26,7 @@ from .backbone import (
     TextEncoder,
     TrainingScheduler,
 )
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Control
 from .latents import decoded, in_float32, needs_float32, non_finite_parameter
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class StableDiffusion(Backbone):
 
     def cross_attention(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The (key, value) projections of each cross-attention layer."""
-        for name, layer in self.denoiser.named_modules():
-            if name.endswith("attn2"):
-                yield layer.get_submodule("to_k"), layer.get_submodule("to_v")
+        return cross_attention_of(self.denoiser)
 
     @property
     def localising_layers(self) -> str:
@@ -170,15 +168,23 @@ class StableDiffusion(Backbone):
 
     # --- noise ------------------------------------------------------------------------------------
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        control: Control | None = None,
+    ) -> Tensor:
         """What the U-Net predicts, (B, C, h, w)."""
         now = conditioning.at(timesteps)
+        residuals = {} if control is None else _residuals(control, latents, timesteps, now)
         return self.pipeline.unet(
             latents,
             timesteps,
             encoder_hidden_states=now.states,
             added_cond_kwargs=now.added,
             return_dict=False,
+            **residuals,
         )[0]
 
     # --- learning ---------------------------------------------------------------------------------
@@ -228,3 +234,29 @@ class StableDiffusion(Backbone):
             options["timestep_spacing"] = "trailing"
         kind = SCHEDULERS[name] if name else type(own)
         return cast("SamplingScheduler", kind.from_config(own.config, **options))
+
+
+def cross_attention_of(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """The (key, value) projections of each cross-attention layer of a U-Net or ControlNet."""
+    for name, layer in network.named_modules():
+        if name.endswith("attn2"):
+            yield layer.get_submodule("to_k"), layer.get_submodule("to_v")
+
+
+def _residuals(
+    control: Control, latents: Tensor, timesteps: Tensor, now: Conditioning
+) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    """What a ControlNet adds to the U-Net's skip connections and to its middle block."""
+    down, middle = control.network(
+        latents,
+        timesteps,
+        encoder_hidden_states=now.states,
+        controlnet_cond=control.rows(len(latents)).to(latents),
+        conditioning_scale=control.scale,
+        added_cond_kwargs=now.added,
+        return_dict=False,
+    )
+    return {
+        "down_block_additional_residuals": down,
+        "mid_block_additional_residual": middle,
+    }

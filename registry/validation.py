@@ -118,7 +118,7 @@ def _refusal(form: type[BaseModel], error: ValidationError, noun: str) -> Invali
         return InvalidInput(f"there is no {path}", hint=example)
     if reason := first.get("ctx", {}).get("error"):
         return _said(reason, loc)
-    if part.get("type") == "object":
+    if "properties" in part:
         near = _near("", list(part["properties"]), _path((*loc, "")))
         return InvalidInput(f"{path or 'it'} is a group of {noun}s, not {given}", hint=near)
     allowed = _range(part) if kind in _BEYOND else _allowed(part)

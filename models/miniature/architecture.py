@@ -1,6 +1,6 @@
 """The shapes of the miniature's networks: Stable Diffusion's, with small numbers."""
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
@@ -67,6 +67,25 @@ def make_unet() -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=16,
     )
+
+
+def make_control(unet: UNet2DConditionModel, factor: int = 8) -> ControlNetModel:
+    """A ControlNet for layouts, which begins as a copy of the U-Net's encoder without attention.
+
+    Control pictures (B, 3, h, w) in 0..1 are `factor` times as wide as latents. Attention layers
+    are half of the encoder's parameters, and what is where is in the layout.
+    """
+    channels = (8, 16, 32, 32)[: factor.bit_length()]
+    whole = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    plain = {
+        "down_block_types": ("DownBlock2D",) * len(whole.down_blocks),
+        "mid_block_type": "UNetMidBlock2D",
+    }
+    control = ControlNetModel.from_config({**whole.config, **plain})
+    assert isinstance(control, ControlNetModel)
+    weights = whole.state_dict()
+    control.load_state_dict({name: weights[name] for name in control.state_dict()})
+    return control
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

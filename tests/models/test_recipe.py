@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 BATCH = 8
 STEPS = dict.fromkeys(train.STAGES, 20) | {"unet": 150}
 """As many as show that a stage learns: where batches are small, noise is loud."""
-DRAWING = ("vae", "decoder", "unet")
+DRAWING = ("vae", "decoder", "unet", "control")
 """The stages that are slow at the miniature's size."""
 SMALL = 32
 """Pixels across of a picture that gives as many latents with half as many levels."""
@@ -110,13 +110,50 @@ def begin(stage: str, context: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", [name for name in train.STAGES if name != "unet"])
+@pytest.mark.parametrize(
+    "stage", [name for name in train.STAGES if name not in ("unet", "control")]
+)
 def test_some_steps_of_a_stage_lower_its_loss(
     stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", STEPS[stage] // 5)
     run(stage, begin(stage, context, tmp_path), steps=STEPS[stage])
     assert_learned(stage, tmp_path)
+
+
+def test_some_steps_of_the_control_net_lower_its_loss_and_change_nothing_else(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same scenes and noise: that of others is louder than what is learned."""
+    monkeypatch.setattr(train, "scaling_factor", lambda *_: 0.2)
+    found: list[float] = []
+    for steps in (1, 40):
+        folder = begin("control", context, tmp_path / str(steps))
+        run("control", folder, steps=steps)
+        found.append(control_loss(folder, monkeypatch))
+    assert found[1] < found[0]
+    before, after = (load_file(tmp_path / f"{n}/control.safetensors") for n in (1, 40))
+    changed = {name.partition(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed == {"control"}
+    earlier = train.parameters_of(load_file(context / "unet.safetensors"), "unet")
+    kept = train.parameters_of(after, "unet")
+    assert all(kept[name].equal(value) for name, value in earlier.items())
+
+
+def control_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Of 32 scenes, with what the stage left."""
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "SIZE", SMALL)
+        patched.setattr(train, "make_vae", small_vae)
+        patched.setattr(train, "make_unet", small_unet)
+        context = train.Context(folder, torch.device("cpu"))
+        modules = train.build_control(context)
+        context.load("control", modules["control"], "control")
+        batch = train.layouts_batch(0, split="taught", offset=70, batch=32, size=SMALL)
+        scenes = train.encode_layouts(modules, batch, context)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            return float(train.control_losses(modules, scenes, context, generator)["noise"])
 
 
 def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
@@ -149,7 +186,7 @@ def test_every_stage_takes_a_step_at_full_size(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", DRAWING)
+@pytest.mark.parametrize("stage", [name for name in DRAWING if name != "control"])
 def test_some_steps_of_a_stage_lower_its_loss_at_full_size(
     stage: str, large_workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

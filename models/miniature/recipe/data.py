@@ -6,6 +6,7 @@ Batch k of a stage is the same in every run: its scenes follow from the stage's 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..world.identities import CATEGORIES, identity_seed, make_identity
+from ..world.layouts import random_layout
 from ..world.scenes import MAX_SUBJECTS, Rendered, Scene, describe, render, sample_scene
 
 MASK_SIZE = 16
@@ -26,7 +28,8 @@ class Batch:
     """Pictures (B, 3, size, size) as uint8, their sentences and their scenes.
 
     `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none;
-    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well.
+    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well. `layouts` (B, size,
+    size), uint8, are rows of `layouts.PALETTE`, where a stage asks for them.
     """
 
     images: Tensor
@@ -34,6 +37,7 @@ class Batch:
     foregrounds: Tensor
     captions: list[str]
     scenes: list[Scene]
+    layouts: Tensor | None = None
 
 
 def scenes_batch(
@@ -44,6 +48,7 @@ def scenes_batch(
     batch: int,
     size: int,
     crowds: Sequence[float] | None = None,
+    with_layouts: bool = False,
 ) -> Batch:
     """Batch `step` of random scenes; stages differ in `offset`, so that none repeats another's.
 
@@ -56,7 +61,11 @@ def scenes_batch(
         if crowds is not None:
             (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
         scenes.append(sample_scene(seed, split, num_subjects=count))
-    return _rendered(scenes, size)
+    return _rendered(scenes, size, with_layouts=with_layouts)
+
+
+layouts_batch = partial(scenes_batch, with_layouts=True)
+"""The same with layouts."""
 
 
 def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) -> Batch:
@@ -84,7 +93,7 @@ def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) ->
     return _rendered(scenes, size)
 
 
-def _rendered(scenes: list[Scene], size: int) -> Batch:
+def _rendered(scenes: list[Scene], size: int, *, with_layouts: bool = False) -> Batch:
     pictures: list[Rendered] = [render(scene, size) for scene in scenes]
     images = np.stack([np.asarray(picture.image) for picture in pictures]).transpose(0, 3, 1, 2)
     masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)
@@ -92,12 +101,17 @@ def _rendered(scenes: list[Scene], size: int) -> Batch:
         for i, mask in enumerate(picture.masks):
             row[i] = _small(mask)
     foregrounds = np.stack([_small(picture.foreground) for picture in pictures])
+    layouts = None
+    if with_layouts:
+        drawn = [random_layout(*each) for each in zip(scenes, pictures, strict=True)]
+        layouts = torch.from_numpy(np.stack(drawn))
     return Batch(
         torch.from_numpy(images.copy()),
         torch.from_numpy(masks),
         torch.from_numpy(foregrounds),
         [describe(scene) for scene in scenes],
         scenes,
+        layouts,
     )
 
 

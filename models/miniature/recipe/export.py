@@ -20,11 +20,13 @@ from torch import Tensor
 
 from ...bases import SHIPPED
 from ...hashes import MANIFEST, hash_of
-from ..architecture import make_clip, make_scheduler, make_unet, make_vae
+from ..architecture import make_clip, make_control, make_scheduler, make_unet, make_vae
 from ..tokenizer import make_tokenizer
 from .train import STAGES, Context, parameters_of, scaling_factor
 
 MAX_BYTES = 36_000_000
+LAYOUT = "layout"
+"""The folder of the ControlNet for layouts, and its short name in `bases.yaml`."""
 
 
 def export(miniature: Path, target: Path = SHIPPED) -> None:
@@ -60,6 +62,10 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     _save_half(picture_side, target / "clip.safetensors")
     identity = parameters_of(load_file(miniature / "identity.safetensors"), "identity")
     _save_half(identity, target / "identity.safetensors")
+    if (learned := miniature / "control.safetensors").exists():
+        control = make_control(make_unet())
+        control.load_state_dict(parameters_of(load_file(learned), "control"))
+        control.half().save_pretrained(target / LAYOUT)
     for name in STAGES:
         for ending in (".jsonl", ".json"):
             source = miniature / f"{name}{ending}"
@@ -111,6 +117,8 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
     unet = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     vae = _prefixed("vae", load_file(source / "vae" / "diffusion_pytorch_model.safetensors"))
     clip = _prefixed("clip", load_file(source / "clip.safetensors"))
+    layout = source / LAYOUT / "diffusion_pytorch_model.safetensors"
+    control = [("control", _prefixed("control", load_file(layout)))] if layout.exists() else []
     clip |= {f"clip.text_model.{name.removeprefix('text.')}": v for name, v in text.items()}
     for name, weights in (
         ("clip", clip),
@@ -119,6 +127,7 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
         ("decoder", vae),
         ("unet", text | vae | _prefixed("unet", unet)),
         ("identity", _prefixed("identity", load_file(source / "identity.safetensors"))),
+        *control,
     ):
         single = {
             key: value.float() if value.is_floating_point() else value

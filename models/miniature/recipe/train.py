@@ -5,9 +5,10 @@
 
 The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `decoder` (the
 autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
-encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
-`identity`. Each writes a resume point every few minutes and goes on from it when started again; a
-run that was killed ends bit-equal to one that was not, on a CPU of the same kind. (The weights
+encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left),
+`identity` and `control` (a ControlNet for layouts; the U-Net stays as it is). Each writes a resume
+point every few minutes and goes on from it when started again; a run that was killed ends bit-equal
+to one that was not, on a CPU of the same kind. (The weights
 that ship are of an earlier recipe, at 64 pixels.)
 
 A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -48,22 +49,27 @@ from ....registry.files import replacing
 from ....registry.hashes import sha256_of
 from ...seeds import seed_of
 from ..architecture import (
+    LATENT_SIZE,
     SIZE,
     SMALL_SIZE,
     Discriminator,
     make_clip,
+    make_control,
     make_scheduler,
     make_unet,
     make_vae,
 )
 from ..identity import IdentityEncoder
 from ..tokenizer import make_tokenizer
-from .data import Batch, pairs_batch, prefetched, scenes_batch
+from ..world.layouts import PALETTE
+from .data import Batch, layouts_batch, pairs_batch, prefetched, scenes_batch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 CAPTION_DROPOUT = 0.1
+CONTROL_CAPTION_DROPOUT = 0.5
+"""So that the ControlNet learns what a layout says without words (Zhang et al. 2023, 3.3)."""
 MAX_SNR, MORE_SNR = 5.0, 0.25
 FOREGROUND_WEIGHT = 4.0
 FOREGROUND_NOISE_WEIGHT = 3.0
@@ -117,6 +123,11 @@ class Context:
         _move(vae, self.device)
         vae.requires_grad_(False)
         return vae
+
+    @cached_property
+    def palette(self) -> Tensor:
+        """The colours of layouts, (13, 3) in 0..1."""
+        return torch.from_numpy(PALETTE).to(self.device) / 255
 
     @cached_property
     def signal(self) -> Tensor:
@@ -392,9 +403,21 @@ def unet_losses(
     is decided which colour goes where, count as much as those in between. The foreground weighs
     four times: a fifth of the picture, most of what a caption says.
     """
+    return _noise_losses(modules, scenes, context, generator, CAPTION_DROPOUT)
+
+
+def _noise_losses(
+    modules: nn.ModuleDict,
+    scenes: Encoded,
+    context: Context,
+    generator: torch.Generator,
+    dropout: float,
+    added: Callable[[Tensor, Tensor, Tensor], Mapping[str, object]] | None = None,
+) -> Losses:
+    """`added` is what a ControlNet adds, of noisy latents, timesteps and text states."""
     device, latents = context.device, scenes["latents"]
     count = len(latents)
-    is_left_out = torch.rand(count, generator=generator, device=device) < CAPTION_DROPOUT
+    is_left_out = torch.rand(count, generator=generator, device=device) < dropout
     tokens = torch.where(is_left_out[:, None], context.no_words, scenes["tokens"])
     timesteps = torch.randint(0, 1000, (count,), generator=generator, device=device)
     noise = torch.randn(latents.shape, generator=generator, device=device)
@@ -403,11 +426,47 @@ def unet_losses(
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     with context.autocast():
         states = modules["text"](tokens).last_hidden_state
-        predicted = modules["unet"](noisy, timesteps, states).sample
+        residuals = {} if added is None else added(noisy, timesteps, states)
+        predicted = modules["unet"](noisy, timesteps, states, **residuals).sample
     snr = signal / (1 - signal)
     weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
+
+
+def build_control(context: Context) -> nn.ModuleDict:
+    """The ControlNet from the U-Net's encoder, and all of the U-Net's stage, frozen."""
+    modules = build_unet(context)
+    for part in ("unet", "text"):
+        context.load("unet", modules[part], part)
+    unet = modules["unet"]
+    assert isinstance(unet, UNet2DConditionModel)
+    modules["control"] = make_control(unet, SIZE // LATENT_SIZE)
+    return modules
+
+
+@torch.no_grad()
+def encode_layouts(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
+    """What the ControlNet needs of scenes: what the U-Net does, and layouts."""
+    assert batch.layouts is not None
+    layouts = batch.layouts.to(context.device, non_blocking=True)
+    return encode_scenes(modules, batch, context) | {"layouts": layouts}
+
+
+def control_losses(
+    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
+) -> Losses:
+    """The U-Net's loss; the U-Net sees layouts through the ControlNet, which alone learns."""
+    pixels = context.palette[scenes["layouts"].long()].permute(0, 3, 1, 2)
+
+    def added(noisy: Tensor, timesteps: Tensor, states: Tensor) -> Mapping[str, object]:
+        down, middle = modules["control"](noisy, timesteps, states, pixels, return_dict=False)
+        return {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+
+    return _noise_losses(modules, scenes, context, generator, CONTROL_CAPTION_DROPOUT, added)
 
 
 def build_identity(context: Context) -> nn.ModuleDict:
@@ -518,6 +577,19 @@ STAGES = {
             losses=identity_losses,
             learns=("identity",),
         ),
+        Stage(
+            name="control",
+            images=400_000,
+            batch=32,
+            learning_rate=5e-4,
+            make_batch=layouts_batch,
+            offset=7,
+            build=build_control,
+            encode=encode_layouts,
+            losses=control_losses,
+            crowds=(0.5, 0.3, 0.2),
+            learns=("control",),
+        ),
     )
 }
 
@@ -525,6 +597,7 @@ ON_CUDA: dict[str, dict[str, float]] = {
     "vae": {"batch": 64, "window": 512, "reuse": 4},
     "decoder": {"batch": 64, "window": 512, "reuse": 4},
     "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
+    "control": {"batch": 512, "learning_rate": 1e-3, "window": 256, "reuse": 8},
 }
 """What a GPU does better: it learns faster than processors render, and from larger batches."""
 

@@ -1,0 +1,89 @@
+"""`concept generate --control`, and the same picture again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conceptry.models.loading import load_base
+from program import Ask, Run, error_of
+from tiny_base import write_tiny_base
+from tiny_control import control_picture, write_tiny_control
+
+PROMPT = "a photo of a red cat"
+WORDS = ("-n", "1", "--seed", "1", "--steps", "1")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A base model, and a ControlNet for it."""
+    folder = tmp_path_factory.mktemp("bases")
+    tiny = str(write_tiny_base(folder / "tiny"))
+    unet = load_base(tiny).backbone.pipeline.unet
+    return tiny, str(write_tiny_control(folder / "net", unet))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    return str(control_picture(tmp_path / "control.png"))
+
+
+def test_a_picture_is_drawn_with_a_control_and_again(
+    ask: Ask, run: Run, folders: tuple[str, str], picture: str, database: Path
+) -> None:
+    tiny, net = folders
+    plain = ask("generate", PROMPT, "--base", tiny, *WORDS)["images"][0]
+    words = ("--base", tiny, "--control", f"{picture}:{net}", *WORDS)
+    drawn = ask("generate", PROMPT, *words)["images"][0]
+    none = ask("generate", PROMPT, *words, "--control-scale", "0")["images"][0]
+    assert drawn["sha256"] != plain["sha256"]
+    assert none["path"] != drawn["path"]
+    assert ask("reproduce", drawn["path"], "--control", picture)["is_same"]
+    told = error_of(run("--json", "reproduce", drawn["path"]))
+    assert "was drawn with a control picture" in told["message"]
+    assert "--control IMAGE" in told["hint"]
+    shutil.rmtree(database.parent)  # then it may be a stranger's
+    unknown = run("--json", "reproduce", drawn["path"], "--base", tiny, "--control", picture)
+    assert unknown.exit_code == 2
+    assert f"{picture}:{net}" in error_of(unknown)["hint"]
+    again = ("reproduce", drawn["path"], "--base", tiny, "--control", f"{picture}:{net}")
+    assert ask(*again)["is_same"]
+
+
+def test_another_size_is_said(run: Run, folders: tuple[str, str], tmp_path: Path) -> None:
+    tiny, net = folders
+    large = control_picture(tmp_path / "large.png", (32, 32))
+    result = run("generate", PROMPT, "--base", tiny, "--control", f"{large}:{net}", *WORDS)
+    assert result.exit_code == 0
+    assert f"{large} is 32x32: resized to 16x16" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("control", "exit_code", "text"),
+    [
+        ("gone.png", 3, "there is no control picture gone.png"),
+        ("control.png:gone", 3, 'has no ControlNet "gone"'),
+        ("control.png", 2, "has no ControlNet of its own"),
+        ("control.png:net.ckpt", 2, "only safetensors is read"),
+        ("notes.png:NET", 2, "notes.png"),
+        ("wide.png:NET", 2, "another shape"),
+    ],
+)
+def test_a_wrong_control_is_told_and_leaves_nothing(
+    run: Run, folders: tuple[str, str], picture: str, control: str, exit_code: int, text: str
+) -> None:
+    tiny, net = folders
+    Path("notes.png").write_text("no picture")
+    control_picture(Path("wide.png"), (48, 16))
+    assert Path(picture).exists()
+    words = ("--control", control.replace("NET", net), "--out", "album", *WORDS)
+    result = run("--json", "generate", PROMPT, "--base", tiny, *words)
+    assert result.exit_code == exit_code, result.output
+    assert text in error_of(result)["message"]
+    assert not Path("album").exists()
+
+
+def test_the_miniatures_layout_is_used_or_said_to_be_missing(run: Run, picture: str) -> None:
+    result = run("--json", "generate", PROMPT, "--control", picture, "--steps", "1", "-n", "1")
+    if result.exit_code:
+        assert "ControlNet layout is not there yet" in error_of(result)["message"]
+        assert result.exit_code == 3
