@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parent / "miniature" / "weights"
 ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
 
 Kind = Literal["folder", "file", "hub"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def find_base(name: str) -> Base:
     path = _at_home(name)
     if os.path.exists(path) or _looks_like_a_file(name):
         return _from_path(name, path)
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
         return Base(name, "hub", name)
     near = suggest(name, aliases).replace("concept list", "concept bases")
     raise NotFound(f'there is no base model "{name}"', hint=near)
@@ -122,7 +122,7 @@ def _from_entry(path: Path, name: str, entry: object) -> Base:
     source, about, config = checked.source, checked.about, checked.config
     if source == "shipped":
         return Base(name, "folder", str(SHIPPED), about)
-    if _HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):
+    if HUB_ID.fullmatch(source) and not source.startswith(".") and not _looks_like_a_file(source):
         return Base(name, "hub", source, about)
     beside = path.parent
     kind: Kind = "file" if _looks_like_a_file(source) else "folder"

@@ -41,7 +41,7 @@ def parts_of(folder: Path) -> dict[str, Part]:
     for name, value in sorted(read_index(folder).items()):
         match value:
             case [str(library), str(class_name)] if re.fullmatch(r"\w+", name):
-                files, variant = _weights_in(folder / name, library)
+                files, variant = weights_in(folder / name, library)
                 found[name] = Part(folder / name, library, class_name, files, variant)
             case _:
                 """A setting, or a part that is left out."""
@@ -96,7 +96,7 @@ def how_to_convert(path: Path) -> str:
     )
 
 
-def _weights_in(folder: Path, library: str) -> tuple[tuple[Path, ...], str | None]:
+def weights_in(folder: Path, library: str) -> tuple[tuple[Path, ...], str | None]:
     """The weights that diffusers and transformers take, and their variant.
 
     Plain ones go before others, of which fp16 is the first.

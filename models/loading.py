@@ -81,7 +81,7 @@ def load_base(
     _check_is_there(base)
     chosen = torch.device(device or _best_device())
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
-    with _without_bars():
+    with without_bars():
         if base.kind == "file":
             pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
@@ -254,7 +254,7 @@ def _downloaded(base: Base, offline: bool, variant: str | None = None) -> str:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Keep the libraries' progress bars, reports and deprecations off the terminal."""
     libraries = (transformers_logging, diffusers_logging)
     said = [library.get_verbosity() for library in libraries]
