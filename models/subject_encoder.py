@@ -58,6 +58,7 @@ class SubjectAttentionLayer(nn.Module):
     def __init__(self, block: BasicTransformerBlock) -> None:
         super().__init__()
         cross = _cross_attention(block)
+        self.widths = _widths(block)
         self.norm = nn.LayerNorm(block.dim)
         self.attention = Attention(
             query_dim=block.dim,
@@ -112,6 +113,12 @@ class SubjectAttention(nn.Module):
         """Begin as the U-Net's cross-attention, with outputs of zero."""
         for name, block in transformer_blocks(denoiser).items():
             self._layer(name).copy_cross_attention(block)
+
+    def fits(self, denoiser: nn.Module) -> bool:
+        """Whether a U-Net has the same blocks, as wide as these sublayers."""
+        blocks = transformer_blocks(denoiser)
+        widths = {_key(name): _widths(block) for name, block in blocks.items()}
+        return widths == {name: layer.widths for name, layer in self.layers.items()}
 
     def _layer(self, name: str) -> SubjectAttentionLayer:
         layer = self.layers[_key(name)]
@@ -214,6 +221,11 @@ def _cross_attention(block: BasicTransformerBlock) -> Attention:
     part = _part(block, "attn2")
     assert isinstance(part, Attention)
     return part
+
+
+def _widths(block: BasicTransformerBlock) -> tuple[int, int]:
+    """Of its states, and of those that its cross-attention attends to."""
+    return block.dim, _cross_attention(block).cross_attention_dim
 
 
 def _part(block: BasicTransformerBlock, name: str) -> nn.Module:

@@ -58,8 +58,10 @@ class VisionEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         config = network.config
-        self.size: int = config.image_size
-        self.grid = config.image_size // config.patch_size
+        size, patch = config.image_size, config.patch_size
+        assert isinstance(size, int)
+        assert isinstance(patch, int)
+        self.size, self.grid = size, size // patch
         self.layers = hidden_layers(config.num_hidden_layers)
         self.channels = len(self.layers) * config.hidden_size
 
@@ -71,8 +73,8 @@ class VisionEncoder(nn.Module):
     def prepare(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures as pixels (B, 3, size, size) in -1..1; what is not square gets white edges."""
         square = [_square(picture) for picture in pictures]
-        small = [each.resize((self.size,) * 2, Image.Resampling.BICUBIC) for each in square]
-        return to_pixels(small)
+        size = (self.size, self.size)
+        return to_pixels([each.resize(size, Image.Resampling.BICUBIC) for each in square])
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -106,8 +108,10 @@ class LoadedVision:
     sha256: str
 
 
-def load_vision(name: str, *, offline: bool = False) -> LoadedVision:
+def load_vision(name: str, *, offline: bool = False, is_foreign: bool = False) -> LoadedVision:
     """Load a picture encoder: `miniature`, a folder, or a hub repository, which is downloaded.
+
+    A foreign name, one out of a file, is never a path.
 
     Raises `NotFound` if there is none, `InvalidWeights` if its files are damaged, and
     `InvalidInput` if it is no CLIP.
@@ -117,7 +121,7 @@ def load_vision(name: str, *, offline: bool = False) -> LoadedVision:
         half = (0.5, 0.5, 0.5)
         vision = cast("CLIPVisionModel", clip.vision_model)
         return LoadedVision(name, VisionEncoder(vision, half, half), _own_hash())
-    folder = _folder_of(name, offline)
+    folder = _fetched(name, offline) if is_foreign else _folder_of(name, offline)
     config = read_object(folder / "config.json")
     files, variant = weights_in(folder, "transformers")
     if not files:
@@ -158,6 +162,10 @@ def _folder_of(name: str, offline: bool) -> Path:
         return folder
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise NotFound(f'there is no picture encoder "{name}"', hint="name a folder or a hub id")
+    return _fetched(name, offline)
+
+
+def _fetched(name: str, offline: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*_FILES], local_files_only=offline))
     except (OSError, ValueError) as error:  # hub errors are both
