@@ -102,7 +102,7 @@ def load_subject_encoder(
         metadata = _read_metadata(opened.metadata() or {})
     if metadata.base_sha256 != base.sha256:
         raise _of_another_base(path, base, metadata)
-    chosen = _vision(path, metadata, vision, offline)
+    chosen = _vision(path, base.base, metadata, vision, offline)
     with torch.device("meta"):  # shapes alone
         encoder = SubjectEncoder.for_denoiser(chosen.encoder, denoiser)
     state = _read_tensors(path, encoder.learned_state())
@@ -167,11 +167,11 @@ def _of_another_base(
 
 
 def _vision(
-    path: Path, metadata: SubjectEncoderMetadata, named: str | None, offline: bool
+    path: Path, base: Base, metadata: SubjectEncoderMetadata, named: str | None, offline: bool
 ) -> LoadedVision:
     if not (name := named or metadata.vision):
         raise InvalidInput(f"{path} was trained with a picture encoder in a folder: name that")
-    vision = load_vision(name, offline=offline, is_foreign=named is None)
+    vision = load_vision(name, base, offline=offline, is_foreign=named is None)
     if vision.sha256 != metadata.vision_sha256:
         raise InvalidInput(f"{path} was trained with another picture encoder than {name}")
     return vision

@@ -17,12 +17,12 @@ from transformers import CLIPVisionModel
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
 from ..registry.hashes import sha256_of
-from .bases import HUB_ID, SHIPPED
+from .bases import HUB_ID, SHIPPED, Base
 from .compatibility import check_tensors, short
 from .folder import read_object, weights_in
-from .hashes import MANIFEST, hash_of
+from .hashes import hash_of
 from .loading import without_bars
-from .miniature.shipped import load_clip
+from .miniature.shipped import CLIP, load_clip
 from .pixels import to_pixels
 
 OWN = "miniature"
@@ -108,19 +108,24 @@ class LoadedVision:
     sha256: str
 
 
-def load_vision(name: str, *, offline: bool = False, is_foreign: bool = False) -> LoadedVision:
+def load_vision(
+    name: str, base: Base | None = None, *, offline: bool = False, is_foreign: bool = False
+) -> LoadedVision:
     """Load a picture encoder: `miniature`, a folder, or a hub repository, which is downloaded.
 
-    A foreign name, one out of a file, is never a path.
+    `miniature` is the one beside `base` if that is a miniature too, else the one that ships. A
+    foreign name, one out of a file, is never a path.
 
     Raises `NotFound` if there is none, `InvalidWeights` if its files are damaged, and
     `InvalidInput` if it is no CLIP.
     """
     if name == OWN:
-        clip, _ = load_clip()
+        own = Path(base.source) if base is not None and base.kind == "folder" else SHIPPED
+        own = own if (own / CLIP).is_file() else SHIPPED
+        clip, _ = load_clip(own)
         half = (0.5, 0.5, 0.5)
         vision = cast("CLIPVisionModel", clip.vision_model)
-        return LoadedVision(name, VisionEncoder(vision, half, half), _own_hash())
+        return LoadedVision(name, VisionEncoder(vision, half, half), hash_of(own / CLIP))
     folder = _fetched(name, offline) if is_foreign else _folder_of(name, offline)
     config = read_object(folder / "config.json")
     files, variant = weights_in(folder, "transformers")
@@ -145,15 +150,6 @@ def load_vision(name: str, *, offline: bool = False, is_foreign: bool = False) -
     hashes = [hash_of(path) for path in files]
     sha256 = hashes[0] if len(hashes) == 1 else sha256_of("\n".join(hashes).encode())
     return LoadedVision(name, VisionEncoder(network, *_normalisation(folder)), sha256)
-
-
-def _own_hash() -> str:
-    manifest = read_object(SHIPPED / MANIFEST)
-    match manifest["files"]:
-        case {"clip.safetensors": {"sha256": str(sha256)}}:
-            return sha256
-        case _:
-            raise InvalidWeights(f"{SHIPPED / MANIFEST} is damaged")
 
 
 def _folder_of(name: str, offline: bool) -> Path:

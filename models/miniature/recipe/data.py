@@ -56,7 +56,7 @@ def scenes_batch(
         if crowds is not None:
             (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
         scenes.append(sample_scene(seed, split, num_subjects=count))
-    return _rendered(scenes, size)
+    return batch_of(scenes, size)
 
 
 def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) -> Batch:
@@ -81,10 +81,11 @@ def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) ->
                     style="photo",
                 )
             )
-    return _rendered(scenes, size)
+    return batch_of(scenes, size)
 
 
-def _rendered(scenes: list[Scene], size: int) -> Batch:
+def batch_of(scenes: list[Scene], size: int) -> Batch:
+    """The pictures, masks and sentences of scenes."""
     pictures: list[Rendered] = [render(scene, size) for scene in scenes]
     images = np.stack([np.asarray(picture.image) for picture in pictures]).transpose(0, 3, 1, 2)
     masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)

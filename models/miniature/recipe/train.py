@@ -5,10 +5,11 @@
 
 The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `decoder` (the
 autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
-encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left) and
-`identity`. Each writes a resume point every few minutes and goes on from it when started again; a
-run that was killed ends bit-equal to one that was not, on a CPU of the same kind. (The weights
-that ship are of an earlier recipe, at 64 pixels.)
+encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left),
+`identity` and `subject-encoder` (DreamTuner's, for the U-Net that is there). Each writes a resume
+point every few minutes and goes on from it when started again; a run that was killed ends
+bit-equal to one that was not, on a CPU of the same kind. (The weights that ship are of an earlier
+recipe, at 64 pixels.)
 
 A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
 then goes on from what it knows:
@@ -46,7 +47,10 @@ from transformers import CLIPTokenizer
 
 from ....registry.files import replacing
 from ....registry.hashes import sha256_of
+from ...reference_augmentation import augmented
 from ...seeds import seed_of
+from ...subject_encoder import SubjectEncoder, SubjectTokens
+from ...vision import VisionEncoder
 from ..architecture import (
     SIZE,
     SMALL_SIZE,
@@ -59,6 +63,7 @@ from ..architecture import (
 from ..identity import IdentityEncoder
 from ..tokenizer import make_tokenizer
 from .data import Batch, pairs_batch, prefetched, scenes_batch
+from .subject_encoder import REFERENCES, ReferencedBatch, subjects_batch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -154,6 +159,8 @@ def parameters_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]
 Losses = dict[str, Tensor]
 Encoded = dict[str, Tensor]
 """Tensors whose first dimension is the scene."""
+Control = Callable[[Tensor, Tensor, Tensor, Encoded], Mapping[str, object]]
+"""(noisy latents, timesteps, text states, scenes) -> what the U-Net gets besides: a ControlNet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +185,8 @@ class Stage:
     """... and so many of them until the next batch is rendered."""
     crowds: tuple[float, float, float] | None = None
     """Shares of scenes with one, two and three subjects, if not the world's own."""
+    references: str | None = None
+    """Of the subject encoder, one of `REFERENCES`."""
     split: str = "taught"
     """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -383,7 +392,11 @@ def encode_scenes(modules: nn.ModuleDict, batch: Batch, context: Context) -> Enc
 
 
 def unet_losses(
-    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict,
+    scenes: Encoded,
+    context: Context,
+    generator: torch.Generator,
+    control: Control | None = None,
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
@@ -403,7 +416,8 @@ def unet_losses(
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     with context.autocast():
         states = modules["text"](tokens).last_hidden_state
-        predicted = modules["unet"](noisy, timesteps, states).sample
+        more = control(noisy, timesteps, states, scenes) if control else {}
+        predicted = modules["unet"](noisy, timesteps, states, **more).sample
     snr = signal / (1 - signal)
     weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
@@ -429,6 +443,48 @@ def identity_losses(
     )
     partner = torch.arange(len(similar), device=similar.device) ^ 1
     return {"identity": F.cross_entropy(similar, partner)}
+
+
+def build_subject_encoder(context: Context) -> nn.ModuleDict:
+    """A subject encoder that has not learned, and all that draws and sees as it is."""
+    modules = build_unet(context)
+    for part, module in modules.items():
+        context.load("unet", module, part)
+    clip = make_clip(context.tokenizer)
+    context.load("clip-tune", clip, "clip")
+    half = (0.5, 0.5, 0.5)
+    vision = VisionEncoder(clip.vision_model, half, half)
+    encoder = SubjectEncoder.for_denoiser(vision, modules["unet"])
+    encoder.attention.copy_cross_attention(modules["unet"])
+    modules["encoder"] = encoder
+    return modules
+
+
+def encode_references(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
+    """What the U-Net needs of scenes, and their references."""
+    assert isinstance(batch, ReferencedBatch)
+    references = batch.references.to(context.device, non_blocking=True)
+    return encode_scenes(modules, batch, context) | {"references": references}
+
+
+def subject_encoder_losses(
+    modules: nn.ModuleDict,
+    scenes: Encoded,
+    context: Context,
+    generator: torch.Generator,
+    control: Control | None = None,
+) -> Losses:
+    """`unet_losses` of the U-Net that attends to varied references, at β = 1 (certain).
+
+    `control` tells it the scenes' layout, so that the encoder need not learn that (certain).
+    """
+    encoder = modules["encoder"]
+    assert isinstance(encoder, SubjectEncoder)
+    references = augmented(context.pixels(scenes["references"]), generator)
+    with context.autocast():
+        tokens = encoder(references)
+    with encoder.attention.inserted(modules["unet"], SubjectTokens(tokens, 1.0)):
+        return unet_losses(modules, scenes, context, generator, control)
 
 
 STAGES = {
@@ -518,6 +574,20 @@ STAGES = {
             losses=identity_losses,
             learns=("identity",),
         ),
+        Stage(
+            name="subject-encoder",
+            images=400_000,
+            batch=16,
+            learning_rate=2e-4,
+            make_batch=subjects_batch,
+            offset=11,
+            build=build_subject_encoder,
+            encode=encode_references,
+            losses=subject_encoder_losses,
+            crowds=(0.7, 0.25, 0.05),
+            references="same",
+            learns=("encoder.mapper", "encoder.attention"),
+        ),
     )
 }
 
@@ -525,6 +595,7 @@ ON_CUDA: dict[str, dict[str, float]] = {
     "vae": {"batch": 64, "window": 512, "reuse": 4},
     "decoder": {"batch": 64, "window": 512, "reuse": 4},
     "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
+    "subject-encoder": {"batch": 256, "learning_rate": 5e-4, "window": 512, "reuse": 8},
 }
 """What a GPU does better: it learns faster than processors render, and from larger batches."""
 
@@ -534,6 +605,7 @@ _SETTINGS = (
     "window",
     "reuse",
     "crowds",
+    "references",
     "learning_rate",
     "slow",
     "weight_decay",
@@ -628,7 +700,8 @@ class Training:
     def _minibatches(self, last: int, num_workers: int) -> Iterator[Batch | Encoded]:
         """What each step from here on learns from."""
         stage = self.stage
-        options = {"crowds": stage.crowds} if stage.crowds else {}
+        asked = {"crowds": stage.crowds, "references": stage.references}
+        options = {name: value for name, value in asked.items() if value}
         make = partial(
             stage.make_batch,
             split=stage.split,
@@ -877,6 +950,7 @@ def train(
     num_workers: int = 1,
     start: Path | None = None,
     latents_of: Path | None = None,
+    references: str | None = None,
     compiled: bool = False,
     stop_at: int | None = None,
     seconds: float | None = None,
@@ -887,7 +961,7 @@ def train(
     time: for a machine that is there for minutes.
 
     `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
-    that have another shape by now begin anew.
+    that have another shape by now begin anew. `references` overrides the subject encoder's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -895,6 +969,8 @@ def train(
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
         recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
+    if recipe.references and references:
+        recipe = dataclasses.replace(recipe, references=references)
     num_steps = (images or recipe.images) // recipe.batch
     context = Context(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
     training = Training(recipe, context, start=start, compiled=compiled)
@@ -915,6 +991,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
     parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
+    parser.add_argument("--references", choices=REFERENCES, help="of the subject encoder")
     parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
     options = parser.parse_args()
     for stage in STAGES if options.stage == "all" else [options.stage]:
@@ -928,6 +1005,7 @@ def main() -> None:
             num_workers=options.workers,
             start=options.start,
             latents_of=options.latents_of,
+            references=options.references,
             compiled=options.compile,
         )
 
