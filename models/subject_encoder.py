@@ -128,7 +128,8 @@ class SubjectAttention(nn.Module):
     def insert(self, denoiser: nn.Module, subject: SubjectTokens) -> ExitStack:
         """Insert the sublayers into a U-Net's blocks by hooks; closing the stack removes them.
 
-        Tokens and strength are read at each pass. With a strength of 0 nothing is computed.
+        Tokens and strength are read at each pass. With a strength of 0 nothing is computed. With
+        gradient checkpointing, call `backward` before they are removed.
         """
         with ExitStack() as hooks:
             for name, block in transformer_blocks(denoiser).items():

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registry.errors import InvalidInput, InvalidWeights, NotFound, quoted
+from ..registry.errors import InvalidInput, InvalidWeights, NotFinite, NotFound, quoted
 from ..registry.files import replacing
 from ..registry.validation import Line, problem
 from .bases import HUB_ID, Base
@@ -75,8 +75,13 @@ def metadata_for(base: LoadedBase, vision: LoadedVision) -> SubjectEncoderMetada
 def write_subject_encoder(
     path: Path, learned: Mapping[str, Tensor], metadata: SubjectEncoderMetadata
 ) -> None:
-    """Write learned parts (`SubjectEncoder.learned_state`) in half precision, atomically."""
+    """Write learned parts (`SubjectEncoder.learned_state`) in half precision, atomically.
+
+    Raises `NotFinite` for values that are not finite.
+    """
     half = {name: value.detach().half().cpu().contiguous() for name, value in learned.items()}
+    if not all(value.isfinite().all() for value in half.values()):
+        raise NotFinite("what the subject encoder learned is not finite")
     with replacing(path) as unfinished:
         save_file(half, unfinished, {_KEY: json.dumps(asdict(metadata))})
 

@@ -23,7 +23,7 @@ from conceptry.models.subject_encoder_file import (
     write_subject_encoder,
 )
 from conceptry.models.vision import VisionEncoder, hidden_layers, load_vision
-from conceptry.registry.errors import InvalidInput, InvalidWeights, NotFound
+from conceptry.registry.errors import InvalidInput, InvalidWeights, NotFinite, NotFound
 from full_size import make_full_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -341,11 +341,13 @@ def test_odd_tensors_are_refused(base: LoadedBase, vision: str, written: Path) -
         (state | {"vision.a": torch.zeros(1)}, "has a tensor 'vision.a'"),
         ({key: value for key, value in state.items() if key != name}, f"lacks a tensor '{name}'"),
         (state | {name: torch.zeros(3)}, "another shape"),
-        (state | {name: torch.full_like(state[name], torch.nan)}, "not finite"),
+        (state | {name: state[name] * torch.nan}, "not finite"),
     ):
-        write_subject_encoder(written, changed, metadata)
+        save_file(changed, written, {"conceptry_subject_encoder": json.dumps(asdict(metadata))})
         with pytest.raises(InvalidWeights, match=why):
             load_subject_encoder(base, str(written), vision=vision)
+    with pytest.raises(NotFinite):
+        write_subject_encoder(written, state | {name: torch.full((2,), 1e6)}, metadata)
     save_file(state, written)
     with pytest.raises(InvalidWeights, match="does not say what it was trained with"):
         load_subject_encoder(base, str(written), vision=vision)

@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
@@ -171,7 +171,8 @@ class Stage:
     images: int
     batch: int
     learning_rate: float
-    make_batch: Callable[..., Batch]
+    make_batch: Callable[..., Any]
+    """A `Batch`, or whatever `encode` and `losses` take."""
     offset: int
     build: Callable[[Context], nn.ModuleDict]
     losses: Callable[..., Losses]
@@ -885,11 +886,14 @@ def _compile_blocks(modules: nn.Module) -> None:
 
     On a CPU a U-Net then learns half as fast again, and its gradients are nearer to float32, as
     norms are fused in it. Whole networks must not be compiled: with torch 2.13 on a CPU, gradients
-    of the decoder then vanish below its last block.
+    of the decoder then vanish below its last block. Where a subject encoder's hooks come and go,
+    compiled transformer blocks would not see them.
     """
     torch._dynamo.config.recompile_limit = 64  # the blocks share their code
+    has_hooks = any(isinstance(module, SubjectEncoder) for module in modules.modules())
+    kinds = (ResnetBlock2D,) if has_hooks else (ResnetBlock2D, BasicTransformerBlock)
     for module in modules.modules():
-        if isinstance(module, (ResnetBlock2D, BasicTransformerBlock)):
+        if isinstance(module, kinds):
             module.compile()
 
 
