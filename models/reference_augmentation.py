@@ -26,7 +26,7 @@ def augmented(references: Tensor, generator: torch.Generator) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator, device=device)
 
     angle, scale = torch.deg2rad(uniform(-_DEGREES, _DEGREES)), uniform(*_SCALES)
-    flip = uniform(-1, 1).sign()
+    flip = torch.where(uniform(-1, 1) < 0, -1.0, 1.0)
     cosine, sine, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
     rows = (cosine * flip, -sine, zero), (sine * flip, cosine, zero)
     turn = torch.stack([torch.stack(row, -1) for row in rows], 1)

@@ -154,6 +154,34 @@ def test_two_subjects_each_add_theirs() -> None:
     assert unet(**inputs(unet)).sample.equal(plain)
 
 
+def test_what_a_reference_shows_can_be_learned() -> None:
+    """Two references, each with a prediction of its own, from the same noise and text."""
+    unet = make_unet(make_tiny_base, torch.float32)
+    encoder = make_tiny_encoder(unet)
+    plain, ramp = torch.full((3, 16, 16), -0.8), torch.linspace(-1, 1, 768).view(3, 16, 16)
+    pixels = torch.stack([plain, ramp])
+    twice = {
+        name: value.expand(2, *value.shape[1:]) if isinstance(value, Tensor) else value
+        for name, value in inputs(unet, rows=1).items()
+    }
+    with torch.no_grad():
+        target = unet(**twice).sample + 0.3 * torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+
+    def error(references: Tensor) -> Tensor:
+        with encoder.attention.inserted(unet, SubjectTokens(encoder(references), 1.0)):
+            return (unet(**twice).sample - target).square().mean()
+
+    learning = [each for each in encoder.parameters() if each.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=1e-2)
+    first = error(pixels).item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        error(pixels).backward()
+        optimizer.step()
+    assert error(pixels).item() < 0.3 * first
+    assert error(pixels.flip(0)).item() > first
+
+
 def test_layers_are_those_of_elite_or_in_proportion() -> None:
     assert hidden_layers(32) == (25, 4, 8, 12, 16)
     assert hidden_layers(24) == (24, 4, 8, 12, 16)

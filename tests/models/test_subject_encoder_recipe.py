@@ -18,8 +18,11 @@ from conceptry.models.miniature.world.scenes import render
 from conceptry.models.reference_augmentation import augmented
 from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
 from conceptry.registry.errors import InvalidInput
+from diffusers.models.attention import BasicTransformerBlock
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_base import make_tiny_base
+from tiny_encoder import make_tiny_encoder
 from torch import Tensor
 
 
@@ -168,3 +171,14 @@ def test_a_control_reaches_the_unet(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train.unet_losses(modules, scenes, context, generator, lambda *_: {"extra": 1})
     assert seen == {"extra": 1}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch compiles with
+def test_transformer_blocks_with_hooks_are_not_compiled() -> None:
+    """What is compiled would go on with the tokens of the first step."""
+    unet = make_tiny_base().unet
+    modules = torch.nn.ModuleDict({"unet": unet, "encoder": make_tiny_encoder(unet)})
+    train._compile_blocks(modules)
+    compiled = [each for each in modules.modules() if each._compiled_call_impl is not None]
+    assert compiled
+    assert not any(isinstance(each, BasicTransformerBlock) for each in compiled)
