@@ -12,8 +12,8 @@ ResBlocks, norms, and that S-E-A otherwise begins as the block's cross-attention
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -139,12 +139,6 @@ class SubjectAttention(nn.Module):
                 after = _part(block, "attn1").register_forward_hook(sublayer.after)
                 hooks.callback(after.remove)
             return hooks.pop_all()
-
-    @contextmanager
-    def inserted(self, denoiser: nn.Module, subject: SubjectTokens) -> Iterator[None]:
-        """The same, inside the context."""
-        with self.insert(denoiser, subject):
-            yield
 
 
 class _Sublayer:

@@ -117,7 +117,7 @@ def pretrain(
     training = Training(recipe, Context(folder, device, seed))
     attention = training.modules["attention"]
     assert isinstance(attention, SubjectAttention)
-    with attention.inserted(backbone.denoiser, subject):  # also while gradients are computed
+    with attention.insert(backbone.denoiser, subject):  # also while gradients are computed
         training.run(num_steps, num_workers, stop_at)
     if training.step < num_steps:
         return None

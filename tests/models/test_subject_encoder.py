@@ -83,7 +83,7 @@ def test_what_the_hooks_compute_is_the_sublayer_in_its_place(make: Callable[[], 
     encoder = let_it_act(make_tiny_encoder(unet)).double()
     subject = SubjectTokens(torch.randn(1, 5, encoder.attention.width).double(), 0.7)
     plain = unet(**inputs(unet)).sample
-    with encoder.attention.inserted(unet, subject):
+    with encoder.attention.insert(unet, subject):
         found = unet(**inputs(unet)).sample
     assert (found - plain).abs().max() > 0.01
     assert unet(**inputs(unet)).sample.equal(plain)
@@ -97,7 +97,7 @@ def test_before_it_has_learned_and_at_strength_0_nothing_changes(make: Callable[
     encoder = make_tiny_encoder(unet).double()
     subject = SubjectTokens(torch.randn(1, 5, encoder.attention.width).double(), 1.0)
     plain = unet(**inputs(unet)).sample
-    with encoder.attention.inserted(unet, subject):
+    with encoder.attention.insert(unet, subject):
         assert unet(**inputs(unet)).sample.equal(plain)
         let_it_act(encoder)
         assert not unet(**inputs(unet)).sample.equal(plain)
@@ -113,7 +113,7 @@ def test_gradients_are_the_same_with_checkpointing(make: Callable[[], Any]) -> N
 
     def gradients() -> dict[str, Tensor]:
         encoder.zero_grad()
-        with encoder.attention.inserted(unet, SubjectTokens(encoder(pixels), 1.0)):
+        with encoder.attention.insert(unet, SubjectTokens(encoder(pixels), 1.0)):
             unet(**inputs(unet)).sample.square().mean().backward()
         learned = encoder.named_parameters()
         return {name: each.grad.clone() for name, each in learned if each.grad is not None}
@@ -132,12 +132,12 @@ def test_tokens_may_be_those_of_each_row() -> None:
     encoder = let_it_act(make_tiny_encoder(unet)).double()
     tokens = torch.randn(2, 5, encoder.attention.width).double()
     given = inputs(unet)
-    with encoder.attention.inserted(unet, SubjectTokens(tokens, 1.0)):
+    with encoder.attention.insert(unet, SubjectTokens(tokens, 1.0)):
         both = unet(**given).sample
         with pytest.raises(ValueError, match="for 2 rows: expected 1 or 3"):
             unet(**inputs(unet, rows=3))
     for row in range(2):
-        with encoder.attention.inserted(unet, SubjectTokens(tokens[row : row + 1], 1.0)):
+        with encoder.attention.insert(unet, SubjectTokens(tokens[row : row + 1], 1.0)):
             torch.testing.assert_close(unet(**given).sample[row], both[row])
 
 
@@ -146,9 +146,9 @@ def test_two_subjects_each_add_theirs() -> None:
     encoder = let_it_act(make_tiny_encoder(unet)).double()
     some, other = torch.randn(2, 1, 5, encoder.attention.width).double()
     plain = unet(**inputs(unet)).sample
-    with encoder.attention.inserted(unet, SubjectTokens(some, 1.0)):
+    with encoder.attention.insert(unet, SubjectTokens(some, 1.0)):
         alone = unet(**inputs(unet)).sample
-        with encoder.attention.inserted(unet, SubjectTokens(other, 1.0)):
+        with encoder.attention.insert(unet, SubjectTokens(other, 1.0)):
             assert not unet(**inputs(unet)).sample.equal(alone)
         assert unet(**inputs(unet)).sample.equal(alone)
     assert unet(**inputs(unet)).sample.equal(plain)
@@ -168,7 +168,7 @@ def test_what_a_reference_shows_can_be_learned() -> None:
         target = unet(**twice).sample + 0.3 * torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
 
     def error(references: Tensor) -> Tensor:
-        with encoder.attention.inserted(unet, SubjectTokens(encoder(references), 1.0)):
+        with encoder.attention.insert(unet, SubjectTokens(encoder(references), 1.0)):
             return (unet(**twice).sample - target).square().mean()
 
     learning = [each for each in encoder.parameters() if each.requires_grad]
@@ -407,7 +407,7 @@ def test_full_size_models_have_a_sublayer_in_each_block(name: str) -> None:
         tokens = encoder(torch.zeros(1, 3, 224, 224))
         assert tokens.shape == (1, 256, width)
         more = {"text_embeds": torch.zeros(2, 1280), "time_ids": torch.zeros(2, 6)}
-        with encoder.attention.inserted(unet, SubjectTokens(tokens, 0.2)):
+        with encoder.attention.insert(unet, SubjectTokens(tokens, 0.2)):
             found = unet(
                 torch.zeros(2, 4, 32, 32),
                 torch.zeros(2),

@@ -484,7 +484,7 @@ def subject_encoder_losses(
     references = augmented(context.pixels(scenes["references"]), generator)
     with context.autocast():
         tokens = encoder(references)
-    with encoder.attention.inserted(modules["unet"], SubjectTokens(tokens, 1.0)):
+    with encoder.attention.insert(modules["unet"], SubjectTokens(tokens, 1.0)):
         return unet_losses(modules, scenes, context, generator, control)
 
 
