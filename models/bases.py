@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parent / "miniature" / "weights"
 ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
 
 Kind = Literal["folder", "file", "hub"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def find_base(name: str) -> Base:
     path = _at_home(name)
     if os.path.exists(path) or _looks_like_a_file(name):
         return _from_path(name, path)
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
         return Base(name, "hub", name)
     near = suggest(name, aliases).replace("concept list", "concept bases")
     raise NotFound(f'there is no base model "{name}"', hint=near)
@@ -108,7 +108,7 @@ def find_control(base: Base, name: str | None = None) -> ControlSource:
                 hint="name a diffusers folder of a ControlNet, or a hub repository",
             )
         return ControlSource(name, "folder", str(path))
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
         return ControlSource(name, "hub", name)
     near = suggest(name, own).replace("concept list", "concept bases --json lists them")
     raise NotFound(f'{base.name} has no ControlNet "{name}"', hint=near)
@@ -195,7 +195,7 @@ def _control(beside: Path, name: str, source: str) -> ControlSource:
 
 
 def _is_hub_id(source: str) -> bool:
-    is_id = bool(_HUB_ID.fullmatch(source)) and not source.startswith(".")
+    is_id = bool(HUB_ID.fullmatch(source)) and not source.startswith(".")
     return is_id and not _looks_like_a_file(source)
 
 

@@ -12,3 +12,9 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as float32 (B, 3, H, W) in -1..1."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def on_white(image: Image.Image, inside: Image.Image) -> Image.Image:
+    """The picture with white outside a region, given as a mask of any size."""
+    mask = inside.convert("L").resize(image.size, Image.Resampling.BILINEAR)
+    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), mask)

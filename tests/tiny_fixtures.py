@@ -47,3 +47,10 @@ def pictures() -> list[Image.Image]:
     return [
         Image.radial_gradient("L").resize((40, 32)).rotate(40 * i).convert("RGB") for i in (0, 1, 2)
     ]
+
+
+def tree(backbone: Backbone) -> list[tuple[str, int]]:
+    """Every module and parameter of a base model, by name and identity."""
+    parts = (backbone.denoiser, backbone.text_encoders[0].network)
+    modules = [(name, id(module)) for part in parts for name, module in part.named_modules()]
+    return modules + [(name, id(p)) for part in parts for name, p in part.named_parameters()]

@@ -1,6 +1,7 @@
 """The encoders for evaluation that ship beside the base model."""
 
 import json
+from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -11,14 +12,19 @@ from ..hashes import MANIFEST, check_hash
 from .architecture import make_clip
 from .identity import IdentityEncoder
 
+CLIP = "clip.safetensors"
 
-def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
-    """The contrastive pair: the base model's own text encoder, and a picture encoder for it."""
-    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
+
+def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The contrastive pair: the base model's own text encoder, and a picture encoder for it.
+
+    `folder` is that of another miniature than the one that ships.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained((folder or SHIPPED) / "tokenizer")
     clip = make_clip(tokenizer)
-    text = _read("text_encoder/model.safetensors")
+    text = _read("text_encoder/model.safetensors", folder)
     clip.load_state_dict(
-        _read("clip.safetensors") | {f"text_model.{name}": value for name, value in text.items()}
+        _read(CLIP, folder) | {f"text_model.{name}": value for name, value in text.items()}
     )
     return clip.eval(), tokenizer
 
@@ -30,10 +36,11 @@ def load_identity_encoder() -> IdentityEncoder:
     return encoder.eval()
 
 
-def _read(name: str) -> dict[str, Tensor]:
+def _read(name: str, folder: Path | None = None) -> dict[str, Tensor]:
     """Weights as float32, once their hash is that of the manifest."""
-    path = SHIPPED / name
-    promised = json.loads((SHIPPED / MANIFEST).read_text())["files"][name]["sha256"]
+    folder = folder or SHIPPED
+    path = folder / name
+    promised = json.loads((folder / MANIFEST).read_text())["files"][name]["sha256"]
     check_hash(path, promised)
     return {
         key: value.float() if value.is_floating_point() else value

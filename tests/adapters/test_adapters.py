@@ -8,13 +8,7 @@ from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.models.backbone import Backbone
 from conceptry.registry.errors import InvalidInput
-
-
-def tree(backbone: Backbone) -> list[tuple[str, int]]:
-    """Every module and parameter of a base model, by name and identity."""
-    parts = (backbone.denoiser, backbone.text_encoders[0].network)
-    modules = [(name, id(module)) for part in parts for name, module in part.named_modules()]
-    return modules + [(name, id(p)) for part in parts for name, p in part.named_parameters()]
+from tiny_fixtures import tree
 
 
 def test_a_token_that_starts_as_its_category_says_the_same(backbone: Backbone) -> None:

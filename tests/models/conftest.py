@@ -1,5 +1,5 @@
 """A diffusers folder with random weights."""
 
-from tiny_fixtures import tiny_base
+from tiny_fixtures import _one_base, base, tiny_base
 
-__all__ = ["tiny_base"]
+__all__ = ["_one_base", "base", "tiny_base"]

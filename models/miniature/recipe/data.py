@@ -29,7 +29,8 @@ class Batch:
 
     `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none;
     `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well. `layouts` (B, size,
-    size), uint8, are rows of `layouts.PALETTE`, where a stage asks for them.
+    size), uint8, are rows of `layouts.PALETTE`, and `references` (B, 3, 64, 64) each first subject
+    on white, where a stage asks for them.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class Batch:
     captions: list[str]
     scenes: list[Scene]
     layouts: Tensor | None = None
+    references: Tensor | None = None
 
 
 def scenes_batch(
@@ -61,7 +63,7 @@ def scenes_batch(
         if crowds is not None:
             (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
         scenes.append(sample_scene(seed, split, num_subjects=count))
-    return _rendered(scenes, size, with_layouts=with_layouts)
+    return batch_of(scenes, size, with_layouts=with_layouts)
 
 
 layouts_batch = partial(scenes_batch, with_layouts=True)
@@ -90,10 +92,11 @@ def pairs_batch(step: int, *, split: str, offset: int, batch: int, size: int) ->
                     style="photo",
                 )
             )
-    return _rendered(scenes, size)
+    return batch_of(scenes, size)
 
 
-def _rendered(scenes: list[Scene], size: int, *, with_layouts: bool = False) -> Batch:
+def batch_of(scenes: list[Scene], size: int, *, with_layouts: bool = False) -> Batch:
+    """The pictures, masks and sentences of scenes."""
     pictures: list[Rendered] = [render(scene, size) for scene in scenes]
     images = np.stack([np.asarray(picture.image) for picture in pictures]).transpose(0, 3, 1, 2)
     masks = np.zeros((len(scenes), MAX_SUBJECTS, MASK_SIZE, MASK_SIZE), dtype=np.uint8)

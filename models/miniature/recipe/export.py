@@ -18,9 +18,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...bases import SHIPPED
-from ...hashes import MANIFEST, hash_of
+from ...bases import DEFAULT_BASE, SHIPPED
+from ...hashes import MANIFEST, hash_of, hash_of_folder
+from ...subject_encoder import learned_part
+from ...subject_encoder_file import FILE, SubjectEncoderMetadata, write_subject_encoder
+from ...vision import OWN
 from ..architecture import make_clip, make_control, make_scheduler, make_unet, make_vae
+from ..shipped import CLIP
 from ..tokenizer import make_tokenizer
 from .train import STAGES, Context, parameters_of, scaling_factor
 
@@ -59,13 +63,14 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     _let_plain_diffusers_load_float32(target)
     clip_stage = parameters_of(load_file(miniature / "clip-tune.safetensors"), "clip")
     picture_side = {k: v for k, v in clip_stage.items() if not k.startswith("text_model.")}
-    _save_half(picture_side, target / "clip.safetensors")
+    _save_half(picture_side, target / CLIP)
     identity = parameters_of(load_file(miniature / "identity.safetensors"), "identity")
     _save_half(identity, target / "identity.safetensors")
     if (learned := miniature / "control.safetensors").exists():
         control = make_control(make_unet())
         control.load_state_dict(parameters_of(load_file(learned), "control"))
         control.half().save_pretrained(target / LAYOUT)
+    _export_subject_encoder(miniature / "subject-encoder.safetensors", target)
     for name in STAGES:
         for ending in (".jsonl", ".json"):
             source = miniature / f"{name}{ending}"
@@ -73,6 +78,19 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
                 (target / "training").mkdir(exist_ok=True)
                 shutil.copyfile(source, target / "training" / source.name)
     write_manifest(target)
+
+
+def _export_subject_encoder(stage: Path, target: Path) -> None:
+    """Write it, if it was trained, as made for the base model and picture encoder beside it."""
+    if stage.exists():
+        metadata = SubjectEncoderMetadata(
+            base=DEFAULT_BASE,
+            base_sha256=hash_of_folder(target),
+            vision=OWN,
+            vision_sha256=hash_of(target / CLIP),
+        )
+        learned = learned_part(parameters_of(load_file(stage), "encoder"))
+        write_subject_encoder(target / FILE, learned, metadata)
 
 
 def _let_plain_diffusers_load_float32(folder: Path) -> None:
@@ -116,11 +134,13 @@ def restore(folder: Path, source: Path = SHIPPED) -> None:
     text = _prefixed("text", load_file(source / "text_encoder" / "model.safetensors"))
     unet = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     vae = _prefixed("vae", load_file(source / "vae" / "diffusion_pytorch_model.safetensors"))
-    clip = _prefixed("clip", load_file(source / "clip.safetensors"))
+    clip = _prefixed("clip", load_file(source / CLIP))
     layout = source / LAYOUT / "diffusion_pytorch_model.safetensors"
     control = [("control", _prefixed("control", load_file(layout)))] if layout.exists() else []
     clip |= {f"clip.text_model.{name.removeprefix('text.')}": v for name, v in text.items()}
+    encoder = {"subject-encoder": source / FILE} if (source / FILE).exists() else {}
     for name, weights in (
+        *((name, _prefixed("encoder", load_file(path))) for name, path in encoder.items()),
         ("clip", clip),
         ("clip-tune", clip),
         ("vae", vae),

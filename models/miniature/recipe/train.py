@@ -6,10 +6,10 @@
 The stages, in order: `clip` (text and picture encoders, contrastive), `vae`, `decoder` (the
 autoencoder's second half goes on alone, in the latent space that is there), `unet` (with the text
 encoder), `clip-tune` (the picture encoder anew, against the text encoder that the U-Net left),
-`identity` and `control` (a ControlNet for layouts; the U-Net stays as it is). Each writes a resume
-point every few minutes and goes on from it when started again; a run that was killed ends bit-equal
-to one that was not, on a CPU of the same kind. (The weights
-that ship are of an earlier recipe, at 64 pixels.)
+`identity`, `control` (a ControlNet for layouts) and `subject-encoder` (DreamTuner's); for the last
+two the U-Net stays as it is. Each writes a resume point every few minutes and goes on from it when
+started again; a run that was killed ends bit-equal to one that was not, on a CPU of the same kind.
+(The weights that ship are of an earlier recipe, at 64 pixels.)
 
 A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
 then goes on from what it knows:
@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
@@ -47,7 +47,10 @@ from transformers import CLIPTokenizer
 
 from ....registry.files import replacing
 from ....registry.hashes import sha256_of
+from ...reference_augmentation import augmented
 from ...seeds import seed_of
+from ...subject_encoder import SubjectEncoder, SubjectTokens
+from ...vision import VisionEncoder
 from ..architecture import (
     LATENT_SIZE,
     SIZE,
@@ -63,6 +66,7 @@ from ..identity import IdentityEncoder
 from ..tokenizer import make_tokenizer
 from ..world.layouts import PALETTE
 from .data import Batch, layouts_batch, pairs_batch, prefetched, scenes_batch
+from .subject_encoder import REFERENCES, subjects_batch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -165,6 +169,8 @@ def parameters_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]
 Losses = dict[str, Tensor]
 Encoded = dict[str, Tensor]
 """Tensors whose first dimension is the scene."""
+Control = Callable[[Tensor, Tensor, Tensor, Encoded], Mapping[str, object]]
+"""(noisy latents, timesteps, text states, scenes) -> what the U-Net gets besides: a ControlNet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +181,8 @@ class Stage:
     images: int
     batch: int
     learning_rate: float
-    make_batch: Callable[..., Batch]
+    make_batch: Callable[..., Any]
+    """A `Batch`, or whatever `encode` and `losses` take."""
     offset: int
     build: Callable[[Context], nn.ModuleDict]
     losses: Callable[..., Losses]
@@ -189,6 +196,8 @@ class Stage:
     """... and so many of them until the next batch is rendered."""
     crowds: tuple[float, float, float] | None = None
     """Shares of scenes with one, two and three subjects, if not the world's own."""
+    references: str | None = None
+    """Of the subject encoder, one of `REFERENCES`."""
     split: str = "taught"
     """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -394,27 +403,21 @@ def encode_scenes(modules: nn.ModuleDict, batch: Batch, context: Context) -> Enc
 
 
 def unet_losses(
-    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
+    modules: nn.ModuleDict,
+    scenes: Encoded,
+    context: Context,
+    generator: torch.Generator,
+    control: Control | None = None,
+    dropout: float = CAPTION_DROPOUT,
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
     Each timestep weighs (min(SNR, 5) + 1/4) / SNR: nearly clean pictures do not take the model's
     attention from what they show (Hang et al. 2023, section 3.4), and the noisiest steps, where it
     is decided which colour goes where, count as much as those in between. The foreground weighs
-    four times: a fifth of the picture, most of what a caption says.
+    four times: a fifth of the picture, most of what a caption says. `control` is what a ControlNet
+    adds.
     """
-    return _noise_losses(modules, scenes, context, generator, CAPTION_DROPOUT)
-
-
-def _noise_losses(
-    modules: nn.ModuleDict,
-    scenes: Encoded,
-    context: Context,
-    generator: torch.Generator,
-    dropout: float,
-    added: Callable[[Tensor, Tensor, Tensor], Mapping[str, object]] | None = None,
-) -> Losses:
-    """`added` is what a ControlNet adds, of noisy latents, timesteps and text states."""
     device, latents = context.device, scenes["latents"]
     count = len(latents)
     is_left_out = torch.rand(count, generator=generator, device=device) < dropout
@@ -426,8 +429,8 @@ def _noise_losses(
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     with context.autocast():
         states = modules["text"](tokens).last_hidden_state
-        residuals = {} if added is None else added(noisy, timesteps, states)
-        predicted = modules["unet"](noisy, timesteps, states, **residuals).sample
+        more = {} if control is None else control(noisy, timesteps, states, scenes)
+        predicted = modules["unet"](noisy, timesteps, states, **more).sample
     snr = signal / (1 - signal)
     weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
@@ -457,16 +460,18 @@ def control_losses(
     modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The U-Net's loss; the U-Net sees layouts through the ControlNet, which alone learns."""
-    pixels = context.palette[scenes["layouts"].long()].permute(0, 3, 1, 2)
 
-    def added(noisy: Tensor, timesteps: Tensor, states: Tensor) -> Mapping[str, object]:
+    def control(
+        noisy: Tensor, timesteps: Tensor, states: Tensor, scenes: Encoded
+    ) -> Mapping[str, object]:
+        pixels = context.palette[scenes["layouts"].long()].permute(0, 3, 1, 2)
         down, middle = modules["control"](noisy, timesteps, states, pixels, return_dict=False)
         return {
             "down_block_additional_residuals": down,
             "mid_block_additional_residual": middle,
         }
 
-    return _noise_losses(modules, scenes, context, generator, CONTROL_CAPTION_DROPOUT, added)
+    return unet_losses(modules, scenes, context, generator, control, CONTROL_CAPTION_DROPOUT)
 
 
 def build_identity(context: Context) -> nn.ModuleDict:
@@ -488,6 +493,48 @@ def identity_losses(
     )
     partner = torch.arange(len(similar), device=similar.device) ^ 1
     return {"identity": F.cross_entropy(similar, partner)}
+
+
+def build_subject_encoder(context: Context) -> nn.ModuleDict:
+    """A subject encoder that has not learned, and all that draws and sees as it is."""
+    modules = build_unet(context)
+    for part, module in modules.items():
+        context.load("unet", module, part)
+    clip = make_clip(context.tokenizer)
+    context.load("clip-tune", clip, "clip")
+    half = (0.5, 0.5, 0.5)
+    vision = VisionEncoder(clip.vision_model, half, half)
+    encoder = SubjectEncoder.for_denoiser(vision, modules["unet"])
+    encoder.attention.copy_cross_attention(modules["unet"])
+    modules["encoder"] = encoder
+    return modules
+
+
+def encode_references(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
+    """What the U-Net needs of scenes, and their references."""
+    assert batch.references is not None
+    references = batch.references.to(context.device, non_blocking=True)
+    return encode_scenes(modules, batch, context) | {"references": references}
+
+
+def subject_encoder_losses(
+    modules: nn.ModuleDict,
+    scenes: Encoded,
+    context: Context,
+    generator: torch.Generator,
+    control: Control | None = None,
+) -> Losses:
+    """`unet_losses` of the U-Net that attends to varied references, at β = 1 (certain).
+
+    `control` tells it the scenes' layout, so that the encoder need not learn that (certain).
+    """
+    encoder = modules["encoder"]
+    assert isinstance(encoder, SubjectEncoder)
+    references = augmented(context.pixels(scenes["references"]), generator)
+    with context.autocast():
+        tokens = encoder(references)
+    with encoder.attention.insert(modules["unet"], SubjectTokens(tokens, 1.0)):
+        return unet_losses(modules, scenes, context, generator, control)
 
 
 STAGES = {
@@ -590,6 +637,20 @@ STAGES = {
             crowds=(0.5, 0.3, 0.2),
             learns=("control",),
         ),
+        Stage(
+            name="subject-encoder",
+            images=400_000,
+            batch=16,
+            learning_rate=2e-4,
+            make_batch=subjects_batch,
+            offset=11,
+            build=build_subject_encoder,
+            encode=encode_references,
+            losses=subject_encoder_losses,
+            crowds=(0.7, 0.25, 0.05),
+            references="same",
+            learns=("encoder.mapper", "encoder.attention"),
+        ),
     )
 }
 
@@ -598,6 +659,7 @@ ON_CUDA: dict[str, dict[str, float]] = {
     "decoder": {"batch": 64, "window": 512, "reuse": 4},
     "unet": {"batch": 512, "learning_rate": 1e-3, "window": 512, "reuse": 8},
     "control": {"batch": 512, "learning_rate": 1e-3, "window": 256, "reuse": 8},
+    "subject-encoder": {"batch": 256, "learning_rate": 5e-4, "window": 512, "reuse": 8},
 }
 """What a GPU does better: it learns faster than processors render, and from larger batches."""
 
@@ -607,6 +669,7 @@ _SETTINGS = (
     "window",
     "reuse",
     "crowds",
+    "references",
     "learning_rate",
     "slow",
     "weight_decay",
@@ -701,7 +764,8 @@ class Training:
     def _minibatches(self, last: int, num_workers: int) -> Iterator[Batch | Encoded]:
         """What each step from here on learns from."""
         stage = self.stage
-        options = {"crowds": stage.crowds} if stage.crowds else {}
+        asked = {"crowds": stage.crowds, "references": stage.references}
+        options = {name: value for name, value in asked.items() if value}
         make = partial(
             stage.make_batch,
             split=stage.split,
@@ -885,11 +949,14 @@ def _compile_blocks(modules: nn.Module) -> None:
 
     On a CPU a U-Net then learns half as fast again, and its gradients are nearer to float32, as
     norms are fused in it. Whole networks must not be compiled: with torch 2.13 on a CPU, gradients
-    of the decoder then vanish below its last block.
+    of the decoder then vanish below its last block. Where a subject encoder's hooks come and go,
+    compiled transformer blocks would not see them.
     """
     torch._dynamo.config.recompile_limit = 64  # the blocks share their code
+    has_hooks = any(isinstance(module, SubjectEncoder) for module in modules.modules())
+    kinds = (ResnetBlock2D,) if has_hooks else (ResnetBlock2D, BasicTransformerBlock)
     for module in modules.modules():
-        if isinstance(module, (ResnetBlock2D, BasicTransformerBlock)):
+        if isinstance(module, kinds):
             module.compile()
 
 
@@ -950,6 +1017,7 @@ def train(
     num_workers: int = 1,
     start: Path | None = None,
     latents_of: Path | None = None,
+    references: str | None = None,
     compiled: bool = False,
     stop_at: int | None = None,
     seconds: float | None = None,
@@ -960,7 +1028,7 @@ def train(
     time: for a machine that is there for minutes.
 
     `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
-    that have another shape by now begin anew.
+    that have another shape by now begin anew. `references` overrides the subject encoder's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -968,6 +1036,8 @@ def train(
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
         recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
+    if recipe.references and references:
+        recipe = dataclasses.replace(recipe, references=references)
     num_steps = (images or recipe.images) // recipe.batch
     context = Context(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
     training = Training(recipe, context, start=start, compiled=compiled)
@@ -988,6 +1058,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
     parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
+    parser.add_argument("--references", choices=REFERENCES, help="of the subject encoder")
     parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
     options = parser.parse_args()
     for stage in STAGES if options.stage == "all" else [options.stage]:
@@ -1001,6 +1072,7 @@ def main() -> None:
             num_workers=options.workers,
             start=options.start,
             latents_of=options.latents_of,
+            references=options.references,
             compiled=options.compile,
         )
 

@@ -1,0 +1,215 @@
+"""The file of a subject encoder: its learned parts, and what it was trained with.
+
+It is `subject_encoder.safetensors`, in a folder, in a hub repository, or beside a base model. Its
+metadata names the base model's hash and the picture encoder. It may be untrusted: metadata and
+shapes are checked before tensors are read.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..registry.errors import InvalidInput, InvalidWeights, NotFinite, NotFound, quoted
+from ..registry.files import replacing
+from ..registry.validation import Line, problem
+from .bases import HUB_ID, Base
+from .compatibility import short
+from .hashes import hash_of
+from .loading import LoadedBase
+from .subject_encoder import SubjectEncoder
+from .vision import OWN, LoadedVision, load_vision
+
+FILE = "subject_encoder.safetensors"
+_KEY = "conceptry_subject_encoder"
+_MAX_METADATA = 4096
+_DTYPES = ("F32", "F16", "BF16")
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectEncoderMetadata:
+    """What a subject encoder was trained with: a base model and a picture encoder.
+
+    `vision` is `miniature`, a hub id, or "" for a folder, which whoever loads it has to name.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    base: Line
+    base_sha256: _Hash
+    vision: Annotated[str, Field(pattern=rf"^({OWN}|{HUB_ID.pattern}|)$", max_length=200)]
+    vision_sha256: _Hash
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSubjectEncoder:
+    """A subject encoder in memory, on its base model's device, and the hash of its file."""
+
+    encoder: SubjectEncoder
+    sha256: str
+
+
+def metadata_for(base: LoadedBase, vision: LoadedVision) -> SubjectEncoderMetadata:
+    """The metadata of an encoder that is trained with these."""
+    is_named = vision.name == OWN or (HUB_ID.fullmatch(vision.name) and not _is_path(vision.name))
+    return SubjectEncoderMetadata(
+        base=base.base.name,
+        base_sha256=base.sha256,
+        vision=vision.name if is_named else "",
+        vision_sha256=vision.sha256,
+    )
+
+
+def write_subject_encoder(
+    path: Path, learned: Mapping[str, Tensor], metadata: SubjectEncoderMetadata
+) -> None:
+    """Write learned parts (`SubjectEncoder.learned_state`) in half precision, atomically.
+
+    Raises `NotFinite` for values that are not finite.
+    """
+    half = {name: value.detach().half().cpu().contiguous() for name, value in learned.items()}
+    if not all(value.isfinite().all() for value in half.values()):
+        raise NotFinite("what the subject encoder learned is not finite")
+    with replacing(path) as unfinished:
+        save_file(half, unfinished, {_KEY: json.dumps(asdict(metadata))})
+
+
+def load_subject_encoder(
+    base: LoadedBase,
+    source: str | None = None,
+    *,
+    vision: str | None = None,
+    offline: bool = False,
+) -> LoadedSubjectEncoder:
+    """Load the subject encoder for a base model, in the base model's precision.
+
+    `source` is a folder, a file or a hub repository; without it, the one beside the base model's
+    own files. `vision` names the picture encoder where the file does not.
+
+    Raises `NotFound` if there is none, `InvalidInput` for one of another base model, and
+    `InvalidWeights` if it is damaged.
+    """
+    path = _path_of(base.base, source, offline)
+    denoiser = base.backbone.denoiser
+    with _opened(path) as opened:
+        metadata = _read_metadata(opened.metadata() or {})
+    if metadata.base_sha256 != base.sha256:
+        raise _of_another_base(path, base, metadata)
+    chosen = _vision(path, base.base, metadata, vision, offline)
+    with torch.device("meta"):  # shapes alone
+        encoder = SubjectEncoder.for_denoiser(chosen.encoder, denoiser)
+    state = _read_tensors(path, encoder.learned_state())
+    encoder.load_state_dict(state, strict=False, assign=True)
+    dtype = next(denoiser.parameters()).dtype
+    encoder.requires_grad_(False).eval().to(base.backbone.device, dtype)
+    return LoadedSubjectEncoder(encoder, hash_of(path))
+
+
+def _path_of(base: Base, source: str | None, offline: bool) -> Path:
+    if source is None:
+        path = Path(base.source) / FILE
+        if base.kind != "folder" or not os.path.isfile(path):
+            raise NotFound(
+                f"{base.name} has no subject encoder: without one its strength (β) has to be 0",
+                hint=f"train one: python -m conceptry.training.subject_encoder --base "
+                f"{quoted(base.name)}",
+            )
+        return path
+    if _is_path(source):
+        path = Path(os.path.expanduser(source))
+        path = path / FILE if os.path.isdir(path) else path
+        if not os.path.isfile(path):
+            raise NotFound(f"there is no {path}")
+        return path
+    try:
+        return Path(hf_hub_download(source, FILE, local_files_only=offline))
+    except (OSError, ValueError) as error:  # hub errors are both
+        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
+        raise NotFound(f"the subject encoder {source} {why}") from error
+
+
+def _is_path(source: str) -> bool:
+    exists = os.path.exists(os.path.expanduser(source))
+    return exists or source.startswith(".") or not HUB_ID.fullmatch(source)
+
+
+def _read_metadata(header: Mapping[str, str]) -> SubjectEncoderMetadata:
+    text = header.get(_KEY, "")
+    if not text or len(text) > _MAX_METADATA:
+        raise InvalidWeights("it does not say what it was trained with")
+    try:
+        return _form().validate_json(text)
+    except ValidationError as error:
+        raise InvalidWeights(problem(error)) from None
+
+
+@cache
+def _form() -> TypeAdapter[SubjectEncoderMetadata]:
+    return TypeAdapter(SubjectEncoderMetadata)
+
+
+def _of_another_base(
+    path: Path, base: LoadedBase, metadata: SubjectEncoderMetadata
+) -> InvalidInput:
+    return InvalidInput(
+        f"the subject encoder {path} was trained for another base model than {base.base.name}",
+        hint=f"--base {quoted(metadata.base)}"
+        if metadata.base != base.base.name
+        else "train it again: this base model has other weights by that name",
+    )
+
+
+def _vision(
+    path: Path, base: Base, metadata: SubjectEncoderMetadata, named: str | None, offline: bool
+) -> LoadedVision:
+    if not (name := named or metadata.vision):
+        raise InvalidInput(f"{path} was trained with a picture encoder in a folder: name that")
+    vision = load_vision(name, base, offline=offline, is_foreign=named is None)
+    if vision.sha256 != metadata.vision_sha256:
+        raise InvalidInput(f"{path} was trained with another picture encoder than {name}")
+    return vision
+
+
+def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, once names and shapes are seen to be those of this base model."""
+    with _opened(path) as opened:
+        names = set(opened.keys())
+        if names != expected.keys():
+            odd = min(names ^ expected.keys())
+            raise InvalidWeights(f"it {'has' if odd in names else 'lacks'} a tensor {odd[:80]!r}")
+        for name, wanted in expected.items():
+            part = opened.get_slice(name)
+            if part.get_dtype() not in _DTYPES or tuple(part.get_shape()) != tuple(wanted.shape):
+                raise InvalidWeights(f"its tensor {name} has another shape or type")
+        state = {name: opened.get_tensor(name) for name in expected}
+        if not all(value.isfinite().all() for value in state.values()):
+            raise InvalidWeights("it holds values that are not finite")
+        return state
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, "pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise InvalidWeights(
+            f"{path} cannot be loaded: it is not sound safetensors: {short(error)}",
+            hint="get the file again: it is damaged, or was not written to its end",
+        ) from error
+    except InvalidWeights as error:
+        raise InvalidWeights(
+            f"{path} is no subject encoder that can be used: {error.message}"
+        ) from error

@@ -1,0 +1,160 @@
+"""Pre-training of a subject encoder on a folder of pictures, for any base model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.models.loading import LoadedBase
+from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
+from conceptry.models.vision import LoadedVision, load_vision
+from conceptry.registry.errors import InvalidInput
+from conceptry.training.subject_encoder import (
+    PictureBatch,
+    pictures_batch,
+    pictures_with_masks,
+    pretrain,
+)
+from PIL import Image
+from program import DEADLINE
+from safetensors.torch import load_file
+from tiny_encoder import write_tiny_vision
+from torch import Tensor
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Three pictures of 40x32: two with a mask beside them, one of which with a caption."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for i in range(3):
+        picture = Image.radial_gradient("L").resize((40, 32)).rotate(40 * i).convert("RGB")
+        mask = Image.new("L", (40, 32))
+        mask.paste(255, (10, 4, 30, 28))
+        if i == 2:
+            picture.putalpha(mask)
+        else:
+            mask.save(folder / f"{i}-masklabel.png")
+        picture.save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("a photo of a dog")
+    return folder
+
+
+@pytest.fixture
+def vision(tmp_path: Path) -> LoadedVision:
+    return load_vision(str(write_tiny_vision(tmp_path / "vision")))
+
+
+def test_pictures_come_with_masks_and_captions(album: Path) -> None:
+    sources = pictures_with_masks(album)
+    assert [each.path.name for each in sources] == ["0.png", "1.png", "2.png"]
+    batch = pictures_batch(0, split="", offset=0, batch=8, size=16, sources=sources)
+    assert {each.size for each in (*batch.pictures, *batch.references)} == {(16, 16)}
+    assert set(batch.captions) == {"a photo of a dog", "a photo"}
+    for picture, reference in zip(batch.pictures, batch.references, strict=True):
+        assert reference.getpixel((0, 0)) == (255, 255, 255)
+        assert reference.getpixel((8, 8)) == picture.getpixel((8, 8))
+    again = pictures_batch(0, split="", offset=0, batch=8, size=16, sources=sources)
+    assert again.captions == batch.captions
+
+
+def test_pictures_without_masks_are_named(album: Path) -> None:
+    (album / "1-masklabel.png").unlink()
+    with pytest.raises(InvalidInput, match=r"1\.png has no mask \(1 of 3 pictures have none\)"):
+        pictures_with_masks(album)
+
+
+def trained(
+    base: LoadedBase, vision: LoadedVision, album: Path, folder: Path, **options: Any
+) -> Path | None:
+    sources = pictures_with_masks(album)
+    settings = {"num_steps": 4, "batch": 2, "num_workers": 0, "learning_rate": 1e-2} | options
+    return pretrain(base, vision, sources, folder, **settings)
+
+
+def test_what_it_leaves_is_a_subject_encoder_for_the_base_model(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in base.backbone.denoiser.state_dict().items()}
+    path = trained(base, vision, album, tmp_path / "run")
+    assert path == tmp_path / "run" / FILE
+    loaded = load_subject_encoder(base, str(path), vision=vision.name)
+    outputs = {
+        name: value
+        for name, value in loaded.encoder.learned_state().items()
+        if "attention.to_out.0" in name
+    }
+    assert outputs
+    assert all(value.any() for value in outputs.values())
+    after = base.backbone.denoiser.state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())
+    settings = json.loads((tmp_path / "run/pretraining.json").read_text())
+    assert settings["batch"] == 2
+    learned = load_file(tmp_path / "run/pretraining.safetensors")
+    assert learned.keys() == loaded.encoder.learned_state().keys()  # not the base model's weights
+
+
+def test_one_that_was_stopped_ends_bit_equal(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    whole = trained(base, vision, album, tmp_path / "whole")
+    assert trained(base, vision, album, tmp_path / "stopped", stop_at=2) is None
+    assert not (tmp_path / "stopped" / FILE).exists()
+    stopped = trained(base, vision, album, tmp_path / "stopped")
+    assert whole is not None
+    assert stopped is not None
+    assert whole.read_bytes() == stopped.read_bytes()
+
+
+def test_it_does_not_go_on_with_something_else(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    trained(base, vision, album, tmp_path / "run", stop_at=1)
+    with pytest.raises(InvalidInput, match="was begun with another vision"):
+        trained(base, load_vision("miniature"), album, tmp_path / "run")
+    (album / "2.png").unlink()
+    with pytest.raises(InvalidInput, match="was begun with another pictures"):
+        trained(base, vision, album, tmp_path / "run")
+
+
+def test_a_control_takes_the_place_of_the_plain_prediction(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    seen: list[PictureBatch] = []
+
+    def denoise(noisy: Tensor, timesteps: Tensor, known: object, batch: PictureBatch) -> Tensor:
+        seen.append(batch)
+        return base.backbone.denoise(noisy, timesteps, known)  # pyright: ignore[reportArgumentType]
+
+    trained(base, vision, album, tmp_path / "run", num_steps=2, denoise=denoise)
+    assert len(seen) == 2
+    assert len(seen[0].references) == 2
+
+
+def test_checkpointing_is_the_same(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    trained(base, vision, album, tmp_path / "whole", num_steps=2)
+    base.backbone.set_gradient_checkpointing(True)
+    trained(base, vision, album, tmp_path / "again", num_steps=2)
+    ours, theirs = (load_file(tmp_path / name / FILE) for name in ("again", "whole"))
+    assert all(torch.allclose(value, theirs[name], atol=1e-3) for name, value in ours.items())
+
+
+def test_the_command_tells_what_is_wrong_in_a_line(tmp_path: Path, album: Path) -> None:
+    words = ["-m", "conceptry.training.subject_encoder"]
+    options = ["--base", "miniature", "--vision", str(tmp_path / "nowhere"), "--out", "run"]
+    done = subprocess.run(
+        [sys.executable, *words, str(album), *options],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3
+    assert "there is no picture encoder" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,299 @@
+r"""Pre-training a subject encoder for a base model, on pictures with masks and captions.
+
+    python -m conceptry.training.subject_encoder PICTURES --base sd15 --out runs/encoder \
+        --vision openai/clip-vit-large-patch14
+
+The reference is the picture itself without its background, varied. Certain (DreamTuner, section
+3.1): only ResBlocks and S-E-A learn, at β = 1, a batch of 16 and a learning rate of 1e-5, while a
+depth ControlNet tells the frozen U-Net the layout. Our defaults: warm-up and decay of the rate, the
+moving average, the share of captions left out, and how long. The loop is the miniature recipe's: it
+writes a resume point every few minutes and goes on from it when started again, to the same end.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ..methods.diffusion_loss import diffusion_loss, diffusion_target
+from ..methods.settings import Losses as LossSettings
+from ..models.backbone import Backbone
+from ..models.conditioning import Conditioning
+from ..models.loading import LoadedBase, load_base
+from ..models.miniature.recipe.train import (
+    CAPTION_DROPOUT,
+    Context,
+    Losses,
+    Stage,
+    Training,
+    parameters_of,
+)
+from ..models.pixels import on_white
+from ..models.reference_augmentation import augmented
+from ..models.subject_encoder import SubjectAttention, SubjectEncoder, SubjectTokens
+from ..models.subject_encoder_file import (
+    FILE,
+    SubjectEncoderMetadata,
+    metadata_for,
+    write_subject_encoder,
+)
+from ..models.vision import LoadedVision, load_vision
+from ..registry.documents import parse_json, read_text
+from ..registry.errors import ConceptryError, InvalidInput, NotFound
+from ..registry.files import write_file
+from ..registry.images import inspect, open_stored_mask, read_file, read_mask, read_photo
+from ..registry.sources import Source, collect
+from .precision import cast
+
+NAME = "pretraining"
+BATCH, LEARNING_RATE, IMAGES = 16, 1e-5, 1_600_000
+_PROMPT = "a photo"
+"""Of pictures without a caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBatch:
+    """Square pictures, the same without background, and their captions."""
+
+    pictures: list[Image.Image]
+    references: list[Image.Image]
+    captions: list[str]
+
+
+Denoise = Callable[[Tensor, Tensor, Conditioning, PictureBatch], Tensor]
+"""(noisy latents, timesteps, conditioning, pictures) -> prediction; a ControlNet comes in here."""
+
+
+def pretrain(
+    base: LoadedBase,
+    vision: LoadedVision,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    denoise: Denoise | None = None,
+    num_steps: int = IMAGES // BATCH,
+    batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
+    num_workers: int = 1,
+    seed: int = 0,
+    stop_at: int | None = None,
+) -> Path | None:
+    """Train in a folder, or go on there; returns the subject encoder's file, once it is finished.
+
+    The base model's denoiser is frozen, and on a GPU left in bfloat16. `stop_at` ends sooner, with
+    a resume point.
+
+    Raises `InvalidInput` for pictures without masks, and for a folder of another training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = metadata_for(base, vision)
+    _check_begun(folder, metadata, len(sources))
+    backbone, device = base.backbone, base.backbone.device
+    backbone.denoiser.requires_grad_(False)
+    if device.type == "cuda":
+        cast(backbone.denoiser, torch.bfloat16)
+        backbone.set_gradient_checkpointing(True)
+    subject = SubjectTokens(torch.empty(0), 1.0)
+    recipe = Stage(
+        name=NAME,
+        images=num_steps * batch,
+        batch=batch,
+        learning_rate=learning_rate,
+        offset=0,
+        learns=("mapper", "attention"),
+        make_batch=partial(pictures_batch, sources=list(sources)),
+        build=partial(_build, backbone, vision),
+        losses=partial(subject_losses, backbone, denoise or _plainly(backbone), vision, subject),
+        size=backbone.size,
+    )
+    training = Training(recipe, Context(folder, device, seed))
+    attention = training.modules["attention"]
+    assert isinstance(attention, SubjectAttention)
+    with attention.insert(backbone.denoiser, subject):  # also while gradients are computed
+        training.run(num_steps, num_workers, stop_at)
+    if training.step < num_steps:
+        return None
+    learned = {
+        f"{part}.{name}": value
+        for part in recipe.learns
+        for name, value in parameters_of(training.average, part).items()
+    }
+    write_subject_encoder(folder / FILE, learned, metadata)
+    return folder / FILE
+
+
+def _plainly(backbone: Backbone) -> Denoise:
+    return lambda noisy, timesteps, conditioning, _: backbone.denoise(
+        noisy, timesteps, conditioning
+    )
+
+
+def _check_begun(folder: Path, metadata: SubjectEncoderMetadata, num_pictures: int) -> None:
+    """Raise `InvalidInput` if a folder's training was begun with something else."""
+    path = folder / "begun.json"
+    now = dataclasses.asdict(metadata) | {"pictures": num_pictures}
+    if not path.exists():
+        write_file(path, (json.dumps(now, indent=2) + "\n").encode())
+        return
+    begun = parse_json(read_text(path))
+    begun = begun if isinstance(begun, dict) else {}
+    for name, value in now.items():
+        if name != "base" and begun.get(name) != value:
+            what = name.removesuffix("_sha256")
+            raise InvalidInput(
+                f"the training in {folder} was begun with another {what}", hint="--out NEW_FOLDER"
+            )
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def pictures_with_masks(folder: Path, masks: Path | None = None) -> list[Source]:
+    """The pictures in a folder, with captions and masks. Raises `InvalidInput` if one has none.
+
+    A mask stands beside its picture or in the folder `masks`, as `concept add` reads them; a
+    picture with transparency is its own.
+    """
+    sources = collect([folder], masks=masks)
+    bare = [each.path for each in sources if each.mask is None and not _has_alpha(each.path)]
+    if bare:
+        raise InvalidInput(
+            f"{bare[0]} has no mask ({len(bare)} of {len(sources)} pictures have none): a "
+            "reference's background is removed",
+            hint=f"{bare[0].stem}-masklabel.png beside it, or --masks FOLDER",
+        )
+    return sources
+
+
+def _has_alpha(path: Path) -> bool:
+    return inspect(read_file(path), str(path)).alpha is not None
+
+
+def pictures_batch(
+    step: int, *, split: str, offset: int, batch: int, size: int, sources: Sequence[Source]
+) -> PictureBatch:
+    """Batch `step`: pictures drawn by lot, `size` pixels wide, cut to squares about the middle."""
+    del split
+    chosen = [
+        random.Random(f"picture {offset} {i}").choice(sources)
+        for i in range(step * batch, (step + 1) * batch)
+    ]
+    pictures, references = zip(*(_read(source, size) for source in chosen), strict=True)
+    captions = [source.caption or _PROMPT for source in chosen]
+    return PictureBatch([*pictures], [*references], captions)
+
+
+def _read(source: Source, size: int) -> tuple[Image.Image, Image.Image]:
+    """A square picture, and the same on white outside its mask."""
+    data, name = read_file(source.path), str(source.path)
+    photo = read_photo(data, name)
+    if source.mask is not None:
+        stored = read_mask(read_file(source.mask), str(source.mask), photo.size)
+    else:
+        stored = inspect(data, name).alpha
+        assert stored is not None, "pictures_with_masks has seen to it"
+    mask = open_stored_mask(stored).resize(photo.size)
+    square = ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC)
+    return square, on_white(square, ImageOps.fit(mask, (size, size), Image.Resampling.BILINEAR))
+
+
+# --- what is minimised ----------------------------------------------------------------------------
+
+
+def _build(backbone: Backbone, vision: LoadedVision, context: Context) -> nn.ModuleDict:
+    """Only what learns: that is what is saved."""
+    del context
+    vision.encoder.to(backbone.device)
+    encoder = SubjectEncoder.for_denoiser(vision.encoder, backbone.denoiser)
+    encoder.attention.copy_cross_attention(backbone.denoiser)
+    return nn.ModuleDict({"mapper": encoder.mapper, "attention": encoder.attention})
+
+
+def subject_losses(
+    backbone: Backbone,
+    denoise: Denoise,
+    vision: LoadedVision,
+    subject: SubjectTokens,
+    modules: nn.ModuleDict,
+    batch: PictureBatch,
+    context: Context,
+    generator: torch.Generator,
+) -> Losses:
+    """The diffusion loss of a U-Net that attends to the tokens of `subject`, which are set here."""
+    device, dtype = backbone.device, next(backbone.denoiser.parameters()).dtype
+
+    def random_like(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, device=device)
+
+    with torch.no_grad():
+        posterior = backbone.encode_images(batch.pictures)
+        latents = posterior.mean + posterior.std * random_like(posterior.mean)
+        left_out = torch.rand(len(latents), generator=generator, device=device) < CAPTION_DROPOUT
+        captions = [
+            "" if is_left_out else caption
+            for is_left_out, caption in zip(left_out.tolist(), batch.captions, strict=True)
+        ]
+        known = backbone.encode_prompts(captions, batch.pictures[0].width)
+    conditioning = Conditioning(known.states.to(dtype), known.added, known.starts)
+    last = backbone.num_timesteps
+    timesteps = torch.randint(0, last, (len(latents),), generator=generator, device=device)
+    noise, scheduler = random_like(latents), backbone.training_scheduler()
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    references = augmented(vision.encoder.prepare(batch.references).to(device), generator)
+    with context.autocast():
+        subject.tokens = modules["mapper"](vision.encoder(references))
+        predicted = denoise(noisy.to(dtype), timesteps, conditioning, batch)
+    target = diffusion_target(scheduler, latents, noise, timesteps)
+    errors = diffusion_loss(predicted, target, timesteps, scheduler, LossSettings())
+    return {"noise": errors.mean()}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--masks", type=Path, help="a folder of masks, if not beside the pictures")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--vision", required=True, help="a hub id or folder of CLIP, or miniature")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=IMAGES, help="how many it sees in all")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--offline", action="store_true")
+    options = parser.parse_args()
+    try:
+        sources = pictures_with_masks(options.pictures, options.masks)
+        base = load_base(options.base, device=options.device, offline=options.offline)
+        written = pretrain(
+            base,
+            load_vision(options.vision, base.base, offline=options.offline),
+            sources,
+            options.out,
+            num_steps=options.images // options.batch,
+            batch=options.batch,
+            learning_rate=options.learning_rate,
+            num_workers=options.workers,
+            seed=options.seed,
+        )
+    except ConceptryError as error:
+        hint = f"\n{error.hint}" if error.hint else ""
+        parser.exit(3 if isinstance(error, NotFound) else 2, f"{error.message}{hint}\n")
+    sys.stdout.write(f"{written}\n")
+
+
+if __name__ == "__main__":
+    main()
