@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.references import MAX_GUIDANCE, MAX_WEIGHT, Reference
 from ..registry.errors import InvalidWeights
+from ..registry.hashes import sha256_of
 
 _PARTS = ("latents", "mask")
 
@@ -79,6 +81,20 @@ class References:
                 for each in self.references
             ]
         )
+
+    def unmasked(self) -> "References":
+        """The same with all of their pictures as the subject."""
+        return References(
+            [replace(each, mask=torch.ones_like(each.mask)) for each in self.references]
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides what is drawn after them; empty without references."""
+        if not self.references:
+            return ""
+        described = "".join(str(each) for each in self.describe())
+        tensors = b"".join(each.numpy().tobytes() for each in self.state().values())
+        return sha256_of(described.encode() + tensors)
 
     def check(self, backbone: Backbone) -> None:
         """Raise `InvalidWeights` if latents do not fit this base model."""

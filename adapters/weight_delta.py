@@ -1,4 +1,4 @@
-"""Weight changes of the denoiser: what DreamBooth and AttnDreamBooth train, in full or as LoRA."""
+"""Weight changes of a base model: what DreamBooth and AttnDreamBooth train, in full or as LoRA."""
 
 from collections.abc import Mapping, Set
 from contextlib import ExitStack
@@ -14,10 +14,10 @@ from .limits import MAX_RANK
 
 @dataclass(slots=True)
 class WeightDelta:
-    """Weight changes of a denoiser: full differences, or low-rank factors (LoRA).
+    """Weight changes of a base model: full differences, or low-rank factors (LoRA).
 
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
-    (up (out, r), down (r, in)). Names are those of the denoiser's parameters.
+    (up (out, r), down (r, in)). Names are those of `Backbone.weights`.
     """
 
     deltas: dict[str, Tensor]
@@ -45,8 +45,8 @@ class WeightDelta:
         return state
 
     def check(self, backbone: Backbone) -> None:
-        """Raise `InvalidWeights` if names or shapes do not fit this base model's denoiser."""
-        parameters = backbone.parameters("denoiser")
+        """Raise `InvalidWeights` if names or shapes do not fit this base model."""
+        parameters = backbone.weights()
         for name in self.names:
             if name not in parameters:
                 raise InvalidWeights(f"the base model has no weights {name[:80]!r}")
@@ -72,7 +72,7 @@ class WeightDelta:
         """Add the changes to the weights. Raises `RuntimeError` if they are already injected."""
         if self._original:
             raise RuntimeError("these weights are changed already")
-        parameters = backbone.parameters("denoiser")
+        parameters = backbone.weights()
         with ExitStack() as undo:
             undo.callback(self.eject, backbone)
             for name in self.names:
@@ -95,7 +95,7 @@ class WeightDelta:
 
     def eject(self, backbone: Backbone) -> None:
         """Restore the original weights, bit for bit."""
-        parameters = backbone.parameters("denoiser")
+        parameters = backbone.weights()
         for name, original in self._original.items():
             parameters[name].data = original
         self._original.clear()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NotRequired, TypedDict, Type
 
 import yaml
 
-from ..registry.errors import NotFound, suggest
+from ..registry.errors import InvalidInput, NotFound, suggest
 from .settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -167,6 +167,12 @@ def resolve_settings(
     """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
     settings.check_together()
+    for stage, own in active_stages(method, settings):
+        if stage.learns == "embedding" and own.has_several_rates:
+            raise InvalidInput(
+                f"{stage.name} trains tokens alone, at {stage.name}.learning_rate",
+                hint=f"--set {stage.name}.embedding_rate=0, and text_encoder_rate=0",
+            )
     return settings
 
 

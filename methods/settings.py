@@ -114,10 +114,19 @@ class StageSettings(Settings):
     """Steps in which the learning rate rises from 0, with a `schedule.kind` that has a warm-up."""
     batch: int = setting(8, low=1, high=4096)
     """Pictures per step."""
+    embedding_rate: float = setting(0.0, low=0, high=10)
+    """Learning rate of the tokens, in a stage that trains the denoiser; 0 leaves them alone."""
+    text_encoder_rate: float = setting(0.0, low=0, high=10)
+    """The same of the text encoders' layers."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
     """λ_μ of the cross-attention map regularisation (AttnDreamBooth)."""
     variance_weight: float = setting(0.0, low=0, high=1e6)
     """λ_σ of the same."""
+
+    @property
+    def has_several_rates(self) -> bool:
+        """Whether tokens or text encoders are trained beside the denoiser."""
+        return bool(self.embedding_rate or self.text_encoder_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +141,8 @@ class Augmentation(Settings):
     """Probability that a crop is rotated."""
     flip: bool = True
     """Half of the crops are mirrored; not for faces and lettering."""
+    white_background: bool = False
+    """What is not the subject becomes white, by the photo's mask or one that is found."""
     smallest: float = setting(0.8, low=0.1, high=1)
     """Side of the smallest crop, as a share of the photo's shorter side."""
 
@@ -144,6 +155,8 @@ class Prior(Settings):
     """λ; 0 switches it off."""
     num_images: int = setting(200, low=1, high=10_000)
     """Class images, drawn once by the base model."""
+    after_references: bool = False
+    """They are drawn after the references, unmasked: regular images (DreamTuner, section 3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +285,11 @@ class TrainingSettings(Settings):
                 "expected a range of timesteps",
                 hint="--set noise.lowest=0 --set noise.highest=1",
             )
+        if self.prior.after_references and self.prior.weight and not self.reference.photos:
+            raise InvalidInput(
+                "prior.after_references needs references",
+                hint="--set reference.photos=1, or prior.after_references=false",
+            )
         self._check_schedule(stages)
         self._check_optimizer(stages)
 
@@ -301,6 +319,13 @@ class TrainingSettings(Settings):
                 )
 
     def _check_optimizer(self, stages: Mapping[str, StageSettings]) -> None:
+        several = [name for name, each in stages.items() if each.has_several_rates]
+        if several and self.optimizer in ("prodigy", "came", "schedule-free"):
+            raise InvalidInput(
+                f"{several[0]} has learning rates of its own for tokens or text encoders, which "
+                f"optimizer={self.optimizer} has not",
+                hint="--set optimizer=adamw, or adafactor",
+            )
         if self.optimizer == "prodigy":
             low = [name for name, each in stages.items() if each.learning_rate < 0.01]
             if low:

@@ -236,6 +236,19 @@ class Backbone(ABC):
         """Move it to a device."""
         self.pipeline.to(device)
 
+    def text_encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the text encoders' layers, by name; vectors of tokens are not."""
+        return {
+            f"text_encoder.{i}.{name}": parameter
+            for i, each in enumerate(self.text_encoders)
+            for name, parameter in each.network.named_parameters()
+            if "embedding" not in name
+        }
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """All parameters that an adapter may change, by name."""
+        return self.parameters("denoiser") | self.text_encoder_parameters()
+
     @property
     def device(self) -> torch.device:
         """The device it is on."""

@@ -58,6 +58,8 @@ class _Loop:
         learning = [
             vectors for run in runs for vectors in run.training.embedding.learning().values()
         ]
+        if first.stage_settings.text_encoder_rate:
+            learning += first.training.backbone.text_encoder_parameters().values()
         optimizers = [run.unprepared for run in runs]
         self.model, *prepared = self.accelerator.prepare(
             _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
@@ -204,7 +206,9 @@ class _Loop:
         if known:
             return Conditioning.cat(known)
         prompts = [
-            PromptAtTimestep(run.training.embedding, run.training.prompts[prompt], timestep)
+            PromptAtTimestep(
+                run.training.embedding, run.training.sources[source].prompts[int(prompt)], timestep
+            )
             for (run, part), each in zip(pairs, samples, strict=True)
             for prompt, timestep in zip(each.prompts.tolist(), part.timesteps.tolist(), strict=True)
         ]
@@ -297,10 +301,14 @@ class StageRun:
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
-        self.unprepared = make_optimizer(
-            list(self.learning.values()), stage_settings, self.settings
-        )
-        self.learning_rate = learning_rates(stage_settings, self.settings.schedule)
+        at_rate = {
+            rate: [parameter for _, parameter in own]
+            for rate, own in training.learning_at(stage).items()
+        }
+        self.unprepared = make_optimizer(at_rate, self.settings)
+        self.learning_rates = [
+            learning_rates(rate, stage_settings, self.settings.schedule) for rate in at_rate
+        ]
         self.average = (
             {name: value.detach().clone() for name, value in self.learning.items()}
             if self.settings.ema
@@ -311,9 +319,10 @@ class StageRun:
         )
         self.losses = _AttentionLosses(losses)
         subject, *others = training.sources
-        is_fixed = stage.learns != "embedding"
-        self.states = [self._encode(subject.prompts) if is_fixed else None]
-        self.states += [self._encode(source.prompts) for source in others]
+        is_fixed = not stage_settings.text_encoder_rate
+        names_fixed = is_fixed and stage.learns != "embedding" and not stage_settings.embedding_rate
+        self.states = [self._encode(subject.prompts) if names_fixed else None]
+        self.states += [self._encode(source.prompts) if is_fixed else None for source in others]
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -358,8 +367,8 @@ class StageRun:
         assert norm is not None
         if not all(map(math.isfinite, [float(norm), *losses.values()])):
             raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:

@@ -1,6 +1,6 @@
 """Optimisers and learning rates of a stage, and what resume points keep of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -41,10 +41,14 @@ def check_installed(optimizer: str) -> None:
 
 
 def make_optimizer(
-    parameters: list[nn.Parameter], stage_settings: StageSettings, settings: TrainingSettings
+    learning: Mapping[float, Sequence[nn.Parameter]], settings: TrainingSettings
 ) -> Optimizer:
-    """The optimiser that the settings name; its other options are those of its paper or author."""
-    rate, decay = stage_settings.learning_rate, settings.weight_decay
+    """The optimiser that the settings name, of the parameters at each learning rate.
+
+    Its other options are those of its paper or author.
+    """
+    parameters = [{"params": list(own), "lr": rate} for rate, own in learning.items()]
+    rate, decay = next(iter(learning)), settings.weight_decay
     match settings.optimizer:
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
@@ -76,9 +80,10 @@ def make_optimizer(
             return ScheduleFreeAdamW(parameters, lr=rate, weight_decay=decay)
 
 
-def learning_rates(stage_settings: StageSettings, schedule: Schedule) -> Callable[[int], float]:
-    """The learning rate of each step of a stage, from 0; nothing but the step decides it."""
-    rate = stage_settings.learning_rate
+def learning_rates(
+    rate: float, stage_settings: StageSettings, schedule: Schedule
+) -> Callable[[int], float]:
+    """What becomes of a rate in each step of a stage, from 0; nothing but the step decides it."""
     unused = torch.optim.SGD([torch.zeros(1)], lr=rate)
     (factor,) = get_scheduler(
         schedule.kind,
@@ -99,7 +104,7 @@ def saved_state(
     optimizer: Optimizer, learning: Mapping[str, nn.Parameter], kind: str
 ) -> dict[str, Tensor]:
     """What an optimiser has counted, of each parameter as `exp_avg.NAME`, of all as `group.d`."""
-    (group,) = optimizer.param_groups
+    group, *_ = optimizer.param_groups
     counted = {f"{_GROUP}.{key}": _as_tensor(group[key]) for key in _COUNTED.get(kind, ())}
     return counted | {
         f"{key}.{name}": _as_tensor(value)
@@ -115,7 +120,7 @@ def load_state(
     kind: str,
 ) -> None:
     """Load a saved state. Raises `InvalidWeights` for one that does not fit the optimiser."""
-    (group,) = optimizer.param_groups
+    group, *_ = optimizer.param_groups
     keys = {key.partition(".")[0] for key in saved} - {_GROUP}
     for name, parameter in learning.items():
         found = {key: saved[full] for key in keys if (full := f"{key}.{name}") in saved}

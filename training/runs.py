@@ -12,17 +12,20 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
+from ..adapters.adapter import injected
 from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
 from ..adapters.references import References
+from ..generation.photo_regions import regions_of_photos
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.reference_syntax import choose_reference, find_photo
 from ..generation.references import load_references
 from ..generation.request import SamplingSettings
 from ..generation.sampler import draw, reporting_broken_base
-from ..methods.method import DEFAULT_METHOD, find_method, resolve_settings
+from ..methods.method import DEFAULT_METHOD, active_stages, find_method, resolve_settings
 from ..methods.settings import ReferenceSettings, TrainingSettings
 from ..models.loading import LoadedBase
+from ..models.pixels import on_white
 from ..models.seeds import seed_of
 from ..registry import Registry
 from ..registry.errors import (
@@ -563,16 +566,17 @@ class _RunRecorder:
 
 
 def _training(registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks) -> Training:
+    method = find_method(plan.method)
     subject = subject_of(registry, base, plan.concept, plan.settings)
-    prior = plan.settings.prior
-    if prior.weight:
-        pictures = class_pictures(
-            registry, base, plan.concept.category, prior.num_images, hooks=hooks
-        )
-        subject = replace(subject, class_pictures=pictures)
+    prior, category = plan.settings.prior, plan.concept.category
     references = references_of(registry, base, plan.concept, plan.settings.reference)
     subject = replace(subject, references=references)
-    method = find_method(plan.method)
+    if prior.weight and any(active_stages(method, plan.settings)):
+        after = references if prior.after_references else References(())
+        pictures = class_pictures(
+            registry, base, category, prior.num_images, after=after, hooks=hooks
+        )
+        subject = replace(subject, class_pictures=pictures)
     return Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
 
 
@@ -589,11 +593,28 @@ def subject_of(
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
     for photo in photos:
         del photo
+    if settings.augmentation.white_background:
+        masks = _masks_of(registry, base, concept, photos)
+        photos = Photos([partial(_on_white, photos, i, mask) for i, mask in enumerate(masks)])
     return Subject(
         photos=photos,
         category=concept.category,
         tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
     )
+
+
+def _masks_of(
+    registry: Registry, base: LoadedBase, concept: Concept, photos: Sequence[Image.Image]
+) -> list[Image.Image]:
+    """The masks of photos: stored ones, else those that the base model's attention finds."""
+    masks = [registry.read_mask(image) for image in concept.images]
+    missing = (photo for photo, mask in zip(photos, masks, strict=True) if mask is None)
+    found = iter(regions_of_photos(base, missing, concept.category) if None in masks else [])
+    return [mask or next(found) for mask in masks]
+
+
+def _on_white(photos: Sequence[Image.Image], number: int, mask: Image.Image) -> Image.Image:
+    return on_white(photos[number], mask)
 
 
 def references_of(
@@ -657,16 +678,21 @@ def class_pictures(
     category: str,
     count: int,
     *,
+    after: References | None = None,
     hooks: Hooks | None = None,
 ) -> list[Image.Image]:
     """`count` pictures of a category for prior preservation, drawn once by the base model.
 
-    All concepts of the category share them in the registry's cache; the same batches are drawn
-    whatever `count` is, and after an interruption. Raises `TrainingInterrupted` when `should_stop`
-    is true, and `StorageError` if the disk refuses; finished pictures are kept.
+    Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
+    the subject (section 3.3). All concepts of the category share the others in the registry's
+    cache; the same batches are drawn whatever `count` is, and after an interruption. Raises
+    `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses;
+    finished pictures are kept.
     """
     hooks = hooks or Hooks()
-    folder = registry.cache_folder(CLASS_PICTURES, _class_folder(base.sha256[:16], category))
+    whole = (after or References(())).unmasked().in_words(category)
+    kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}"
+    folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
     prompt, settings = class_prompt(category), SamplingSettings(steps=25, guidance=5.0)
     size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
@@ -676,8 +702,9 @@ def class_pictures(
         found = [kept_picture(folder, path, size) for path in paths]
         if not all(found):
             seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
-            drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
-            found = [picture.image for picture in drawn]
+            with injected(base.backbone, [whole]):
+                drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
+                found = [picture.image for picture in drawn]
             _keep_pictures(found, paths)
             done = min(first + len(found), count)
             hooks.on_class_picture(done, count)

@@ -154,8 +154,9 @@ class Training:
         for stage, _ in active_stages(self.method, settings):
             if stage.learns == "embedding":
                 continue
+            changed = self.backbone.weights()
             for name, parameter in self.learning(stage).items():
-                if not settings.rank and name not in self._original:
+                if name in changed and ".lora_" not in name and name not in self._original:
                     self._original[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
 
@@ -176,7 +177,7 @@ class Training:
 
     def restore(self) -> None:
         """Give the denoiser its original weights and layers back."""
-        parameters = self.backbone.parameters("denoiser")
+        parameters = self.backbone.weights()
         for name, original in self._original.items():
             parameters[name].data = original.to(parameters[name].device)
         self._original.clear()
@@ -186,6 +187,8 @@ class Training:
         for network, dtype in self._dtypes:
             cast(network, dtype)
         self.backbone.denoiser.requires_grad_(False).eval()
+        for encoder in self.backbone.text_encoders:
+            encoder.network.requires_grad_(False)
 
     def non_finite_weight(self) -> str | None:
         """A parameter of the base model that was not finite before training; None if all were."""
@@ -194,14 +197,30 @@ class Training:
     # --- trained parameters ---------------------------------------------------------------------
 
     def learning(self, stage: Stage) -> dict[str, nn.Parameter]:
-        """The parameters that a stage trains, by name; with LoRA its factors only."""
+        """The parameters that a stage trains, by name; with LoRA, of the denoiser its factors."""
+        return {name: each for part in self.learning_at(stage).values() for name, each in part}
+
+    def learning_at(self, stage: Stage) -> dict[float, list[tuple[str, nn.Parameter]]]:
+        """The parameters that a stage trains, by name, at each learning rate."""
+        settings = self.settings.stages()[stage.name]
+        parts: list[tuple[float, dict[str, nn.Parameter]]] = []
         if stage.learns == "embedding":
-            return self.embedding.learning()
-        return {
-            name: parameter
-            for name, parameter in self.backbone.parameters(stage.learns).items()
-            if not self.settings.rank or ".lora_" in name
-        }
+            parts.append((settings.learning_rate, self.embedding.learning()))
+        else:
+            of_denoiser = {
+                name: parameter
+                for name, parameter in self.backbone.parameters(stage.learns).items()
+                if not self.settings.rank or ".lora_" in name
+            }
+            parts.append((settings.learning_rate, of_denoiser))
+        if settings.embedding_rate:
+            parts.append((settings.embedding_rate, self.embedding.learning()))
+        if settings.text_encoder_rate:
+            parts.append((settings.text_encoder_rate, self.backbone.text_encoder_parameters()))
+        found: dict[float, list[tuple[str, nn.Parameter]]] = {}
+        for rate, parameters in parts:
+            found.setdefault(rate, []).extend(parameters.items())
+        return found
 
     def all_learning(self) -> dict[str, Tensor]:
         """The parameters that any stage trains, by name."""
@@ -225,14 +244,13 @@ class Training:
     def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:
             return None
-        parameters = self.backbone.parameters("denoiser")
-        if self.settings.rank:
-            return WeightDelta({}, dict(_lora_factors(parameters)))
+        parameters = self.backbone.weights()
+        factors = dict(_lora_factors(parameters)) if self.settings.rank else {}
         deltas = {
             name: (parameters[name].detach().cpu() - original.float()).half()
             for name, original in self._original.items()
         }
-        return WeightDelta(deltas) if deltas else None
+        return WeightDelta(deltas, factors) if deltas or factors else None
 
 
 def _lora_factors(

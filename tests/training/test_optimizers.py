@@ -49,9 +49,9 @@ def made(kind: Any, rate: float = 1e-2) -> tuple[dict[str, nn.Parameter], torch.
     }
     learning["kernel"].data = learning["kernel"].data.to(memory_format=torch.channels_last)
     learning["idle"] = nn.Parameter(torch.ones(2))
-    stage = StageSettings(steps=1, learning_rate=1.0 if kind == "prodigy" else rate)
+    at = {1.0 if kind == "prodigy" else rate: list(learning.values())}
     settings = TrainingSettings(optimizer=kind, weight_decay=0.01)
-    return learning, make_optimizer(list(learning.values()), stage, settings)
+    return learning, make_optimizer(at, settings)
 
 
 def take_steps(
@@ -186,14 +186,14 @@ def test_rates_are_those_that_diffusers_steps_through(kind: str, warmup: int) ->
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
-    ours = learning_rates(stage, schedule)
+    ours = learning_rates(stage.learning_rate, stage, schedule)
     assert [ours(step) for step in range(12)] == expected
 
 
 def test_rates_by_hand() -> None:
     def rates(kind: Any, warmup: int = 0, **options: Any) -> list[float]:
         stage = StageSettings(steps=8, learning_rate=1.0, warmup=warmup)
-        return [learning_rates(stage, Schedule(kind=kind, **options))(i) for i in range(8)]
+        return [learning_rates(1.0, stage, Schedule(kind=kind, **options))(i) for i in range(8)]
 
     assert rates("constant") == [1.0] * 8
     assert rates("constant_with_warmup", 4) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
