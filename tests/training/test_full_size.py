@@ -39,7 +39,11 @@ def test_one_step_of_each_stage_and_a_picture(
     method = find_method(name)
     words = [
         *WORDS,
-        *(f"{stage.name}.{word}" for stage in method.stages for word in ("steps=1", "batch=1")),
+        *(
+            f"{stage.name}.{word}"
+            for stage in method.stages
+            for word in ("steps=1", "batch=1", "text_encoder_rate=0")
+        ),
     ]
     words += ["rank=8"] if shape == "SDXL" else []
     settings = resolve_settings(method, base=shape, overrides=tuple(words))
