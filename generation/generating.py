@@ -19,6 +19,7 @@ from ..registry.errors import (
     NotFound,
     quoted,
 )
+from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
@@ -148,15 +149,15 @@ def _drawn(
     layers += [backbone.localising_layers] if compares else []
     columns = sorted({word.column for word in words} | set(all_columns(subjects)))
     collector = MapCollector(columns, layers=layers)
-    looking = ReferenceMapCollector(backbone, wanted.points, settings.size)
-    observers = [collector, *([looking] if wanted.maps and looking.has_references else [])]
+    looking = ReferenceMapCollector(backbone, wanted.points, settings.size) if wanted.maps else None
+    observers = [collector, *([looking] if looking else [])] if layers else []
     drawing = draw(
         base,
         prompt,
         request.seeds,
         settings,
         batch=batch,
-        observers=[*separating(backbone, subjects, settings), *(observers if layers else [])],
+        observers=[*separating(backbone, subjects, settings), *observers],
         names=[each.weight for each in concepts],
         control=control,
     )
@@ -166,10 +167,11 @@ def _drawn(
     maps, looks = list[Iterator[Tensor]](), list[Iterator[Tensor]]()
     for i, drawn in enumerate(drawing):
         if i % batch == 0:
-            maps, looks = (list(map(iter, each.take())) for each in (collector, looking))
+            maps = [iter(each) for each in collector.take()]
+            looks = [iter(each) for each in looking.take()] if looking else []
         of_picture = [next(each) for each in maps]
         heat = None
-        if wanted.maps:
+        if looking:
             rows = [columns.index(word.column) for word in words]
             after = looking.rows(drawn.image, [next(each) for each in looks])
             heat = contact_sheet([heat_row(drawn.image, of_picture[0][rows], words), *after])
@@ -194,7 +196,7 @@ def _leaks(
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Saves pictures: the registry has a picture's row before its file appears."""
+    """Draws a request, and saves its pictures: the registry knows one before its file appears."""
 
     registry: Registry
     base: LoadedBase
@@ -310,25 +312,26 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
 
 def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> ChosenReference:
     """The photo that a picture was drawn after, whatever its concept is called now."""
-    names = registry.names()
-    for name in sorted(names, key=lambda each: each != drawn_after.concept):
+    found: dict[str | None, tuple[Concept, ImageRecord]] = {}
+    for name in sorted(registry.names(), key=lambda each: each != drawn_after.concept):
         concept = registry.show(name)
         for image in concept.images:
             if image.sha256 == drawn_after.photo:
-                if image.mask != drawn_after.mask:
-                    raise NotFound(
-                        f"{path} was drawn after {image.filename} of {name} with another mask"
-                    )
-                return ChosenReference(
-                    concept=concept,
-                    image=image,
-                    prompt=drawn_after.prompt,
-                    weight=drawn_after.weight,
-                    share=drawn_after.share,
-                    guidance=drawn_after.guidance,
-                )
-    raise NotFound(
-        f"{path} was drawn after a photo of {drawn_after.concept} that is not in this registry"
+                found.setdefault(image.mask, (concept, image))
+    if drawn_after.mask not in found:
+        other = ", with the mask that it had then," if found else ""
+        raise NotFound(
+            f"{path} was drawn after a photo of {drawn_after.concept} that{other} is not in this "
+            "registry"
+        )
+    concept, image = found[drawn_after.mask]
+    return ChosenReference(
+        concept=concept,
+        image=image,
+        prompt=drawn_after.prompt,
+        weight=drawn_after.weight,
+        share=drawn_after.share,
+        guidance=drawn_after.guidance,
     )
 
 

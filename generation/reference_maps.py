@@ -43,11 +43,6 @@ class ReferenceMapCollector:
         self._sums: list[Tensor] = []
         self._count = 0
 
-    @property
-    def has_references(self) -> bool:
-        """Whether there are any to look at."""
-        return bool(self._groups)
-
     def _queries(self, positions: int) -> list[int]:
         height, width = layer_size(self._size, positions)
         return [

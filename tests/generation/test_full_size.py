@@ -41,7 +41,7 @@ def test_two_references_and_a_controlnet(backbone: Backbone) -> None:
         for _ in range(2)
     ]
     unet: Any = backbone.denoiser
-    network = ControlNetModel.from_unet(unet).to(unet.dtype)  # pyright: ignore[reportArgumentType]
+    network = ControlNetModel.from_unet(unet).to(unet.dtype)
     control = Control(network, torch.rand(1, 3, SIDE, SIDE, generator=generator))
     with injected(backbone, [References(references)]):
         found = draw_batch(backbone, ["a dog on the beach"] * 2, [0, 1], SETTINGS, control=control)

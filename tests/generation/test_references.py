@@ -319,6 +319,15 @@ def test_a_reference_that_is_gone_or_has_another_mask_now(
     with Image.open(picture.path) as opened:
         text: str = opened.text["conceptry"]  # pyright: ignore[reportAttributeAccessIssue]
     assert json.loads(text)["settings"]["references"][0]["mask"] is None
+    photo = rex.show("rex").images[0]
+    path = rex.path_of(photo.sha256)
+    (tmp_path / "masks").mkdir()
+    half = Image.new("L", (photo.width, photo.height))
+    half.paste(255, (0, 0, photo.width // 2, photo.height))
+    half.save(tmp_path / "masks" / f"{path.name}.png")
+    rex.add("rex", [path], masks=tmp_path / "masks")
+    with pytest.raises(NotFound, match="of rex that, with the mask that it had then, is not in"):
+        reproduce(rex, base, picture.path, tmp_path)
     rex.remove(["rex"])
     with pytest.raises(NotFound, match="a photo of rex that is not in this registry"):
         reproduce(rex, base, picture.path, tmp_path)
