@@ -149,7 +149,7 @@ def _hashed(picture: Path, given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         if not os.path.isfile(path):
             raise NotFound(f"there is no frame {path}", hint=f"ls {quoted(path.parent)}")
         yield path, sha256_of(read_file(path))
-    folder = picture.parent
+    folder = Path(os.path.realpath(picture.parent))
     beside = [each for each in entries(folder, folder) if each.is_file]
     pictures = [folder / each.name for each in beside if each.name.endswith(".png")]
     paths = sorted(pictures, key=_by_number)
