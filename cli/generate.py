@@ -405,9 +405,9 @@ def reproduce(
     from ..generation.provenance import read_provenance
 
     made = read_provenance(picture)
-    earlier = find_frames(picture, made.frames, frame or ())
     with session.registry(create=not made.versions) as registry:
         _check_work(registry, picture, made)
+        earlier = find_frames(picture, made.frames, frame or ())
         wanted = base or _believed_base(registry, picture, made.base)
         is_known = _trace(registry, picture) is not None
         asked = control_options.again(picture, made, control, is_known=is_known)

@@ -83,10 +83,16 @@ def test_without_earlier_frames_it_is_what_generate_draws(
     plain = list(generate(rex, base, places, tmp_path))
     alone = list(animate(rex, base, places, tmp_path, weights=FrameWeights(previous=0.0)))
     chained = list(animate(rex, base, places, tmp_path))
-    same = [one.image.tobytes() == other.image.tobytes() for one, other in zip(plain, alone)]
+    same = [
+        one.image.tobytes() == other.image.tobytes()
+        for one, other in zip(plain, alone, strict=True)
+    ]
     assert same == [True, True, True]
     assert "frames" not in rex.trace(alone[2].sha256).settings
-    same = [one.image.tobytes() == other.image.tobytes() for one, other in zip(plain, chained)]
+    same = [
+        one.image.tobytes() == other.image.tobytes()
+        for one, other in zip(plain, chained, strict=True)
+    ]
     assert same == [True, False, False]
 
 

@@ -68,7 +68,8 @@ def test_who_walks_goes_from_left_to_right_and_bobs() -> None:
     rows, columns = zip(*(np.nonzero(each) for each in inside), strict=True)
     middles = [float(each.mean()) for each in columns]
     assert all(after > before for before, after in pairwise(middles))
-    assert middles[0] < 24 < 40 < middles[-1]
+    assert middles[0] < 24
+    assert middles[-1] > 40
     feet = [int(each.max()) for each in rows]
     assert all(feet[i] > feet[i + 1] for i in (0, 2, 4))
     assert len(set(feet[::2])) == 1
