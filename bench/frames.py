@@ -29,6 +29,7 @@ from conceptry.generation.photo_regions import grey_outside, regions_of_photos
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.request import Request, SamplingSettings
 from conceptry.models.bases import find_control
+from conceptry.models.control import load_control
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import walk
@@ -99,7 +100,8 @@ def cut_out(base: LoadedBase, images: Sequence[Image.Image], category: str) -> T
 
 def layout_kind(laboratory: Laboratory, folder: Path | None) -> str:
     """The ControlNet of the walk. Raises `NotFound` while the miniature has none."""
-    return find_control(laboratory.base.base, str(folder) if folder else "layout").name
+    source = find_control(laboratory.base.base, str(folder) if folder else "layout")
+    return load_control(source, laboratory.base).name
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ PHOTO_WEIGHT = 10.0
 MAX_FRAMES = 999
 FRAME_RATE = 8.0
 """Frames in a second."""
-MAX_FRAME_RATE = 50.0
+MIN_FRAME_RATE, MAX_FRAME_RATE = 0.1, 50.0
 """What is shown for less than 20 ms, browsers show for longer."""
 
 
@@ -109,6 +109,15 @@ def check_frames(requests: Sequence[Request]) -> None:
                 f"frames have one size, and frame {number} has another",
                 hint="--size, for all of them",
             )
+
+
+def check_frame_rate(frame_rate: float) -> None:
+    """Raise `InvalidInput` unless it is 0.1 to 50."""
+    if not MIN_FRAME_RATE <= frame_rate <= MAX_FRAME_RATE:
+        raise InvalidInput(
+            f"the frame rate is {frame_rate:g}, not {MIN_FRAME_RATE:g} to {MAX_FRAME_RATE:g}",
+            hint=f"--frame-rate {FRAME_RATE:g}",
+        )
 
 
 def durations(count: int, frame_rate: float, unit: int) -> list[int]:

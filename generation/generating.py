@@ -28,6 +28,7 @@ from .frames import (
     FRAME_RATE,
     ChosenFrame,
     FrameWeights,
+    check_frame_rate,
     check_frames,
     durations,
     find_frames,
@@ -415,7 +416,11 @@ def save_animation(
     file_format: Literal["webp", "gif"] = "webp",
     frame_rate: float = FRAME_RATE,
 ) -> Path:
-    """Write an animation of frames, `frame_rate` of them in a second; returns its path."""
+    """Write an animation of frames, `frame_rate` of them in a second; returns its path.
+
+    Raises `InvalidInput` for a rate that is not 0.1 to 50.
+    """
+    check_frame_rate(frame_rate)
     first, *others = [frame.image.convert("RGB") for frame in frames]
     shown = durations(len(frames), frame_rate, _UNITS[file_format])
     encoded = io.BytesIO()

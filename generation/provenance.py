@@ -240,7 +240,7 @@ def read_provenance(path: Path) -> Provenance:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
     if not isinstance(metadata, dict) or "settings" not in metadata:
         raise InvalidImage(
-            f"{path} does not say what made it", hint="name a picture that concept generate wrote"
+            f"{path} does not say what made it", hint="name a PNG that concept generate wrote"
         )
     try:
         made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))

@@ -23,6 +23,7 @@ from conceptry.generation.control_request import ControlRequest
 from conceptry.generation.frames import (
     PHOTO_WEIGHT,
     ChosenFrame,
+    check_frame_rate,
     durations,
     find_frames,
     parse_controls,
@@ -57,6 +58,10 @@ def frames_of(picture: Picture) -> list[tuple[str, float]]:
     return [(each.sha256, each.weight) for each in read_provenance(picture.path).frames]
 
 
+def pixels(pictures: Sequence[Picture]) -> list[bytes]:
+    return [each.image.tobytes() for each in pictures]
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
@@ -83,17 +88,10 @@ def test_without_earlier_frames_it_is_what_generate_draws(
     plain = list(generate(rex, base, places, tmp_path))
     alone = list(animate(rex, base, places, tmp_path, weights=FrameWeights(previous=0.0)))
     chained = list(animate(rex, base, places, tmp_path))
-    same = [
-        one.image.tobytes() == other.image.tobytes()
-        for one, other in zip(plain, alone, strict=True)
-    ]
-    assert same == [True, True, True]
+    assert pixels(alone) == pixels(plain)
     assert "frames" not in rex.trace(alone[2].sha256).settings
-    same = [
-        one.image.tobytes() == other.image.tobytes()
-        for one, other in zip(plain, chained, strict=True)
-    ]
-    assert same == [True, False, False]
+    pairs = zip(pixels(chained), pixels(plain), strict=True)
+    assert [one == other for one, other in pairs] == [True, False, False]
 
 
 def test_the_first_frame_too(
@@ -119,7 +117,7 @@ def test_each_seed_is_an_animation_of_its_own(
     assert frames_of(found[3]) == []
     assert frames_of(found[4]) == [(found[3].sha256, 1.0)]
     alone = list(animate(rex, base, [replace(each, seeds=(4,)) for each in places], tmp_path))
-    assert [each.image.tobytes() for each in alone] == [each.image.tobytes() for each in found[3:]]
+    assert pixels(alone) == pixels(found[3:])
 
 
 def test_an_earlier_frame_is_its_subject_at_the_size_that_was_drawn(base: LoadedBase) -> None:
@@ -255,6 +253,9 @@ def test_durations_do_not_drift() -> None:
         found = durations(rate, rate, 10)
         assert sum(found) == 1000
         assert max(found) - min(found) == 10
+    for rate in (0.0, 51.0, float("nan")):
+        with pytest.raises(InvalidInput, match="0.1 to 50"):
+            check_frame_rate(rate)
 
 
 # --- a frame again --------------------------------------------------------------------------------
