@@ -158,12 +158,11 @@ def parse(
     if controls is not None and (has_prompts or has_control):
         other = "--prompts" if has_prompts else "--control"
         raise usage(f"--controls and {other} do not go together", "leave one of them out")
-    from ..generation.frames import FRAME_RATE, FrameWeights, check_frame_rate, parse_controls
+    from ..generation.frames import FRAME_RATE, FrameWeights, parse_controls
 
     found = [] if controls is None else parse_controls(controls, scale=scale)
     weights = FrameWeights(
         previous=given.get("previous_frame", 1.0), first=given.get("first_frame", 0.0)
     )
     rate, file_format = given.get("frame_rate", FRAME_RATE), given.get("animation", "webp")
-    check_frame_rate(rate)
     return Animation(found, weights, rate, file_format)

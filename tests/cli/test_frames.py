@@ -98,7 +98,7 @@ def test_a_frame_needs_the_one_before_it(
         (["--animate", "--controls", "empty"], 2, "no picture in the folder empty"),
         (["--animate", "--controls", "walk:gone"], 3, 'no ControlNet "gone"'),
         (["--animate", "--controls", "walk", "--frame-rate", "99"], 2, "--frame-rate"),
-        (["--animate", "--controls", "walk", "--frame-rate", "nan"], 2, "frame rate is nan"),
+        (["--animate", "--controls", "walk", "--frame-rate", "nan"], 2, "--frame-rate"),
         (["--animate", "--controls", "walk", "--previous-frame", "nan"], 2, "previous"),
         (["--animate", "--prompts", "wanted.csv"], 2, "frame 2 has seeds of its own"),
         (["--animate", "--prompts", "wanted.csv", "--controls", "walk"], 2, "--prompts do not go"),

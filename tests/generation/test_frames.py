@@ -254,7 +254,7 @@ def test_durations_do_not_drift() -> None:
         assert sum(found) == 1000
         assert max(found) - min(found) == 10
     for rate in (0.0, 51.0, float("nan")):
-        with pytest.raises(InvalidInput, match="0.1 to 50"):
+        with pytest.raises(InvalidInput, match=r"0\.1 to 50"):
             check_frame_rate(rate)
 
 
