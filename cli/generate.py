@@ -1,8 +1,10 @@
 """`concept generate`: draw pictures. `concept reproduce`: draw a picture again."""
 
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
@@ -10,7 +12,8 @@ import typer
 
 from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
-from . import control as controls
+from . import control as control_options
+from . import frames as frame_options
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -58,9 +61,16 @@ def generate(
         ),
     ] = "miniature",
     num_pictures: Annotated[
-        int,
-        typer.Option("-n", metavar="N", min=1, max=10_000, help="Pictures of each prompt."),
-    ] = 4,
+        int | None,
+        typer.Option(
+            "-n",
+            metavar="N",
+            min=1,
+            max=10_000,
+            help="Pictures of each prompt, or with --animate animations; 4, or 1, by default.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -146,8 +156,14 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    control: controls.ControlOption = None,
-    control_scale: controls.ScaleOption = 1.0,
+    control: control_options.ControlOption = None,
+    control_scale: control_options.ScaleOption = 1.0,
+    animate: frame_options.AnimateOption = False,
+    controls: frame_options.ControlsOption = None,
+    previous_frame: frame_options.PreviousOption = None,
+    first_frame: frame_options.FirstOption = None,
+    frame_rate: frame_options.RateOption = None,
+    animation: frame_options.FormatOption = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -163,11 +179,24 @@ def generate(
     session = session_of(context)
     if (prompt is None) == (prompts is None):
         raise usage("give a prompt or a file of prompts", 'concept generate "a photo of <rex>"')
+    film = frame_options.parse(
+        controls,
+        control_scale,
+        is_animated=animate,
+        has_prompts=prompts is not None,
+        has_control=control is not None,
+        previous_frame=previous_frame,
+        first_frame=first_frame,
+        frame_rate=frame_rate,
+        animation=animation,
+    )
+    from ..generation.frames import PHOTO_WEIGHT
     from ..generation.prompt_files import PromptDefaults, parse_size
     from ..generation.prompt_syntax import resolve_prompt
     from ..generation.reference_syntax import parse_reference, resolve_references
     from ..generation.request import SamplingSettings
     from ..models.bases import find_base
+    from ..models.references import WEIGHT
 
     settings = SamplingSettings(
         steps=steps,
@@ -179,22 +208,26 @@ def generate(
         reference_share=reference_share,
         reference_guidance=reference_guidance,
     )
-    references = tuple(parse_reference(each) for each in reference or ())
+    weight = PHOTO_WEIGHT if animate else WEIGHT
+    references = tuple(parse_reference(each, default=weight) for each in reference or ())
     points = [_point(each) for each in point or ()]
     if points and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
     found = find_base(base)  # report an unknown one before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
     defaults = PromptDefaults(
-        n=num_pictures,
+        n=num_pictures or (1 if animate else 4),
         seed=first,
         settings=settings,
         references=references,
-        control=controls.parse(control, control_scale),
+        control=control_options.parse(control, control_scale),
         control_scale=control_scale,
+        reference_weight=weight,
     )
     requests = _requests(prompt, prompts, defaults)
-    controls.check_kinds(found, requests)
+    if film:
+        requests = film.frames(requests)
+    control_options.check_kinds(found, requests)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     with session.registry(create=is_plain) as registry:
         for request in requests:
@@ -207,44 +240,55 @@ def generate(
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
-        for line in controls.check(loaded, requests):
+        for line in _first_of(control_options.check(loaded, requests)):
             session.output.note(line)
         total = sum(len(request.seeds) for request in requests)
-        images: list[_Document] = []
-        for_grid: list[Picture] = []
-        leaks: list[list[Leak]] = []
-        with session.output.progress("drawing") as advance:
-            for picture in generating.generate(
-                registry,
-                loaded,
-                requests,
-                out,
-                batch=batch,
-                with_maps=maps,
-                with_leaks=leak,
-                points=points,
-                offline=offline,
-            ):
-                images.append(_described(picture))
-                leaks.append(picture.leaks)
-                if grid:
-                    for_grid.append(picture)
-                if advance:
-                    advance(len(images), total)
+        draw = film.draw if film else partial(generating.generate, batch=batch)
+        drawing = draw(
+            registry,
+            loaded,
+            requests,
+            out,
+            with_maps=maps,
+            with_leaks=leak,
+            points=points,
+            offline=offline,
+        )
+        images, leaks, for_grid = _drawn(session, drawing, total, grid=grid)
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
     document = {
         "images": images,
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
         "grid": sheet,
+        "animations": film.written if film else [],
     }
     paths = [path for each in images for path in (each["path"], each["maps"]) if path]
-    session.output.lines(document, [*paths, *([sheet] if sheet else [])])
+    sheets = [sheet] if sheet else []
+    session.output.lines(document, [*paths, *sheets, *(film.written if film else [])])
     if (leak or separate) and _most_concepts(requests) < 2:
         session.output.note("--leak and --separate are for prompts with several concepts")
     for line in _mean_leaks(leaks):
         session.output.note(line)
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
+
+
+def _drawn(
+    session: Session, drawing: "Iterator[Picture]", total: int, *, grid: bool
+) -> "tuple[list[_Document], list[list[Leak]], list[Picture]]":
+    """Draw pictures: what is said of each, their leaks, and themselves if there is to be a grid."""
+    images: list[_Document] = []
+    for_grid: list[Picture] = []
+    leaks: list[list[Leak]] = []
+    with session.output.progress("drawing") as advance:
+        for picture in drawing:
+            images.append(_described(picture))
+            leaks.append(picture.leaks)
+            if grid:
+                for_grid.append(picture)
+            if advance:
+                advance(len(images), total)
+    return images, leaks, for_grid
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -287,10 +331,14 @@ def _warn_of_other_syntax(
     lines = list(found.values())
     if strict and lines:
         raise usage(lines[0], "without --strict it is drawn all the same")
-    for line in lines[:_MOST_NOTES]:
+    for line in _first_of(lines):
         session.output.warn(line)
-    if len(lines) > _MOST_NOTES:
-        session.output.warn(f"and {len(lines) - _MOST_NOTES} more of the kind")
+
+
+def _first_of(lines: list[str]) -> list[str]:
+    """The first of many lines, and how many more there are."""
+    more = len(lines) - _MOST_NOTES
+    return [*lines[:_MOST_NOTES], *([f"and {more} more of the kind"] if more > 0 else [])]
 
 
 def _most_concepts(requests: "list[Request]") -> int:
@@ -343,7 +391,8 @@ def reproduce(
             metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
         ),
     ] = None,
-    control: controls.AgainOption = None,
+    control: control_options.AgainOption = None,
+    frame: frame_options.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
@@ -352,14 +401,16 @@ def reproduce(
     On the machine and with the packages that drew it they are the same; elsewhere nearly so.
     """
     session = session_of(context)
+    from ..generation.frames import find_frames
     from ..generation.provenance import read_provenance
 
     made = read_provenance(picture)
     with session.registry(create=not made.versions) as registry:
         _check_work(registry, picture, made)
+        earlier = find_frames(picture, made.frames, frame or ())
         wanted = base or _believed_base(registry, picture, made.base)
         is_known = _trace(registry, picture) is not None
-        asked = controls.again(picture, made, control, is_known=is_known)
+        asked = control_options.again(picture, made, control, is_known=is_known)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
         with quick_imports():
@@ -368,7 +419,7 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
-            registry, loaded, picture, out, control=asked, offline=offline
+            registry, loaded, picture, out, control=asked, frames=earlier, offline=offline
         )
     document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])

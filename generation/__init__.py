@@ -10,34 +10,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .generating import Picture, generate, reproduce, save_grid
+    from .frames import FrameWeights
+    from .generating import Picture, animate, generate, reproduce, save_animation, save_grid
     from .prompt_files import PromptDefaults, read_prompts
     from .provenance import Provenance, read_provenance
     from .request import Request, SamplingSettings
 
 _HOMES = {
+    "FrameWeights": ".frames",
     "PromptDefaults": ".prompt_files",
     "Provenance": ".provenance",
     "Picture": ".generating",
     "Request": ".request",
     "SamplingSettings": ".request",
+    "animate": ".generating",
     "generate": ".generating",
     "read_provenance": ".provenance",
     "read_prompts": ".prompt_files",
     "reproduce": ".generating",
+    "save_animation": ".generating",
     "save_grid": ".generating",
 }
 
 __all__ = [
+    "FrameWeights",
     "Picture",
     "PromptDefaults",
     "Provenance",
     "Request",
     "SamplingSettings",
+    "animate",
     "generate",
     "read_prompts",
     "read_provenance",
     "reproduce",
+    "save_animation",
     "save_grid",
 ]
 

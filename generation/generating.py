@@ -1,9 +1,11 @@
-"""`generate` and `reproduce`: draw prompts with concepts into files, and draw a file again."""
+"""`generate`, `animate`, `reproduce`: draw prompts with concepts into files, and a file again."""
 
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, permutations
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from torch import Tensor
@@ -23,13 +25,23 @@ from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
+from .frames import (
+    FRAME_RATE,
+    ChosenFrame,
+    FrameWeights,
+    check_frame_rate,
+    check_frames,
+    durations,
+    find_frames,
+    read_frame,
+)
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
-from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
-from .provenance import DrawnAfter, read_provenance, save_picture
+from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
+from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
 from .reference_maps import Point, ReferenceMapCollector
-from .reference_syntax import ChosenReference, resolve_references
-from .references import load_references
+from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
+from .references import frame_reference, load_references
 from .regions import (
     SubjectColumns,
     all_columns,
@@ -43,6 +55,8 @@ from .sampler import DrawnPicture, draw
 from .separation import separating
 
 GRID_COLUMNS = 8
+_UNITS = {"webp": 1, "gif": 10}
+"""Of durations, in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,69 @@ def generate(
     unless `offline`. Raises what `resolve_prompt`, `inject_concepts`, `check_controls`,
     `load_control` and `draw` raise.
     """
+    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    records = _records(registry, base, requests, folder, wanted, offline=offline)
+    for chosen, group in groupby(records, key=lambda each: each.chosen):
+        together = [(record, record.load_references()) for record in group]
+        with inject_concepts(base, chosen) as concepts:
+            for record, references in together:
+                yield from record.draw(concepts, references, batch)
+
+
+def animate(
+    registry: Registry,
+    base: LoadedBase,
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    weights: FrameWeights | None = None,
+    with_maps: bool = False,
+    with_leaks: bool = False,
+    points: Sequence[Point] = (),
+    offline: bool = False,
+) -> Iterator[Picture]:
+    """Draw requests as the frames of an animation, once for each seed; as `generate` otherwise.
+
+    All frames begin with the noise of their seed. From the second on they are drawn after earlier
+    ones as well as after photos: a frame's subjects, where the maps of their categories are in it,
+    are attended with the `weights` (DreamTuner's project page, and appendix B). Raises
+    `InvalidInput` for requests of other seeds or sizes.
+    """
+    check_frames(requests)
+    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    records = _records(registry, base, requests, folder, wanted, offline=offline)
+    frames = [
+        replace(record, request=replace(record.request, seeds=[seed]), number=number)
+        for seed in requests[0].seeds
+        for number, record in enumerate(records, 1)
+    ]
+    earlier: list[tuple[_Record, Picture]] = []
+    for chosen, group in groupby(frames, key=lambda each: each.chosen):
+        together = list(group)
+        loaded: dict[tuple[ReferenceRequest, ...], References] = {}
+        for frame in together:
+            if frame.request.references not in loaded:
+                loaded[frame.request.references] = frame.load_references()
+        with inject_concepts(base, chosen) as concepts:
+            for frame in together:
+                earlier = earlier if frame.number != 1 else []
+                after = frame.after(earlier, weights or FrameWeights())
+                drawing = replace(frame, frames=after)
+                (picture,) = drawing.draw(concepts, loaded[frame.request.references], 1)
+                earlier = [*earlier[:1], (frame, picture)]
+                yield picture
+
+
+def _records(
+    registry: Registry,
+    base: LoadedBase,
+    requests: Sequence[Request],
+    folder: Path,
+    wanted: _Wanted,
+    *,
+    offline: bool,
+) -> "list[_Record]":
+    """Requests whose prompts, references and control pictures have been looked up and checked."""
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
@@ -122,13 +199,7 @@ def generate(
     ]
     check_controls(base.base, base.backbone.size, requests)
     controls = Controls(base, requests, offline=offline)
-    wanted = _Wanted(with_maps, with_leaks, tuple(points))
-    records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
-    for chosen, group in groupby(records, key=lambda each: each.chosen):
-        together = [(record, record.load_references()) for record in group]
-        with inject_concepts(base, chosen) as concepts:
-            for record, references in together:
-                yield from record.draw(concepts, references, batch)
+    return [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
 
 
 def _drawn(
@@ -196,7 +267,10 @@ def _leaks(
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Draws a request, and saves its pictures: the registry knows one before its file appears."""
+    """Draws a request, and saves its pictures: the registry knows one before its file appears.
+
+    Of an animation's frame, `number` counts from 1, and `frames` are what it is drawn after.
+    """
 
     registry: Registry
     base: LoadedBase
@@ -206,11 +280,37 @@ class _Record:
     folder: Path
     controls: Controls
     wanted: _Wanted
+    number: int | None = None
+    frames: Sequence[ChosenFrame] = ()
 
     def load_references(self) -> References:
         """The references, before concepts are injected."""
         mentions = {each.concept.id: each.mention.text for each in self.chosen}
         return load_references(self.registry, self.base, self.references, mentions)
+
+    def after(
+        self, earlier: Sequence[tuple["_Record", Picture]], weights: FrameWeights
+    ) -> list[ChosenFrame]:
+        """The first and the last of some earlier frames, once if they are one, in this one's words.
+
+        A concept that this frame's prompt does not name is its category.
+        """
+        names = {each.concept.id: each.mention.text for each in self.chosen}
+        found: dict[str, ChosenFrame] = {}
+        for (frame, picture), weight in zip(
+            [*earlier[-1:], *earlier[:1]], (weights.previous, weights.first), strict=False
+        ):
+            if not weight:
+                continue
+            words = {
+                each.mention.text: names.get(each.concept.id, each.concept.category)
+                for each in frame.chosen
+            }
+            before = found.get(picture.sha256)
+            total = weight + (before.drawn.weight if before else 0)
+            drawn = DrawnFrame(picture.sha256, replaced(picture.prompt, words), total)
+            found[picture.sha256] = ChosenFrame(drawn, picture.image)
+        return list(found.values())
 
     def draw(
         self,
@@ -223,6 +323,7 @@ class _Record:
 
         Pictures are kept, or only those with some seeds.
         """
+        references = self._with_frames(concepts, references)
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
         control = self.controls.of(self.request)
@@ -230,6 +331,16 @@ class _Record:
             for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added):
                 if kept is None or seen.drawn.seed in kept:
                     yield self._keep(seen, control)
+
+    def _with_frames(
+        self, concepts: Sequence[InjectedConcept], references: References
+    ) -> References:
+        subjects = [each.category for each in concepts]
+        subjects += [each.concept.category for each in self.references]
+        categories = list(dict.fromkeys(subjects))
+        size = self.request.settings.size
+        frames = [frame_reference(self.base, each, categories, size) for each in self.frames]
+        return References([*references.references, *frames])
 
     def _keep(self, seen: _Observed, control: PreparedControl | None) -> Picture:
         drawn, heat = seen.drawn, seen.heat
@@ -243,13 +354,16 @@ class _Record:
             | ({"leaks": True} if seen.leaks else {})
             | ({"references": self._described()} if self.references else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
-            | ({"control": control.record} if control else {}),
+            | ({"control": control.record} if control else {})
+            | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
             for each in self.chosen
         ]
         stem = file_stem(self.request.prompt, drawn.seed)
+        if self.number is not None:
+            stem = f"{stem}-frame-{self.number:03d}"
         metadata = made_by | {"versions": versions}
 
         def record(sha256: str) -> None:
@@ -297,6 +411,29 @@ def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
     return save_picture(contact_sheet(rows), folder, f"{stem}-grid", metadata)[0]
 
 
+def save_animation(
+    frames: Sequence[Picture],
+    folder: Path,
+    *,
+    file_format: Literal["webp", "gif"] = "webp",
+    frame_rate: float = FRAME_RATE,
+) -> Path:
+    """Write an animation of frames, `frame_rate` of them in a second; returns its path.
+
+    Raises `InvalidInput` for a rate that is not 0.1 to 50.
+    """
+    check_frame_rate(frame_rate)
+    first, *others = [frame.image.convert("RGB") for frame in frames]
+    shown = durations(len(frames), frame_rate, _UNITS[file_format])
+    encoded = io.BytesIO()
+    options = {"quality": 90} if file_format == "webp" else {}
+    first.save(
+        encoded, file_format, save_all=True, append_images=others, duration=shown, loop=0, **options
+    )
+    stem = file_stem(frames[0].prompt, frames[0].seed)
+    return write_picture(encoded.getvalue(), folder, stem, f".{file_format}")[0]
+
+
 # --- reproduce ------------------------------------------------------------------------------------
 
 
@@ -342,18 +479,22 @@ def reproduce(
     folder: Path,
     *,
     control: ControlRequest | None = None,
+    frames: Sequence[Path] = (),
     offline: bool = False,
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
     They are the same on the same machine with the same packages. `control` names the control
-    picture, if one was used, and its ControlNet; the scale is the picture's. Raises `InvalidInput`
-    for another base model, control picture or ControlNet, `NotFound` for versions that are gone or
-    have other weights now, and what `read_provenance` raises.
+    picture, if one was used, and its ControlNet; the scale is the picture's. `frames` are files of
+    frames that it was drawn after, where those do not lie beside it. Raises `InvalidInput` for
+    another base model, control picture or ControlNet, `NotFound` for versions that are gone or have
+    other weights now, and what `read_provenance` and `find_frames` raise.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
     check_same_control(path, made.control, control)
+    found = find_frames(path, made.frames, frames)
+    earlier = [read_frame(*each) for each in zip(found, made.frames, strict=True)]
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
@@ -382,7 +523,9 @@ def reproduce(
         )
     after = [_reference_now(registry, path, each) for each in made.references]
     wanted = _Wanted(made.with_maps, made.with_leaks, made.points)
-    record = _Record(registry, base, request, chosen, after, folder, controls, wanted)
+    record = _Record(
+        registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
+    )
     references = record.load_references()
     with inject_concepts(base, chosen) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ..models.references import MAX_REFERENCES
+from ..models.references import MAX_REFERENCES, WEIGHT
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.validation import Form, validated
@@ -32,7 +32,8 @@ Entry = tuple[str, Mapping[str, object]]
 class PromptDefaults:
     """Settings of prompts that set none: `n` pictures, with seeds from `seed` on.
 
-    `control_scale` is for prompts with a control picture of their own.
+    `control_scale` and `reference_weight` are for prompts with a control picture or references of
+    their own.
     """
 
     n: int
@@ -41,6 +42,7 @@ class PromptDefaults:
     references: tuple[ReferenceRequest, ...] = ()
     control: ControlRequest | None = None
     control_scale: float = 1.0
+    reference_weight: float = WEIGHT
 
 
 def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
@@ -150,7 +152,8 @@ def _request(
     control, scale = own.pop("control", None), own.pop("control_scale", defaults.control_scale)
     try:
         if (references := own.pop("reference", None)) is not None:
-            counts["references"] = tuple(parse_reference(each) for each in references)
+            weight = defaults.reference_weight
+            counts["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if control is not None:
             counts["control"] = parse_control(control, scale=scale, folder=folder)
         settings = replace(defaults.settings, **own)

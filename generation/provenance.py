@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..models.references import MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT
+from ..models.references import GUIDANCE, MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT, SHARE
 from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
@@ -27,6 +27,8 @@ METADATA_KEY = "conceptry"
 MAX_BATCH = 256
 """The largest batch of pictures."""
 MAX_CONCEPTS = 64
+MAX_FRAMES_AFTER = 2
+"""The first frame, and the previous one."""
 MAX_POINTS = 16
 MAX_PIXELS_AT_ONCE = 1 << 26
 """64 pictures of 1024 x 1024: the largest batch that untrusted metadata may ask for."""
@@ -55,9 +57,20 @@ def save_picture(
     text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
     encoded = io.BytesIO()
     image.save(encoded, "png", pnginfo=text)
-    data = encoded.getvalue()
+    return write_picture(encoded.getvalue(), folder, stem, ".png", record=record)
+
+
+def write_picture(
+    data: bytes,
+    folder: Path,
+    stem: str,
+    suffix: str,
+    *,
+    record: Callable[[str], object] = lambda _: None,
+) -> tuple[Path, str]:
+    """Write the bytes of a picture, as `save_picture` does."""
     sha256 = sha256_of(data)
-    names = (f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}{suffix}" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with new_file(folder) as unfinished:
@@ -105,6 +118,17 @@ class DrawnAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnFrame:
+    """An earlier frame that a picture was drawn after: its file's hash, and as `DrawnAfter`."""
+
+    sha256: str
+    prompt: str
+    weight: float
+    share: float = SHARE
+    guidance: float = GUIDANCE
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What made a picture, according to its file."""
 
@@ -122,6 +146,7 @@ class Provenance:
     points: tuple[tuple[float, float], ...] = ()
     """Those of the picture whose heat-maps in references were asked for."""
     control: UsedControl | None = None
+    frames: tuple[DrawnFrame, ...] = ()
 
     @property
     def work(self) -> str:
@@ -135,7 +160,8 @@ class Provenance:
     def is_modest(self) -> bool:
         """Whether it is within the limits for untrusted metadata."""
         width, height = self.settings.size or (1024, 1024)
-        pixels = (len(self.batch_seeds) + len(self.references)) * width * height
+        count = len(self.batch_seeds) + len(self.references) + len(self.frames)
+        pixels = count * width * height
         return pixels <= MAX_PIXELS_AT_ONCE and pixels * self.settings.steps <= MAX_PIXEL_STEPS
 
 
@@ -143,16 +169,23 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class _ReferencePart(_Part):
+class _AfterPart(_Part):
     model_config = ConfigDict(extra="forbid")
 
-    concept: str
-    photo: _Sha256
-    mask: _Sha256 | None
     prompt: str
     weight: Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
     share: _Share
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+
+
+class _ReferencePart(_AfterPart):
+    concept: str
+    photo: _Sha256
+    mask: _Sha256 | None
+
+
+class _FramePart(_AfterPart):
+    sha256: _Sha256
 
 
 class _ControlPart(_Part):
@@ -182,6 +215,7 @@ class _SettingsPart(_Part):
     leaks: bool = False
     points: list[tuple[_Share, _Share]] = Field(default_factory=list, max_length=MAX_POINTS)
     control: _ControlPart | None = None
+    frames: list[_FramePart] = Field(default_factory=list, max_length=MAX_FRAMES_AFTER)
 
 
 class _VersionPart(_Part):
@@ -206,7 +240,7 @@ def read_provenance(path: Path) -> Provenance:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
     if not isinstance(metadata, dict) or "settings" not in metadata:
         raise InvalidImage(
-            f"{path} does not say what made it", hint="name a picture that concept generate wrote"
+            f"{path} does not say what made it", hint="name a PNG that concept generate wrote"
         )
     try:
         made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
@@ -226,6 +260,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     points = tuple(drawn.pop("points"))
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     control = drawn.pop("control")
+    frames = tuple(DrawnFrame(**each) for each in drawn.pop("frames"))
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
@@ -241,4 +276,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         references=references,
         points=points,
         control=UsedControl(**control) if control else None,
+        frames=frames,
     )

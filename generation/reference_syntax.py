@@ -27,7 +27,7 @@ class ReferenceRequest:
     weight: float = WEIGHT
 
 
-def parse_reference(text: str) -> ReferenceRequest:
+def parse_reference(text: str, *, default: float = WEIGHT) -> ReferenceRequest:
     """`rex`, `rex=2`, `rex=a1b2c3` or `rex=front.jpg`, each perhaps with a weight as `:2.5`.
 
     Raises `InvalidInput`.
@@ -36,7 +36,7 @@ def parse_reference(text: str) -> ReferenceRequest:
     if match is None:
         raise InvalidInput(f"{shown(text)} is no reference", hint=_AS_WRITTEN)
     name, photo, weight = match.groups()
-    value = WEIGHT if weight is None else float(weight)
+    value = default if weight is None else float(weight)
     if value > MAX_WEIGHT:
         raise InvalidInput(
             f"{shown(text)}: a reference's weight lies between 0 and {MAX_WEIGHT:g}",

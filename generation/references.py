@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
@@ -14,6 +14,7 @@ from ..models.loading import LoadedBase
 from ..models.references import Reference
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from .frames import ChosenFrame
 from .photo_regions import regions_of_photos
 from .reference_syntax import ChosenReference
 from .sampler import check_length
@@ -72,14 +73,16 @@ def make_reference(
     weight: float,
     share: float,
     guidance: float,
+    size: tuple[int, int] | None = None,
 ) -> Reference:
     """A reference of a photo and its mask, white on the subject.
 
-    The photo keeps its shape, with about as many pixels as the base model's own pictures. Raises
-    `InvalidInput` for an empty mask and a photo more than four times as long as wide.
+    The photo keeps its shape, with about as many pixels as the base model's own pictures, or gets a
+    `size` (width, height). Raises `InvalidInput` for an empty mask and, without a size, for a photo
+    more than four times as long as wide.
     """
     backbone = base.backbone
-    size = _fitting_size(photo.size, backbone)
+    size = size or _fitting_size(photo.size, backbone)
     latents = backbone.encode_images([photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)])
     found = latents.mean[0].cpu()
     inside = _share_inside(mask, (found.shape[-2], found.shape[-1]))
@@ -88,6 +91,33 @@ def make_reference(
             "its mask is empty", hint="a mask is white on the subject: concept add --mask"
         )
     return Reference(found, inside, prompt, weight, share, guidance)
+
+
+def frame_reference(
+    base: LoadedBase,
+    frame: ChosenFrame,
+    categories: Sequence[str],
+    size: tuple[int, int] | None = None,
+) -> Reference:
+    """A reference of a frame, whose subjects are where the maps of their categories are.
+
+    Without categories, all of it is. `size` is that of the frame, by default the base model's own.
+    """
+    backbone, image = base.backbone, frame.image
+    mask = Image.new("L", (backbone.size, backbone.size), 0 if categories else 255)
+    for category in categories:
+        (inside,) = regions_of_photos(base, [image], category)
+        mask = ImageChops.lighter(mask, inside.resize(mask.size, Image.Resampling.NEAREST))
+    return make_reference(
+        base,
+        image,
+        mask,
+        prompt=frame.drawn.prompt,
+        weight=frame.drawn.weight,
+        share=frame.drawn.share,
+        guidance=frame.drawn.guidance,
+        size=size or (backbone.size, backbone.size),
+    )
 
 
 def _fitting_size(size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:

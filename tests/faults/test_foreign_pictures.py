@@ -22,6 +22,13 @@ SETTINGS = {
     "size": None,
     "batch_seeds": [7],
 }
+FRAME = {
+    "sha256": "0" * 64,
+    "prompt": "a cat",
+    "weight": 1.0,
+    "share": 0.9,
+    "guidance": 2.5,
+}
 
 
 def picture(folder: Path, sides: tuple[int, int] = (64, 64), **settings: Any) -> Path:
@@ -56,8 +63,15 @@ def reproduce(registry: Registry, path: Path) -> Result:
         ((2048, 2048), {"size": [2048, 2048], "batch_seeds": list(range(17))}),
         ((4096, 4096), {"size": [4096, 4096], "steps": 1000, "batch_seeds": [7, 8]}),
         ((64, 64), {"steps": 1000, "batch_seeds": list(range(MAX_BATCH))}),
+        ((4096, 4096), {"size": [4096, 4096], "steps": 1000, "frames": [FRAME]}),
     ],
-    ids=["all at their most", "many large ones", "many steps", "many of the base model's size"],
+    ids=[
+        "all at their most",
+        "many large ones",
+        "many steps",
+        "many of the base model's size",
+        "after a frame",
+    ],
 )
 def test_more_work_than_a_strangers_picture_is_worth_is_refused(
     registry: Registry, tmp_path: Path, size: tuple[int, int], settings: dict[str, Any]
@@ -94,9 +108,11 @@ def test_the_base_that_it_names_is_one_word(registry: Registry, tmp_path: Path) 
         "null", "[]", "{}", "[" * 5000, '{"settings": 1}', "9" * 5000, '{"settings": {}, "x": NaN}',
         json.dumps({"settings": SETTINGS | {"batch_seeds": [7] * (MAX_BATCH + 1)}}),
         json.dumps({"settings": SETTINGS | {"steps": 2**70}}),
+        json.dumps({"settings": SETTINGS | {"frames": [FRAME] * 3}}),
+        json.dumps({"settings": SETTINGS | {"frames": [FRAME | {"sha256": "../a.png"}]}}),
         json.dumps({"settings": SETTINGS, "prompt": "\x1b[2J", "seed": 7}),
     ],
-    ids=range(10),
+    ids=range(12),
 )  # fmt: skip
 def test_what_says_nothing_sound_is_refused(tmp_path: Path, text: str) -> None:
     chunk = PngInfo()

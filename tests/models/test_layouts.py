@@ -1,8 +1,10 @@
 """Layout pictures: what they say of a scene, and that a person can draw one."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from conceptry.models.miniature.world.identities import CATEGORIES
+from conceptry.models.miniature.world.identities import CATEGORIES, make_identity
 from conceptry.models.miniature.world.layouts import (
     LAYOUT_COLOURS,
     NOTHING,
@@ -10,6 +12,7 @@ from conceptry.models.miniature.world.layouts import (
     categories_of,
     layout_picture,
     random_layout,
+    walk,
 )
 from conceptry.models.miniature.world.scenes import render, sample_scene
 from program import ROOT
@@ -57,6 +60,27 @@ def test_random_layouts_follow_from_the_scene_and_are_near_it() -> None:
         kinds.add(bool(layout.any()))
         assert as_picture(layout).mode == "RGB"
     assert kinds == {True, False}  # some are left out
+
+
+def test_who_walks_goes_from_left_to_right_and_bobs() -> None:
+    layouts = [np.asarray(each) for each in walk(make_identity(1, "dog"), 64, 6)]
+    inside = [(each == LAYOUT_COLOURS["dog"]).all(-1) for each in layouts]
+    rows, columns = zip(*(np.nonzero(each) for each in inside), strict=True)
+    middles = [float(each.mean()) for each in columns]
+    assert all(after > before for before, after in pairwise(middles))
+    assert middles[0] < 24
+    assert middles[-1] > 40
+    feet = [int(each.max()) for each in rows]
+    assert all(feet[i] > feet[i + 1] for i in (0, 2, 4))
+    assert len(set(feet[::2])) == 1
+    assert min(each.min() for each in columns) > 0
+    assert max(each.max() for each in columns) < 63
+    boxes = walk(make_identity(1, "dog"), 64, 6, boxes=True)
+    assert all(
+        (np.asarray(each) != NOTHING).sum() >= (one != NOTHING).sum()
+        for each, one in zip(boxes, layouts, strict=True)
+    )
+    assert len(walk(make_identity(1, "dog"), 16, 1)) == 1
 
 
 def test_each_kind_has_a_colour_of_its_own_which_the_page_says() -> None:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .identities import CATEGORIES
-from .scenes import Rendered, Scene, render
+from .identities import CATEGORIES, Identity
+from .places import PLACES
+from .scenes import Rendered, Scene, Subject, render
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of the picture."""
@@ -37,6 +38,8 @@ PALETTE = np.array([NOTHING, *(LAYOUT_COLOURS[name] for name in CATEGORIES)], dt
 LEFT_OUT = 0.1
 """The share of subjects that a random layout leaves to the prompt."""
 _JITTER = 0.03
+_WAY, _GROUND, _BOB, _HEIGHT = (0.27, 0.73), 0.92, 0.03, 0.5
+"""Of `walk`, as shares of the picture, within what scenes of one or two subjects have."""
 _COARSE = (6, 12)
 _TWICE = [min(255, 2 * value) for value in range(256)]
 
@@ -59,6 +62,25 @@ def layout_picture(
         found = list(scene_or_boxes)
     masks = [_box_mask(box, size) for _, box in found]
     return as_picture(_filled(size, [name for name, _ in found], masks))
+
+
+def walk(
+    identity: Identity, size: int, num_frames: int = 8, *, boxes: bool = False
+) -> list[Image.Image]:
+    """Layouts (size, size) of one who walks from left to right, and is up in every other frame."""
+    steps = max(1, num_frames - 1)
+    subjects = [
+        Subject(
+            identity,
+            x=_WAY[0] + i / steps * (_WAY[1] - _WAY[0]),
+            foot=_GROUND - _BOB * (i % 2),
+            height=_HEIGHT,
+            flipped=False,
+        )
+        for i in range(num_frames)
+    ]
+    scenes = [Scene(i, (subject,), PLACES[0], "photo") for i, subject in enumerate(subjects)]
+    return [layout_picture(scene, size, boxes=boxes) for scene in scenes]
 
 
 def random_layout(scene: Scene, rendered: Rendered) -> np.ndarray:

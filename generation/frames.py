@@ -1,0 +1,177 @@
+"""Frames of animations: their control pictures, and what each is drawn after. Loads no weights."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image
+from pydantic import Field
+
+from ..models.references import MAX_WEIGHT
+from ..registry.errors import InvalidInput, NotFound, quoted
+from ..registry.files import entries, open_file
+from ..registry.hashes import sha256_of
+from ..registry.images import SUFFIXES, read_file, read_photo, strict_decoding
+from ..registry.validation import form_of, validated
+from .control_request import ControlRequest
+from .provenance import DrawnFrame
+from .request import Request
+
+PHOTO_WEIGHT = 10.0
+"""ω of photos that frames are drawn after (DreamTuner, project page)."""
+MAX_FRAMES = 999
+FRAME_RATE = 8.0
+"""Frames in a second."""
+MIN_FRAME_RATE, MAX_FRAME_RATE = 0.1, 50.0
+"""What is shown for less than 20 ms, browsers show for longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameWeights:
+    """ω of the earlier frames that a frame is drawn after, beside photos; with 0 it is not.
+
+    1 for the previous frame is DreamTuner's project page; the paper's appendix B has the first
+    frame too, and gives no weights. Raises `InvalidInput`.
+    """
+
+    previous: Annotated[float, Field(ge=0, le=MAX_WEIGHT)] = 1.0
+    first: Annotated[float, Field(ge=0, le=MAX_WEIGHT)] = 0.0
+
+    def __post_init__(self) -> None:
+        validated(form_of(type(self)), self, noun="setting")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFrame:
+    """A frame to draw after: what metadata says of it, and its pixels."""
+
+    drawn: DrawnFrame
+    image: Image.Image
+
+
+def parse_controls(text: str, *, scale: float = 1.0) -> list[ControlRequest]:
+    """`FOLDER` or `FOLDER:KIND`: a control for each picture directly in it, by name.
+
+    Numbers in names count as numbers: `2.png` is before `10.png`. Raises `NotFound`, and
+    `InvalidInput` for a folder without pictures.
+    """
+    named, _, kind = text.rpartition(":")
+    for name, of in ((text, None), (named, kind)):
+        folder = Path(name).expanduser()
+        if name and of != "" and os.path.isdir(folder):
+            return [
+                ControlRequest(picture=path, kind=of, scale=scale) for path in _pictures_in(folder)
+            ]
+    raise NotFound(
+        f"there is no folder {named or text} of control pictures", hint="FOLDER or FOLDER:KIND"
+    )
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        found = [each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise InvalidInput(f"cannot read the folder {folder}: {error.strerror}") from error
+    pictures = [each for each in found if not each.name.startswith(".") and each.is_file()]
+    if not pictures:
+        raise InvalidInput(
+            f"there is no picture in the folder {folder}", hint="a control picture for each frame"
+        )
+    return sorted(pictures, key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[list[int | str], str]:
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], path.name
+
+
+def check_frames(requests: Sequence[Request]) -> None:
+    """Raise `InvalidInput` for requests that are not the frames of one animation."""
+    if not 0 < len(requests) <= MAX_FRAMES:
+        raise InvalidInput(
+            f"an animation has 1 to {MAX_FRAMES} frames, not {len(requests):,}",
+            hint="fewer control pictures or prompts",
+        )
+    first = requests[0]
+    for number, each in enumerate(requests, 1):
+        if list(each.seeds) != list(first.seeds):
+            raise InvalidInput(
+                f"frames begin with the same noise, and frame {number} has seeds of its own",
+                hint="--seed and -n, for all of them",
+            )
+        if each.settings.size != first.settings.size:
+            raise InvalidInput(
+                f"frames have one size, and frame {number} has another",
+                hint="--size, for all of them",
+            )
+
+
+def check_frame_rate(frame_rate: float) -> None:
+    """Raise `InvalidInput` unless it is 0.1 to 50."""
+    if not MIN_FRAME_RATE <= frame_rate <= MAX_FRAME_RATE:
+        raise InvalidInput(
+            f"the frame rate is {frame_rate:g}, not {MIN_FRAME_RATE:g} to {MAX_FRAME_RATE:g}",
+            hint=f"--frame-rate {FRAME_RATE:g}",
+        )
+
+
+def durations(count: int, frame_rate: float, unit: int) -> list[int]:
+    """How long each frame is shown, in ms, as multiples of `unit` that do not drift."""
+    ends = [round(1000 * i / frame_rate / unit) * unit for i in range(count + 1)]
+    return [end - begin for begin, end in pairwise(ends)]
+
+
+# --- drawn again ----------------------------------------------------------------------------------
+
+
+def find_frames(picture: Path, wanted: Sequence[DrawnFrame], given: Sequence[Path]) -> list[Path]:
+    """The files of the frames that a picture was drawn after, known by their hashes.
+
+    They are among those that are `given`, or lie beside the picture; links there are passed over.
+    Raises `InvalidInput` for files where none are wanted, and `NotFound`.
+    """
+    if given and not wanted:
+        raise InvalidInput(f"{picture} was not drawn after another frame", hint="leave it out")
+    hashes = {each.sha256 for each in wanted}
+    found: dict[str, Path] = {}
+    for path, sha256 in _hashed(picture, given) if hashes else ():
+        found.setdefault(sha256, path)
+        if hashes <= found.keys():
+            break
+    for each in wanted:
+        if each.sha256 not in found:
+            raise NotFound(
+                f"{picture} was drawn after another frame, whose file is not beside it",
+                hint=f"--frame FILE; the SHA-256 of that file begins with {each.sha256[:12]}",
+            )
+    return [found[each.sha256] for each in wanted]
+
+
+def _hashed(picture: Path, given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Files with their hashes: those given, then PNGs beside the picture, its neighbours first."""
+    for path in given:
+        if not os.path.isfile(path):
+            raise NotFound(f"there is no frame {path}", hint=f"ls {quoted(path.parent)}")
+        yield path, sha256_of(read_file(path))
+    folder = Path(os.path.realpath(picture.parent))
+    beside = [each for each in entries(folder, folder) if each.is_file]
+    pictures = [folder / each.name for each in beside if each.name.endswith(".png")]
+    paths = sorted(pictures, key=_by_number)
+    own = sum(_by_number(path) < _by_number(picture) for path in paths)
+    for i in sorted(range(len(paths)), key=lambda i: abs(i - own)):
+        with suppress(OSError), open_file(folder, paths[i]) as file:
+            yield paths[i], sha256_of(file)
+
+
+def read_frame(path: Path, drawn: DrawnFrame) -> ChosenFrame:
+    """A frame from its file. Raises `InvalidImage`, and `NotFound` for a file with another hash."""
+    data = read_file(path)
+    if sha256_of(data) != drawn.sha256:
+        raise NotFound(f"{path} has changed while it was looked at")
+    with strict_decoding():
+        return ChosenFrame(drawn, read_photo(data, str(path)))
