@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -354,6 +355,31 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place, synced, when the block ends well.
+
+    What bears the name must be a folder, if there is something, and is removed.
+    """
+    _remove_left(path)
+    unfinished, former = (_random_path(path.parent, path.name) for _ in range(2))
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for folder, _, names in os.walk(unfinished):
+            for name in names:
+                with Path(folder, name).open("rb+") as file:
+                    sync_file(file)
+            sync_folder(Path(folder))
+        if os.path.lexists(path):
+            path.rename(former)
+        unfinished.rename(path)
+        sync_folder(path.parent)
+    finally:
+        for each in (unfinished, former):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def is_unfinished(name: str) -> bool:

@@ -14,8 +14,8 @@ from conceptry.adapters.tensor_file import write_tensors
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
-from conceptry.models.single_file import original_tensors
 from conceptry.models.sd import SCHEDULERS
+from conceptry.models.single_file import original_tensors
 from conceptry.registry import InvalidInput
 from conceptry.registry.errors import InvalidWeights
 from safetensors.torch import load_file, save_file
