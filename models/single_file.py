@@ -52,16 +52,17 @@ _OPEN_CLIP = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn": "attn",
 }
+_RESNETS = re.compile(r"down_blocks\.0\.resnets\.(\d+)")
+_ATTENDED = re.compile(r"up_blocks\.(\d+)\.attentions")
 _LAYERS_OF_SD2 = 23
 """Of its text encoder; its file has another, whose states nothing reads."""
 
 
-def unet_names(names: Collection[str], layers_per_block: int) -> dict[str, str]:
-    """The name of each of a U-Net's tensors in a single file, by its name in diffusers."""
-    attended = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.att", name)}
-    return {
-        name: UNET_PREFIX + _unet_name(name, layers_per_block, attended) for name in sorted(names)
-    }
+def unet_names(names: Collection[str]) -> dict[str, str]:
+    """The name in a single file of each of a U-Net's tensors, by all their names in diffusers."""
+    resnets = {match[1] for name in names if (match := _RESNETS.match(name))}
+    attended = {match[1] for name in names if (match := _ATTENDED.match(name))}
+    return {name: UNET_PREFIX + _unet_name(name, len(resnets), attended) for name in sorted(names)}
 
 
 def original_tensors(backbone: Backbone) -> dict[str, Tensor]:
@@ -70,8 +71,7 @@ def original_tensors(backbone: Backbone) -> dict[str, Tensor]:
     What its noise schedule is like is said as others say it: by empty tensors.
     """
     unet = backbone.denoiser.state_dict()
-    layers = backbone.denoiser.config["layers_per_block"]
-    names = unet_names(unet.keys(), layers)
+    names = unet_names(unet.keys())
     found = {names[name]: tensor for name, tensor in unet.items()}
     found |= _vae_tensors(backbone.autoencoder.state_dict())
     encoders = [each.network for each in backbone.text_encoders]

@@ -1,8 +1,9 @@
 """Versions to export, and readers of what was exported that follow other tools' rules."""
 
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,6 @@ def plain(pipeline: Any, prompt: str) -> np.ndarray:
         prompt,
         num_inference_steps=SETTINGS.steps,
         guidance_scale=SETTINGS.guidance,
-        negative_prompt="",
         generator=torch.Generator().manual_seed(3),
     )
     return np.asarray(drawn.images[0], dtype=np.int16)
@@ -148,18 +148,79 @@ def add_embedding(pipeline: Any, path: Path, token: str) -> None:
         )
 
 
+def comfyui_layers(names: Collection[str]) -> dict[str, str]:
+    """A U-Net's layers by the names that ComfyUI knows in LoRA: diffusers' and the original."""
+    originals = unet_names(names)
+    return {
+        f"lora_unet_{_layer(known).replace('.', '_')}": _layer(name)
+        for name in names
+        for known in (name, originals[name].removeprefix(PREFIX))
+    }
+
+
+A1111_RESNET = {
+    "conv1": "in_layers_2",
+    "conv2": "out_layers_3",
+    "norm1": "in_layers_0",
+    "norm2": "out_layers_0",
+    "time_emb_proj": "emb_layers_1",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def a1111_layers(layers: Collection[str], names: Collection[str]) -> dict[str, str]:
+    """LoRA's layers as A1111 finds them, by its rules, which count three layers to a block."""
+    own = {_layer(each).replace(".", "_"): _layer(name) for name, each in unet_names(names).items()}
+    return {
+        layer: own["model_diffusion_model_" + _by_a1111(layer.removeprefix("lora_unet_"))]
+        for layer in layers
+    }
+
+
+def _by_a1111(layer: str) -> str:
+    def block(match: re.Match[str]) -> str:
+        is_down, is_resnet = match[1] == "down", match[3] == "resnets"
+        number = int(match[2]) * 3 + int(match[4]) + is_down
+        side = "input" if is_down else "output"
+        return f"{side}_blocks_{number}_{int(not is_resnet)}_{inner(match)}"
+
+    def middle(match: re.Match[str]) -> str:
+        place = 1 if match[3] == "attentions" else int(match[4]) * 2
+        return f"middle_block_{place}_{inner(match)}"
+
+    def inner(match: re.Match[str]) -> str:
+        return A1111_RESNET.get(match[5], match[5]) if match[3] == "resnets" else match[5]
+
+    def upsampler(match: re.Match[str]) -> str:
+        return f"output_blocks_{int(match[1]) * 3 + 2}_{2 if int(match[1]) else 1}_conv"
+
+    rules = {
+        r"conv_in": "input_blocks_0_0",
+        r"conv_out": "out_2",
+        r"time_embedding_linear_(\d)": lambda match: f"time_embed_{int(match[1]) * 2 - 2}",
+        r"(down|up)_blocks_(\d)_(attentions|resnets)_(\d)_(.+)": block,
+        r"(mid)_(block)_(attentions|resnets)_(\d)_(.+)": middle,
+        r"down_blocks_(\d)_downsamplers_0_conv": lambda match: (
+            f"input_blocks_{int(match[1]) * 3 + 3}_0_op"
+        ),
+        r"up_blocks_(\d)_upsamplers_0_conv": upsampler,
+    }
+    for pattern, name in rules.items():
+        if match := re.fullmatch(pattern, layer):
+            return name if isinstance(name, str) else name(match)
+    return layer
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 @torch.no_grad()
 def patch_as_comfyui(unet: Any, path: Path) -> None:
     """Add kohya's factors and whole differences to a U-Net, by ComfyUI's names for its layers."""
     tensors = load_file(path)
     parameters = dict(unet.named_parameters())
-    originals = unet_names(parameters.keys(), unet.config.layers_per_block)
-    layers: dict[str, str] = {}
-    for name in parameters:
-        for known in (name, originals[name].removeprefix(PREFIX)):
-            layers[f"lora_unet_{known.rpartition('.')[0].replace('.', '_')}"] = name.rpartition(
-                "."
-            )[0]
+    layers = comfyui_layers(parameters.keys())
     for key in list(tensors):
         layer, _, kind = key.partition(".")
         weight = parameters[f"{layers[layer]}.weight"]

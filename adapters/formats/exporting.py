@@ -331,7 +331,7 @@ class _Export:
         with as_invalid_weights(base.base):
             tensors = load_file(base.base.source)
         parameters = backbone.parameters("denoiser")
-        names = unet_names(parameters.keys(), backbone.denoiser.config["layers_per_block"])
+        names = unet_names(parameters.keys())
         for name in self.change.names:
             own = names[name]
             if own not in tensors or tensors[own].shape != parameters[name].shape:

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...models.compatibility import UNET_PREFIX
+from ...models.single_file import unet_names
 from ..weight_delta import WeightDelta
 
 _KOHYA = "lora_unet_"
 _LABELS = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 """SDXL's layers that are known by their first names alone."""
+_LAST_NORM = "conv_norm_out.weight"
+"""Changed only where all of a U-Net is."""
 _EXTRA_COLUMNS = 16
 """Of the random projection, beyond the rank (Halko et al. 2011, section 4.2)."""
 
@@ -64,13 +68,18 @@ def peft_description(change: WeightDelta) -> dict[str, str]:
 def difference_tensors(change: WeightDelta) -> dict[str, Tensor]:
     """Whole differences as ComfyUI, Forge and A1111 read them, without loss.
 
-    LoRA factors are multiplied out in float32.
+    LoRA factors are multiplied out in float32. Of a whole U-Net, layers have their original names:
+    A1111 does not find all by those of diffusers.
     """
-    found: dict[str, Tensor] = {}
-    for name, delta in _deltas(change).items():
-        ending = ".diff_b" if name.endswith(".bias") else ".diff"
-        found[_kohya_name(name) + ending] = delta
-    return found
+    deltas = _deltas(change)
+    names = dict(zip(deltas, deltas, strict=True))
+    if _LAST_NORM in deltas:
+        originals = unet_names(deltas.keys()).items()
+        names = {name: each.removeprefix(UNET_PREFIX) for name, each in originals}
+    return {
+        _kohya_name(names[name]) + (".diff_b" if name.endswith(".bias") else ".diff"): delta
+        for name, delta in deltas.items()
+    }
 
 
 def low_rank(change: WeightDelta, rank: int) -> tuple[WeightDelta, float]:
