@@ -364,7 +364,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     What bears the name must be a folder, if there is something, and is removed.
     """
     _remove_left(path)
-    unfinished, former = (_random_path(path.parent, path.name) for _ in range(2))
+    unfinished = _random_path(path.parent, path.name)
+    former = unfinished.with_suffix(".former")
     unfinished.mkdir()
     try:
         yield unfinished
@@ -377,9 +378,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(former)
         unfinished.rename(path)
         sync_folder(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
-        for each in (unfinished, former):
-            shutil.rmtree(each, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def is_unfinished(name: str) -> bool:
@@ -412,7 +413,10 @@ def _remove_left(path: Path) -> None:
                 _UNFINISHED.fullmatch(entry.name)
                 and time.time() - entry.lstat().st_mtime > LEFT_AFTER
             ):
-                entry.unlink()
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
 
 
 def _random_path(folder: Path, name: str) -> Path:

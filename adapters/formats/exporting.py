@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,11 +35,11 @@ from ...registry.records import Concept, RunRecord, VersionRecord
 from ..adapter import injected
 from ..file_format import AdapterMetadata, read_adapter
 from ..prompt_encoding import phrase_of
-from ..tensor_file import hash_of_tensors, write_tensors
+from ..tensor_file import write_tensors
 from ..token_embedding import check_vectors
 from ..weight_delta import WeightDelta
 from . import layouts
-from .metadata import About, Kind, describe, describe_training, thumbnail_of
+from .metadata import HASH_KEY, About, Kind, describe, describe_training, thumbnail_of
 from .options import ExportOptions, Format
 
 _ENDING = ".safetensors"
@@ -88,16 +88,25 @@ def export_version(
     adapter: Path,
     path: Path,
     options: ExportOptions,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ExportReport:
     """Write a version, whose adapter is in the file `adapter`, in another tool's format.
 
+    `on_progress` gets (done, total) of what takes long.
     Raises `InvalidInput` for what the format cannot hold, before anything is written,
     `AlreadyExists`, `InvalidWeights` for a broken adapter, what `load_base` raises, and
     `StorageError`.
     """
     name = f"{concept.name}@{version.number}"
     command = f"concept export {name} {quoted(path)} --format {options.format}"
-    state, metadata = read_adapter(adapter)
+    try:
+        state, metadata = read_adapter(adapter)
+    except InvalidWeights as error:
+        raise InvalidWeights(
+            f"{name} cannot be exported: {error.message}",
+            hint=f"concept train {quoted(concept.name)}",
+        ) from error
     change = WeightDelta.from_state(state)
     vectors = [state[each] for each in sorted(state) if each.startswith(("token.", "staged."))]
     _check_holds(options.format, name, path, metadata, change)
@@ -113,6 +122,7 @@ def export_version(
         change=change,
         vectors=vectors,
         run=run,
+        on_progress=on_progress,
     )
     try:
         return export.write()
@@ -225,6 +235,7 @@ class _Export:
     change: WeightDelta
     vectors: list[Tensor]
     run: RunRecord | None
+    on_progress: Callable[[int, int], None] | None
 
     @property
     def name(self) -> str:
@@ -285,7 +296,7 @@ class _Export:
         change, kept, told = self.change, None, dict[str, str]()
         kind: Kind = "lora"
         if self.form == "svd":
-            change, kept = layouts.low_rank(change, self.options.format.rank)
+            change, kept = layouts.low_rank(change, self.options.format.rank, self.on_progress)
         if self.form == "checkpoint":
             tensors, kind = self._checkpoint(), "checkpoint"
         elif self.form == "diff":
@@ -371,7 +382,7 @@ class _Export:
                 unfinished = stack.enter_context(replacing(folder / path.name))
                 write_tensors(unfinished, each.tensors, each.metadata)
         files = [
-            _described(path, holds, hash_of_tensors(each.tensors))
+            _described(path, holds, each.metadata[HASH_KEY])
             for path, (holds, each) in zip(paths, contents.items(), strict=True)
         ]
         return self._report(self._phrase(paths[-1].stem), files, kept)

@@ -1,7 +1,7 @@
 """Tensors by the names and in the shapes that other tools give them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -82,17 +82,21 @@ def difference_tensors(change: WeightDelta) -> dict[str, Tensor]:
     }
 
 
-def low_rank(change: WeightDelta, rank: int) -> tuple[WeightDelta, float]:
+def low_rank(
+    change: WeightDelta, rank: int, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[WeightDelta, float]:
     """The nearest factors of a rank to differences of matrices and kernels, by SVD.
 
     Returns them, and the share of the change's squared norm that they keep; what is no matrix
-    (biases, norms) is left out. Equal input gives equal factors.
+    (biases, norms) is left out. Equal input gives equal factors. `on_progress` gets (done, total).
     """
     factors = dict(change.factors)
     kept = total = 0.0
-    for name, delta in change.deltas.items():
+    for done, (name, delta) in enumerate(change.deltas.items(), 1):
         whole = delta.float()
         total += float(whole.square().sum())
+        if on_progress:
+            on_progress(done, len(change.deltas))
         if delta.ndim < 2:
             continue
         left, values, right = _leading(whole.flatten(1), rank)

@@ -15,6 +15,8 @@ from ..tensor_file import hash_of_tensors
 
 Kind = Literal["lora", "textual-inversion", "checkpoint"]
 
+HASH_KEY = "sshs_model_hash"
+"""The SHA-256 of what follows the header, which other tools believe."""
 _THUMBNAIL_SIDE = 256
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _KOHYA_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-xl": "sdxl_base_v1-0"}
@@ -89,7 +91,7 @@ def describe(
         "hash_sha256": f"0x{digest}",
     }
     found = {f"modelspec.{key}": value for key, value in said.items() if value}
-    return found | {"sshs_model_hash": digest}
+    return found | {HASH_KEY: digest}
 
 
 def describe_training(about: About, ranks: Sequence[int], name: str) -> dict[str, str]:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.formats.exporting import export_version
 from conceptry.adapters.formats.layouts import difference_tensors, kohya_tensors, low_rank
-from conceptry.adapters.formats.options import parse_format
+from conceptry.adapters.formats.options import ExportOptions, parse_format
 from conceptry.adapters.timestep_tokens import STAGE_ORDER
 from conceptry.adapters.weight_delta import WeightDelta
+from conceptry.models.hashes import hash_of_folder
 from conceptry.models.loading import load_base
 from conceptry.registry import InvalidInput, Registry
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -471,6 +473,44 @@ def test_files_that_fail_leave_nothing(taught: Taught, monkeypatch: pytest.Monke
     with pytest.raises(StorageError, match="No space left"):
         taught.export("lora-kohya")
     assert sorted(taught.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["SD"])
+def test_a_folder_that_fails_leaves_the_former_one(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conceptry.models.backbone import Backbone
+    from conceptry.registry.errors import StorageError
+
+    taught.add(taught.vectors(2) | taught.deltas())
+    first = taught.export("diffusers", "mine").files[0].sha256
+
+    def failing(self: Backbone, folder: Path, *, half: bool) -> None:
+        (folder / "vae").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Backbone, "save", failing)
+    for name in ("mine", "other"):
+        with pytest.raises(StorageError, match="No space left"):
+            taught.export("diffusers", name, overwrite=True)
+    assert hash_of_folder(taught.folder / "mine") == first
+    assert not (taught.folder / "other").exists()
+    assert not list(taught.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["SD"])
+def test_a_broken_adapter_is_refused(taught: Taught) -> None:
+    number = taught.add(taught.vectors(2))
+    version = taught.registry.show("rex").versions[0]
+    with pytest.raises(InvalidInput, match=rf"rex@{number} cannot be exported: .* no adapter"):
+        export_version(
+            taught.registry,
+            taught.registry.show("rex"),
+            version,
+            Path(taught.base.base.source) / "vae/diffusion_pytorch_model.safetensors",
+            taught.folder / "rex.safetensors",
+            ExportOptions(format=parse_format("embedding")),
+        )
 
 
 @pytest.mark.parametrize("kind", ["SD"])
