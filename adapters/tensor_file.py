@@ -3,6 +3,7 @@
 The library's own writer only takes paths, or builds the whole file in memory.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -34,8 +35,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     The folder must not be a link; a link at `path` is replaced. Raises `OSError`.
     """
-    rank = list(_TYPES)
-    ordered = sorted(tensors.items(), key=lambda each: (rank.index(each[1].dtype), each[0]))
+    ordered = _in_order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in ordered:
@@ -50,5 +50,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with new_file(path.parent, root=path.parent) as unfinished:
         unfinished.file.write(struct.pack("<Q", len(text)) + text)
         for _, tensor in ordered:
-            unfinished.file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            unfinished.file.write(_bytes_of(tensor))
         unfinished.replace(path)
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what `write_tensors` writes after the header: a LoRA's name among other tools."""
+    digest = hashlib.sha256()
+    for _, tensor in _in_order(tensors):
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    rank = list(_TYPES)
+    return sorted(tensors.items(), key=lambda each: (rank.index(each[1].dtype), each[0]))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data

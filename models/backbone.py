@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -235,6 +236,12 @@ class Backbone(ABC):
     def to(self, device: torch.device) -> None:
         """Move it to a device."""
         self.pipeline.to(device)
+
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write it as a diffusers folder, all weights as safetensors; with `half` in float16."""
+        if half:
+            self.pipeline.to(torch.float16)
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def text_encoder_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the text encoders' layers, by name; vectors of tokens are not."""

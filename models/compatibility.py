@@ -73,16 +73,16 @@ def check_channels(base: Base, found: object, of_latents: object) -> None:
 
 # --- weights files --------------------------------------------------------------------------------
 
-_UNET, _VAE, _TEXT, _TEXT_OF_XL = (
+UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX, TEXT_PREFIX_OF_XL = (
     "model.diffusion_model.",
     "first_stage_model.",
     "cond_stage_model.",
     "conditioner.embedders.",
 )
-SINGLE_FILE = (_UNET, _VAE, _TEXT, _TEXT_OF_XL)
+SINGLE_FILE = (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX, TEXT_PREFIX_OF_XL)
 """How the names of a base model's tensors begin in a single file."""
-_IN = f"{_UNET}input_blocks.0.0.weight"
-_LATENTS_IN = f"{_VAE}decoder.conv_in.weight"
+_IN = f"{UNET_PREFIX}input_blocks.0.0.weight"
+_LATENTS_IN = f"{VAE_PREFIX}decoder.conv_in.weight"
 _OTHER_FILES = {
     r".*(\.lora_|lora_(unet|te|up|down)|lora_A\.|lora_B\.).*": "a LoRA",
     r".*double_blocks\..*": "a FLUX model",
@@ -129,7 +129,7 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
     def has(beginning: str) -> bool:
         return any(name.startswith(beginning) for name in tensors)
 
-    is_xl = has(f"{_TEXT_OF_XL}1.")
+    is_xl = has(f"{TEXT_PREFIX_OF_XL}1.")
     if _IN not in tensors:
         kinds = (
             kind
@@ -141,9 +141,9 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
             "2.x or SDXL with text encoder and VAE",
             hint="name the checkpoint that it was made for, or one of: concept bases",
         )
-    if has(_TEXT_OF_XL) and not is_xl:
+    if has(TEXT_PREFIX_OF_XL) and not is_xl:
         raise InvalidInput(f"{base.name} is SDXL's refiner: it does not draw from a prompt alone")
-    for what, is_there in (("VAE", has(_VAE)), ("text encoder", has(_TEXT) or is_xl)):
+    for what, is_there in (("VAE", has(VAE_PREFIX)), ("text encoder", has(TEXT_PREFIX) or is_xl)):
         if not is_there:
             raise InvalidInput(
                 f"{base.name} is not a whole base model: it has no {what}",

@@ -240,14 +240,7 @@ def export_bundle(
     command = f"concept export {shlex.join(names)} "
     if os.path.isdir(path):
         raise AlreadyExists(f"{path} is a folder", hint=command + quoted(path / "NAME.concept"))
-    if os.path.lexists(path) and not overwrite:
-        raise AlreadyExists(f"{path} exists", hint=command + f"{quoted(path)} --force")
-    store.location.check_outside(path)
-    if not os.path.isdir(path.absolute().parent):
-        raise InvalidInput(
-            f"cannot write {path}: there is no such folder",
-            hint=f"mkdir -p {quoted(path.parent)}",
-        )
+    store.location.check_new(path, overwrite=overwrite, command=command + quoted(path))
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
         text = manifest.model_dump_json().encode()

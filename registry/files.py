@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -356,6 +357,32 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place, synced, when the block ends well.
+
+    What bears the name must be a folder, if there is something, and is removed.
+    """
+    _remove_left(path)
+    unfinished = _random_path(path.parent, path.name)
+    former = unfinished.with_suffix(".former")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for folder, _, names in os.walk(unfinished):
+            for name in names:
+                with Path(folder, name).open("rb+") as file:
+                    sync_file(file)
+            sync_folder(Path(folder))
+        if os.path.lexists(path):
+            path.rename(former)
+        unfinished.rename(path)
+        sync_folder(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def is_unfinished(name: str) -> bool:
     """Whether a file's name is one that files have while they are written."""
     return _UNFINISHED.fullmatch(name) is not None or name.startswith(".tmp")  # of safetensors
@@ -386,7 +413,10 @@ def _remove_left(path: Path) -> None:
                 _UNFINISHED.fullmatch(entry.name)
                 and time.time() - entry.lstat().st_mtime > LEFT_AFTER
             ):
-                entry.unlink()
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
 
 
 def _random_path(folder: Path, name: str) -> Path:

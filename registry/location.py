@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InvalidInput
+from .errors import AlreadyExists, InvalidInput, quoted
 
 DATABASE_NAME = "concepts.db"
 ENVIRONMENT_VARIABLE = "CONCEPT_REGISTRY"
@@ -56,6 +56,20 @@ class Location:
             )
         if _is_database(real):
             raise InvalidInput(f"{path} is a database: nothing replaces it", hint="name another")
+
+    def check_new(self, path: Path, *, overwrite: bool, command: str) -> None:
+        """Whether a file or folder may be written to a path; `command` is that which would.
+
+        Raises `AlreadyExists`, unless `overwrite`, and `InvalidInput`.
+        """
+        if os.path.lexists(path) and not overwrite:
+            raise AlreadyExists(f"{path} exists", hint=f"{command} --force")
+        self.check_outside(path)
+        if not os.path.isdir(path.absolute().parent):
+            raise InvalidInput(
+                f"cannot write {path}: there is no such folder",
+                hint=f"mkdir -p {quoted(path.parent)}",
+            )
 
     def _beside(self, what: str) -> Path:
         if self.database.suffix == ".db":

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from conceptry.cli.app import COMMANDS
 from conceptry.cli.errors import ExitCode, explain
+from conceptry.models.loading import load_base
 from conceptry.registry import Registry, errors, files
 from drawing import draw, draw_file
+from exported import Taught
 from program import ROOT, Ask, Run, change_rows, make_old
 from tiny_base import write_tiny_base
 
@@ -267,6 +269,13 @@ def test_export_and_import(trained: Registry, ask: Ask, compare: Compare) -> Non
     compare(ask("export", "rex", "rex.concept"), "concept export")
     met = compare(ask("import", "rex.concept", "--as", "max"), "concept import")
     assert met == {"concept", "image", "version", "artifact", "run"}
+
+
+def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    taught = Taught(rex, load_base("miniature"), tmp_path)
+    taught.add(taught.vectors(2))
+    done = ask("export", "rex", "rex.safetensors", "--format", "embedding")
+    assert compare(done, "concept export NAME FILE --format FORMAT") == {"exported file"}
 
 
 def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:

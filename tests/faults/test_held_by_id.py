@@ -150,13 +150,13 @@ def test_fault_30_a_concept_is_renamed_or_removed_while_it_is_drawn(
 import time
 from pathlib import Path
 from conceptry.generation import generating
-keep = generating._Record.keep
-def told(self, seen):
+keep = generating._Record._keep
+def told(self, seen, control):
     Path("drawn").touch()
     while not Path("go on").exists():
         time.sleep(0.01)
-    return keep(self, seen)
-generating._Record.keep = told
+    return keep(self, seen, control)
+generating._Record._keep = told
 """
     words = ("generate", "a photo of <rex>", "--base", tiny, "--steps", "1", "-n", "2", "--json")
     with Forked(*words, prelude=waits) as process:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conceptry.adapters.tensor_file import write_tensors
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.single_file import original_tensors
 from conceptry.registry import InvalidInput, InvalidWeights, NotFound
-from original_format import write_single_file
 from safetensors.numpy import save_file
 
 QUICK = SamplingSettings(steps=2)
@@ -49,7 +50,7 @@ def test_a_single_file_is_loaded_offline_with_the_folder_beside_it(
 ) -> None:
     folder = load_base(str(tiny_base))
     file = tmp_path / "single.safetensors"
-    write_single_file(folder.backbone.pipeline, file)
+    write_tensors(file, original_tensors(folder.backbone), {})
     beside = shutil.copytree(tiny_base, tmp_path / "single")
     for weights in beside.rglob("*.safetensors"):
         weights.unlink()

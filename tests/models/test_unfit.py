@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.tensor_file import write_tensors
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.sd import SCHEDULERS
+from conceptry.models.single_file import original_tensors
 from conceptry.registry import InvalidInput
 from conceptry.registry.errors import InvalidWeights
-from original_format import write_single_file
 from safetensors.torch import load_file, save_file
 from tiny_base import make_tiny_sdxl
 
@@ -34,7 +35,7 @@ def folder(tiny_base: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def _single(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("single") / "one.safetensors"
-    write_single_file(load_base(str(tiny_base)).backbone.pipeline, file)
+    write_tensors(file, original_tensors(load_base(str(tiny_base)).backbone), {})
     shutil.copytree(tiny_base, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     return file
 

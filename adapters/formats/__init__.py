@@ -1,0 +1,1 @@
+"""A version of a concept as files that other tools read."""

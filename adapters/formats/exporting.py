@@ -1,0 +1,439 @@
+"""`concept export` in the formats of other tools: what fits is written, or nothing."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AddedToken
+
+from ...models.backbone import TextEncoder
+from ...models.bases import find_base
+from ...models.compatibility import as_invalid_weights
+from ...models.hashes import hash_of_folder
+from ...models.loading import LoadedBase, load_base, without_bars
+from ...models.native import Native, native_of
+from ...models.single_file import original_tensors, unet_names
+from ...registry import Registry
+from ...registry.errors import (
+    AlreadyExists,
+    ConceptryError,
+    InvalidInput,
+    InvalidWeights,
+    StorageError,
+    quoted,
+)
+from ...registry.files import replacing, replacing_folder
+from ...registry.hashes import sha256_of
+from ...registry.names import check_line
+from ...registry.records import Concept, RunRecord, VersionRecord
+from ..adapter import injected
+from ..file_format import AdapterMetadata, read_adapter
+from ..prompt_encoding import phrase_of
+from ..tensor_file import write_tensors
+from ..token_embedding import check_vectors
+from ..weight_delta import WeightDelta
+from . import layouts
+from .metadata import HASH_KEY, About, Kind, describe, describe_training, thumbnail_of
+from .options import ExportOptions, Format
+
+_ENDING = ".safetensors"
+_BESIDE = "-embedding"
+"""After the name of a file with weights, for the embedding that goes with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file that was written; `holds` is weights, embedding or pipeline.
+
+    `autov2` and `autov3` are the hashes by which other tools know it; a folder has none.
+    """
+
+    path: str
+    holds: str
+    bytes: int
+    sha256: str
+    autov2: str | None
+    autov3: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was exported; `trigger` is what prompts say.
+
+    `kept` is the share of the change's squared norm that a format with loss keeps, else None.
+    """
+
+    concept: str
+    version: int
+    format: str
+    trigger: str
+    files: list[ExportedFile]
+    kept: float | None
+
+    def to_document(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self)
+
+
+def export_version(
+    registry: Registry,
+    concept: Concept,
+    version: VersionRecord,
+    adapter: Path,
+    path: Path,
+    options: ExportOptions,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ExportReport:
+    """Write a version, whose adapter is in the file `adapter`, in another tool's format.
+
+    `on_progress` gets (done, total) of what takes long.
+    Raises `InvalidInput` for what the format cannot hold, before anything is written,
+    `AlreadyExists`, `InvalidWeights` for a broken adapter, what `load_base` raises, and
+    `StorageError`.
+    """
+    name = f"{concept.name}@{version.number}"
+    command = f"concept export {name} {quoted(path)} --format {options.format}"
+    try:
+        state, metadata = read_adapter(adapter)
+    except InvalidWeights as error:
+        raise InvalidWeights(
+            f"{name} cannot be exported: {error.message}",
+            hint=f"concept train {quoted(concept.name)}",
+        ) from error
+    change = WeightDelta.from_state(state)
+    vectors = [state[each] for each in sorted(state) if each.startswith(("token.", "staged."))]
+    _check_holds(options.format, name, path, metadata, change)
+    _check_options(options)
+    _check_path(registry, path, options, command)
+    run = next((each for each in concept.runs if each.run == version.run), None)
+    export = _Export(
+        concept=concept,
+        version=version,
+        path=path,
+        options=options,
+        metadata=metadata,
+        change=change,
+        vectors=vectors,
+        run=run,
+        on_progress=on_progress,
+    )
+    try:
+        return export.write()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space or name another file",
+        ) from error
+
+
+# --- before anything is written -------------------------------------------------------------------
+
+
+def _check_holds(
+    wanted: Format, name: str, path: Path, metadata: AdapterMetadata, change: WeightDelta
+) -> None:
+    """Raise `InvalidInput`, with the nearest format that does, unless a format holds a version."""
+    form = wanted.name
+
+    def refused(why: str, *others: str) -> InvalidInput:
+        *first, last = others
+        said = f"{', '.join(first)} or {last}" if first else last
+        return InvalidInput(
+            f"{name} {why}", hint=f"concept export {name} {quoted(path)} --format {said}"
+        )
+
+    if metadata.references:
+        hint = f"concept export {quoted(name.partition('@')[0])} FILE.concept"
+        raise InvalidInput(
+            f"{name} draws after references, which no format of other tools holds", hint=hint
+        )
+    is_embedding = form.startswith("embedding")
+    if is_embedding and change.names:
+        nearest = "lora-kohya" if not change.deltas else "diff"
+        raise refused(
+            "changes the base model's weights too, which an embedding cannot hold", nearest
+        )
+    if metadata.stage_order and form != "embedding-mean":
+        raise refused(
+            "has a token that depends on the timestep, which no other tool knows",
+            "embedding-mean (the mean of its vectors, with loss)",
+            "bundle",
+        )
+    if form == "embedding-mean" and not metadata.stage_order:
+        raise refused("has vectors that are no mean: nothing has to be lost", "embedding")
+    if not change.names and not is_embedding and form != "diffusers":
+        raise refused("changes no weights of the base model", "embedding", "diffusers")
+    if form.startswith("lora") and change.deltas:
+        raise refused(
+            "has whole differences of weights, which a LoRA cannot hold",
+            "diff (without loss)",
+            "svd:64 (a LoRA, with loss)",
+        )
+    if form == "svd" and not change.deltas:
+        raise refused("is a LoRA already", "lora-kohya", "lora-diffusers")
+
+
+def _check_options(options: ExportOptions) -> None:
+    has_base = options.format.name in ("checkpoint", "diffusers")
+    for is_given, name in ((options.base, "--base"), (options.half, "--half")):
+        if is_given and not has_base:
+            raise InvalidInput(
+                f"{name} is for formats that contain the base model, which {options.format} does "
+                "not",
+                hint=f"leave out {name}",
+            )
+    if options.thumbnail and options.format.name == "diffusers":
+        raise InvalidInput("a folder has no thumbnail", hint="leave out --thumbnail")
+
+
+def _check_path(registry: Registry, path: Path, options: ExportOptions, command: str) -> None:
+    """Raise `InvalidInput` and `AlreadyExists` unless the files may be written."""
+    check_line(path.name, "file name")
+    if options.format.name == "diffusers":
+        is_ours = os.path.isfile(path / "model_index.json") and not os.path.islink(path)
+        if options.overwrite and os.path.lexists(path) and not is_ours:
+            raise AlreadyExists(
+                f"{path} is no diffusers folder: it is not replaced", hint="name another folder"
+            )
+        registry.location.check_new(path, overwrite=options.overwrite, command=command)
+        return
+    if path.suffix != _ENDING:
+        raise InvalidInput(
+            f"{path} does not end in {_ENDING}, by which other tools know such files",
+            hint=command.replace(quoted(path), quoted(path.with_suffix(_ENDING)), 1),
+        )
+    for each in _paths(path, options.format):
+        if os.path.isdir(each):
+            raise AlreadyExists(f"{each} is a folder", hint="name another file")
+        registry.location.check_new(each, overwrite=options.overwrite, command=command)
+
+
+def _paths(path: Path, form: Format) -> list[Path]:
+    """Of the weights, and of the embedding beside them."""
+    if form.name.startswith("embedding"):
+        return [path]
+    return [path, path.with_name(f"{path.stem}{_BESIDE}{_ENDING}")]
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Export:
+    concept: Concept
+    version: VersionRecord
+    path: Path
+    options: ExportOptions
+    metadata: AdapterMetadata
+    change: WeightDelta
+    vectors: list[Tensor]
+    run: RunRecord | None
+    on_progress: Callable[[int, int], None] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.concept.name}@{self.version.number}"
+
+    @property
+    def form(self) -> str:
+        return self.options.format.name
+
+    def write(self) -> ExportReport:
+        if self.form == "diffusers":
+            return self._write_folder()
+        about = self._about()
+        if self.form.startswith("embedding"):
+            return self._write_files({"embedding": self._embedding(about, self.path.stem)})
+        contents, kept = self._weights(about)
+        beside = _paths(self.path, self.options.format)[1]
+        embedding = self._embedding(about, beside.stem)
+        return self._write_files({"weights": contents, "embedding": embedding}, kept)
+
+    def _about(self) -> About:
+        options, run = self.options, self.run
+        return About(
+            title=self.name,
+            category=self.metadata.category,
+            method=self.metadata.method,
+            created=self.version.created,
+            widths=tuple(each.shape[-1] for each in self.vectors),
+            base=Path(run.base).name if run else None,
+            native=self._native(),
+            seed=run.seed if run else None,
+            num_photos=len(self.concept.images),
+            thumbnail=thumbnail_of(options.thumbnail) if options.thumbnail else None,
+        )
+
+    def _native(self) -> Native | None:
+        named = self.options.base or (self.run.base if self.run else None)
+        with suppress(ConceptryError):  # it may be gone; nothing of it is needed
+            return native_of(find_base(named)) if named else None
+        return None
+
+    # --- contents ---------------------------------------------------------------------------------
+
+    def _embedding(self, about: About, word: str) -> "_Contents":
+        vectors, hint = self.vectors, ""
+        if self.form == "embedding-mean":
+            vectors = [each.float().mean((0, 1))[None] for each in vectors]
+            hint = "The mean of vectors that depend on the timestep: it draws less like the subject"
+        elif self.form != "embedding":
+            hint = f"Goes with the weights of {self.path.name}"
+        tensors = layouts.embedding_tensors([each.contiguous() for each in vectors])
+        told = describe(
+            about, "textual-inversion", tensors, trigger=self._phrase(word), hint=hint, title=word
+        )
+        return _Contents(tensors, told)
+
+    def _weights(self, about: About) -> "tuple[_Contents, float | None]":
+        change, kept, told = self.change, None, dict[str, str]()
+        kind: Kind = "lora"
+        if self.form == "svd":
+            change, kept = layouts.low_rank(change, self.options.format.rank, self.on_progress)
+        if self.form == "checkpoint":
+            tensors, kind = self._checkpoint(), "checkpoint"
+        elif self.form == "diff":
+            tensors = layouts.difference_tensors(change)
+        elif self.form == "lora-diffusers":
+            tensors, told = layouts.diffusers_tensors(change), layouts.peft_description(change)
+        else:
+            tensors = layouts.kohya_tensors(change)
+            ranks = [len(down) for _, down in change.factors.values()]
+            told = describe_training(about, ranks, self.path.stem)
+        beside = _paths(self.path, self.options.format)[1]
+        told |= describe(
+            about,
+            kind,
+            tensors,
+            trigger=self._phrase(beside.stem),
+            hint=f"Load the embedding {beside.name} too: prompts name it",
+        )
+        return _Contents(tensors, told), kept
+
+    def _phrase(self, word: str) -> str:
+        return phrase_of(
+            (word,), self.metadata.category, names_category=self.metadata.names_category
+        )
+
+    def _checkpoint(self) -> dict[str, Tensor]:
+        base = self._load_base()
+        if base.base.kind == "file":
+            tensors = self._changed_file(base)
+        else:
+            with injected(base.backbone, [self.change]):
+                tensors = original_tensors(base.backbone)
+        if self.options.half:
+            return {
+                name: tensor.half() if tensor.is_floating_point() else tensor
+                for name, tensor in tensors.items()
+            }
+        return tensors
+
+    def _changed_file(self, base: LoadedBase) -> dict[str, Tensor]:
+        """The base model's own file, in which only the changed tensors are others."""
+        backbone = base.backbone
+        with as_invalid_weights(base.base):
+            tensors = load_file(base.base.source)
+        parameters = backbone.parameters("denoiser")
+        names = unet_names(parameters.keys())
+        for name in self.change.names:
+            own = names[name]
+            if own not in tensors or tensors[own].shape != parameters[name].shape:
+                raise InvalidWeights(f"{base.base.name} has no tensor {own}")
+            tensors[own] = self.change.added_to(name, tensors[own])
+        return tensors
+
+    def _load_base(self) -> LoadedBase:
+        """The base model that the version was trained on, in float32."""
+        if (named := self.options.base) is None:
+            of_runs = {run.base_sha256: run.base for run in self.concept.runs}
+            named = of_runs.get(self.metadata.base_sha256)
+        if named is None:
+            raise InvalidInput(
+                f"it is not known what base model {self.name} was trained on", hint="--base NAME"
+            )
+        base = load_base(named, device="cpu")
+        if base.sha256 != self.metadata.base_sha256:
+            raise InvalidInput(
+                f"{self.name} was trained on another base model than {named}", hint="--base NAME"
+            )
+        self.change.check(base.backbone)
+        shapes = [each.shape for each in self.vectors]
+        check_vectors(base.backbone, shapes, [self.metadata.num_tokens])
+        return base
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _write_files(
+        self, contents: "Mapping[str, _Contents]", kept: float | None = None
+    ) -> ExportReport:
+        """Write files of one export: all, or none."""
+        paths = _paths(self.path, self.options.format)
+        with ExitStack() as stack:
+            for each, path in zip(contents.values(), paths, strict=True):
+                folder = path.parent.resolve()  # which may be a link of the user's
+                unfinished = stack.enter_context(replacing(folder / path.name))
+                write_tensors(unfinished, each.tensors, each.metadata)
+        files = [
+            _described(path, holds, each.metadata[HASH_KEY])
+            for path, (holds, each) in zip(paths, contents.items(), strict=True)
+        ]
+        return self._report(self._phrase(paths[-1].stem), files, kept)
+
+    def _write_folder(self) -> ExportReport:
+        base = self._load_base()
+        self.change.inject(base.backbone)
+        word = f"<{self.concept.name}>"
+        _add_words(base, word, self.vectors)
+        with replacing_folder(self.path) as unfinished, without_bars():
+            base.backbone.save(unfinished, half=self.options.half)
+        size = sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
+        file = ExportedFile(str(self.path), "pipeline", size, hash_of_folder(self.path), None, None)
+        return self._report(self._phrase(word), [file])
+
+    def _report(
+        self, trigger: str, files: list[ExportedFile], kept: float | None = None
+    ) -> ExportReport:
+        form = str(self.options.format)
+        return ExportReport(self.concept.name, self.version.number, form, trigger, files, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def _described(path: Path, holds: str, of_tensors: str) -> ExportedFile:
+    with path.open("rb") as file:
+        sha256 = sha256_of(file)
+    size = path.stat().st_size
+    return ExportedFile(str(path), holds, size, sha256, sha256[:10], of_tensors[:12])
+
+
+def _add_words(base: LoadedBase, word: str, vectors: list[Tensor]) -> None:
+    """Add a word with vectors (n, d) to a base model's vocabularies, for good.
+
+    diffusers reads `word` in a prompt as all of `word`, `word_1`, `word_2` and so on.
+    """
+    words = [word, *(f"{word}_{i}" for i in range(1, len(vectors[0])))]
+    for i, (encoder, own) in enumerate(zip(base.backbone.text_encoders, vectors, strict=True)):
+        network, tokenizer = encoder.network, copy.deepcopy(encoder.tokenizer)
+        tokenizer.add_tokens([AddedToken(each, normalized=False) for each in words])
+        ids = [TextEncoder(tokenizer, network).id_of(each) for each in words]
+        table = network.get_input_embeddings().get_parameter("weight")
+        if max(ids) >= len(table):
+            network.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+            table = network.get_input_embeddings().get_parameter("weight")
+        with torch.no_grad():
+            table[ids] = own.to(table)
+        # those from before 2023 say 2, which means the highest id: now that of a word
+        network.config.eos_token_id = tokenizer.eos_token_id
+        base.backbone.set_tokenizer(i, tokenizer)

@@ -1,0 +1,92 @@
+"""`concept export` in the formats of other tools."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conceptry.models.loading import load_base
+from conceptry.registry import Registry
+from exported import Taught
+from program import Ask, Run
+from tiny_base import write_tiny_base
+
+
+@pytest.fixture
+def taught(rex: Registry, tmp_path: Path) -> Taught:
+    """rex@1 is a word, rex@2 a LoRA, rex@3 whole differences."""
+    made = Taught(rex, load_base(str(write_tiny_base(tmp_path / "tiny"))), tmp_path)
+    made.add(made.vectors(2))
+    made.add(made.vectors(2) | made.factors())
+    made.add(made.vectors(2) | made.deltas())
+    return made
+
+
+def test_a_version_is_chosen(taught: Taught, run: Run) -> None:
+    result = run("export", "rex@2", "dog.safetensors", "--format", "lora-kohya")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "wrote rex@2 as weights to dog.safetensors",
+        "wrote rex@2 as embedding to dog-embedding.safetensors",
+        "in prompts: dog-embedding dog",
+    ]
+    taught.registry.set_alias("rex", 1, "best")
+    result = run("export", "rex", "word.safetensors", "--format", "embedding")
+    assert result.stdout.splitlines() == [
+        "wrote rex@1 as embedding to word.safetensors",
+        "in prompts: word dog",
+    ]
+
+
+def test_what_is_lost_is_said(taught: Taught, run: Run) -> None:
+    result = run("export", "rex", "dog.safetensors", "--format", "svd:4")
+    assert "of the change of weights" in result.stdout.splitlines()[2]
+
+
+def test_what_does_not_fit_names_what_does(taught: Taught, run: Run) -> None:
+    result = run("export", "rex", "dog.safetensors", "--format", "lora-kohya")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: rex@3 has whole differences of weights, which a LoRA cannot hold -> concept export "
+        "rex@3 dog.safetensors --format diff (without loss) or svd:64 (a LoRA, with loss)\n"
+    )
+    assert not list(Path().glob("dog*"))
+
+
+WRONG = {
+    "unknown": (["rex", "a.safetensors", "--format", "onnx"], 'no format "onnx"'),
+    "several": (["rex", "mia", "a.safetensors", "--format", "diff"], "diff holds one concept"),
+    "no file": (["rex", "--format", "diff"], "name the concepts and then the file"),
+    "a bundle in half": (["rex", "a.concept", "--half"], "a bundle takes no --base, --half"),
+    "half of a LoRA": (["rex@2", "a.safetensors", "--format", "diff", "--half"], "--half is for"),
+    "no version": (["rex@9", "a.safetensors", "--format", "diff"], "rex has no version 9"),
+    "no concept": (["rxe", "a.safetensors", "--format", "diff"], 'no concept is named "rxe"'),
+    "no thumbnail": (
+        ["rex", "a.safetensors", "--format", "diff", "--thumbnail", "none.png"],
+        "none.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_usage_is_one_line(taught: Taught, run: Run, words: str) -> None:
+    arguments, message = WRONG[words]
+    result = run("export", *arguments)
+    assert result.exit_code in (2, 3)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(Path().glob("a.*"))
+
+
+def test_an_untrained_concept_is_refused(rex: Registry, run: Run) -> None:
+    result = run("export", "rex", "a.safetensors", "--format", "diff")
+    assert (result.exit_code, result.stderr) == (
+        3,
+        "error: rex has not been trained -> concept train rex\n",
+    )
+
+
+def test_the_document(taught: Taught, ask: Ask) -> None:
+    done = ask("export", "rex@2", "dog.safetensors", "--format", "lora-diffusers")
+    assert json.dumps(done["kept"]) == "null"
+    assert [each["holds"] for each in done["files"]] == ["weights", "embedding"]
+    assert done["trigger"] == "dog-embedding dog"
