@@ -1,5 +1,6 @@
 """Encoding prompts that name concepts, and the token positions of concepts in them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from ..registry.errors import InvalidInput
 from .timestep_tokens import TimestepTokens
 from .token_embedding import TokenEmbedding
 
+_TOKEN = re.compile(r"<([^<>\s]*#\d+)>")
+"""What looks like a placeholder token; nobody but the program may name one."""
+
 
 def phrase_of(tokens: Sequence[str], category: str, *, names_category: bool) -> str:
     """How an expanded prompt names a concept: `[V]`, or with its category `[V] dog`."""
@@ -21,6 +25,21 @@ def phrase_of(tokens: Sequence[str], category: str, *, names_category: bool) -> 
 def class_prompt(category: str) -> str:
     """The prompt for class pictures: `a photo of a dog`."""
     return f"a photo of a {category}"
+
+
+def caption_prompt(caption: str, phrase: str, category: str) -> str:
+    """A caption as a prompt that names the concept once, by its phrase: `a [V] dog on a sofa`.
+
+    The phrase takes the place of the first {}, else of the category's word where that first stands;
+    a caption that has neither comes after it: `[V] dog, on a sofa`. Further {} become the category.
+    """
+    words = " ".join(_TOKEN.sub(r"\1", caption).split())
+    if "{}" in words:
+        return words.replace("{}", phrase, 1).replace("{}", category)
+    word = re.compile(rf"(?<!\w){re.escape(category)}(?!\w)", re.IGNORECASE)
+    if found := word.search(words):
+        return words[: found.start()] + phrase + words[found.end() :]
+    return f"{phrase}, {words}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,5 +110,6 @@ def _tell_doubts(done: "AddReport", output: Output) -> None:
         output.warn(f"{doubt.path} {doubt.message}")
     new = {image.sha256 for image in done.added}
     new |= {double.sha256 for double in done.duplicates if double.updated}
-    if unused := unused_in_training([i for i in done.concept.images if i.sha256 in new]):
-        output.note(f"{unused} are kept; training does not use them yet")
+    unused, options = unused_in_training([i for i in done.concept.images if i.sha256 in new])
+    if unused:
+        output.note(f"{unused} are kept; trainings use them with {options}")

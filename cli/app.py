@@ -16,6 +16,7 @@ from . import (
     generate,
     history,
     listing,
+    mask,
     methods,
     path,
     rename,
@@ -38,6 +39,7 @@ app = typer.Typer(
 COMMANDS = (
     ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
     ("train", train.train, "concept train rex --set stage3.steps=300"),
+    ("mask", mask.mask, "concept mask rex --preview"),
     ("methods", methods.methods, "concept methods"),
     ("presets", methods.presets, "concept presets miniature --method attndreambooth"),
     ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ..methods.settings import TrainingSettings
     from ..registry.records import ImageRecord
 
 GONE = (errno.EPIPE, errno.EIO)
@@ -209,11 +210,21 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def unused_in_training(images: "Sequence[ImageRecord]") -> str:
-    """`captions and masks`, as far as photos have them: trainings do not use them yet."""
+def unused_in_training(
+    images: "Sequence[ImageRecord]", settings: "TrainingSettings | None" = None
+) -> tuple[str, str]:
+    """What photos have and a training does not use, by default or with these settings.
+
+    `captions and masks`, and the options that use them; empty texts if it uses all there is.
+    """
     captions = any(image.caption for image in images)
     masks = any(image.mask for image in images)
-    return " and ".join(["captions"] * captions + ["masks"] * masks)
+    if settings:
+        captions &= not settings.captions.share
+        masks &= settings.mask.use == "none"
+    unused = {"captions": "--set captions.share=0.5"} if captions else {}
+    unused |= {"masks": "--set mask.use=stored"} if masks else {}
+    return " and ".join(unused), " ".join(unused.values())
 
 
 def moment(text: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.choosing import CheckpointChooser
     from ..evaluation.record import Evaluation
+    from ..methods.settings import TrainingSettings
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.records import Concept, RunRecord
@@ -205,7 +206,7 @@ def train(
         )  # by id: they may be renamed during the training
         if resume and not _given(context, "base"):
             base = _base_of(registry, chosen)
-        _check(registry, chosen, options, base)
+        settings = _checked(registry, chosen, options, base)
         if processes > 1 and num_processes() == 1 and not dry_run:
             sys.exit(launch(sys.argv[1:], processes))
         if not is_main_process():
@@ -217,9 +218,12 @@ def train(
             loaded = load_base(base, device=own_device(), offline=offline)
             from ..training.queue import train_queue
         if dry_run:
-            _print_estimates(session, registry, loaded, chosen, options)
+            _print_estimates(session, registry, loaded, chosen, options, settings)
             return
-        with _Shown(session, registry, options) as shown, _stopping_politely(session) as is_asked:
+        with (
+            _Shown(session, registry, options, settings) as shown,
+            _stopping_politely(session) as is_asked,
+        ):
             chooser = _chooser(registry, loaded, options, shown)
             for outcomes in train_queue(
                 registry,
@@ -316,8 +320,10 @@ def _base_of(registry: "Registry", concepts: list[int]) -> str:
     return base
 
 
-def _check(registry: "Registry", concepts: list[int], options: TrainOptions, base: str) -> None:
-    """Report wrong options before anything is loaded."""
+def _checked(
+    registry: "Registry", concepts: list[int], options: TrainOptions, base: str
+) -> "TrainingSettings":
+    """The settings of a new training. Reports wrong options before anything is loaded."""
     from ..generation.reference_syntax import find_photo
     from ..methods.method import active_stages, find_method, resolve_settings
     from ..models.bases import find_base
@@ -342,15 +348,23 @@ def _check(registry: "Registry", concepts: list[int], options: TrainOptions, bas
             registry.resumable_run(concept)
         for photo in options.photos:
             find_photo(registry.show(concept), photo)
+    return settings
 
 
 class _Shown:
     """Shows the progress of a queue of trainings, and prints the results in the end."""
 
-    def __init__(self, session: Session, registry: "Registry", options: TrainOptions) -> None:
+    def __init__(
+        self,
+        session: Session,
+        registry: "Registry",
+        options: TrainOptions,
+        settings: "TrainingSettings",
+    ) -> None:
         self._output = session.output
         self._registry = registry
         self._options = options
+        self._settings = settings
         self._of_batch = ExitStack()
         self._steps: StepsShown | None = None
         self._concepts: dict[int, Concept] = {}
@@ -371,6 +385,8 @@ class _Shown:
         self._output.note(f"training {names}", style="bold")
         for concept in concepts:
             self._note_unfinished(concept)
+            for note in () if self._options.resume else _missing(concept, self._settings):
+                self._output.note(note)
         self._steps = self._of_batch.enter_context(self._output.steps())
 
     def hooks(self, concept: int, is_asked_to_stop: Callable[[], bool]) -> "Hooks":
@@ -481,6 +497,7 @@ def _print_estimates(
     base: "LoadedBase",
     concepts: list[int],
     options: TrainOptions,
+    settings: "TrainingSettings",
 ) -> None:
     """Print estimates of the trainings."""
     from ..training.estimating import estimate_many
@@ -509,8 +526,22 @@ def _print_estimates(
     document = {"estimates": [asdict(each) for each in estimates]}
     session.output.lines(document, list(map(_line, estimates)))
     for concept in map(registry.show, concepts):
-        if unused := unused_in_training(concept.images):
-            session.output.note(f"{concept.name} has {unused}: training does not use them yet")
+        unused, words = unused_in_training(concept.images, settings)
+        if unused:
+            session.output.note(f"{concept.name} has {unused}: not used without {words}")
+        for note in _missing(concept, settings):
+            session.output.note(note)
+
+
+def _missing(concept: "Concept", settings: "TrainingSettings") -> Iterator[str]:
+    """What the settings ask for and none of a concept's photos has."""
+    name = concept.name
+    if settings.mask.use == "stored" and not any(image.mask for image in concept.images):
+        hint = f"concept mask {name}, or --set mask.use=auto"
+        yield f"{name} has no masks: mask.use=stored changes nothing ({hint})"
+    if settings.captions.share and not any(image.caption for image in concept.images):
+        hint = f"concept caption {name}"
+        yield f"{name} has no captions: captions.share changes nothing ({hint})"
 
 
 def _document(done: "Trained") -> dict[str, Any]:

@@ -31,13 +31,19 @@ def diffusion_loss(
     timesteps: Tensor,
     scheduler: TrainingScheduler,
     settings: Losses,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """The weighted error of each sample (B,), in float32: the mean over a latent's values."""
+    """The weighted error of each sample (B,), in float32: the mean over a latent's values.
+
+    `weights` (B, 1, h, w) are those of a latent's positions.
+    """
     difference = predicted.float() - target.float()
     if settings.kind == "huber":
         values = pseudo_huber(difference, huber_threshold(scheduler, timesteps, settings))
     else:
         values = difference.square()
+    if weights is not None:
+        values = values * weights
     errors = values.flatten(1).mean(1)
     if settings.min_snr_gamma:
         errors = errors * min_snr_weight(scheduler, timesteps, settings.min_snr_gamma)

@@ -148,6 +148,26 @@ class Augmentation(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSettings(Settings):
+    """Masks of photos in the diffusion loss: what is not subject counts for less."""
+
+    use: Literal["none", "stored", "auto"] = "none"
+    """stored: those that photos have; auto: also found ones, where the category's word is seen."""
+    background: float = setting(0.1, low=0, high=1)
+    """Weight outside, as inside has 1; then those of each picture are scaled to average 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionSettings(Settings):
+    """Captions of photos as training prompts, in which the concept takes its category's place."""
+
+    share: float = setting(0.0, low=0, high=1)
+    """Probability that the prompt of a photo with a caption is its caption."""
+    dropout: float = setting(0.0, low=0, high=1)
+    """Probability that of such a caption only the concept itself is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prior(Settings):
     """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2)."""
 
@@ -262,6 +282,8 @@ class TrainingSettings(Settings):
     ema: float = setting(0.0, low=0, high=0.99999)
     """Decay of the moving average that becomes the result; 0 takes the last weights."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
     prior: Prior = field(default_factory=Prior)
     schedule: Schedule = field(default_factory=Schedule)
     noise: Noise = field(default_factory=Noise)

@@ -158,10 +158,14 @@ def read_mask(data: bytes, name: str, size: tuple[int, int]) -> bytes:
             raise InvalidImage(
                 f"the mask {name} is {file.width}x{file.height}, its photo {size[0]}x{size[1]}"
             )
-        mask = to_mask(file.image, file.beside, data, name)
-        if mask.size != size:
-            mask = mask.resize(size, Image.Resampling.BILINEAR)
-        return _png(mask)
+        return stored_mask(to_mask(file.image, file.beside, data, name), size)
+
+
+def stored_mask(mask: Image.Image, size: tuple[int, int]) -> bytes:
+    """A grey mask as a PNG of `size` (width, height), as `read_mask` makes them."""
+    if mask.size != size:
+        mask = mask.resize(size, Image.Resampling.BILINEAR)
+    return _png(mask)
 
 
 def open_stored_mask(data: bytes) -> Image.Image:

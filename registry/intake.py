@@ -1,21 +1,29 @@
 """Adding photos to a concept, all or nothing."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 from sqlmodel import Session, col, select
 
 from . import images
 from .blobs import Staging
 from .clock import now
-from .edits import check_category_fits, concept_row, record_event, refresh, set_tags
+from .edits import (
+    check_category_fits,
+    concept_row,
+    existing_row,
+    record_event,
+    refresh,
+    set_tags,
+)
 from .errors import InvalidImage
 from .names import check_category, check_name, check_text, plain_file_name
 from .queries import category_of, show_concept
-from .records import AddedImage, AddReport, Duplicate, PhotoWarning
+from .records import AddedImage, AddReport, ConceptKey, Duplicate, PhotoWarning
 from .sources import Source, listed
 from .store import Store
 from .tables import Concept, Image
@@ -115,6 +123,33 @@ def _receive(source: Source, staging: Staging) -> Received:
         mask=staging.write(mask) if mask else None,
         mask_bytes=len(mask) if mask else None,
     )
+
+
+def set_masks(
+    store: Store, key: ConceptKey, masks: Mapping[str, PIL.Image.Image], *, replace: bool
+) -> list[str]:
+    """Give photos masks; see `Registry.set_masks`."""
+    with store.receive() as staging:
+        known = {image.sha256: image for image in show_concept(store.database, key).images}
+        stored: dict[str, tuple[str, int]] = {}
+        for sha256, mask in masks.items():
+            if sha256 in known and (replace or known[sha256].mask is None):
+                size = images.size_as_read(known[sha256].width, known[sha256].height)
+                data = images.stored_mask(mask, size)
+                stored[sha256] = staging.write(data), len(data)
+        staging.publish()
+        with store.database.write() as session:
+            concept = existing_row(session, store.database, key)
+            query = select(Image).where(Image.concept_id == concept.id).order_by(col(Image.id))
+            changed: list[str] = []
+            for row in session.exec(query):
+                if row.sha256 in stored and (replace or row.mask is None):
+                    row.mask, row.mask_bytes = stored[row.sha256]
+                    changed.append(row.sha256)
+            if changed:
+                refresh(session, concept)
+                record_event(session, concept, "edit", updated_images=changed)
+        return changed
 
 
 def _summary(errors: list[InvalidImage], num_sources: int) -> InvalidImage:

@@ -253,6 +253,15 @@ class Registry:
             return None
         return images.open_stored_mask(self._store.blobs.read(image.mask))
 
+    def set_masks(
+        self, name: ConceptKey, masks: "Mapping[str, Image]", *, replace: bool = False
+    ) -> list[str]:
+        """Give photos, by hash, masks: 8-bit grey of any size, white on the subject.
+
+        Photos that have one keep it, unless `replace`. Returns the hashes of those that got one.
+        """
+        return intake.set_masks(self._store, name, masks, replace=replace)
+
     def path_of(self, sha256: str) -> Path:
         """The stored file of a photo, mask or artifact. Never write to it."""
         return self._store.blobs.path(sha256)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..methods.settings import Augmentation
 from ..models.backbone import Backbone
@@ -20,10 +22,14 @@ they are decoded."""
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """VAE posteriors of P pictures: `mean` and `std` (P, C, h, w), scaled as latents."""
+    """VAE posteriors of P pictures: `mean` and `std` (P, C, h, w), scaled as latents.
+
+    `weights` (P, 1, h, w) are those of their positions in the diffusion loss; None if all are 1.
+    """
 
     mean: Tensor
     std: Tensor
+    weights: Tensor | None = None
 
     def sample(self, index: Tensor, noise: Tensor) -> Tensor:
         """Sample latents (B, C, h, w) of the pictures at `index` (B,), with noise (B, C, h, w)."""
@@ -33,10 +39,30 @@ class LatentPool:
         return len(self.mean)
 
 
-def encode_pictures(backbone: Backbone, pictures: Sequence[Image.Image]) -> LatentPool:
+def encode_pictures(
+    backbone: Backbone, pictures: Sequence[Image.Image], weights: Tensor | None = None
+) -> LatentPool:
     """Encode pictures of one size. Raises `NotFinite` if the autoencoder overflows."""
     found = backbone.encode_images(pictures)
-    return LatentPool(found.mean, found.std)
+    return LatentPool(
+        found.mean, found.std, None if weights is None else weights.to(found.mean.device)
+    )
+
+
+def loss_weights(masks: Sequence[Image.Image], factor: int, background: float) -> Tensor:
+    """Weights (P, 1, h, w) of latents: 1 on the subject, `background` outside, by area.
+
+    `masks` are those of crops, white on the subject, `factor` pixels to a latent. The weights of
+    each picture are scaled to average 1; where nothing counts, they are all 0.
+    """
+    return torch.cat([_loss_weights(mask, factor, background) for mask in masks])
+
+
+def _loss_weights(mask: Image.Image, factor: int, background: float) -> Tensor:
+    inside = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
+    weights = background + (1 - background) * F.avg_pool2d(inside[None, None], factor)
+    mean = weights.mean()
+    return weights / mean if mean > 0 else weights
 
 
 class Photos(Sequence[Image.Image]):
@@ -67,7 +93,7 @@ def varied_crops(
 ) -> list[Image.Image]:
     """Square crops of the photos in turn, `side` pixels wide, randomly rotated and mirrored.
 
-    Each photo is read once.
+    Each photo is read once. Masks as large as their photos are cut in the same places.
     """
     num_crops = max(settings.crops, len(photos))
     crops: dict[int, Image.Image] = {}

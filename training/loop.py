@@ -229,7 +229,15 @@ class _Loop:
         noisy = scheduler.add_noise(latents, noise, timesteps)
         predicted = self.model(noisy, timesteps, self._conditioning(pairs, source))
         target = diffusion_target(scheduler, latents, noise, timesteps)
-        errors = diffusion_loss(predicted, target, timesteps, scheduler, self.settings.loss)  # (B,)
+        weights = [each.weights for each in samples if each.weights is not None]
+        errors = diffusion_loss(  # (B,)
+            predicted,
+            target,
+            timesteps,
+            scheduler,
+            self.settings.loss,
+            torch.cat(weights) if weights else None,
+        )
         for (run, _), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
             own = run.training.sources[source]
             each[own.name] = own.weight * errors[rows].sum() / run.stage_settings.batch

@@ -16,7 +16,6 @@ from ..adapters.adapter import injected
 from ..adapters.file_format import AdapterMetadata, write_adapter
 from ..adapters.prompt_encoding import class_prompt
 from ..adapters.references import References
-from ..generation.photo_regions import regions_of_photos
 from ..generation.pictures import kept_picture, replace_picture
 from ..generation.reference_syntax import choose_reference, find_photo
 from ..generation.references import load_references
@@ -54,6 +53,7 @@ from .callbacks import Checkpoint, Hooks, LearnedAdapters, StepReport
 from .checkpoints import TrainingPosition, read_position
 from .distributed import broadcast, is_main_process, join, num_processes
 from .latents import Photos, needed_side
+from .photo_masks import masks_for_training
 from .previews import add_strip
 from .trainer import Trainer
 from .training import Subject, Training, training_resolution
@@ -164,7 +164,7 @@ def train_many(
         run = registry.begin_run(
             concept.id,
             method=chosen.name,
-            config=settings.to_mapping() | _training_data_of(concept),
+            config=settings.to_mapping() | _training_data_of(concept, settings),
             base=base.base.name,
             base_sha256=base.sha256,
             seed=seed,
@@ -206,8 +206,8 @@ def resume_many(
                 hint=f"--base {quoted(record.base)}",
             )
         method = find_method(record.method)
-        photos, category, config = _recorded_data_of(record, concept.name)
-        concept = _restored(concept, photos, category)
+        data, config = _recorded_data_of(record, concept.name)
+        concept = _restored(registry, concept, data)
         settings = method.settings().updated(config)
         path = registry.run_folder(record.run) / RESUME_FILE
         position = read_position(path) if path.exists() else None
@@ -232,32 +232,78 @@ def _with_images(concept: Concept) -> Concept:
     return concept
 
 
-def _training_data_of(concept: Concept) -> dict[str, object]:
-    """What a run keeps of its concept, as later edits must not change it."""
-    return {"photos": [image.sha256 for image in concept.images], "category": concept.category}
+@dataclass(frozen=True, slots=True)
+class _TrainingData:
+    """What a run keeps of its concept, as later edits must not change it.
+
+    Photos and masks are hashes. Masks and captions are kept where a training uses them.
+    """
+
+    photos: list[str]
+    category: str
+    masks: list[str | None] | None = None
+    captions: list[str | None] | None = None
 
 
-def _recorded_data_of(record: RunRecord, name: str) -> tuple[list[str], str, dict[str, object]]:
-    """The photos (hashes), category and settings that a run began with, from its record."""
+def _training_data_of(concept: Concept, settings: TrainingSettings) -> dict[str, object]:
+    """`_TrainingData` as the run's record has it, beside the settings."""
+    data: dict[str, object] = {
+        "photos": [image.sha256 for image in concept.images],
+        "category": concept.category,
+    }
+    if settings.mask.use != "none":
+        data["photo_masks"] = [image.mask for image in concept.images]
+    if settings.captions.share:
+        data["photo_captions"] = [image.caption for image in concept.images]
+    return data
+
+
+def _recorded_data_of(record: RunRecord, name: str) -> tuple[_TrainingData, dict[str, object]]:
+    """What a run began with, and its settings, from its record."""
     config = dict(record.config)
     photos, category = config.pop("photos", None), config.pop("category", None)
     if isinstance(photos, list) and isinstance(category, str):
-        with suppress(InvalidInput):
-            return [str(photo) for photo in photos], check_category(category), config
+        with suppress(InvalidInput, ValueError):
+            masks, captions = (
+                _of_photos(config.pop(key, None), len(photos))
+                for key in ("photo_masks", "photo_captions")
+            )
+            hashes = [str(photo) for photo in photos]
+            return _TrainingData(hashes, check_category(category), masks, captions), config
     raise RegistryCorrupt(
         f"the record of run {record.run} of {name} is damaged", hint=f"concept train {name}"
     )
 
 
-def _restored(concept: Concept, photos: Sequence[str], category: str) -> Concept:
-    """The concept with the photos (hashes) and the category that a run began with."""
+def _of_photos(value: object, count: int) -> list[str | None] | None:
+    """A recorded text or None of each of `count` photos. Raises `ValueError`."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != count:
+        raise ValueError("expected one for each photo")
+    return [None if each is None else str(each) for each in value]
+
+
+def _restored(registry: Registry, concept: Concept, data: _TrainingData) -> Concept:
+    """The concept with the photos, masks, captions and the category that a run began with."""
     by_hash = {image.sha256: image for image in concept.images}
-    if missing := [sha256 for sha256 in photos if sha256 not in by_hash]:
+    if missing := [sha256 for sha256 in data.photos if sha256 not in by_hash]:
         raise InvalidInput(
             f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
             hint=f"concept train {concept.name}",
         )
-    return replace(concept, images=[by_hash[sha256] for sha256 in photos], category=category)
+    images = [by_hash[sha256] for sha256 in data.photos]
+    if data.masks is not None:
+        images = [replace(i, mask=mask) for i, mask in zip(images, data.masks, strict=True)]
+        if lost := [mask for mask in data.masks if mask and not registry.path_of(mask).exists()]:
+            raise InvalidInput(
+                f"{len(lost)} of the masks that the run of {concept.name} began with are gone",
+                hint=f"concept train {concept.name}",
+            )
+    if data.captions is not None:
+        pairs = zip(images, data.captions, strict=True)
+        images = [replace(image, caption=caption) for image, caption in pairs]
+    return replace(concept, images=images, category=data.category)
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,36 +631,28 @@ def subject_of(
 ) -> Subject:
     """A concept's photos, as large as crops need them, its category and placeholder tokens.
 
-    Decodes each photo once, to find damaged ones before training. Raises `RegistryCorrupt` for
-    them, and `InvalidInput` if there are no photos.
+    With them are the masks and captions that the settings ask for. Decodes each photo, to find
+    damaged ones before training. Raises `RegistryCorrupt` for them, and `InvalidInput` if there are
+    no photos.
     """
     side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
-    for photo in photos:
-        del photo
+    masks = masks_for_training(registry, base, concept, photos, settings.mask.use)
     if settings.augmentation.white_background:
-        masks = _masks_of(registry, base, concept, photos)
-        photos = Photos([partial(_on_white, photos, i, mask) for i, mask in enumerate(masks)])
+        cut = masks_for_training(registry, base, concept, photos, "auto")
+        photos = Photos([partial(_on_white, photos, cut, i) for i in range(len(images))])
     return Subject(
         photos=photos,
         category=concept.category,
         tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
+        masks=masks,
+        captions=[image.caption for image in images],
     )
 
 
-def _masks_of(
-    registry: Registry, base: LoadedBase, concept: Concept, photos: Sequence[Image.Image]
-) -> list[Image.Image]:
-    """The masks of photos: stored ones, else those that the base model's attention finds."""
-    masks = [registry.read_mask(image) for image in concept.images]
-    missing = (photo for photo, mask in zip(photos, masks, strict=True) if mask is None)
-    found = iter(regions_of_photos(base, missing, concept.category) if None in masks else [])
-    return [mask or next(found) for mask in masks]
-
-
-def _on_white(photos: Sequence[Image.Image], number: int, mask: Image.Image) -> Image.Image:
-    return on_white(photos[number], mask)
+def _on_white(photos: Photos, masks: Photos, number: int) -> Image.Image:
+    return on_white(photos[number], masks[number])
 
 
 def references_of(

@@ -1,7 +1,7 @@
 """Where training samples come from: pools of encoded pictures, each with prompts and a weight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,27 +11,64 @@ from .latents import LatentPool
 
 
 @dataclass(frozen=True, slots=True)
+class Captions:
+    """The last prompts of a source, from number `first` on: those of single pictures.
+
+    A picture has its own prompt with probability `share`, or, `dropout` of these times, the prompt
+    `first`. `of_pictures` (P,) are the numbers of their own prompts, -1 where there is none.
+    """
+
+    first: int
+    of_pictures: Tensor
+    share: float
+    dropout: float
+
+    def put_in(self, prompts: Tensor, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Prompts (B,) of `pictures` (B,), some replaced with captions."""
+        chance = torch.rand(len(prompts), generator=generator).to(prompts.device)
+        own = self.of_pictures[pictures]
+        has_caption = (own >= 0) & (chance < self.share)
+        own = torch.where(chance < self.share * self.dropout, self.first, own)
+        return torch.where(has_caption, own, prompts)
+
+
+@dataclass(frozen=True, slots=True)
 class SampleSource:
     """Encoded pictures and their prompts; a step takes equally many samples of each source.
 
     `name` is the metric of its diffusion loss, which is multiplied by `weight`. The first source of
-    a training is the subject: only its prompts may name trained tokens, and attention losses use it
-    alone.
+    a training is the subject: only its prompts may name trained tokens, attention losses use it
+    alone, and it alone may have captions.
     """
 
     name: str
     pool: LatentPool
     prompts: Sequence[str]
     weight: float = 1.0
+    captions: Captions | None = None
+
+    @property
+    def num_shared(self) -> int:
+        """The number of prompts that any picture may have."""
+        return self.captions.first if self.captions else len(self.prompts)
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w)."""
+    """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w).
+
+    `weights` (B, 1, h, w) are those of the pool.
+    """
 
     prompts: Tensor
     latents: Tensor
     noise: Tensor
+    weights: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Samples":
+        """The samples at `index`."""
+        weights = None if self.weights is None else self.weights[index]
+        return Samples(self.prompts[index], self.latents[index], self.noise[index], weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +97,30 @@ class Minibatch:
         def noise(pool: LatentPool) -> Tensor:
             return torch.randn((size, *pool.mean.shape[1:]), generator=generator).to(device)
 
-        def latents(pool: LatentPool) -> Tensor:
-            return pool.sample(index(len(pool)), noise(pool))
-
         def added(pool: LatentPool) -> Tensor:
             plain = noise(pool)
             return plain + _offset(plain, settings.offset, generator) if settings.offset else plain
 
-        prompts, first = index(len(subject.prompts)), latents(subject.pool)
+        prompts, pictures = index(subject.num_shared), index(len(subject.pool))
+        first = subject.pool.sample(pictures, noise(subject.pool))
         timesteps = sample_timesteps(size, num_timesteps, settings, generator).to(device)
-        samples = [Samples(prompts, first, added(subject.pool))]
+        weights = subject.pool.weights
+        weights = None if weights is None else weights[pictures]
+        samples = [Samples(prompts, first, added(subject.pool), weights)]
         for source in others:
             is_one = len(source.prompts) == 1
             prompts = torch.zeros_like(prompts) if is_one else index(len(source.prompts))
-            samples.append(Samples(prompts, latents(source.pool), added(source.pool)))
+            latents = source.pool.sample(index(len(source.pool)), noise(source.pool))
+            samples.append(Samples(prompts, latents, added(source.pool)))
+        if captions := subject.captions:
+            prompts = captions.put_in(samples[0].prompts, pictures, generator)
+            samples[0] = replace(samples[0], prompts=prompts)
         return cls(timesteps, tuple(samples))
 
     def rows(self, index: Tensor) -> "Minibatch":
         """The samples at `index`."""
         index = index.to(self.timesteps.device)
-        return Minibatch(
-            self.timesteps[index],
-            tuple(
-                Samples(each.prompts[index], each.latents[index], each.noise[index])
-                for each in self.samples
-            ),
-        )
+        return Minibatch(self.timesteps[index], tuple(each.rows(index) for each in self.samples))
 
     def __len__(self) -> int:
         return len(self.timesteps)

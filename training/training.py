@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters.prompt_encoding import class_prompt, phrase_of
+from ..adapters.prompt_encoding import caption_prompt, class_prompt, phrase_of
 from ..adapters.references import References
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
@@ -16,26 +16,31 @@ from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone
 from ..models.seeds import seed_of
+from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import ResumePoint, copy_values
-from .latents import encode_pictures, varied_crops
+from .latents import LatentPool, encode_pictures, loss_weights, varied_crops
 from .optimizers import check_installed
 from .precision import cast, dtype_of, make_accelerator
-from .sources import SampleSource
+from .sources import Captions, SampleSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What is to be learned: photos, their category, and the placeholder tokens to be trained.
 
-    `class_pictures` show other members of the category, for prior preservation; `references` are
-    what the version is drawn after, with {} for the concept in their prompts.
+    `masks`, if any, are as large as their photos and white on the subject; `captions`, if any, are
+    those of the photos. `class_pictures` show other members of the category, for prior
+    preservation; `references` are what the version is drawn after, with {} for the concept in their
+    prompts.
     """
 
     photos: Sequence[Image.Image]
     category: str
     tokens: tuple[str, ...]
+    masks: Sequence[Image.Image] = ()
+    captions: Sequence[str | None] = ()
     class_pictures: Sequence[Image.Image] = ()
     references: References = field(default_factory=lambda: References(()))
 
@@ -72,6 +77,9 @@ class Training:
         self.accelerator = make_accelerator(settings.mixed_precision)
         self.size = training_resolution(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
+        self._captions = self._caption_prompts()
+        if any(self._captions):
+            self.prompts += [self.phrase, *dict.fromkeys(filter(None, self._captions))]
         self.class_prompt = class_prompt(subject.category)
         self._check_resolution()
         self._check_batches()
@@ -99,6 +107,29 @@ class Training:
                     f"{processes} processes",
                     hint=f"--set {stage.name}.batch={shares}",
                 )
+
+    def _caption_prompts(self) -> list[str | None]:
+        """The caption of each photo as a training prompt, None without; none if none is used.
+
+        Raises `InvalidInput` for one that is too long.
+        """
+        if not self.settings.captions.share:
+            return []
+        return [each and self._caption_prompt(each) for each in self.subject.captions]
+
+    def _caption_prompt(self, caption: str) -> str:
+        prompt = caption_prompt(caption, self.phrase, self.subject.category)
+        counted = prompt
+        for token in self.subject.tokens:  # they are not injected yet: any word is as long
+            counted = counted.replace(token, "a")
+        try:
+            check_length(self.backbone, counted)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"the caption {shown(caption)}: {error.message}",
+                hint="a shorter one: concept edit NAME --caption PHOTO=TEXT",
+            ) from None
+        return prompt
 
     @property
     def phrase(self) -> str:
@@ -161,9 +192,25 @@ class Training:
                 parameter.data = parameter.data.float()
 
     def _subject_source(self) -> SampleSource:
-        settings = self.settings
-        crops = varied_crops(self.subject.photos, self.size, settings.augmentation, self.seed)
-        return SampleSource("diffusion", encode_pictures(self.backbone, crops), self.prompts)
+        settings, subject, backbone = self.settings, self.subject, self.backbone
+        crops = varied_crops(subject.photos, self.size, settings.augmentation, self.seed)
+        weights = None
+        if subject.masks:
+            masks = varied_crops(subject.masks, self.size, settings.augmentation, self.seed)
+            weights = loss_weights(masks, backbone.latent_factor, settings.mask.background)
+        pool = encode_pictures(backbone, crops, weights)
+        return SampleSource("diffusion", pool, self.prompts, captions=self._captions_of(pool))
+
+    def _captions_of(self, pool: LatentPool) -> Captions | None:
+        """The captions of a pool of crops, which show the photos in turn; None if none is used."""
+        if not any(self._captions):
+            return None
+        first = len(self.settings.prompts)
+        own = [self.prompts.index(each, first + 1) if each else -1 for each in self._captions]
+        of_pictures = [own[i % len(own)] for i in range(len(pool))]
+        share, dropout = self.settings.captions.share, self.settings.captions.dropout
+        numbers = torch.tensor(of_pictures, device=pool.mean.device)
+        return Captions(first, numbers, share, dropout)
 
     def _class_sources(self) -> Iterator[SampleSource]:
         """The source for prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if weighted."""

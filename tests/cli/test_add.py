@@ -183,15 +183,16 @@ def test_row_49_a_list_on_stdin_may_come_from_windows(
     assert names(ask) == ["00.png", "02.png"]
 
 
-def test_row_54_what_training_does_not_use_yet_is_told(run: Run, photos: Path) -> None:
+def test_row_54_what_trainings_do_not_use_by_default_is_told(run: Run, photos: Path) -> None:
     assert run("add", "rex", photos / "00.png", "-c", "dog").stderr == ""
     done = run("add", "rex", photos / "01.png", "--caption", "a dog")
-    assert done.stderr == "captions are kept; training does not use them yet\n"
+    assert done.stderr == "captions are kept; trainings use them with --set captions.share=0.5\n"
     mask = photos.parent / "masks/02.png"
     mask.parent.mkdir()
     draw(1, mode="1").save(mask)
     done = run("add", "rex", photos / "02.png", "--caption", "a dog", "--masks", mask.parent)
-    assert done.stderr == "captions and masks are kept; training does not use them yet\n"
+    both = "--set captions.share=0.5 --set mask.use=stored"
+    assert done.stderr == f"captions and masks are kept; trainings use them with {both}\n"
 
 
 def test_row_46_photos_that_got_no_mask_are_told(run: Run, photos: Path) -> None:

@@ -213,6 +213,11 @@ def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Pa
     assert trained.met == {"concept train", "trained", "stage", "failure"}
 
 
+def test_mask(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    assert compare(ask("mask", "rex", "--base", base), "concept mask") == {"found mask"}
+
+
 def test_methods_and_presets(ask: Ask, compare: Compare) -> None:
     assert compare(ask("methods"), "concept methods") == {"method"}
     assert compare(ask("presets"), "concept presets") == {"preset"}

@@ -200,15 +200,32 @@ def test_row_54_a_dry_run_tells_what_is_kept_and_not_used(
     rex: Registry, run: Run, tiny: str
 ) -> None:
     line = ("train", "rex", "--base", tiny, "--dry-run", *SHORT)
-    assert "does not use them yet" not in run(*line).stderr
+    captions, masks = ("--set", "captions.share=0.5"), ("--set", "mask.use=stored")
+    assert "not used without" not in run(*line).stderr
     (image, *_) = rex.show("rex").images
     rex.edit("rex", captions={image.sha256: "a dog on a sofa"})
-    assert "rex has captions: training does not use them yet" in run(*line).stderr
+    assert "rex has captions: not used without --set captions.share=0.5\n" in run(*line).stderr
     photo = draw_folder(Path("masked"), 1, seed=7)
     rex.add("rex", [photo], masks=draw_masks(Path("masks"), 1))
     told = run(*line)
     assert told.exit_code == 0
-    assert "rex has captions and masks: training does not use them yet" in told.stderr
+    both = "--set captions.share=0.5 --set mask.use=stored"
+    assert f"rex has captions and masks: not used without {both}\n" in told.stderr
+    told = run(*line, *captions)
+    assert "rex has masks: not used without --set mask.use=stored\n" in told.stderr
+    assert "not used without" not in run(*line, *captions, *masks).stderr
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_is_asked_for_and_not_there_is_told(
+    dry: bool, rex: Registry, run: Run, tiny: str
+) -> None:
+    words = ("--set", "captions.share=0.5", "--set", "mask.use=stored")
+    line = ("train", "rex", "--base", tiny, *SHORT, *words, *(["--dry-run"] if dry else []))
+    told = run(*line)
+    assert told.exit_code == 0
+    assert "rex has no masks: mask.use=stored changes nothing (concept mask rex" in told.stderr
+    assert "rex has no captions: captions.share changes nothing (concept caption" in told.stderr
 
 
 def interrupted(*words: str) -> str:
