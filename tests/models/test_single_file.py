@@ -89,3 +89,11 @@ def test_an_upsampler_stands_after_what_is_in_its_block() -> None:
         "model.diffusion_model.output_blocks.3.1.norm.weight",
         "model.diffusion_model.output_blocks.5.2.conv.weight",
     ]
+
+
+def test_what_is_predicted_is_said_by_empty_tensors() -> None:
+    made = make_tiny_base()
+    assert not {"v_pred", "ztsnr"} & original_tensors(backbone_of(made)).keys()
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    made.scheduler = type(made.scheduler).from_config(made.scheduler.config, **options)
+    assert {"v_pred", "ztsnr"} <= original_tensors(backbone_of(made)).keys()
