@@ -67,6 +67,14 @@ class Taught:
             for name, weight in parameters
         }
 
+    def texts(self) -> dict[str, Tensor]:
+        """Differences of the text encoders' weights, beside some of the denoiser's."""
+        parameters = self.base.backbone.text_encoder_parameters().items()
+        return self.deltas() | {
+            f"delta.{name}": self.random(*weight.shape, scale=0.1).half()
+            for name, weight in parameters
+        }
+
     def add(self, state: Mapping[str, Tensor], num_tokens: int = 2, **said: Any) -> int:
         """Add a version; returns its number."""
         metadata: dict[str, Any] = {

@@ -170,6 +170,9 @@ def _check_holds(
         raise refused("has vectors that are no mean: nothing has to be lost", "embedding")
     if not change.names and not is_embedding and form != "diffusers":
         raise refused("changes no weights of the base model", "embedding", "diffusers")
+    changes_texts = any(each.startswith("text_encoder.") for each in change.names)
+    if changes_texts and form != "diffusers":
+        raise refused("changes text encoders too", "diffusers")
     if form.startswith("lora") and change.deltas:
         raise refused(
             "has whole differences of weights, which a LoRA cannot hold",

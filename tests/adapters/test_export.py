@@ -141,7 +141,7 @@ def test_a_checkpoint_draws_the_same(taught: Taught, kind: str) -> None:
     assert_alike(plain(pipeline, PROMPT), taught.drawn())
 
 
-@pytest.mark.parametrize("learned", ["nothing", "deltas", "factors"])
+@pytest.mark.parametrize("learned", ["nothing", "deltas", "factors", "texts"])
 def test_a_folder_draws_the_same(taught: Taught, kind: str, learned: str) -> None:
     state = {} if learned == "nothing" else getattr(taught, learned)()
     taught.add(taught.vectors(2) | state)
@@ -370,6 +370,10 @@ REFUSED = {
     ("embedding-mean", "nothing"): "--format embedding",
     ("embedding", "stages"): "--format embedding-mean",
     ("diffusers", "stages"): "--format embedding-mean",
+    **dict.fromkeys(
+        [(form, "texts") for form in ("diff", "svd:8", "checkpoint", "lora-kohya")],
+        "--format diffusers",
+    ),
 }
 
 
