@@ -45,9 +45,7 @@ def caption(
     """
     session = session_of(context)
     if edit and (session.output.as_json or preview):
-        raise usage(
-            "--edit goes with neither --json nor --preview", f"concept caption {name} --edit"
-        )
+        raise usage("--edit is without --json and --preview", f"concept caption {name} --edit")
     editor = _editor(name) if edit else []
     with session.registry() as registry:
         concept = registry.show(name)
@@ -121,7 +119,7 @@ def _edited(concept: "Concept", drafts: dict[str, str], editor: list[str]) -> di
     lines.append("# a photo whose line is gone stays as it is.")
     for number, image in enumerate(concept.images, 1):
         text = " ".join((image.caption or drafts.get(image.sha256, "")).split())
-        lines.append(_SEPARATOR.join((str(number), image.filename, text)))
+        lines.append(_SEPARATOR.join((str(number), image.filename.replace("|", "_"), text)))
     handle, name = tempfile.mkstemp(prefix=f"{concept.name}-captions-", suffix=".txt")
     path = Path(name)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -140,17 +138,23 @@ def _edited(concept: "Concept", drafts: dict[str, str], editor: list[str]) -> di
 
 def _parsed(concept: "Concept", path: Path) -> dict[str, str]:
     from ..registry.documents import read_text, shown
+    from ..registry.errors import InvalidInput
+    from ..registry.names import check_text
 
+    by_number = {str(number): image for number, image in enumerate(concept.images, 1)}
     captions: dict[str, str] = {}
     for line in read_text(path).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         number, *rest = (part.strip() for part in line.split(_SEPARATOR.strip(), 2))
-        is_known = number.isdecimal() and 1 <= int(number) <= len(concept.images)
-        if not is_known or len(rest) != 2:
+        if number not in by_number or len(rest) != 2:
             what = f"{shown(line)} is not NUMBER | PHOTO | CAPTION; nothing was stored"
             raise usage(what, f"your text is in {path}")
-        image = concept.images[int(number) - 1]
-        if rest[1] != " ".join((image.caption or "").split()):
-            captions[image.sha256] = rest[1]
+        try:
+            text = check_text(rest[1], "caption")
+        except InvalidInput as error:
+            raise usage(f"{shown(line)}: {error.message}", f"your text is in {path}") from None
+        image = by_number[number]
+        if text != " ".join((image.caption or "").split()):
+            captions[image.sha256] = text
     return captions
