@@ -23,7 +23,7 @@ from .tables import Concept, Event, Image, Tag
 
 def edit(
     store: Store,
-    name: str,
+    name: ConceptKey,
     *,
     category: str | None,
     notes: str | None,

@@ -194,7 +194,7 @@ class Registry:
 
     def edit(
         self,
-        name: str,
+        name: ConceptKey,
         *,
         category: str | None = None,
         notes: str | None = None,

@@ -218,6 +218,10 @@ def test_mask(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None
     assert compare(ask("mask", "rex", "--base", base), "concept mask") == {"found mask"}
 
 
+def test_caption(rex: Registry, ask: Ask, compare: Compare) -> None:
+    assert compare(ask("caption", "rex", "--preview"), "concept caption") == {"draft"}
+
+
 def test_methods_and_presets(ask: Ask, compare: Compare) -> None:
     assert compare(ask("methods"), "concept methods") == {"method"}
     assert compare(ask("presets"), "concept presets") == {"preset"}
