@@ -88,7 +88,7 @@ def make_reference(
     inside = _share_inside(mask, (found.shape[-2], found.shape[-1]))
     if not inside.any():
         raise InvalidInput(
-            "its mask is empty", hint="a mask is white on the subject: concept add --mask"
+            "its mask is empty", hint="a mask is white on the subject: concept add --masks"
         )
     return Reference(found, inside, prompt, weight, share, guidance)
 
