@@ -11,13 +11,15 @@ ways    individuals of bench/methods.py, each drawn after one photo (or the firs
         the one beside the miniature, or --encoder and, trained without a ControlNet,
         --without-control; without one they are left out
 suns    why pictures that are drawn after references have a second sun now and then: pictures of the
-        beach and the desert, which have one sun each, are drawn after a photo in the same place,
-        in the kitchen, and on white. `twice` is the share of pictures in which
-        it is seen twice, of those in which it is seen; `counter` is the same of renders
+        beach and the desert, which have one each, are drawn after a photo in the kitchen, with one
+        setting changed at a time, in the same place, and on white. `twice` is the share of
+        pictures in which a sun is seen twice, of those in which it is seen; `counter` is the same
+        of renders, where it is the share of errors
 
-Interrupted, both go on where they were. Intervals are from resampling individuals. Writes
-bench/results/references.json, references.png: the first photo of an individual, then a prompt by
-each way, and references-ablation.png, the paper's figure 8.
+Interrupted, both go on where they were. Intervals are from resampling individuals. With all
+individuals of the split `measured`, writes bench/results/references.json, references.png (the first
+photo of an individual, then a prompt by each way) and references-ablation.png (the paper's figure
+8); else the same into the folder --out. About six hours of one core.
 """
 
 import json
@@ -84,7 +86,8 @@ class ReferenceWay:
     """How pictures are drawn after photos: by self-subject-attention, or by a relative.
 
     `weight`, `share` and `guidance` are ω, p_r and ω_r; `strength` is β, with a subject encoder of
-    that name; `place` is that of the photos, if it is not their own, and may be `WHITE`.
+    that name; `place` is that of the photos, if it is not their own, and may be `WHITE`; `scale` is
+    that of guidance by the prompt (only of `suns`).
     """
 
     label: str
@@ -97,6 +100,7 @@ class ReferenceWay:
     strength: float = 0.0
     encoder: str = ""
     place: str = ""
+    scale: float = SamplingSettings().guidance
 
 
 WHITE = "cut out, on white"
@@ -105,24 +109,28 @@ OURS = ReferenceWay(label="references")
 WAYS = (
     BASE,
     OURS,
-    *(ReferenceWay(label=f"p_r {share:g}", share=share) for share in (0.5, 0.0)),
-    *(ReferenceWay(label=f"ω {weight:g}", weight=weight) for weight in (1.0, 2.5, 10.0)),
+    *(ReferenceWay(label=f"share {share:g}", share=share) for share in (0.5, 0.0)),
+    *(ReferenceWay(label=f"weight {weight:g}", weight=weight) for weight in (1.0, 2.5, 10.0)),
     ReferenceWay(label="no mask", has_mask=False),
     *(ReferenceWay(label=f"{photos} photos", photos=photos) for photos in (2, 3)),
     *(ReferenceWay(label=name, relative=name) for name in RELATIVES),
     ReferenceWay(label="FreeCustom, 3 photos", relative="FreeCustom", photos=3),
 )
 WITH_ENCODER = (
-    *(ReferenceWay(label=f"β {each:g}", strength=each, encoder="own") for each in (0.1, 0.2, 0.5)),
-    ReferenceWay(label="β 0.2, no ControlNet", strength=0.2, encoder="without ControlNet"),
+    *(
+        ReferenceWay(label=f"strength {each:g}", strength=each, encoder="own")
+        for each in (0.1, 0.2, 0.5)
+    ),
+    ReferenceWay(label="strength 0.2, no ControlNet", strength=0.2, encoder="without ControlNet"),
 )
 """On top of `OURS`."""
 ABLATION = (
-    ("β", (OURS.label, *(way.label for way in WITH_ENCODER[:3]))),
-    ("ω", (BASE.label, "ω 1", "ω 2.5", "ω 10")),
-    ("without", ("no mask", WITH_ENCODER[3].label)),
+    OURS.label,
+    *(way.label for way in WITH_ENCODER[:3]),
+    *(BASE.label, "weight 1", "weight 2.5", "weight 10"),
+    *("no mask", WITH_ENCODER[3].label),
 )
-"""The paper's figure 8; without references is ω = 0, and without a subject encoder β = 0."""
+"""The paper's figure 8: β from 0 on, ω from 0 on, no mask, no ControlNet in pre-training."""
 Encoders = dict[str, SubjectEncoder]
 
 
@@ -223,12 +231,13 @@ def measure_ways(laboratory: Laboratory, encoders: Encoders, out: Path) -> dict[
     for who in laboratory.subjects:
         for way in chosen:
             row = row_of(laboratory, who, way, encoders)
-            print(who.name, way.label, {n: round(row["scores"][n], 3) for n in HEADLINES})
+            scores = {name: round(row["scores"][name], 3) for name in HEADLINES}
+            print(who.name, way.label, scores, flush=True)
             rows.append(row)
     others = [way.label for way in chosen if way != OURS]
-    sheets = {
+    sheets: dict[str, Sequence[str]] = {
         "references.png": [way.label for way in chosen],
-        "references-ablation.png": [label for _, labels in ABLATION for label in labels],
+        "references-ablation.png": ABLATION,
     }
     for name, labels in sheets.items():
         sheet(rows, laboratory.subjects, labels).save(out / name, optimize=True)
@@ -265,21 +274,26 @@ _LEAST = 0.25
 _RENDERS = 200
 
 SAME = "same place"
+_IN_KITCHEN = replace(OURS, place="in the kitchen")
 SUN_WAYS = (
     BASE,
-    OURS,
-    *(replace(OURS, label=f"p_r {share:g}", share=share) for share in (0.0, 0.5, 1.0)),
-    replace(OURS, label="not led away (ω_r 1)", guidance=1.0),
-    replace(OURS, label="no mask", has_mask=False),
+    replace(BASE, label="base model, unguided", scale=1.0),
+    _IN_KITCHEN,
+    *(replace(_IN_KITCHEN, label=f"share {each:g}", share=each) for each in (0.0, 0.5, 1.0)),
+    *(replace(_IN_KITCHEN, label=f"guidance {each:g}", guidance=each) for each in (1.0, 5.0)),
+    *(replace(_IN_KITCHEN, label=f"weight {each:g}", weight=each) for each in (1.0, 10.0)),
+    replace(_IN_KITCHEN, label="3 photos", photos=3),
+    replace(_IN_KITCHEN, label="no mask", has_mask=False),
+    *(replace(OURS, label=place, place=place) for place in (SAME, WHITE)),
+    replace(OURS, label=f"{SAME}, no mask", place=SAME, has_mask=False),
 )
-SUN_PLACES = (SAME, "in the kitchen", WHITE)
 
 
 def count_suns(image: Image.Image, sun: Sun) -> int:
     """How many discs of a sun's colour a picture has, whole or in part."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     side, end = image.width, round(sun.lowest * image.width)
-    is_close = np.linalg.norm(pixels - np.float32(sun.colour), axis=-1) < _CLOSE
+    is_close = np.linalg.norm(pixels - np.array(sun.colour, dtype=np.float32), axis=-1) < _CLOSE
     least = _LEAST * np.pi * (sun.radius * side) ** 2
     parts = connected(is_close)
     # what reaches further down is a subject of that colour
@@ -306,7 +320,7 @@ def counted(laboratory: Laboratory, who: Individual, place: str, way: ReferenceW
     prompt = f"{PROMPT.format(who.identity.category)} {place}"
     there = replace(way, place=place if way.place == SAME else way.place)
     with drawn_after(base, who, there, {}):
-        drawn = draw(base, prompt, laboratory.seeds, SamplingSettings())
+        drawn = draw(base, prompt, laboratory.seeds, SamplingSettings(guidance=way.scale))
         return [count_suns(each.image, SUNS[place]) for each in drawn]
 
 
@@ -314,23 +328,20 @@ def measure_suns(laboratory: Laboratory, out: Path) -> dict[str, Any]:
     """Count suns by all ways; counts are kept in `out`."""
     kept = out / "suns.json"
     counts: dict[str, list[int]] = json.loads(kept.read_text()) if kept.exists() else {}
-    found: dict[str, Any] = {"counter": _counter(laboratory.base.backbone.size)}
-    for way in SUN_WAYS:
-        for background in SUN_PLACES if way.photos else ("",):
-            label = f"{way.label}, {background}" if background else way.label
-            own: list[list[int]] = []
-            for who in laboratory.subjects:
-                own.append([])
-                for place in SUNS:
-                    key = f"{label} {who.name} {place} {laboratory.seeds}"
-                    if key not in counts:
-                        there = replace(way, place=background)
-                        counts[key] = counted(laboratory, who, place, there)
-                        kept.write_text(json.dumps(counts))
-                    own[-1] += counts[key]
-            found[label] = _told(own)
-            print(label, found[label], flush=True)
-    return found
+    by_way: dict[str, list[list[int]]] = {way.label: [] for way in SUN_WAYS}
+    for who in laboratory.subjects:
+        for way in SUN_WAYS:
+            own: list[int] = []
+            for place in SUNS:
+                key = f"{way.label} {who.name} {place} {laboratory.seeds}"
+                if key not in counts:
+                    counts[key] = counted(laboratory, who, place, way)
+                    kept.write_text(json.dumps(counts))
+                own += counts[key]
+            by_way[way.label].append(own)
+            print(who.name, way.label, own, flush=True)
+    told = {label: _told(own) for label, own in by_way.items()}
+    return {"counter": _counter(laboratory.base.backbone.size), **told}
 
 
 def _told(counts: Sequence[Sequence[int]]) -> dict[str, Any]:

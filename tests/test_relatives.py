@@ -1,4 +1,4 @@
-"""The rules of DreamTuner's relatives in bench/relatives.py."""
+"""The rules of DreamTuner's relatives in bench/relatives.py, and the counting of suns."""
 
 import math
 import sys
@@ -16,8 +16,9 @@ from conceptry.generation.self_subject_attention import ReferencePass
 from conceptry.kernels.observation import FurtherKeys
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of
+from conceptry.models.miniature.world.scenes import render, sample_scene
 from conceptry.models.references import Reference
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw
 from program import ROOT
 from tiny_base import make_tiny_base
 from torch import Tensor
@@ -34,6 +35,7 @@ def importing_from(folder: Path) -> Iterator[None]:
 
 with importing_from(ROOT / "bench"):
     import relatives
+    from references import SUNS, count_suns
     from relatives import Community, Drawing, FreeCustom, MasaCtrl, drawn_by
 
 SETTINGS = SamplingSettings(steps=5, guidance=3.0)
@@ -199,3 +201,18 @@ def test_a_community_reference_with_the_pictures_own_states_changes_no_attention
         with relatives.ruled(exact, {layer: states}, relatives.beside):
             found = attention(states)
     assert float((found - plain).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("place", SUNS)
+def test_suns_are_counted(place: str) -> None:
+    sun = SUNS[place]
+    for seed in range(5):
+        scene = sample_scene(seed, "held-out", num_subjects=1, place=place, style="photo")
+        assert count_suns(render(scene, 128).image, sun) == 1
+    sky = Image.new("RGB", (128, 128), (150, 215, 245))
+    pen = ImageDraw.Draw(sky)
+    for number, x in enumerate((10, 50, 90)):
+        assert count_suns(sky, sun) == number
+        pen.ellipse((x, 4, x + 22, 26), sun.colour)
+    pen.rectangle((95, 20, 110, 100), sun.colour)  # a subject of that colour in front of one
+    assert count_suns(sky, sun) == 2
