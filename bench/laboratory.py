@@ -9,8 +9,8 @@ import random
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from conceptry.evaluation.encoder_names import encoder_names_for
 from conceptry.evaluation.encoders import load_encoders
-from conceptry.evaluation.evaluating import EvalSubject, Evaluator
+from conceptry.evaluation.evaluating import EvalSubject, Evaluator, masks_of
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.plan import BASE_MODEL, Plan
 from conceptry.evaluation.record import Evaluation, harmonic_mean
+from conceptry.evaluation.scoring import embed_references
 from conceptry.evaluation.suites import Suite, find_suite
 from conceptry.generation.photo_regions import grey_outside
 from conceptry.generation.pictures import contact_sheet
@@ -36,9 +37,10 @@ from conceptry.models.miniature.world.identities import (
     identity_seed,
     make_identity,
 )
-from conceptry.models.miniature.world.scenes import Rendered, render, sample_scene
+from conceptry.models.miniature.world.scenes import Rendered, Scene, render, sample_scene
 from conceptry.registry import Registry
 from conceptry.registry.errors import RegistryBusy
+from conceptry.registry.running import EVALUATIONS
 from conceptry.training import train_many
 from PIL import Image
 from torch import Tensor
@@ -73,10 +75,14 @@ class Recogniser:
 
 @dataclass(frozen=True, slots=True)
 class Individual:
-    """An identity with the photos it is taught from; `inside` is of renders cut out of grey."""
+    """An identity with the photos it is taught from; `inside` is of renders cut out of grey.
+
+    `scenes` are those of the photos.
+    """
 
     name: str
     identity: Identity
+    scenes: list[Scene]
     photos: list[Image.Image]
     whole: Recogniser
     inside: Recogniser
@@ -92,12 +98,13 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
             make_identity(identity_seed(rng, "held-out"), category) for _ in range(NUM_LOOKALIKES)
         ]
         albums = [_renders(other, rng, NUM_OTHERS) for other in others]
-        photos = [each.image for each in _renders(identity, rng, NUM_PHOTOS)]
+        scenes = _scenes(identity, rng, NUM_PHOTOS)
         own = _renders(identity, rng, NUM_OTHERS)
         yield Individual(
             f"{category}-{i}",
             identity,
-            photos,
+            scenes,
+            [render(scene).image for scene in scenes],
             whole=Recogniser(_whole(own), torch.stack([_mean(_whole(album)) for album in albums])),
             inside=Recogniser(
                 _inside(own), torch.stack([_mean(_inside(album)) for album in albums])
@@ -105,15 +112,17 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
         )
 
 
-def _renders(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
+def _scenes(identity: Identity, rng: random.Random, count: int) -> list[Scene]:
     return [
-        render(
-            sample_scene(
-                rng.randrange(1 << 40), "held-out", identity=identity, num_subjects=1, style="photo"
-            )
+        sample_scene(
+            rng.randrange(1 << 40), "held-out", identity=identity, num_subjects=1, style="photo"
         )
         for _ in range(count)
     ]
+
+
+def _renders(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
+    return [render(scene) for scene in _scenes(identity, rng, count)]
 
 
 def _whole(renders: Sequence[Rendered]) -> Tensor:
@@ -181,12 +190,18 @@ def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
 
 @dataclass(frozen=True, slots=True)
 class Laboratory:
-    """Who is taught, where, and by what base model."""
+    """Who is taught, where, and by what base model.
+
+    `drawing` is open while pictures are drawn, and they are kept in a folder of their own, `kept`,
+    if it is something that their names do not tell.
+    """
 
     registry: Registry
     base: LoadedBase
     subjects: Sequence[Individual]
     seeds: tuple[int, ...] = (0, 1, 2, 3)
+    drawing: AbstractContextManager[None] = field(default_factory=nullcontext)
+    kept: str = ""
 
     def enter(self, folder: Path) -> None:
         """Add the photos of those who are not in the registry."""
@@ -285,12 +300,21 @@ class Laboratory:
             )
             for i, who in enumerate(people)
         ]
-        return Evaluator(self.base, _encoders(), self.pictures, plan, subjects).run()
+        references = [
+            embed_references(_encoders(), each.category, each.photos, masks_of(self.base, each))
+            for each in subjects
+        ]
+        evaluator = Evaluator(
+            self.base, _encoders(), self.pictures, plan, subjects, references=references
+        )
+        with self.drawing:
+            return evaluator.run()
 
     @property
     def pictures(self) -> PictureCache:
         """All that was drawn."""
-        return PictureCache.of(self.registry)
+        names = [EVALUATIONS, self.kept] if self.kept else [EVALUATIONS]
+        return PictureCache(self.registry.location.cache, *names)
 
     def row(self, who: Individual, way: Way, shown: Sequence[int] = ()) -> Row:
         """Scores of one individual on the suite `miniature`, and pictures of some prompts."""
