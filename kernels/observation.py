@@ -11,9 +11,9 @@ Only relies on the attributes of diffusers' attention modules; imports nothing o
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,17 @@ class FurtherMaps:
     maps: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class _Recorder:
+    """Keeps the input states of layers."""
+
+    layers: set[str]
+    states: dict[str, Tensor] = field(default_factory=dict)
+
+
+_Item = TypeVar("_Item")
+
+
 @dataclass(slots=True)
 class _Request:
     """What the observed layers compute."""
@@ -126,10 +137,7 @@ class AttentionStack:
         return first if first and all(each is first for each in others) else cls(unet)
 
     def __init__(self, unet: "ModelMixin") -> None:
-        self._observers: list[_Observer] = []
-        self._recorders: list[tuple[set[str], dict[str, Tensor]]] = []
-        self._further: list[FurtherKeys] = []
-        self._further_maps: list[FurtherMaps] = []
+        self._forget_all()
         own = {
             name.removesuffix(".processor"): each.own if isinstance(each, _Processor) else each
             for name, each in unet.attn_processors.items()
@@ -140,14 +148,39 @@ class AttentionStack:
             {f"{name}.processor": _Processor(self, name, each) for name, each in own.items()}
         )
 
+    def _forget_all(self) -> None:
+        self._observers: list[_Observer] = []
+        self._recorders: list[_Recorder] = []
+        self._further: list[FurtherKeys] = []
+        self._further_maps: list[FurtherMaps] = []
+        self.in_use: set[str] = set()
+
     def __getstate__(self) -> dict[str, object]:
         """A copy has no observers."""
-        return {
-            **vars(self),
-            "_observers": [],
-            "_recorders": [],
-            "_further": [],
-            "_further_maps": [],
+        return {name: vars(self)[name] for name in ("layers", "_unknown")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """See `__getstate__`."""
+        vars(self).update(state)
+        self._forget_all()
+
+    @contextmanager
+    def _with(self, own: "list[_Item]", item: "_Item") -> Iterator[None]:
+        """Have something in one of the lists, inside the context."""
+        own.append(item)
+        self._note_layers()
+        try:
+            yield
+        finally:
+            own[:] = [each for each in own if each is not item]
+            self._note_layers()
+
+    def _note_layers(self) -> None:
+        """Note which layers cannot use their original processors alone."""
+        self.in_use = {
+            *(layer for each in self._observers for layer in each.layers),
+            *(layer for each in self._recorders for layer in each.layers),
+            *(layer for each in self._further for layer in each.states),
         }
 
     @contextmanager
@@ -164,21 +197,15 @@ class AttentionStack:
         """Observe attention layers inside the context; see the function `observe`."""
         request = _request(columns, want, per_head, reference, reduction)
         observer = _Observer(Observation(), self._fitting(layers), request)
-        self._observers.append(observer)
-        try:
+        with self._with(self._observers, observer):
             yield observer.seen
-        finally:
-            self._observers.remove(observer)
 
     @contextmanager
     def record(self, layers: str = SELF_ATTENTION) -> Iterator[dict[str, Tensor]]:
         """Record the input states (B, N, C) of layers, of the latest forward pass, by name."""
-        recorder = (self._fitting(layers), dict[str, Tensor]())
-        self._recorders.append(recorder)
-        try:
-            yield recorder[1]
-        finally:
-            self._recorders.remove(recorder)
+        recorder = _Recorder(self._fitting(layers))
+        with self._with(self._recorders, recorder):
+            yield recorder.states
 
     @contextmanager
     def attend_also(self, further: Sequence[FurtherKeys]) -> Iterator[None]:
@@ -186,24 +213,18 @@ class AttentionStack:
 
         Raises `ValueError` if a layer cannot.
         """
-        for each in further:
-            self._check(each.states)
-        before = self._further
-        self._further = [*before, *further]
-        try:
+        with ExitStack() as stack:
+            for each in further:
+                self._check(each.states)
+                stack.enter_context(self._with(self._further, each))
             yield
-        finally:
-            self._further = before
 
     @contextmanager
     def observe_further(self, queries: Callable[[int], Sequence[int]]) -> Iterator[FurtherMaps]:
         """Observe where some queries of layers with further keys look among these."""
         seen = FurtherMaps(queries)
-        self._further_maps.append(seen)
-        try:
+        with self._with(self._further_maps, seen):
             yield seen
-        finally:
-            self._further_maps.remove(seen)
 
     def _fitting(self, layers: str | Callable[[str], bool]) -> set[str]:
         fits = layers if callable(layers) else re.compile(layers).fullmatch
@@ -222,9 +243,9 @@ class AttentionStack:
 
     def keep_states(self, layer: str, states: Tensor) -> None:
         """Give a layer's input states to those who record it."""
-        for layers, kept in self._recorders:
-            if layer in layers:
-                kept[layer] = states
+        for each in self._recorders:
+            if layer in each.layers:
+                each.states[layer] = states
 
     def keep_further_maps(
         self, layer: str, query: Tensor, key: Tensor, extra: Sequence[Segment], scale: float
@@ -340,6 +361,23 @@ class _Processor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend."""
+        if self.name not in self.stack.in_use:
+            return self.own(
+                attn,
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+            )
+        return self._attended(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    @torch.compiler.disable(recursive=True)
+    def _attended(
+        self,
+        attn: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
         self.stack.keep_states(self.name, hidden_states)
         observer, further = self.stack.observer_of(self.name), self.stack.further_of(self.name)
         if observer is None and not further:
@@ -361,7 +399,6 @@ class _Processor:
         )
 
 
-@torch.compiler.disable(recursive=True)
 def _layer_output(
     stack: AttentionStack,
     name: str,

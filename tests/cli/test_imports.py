@@ -55,6 +55,8 @@ LINES = [
     ["train", "rex", "--set", "stage9.steps=1"],
     ["eval", "nobody"],
     ["eval", "rex", "--suite", "nobody"],
+    ["mask", "nobody"],
+    ["caption", "nobody"],
     ["suites"],
     ["methods"],
     ["presets"],
