@@ -333,10 +333,9 @@ def _checked(
         method, preset=options.preset, base=find_base(base).name, overrides=tuple(options.overrides)
     )
     every = options.eval_every or options.keep_every
-    (name, steps), *_ = [
-        *((stage.name, own.steps) for stage, own in reversed([*active_stages(method, settings)])),
-        (f"the preset {options.preset or base}", 0),
-    ]
+    name, steps = f"the preset {options.preset or base}", 0
+    for stage, own in active_stages(method, settings):
+        name, steps = stage.name, own.steps
     if every and not options.resume and every >= steps:
         option = "--eval-every" if options.eval_every else "--keep-every"
         raise usage(

@@ -126,10 +126,11 @@ def generate(
     wanted = _Wanted(with_maps, with_leaks, tuple(points))
     records = _records(registry, base, requests, folder, wanted, offline=offline)
     for chosen, group in groupby(records, key=lambda each: each.chosen):
-        together = [(record, record.load_references()) for record in group]
+        together = list(group)
+        references = _loaded_references(together)
         with inject_concepts(base, chosen) as concepts:
-            for record, references in together:
-                yield from record.draw(concepts, references, batch)
+            for record in together:
+                yield from record.draw(concepts, references[record.request.references], batch)
 
 
 def animate(
@@ -162,18 +163,23 @@ def animate(
     earlier: list[tuple[_Record, Picture]] = []
     for chosen, group in groupby(frames, key=lambda each: each.chosen):
         together = list(group)
-        loaded: dict[tuple[ReferenceRequest, ...], References] = {}
-        for frame in together:
-            if frame.request.references not in loaded:
-                loaded[frame.request.references] = frame.load_references()
+        references = _loaded_references(together)
         with inject_concepts(base, chosen) as concepts:
             for frame in together:
                 earlier = earlier if frame.number != 1 else []
                 after = frame.after(earlier, weights or FrameWeights())
                 drawing = replace(frame, frames=after)
-                (picture,) = drawing.draw(concepts, loaded[frame.request.references], 1)
+                (picture,) = drawing.draw(concepts, references[frame.request.references], 1)
                 earlier = [*earlier[:1], (frame, picture)]
                 yield picture
+
+
+def _loaded_references(
+    together: "Sequence[_Record]",
+) -> dict[tuple[ReferenceRequest, ...], References]:
+    """The references of requests for the same versions; those of many requests are loaded once."""
+    different = {record.request.references: record for record in together}
+    return {asked: record.load_references() for asked, record in different.items()}
 
 
 def _records(

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageChops
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..adapters.references import References
 from ..models.backbone import Backbone
 from ..models.loading import LoadedBase
+from ..models.pixels import share_of_mask
 from ..models.references import Reference
 from ..registry import Registry
 from ..registry.errors import InvalidInput
@@ -85,7 +82,7 @@ def make_reference(
     size = size or _fitting_size(photo.size, backbone)
     latents = backbone.encode_images([photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)])
     found = latents.mean[0].cpu()
-    inside = _share_inside(mask, (found.shape[-2], found.shape[-1]))
+    inside = share_of_mask(mask, (found.shape[-2], found.shape[-1]))
     if not inside.any():
         raise InvalidInput(
             "its mask is empty", hint="a mask is white on the subject: concept add --masks"
@@ -131,9 +128,3 @@ def _fitting_size(size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
     scale = backbone.size / (width * height) ** 0.5
     wide, high = (max(1, round(side * scale / unit)) * unit for side in size)
     return wide, high
-
-
-def _share_inside(mask: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The share of the subject (h, w) in each latent, 0 to 1."""
-    pixels = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
-    return F.interpolate(pixels[None, None], size=size, mode="area")[0, 0]

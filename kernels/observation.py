@@ -361,14 +361,22 @@ class _Processor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend."""
-        if self.name not in self.stack.in_use:
-            return self.own(
-                attn,
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-            )
-        return self._attended(attn, hidden_states, encoder_hidden_states, attention_mask)
+        process = self._attended if self.name in self.stack.in_use else self._plain
+        return process(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    def _plain(
+        self,
+        attn: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        return self.own(
+            attn,
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+        )
 
     @torch.compiler.disable(recursive=True)
     def _attended(
@@ -381,12 +389,7 @@ class _Processor:
         self.stack.keep_states(self.name, hidden_states)
         observer, further = self.stack.observer_of(self.name), self.stack.further_of(self.name)
         if observer is None and not further:
-            return self.own(
-                attn,
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-            )
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask)
         return _layer_output(
             self.stack,
             self.name,

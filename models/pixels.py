@@ -6,12 +6,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as float32 (B, 3, H, W) in -1..1."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def share_of_mask(mask: Image.Image, size: tuple[int, int]) -> Tensor:
+    """How much of each place of a grid (h, w) a mask covers, 0 to 1."""
+    pixels = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
+    return F.interpolate(pixels[None, None], size=size, mode="area")[0, 0]
 
 
 def on_white(image: Image.Image, inside: Image.Image) -> Image.Image:

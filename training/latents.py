@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..methods.settings import Augmentation
 from ..models.backbone import Backbone
+from ..models.pixels import share_of_mask
 
 _OVERSAMPLING = 2
 """Photos are this many times as large as their crops: at most while they are rotated, at least when
@@ -59,8 +59,8 @@ def loss_weights(masks: Sequence[Image.Image], factor: int, background: float) -
 
 
 def _loss_weights(mask: Image.Image, factor: int, background: float) -> Tensor:
-    inside = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
-    weights = background + (1 - background) * F.avg_pool2d(inside[None, None], factor)
+    inside = share_of_mask(mask, (mask.height // factor, mask.width // factor))[None, None]
+    weights = background + (1 - background) * inside
     mean = weights.mean()
     return weights / mean if mean > 0 else weights
 

@@ -390,3 +390,23 @@ def test_sheets_show_where_points_look(rex: Registry, base: LoadedBase, tmp_path
     assert found[1].maps is not None
     with Image.open(again.maps) as sheet, Image.open(found[1].maps) as before:
         assert sheet.tobytes() == before.tobytes()
+
+
+def test_a_photo_is_loaded_once_for_many_prompts(
+    rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    plain = Registry.read_photo
+
+    def counted_read(self: Registry, image: Any, **options: Any) -> Image.Image:
+        read.append(image.sha256)
+        return plain(self, image, **options)
+
+    monkeypatch.setattr(Registry, "read_photo", counted_read)
+    after = (ReferenceRequest("rex"),)
+    requests = [
+        Request(prompt=prompt, seeds=(1,), settings=SETTINGS, references=after)
+        for prompt in ("a dog", "a cat", "a red dog")
+    ]
+    assert len(list(generate(rex, base, requests, tmp_path))) == 3
+    assert read == [rex.show("rex").images[0].sha256]
