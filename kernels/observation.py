@@ -117,6 +117,18 @@ class _Request:
         return known
 
 
+@dataclass(slots=True, eq=False)
+class _Layer:
+    """An attention layer: whether anything but its original processor is needed now.
+
+    A compiled U-Net is specialised by what its Python reads: by this flag, not by layers' names.
+    """
+
+    name: str
+    unknown_part: str | None
+    in_use: bool = False
+
+
 Segment = tuple[Tensor, Tensor, Tensor]
 """Keys and values (B, H, M, D), and the bias (B, M) of the keys."""
 Processor = Callable[..., Tensor]
@@ -137,27 +149,29 @@ class AttentionStack:
         return first if first and all(each is first for each in others) else cls(unet)
 
     def __init__(self, unet: "ModelMixin") -> None:
-        self._forget_all()
         own = {
             name.removesuffix(".processor"): each.own if isinstance(each, _Processor) else each
             for name, each in unet.attn_processors.items()
         }
-        self.layers = list(own)
-        self._unknown = {name: _unknown_part(unet.get_submodule(name)) for name in own}
+        self.layers = {name: _Layer(name, _unknown_part(unet.get_submodule(name))) for name in own}
         unet.set_attn_processor(
-            {f"{name}.processor": _Processor(self, name, each) for name, each in own.items()}
+            {
+                f"{name}.processor": _Processor(self, self.layers[name], each)
+                for name, each in own.items()
+            }
         )
+        self._forget_all()
 
     def _forget_all(self) -> None:
         self._observers: list[_Observer] = []
         self._recorders: list[_Recorder] = []
         self._further: list[FurtherKeys] = []
         self._further_maps: list[FurtherMaps] = []
-        self.in_use: set[str] = set()
+        self._note_layers()
 
     def __getstate__(self) -> dict[str, object]:
         """A copy has no observers."""
-        return {name: vars(self)[name] for name in ("layers", "_unknown")}
+        return {"layers": self.layers}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """See `__getstate__`."""
@@ -177,11 +191,13 @@ class AttentionStack:
 
     def _note_layers(self) -> None:
         """Note which layers cannot use their original processors alone."""
-        self.in_use = {
+        used = {
             *(layer for each in self._observers for layer in each.layers),
             *(layer for each in self._recorders for layer in each.layers),
             *(layer for each in self._further for layer in each.states),
         }
+        for name, layer in self.layers.items():
+            layer.in_use = name in used
 
     @contextmanager
     def observe(
@@ -230,15 +246,14 @@ class AttentionStack:
         fits = layers if callable(layers) else re.compile(layers).fullmatch
         found = {name for name in self.layers if fits(name)}
         if not found:
-            raise ValueError(
-                f"no attention layer fits {layers!r}: there are {', '.join(self.layers[:4])}, …"
-            )
+            some = ", ".join(list(self.layers)[:4])
+            raise ValueError(f"no attention layer fits {layers!r}: there are {some}, …")
         self._check(found)
         return found
 
     def _check(self, layers: Iterable[str]) -> None:
         for name in layers:
-            if part := self._unknown[name]:
+            if part := self.layers[name].unknown_part:
                 raise ValueError(f"the layer {name} has {part}, which cannot be watched")
 
     def keep_states(self, layer: str, states: Tensor) -> None:
@@ -348,9 +363,9 @@ def _unknown_part(layer: nn.Module) -> str | None:
 class _Processor:
     """Delegates to the layer's original processor, unless it is observed or has further keys."""
 
-    def __init__(self, stack: AttentionStack, name: str, own: Processor) -> None:
+    def __init__(self, stack: AttentionStack, layer: _Layer, own: Processor) -> None:
         self.stack = stack
-        self.name = name
+        self.layer = layer
         self.own = own
 
     def __call__(
@@ -361,7 +376,7 @@ class _Processor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend."""
-        process = self._attended if self.name in self.stack.in_use else self._plain
+        process = self._attended if self.layer.in_use else self._plain
         return process(attn, hidden_states, encoder_hidden_states, attention_mask)
 
     def _plain(
@@ -386,13 +401,14 @@ class _Processor:
         encoder_hidden_states: Tensor | None,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        self.stack.keep_states(self.name, hidden_states)
-        observer, further = self.stack.observer_of(self.name), self.stack.further_of(self.name)
+        name = self.layer.name
+        self.stack.keep_states(name, hidden_states)
+        observer, further = self.stack.observer_of(name), self.stack.further_of(name)
         if observer is None and not further:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask)
         return _layer_output(
             self.stack,
-            self.name,
+            name,
             observer or _UNOBSERVED,
             further,
             attn,
