@@ -23,12 +23,16 @@ from ..registry.tensors import ADAPTER_FORMAT
 from ..registry.validation import problem
 from .limits import MAX_STAGES, MAX_TOKENS
 from .references import ReferenceMetadata, tensor_names
+from .subject_encoding import TOKENS as SUBJECT_TOKENS
+from .subject_encoding import SubjectMetadata
 from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
 
 _MAX_METADATA = 1 << 17
 _MAX_LATENTS = 1 << 18
 """Positions of a reference: 4096 x 4096 pixels."""
+_MAX_SUBJECT_VALUES = 1 << 26
+"""Of a subject's tokens: 64 references of 1024 patches are fewer."""
 _DTYPES = ("F32", "F16", "BF16")
 _VECTORS = re.compile(r"(token|staged)\.([01])")
 _CHANGES = ("delta", "up", "down")
@@ -64,12 +68,14 @@ class AdapterMetadata:
     stage_order: Annotated[str, AfterValidator(_known_order)] = ""
     """The order of a timestep token's stages; empty for other tokens."""
     references: Annotated[tuple[ReferenceMetadata, ...], Field(max_length=MAX_REFERENCES)] = ()
+    subject: SubjectMetadata | None = None
 
     def to_json(self) -> str:
         """As the file has it; a version without references says nothing of them."""
         fields = asdict(self)
-        if not self.references:
-            del fields["references"]
+        for name in ("references", "subject"):
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields)
 
 
@@ -107,6 +113,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
             shapes = {name: part.get_shape() for name, part in parts.items()}
             _check_vectors(shapes, metadata)
             _check_references(shapes, metadata)
+            _check_subject(shapes.get(SUBJECT_TOKENS), metadata)
             state = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, InvalidWeights) as error:
         raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
@@ -146,7 +153,7 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
         kind, _, parameter = name.partition(".")
         if kind in changes:
             changes[kind].add(parameter)
-        elif name not in vectors and name not in references:
+        elif name not in vectors and name not in references and name != SUBJECT_TOKENS:
             raise InvalidWeights(f"it has a tensor {name[:80]!r}")
     if not references <= set(names):
         raise InvalidWeights("its references are not whole")
@@ -172,3 +179,14 @@ def _check_references(shapes: Mapping[str, list[int]], metadata: AdapterMetadata
         latents, mask = (shapes[name] for name in tensor_names(i))
         if len(latents) != 3 or latents[1:] != mask or not 0 < mask[0] * mask[-1] <= _MAX_LATENTS:
             raise InvalidWeights(f"a reference has the shape {latents}, its mask {mask}")
+
+
+def _check_subject(shape: list[int] | None, metadata: AdapterMetadata) -> None:
+    """Raise `InvalidWeights` unless there are tokens (1, n, d) where the metadata say so."""
+    if (shape is None) != (metadata.subject is None) or (shape and not metadata.references):
+        raise InvalidWeights("its subject's tokens are not whole")
+    if shape is None:
+        return
+    is_row = len(shape) == 3 and shape[0] == 1
+    if not is_row or not 0 < shape[1] * shape[2] <= _MAX_SUBJECT_VALUES:
+        raise InvalidWeights(f"its subject's tokens have the shape {shape}")

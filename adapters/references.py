@@ -1,4 +1,7 @@
-"""References as an adapter: what DreamTuner draws after without any training."""
+"""References as an adapter: what DreamTuner draws after without any training.
+
+A subject encoder may see them too.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +15,7 @@ from ..models.backbone import Backbone
 from ..models.references import MAX_GUIDANCE, MAX_WEIGHT, Reference
 from ..registry.errors import InvalidWeights
 from ..registry.hashes import sha256_of
+from .subject_encoding import SubjectEncoding
 
 _PARTS = ("latents", "mask")
 
@@ -27,10 +31,16 @@ class ReferenceMetadata:
 
 
 class References:
-    """References that a base model draws after while they are injected."""
+    """References that a base model draws after while they are injected.
 
-    def __init__(self, references: Sequence[Reference]) -> None:
+    `encoding`, if there is one, are a subject encoder's tokens of them, injected with them.
+    """
+
+    def __init__(
+        self, references: Sequence[Reference], encoding: SubjectEncoding | None = None
+    ) -> None:
         self.references = list(references)
+        self.encoding = encoding
         self._before: list[Reference] | None = None
 
     @classmethod
@@ -39,6 +49,7 @@ class References:
         state: Mapping[str, Tensor],
         described: Sequence[ReferenceMetadata],
         strength: float = 1.0,
+        encoding: SubjectEncoding | None = None,
     ) -> "References":
         """The inverse of `state` and `describe`; `strength` multiplies the weights."""
         return cls(
@@ -51,12 +62,13 @@ class References:
                     guidance=each.guidance,
                 )
                 for i, each in enumerate(described)
-            ]
+            ],
+            encoding,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """`reference.N.latents` (C, h, w) and `reference.N.mask` (h, w), from 0 on."""
-        state: dict[str, Tensor] = {}
+        """`reference.N.latents` (C, h, w), `reference.N.mask` (h, w), from 0 on, and tokens."""
+        state = self.encoding.state() if self.encoding else dict[str, Tensor]()
         for i, each in enumerate(self.references):
             state |= zip(tensor_names(i), (each.latents, each.mask), strict=True)
         return state
@@ -79,21 +91,32 @@ class References:
             [
                 replace(each, prompt=each.prompt.replace(placeholder, words))
                 for each in self.references
-            ]
+            ],
+            self.encoding,
         )
 
     def unmasked(self) -> "References":
         """The same with all of their pictures as the subject."""
         return References(
-            [replace(each, mask=torch.ones_like(each.mask)) for each in self.references]
+            [replace(each, mask=torch.ones_like(each.mask)) for each in self.references],
+            self.encoding,
         )
+
+    def without_encoding(self) -> "References":
+        """The same without a subject encoder's tokens."""
+        return References(self.references)
 
     def fingerprint(self) -> str:
         """A hash of all that decides what is drawn after them; empty without references."""
         if not self.references:
             return ""
         described = "".join(str(each) for each in self.describe())
-        tensors = b"".join(each.numpy().tobytes() for each in self.state().values())
+        if self.encoding:
+            described += str(self.encoding.describe())
+        tensors = b"".join(
+            each.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+            for each in self.state().values()
+        )
         return sha256_of(described.encode() + tensors)
 
     def check(self, backbone: Backbone) -> None:
@@ -104,11 +127,15 @@ class References:
                     f"its references have {each.latents.shape[0]} channels, the base model's "
                     f"latents {backbone.latent_channels}"
                 )
+        if self.encoding:
+            self.encoding.check(backbone)
 
     def inject(self, backbone: Backbone) -> None:
         """Draw after them, beside others. Raises `RuntimeError` if they are injected already."""
         if self._before is not None:
             raise RuntimeError("these references are injected already")
+        if self.encoding:
+            self.encoding.inject(backbone)
         self._before = backbone.references
         backbone.references = [*self._before, *self.references]
 
@@ -117,6 +144,8 @@ class References:
         if self._before is not None:
             backbone.references = self._before
             self._before = None
+            if self.encoding:
+                self.encoding.eject(backbone)
 
 
 def tensor_names(number: int) -> tuple[str, str]:

@@ -45,8 +45,7 @@ from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.scenes import Scene, render, sample_scene
 from conceptry.models.pixels import on_white
 from conceptry.models.references import GUIDANCE, PROMPT, SHARE, WEIGHT
-from conceptry.models.subject_encoder import SubjectEncoder
-from conceptry.models.subject_encoder_file import load_subject_encoder
+from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
 from conceptry.registry.errors import ConceptryError
 from conceptry.registry.hashes import sha256_of_json
 from environment import describe as describe_machine
@@ -131,7 +130,7 @@ ABLATION = (
     *("no mask", WITH_ENCODER[3].label),
 )
 """The paper's figure 8: β from 0 on, ω from 0 on, no mask, no ControlNet in pre-training."""
-Encoders = dict[str, SubjectEncoder]
+Encoders = dict[str, LoadedSubjectEncoder]
 
 
 def photo_of(scene: Scene, size: int, place: str) -> tuple[Image.Image, Image.Image]:
@@ -185,7 +184,7 @@ def load_encoders(base: LoadedBase, sources: dict[str, str | None]) -> Encoders:
     found: Encoders = {}
     for name, source in sources.items():
         try:
-            found[name] = load_subject_encoder(base, source, offline=True).encoder
+            found[name] = load_subject_encoder(base, source)
         except ConceptryError as error:
             if source is not None:
                 raise

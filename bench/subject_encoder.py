@@ -41,7 +41,7 @@ from conceptry.models.miniature.world.identities import (
 from conceptry.models.miniature.world.scenes import render, sample_scene
 from conceptry.models.pixels import on_white
 from conceptry.models.subject_encoder import SubjectEncoder
-from conceptry.models.subject_encoder_file import load_subject_encoder
+from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
 from conceptry.models.vision import load_vision
 from environment import describe
 from laboratory import embed, interval
@@ -87,7 +87,7 @@ def references_of(identity: Identity, size: int) -> list[Reference]:
 
 
 def measured(
-    base: LoadedBase, encoder: SubjectEncoder, who: Identity, seeds: Sequence[int], steps: int
+    base: LoadedBase, encoder: LoadedSubjectEncoder, who: Identity, seeds: Sequence[int], steps: int
 ) -> dict[float, dict[str, float]]:
     """Means of one individual over prompts, seeds and both sides, by strength."""
     references = references_of(who, base.backbone.size)
@@ -180,7 +180,7 @@ def summary(rows: Sequence[dict[float, dict[str, float]]]) -> dict[str, Any]:
     return told
 
 
-def untrained(base: LoadedBase) -> SubjectEncoder:
+def untrained(base: LoadedBase) -> LoadedSubjectEncoder:
     """An encoder whose sublayers put out noise: its numbers mean nothing."""
     torch.manual_seed(0)
     denoiser = base.backbone.denoiser
@@ -188,20 +188,19 @@ def untrained(base: LoadedBase) -> SubjectEncoder:
     for name, parameter in encoder.attention.named_parameters():
         if "to_out" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    return encoder.requires_grad_(False)
+    return LoadedSubjectEncoder(encoder.requires_grad_(False), "0" * 64)
 
 
-def encoders(base: LoadedBase, options: argparse.Namespace) -> Iterator[tuple[str, SubjectEncoder]]:
+def encoders(
+    base: LoadedBase, options: argparse.Namespace
+) -> Iterator[tuple[str, LoadedSubjectEncoder]]:
     """Each to be measured, by its label."""
     if options.untrained:
         yield "untrained", untrained(base)
         return
     for named in options.encoder or [""]:
         label, _, source = named.partition("=")
-        yield (
-            label or "shipped",
-            load_subject_encoder(base, (source or label) or None, offline=True).encoder,
-        )
+        yield label or "shipped", load_subject_encoder(base, (source or label) or None)
 
 
 def main() -> None:

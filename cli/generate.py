@@ -156,6 +156,15 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    encoder_strength: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            min=0,
+            max=10,
+            help="How strongly the base model's subject encoder, if it has one, sees references.",
+        ),
+    ] = 0.0,
     control: control_options.ControlOption = None,
     control_scale: control_options.ScaleOption = 1.0,
     animate: frame_options.AnimateOption = False,
@@ -194,7 +203,7 @@ def generate(
     from ..generation.prompt_files import PromptDefaults, parse_size
     from ..generation.prompt_syntax import resolve_prompt
     from ..generation.reference_syntax import parse_reference, resolve_references
-    from ..generation.request import SamplingSettings
+    from ..generation.request import SamplingSettings, check_encoder
     from ..models.bases import find_base
     from ..models.references import WEIGHT
 
@@ -207,6 +216,7 @@ def generate(
         separate=separate,
         reference_share=reference_share,
         reference_guidance=reference_guidance,
+        encoder_strength=encoder_strength,
     )
     weight = PHOTO_WEIGHT if animate else WEIGHT
     references = tuple(parse_reference(each, default=weight) for each in reference or ())
@@ -233,6 +243,7 @@ def generate(
         for request in requests:
             resolve_prompt(registry, request.prompt)
             resolve_references(registry, request.references)
+            check_encoder(request)
         _warn_of_other_syntax(session, registry, requests, strict)
         session.output.note(f"loading {base}")
         with quick_imports():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters.adapter import injected
 from ..adapters.references import References
+from ..adapters.subject_encoding import SubjectEncoding
 from ..kernels.observation import CROSS_ATTENTION
 from ..models.conditioning import Control
 from ..models.loading import LoadedBase
@@ -50,7 +51,7 @@ from .regions import (
     region,
     subject_columns,
 )
-from .request import Request
+from .request import Request, check_encoder
 from .sampler import DrawnPicture, draw
 from .separation import separating
 
@@ -130,7 +131,7 @@ def generate(
         references = _loaded_references(together)
         with inject_concepts(base, chosen) as concepts:
             for record in together:
-                yield from record.draw(concepts, references[record.request.references], batch)
+                yield from record.draw(concepts, references[record.asked], batch)
 
 
 def animate(
@@ -169,16 +170,18 @@ def animate(
                 earlier = earlier if frame.number != 1 else []
                 after = frame.after(earlier, weights or FrameWeights())
                 drawing = replace(frame, frames=after)
-                (picture,) = drawing.draw(concepts, references[frame.request.references], 1)
+                (picture,) = drawing.draw(concepts, references[frame.asked], 1)
                 earlier = [*earlier[:1], (frame, picture)]
                 yield picture
 
 
-def _loaded_references(
-    together: "Sequence[_Record]",
-) -> dict[tuple[ReferenceRequest, ...], References]:
+_Asked = tuple[tuple[ReferenceRequest, ...], float]
+"""The references of a request, and β."""
+
+
+def _loaded_references(together: "Sequence[_Record]") -> dict[_Asked, References]:
     """The references of requests for the same versions; those of many requests are loaded once."""
-    different = {record.request.references: record for record in together}
+    different = {record.asked: record for record in together}
     return {asked: record.load_references() for asked, record in different.items()}
 
 
@@ -195,6 +198,7 @@ def _records(
     registry.check_outside(folder)
     for request in requests:
         check_negative(request.settings.negative)
+        check_encoder(request)
     resolved = [
         (
             request,
@@ -289,10 +293,18 @@ class _Record:
     number: int | None = None
     frames: Sequence[ChosenFrame] = ()
 
+    @property
+    def asked(self) -> _Asked:
+        """What references are asked for."""
+        return self.request.references, self.request.settings.encoder_strength
+
     def load_references(self) -> References:
         """The references, before concepts are injected."""
         mentions = {each.concept.id: each.mention.text for each in self.chosen}
-        return load_references(self.registry, self.base, self.references, mentions)
+        strength = self.request.settings.encoder_strength
+        return load_references(
+            self.registry, self.base, self.references, mentions, encoder_strength=strength
+        )
 
     def after(
         self, earlier: Sequence[tuple["_Record", Picture]], weights: FrameWeights
@@ -336,7 +348,7 @@ class _Record:
         with injected(self.base.backbone, [references]), following(control, concepts) as added:
             for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added):
                 if kept is None or seen.drawn.seed in kept:
-                    yield self._keep(seen, control)
+                    yield self._keep(seen, control, references.encoding)
 
     def _with_frames(
         self, concepts: Sequence[InjectedConcept], references: References
@@ -346,9 +358,11 @@ class _Record:
         categories = list(dict.fromkeys(subjects))
         size = self.request.settings.size
         frames = [frame_reference(self.base, each, categories, size) for each in self.frames]
-        return References([*references.references, *frames])
+        return References([*references.references, *frames], references.encoding)
 
-    def _keep(self, seen: _Observed, control: PreparedControl | None) -> Picture:
+    def _keep(
+        self, seen: _Observed, control: PreparedControl | None, encoding: SubjectEncoding | None
+    ) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
             "prompt": self.request.prompt,
@@ -359,6 +373,7 @@ class _Record:
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
             | ({"leaks": True} if seen.leaks else {})
             | ({"references": self._described()} if self.references else {})
+            | ({"subject_encoder": encoding.encoder_sha256} if encoding else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
             | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
@@ -533,6 +548,12 @@ def reproduce(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
     references = record.load_references()
+    encoding = references.encoding
+    if encoding and encoding.encoder_sha256 != made.subject_encoder:
+        raise InvalidInput(
+            f"{path} was drawn with another subject encoder than {base.base.name} has now",
+            hint="name that one in bases.yaml, as subject_encoder",
+        )
     with inject_concepts(base, chosen) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
     with Image.open(path) as before:

@@ -11,10 +11,13 @@ from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
 from ..adapters.prompt_encoding import phrase_of
 from ..adapters.references import References
+from ..adapters.subject_encoding import SubjectEncoding
 from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
 from ..adapters.weight_delta import WeightDelta
 from ..models.loading import LoadedBase
+from ..models.subject_encoder import SubjectAttention
+from ..models.subject_encoder_file import load_subject_attention
 from ..registry.errors import (
     InvalidInput,
     InvalidWeights,
@@ -50,10 +53,12 @@ def inject_concepts(
 ) -> Iterator[list[InjectedConcept]]:
     """Inject the versions that a prompt names; see `expand_prompt`.
 
-    Weight changes are added, each times its strength, as are the weights of references. Before
-    anything is changed, raises `InvalidInput` for a version of another base model, and
+    Weight changes are added, each times its strength, as are the weights of references and the
+    strengths of their subject encoder. Before anything is changed, raises `InvalidInput` for a
+    version of another base model or subject encoder, `NotFound` if that is not there, and
     `InvalidWeights` for a broken adapter.
     """
+    attentions: dict[str, SubjectAttention] = {}
     embeddings: list[TokenEmbedding | TimestepTokens] = []
     changes: list[Adapter] = []
     concepts: list[InjectedConcept] = []
@@ -65,10 +70,20 @@ def inject_concepts(
             embedding = _embedding(tokens, metadata, state) if tokens else None
             if embedding is not None:
                 embedding.check(base.backbone)
-            references = References.from_state(state, metadata.references, each.mention.strength)
-            references.check(base.backbone)
             change = WeightDelta.from_state(state, each.mention.strength)
             change.check(base.backbone)
+            encoding = None
+            if subject := metadata.subject:
+                sha256 = subject.encoder_sha256
+                if sha256 not in attentions:
+                    attentions[sha256] = load_subject_attention(base, sha256)
+                encoding = SubjectEncoding.from_state(
+                    attentions[sha256], state, subject, each.mention.strength
+                )
+            references = References.from_state(
+                state, metadata.references, each.mention.strength, encoding
+            )
+            references.check(base.backbone)
         if embedding is not None:
             if each.mention.strength != 1:
                 embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)

@@ -147,6 +147,8 @@ class Provenance:
     """Those of the picture whose heat-maps in references were asked for."""
     control: UsedControl | None = None
     frames: tuple[DrawnFrame, ...] = ()
+    subject_encoder: str | None = None
+    """The hash of its file."""
 
     @property
     def work(self) -> str:
@@ -209,6 +211,8 @@ class _SettingsPart(_Part):
     separate: bool = False
     reference_share: float | None = None
     reference_guidance: float | None = None
+    encoder_strength: float = 0.0
+    subject_encoder: _Sha256 | None = None
     references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)
     maps: bool = False
@@ -261,6 +265,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     control = drawn.pop("control")
     frames = tuple(DrawnFrame(**each) for each in drawn.pop("frames"))
+    subject_encoder = drawn.pop("subject_encoder")
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(
@@ -277,4 +282,5 @@ def _provenance(metadata: _Metadata) -> Provenance:
         points=points,
         control=UsedControl(**control) if control else None,
         frames=frames,
+        subject_encoder=subject_encoder,
     )

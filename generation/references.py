@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageChops
 
 from ..adapters.references import References
+from ..adapters.subject_encoding import SubjectEncoding
 from ..models.backbone import Backbone
 from ..models.loading import LoadedBase
-from ..models.pixels import share_of_mask
+from ..models.pixels import on_white, share_of_mask
 from ..models.references import Reference
+from ..models.subject_encoder_file import load_subject_encoder
 from ..registry import Registry
 from ..registry.errors import InvalidInput
 from .frames import ChosenFrame
@@ -26,14 +28,33 @@ def load_references(
     base: LoadedBase,
     chosen: Sequence[ChosenReference],
     names: Mapping[int, str],
+    *,
+    encoder_strength: float = 0.0,
 ) -> References:
     """The references of chosen photos, as an adapter; injected concepts must not be there yet.
 
     `names`, by id, are what stands for concepts in their prompts; for others it is the category.
+    With a strength (β) the base model's subject encoder sees the photos without their background.
+
     Raises `InvalidInput` for an empty mask, a photo that is too narrow and a caption that is too
-    long.
+    long, and what `load_subject_encoder` raises.
     """
-    return References([_loaded(registry, base, each, names) for each in chosen])
+    encoding = None
+    if encoder_strength and chosen:
+        loaded = load_subject_encoder(base)
+        cut = [on_white(*_photo_and_mask(registry, base, each)) for each in chosen]
+        encoding = SubjectEncoding.of(loaded, cut, encoder_strength)
+    return References([_loaded(registry, base, each, names) for each in chosen], encoding)
+
+
+def _photo_and_mask(
+    registry: Registry, base: LoadedBase, chosen: ChosenReference
+) -> tuple[Image.Image, Image.Image]:
+    photo = registry.read_photo(chosen.image, at_least=2 * base.backbone.size)
+    mask = registry.read_mask(chosen.image)
+    if mask is None:
+        (mask,) = regions_of_photos(base, [photo], chosen.concept.category)
+    return photo, mask
 
 
 def _loaded(
@@ -43,10 +64,7 @@ def _loaded(
     prompt = chosen.prompt.replace("{}", names.get(concept.id, concept.category))
     try:
         check_length(base.backbone, prompt)
-        photo = registry.read_photo(image, at_least=2 * base.backbone.size)
-        mask = registry.read_mask(image)
-        if mask is None:
-            (mask,) = regions_of_photos(base, [photo], concept.category)
+        photo, mask = _photo_and_mask(registry, base, chosen)
         return make_reference(
             base,
             photo,

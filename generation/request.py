@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from ..models.references import MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
@@ -46,7 +47,8 @@ class SamplingSettings:
     `separate` keeps the attention of a prompt's concepts apart. `reference_share` and
     `reference_guidance` are p_r and ω_r of interleaved guidance (DreamTuner, eq. 4-6), for pictures
     with references: the share of steps that references guide instead of the prompt, and how
-    strongly; the references' own by default. Raises `InvalidInput`.
+    strongly; the references' own by default. `encoder_strength` is β of the base model's subject
+    encoder, which then sees the photos that references name. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -57,6 +59,7 @@ class SamplingSettings:
     separate: bool = False
     reference_share: Annotated[float, Field(ge=0, le=1)] | None = None
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
+    encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
 
     def to_mapping(self) -> dict[str, object]:
         """The settings as pictures and the registry keep them.
@@ -64,11 +67,16 @@ class SamplingSettings:
         What came later is left out when off: pictures from before it keep the same settings.
         """
         settings = asdict(self)
-        is_off = {"separate": False, "reference_share": None, "reference_guidance": None}
+        is_off = {
+            "separate": False,
+            "reference_share": None,
+            "reference_guidance": None,
+            "encoder_strength": 0,
+        }
         return {
             name: value
             for name, value in settings.items()
-            if name not in is_off or value is not is_off[name]
+            if name not in is_off or value != is_off[name]
         }
 
     def __post_init__(self) -> None:
@@ -92,3 +100,12 @@ class Request:
         for seed in (min(self.seeds), max(self.seeds)):
             if not 0 <= seed <= MAX_SEED:
                 raise InvalidInput(f"the seed {seed} does not fit into 63 bits", hint="--seed 0")
+
+
+def check_encoder(request: Request) -> None:
+    """Raise `InvalidInput` if a subject encoder is asked for, but no photo for it to see."""
+    if request.settings.encoder_strength and not request.references:
+        raise InvalidInput(
+            "a subject encoder sees the photos of references: none is named",
+            hint="--reference NAME, or without --encoder-strength",
+        )

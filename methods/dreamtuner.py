@@ -3,7 +3,7 @@
 Certain, by the paper: a photo on white and a regular image in each step, 32 regular images drawn
 after the photo without its mask, rates, steps, and what is trained: U-Net, text encoder and token.
 Ours: the loss weights of 1, the wording of prompts, and that pictures attend to no reference in
-training, as a photo would be its own. The subject encoder's ResBlocks are not trained.
+training, as a photo would be its own. The subject encoder is for base models that have one.
 """
 
 from dataclasses import dataclass, field

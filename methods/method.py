@@ -171,7 +171,7 @@ def resolve_settings(
         if stage.learns == "embedding" and own.has_several_rates:
             raise InvalidInput(
                 f"{stage.name} trains tokens alone, at {stage.name}.learning_rate",
-                hint=f"--set {stage.name}.embedding_rate=0, and text_encoder_rate=0",
+                hint=f"--set {stage.name}.embedding_rate=0, and those of encoders",
             )
     return settings
 

@@ -10,6 +10,7 @@ from ..models.references import (
     GUIDANCE,
     MAX_GUIDANCE,
     MAX_REFERENCES,
+    MAX_STRENGTH,
     MAX_WEIGHT,
     SHARE,
     WEIGHT,
@@ -118,6 +119,8 @@ class StageSettings(Settings):
     """Learning rate of the tokens, in a stage that trains the denoiser; 0 leaves them alone."""
     text_encoder_rate: float = setting(0.0, low=0, high=10)
     """The same of the text encoders' layers."""
+    subject_encoder_rate: float = setting(0.0, low=0, high=10)
+    """The same of the subject encoder's ResBlocks, with `reference.encoder_strength`."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
     """λ_μ of the cross-attention map regularisation (AttnDreamBooth)."""
     variance_weight: float = setting(0.0, low=0, high=1e6)
@@ -125,8 +128,8 @@ class StageSettings(Settings):
 
     @property
     def has_several_rates(self) -> bool:
-        """Whether tokens or text encoders are trained beside the denoiser."""
-        return bool(self.embedding_rate or self.text_encoder_rate)
+        """Whether tokens or encoders are trained beside the denoiser."""
+        return bool(self.embedding_rate or self.text_encoder_rate or self.subject_encoder_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +230,8 @@ class ReferenceSettings(Settings):
     """p_r, the share of steps that they guide."""
     guidance: float = setting(GUIDANCE, low=0, high=MAX_GUIDANCE)
     """ω_r, how strongly."""
+    encoder_strength: float = setting(0.0, low=0, high=MAX_STRENGTH)
+    """β of the base model's subject encoder, also in trainings of the denoiser; 0 needs none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,13 +312,29 @@ class TrainingSettings(Settings):
                 "expected a range of timesteps",
                 hint="--set noise.lowest=0 --set noise.highest=1",
             )
-        if self.prior.after_references and self.prior.weight and not self.reference.photos:
-            raise InvalidInput(
-                "prior.after_references needs references",
-                hint="--set reference.photos=1, or prior.after_references=false",
-            )
+        self._check_references(stages)
         self._check_schedule(stages)
         self._check_optimizer(stages)
+
+    def _check_references(self, stages: Mapping[str, StageSettings]) -> None:
+        if not self.reference.photos:
+            if self.prior.after_references and self.prior.weight:
+                raise InvalidInput(
+                    "prior.after_references needs references",
+                    hint="--set reference.photos=1, or prior.after_references=false",
+                )
+            if self.reference.encoder_strength:
+                raise InvalidInput(
+                    "reference.encoder_strength needs references",
+                    hint="--set reference.photos=1, or reference.encoder_strength=0",
+                )
+        learning = [name for name, each in stages.items() if each.subject_encoder_rate]
+        if learning and not self.reference.encoder_strength:
+            rate = f"{learning[0]}.subject_encoder_rate"
+            raise InvalidInput(
+                f"{rate} needs reference.encoder_strength",
+                hint=f"--set reference.encoder_strength=0.2, or {rate}=0",
+            )
 
     def _check_schedule(self, stages: Mapping[str, StageSettings]) -> None:
         kind, rules = self.schedule.kind, self.schedule.rules
@@ -344,7 +365,7 @@ class TrainingSettings(Settings):
         several = [name for name, each in stages.items() if each.has_several_rates]
         if several and self.optimizer in ("prodigy", "came", "schedule-free"):
             raise InvalidInput(
-                f"{several[0]} has learning rates of its own for tokens or text encoders, which "
+                f"{several[0]} has learning rates of its own for tokens or encoders, which "
                 f"optimizer={self.optimizer} has not",
                 hint="--set optimizer=adamw, or adafactor",
             )

@@ -46,7 +46,8 @@ class Base:
 
     `source` is the path of a diffusers folder or a single file, or a hub repository; `config` is
     the diffusers folder with a single file's configuration, if there is one. `controls` are the
-    ControlNets that have a short name.
+    ControlNets that have a short name. `subject_encoder` is a folder, a file or a hub repository,
+    and `vision` the picture encoder that it was trained with, where its file does not say.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Base:
     about: str = ""
     config: str | None = None
     controls: tuple[ControlSource, ...] = ()
+    subject_encoder: str | None = None
+    vision: str | None = None
 
     def is_at_hand(self) -> bool:
         """Whether it can be loaded without a network."""
@@ -167,31 +170,39 @@ class _Entry(Form):
     controls: dict[Line, Line] = Field(
         default_factory=dict, description="names with a source each", examples=["{canny: me/canny}"]
     )
+    subject_encoder: Line | None = None
+    vision: Line | None = None
 
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
     if isinstance(entry, Mapping):
         entry = {key: value for key, value in entry.items() if value is not None}
     checked = validated(_Entry, entry, at=f'{path}: "{name}"')
-    source, about, config = checked.source, checked.about, checked.config
-    beside = path.parent
-    controls = tuple(_control(beside, *each) for each in checked.controls.items())
+    source, beside = checked.source, path.parent
+    kind, where = _place(beside, source)
+    return Base(
+        name,
+        "file" if kind == "folder" and _looks_like_a_file(source) else kind,
+        where,
+        checked.about,
+        checked.config and str(beside / _at_home(checked.config)),
+        tuple(_control(beside, *each) for each in checked.controls.items()),
+        checked.subject_encoder and _place(beside, checked.subject_encoder)[1],
+        checked.vision and _place(beside, checked.vision)[1],
+    )
+
+
+def _place(beside: Path, source: str) -> tuple[Literal["folder", "hub"], str]:
+    """A source in a file of aliases: the hub repository, or the path from that file's folder."""
     if source == "shipped":
-        return Base(name, "folder", str(SHIPPED), about, controls=controls)
-    if _is_hub_id(source):
-        return Base(name, "hub", source, about, controls=controls)
-    kind: Kind = "file" if _looks_like_a_file(source) else "folder"
-    where = beside / _at_home(source)
-    config = config and str(beside / _at_home(config))
-    return Base(name, kind, str(where), about, config, controls)
+        return "folder", str(SHIPPED)
+    return ("hub", source) if _is_hub_id(source) else ("folder", str(beside / _at_home(source)))
 
 
 def _control(beside: Path, name: str, source: str) -> ControlSource:
     if source == "shipped":
         return ControlSource(name, "folder", str(SHIPPED / name))
-    if _is_hub_id(source):
-        return ControlSource(name, "hub", source)
-    return ControlSource(name, "folder", str(beside / _at_home(source)))
+    return ControlSource(name, *_place(beside, source))
 
 
 def _is_hub_id(source: str) -> bool:

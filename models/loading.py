@@ -48,12 +48,13 @@ class LoadedBase:
     """A base model in memory.
 
     `sha256` identifies its weights: the hash of a single file, or of the hashes of a folder's
-    files in the order of their names.
+    files in the order of their names. `offline` says that nothing is to be downloaded for it.
     """
 
     base: Base
     backbone: Backbone
     sha256: str
+    offline: bool = False
 
 
 FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)
@@ -94,7 +95,7 @@ def load_base(
     if chosen.type == "cuda":
         pipeline.vae.enable_slicing()  # a batch of SDXL's decoder would take tens of gigabytes
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedBase(base, backbone_of(pipeline), sha256)
+    return LoadedBase(base, backbone_of(pipeline), sha256, offline)
 
 
 def _check_is_there(base: Base) -> None:

@@ -14,7 +14,7 @@ SHARE = 0.9
 """p_r, the share of steps that references guide."""
 GUIDANCE = 2.5
 """ω_r, how strongly they do; the paper does not give it."""
-MAX_WEIGHT, MAX_GUIDANCE = 100.0, 100.0
+MAX_WEIGHT, MAX_GUIDANCE, MAX_STRENGTH = 100.0, 100.0, 10.0
 MAX_REFERENCES = 64
 """Of one picture or version."""
 

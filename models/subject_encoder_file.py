@@ -1,8 +1,9 @@
 """The file of a subject encoder: its learned parts, and what it was trained with.
 
 It is `subject_encoder.safetensors`, in a folder, in a hub repository, or beside a base model. Its
-metadata names the base model's hash and the picture encoder. It may be untrusted: metadata and
-shapes are checked before tensors are read.
+metadata names the base model's hash and the picture encoder. Pictures are drawn with its sublayers
+alone (`load_subject_attention`). It may be untrusted: metadata and shapes are checked before
+tensors are read.
 """
 
 import json
@@ -19,7 +20,7 @@ from huggingface_hub import hf_hub_download
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFinite, NotFound, quoted
 from ..registry.files import replacing
@@ -28,11 +29,13 @@ from .bases import HUB_ID, Base
 from .compatibility import short
 from .hashes import hash_of
 from .loading import LoadedBase
-from .subject_encoder import SubjectEncoder
+from .subject_encoder import SubjectAttention, SubjectEncoder
 from .vision import OWN, LoadedVision, load_vision
 
 FILE = "subject_encoder.safetensors"
 _KEY = "conceptry_subject_encoder"
+_ATTENTION = "attention."
+"""What the names of the sublayers' tensors begin with."""
 _MAX_METADATA = 4096
 _DTYPES = ("F32", "F16", "BF16")
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -91,30 +94,58 @@ def load_subject_encoder(
     source: str | None = None,
     *,
     vision: str | None = None,
-    offline: bool = False,
 ) -> LoadedSubjectEncoder:
     """Load the subject encoder for a base model, in the base model's precision.
 
-    `source` is a folder, a file or a hub repository; without it, the one beside the base model's
-    own files. `vision` names the picture encoder where the file does not.
+    `source` is a folder, a file or a hub repository; without it, the one that the base model's
+    alias names, or beside the base model's own files. `vision` names the picture encoder where the
+    file does not; by default as the alias says.
 
     Raises `NotFound` if there is none, `InvalidInput` for one of another base model, and
     `InvalidWeights` if it is damaged.
     """
-    path = _path_of(base.base, source, offline)
-    denoiser = base.backbone.denoiser
+    path, metadata = _found(base, source)
+    chosen = _vision(path, base, metadata, vision or base.base.vision)
+    with torch.device("meta"):  # shapes alone
+        encoder = SubjectEncoder.for_denoiser(chosen.encoder, base.backbone.denoiser)
+    encoder.load_state_dict(_read_tensors(path, encoder.learned_state()), strict=False, assign=True)
+    _make_ready(encoder, base)
+    return LoadedSubjectEncoder(encoder, hash_of(path))
+
+
+def load_subject_attention(base: LoadedBase, sha256: str) -> SubjectAttention:
+    """Load the sublayers of a base model's subject encoder, in the base model's precision.
+
+    Its file has to have the hash `sha256`. Raises as `load_subject_encoder` does.
+    """
+    path, _ = _found(base, None)
+    if hash_of(path) != sha256:
+        raise InvalidInput(
+            f"{base.base.name} has another subject encoder now than this was made with",
+            hint="name that one in bases.yaml, as subject_encoder",
+        )
+    with torch.device("meta"):
+        attention = SubjectAttention(base.backbone.denoiser)
+    wanted = {f"{_ATTENTION}{name}": value for name, value in attention.state_dict().items()}
+    state = _read_tensors(path, wanted, within=_ATTENTION)
+    own = {name.removeprefix(_ATTENTION): value for name, value in state.items()}
+    attention.load_state_dict(own, assign=True)
+    _make_ready(attention, base)
+    return attention
+
+
+def _found(base: LoadedBase, source: str | None) -> tuple[Path, SubjectEncoderMetadata]:
+    path = _path_of(base.base, source or base.base.subject_encoder, base.offline)
     with _opened(path) as opened:
         metadata = _read_metadata(opened.metadata() or {})
     if metadata.base_sha256 != base.sha256:
         raise _of_another_base(path, base, metadata)
-    chosen = _vision(path, base.base, metadata, vision, offline)
-    with torch.device("meta"):  # shapes alone
-        encoder = SubjectEncoder.for_denoiser(chosen.encoder, denoiser)
-    state = _read_tensors(path, encoder.learned_state())
-    encoder.load_state_dict(state, strict=False, assign=True)
-    dtype = next(denoiser.parameters()).dtype
-    encoder.requires_grad_(False).eval().to(base.backbone.device, dtype)
-    return LoadedSubjectEncoder(encoder, hash_of(path))
+    return path, metadata
+
+
+def _make_ready(module: nn.Module, base: LoadedBase) -> None:
+    dtype = next(base.backbone.denoiser.parameters()).dtype
+    module.requires_grad_(False).eval().to(base.backbone.device, dtype)
 
 
 def _path_of(base: Base, source: str | None, offline: bool) -> Path:
@@ -172,20 +203,28 @@ def _of_another_base(
 
 
 def _vision(
-    path: Path, base: Base, metadata: SubjectEncoderMetadata, named: str | None, offline: bool
+    path: Path, base: LoadedBase, metadata: SubjectEncoderMetadata, named: str | None
 ) -> LoadedVision:
     if not (name := named or metadata.vision):
-        raise InvalidInput(f"{path} was trained with a picture encoder in a folder: name that")
-    vision = load_vision(name, base, offline=offline, is_foreign=named is None)
+        raise InvalidInput(
+            f"{path} was trained with a picture encoder in a folder: name that",
+            hint="as vision, beside subject_encoder, in bases.yaml",
+        )
+    vision = load_vision(name, base.base, offline=base.offline, is_foreign=named is None)
     if vision.sha256 != metadata.vision_sha256:
         raise InvalidInput(f"{path} was trained with another picture encoder than {name}")
     return vision
 
 
-def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, once names and shapes are seen to be those of this base model."""
+def _read_tensors(
+    path: Path, expected: Mapping[str, Tensor], *, within: str = ""
+) -> dict[str, Tensor]:
+    """The tensors, once names and shapes are seen to be those of this base model.
+
+    Only those whose names begin with `within` are looked at.
+    """
     with _opened(path) as opened:
-        names = set(opened.keys())
+        names = {name for name in opened.keys() if name.startswith(within)}  # noqa: SIM118
         if names != expected.keys():
             odd = min(names ^ expected.keys())
             raise InvalidWeights(f"it {'has' if odd in names else 'lacks'} a tensor {odd[:80]!r}")

@@ -79,6 +79,7 @@ def test_masactrl_after_a_picture_itself_is_that_picture(
     assert not is_same(drawn(exact, "a red cat in space", MasaCtrl)[0], another)
 
 
+@pytest.mark.long
 def test_inversion_draws_the_latents_again(exact: Backbone) -> None:
     """With small steps; errors of few are large, as the noise is predicted a step too early."""
     prompt = exact.encode_prompts([""], exact.size)

@@ -1,10 +1,18 @@
 """A subject encoder that is quick to make, and one whose sublayers do something."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from conceptry.models.loading import LoadedBase
 from conceptry.models.subject_encoder import SubjectEncoder
-from conceptry.models.vision import VisionEncoder
+from conceptry.models.subject_encoder_file import (
+    FILE,
+    LoadedSubjectEncoder,
+    metadata_for,
+    write_subject_encoder,
+)
+from conceptry.models.vision import VisionEncoder, load_vision
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -48,3 +56,17 @@ def let_it_act(encoder: SubjectEncoder) -> SubjectEncoder:
             for parameter in layer.get_submodule("attention.to_out.0").parameters():
                 nn.init.normal_(parameter, std=0.2)
     return encoder
+
+
+def as_loaded(encoder: SubjectEncoder) -> LoadedSubjectEncoder:
+    """As if it came from a file."""
+    return LoadedSubjectEncoder(encoder, "e" * 64)
+
+
+def with_encoder(base: LoadedBase, folder: Path) -> LoadedBase:
+    """The base model with a subject encoder, as an alias names both."""
+    vision = str(write_tiny_vision(folder / "vision"))
+    encoder = let_it_act(make_tiny_encoder(base.backbone.denoiser))
+    path = folder / FILE
+    write_subject_encoder(path, encoder.learned_state(), metadata_for(base, load_vision(vision)))
+    return replace(base, base=replace(base.base, subject_encoder=str(path), vision=vision))

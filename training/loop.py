@@ -60,6 +60,8 @@ class _Loop:
         ]
         if first.stage_settings.text_encoder_rate:
             learning += first.training.backbone.text_encoder_parameters().values()
+        if first.training.encoding is not None and first.stage_settings.subject_encoder_rate:
+            learning += first.training.encoding.learning().values()
         optimizers = [run.unprepared for run in runs]
         self.model, *prepared = self.accelerator.prepare(
             _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
@@ -162,6 +164,8 @@ class _Loop:
         pairs = list(zip(self.active, parts, strict=True))
         for run, _ in pairs:
             run.training.embedding.begin_pass(seed_of(run.training.seed, "pass", step, number))
+            if run.stage_settings.subject_encoder_rate and run.training.encoding is not None:
+                run.training.encoding.update()
         losses: list[dict[str, Tensor]] = [{} for _ in pairs]
         with self._observe(pairs) as seen:
             for source in range(len(self.training.sources)):
@@ -306,6 +310,7 @@ class StageRun:
         self.settings = training.settings
         self.point = point
         self.resume_path = resume_path
+        training.update_encoding()
         self.learning = training.learning(stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
@@ -460,6 +465,7 @@ class StageRun:
         denoiser = training.backbone.denoiser.eval()
         self._take_result()
         try:
+            training.update_encoding()
             references = [training.references()]
             with injected(training.backbone, references), training.accelerator.autocast():
                 yield

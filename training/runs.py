@@ -544,7 +544,7 @@ class _RunRecorder:
         self._base_sha256 = base.sha256
 
     def _metadata_of(self, learned: LearnedAdapters) -> AdapterMetadata:
-        plan = self.plan
+        plan, encoding = self.plan, learned.references.encoding
         return AdapterMetadata(
             base_sha256=self._base_sha256,
             method=plan.method,
@@ -553,6 +553,7 @@ class _RunRecorder:
             names_category=find_method(plan.method).names_category or not learned.embedding,
             stage_order=learned.embedding.stage_order if learned.embedding else "",
             references=learned.references.describe(),
+            subject=encoding.describe() if encoding else None,
         )
 
     @property
@@ -667,7 +668,9 @@ def references_of(
         )
         for image in concept.images[: settings.photos]
     ]
-    return load_references(registry, base, chosen, {concept.id: "{}"})
+    names = {concept.id: "{}"}
+    strength = settings.encoder_strength
+    return load_references(registry, base, chosen, names, encoder_strength=strength)
 
 
 @dataclass(slots=True)

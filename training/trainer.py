@@ -72,7 +72,9 @@ class Trainer:
             for training in self._trainings:
                 training.begin()
             embeddings = [training.embedding for training in self._trainings]
-            with injected(self._backbone, [*embeddings, *timestep_routing(embeddings)]):
+            encodings = [each.encoding for each in self._trainings if each.encoding is not None]
+            adapters = [*embeddings, *timestep_routing(embeddings), *encodings]
+            with injected(self._backbone, adapters):
                 for training in self._trainings:
                     training.prepare()
                 yield

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..adapters.prompt_encoding import caption_prompt, class_prompt, phrase_of
 from ..adapters.references import References
+from ..adapters.subject_encoding import SubjectEncoding
 from ..adapters.weight_delta import WeightDelta
 from ..generation.sampler import check_length
 from ..methods.attention_losses import TrainingPrompts
@@ -138,6 +139,11 @@ class Training:
         return phrase_of(subject.tokens, subject.category, names_category=names_category)
 
     @property
+    def encoding(self) -> SubjectEncoding | None:
+        """The subject encoder's tokens that are seen in training, where the denoiser learns."""
+        return None if self.method.keeps_base else self.subject.references.encoding
+
+    @property
     def training_prompts(self) -> TrainingPrompts:
         """The prompts that attention losses are made from."""
         return TrainingPrompts(
@@ -175,6 +181,8 @@ class Training:
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
             cast(backbone.denoiser, torch.float32)
+            if self.encoding is not None:
+                cast(self.encoding.attention, torch.float32)
         self.sources = [self._subject_source(), *self._class_sources()]
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
@@ -264,6 +272,8 @@ class Training:
             parts.append((settings.embedding_rate, self.embedding.learning()))
         if settings.text_encoder_rate:
             parts.append((settings.text_encoder_rate, self.backbone.text_encoder_parameters()))
+        if settings.subject_encoder_rate and self.encoding is not None:
+            parts.append((settings.subject_encoder_rate, self.encoding.learning()))
         found: dict[float, list[tuple[str, nn.Parameter]]] = {}
         for rate, parameters in parts:
             found.setdefault(rate, []).extend(parameters.items())
@@ -282,11 +292,22 @@ class Training:
 
     def learned(self) -> LearnedAdapters:
         """What has been learned so far, as adapters."""
+        self.update_encoding()
         return LearnedAdapters(self.embedding, self._weight_delta(), self.subject.references)
 
+    @torch.no_grad()
+    def update_encoding(self) -> None:
+        """Make the subject encoder's tokens by its ResBlocks as they are now."""
+        if self.encoding is not None:
+            self.encoding.update()
+
     def references(self) -> References:
-        """The references as drawing needs them, with the concept's phrase in their prompts."""
-        return self.subject.references.in_words(self.phrase)
+        """The references as drawing needs them, with the concept's phrase in their prompts.
+
+        An encoding that is injected in training is not with them.
+        """
+        references = self.subject.references.in_words(self.phrase)
+        return references.without_encoding() if self.encoding else references
 
     def _weight_delta(self) -> WeightDelta | None:
         if self.method.keeps_base:

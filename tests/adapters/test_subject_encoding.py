@@ -13,7 +13,7 @@ from conceptry.models.subject_encoder import SubjectTokens
 from conceptry.registry.errors import InvalidWeights
 from PIL import Image
 from tiny_base import make_tiny_sdxl
-from tiny_encoder import let_it_act, make_tiny_encoder
+from tiny_encoder import as_loaded, let_it_act, make_tiny_encoder
 from tiny_fixtures import tree
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0)
@@ -22,7 +22,7 @@ SETTINGS = SamplingSettings(steps=2, guidance=3.0)
 @pytest.fixture
 def encoding(backbone: Backbone, pictures: list[Image.Image]) -> SubjectEncoding:
     encoder = let_it_act(make_tiny_encoder(backbone.denoiser))
-    return SubjectEncoding.of(encoder, pictures[:2], 1.0)
+    return SubjectEncoding.of(as_loaded(encoder), pictures[:2], 1.0)
 
 
 def drawn(backbone: Backbone) -> list[bytes]:
@@ -54,9 +54,8 @@ def test_an_encoder_that_has_not_learned_changes_no_picture(
     backbone: Backbone, pictures: list[Image.Image]
 ) -> None:
     plain = drawn(backbone)
-    with injected(
-        backbone, [SubjectEncoding.of(make_tiny_encoder(backbone.denoiser), pictures, 1.0)]
-    ):
+    loaded = as_loaded(make_tiny_encoder(backbone.denoiser))
+    with injected(backbone, [SubjectEncoding.of(loaded, pictures, 1.0)]):
         assert drawn(backbone) == plain
 
 
@@ -81,7 +80,7 @@ def test_its_state_are_tokens_of_all_references(encoding: SubjectEncoding) -> No
     assert {name: tuple(each.shape) for name, each in state.items()} == {
         "subject.tokens": (1, 2 * 16, 32)
     }
-    again = SubjectEncoding.from_state(encoding.attention, state)
+    again = SubjectEncoding.from_state(encoding.attention, state, encoding.describe(), 0.2)
     assert again.subject.strength == 0.2
     assert again.subject.tokens.equal(encoding.subject.tokens)
 
@@ -103,8 +102,8 @@ def test_sdxl_draws_with_it(pictures: list[Image.Image]) -> None:
     pipeline.set_progress_bar_config(disable=True)
     backbone = backbone_of(pipeline)
     plain = drawn(backbone)
-    encoder = let_it_act(make_tiny_encoder(backbone.denoiser))
-    with injected(backbone, [SubjectEncoding.of(encoder, pictures[:1], 1.0)]):
+    loaded = as_loaded(let_it_act(make_tiny_encoder(backbone.denoiser)))
+    with injected(backbone, [SubjectEncoding.of(loaded, pictures[:1], 1.0)]):
         assert drawn(backbone) != plain
 
 

@@ -149,6 +149,7 @@ def test_a_long_prompt_is_told(run: Run, tiny: str) -> None:
     assert "90 tokens" in error_of(result)["message"]
 
 
+@pytest.mark.long
 def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -> None:
     """Ctrl-C while the third picture is being drawn."""
     prelude = """

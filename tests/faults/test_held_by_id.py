@@ -397,7 +397,8 @@ def test_fault_51_a_dead_run_is_shown_as_interrupted(
 # --- all together ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [40])
 def test_kills_of_every_command_break_no_promise(kills: int, tmp_path: Path) -> None:
     outcome = run_kills(kills, tmp_path / "worlds")
     assert outcome.violations == []

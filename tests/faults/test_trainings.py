@@ -101,6 +101,7 @@ def result_of(registry: Registry) -> tuple[str, list[Any]]:
     return version.artifacts[0].sha256, [tuple(row) for row in rows]
 
 
+@pytest.mark.long
 def test_fault_20_a_killed_training_goes_on_bit_equal_in_a_new_process(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
@@ -133,6 +134,7 @@ def test_fault_21_a_kill_while_saving_leaves_the_former_point(
     assert result_of(rex) == whole
 
 
+@pytest.mark.long
 def test_fault_21_a_lost_resume_point_begins_again(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:

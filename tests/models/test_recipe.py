@@ -123,6 +123,7 @@ def test_some_steps_of_a_stage_lower_its_loss(
     assert_learned(stage, tmp_path)
 
 
+@pytest.mark.long
 def test_some_steps_of_the_control_net_lower_its_loss_and_change_nothing_else(
     context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
     assert torch.allclose(begun[f"vae.{name}"], earlier.state_dict()[name], atol=0.01)
 
 
+@pytest.mark.long
 def test_every_stage_takes_a_step_at_full_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_stage_that_was_stopped_ends_bit_equal(
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 def test_a_stopped_stage_finds_its_window_of_scenes_again(
     context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -332,7 +332,7 @@ def test_a_name_in_a_file_is_no_path(
     metadata = replace(metadata_for(base, load_vision(vision)), vision="some/one")
     write_subject_encoder(written, load_file(written), metadata)
     with pytest.raises(NotFound, match="the picture encoder some/one is not on this machine"):
-        load_subject_encoder(base, str(written), offline=True)
+        load_subject_encoder(replace(base, offline=True), str(written))
 
 
 METADATA = SubjectEncoderMetadata(

@@ -104,7 +104,8 @@ def test_two_processes_learn_what_one_learns(start: Start, rex: Registry, tiny: 
         torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
 
 
-@pytest.mark.parametrize("kind", ["schedule-free", pytest.param("prodigy", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["schedule-free", "prodigy"])
 def test_two_processes_have_one_optimiser(kind: str, rex: Registry, tiny: str) -> None:
     """Previews and checkpoints, which the first process makes alone, are no step apart."""
     pytest.importorskip("pytorch_optimizer")
@@ -119,6 +120,7 @@ def test_two_processes_have_one_optimiser(kind: str, rex: Registry, tiny: str) -
         torch.testing.assert_close(together[name].float(), value.float(), atol=2e-4, rtol=2e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", WAYS_TO_START)
 def test_two_processes_teach_several_concepts(
     start: Start, rex: Registry, tiny: str, tmp_path: Path

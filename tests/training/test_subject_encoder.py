@@ -1,7 +1,6 @@
 """Pre-training of a subject encoder on a folder of pictures, for any base model."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from conceptry.models.vision import LoadedVision, load_vision
 from conceptry.registry.errors import InvalidInput
 from conceptry.training.subject_encoder import (
     PictureBatch,
+    main,
     pictures_batch,
     pictures_with_masks,
     pretrain,
 )
 from PIL import Image
-from program import DEADLINE
 from safetensors.torch import load_file
 from tiny_encoder import write_tiny_vision
 from torch import Tensor
@@ -144,17 +143,15 @@ def test_checkpointing_is_the_same(
     assert all(torch.allclose(value, theirs[name], atol=1e-3) for name, value in ours.items())
 
 
-def test_the_command_tells_what_is_wrong_in_a_line(tmp_path: Path, album: Path) -> None:
-    words = ["-m", "conceptry.training.subject_encoder"]
+def test_the_command_tells_what_is_wrong_in_a_line(
+    tmp_path: Path,
+    album: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     options = ["--base", "miniature", "--vision", str(tmp_path / "nowhere"), "--out", "run"]
-    done = subprocess.run(
-        [sys.executable, *words, str(album), *options],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 3
-    assert "there is no picture encoder" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["subject_encoder", str(album), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "there is no picture encoder" in capsys.readouterr().err
