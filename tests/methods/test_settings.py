@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_told(words: str, message: str) -> None:
 
 
 SECOND = {"sefi": "network"}
-FURTHER = {"dreamtuner": ["instant"]}
+FURTHER = {"dreamtuner": ["instant", "encoder"]}
 
 
 @pytest.mark.parametrize("name", list(all_methods()))
