@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from conceptry.cli.app import app
 from conceptry.registry import locate
@@ -72,10 +72,20 @@ def run_concept(
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Until something is so; fails if it never will be."""
+class Process(Protocol):
+    """What runs a program."""
+
+    def poll(self) -> int | None:
+        """How it ended; None while it runs."""
+        ...
+
+
+def wait_until(condition: Callable[[], Any], process: Process | None = None) -> None:
+    """Until something is so; fails if it never will be, as the process that does it has ended."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
+        has_ended = process is not None and process.poll() is not None
+        assert condition() or not has_ended, "the process has ended"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

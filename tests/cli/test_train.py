@@ -234,7 +234,7 @@ def interrupted(*words: str) -> str:
     It has to end with the exit code of an interruption.
     """
     with Forked(*words, prelude=TELLS_OF_A_STEP) as process:
-        wait_until(lambda: Path("in a step").exists() or process.poll() is not None)
+        wait_until(Path("in a step").exists, process)
         process.send_signal(signal.SIGINT)
         document, notes = process.communicate()
     assert process.returncode == 130, notes

@@ -101,7 +101,7 @@ def test_fault_30_a_concept_is_renamed_while_it_trains(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:
     with Forked(*lines["begin"], "--json", prelude=WAITS_AFTER_A_STEP) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         rex.rename("rex", "max")
         second = invoke("--json", "train", "max", *lines["begin"][2:])
         assert json.loads(second.stdout)["failed"][0]["code"] == "registry_busy"
@@ -125,9 +125,9 @@ def test_fault_30_a_renamed_training_goes_on_bit_equal(
     words += [word for stage in stages for word in ("--set", f"{stage}.steps=4")]
     assert run_forked("train", "rex", *words).returncode == 0
     with Forked("train", "rex", *words, prelude=WAITS_AFTER_A_STEP) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "stopping after this step" in process.printed())
+        wait_until(lambda: "stopping after this step" in process.printed(), process)
         rex.rename("rex", "max")
         Path("go on").touch()
         _, told = process.communicate()
@@ -151,16 +151,16 @@ import time
 from pathlib import Path
 from conceptry.generation import generating
 keep = generating._Record._keep
-def told(self, seen, control):
+def told(*arguments):
     Path("drawn").touch()
     while not Path("go on").exists():
         time.sleep(0.01)
-    return keep(self, seen, control)
+    return keep(*arguments)
 generating._Record._keep = told
 """
     words = ("generate", "a photo of <rex>", "--base", tiny, "--steps", "1", "-n", "2", "--json")
     with Forked(*words, prelude=waits) as process:
-        wait_until(Path("drawn").exists)
+        wait_until(Path("drawn").exists, process)
         rex.rename("rex", "max") if change == "rename" else rex.remove(["rex"])
         Path("go on").touch()
         out, told = process.communicate()
@@ -334,7 +334,7 @@ def test_fault_51_a_training_whose_terminal_closes_is_saved(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:
     with Forked(*lines["begin"], prelude=WAITS_AFTER_A_STEP) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         process.send_signal(signal.SIGHUP)
         Path("go on").touch()
         assert process.wait() == 130, process.printed()
@@ -349,7 +349,7 @@ def test_fault_51_a_training_that_was_started_to_outlive_its_terminal_goes_on(
 ) -> None:
     no_hang_up = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     with Forked(*lines["begin"], prelude=no_hang_up + WAITS_AFTER_A_STEP) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         process.send_signal(signal.SIGHUP)
         Path("go on").touch()
         assert process.wait() == 0, process.printed()
@@ -365,7 +365,7 @@ def test_fault_51_nothing_can_be_written_to_a_terminal_that_is_gone(
     prelude = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" * is_ignored
     with Forked(*lines["begin"], prelude=prelude + WAITS_AFTER_A_STEP, stderr=theirs) as process:
         os.close(theirs)
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         os.close(ours)
         process.send_signal(signal.SIGHUP)
         Path("go on").touch()
@@ -377,7 +377,7 @@ def test_fault_51_a_dead_run_is_shown_as_interrupted(
     lines: dict[str, list[str]], rex: Registry, database: Path
 ) -> None:
     with Forked(*lines["begin"], prelude=WAITS_AFTER_A_STEP) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         assert rex.show("rex").runs[0].status == "running"
         assert "status" not in rex.history("rex")[-1].detail
         process.kill()

@@ -146,9 +146,9 @@ def test_fault_21_a_lost_resume_point_begins_again(
 
 def test_fault_22_a_second_ctrl_c_ends_at_once(lines: dict[str, list[str]], rex: Registry) -> None:
     with Forked(*lines["begin"], prelude=NEVER_DONE) as process:
-        wait_until(Path("in a step").exists)
+        wait_until(Path("in a step").exists, process)
         process.send_signal(signal.SIGINT)
-        wait_until(lambda: "stopping after this step" in process.printed())
+        wait_until(lambda: "stopping after this step" in process.printed(), process)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
     assert process.returncode == 130, told
