@@ -49,3 +49,24 @@ DinoName = Annotated[
     str | None,
     typer.Option(metavar="ID", help="DINO or DINOv2 to score with, or none.", show_default=False),
 ]
+
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=1000,
+        help="Denoising steps; by default as concept bases says.",
+        show_default=False,
+    ),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=0,
+        max=100,
+        help="Guidance scale, 1 is none; by default as concept bases says.",
+        show_default=False,
+    ),
+]

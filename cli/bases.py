@@ -19,6 +19,9 @@ class _Document(TypedDict):
     at_hand: bool
     is_default: bool
     controls: list[str]
+    steps: int
+    guidance: float
+    scheduler: str | None
 
 
 def bases(context: typer.Context) -> None:
@@ -35,6 +38,9 @@ def bases(context: typer.Context) -> None:
             "at_hand": base.is_at_hand(),
             "is_default": base.name == DEFAULT_BASE,
             "controls": [each.name for each in base.controls],
+            "steps": base.sampling.steps,
+            "guidance": base.sampling.guidance,
+            "scheduler": base.sampling.scheduler,
         }
 
     found = [document(base) for base in [*read_aliases().values(), *cached_bases()]]
@@ -47,8 +53,15 @@ def _table(found: list[_Document]) -> "Table":
             base["name"],
             "yes" if base["at_hand"] else "no",
             "shipped" if base["is_default"] else base["source"],
+            _drawn(base),
             base["about"],
         )
         for base in found
     ]
-    return table(("name", "at hand", "source", "about"), rows)
+    return table(("name", "at hand", "source", "drawn in", "about"), rows)
+
+
+def _drawn(base: _Document) -> str:
+    """`25 steps of dpm++, guidance 7.5`."""
+    how = f" of {base['scheduler']}" if base["scheduler"] else ""
+    return f"{base['steps']} steps{how}, guidance {base['guidance']:g}"

@@ -1,12 +1,20 @@
 """`concept eval`: score versions of concepts. `concept suites`: the prompt suites."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import ClipName, ConceptNames, DinoName, SuiteName
+from .arguments import (
+    ClipName,
+    ConceptNames,
+    DinoName,
+    GuidanceOption,
+    StepsOption,
+    SuiteName,
+)
 from .errors import usage
 from .framework import Session, session_of
 from .output import count, table
@@ -50,10 +58,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
-    guidance: Annotated[
-        float, typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none.")
-    ] = 5.0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     clip: ClipName = None,
     dino: DinoName = None,
     report: Annotated[
@@ -89,7 +95,9 @@ def evaluate(
         suite=suite,
         base=base,
         num_seeds=seeds,
-        settings=SamplingSettings(steps=steps, guidance=guidance, separate=separate),
+        settings=partial(
+            SamplingSettings.for_base, steps=steps, guidance=guidance, separate=separate
+        ),
         clip=clip,
         dino=dino,
     )

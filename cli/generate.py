@@ -14,6 +14,7 @@ from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
 from . import control as control_options
 from . import frames as frame_options
+from .arguments import GuidanceOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -80,11 +81,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.")] = 25,
-    guidance: Annotated[
-        float,
-        typer.Option(metavar="X", min=0, max=100, help="Guidance scale; 1 is none."),
-    ] = 5.0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
     ] = "",
@@ -92,7 +90,7 @@ def generate(
         Literal["ddim", "euler", "dpm++"] | None,
         typer.Option(
             metavar="NAME",
-            help="ddim, euler or dpm++; the base model's own by default.",
+            help="ddim, euler or dpm++; by default as concept bases says.",
             show_default=False,
         ),
     ] = None,
@@ -207,7 +205,9 @@ def generate(
     from ..models.bases import find_base
     from ..models.references import WEIGHT
 
-    settings = SamplingSettings(
+    found = find_base(base)  # report an unknown one before anything is loaded or created
+    settings = SamplingSettings.for_base(
+        found,
         steps=steps,
         guidance=guidance,
         negative=negative,
@@ -223,7 +223,6 @@ def generate(
     points = [_point(each) for each in point or ()]
     if points and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
-    found = find_base(base)  # report an unknown one before anything is loaded or created
     first = secrets.randbelow(1 << 32) if seed is None else seed
     defaults = PromptDefaults(
         n=num_pictures or (1 if animate else 4),

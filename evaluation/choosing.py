@@ -171,7 +171,7 @@ class CheckpointScorer:
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=(0,),
-            settings=self.request.settings,
+            settings=self.request.settings_for(self.base.base),
         )
         embedding = checkpoint.learned.embedding
         concept = InjectedConcept(

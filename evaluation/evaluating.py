@@ -1,16 +1,23 @@
 """`evaluate`: draw the prompts of a suite with versions of concepts, and score the pictures."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..generation.attention_maps import MapCollector
-from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
+from ..generation.injection import (
+    InjectedConcept,
+    acts_unnamed,
+    expand_prompt,
+    inject_concepts,
+)
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regions import all_columns, by_subject, subject_columns
@@ -23,11 +30,27 @@ from ..training.latents import Photos
 from .encoders import Encoders
 from .picture_cache import PictureCache
 from .plan import Plan
-from .record import Evaluation, PictureScores, PromptScores, mean_scores, summary
-from .scoring import ObservedPicture, ReferenceEmbeddings, Scorer, diversity, embed_references
+from .record import (
+    DRIFT,
+    DRIFT_BASE,
+    Evaluation,
+    PictureScores,
+    PromptScores,
+    mean_scores,
+    summary,
+)
+from .scoring import (
+    ObservedPicture,
+    ReferenceEmbeddings,
+    Scorer,
+    diversity,
+    embed_references,
+    picture_encoders,
+)
 from .suites import SuitePrompt
 
 BATCH = 4
+DRIFT_PROMPTS = 4
 SIDE = 1024
 """Photos are reduced to no less than this on the shorter side, more than any encoder uses."""
 
@@ -98,22 +121,94 @@ class Evaluator:
     references: Sequence[ReferenceEmbeddings] | None = None
 
     def run(self, on_progress: Progress | None = None) -> Evaluation:
-        """Score every picture of the suite, drawing those that are not cached."""
-        total = len(self.plan.suite.prompts) * len(self.plan.seeds)
+        """Score every picture of the suite, drawing those that are not cached.
+
+        Then drift, if there is one subject whose version acts on prompts that do not name it.
+        """
+        drifting = self._drift_prompts()
+        advance = self._counted(len(self.plan.suite.prompts) + 2 * len(drifting), on_progress)
         references = self.references or self._references()
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            source = _PictureSource(
-                self.base, self.cache, self.plan, self.subjects, stack, self.concepts
-            )
+            concepts = _Concepts(self.base, self.subjects, stack, self.concepts)
+            source = _PictureSource(self.base, self.cache, self.plan, self.subjects, concepts)
             for prompt in self.plan.suite.prompts:
                 scored.append(self._prompt(prompt, source, scorer))
-                if on_progress:
-                    on_progress(len(scored) * len(self.plan.seeds), total)
-        return self.plan.evaluation(
-            scored, summary(scored, *self.plan.metrics), self.encoders.hashes()
-        )
+                advance()
+            unnamed = _PictureSource(self.base, self.cache, self.plan, self._plain(), concepts)
+            drawn: list[_Drawn] = []
+            for prompt in drifting:
+                drawn.append(_Drawn(prompt, self._pictures(prompt, unnamed)))
+                advance()
+        drift = self._drift(drawn, references[0], advance) if drawn else []
+        scores = summary(scored, *self.plan.metrics) | summary(drift, *self.plan.metrics)
+        return self.plan.evaluation(scored, scores, self.encoders.hashes(), drift)
+
+    def _counted(self, num_prompts: int, on_progress: Progress | None) -> Callable[[], None]:
+        """What tells, each time it is called, that the pictures of one more prompt are there."""
+        seeds, done = len(self.plan.seeds), count(1)
+
+        def advance() -> None:
+            if on_progress:
+                on_progress(next(done) * seeds, num_prompts * seeds)
+
+        return advance
+
+    def _drift_prompts(self) -> list[SuitePrompt]:
+        """Some prompts that keep the subject's looks, from all over the suite; none if in vain."""
+        chosen = [subject.chosen for subject in self.subjects]
+        if self.concepts or len(chosen) != 1 or not chosen[0] or not acts_unnamed(chosen[0]):
+            return []
+        keeping = [prompt for prompt in self.plan.suite.prompts if prompt.keeps_looks]
+        number = min(DRIFT_PROMPTS, len(keeping))
+        return [keeping[i * len(keeping) // number] for i in range(number)]
+
+    def _plain(self) -> list[EvalSubject]:
+        """The subjects as plain categories."""
+        return [EvalSubject(each.category, each.photos, each.masks) for each in self.subjects]
+
+    def _pictures(
+        self, prompt: SuitePrompt, source: "_PictureSource"
+    ) -> list[tuple[str, ObservedPicture]]:
+        batches = range(0, len(self.plan.seeds), BATCH)
+        return [
+            each
+            for first in batches
+            for each in source.pictures(prompt, self.plan.seeds[first : first + BATCH])
+        ]
+
+    def _drift(
+        self,
+        drawn: Sequence["_Drawn"],
+        references: ReferenceEmbeddings,
+        advance: Callable[[], None],
+    ) -> list[PromptScores]:
+        """How like the subject pictures of its plain category are, with its version and without."""
+        name = self.plan.metrics[1]
+        encoder, photos = picture_encoders(self.encoders)[name], references.whole[name]
+
+        def likeness(pictures: Sequence[tuple[str, ObservedPicture]]) -> list[float]:
+            vectors = encoder.embed([picture.image for _, picture in pictures])
+            return (vectors @ photos.T).mean(-1).tolist()
+
+        found: list[PromptScores] = []
+        with ExitStack() as stack:
+            plain = self._plain()
+            nobody = _Concepts(self.base, plain, stack)
+            source = _PictureSource(self.base, self.cache, self.plan, plain, nobody)
+            for each in drawn:
+                rows = [
+                    PictureScores(seed, key, {DRIFT: round(value, 4)})
+                    for seed, (key, _), value in zip(
+                        self.plan.seeds, each.pictures, likeness(each.pictures), strict=True
+                    )
+                ]
+                without = likeness(self._pictures(each.prompt, source))
+                advance()
+                scores = mean_scores(rows) | {DRIFT_BASE: round(statistics.fmean(without), 4)}
+                found.append(PromptScores(source.prompt_text(each.prompt), DRIFT, scores, rows))
+        return found
 
     def _prompt(
         self, prompt: SuitePrompt, source: "_PictureSource", scorer: Scorer
@@ -159,8 +254,38 @@ def masks_of(base: LoadedBase, subject: EvalSubject) -> list[Image.Image]:
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A prompt and its pictures, with their keys in the cache."""
+
+    prompt: SuitePrompt
+    pictures: list[tuple[str, ObservedPicture]]
+
+
+class _Concepts:
+    """The concepts of subjects, injected when the first picture is drawn, or before."""
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        subjects: Sequence[EvalSubject],
+        stack: ExitStack,
+        injected: list[InjectedConcept] | None = None,
+    ) -> None:
+        self.chosen = [subject.chosen for subject in subjects if subject.chosen]
+        self._base = base
+        self._stack = stack
+        self._injected = injected
+
+    def injected(self) -> list[InjectedConcept]:
+        """They, injected."""
+        if self._injected is None:
+            self._injected = self._stack.enter_context(inject_concepts(self._base, self.chosen))
+        return self._injected
+
+
 class _PictureSource:
-    """Pictures from the cache, or drawn; concepts are injected when the first one is drawn."""
+    """Pictures from the cache, or drawn while `concepts` are injected, whether named or not."""
 
     def __init__(
         self,
@@ -168,15 +293,15 @@ class _PictureSource:
         cache: PictureCache,
         plan: Plan,
         subjects: Sequence[EvalSubject],
-        stack: ExitStack,
-        concepts: list[InjectedConcept] | None,
+        concepts: _Concepts,
     ) -> None:
         self._base = base
         self._cache = cache
         self._plan = plan
         self._subjects = subjects
-        self._stack = stack
-        self._injected = concepts
+        self._concepts = concepts
+        named = [subject.chosen for subject in subjects if subject.chosen]
+        self._unnamed = [each.sha256 for each in concepts.chosen if each not in named]
 
     def prompt_text(self, prompt: SuitePrompt) -> str:
         """The prompt with mentions of the concepts: `a photo of <rex@2>`."""
@@ -213,14 +338,13 @@ class _PictureSource:
                 "batch": list(seeds),
                 "settings": self._plan.settings.to_mapping(),
             }
+            | ({"unnamed": self._unnamed} if self._unnamed else {})
         )
 
     def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:
-        if self._injected is None:
-            chosen = [subject.chosen for subject in self._subjects if subject.chosen]
-            self._injected = self._stack.enter_context(inject_concepts(self._base, chosen))
-        concepts = {each.mention.text: each for each in self._injected}
-        text = expand_prompt(self.prompt_text(prompt), self._injected)
+        injected = self._concepts.injected()
+        concepts = {each.mention.text: each for each in injected}
+        text = expand_prompt(self.prompt_text(prompt), injected)
         backbone, settings = self._base.backbone, self._plan.settings
         who = [concepts.get(subject.phrase, subject.category) for subject in self._subjects]
         columns = subject_columns(backbone, text, who)
@@ -232,7 +356,7 @@ class _PictureSource:
             settings,
             batch=len(seeds),
             observers=[*separating(backbone, columns, settings), collector],
-            names=[each.weight for each in self._injected],
+            names=[each.weight for each in injected],
         )
         images = [drawn.image for drawn in drawing]
         (maps,) = collector.take()

@@ -81,6 +81,7 @@ class Plan:
         prompts: list[PromptScores],
         scores: dict[str, Interval],
         hashes: Mapping[str, object],
+        drift: list[PromptScores],
     ) -> Evaluation:
         """The evaluation with these scores."""
         first, *others = self.chosen or (None,)
@@ -94,6 +95,7 @@ class Plan:
             made_by=self.made_by(hashes),
             checkpoint=checkpoint_of(first) if first else None,
             concept_id=first.concept.id if first else 0,
+            drift=drift,
         )
 
     def recorded(self, registry: Registry, hashes: Mapping[str, object]) -> Evaluation | None:

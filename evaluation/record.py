@@ -5,7 +5,7 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ..registry.hashes import is_sha256
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCORING = 2
+SCORING = 3
 """The version of how scores are computed; records of another version are not reused."""
 REPLAY_ABOVE = 0.98
 """A picture whose `replay` is above this counts as a copy of a photo.
@@ -24,6 +24,7 @@ On synthetic scenes, photos reconstructed by the autoencoder have 0.988 at least
 the same individual 0.970 at most.
 """
 HARMONIC = "both"
+DRIFT, DRIFT_BASE = "drift", "drift_base"
 NUM_RESAMPLINGS = 1000
 
 
@@ -63,6 +64,12 @@ METRICS = (
     Metric("replay", "highest cosine with one of the photos, by DINO, else CLIP"),
     Metric("diversity", "one less CLIP's cosine, between pictures of one prompt"),
     Metric("focus", "share of the token's attention that falls on the subject"),
+    Metric(
+        DRIFT,
+        "identity score of pictures that name the category alone, drawn with what the version "
+        "changes beside its token: how much of the subject every dog became",
+    ),
+    Metric(DRIFT_BASE, "the same of the base model: what drift is without the version"),
     Metric("leak", "share of the first token's attention that falls on the other subject"),
 )
 """Scores in the order of tables, reports and legends."""
@@ -117,6 +124,8 @@ class Evaluation:
     """The name of a checkpoint that is no version yet: `stage3-000100`."""
     concept_id: int = 0
     """0 for the base model alone."""
+    drift: list[PromptScores] = field(default_factory=list)
+    """Of prompts with the plain category, of which `drift` and `drift_base` are the scores."""
 
     @property
     def label(self) -> str:
@@ -155,7 +164,8 @@ class Evaluation:
         """The opposite of `document`. Raises `InvalidInput` for one of another form."""
         try:
             found = _form().validate_json(json.dumps(document), strict=True)
-            if not all(is_sha256(each.picture) for row in found.prompts for each in row.pictures):
+            rows = [*found.prompts, *found.drift]
+            if not all(is_sha256(each.picture) for row in rows for each in row.pictures):
                 raise ValueError("a picture is called by its hash")
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"the scores of {document.get('suite')} are not sound") from error

@@ -21,7 +21,7 @@ from ..registry.files import write_file
 from ..registry.names import printable
 from .charts import curves, scatter
 from .picture_cache import PictureCache
-from .record import REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean, metrics_of
+from .record import DRIFT, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean, metrics_of
 
 NUM_WORST = 12
 _LARGEST = 768
@@ -57,7 +57,7 @@ def _csv(found: Sequence[Evaluation]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["version", "suite", "prompt", "tests", "seed", "score", "value"])
     for each in found:
-        for prompt in each.prompts:
+        for prompt in [*each.prompts, *each.drift]:
             for picture in prompt.pictures:
                 place = [each.label, each.suite, prompt.prompt, prompt.tests, picture.seed]
                 for name, value in picture.scores.items():
@@ -138,7 +138,7 @@ def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> lis
     rows: dict[tuple[str, int], _Row] = {}
     for each, pictures in zip(found, shown, strict=True):
         left = iter(pictures)
-        for number, prompt in enumerate(each.prompts):
+        for number, prompt in enumerate([*each.prompts, *each.drift]):
             own = [next(left) for _ in prompt.pictures]
             new = _Row(_plain(prompt.prompt, found), prompt.tests)
             row = rows.setdefault((each.suite, number), new)
@@ -154,7 +154,7 @@ def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
 
 
 def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_Shown]:
-    for row, prompt in enumerate(each.prompts):
+    for row, prompt in enumerate([*each.prompts, *each.drift]):
         for picture in prompt.pictures:
             kept = pictures.get(picture.picture, num_subjects=1 + len(each.others))
             heats = [overlaid(kept.image, own[1]) for own in kept.maps] if kept else []
@@ -172,7 +172,12 @@ def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_S
 
 
 def _worth(each: Evaluation, picture: PictureScores) -> float:
-    """What a picture is ordered by: both of its scores, or the one that it has."""
+    """What a picture is ordered by: both of its scores, or the one that it has.
+
+    Those that show drift come last.
+    """
+    if DRIFT in picture.scores:
+        return 1.0
     by_prompt, by_identity = each.chosen_by
     first = picture.scores.get(by_prompt, 0.0)
     second = picture.scores.get(by_identity)

@@ -1,7 +1,7 @@
 """`score` and `mark_best`: `concept eval` as Python calls; earlier scores are reused."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,8 @@ class EvalRequest:
     `versions` is `all`, or comma-separated version numbers and aliases; by default the version that
     `<rex>` in a prompt refers to. `suite` and `base` default to those of the concept's category and
     of its training. `clip` and `dino` are encoders as `encoder_names_for` takes them.
-    `all_checkpoints` scores, instead of `versions`, the kept checkpoints and final versions of all
-    trainings.
+    `settings` may follow from the base model, as they do by default. `all_checkpoints` scores,
+    instead of `versions`, the kept checkpoints and final versions of all trainings.
     """
 
     names: Sequence[ConceptKey]
@@ -48,9 +48,13 @@ class EvalRequest:
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
-    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    settings: SamplingSettings | Callable[[Base], SamplingSettings] = SamplingSettings.for_base
     clip: str | None = None
     dino: str | None = None
+
+    def settings_for(self, base: Base) -> SamplingSettings:
+        """The settings for a base model."""
+        return self.settings(base) if callable(self.settings) else self.settings
 
 
 def score(
@@ -196,7 +200,7 @@ class _Task:
             base=self.base.name,
             base_sha256=base_sha256,
             seeds=tuple(range(request.num_seeds)),
-            settings=request.settings,
+            settings=request.settings_for(self.base),
         )
 
 
@@ -316,5 +320,5 @@ def _record(found: Evaluation) -> Scored:
     return {
         "suite": found.suite,
         "config": found.made_by,
-        "scores": {name: document[name] for name in ("scores", "prompts", "others")},
+        "scores": {name: document[name] for name in ("scores", "prompts", "others", "drift")},
     }

@@ -11,6 +11,8 @@ replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
 seen         share of what the prompt asks for that the judge predicts (miniature): categories,
              style and, where named, place, accessory and colour (seen_place, …)
 focus        share of the concept's token map that falls on its region
+drift        identity score of pictures of the plain category, drawn with what a version changes
+             beside its token; drift_base without it (see `evaluating.py`)
 leak         with several concepts, share of the first one's token map that falls on the others'
              regions
 

@@ -112,6 +112,16 @@ def _naming(chosen: ChosenVersion) -> Iterator[None]:
         ) from error
 
 
+def acts_unnamed(chosen: ChosenVersion) -> bool:
+    """Whether a version changes pictures of prompts that do not name it, once it is injected.
+
+    Changes of weights and references do, tokens alone do not. Raises `InvalidWeights`.
+    """
+    with _naming(chosen):
+        state, metadata = read_adapter(Path(chosen.path))
+    return bool(metadata.references or WeightDelta.from_state(state).names)
+
+
 def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
     """The prompt as the text encoder gets it: `<rex>` becomes the concept's phrase."""
     return replaced(prompt, {each.mention.text: each.phrase for each in concepts})

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
 
+from ..models.bases import Base, Scheduler
 from ..models.references import MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -13,7 +14,7 @@ from ..registry.validation import form_of, validated
 from .control_request import ControlRequest
 from .reference_syntax import ReferenceRequest
 
-SCHEDULERS = ("ddim", "euler", "dpm++")
+SCHEDULERS = get_args(Scheduler)
 MAX_SEED = (1 << 63) - 1
 
 MAX_SIDE = 4096
@@ -60,6 +61,25 @@ class SamplingSettings:
     reference_share: Annotated[float, Field(ge=0, le=1)] | None = None
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
+
+    @classmethod
+    def for_base(
+        cls,
+        base: Base,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        scheduler: str | None = None,
+        **others: Any,
+    ) -> "SamplingSettings":
+        """Settings in which what is not given is as the base model's pictures are drawn."""
+        usual = base.sampling
+        return cls(
+            steps=usual.steps if steps is None else steps,
+            guidance=usual.guidance if guidance is None else guidance,
+            scheduler=usual.scheduler if scheduler is None else scheduler,
+            **others,
+        )
 
     def to_mapping(self) -> dict[str, object]:
         """The settings as pictures and the registry keep them.

@@ -214,6 +214,7 @@ def test_exit_codes_are_those_of_the_program() -> None:
     assert codes == [str(code.value) for code in ExitCode]
 
 
+@pytest.mark.long
 def test_examples_of_python_run(tmp_path: Path) -> None:
     prepare(tmp_path)
     names: dict[str, Any] = {}

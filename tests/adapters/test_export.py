@@ -30,6 +30,7 @@ from exported import (
     plain,
 )
 from full_size import UNETS, make_full_unet
+from long import quick_for
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -141,7 +142,7 @@ def test_a_checkpoint_draws_the_same(taught: Taught, kind: str) -> None:
     assert_alike(plain(pipeline, PROMPT), taught.drawn())
 
 
-@pytest.mark.parametrize("learned", ["nothing", "deltas", "factors", "texts"])
+@pytest.mark.parametrize("learned", quick_for(2, ["texts", "factors", "deltas", "nothing"]))
 def test_a_folder_draws_the_same(taught: Taught, kind: str, learned: str) -> None:
     state = {} if learned == "nothing" else getattr(taught, learned)()
     taught.add(taught.vectors(2) | state)

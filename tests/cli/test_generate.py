@@ -193,6 +193,35 @@ def test_bases_lists_aliases_and_what_is_at_hand(
     assert "sd2-community" in run("bases").stdout
 
 
+def test_pictures_are_drawn_as_the_base_model_says(
+    ask: Ask, run: Run, database: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless asked otherwise; what no file says is for Stable Diffusion."""
+    mine = {"source": tiny, "steps": 2, "guidance": 3.5, "scheduler": "own"}
+    (tmp_path / "bases.yaml").write_text(json.dumps({"mine": mine}))
+    monkeypatch.setenv("CONCEPT_BASES", str(tmp_path / "bases.yaml"))
+    known = {
+        base["name"]: tuple(base[key] for key in ("steps", "guidance", "scheduler"))
+        for base in ask("bases")["bases"]
+    }
+    assert known["mine"] == (2, 3.5, None)
+    assert known["miniature"] == (25, 5, None)
+    assert known["sd15"] == known["sd21"] == (25, 7.5, "dpm++")
+    assert known["sdxl"] == (25, 5, "dpm++")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "2 steps, guidance 3.5" in run("bases").stdout
+    drawn = {
+        "as it says": (["--base", "mine"], (2, 3.5, None)),
+        "otherwise": (["--base", "mine", "--guidance", "1", "--scheduler", "ddim"], (2, 1, "ddim")),
+        "by a path": (["--base", tiny, "--steps", "1"], (1, 7.5, "dpm++")),
+    }
+    for words, settings in drawn.values():
+        (image,) = ask("generate", PROMPT, "-n", "1", "--seed", "1", *words)["images"]
+        with Registry.open(database) as registry:
+            record = registry.trace(image["sha256"]).settings
+        assert tuple(record[key] for key in ("steps", "guidance", "scheduler")) == settings
+
+
 @pytest.mark.parametrize("fault", ["NaN", "inpainting", "no tokenizer", "byte order mark"])
 def test_an_unfit_base_is_one_line_and_nothing_is_recorded(
     run: Run, tiny: str, database: Path, fault: str

@@ -16,6 +16,7 @@ def test_a_stand_in_has_only_names_that_the_module_has(name: str) -> None:
     ]
 
 
+@pytest.mark.long
 def test_drawing_needs_none_of_them(tmp_path: Path) -> None:
     program = f"""
 import sys

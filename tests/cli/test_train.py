@@ -84,6 +84,7 @@ def test_concepts_are_taught_in_one_batch_and_meet(
     assert [each["together"] for each in done] == [1, 1]
 
 
+@pytest.mark.long
 def test_previews_are_kept_until_the_concept_goes(
     rex: Registry, ask: Ask, run: Run, tiny: str
 ) -> None:

@@ -16,6 +16,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training import Hooks, train
+from long import quick_for
 from to_score import MINIATURE
 
 SHORT = ("augmentation.crops=2", "stage1.steps=2", "stage2.steps=1", "stage3.learning_rate=1e-3")
@@ -51,7 +52,7 @@ def _shipped_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"conceptry.evaluation.{module}.encoder_names_for", shipped)
 
 
-@pytest.mark.parametrize("more", [(), ("ema=0.5",), ("rank=2",)], ids=["whole", "ema", "lora"])
+@pytest.mark.parametrize("more", quick_for(1, [("ema=0.5",), (), ("rank=2",)]), ids=str)
 def test_a_checkpoint_is_what_a_shorter_training_ends_with(
     rex: Registry, base: LoadedBase, more: tuple[str, ...]
 ) -> None:

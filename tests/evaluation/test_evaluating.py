@@ -1,5 +1,6 @@
 """Versions are scored, remembered, and drawn only once."""
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from conceptry.evaluation.plan import BASE_MODEL
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
+from conceptry.generation.injection import inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.request import SamplingSettings
+from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
+from conceptry.training import train
 from drawing import draw_file
 from PIL import Image
 from safetensors.torch import save
@@ -34,7 +38,7 @@ def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
     first = evaluate(
         taught, base, encoders, plan, on_progress=lambda *numbers: progress.append(numbers)
     )
-    assert progress == [(5, 10), (10, 10)]
+    assert progress == [(5, 20), (10, 20), (15, 20), (20, 20)], "and drift, with and without it"
     assert [len(prompt.pictures) for prompt in first.prompts] == [5, 5]
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -47,6 +51,51 @@ def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
     keep(taught, first)
     assert plan.recorded(taught, encoders.hashes()) == first
     assert taught.evaluations("rex")[0].version == 2
+
+
+def test_drift_is_what_a_version_does_to_its_category(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    """Its pictures are those of the plain category, drawn by weights that the version changed."""
+    rex = evaluate(taught, base, encoders, plan_of(taught, base, "<rex@1>"))
+    (told,) = rex.drift
+    assert (told.prompt, told.tests) == ("a photo of a dog", "drift")
+    cache = PictureCache.of(taught)
+    photos = EvalSubject.of(taught, resolve_prompt(taught, "<rex@1>")[0])
+    assert encoders.identity is not None
+    vectors = encoders.identity.embed(photos.photos)
+
+    def likeness(images: list[Image.Image]) -> list[float]:
+        assert encoders.identity is not None
+        return (encoders.identity.embed(images) @ vectors.T).mean(1).tolist()
+
+    def drawn() -> list[Image.Image]:
+        settings = SamplingSettings(steps=2, guidance=2.0)
+        seeds = range(4), range(4, 5)  # in batches, as they are scored
+        return [
+            each.image for some in seeds for each in draw(base, "a photo of a dog", some, settings)
+        ]
+
+    plain = drawn()
+    with inject_concepts(base, resolve_prompt(taught, "<rex@1>")):
+        changed = drawn()
+    kept = [cache.get(each.picture, num_subjects=1) for each in told.pictures]
+    assert [each.image.tobytes() for each in kept if each] == [each.tobytes() for each in changed]
+    assert [each.scores["drift"] for each in told.pictures] == pytest.approx(
+        likeness(changed), abs=1e-4
+    )
+    assert told.scores["drift_base"] == pytest.approx(statistics.fmean(likeness(plain)), abs=1e-4)
+    assert rex.scores["drift"].mean == told.scores["drift"]
+    assert rex.scores["drift_base"].mean == told.scores["drift_base"]
+    assert base.backbone.references == []
+
+
+def test_tokens_alone_do_not_drift(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
+    words = ["embedding.steps=1", "augmentation.crops=2"]
+    train(taught, "mia", base, method="textual-inversion", overrides=words)
+    found = evaluate(taught, base, encoders, plan_of(taught, base, "<mia@2>"))
+    assert found.drift == []
+    assert "drift" not in found.scores
 
 
 def test_imported_scores_are_no_result_and_decide_nothing(
@@ -206,6 +255,7 @@ def request(base: LoadedBase, *names: str, **options: Any) -> EvalRequest:
     return EvalRequest(names=names, base=base.base.name, settings=settings, **options)
 
 
+@pytest.mark.long
 def test_versions_are_named_as_in_prompts(taught: Registry, base: LoadedBase) -> None:
     def labels(versions: str | None) -> list[str]:
         return [each.label for each in score(taught, request(base, "rex", versions=versions))]
@@ -234,6 +284,7 @@ def test_scores_are_of_whole_strength(
         list(score(taught, request(base, name, versions=versions)))
 
 
+@pytest.mark.long
 def test_scores_on_other_ground_are_not_compared(taught: Registry, base: LoadedBase) -> None:
     one, two = score(taught, request(base, "rex", versions="all"))
     other = replace(two, made_by=two.made_by | {"base_sha256": "0" * 64})

@@ -85,7 +85,8 @@ def test_it_holds_every_picture_and_asks_no_network(
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     assert "<script" not in text
     assert "http" not in text.replace("http-equiv", "")
-    pictures = [one for each in found for prompt in each.prompts for one in prompt.pictures]
+    rows = [row for each in found for row in (*each.prompts, *each.drift)]
+    pictures = [one for row in rows for one in row.pictures]
     num_photos, num_worst = len(taught.show("rex").images), 12
     assert len(page.sources) == 2 * len(pictures) + num_worst + num_photos
     for each in found:

@@ -36,6 +36,7 @@ def test_fault_03_temporary_names_are_unique(registry: Registry) -> None:
         assert len({path.name for path in staging._staged.values()}) == 100
 
 
+@pytest.mark.long
 def test_fault_04_64_adds_from_8_processes_land_or_say_busy(database: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "small", 3, size=(64, 64))
     names = [[f"c{process}-{i}" for i in range(8)] for process in range(8)]
@@ -53,6 +54,7 @@ def test_fault_04_64_adds_from_8_processes_land_or_say_busy(database: Path, tmp_
     assert report.problems == []
 
 
+@pytest.mark.long
 def test_fault_04_no_photo_is_lost_when_all_extend_one_concept(
     rex: Registry, database: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from drawing import draw_file, draw_folder
 from fake_training import begin, weights_file
 from forked import Forked, run_forked
 from kill_commands import PLANTS, run_kills
+from long import quick_for
 from program import change_rows, invoke, wait_until
 from safetensors.torch import load_file
 from snapshot import rows_of
@@ -114,7 +115,7 @@ def test_fault_30_a_concept_is_renamed_while_it_trains(
     assert [run.status for run in rex.show("max").runs] == ["done"]
 
 
-@pytest.mark.parametrize("method", ["attndreambooth", "sefi"])
+@pytest.mark.parametrize("method", quick_for(1, ["sefi", "attndreambooth"]))
 def test_fault_30_a_renamed_training_goes_on_bit_equal(
     tiny: str, rex: Registry, database: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -274,7 +275,7 @@ Staging.publish = die
 # --- row 34: one transaction ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["_insert_version", "_end", "record_event"])
+@pytest.mark.parametrize("where", quick_for(1, ["_insert_version", "_end", "record_event"]))
 def test_fault_34_a_version_and_the_end_of_its_run_are_one(
     lines: dict[str, list[str]], rex: Registry, where: str
 ) -> None:

@@ -27,6 +27,7 @@ from conceptry.registry.documents import parse_json, parse_yaml
 from conceptry.registry.errors import InvalidImage, InvalidInput, InvalidWeights
 from conceptry.training.checkpoints import FORMAT, copy_values, read_position, read_resume_point
 from drawing import draw
+from long import quick_for
 from odd import BOMB
 from PIL.PngImagePlugin import PngInfo
 from program import invoke, program, run_python
@@ -393,7 +394,7 @@ def test_a_strict_call_refuses_them_before_anything_is_loaded(database: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
-@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("flags", quick_for(1, [["--json"], []]), ids=str)
 def test_an_output_that_cannot_be_written(flags: list[str]) -> None:
     """Faults, row 53."""
     shell = """

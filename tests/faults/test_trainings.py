@@ -121,6 +121,7 @@ def test_fault_20_a_killed_training_goes_on_bit_equal_in_a_new_process(
     assert result_of(rex) == whole
 
 
+@pytest.mark.long
 def test_fault_21_a_kill_while_saving_leaves_the_former_point(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:

@@ -13,6 +13,7 @@ from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
+from long import quick_for
 from PIL import Image
 from tiny_base import make_tiny_base, make_tiny_sdxl
 
@@ -52,7 +53,7 @@ def ours(pipeline: Any) -> Backbone:
     return backbone_of(copy.deepcopy(pipeline))
 
 
-@pytest.mark.parametrize("size", [None, (32, 16)], ids=str)
+@pytest.mark.parametrize("size", quick_for(1, [(32, 16), None]), ids=str)
 @pytest.mark.parametrize("negative", ["", "two blue dogs"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])

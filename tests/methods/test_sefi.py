@@ -44,6 +44,7 @@ from conceptry.training.callbacks import Hooks, LearnedAdapters, StepReport
 from conceptry.training.checkpoints import read_position
 from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
+from long import quick_for
 from PIL import Image
 from torch import Tensor
 
@@ -168,7 +169,7 @@ def state_of(outcome: LearnedAdapters | TrainingFailed) -> dict[str, Tensor]:
     return outcome.state()
 
 
-@pytest.mark.parametrize("name", list(all_methods()))
+@pytest.mark.parametrize("name", quick_for(2, all_methods()))
 def test_any_method_takes_the_loss(
     name: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:

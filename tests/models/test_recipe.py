@@ -12,6 +12,7 @@ import torch
 from conceptry.models.miniature.architecture import LATENT_CHANNELS, make_unet
 from conceptry.models.miniature.recipe import train
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from long import quick_for
 from safetensors.torch import load_file, save_file
 
 BATCH = 8
@@ -114,7 +115,9 @@ def begin(stage: str, context: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", [name for name in train.STAGES if name not in TOLD_BY_NOISE])
+@pytest.mark.parametrize(
+    "stage", quick_for(1, [name for name in train.STAGES if name not in TOLD_BY_NOISE])
+)
 def test_some_steps_of_a_stage_lower_its_loss(
     stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +211,7 @@ def assert_learned(stage: str, folder: Path) -> None:
     assert (folder / f"{stage}.safetensors").exists()
 
 
-@pytest.mark.parametrize("stage", list(train.STAGES))
+@pytest.mark.parametrize("stage", quick_for(2, train.STAGES))
 def test_a_stage_that_was_stopped_ends_bit_equal(
     stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

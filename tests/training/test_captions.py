@@ -18,6 +18,7 @@ from conceptry.training.latents import LatentPool
 from conceptry.training.runs import resume, train, train_many
 from conceptry.training.sources import Captions, Minibatch, SampleSource
 from conceptry.training.training import Subject, Training
+from long import quick_for
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -160,7 +161,7 @@ def test_every_method_takes_captions(
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", quick_for(1, [1, 4]))
 def test_a_run_goes_on_with_the_captions_that_it_began_with(
     steps: int, captioned: Registry, base: LoadedBase
 ) -> None:

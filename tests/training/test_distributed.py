@@ -91,6 +91,7 @@ def weights(registry: Registry, number: int) -> dict[str, torch.Tensor]:
     return read_adapter(registry.path_of(version.artifacts[0].sha256))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", WAYS_TO_START)
 def test_two_processes_learn_what_one_learns(start: Start, rex: Registry, tiny: str) -> None:
     """All but the order of sums is the same: batches of three are split two to one."""

@@ -29,6 +29,7 @@ from conceptry.training.optimizers import (
 from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
 from diffusers.optimization import get_scheduler
+from long import quick_for
 from PIL import Image
 from torch import Tensor, nn
 
@@ -242,7 +243,9 @@ def learned(training: Training, path: Path) -> dict[str, Tensor]:
     return run_one(training, path / "resume.safetensors").state()
 
 
-@pytest.mark.parametrize("extra", [("optimizer=schedule-free",), ("ema=0.9",)], ids=str)
+@pytest.mark.parametrize(
+    "extra", quick_for(1, [("optimizer=schedule-free",), ("ema=0.9",)]), ids=str
+)
 def test_checkpoints_and_previews_have_the_average_and_change_nothing(
     extra: tuple[str, ...], backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from conceptry.training.latents import Photos, loss_weights, varied_crops
 from conceptry.training.photo_masks import masks_for_training
 from conceptry.training.runs import resume, train, train_many
 from drawing import draw, draw_folder, draw_masks
+from long import quick_for
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -162,7 +163,7 @@ def test_masks_and_other_losses_go_together(masked: Registry, base: LoadedBase) 
 
 
 @pytest.mark.parametrize("use", ["stored", "auto"])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", quick_for(1, [1, 4]))
 def test_a_run_goes_on_with_the_masks_that_it_began_with(
     use: str, steps: int, masked: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:

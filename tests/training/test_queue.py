@@ -106,6 +106,7 @@ def test_names_are_looked_up_before_anything_begins(three: Registry, base: Loade
     assert not three.show("rex").runs
 
 
+@pytest.mark.long
 def test_the_best_of_each_is_chosen(three: Registry, base: LoadedBase, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a photo of a {}")
     scored: list[str | None] = []

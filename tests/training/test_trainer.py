@@ -22,6 +22,7 @@ from conceptry.training.callbacks import Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
 from conceptry.training.trainer import run_one
 from conceptry.training.training import Subject, Training
+from long import quick_for
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,21 +121,24 @@ NOISE = ("noise.offset=0.1", "noise.density=logit-normal", "loss.kind=huber")
 
 @pytest.mark.parametrize(
     "extra",
-    [
-        (),
-        ("ema=0.9",),
-        ("rank=2",),
-        ("prior.weight=1",),
-        ("schedule.kind=cosine", *WARM, "loss.min_snr_gamma=5"),
-        ("optimizer=adafactor", "max_grad_norm=0.1", *NOISE),
-        ("optimizer=adafactor", "rank=2", "schedule.kind=polynomial"),
-        ("optimizer=prodigy", *AT_ONE, "ema=0.9", "gradient_accumulation=2"),
-        ("optimizer=prodigy", *AT_ONE, "rank=2", "schedule.kind=linear", *WARM),
-        ("optimizer=came", "ema=0.9"),
-        ("optimizer=came", "rank=2", "gradient_accumulation=2"),
-        ("optimizer=schedule-free", "max_grad_norm=0.1"),
-        ("optimizer=schedule-free", "rank=2", "schedule.kind=constant_with_warmup", *WARM),
-    ],
+    quick_for(
+        4,
+        [
+            (),
+            ("ema=0.9",),
+            ("rank=2",),
+            ("prior.weight=1",),
+            ("schedule.kind=cosine", *WARM, "loss.min_snr_gamma=5"),
+            ("optimizer=adafactor", "max_grad_norm=0.1", *NOISE),
+            ("optimizer=adafactor", "rank=2", "schedule.kind=polynomial"),
+            ("optimizer=prodigy", *AT_ONE, "ema=0.9", "gradient_accumulation=2"),
+            ("optimizer=prodigy", *AT_ONE, "rank=2", "schedule.kind=linear", *WARM),
+            ("optimizer=came", "ema=0.9"),
+            ("optimizer=came", "rank=2", "gradient_accumulation=2"),
+            ("optimizer=schedule-free", "max_grad_norm=0.1"),
+            ("optimizer=schedule-free", "rank=2", "schedule.kind=constant_with_warmup", *WARM),
+        ],
+    ),
     ids=str,
 )
 def test_a_training_that_was_stopped_ends_bit_equal(
