@@ -235,6 +235,17 @@ class ReferenceSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings(Settings):
+    """What LoRA (arXiv 2106.09685) adapts in the U-Net, where `rank` is not 0."""
+
+    layers: Literal["attention", "attention+ff", "all"] = "attention"
+    """Projections of attention; also feed-forward layers; or all layers, convolutions among them.
+    """
+    alpha: float = setting(0.0, low=0, high=1024)
+    """What is learned counts alpha / rank; 0 stands for the rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule(Settings):
     """How the learning rate changes over the steps of each stage: diffusers' `get_scheduler`."""
 
@@ -294,6 +305,7 @@ class TrainingSettings(Settings):
     noise: Noise = field(default_factory=Noise)
     loss: Losses = field(default_factory=Losses)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
         Settings.__post_init__(self)
@@ -311,6 +323,10 @@ class TrainingSettings(Settings):
                 f"noise.lowest is {self.noise.lowest:g}, noise.highest {self.noise.highest:g}: "
                 "expected a range of timesteps",
                 hint="--set noise.lowest=0 --set noise.highest=1",
+            )
+        if not self.rank and self.lora != LoraSettings():
+            raise InvalidInput(
+                "lora.layers and lora.alpha are for LoRA, but rank is 0", hint="--set rank=16"
             )
         self._check_references(stages)
         self._check_schedule(stages)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Group = Literal["cross-attention", "denoiser"]
 """Named groups of the denoiser's parameters."""
+LoraLayers = Literal["attention", "attention+ff", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,11 @@ class Backbone(ABC):
         """A new scheduler with the same noise schedule; the base model's own kind if None."""
 
     @abstractmethod
-    def add_lora(self, rank: int) -> None:
-        """Add trainable LoRA layers (peft's) to the denoiser's attention projections."""
+    def add_lora(self, rank: int, *, layers: LoraLayers = "attention", alpha: float = 0) -> None:
+        """Add trainable LoRA layers (peft's), which count alpha / rank; 0 is alpha = rank.
+
+        They adapt the denoiser's attention projections, its feed-forward layers too, or all layers.
+        """
 
     @abstractmethod
     def remove_lora(self) -> None:

@@ -21,6 +21,7 @@ from .backbone import (
     Backbone,
     EncodedTexts,
     Group,
+    LoraLayers,
     Posterior,
     SamplingScheduler,
     TextEncoder,
@@ -42,6 +43,17 @@ ZERO_SNR = "rescale_betas_zero_snr"
 """The setting of diffusers' schedulers that ends in zero terminal SNR."""
 ENCODED_AT_ONCE = 4
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+_WITH_FEED_FORWARD = (*ATTENTION_PROJECTIONS, "ff.net.0.proj", "ff.net.2")
+LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {
+    "attention": ATTENTION_PROJECTIONS,
+    "attention+ff": _WITH_FEED_FORWARD,
+    "all": (
+        *_WITH_FEED_FORWARD,
+        *("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+        *("downsamplers.0.conv", "upsamplers.0.conv"),
+    ),
+}
+"""How the names of the layers end that LoRA adapts; `all` are those of kohya's LoCon."""
 
 
 class StableDiffusion(Backbone):
@@ -189,13 +201,14 @@ class StableDiffusion(Backbone):
 
     # --- learning ---------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int) -> None:
-        """Add trainable LoRA layers (peft's) to the U-Net's attention projections."""
+    def add_lora(self, rank: int, *, layers: LoraLayers = "attention", alpha: float = 0) -> None:
+        """Add trainable LoRA layers (peft's) to the U-Net."""
         from peft import LoraConfig
 
-        targets: list[str] = list(ATTENTION_PROJECTIONS)
+        targets: list[str] = list(LORA_TARGETS[layers])
         unet = self.pipeline.unet
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets)  # pyright: ignore[reportArgumentType]
+        unet.add_adapter(config)
         unet.requires_grad_(False)
 
     def remove_lora(self) -> None:

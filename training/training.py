@@ -189,7 +189,8 @@ class Training:
         if settings.rank and not self.method.keeps_base:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
-                backbone.add_lora(settings.rank)
+                lora = settings.lora
+                backbone.add_lora(settings.rank, layers=lora.layers, alpha=lora.alpha)
         for stage, _ in active_stages(self.method, settings):
             if stage.learns == "embedding":
                 continue
@@ -313,7 +314,9 @@ class Training:
         if self.method.keeps_base:
             return None
         parameters = self.backbone.weights()
-        factors = dict(_lora_factors(parameters)) if self.settings.rank else {}
+        rank = self.settings.rank
+        scale = (self.settings.lora.alpha or rank) / rank if rank else 0.0
+        factors = dict(_lora_factors(parameters, scale)) if rank else {}
         deltas = {
             name: (parameters[name].detach().cpu() - original.float()).half()
             for name, original in self._original.items()
@@ -322,11 +325,15 @@ class Training:
 
 
 def _lora_factors(
-    parameters: dict[str, nn.Parameter],
+    parameters: dict[str, nn.Parameter], scale: float
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """(up, down) of each adapted layer, by the name of the weight that it changes."""
+    """(up, down) of each adapted layer, by the name of the weight that it changes.
+
+    `up` (out, r) has the scale in it; `down` is (r, in), or a kernel (r, in, k, k).
+    """
     for name, down in parameters.items():
         if ".lora_A." in name:
             up = parameters[name.replace(".lora_A.", ".lora_B.")]
             layer = name.partition(".lora_A.")[0]
-            yield f"{layer}.weight", (up.detach().cpu().clone(), down.detach().cpu().clone())
+            scaled = (up.detach().flatten(1) * scale).cpu()
+            yield f"{layer}.weight", (scaled, down.detach().cpu().clone())

@@ -71,6 +71,7 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("lora.layers=all",), "are for LoRA, but rank is 0"),
         (("schedule.kind=linear", "stage3.warmup=501"), "stage3.warmup is 501: the stage has 500"),
         (("schedule.kind=polynomial", "stage2.learning_rate=1e-7"), "polynomial ends at 1e-07"),
         (("schedule.kind=piecewise_constant", "schedule.rules=1:x,1"), "schedule.rules is '1:x,1'"),

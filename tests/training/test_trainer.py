@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from conceptry.adapters.adapter import injected
 from conceptry.adapters.token_embedding import ExtendedEmbedding
+from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
@@ -18,7 +20,7 @@ from conceptry.registry.errors import (
     TrainingFailed,
     TrainingInterrupted,
 )
-from conceptry.training.callbacks import Hooks, StepReport
+from conceptry.training.callbacks import Checkpoint, Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
 from conceptry.training.trainer import run_one
 from conceptry.training.training import Subject, Training
@@ -250,6 +252,51 @@ def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
     assert {tensor.shape[1] for tensor in ups} == {2}
     assert any(tensor.ne(0).any() for tensor in ups)
     assert not any(name.startswith("delta.") for name in state)
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        ((), {"attn"}),
+        (("lora.alpha=8",), {"attn"}),
+        (("lora.layers=attention+ff", "lora.alpha=1"), {"attn", "ff"}),
+        (
+            ("lora.layers=all", "lora.alpha=4"),
+            {"attn", "ff", "proj", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "sampler"},
+        ),
+    ],
+    ids=str,
+)
+def test_what_lora_adapts_is_what_is_drawn_afterwards(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, words: tuple[str, ...], kinds: set[str]
+) -> None:
+    """A checkpoint's factors, added to the weights, predict what its layers predicted."""
+    states = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[tuple[WeightDelta, Tensor]] = []
+
+    @torch.no_grad()
+    def predicted() -> Tensor:
+        return backbone.pipeline.unet(latents, 5, states).sample
+
+    def look(checkpoint: Checkpoint) -> None:
+        assert checkpoint.learned.weights is not None
+        seen.append((checkpoint.learned.weights, predicted()))
+
+    plain = predicted()
+    overrides = (*THREE, "rank=4", *words, "stage3.learning_rate=0.01")
+    train(backbone, pictures, tmp_path, overrides, on_checkpoint=look, checkpoint_every=2)
+    assert predicted().equal(plain)
+    ((weights, in_training),) = seen
+    found = {
+        next((kind for kind in sorted(kinds, key=len)[::-1] if kind in name), name)
+        for name in weights.names
+    }
+    assert found == kinds
+    weights.check(backbone)
+    with injected(backbone, [weights]):
+        assert not torch.allclose(predicted(), plain, atol=1e-3)
+        torch.testing.assert_close(predicted(), in_training, rtol=1e-4, atol=1e-4)
 
 
 def test_numbers_that_are_not_finite_end_it_before_the_update(
