@@ -5,7 +5,8 @@ Files may be untrusted: metadata and shapes are checked before tensors are read.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -101,25 +102,47 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
 
     Whether they fit a base model is checked by the adapters (`check`).
     """
-    try:
-        with safe_open(path, "pt") as opened:
-            metadata = _read_metadata(opened.metadata() or {})
-            names = list(opened.keys())
-            parts = {name: opened.get_slice(name) for name in names}
-            for name, part in parts.items():
-                if part.get_dtype() not in _DTYPES:
-                    raise InvalidWeights(f"{name} is {part.get_dtype()}")
-            _check_names(names, metadata)
-            shapes = {name: part.get_shape() for name, part in parts.items()}
-            _check_vectors(shapes, metadata)
-            _check_references(shapes, metadata)
-            _check_subject(shapes.get(SUBJECT_TOKENS), metadata)
-            state = {name: opened.get_tensor(name) for name in names}
-    except (SafetensorError, InvalidWeights) as error:
-        raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
+    with _opened(path) as opened:
+        names, metadata = _described(opened)
+        state = {name: opened.get_tensor(name) for name in names}
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise InvalidWeights("the file holds values that are not finite")
     return state, metadata
+
+
+def acts_unnamed(path: Path) -> bool:
+    """Whether an adapter changes pictures of prompts that do not name it, once it is injected.
+
+    Changes of weights and references do, tokens alone do not. Raises `InvalidWeights`.
+    """
+    with _opened(path) as opened:
+        names, metadata = _described(opened)
+    return bool(metadata.references) or any(name.partition(".")[0] in _CHANGES for name in names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, "pt") as opened:
+            yield opened
+    except (SafetensorError, InvalidWeights) as error:
+        raise InvalidWeights(f"the file is no adapter that can be used: {error}") from error
+
+
+def _described(opened: safe_open) -> tuple[list[str], AdapterMetadata]:
+    """Names of tensors, and metadata, once both and the tensors' shapes are seen to be sound."""
+    metadata = _read_metadata(opened.metadata() or {})
+    names = list(opened.keys())
+    parts = {name: opened.get_slice(name) for name in names}
+    for name, part in parts.items():
+        if part.get_dtype() not in _DTYPES:
+            raise InvalidWeights(f"{name} is {part.get_dtype()}")
+    _check_names(names, metadata)
+    shapes = {name: part.get_shape() for name, part in parts.items()}
+    _check_vectors(shapes, metadata)
+    _check_references(shapes, metadata)
+    _check_subject(shapes.get(SUBJECT_TOKENS), metadata)
+    return names, metadata
 
 
 def _read_metadata(header: Mapping[str, str]) -> AdapterMetadata:

@@ -102,6 +102,14 @@ class SubjectEncoding:
         if self.source is not None:
             self.subject.tokens = _in_a_row(self.source)
 
+    def to(self, device: torch.device) -> None:
+        """Move all of it to a device."""
+        self.attention.to(device)
+        self.subject.tokens = self.subject.tokens.to(device)
+        if self.source is not None:
+            features = self.source.features.to(device)
+            self.source = SubjectSource(self.source.mapper.to(device), features)
+
     def check(self, backbone: Backbone) -> None:
         """Raise `InvalidWeights` if tokens or sublayers do not fit this base model's denoiser."""
         tokens = self.subject.tokens

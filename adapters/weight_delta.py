@@ -17,7 +17,7 @@ class WeightDelta:
     """Weight changes of a base model: full differences, or low-rank factors (LoRA).
 
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
-    (up (out, r), down (r, in)). Names are those of `Backbone.weights`.
+    (up (out, r), down (r, in), or a kernel (r, in, k, k)). Names are those of `Backbone.weights`.
     """
 
     deltas: dict[str, Tensor]

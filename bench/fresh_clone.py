@@ -70,11 +70,12 @@ def main() -> None:
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder, busy_loops(options.busy):
             clone = Path(folder) / "conceptry"
+            environment = describe()  # its commit is the one that is cloned
             subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
             seconds = PARTS[name](clone)
         print(json.dumps(seconds))
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        known["environment"] = describe()
+        known["environment"] = environment
         known.setdefault("seconds", {}).setdefault(beside, {}).update(seconds)
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 

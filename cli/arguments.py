@@ -56,7 +56,7 @@ StepsOption = Annotated[
         metavar="N",
         min=1,
         max=1000,
-        help="Denoising steps; by default as concept bases says.",
+        help="Denoising steps; by default the base model's (concept bases).",
         show_default=False,
     ),
 ]
@@ -66,7 +66,7 @@ GuidanceOption = Annotated[
         metavar="X",
         min=0,
         max=100,
-        help="Guidance scale, 1 is none; by default as concept bases says.",
+        help="Guidance scale, 1 is none; by default the base model's (concept bases).",
         show_default=False,
     ),
 ]

@@ -87,10 +87,10 @@ def generate(
         str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
     ] = "",
     scheduler: Annotated[
-        Literal["ddim", "euler", "dpm++"] | None,
+        Literal["ddim", "euler", "dpm++", "own"] | None,
         typer.Option(
             metavar="NAME",
-            help="ddim, euler or dpm++; by default as concept bases says.",
+            help="ddim, euler, dpm++ or own; by default the base model's choice (concept bases).",
             show_default=False,
         ),
     ] = None,
@@ -262,7 +262,6 @@ def generate(
             with_maps=maps,
             with_leaks=leak,
             points=points,
-            offline=offline,
         )
         images, leaks, for_grid = _drawn(session, drawing, total, grid=grid)
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
@@ -429,7 +428,7 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
-            registry, loaded, picture, out, control=asked, frames=earlier, offline=offline
+            registry, loaded, picture, out, control=asked, frames=earlier
         )
     document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])

@@ -6,15 +6,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.file_format import acts_unnamed
 from ..generation.attention_maps import MapCollector
 from ..generation.injection import (
     InjectedConcept,
-    acts_unnamed,
     expand_prompt,
     inject_concepts,
 )
@@ -137,11 +138,11 @@ class Evaluator:
                 scored.append(self._prompt(prompt, source, scorer))
                 advance()
             unnamed = _PictureSource(self.base, self.cache, self.plan, self._plain(), concepts)
-            drawn: list[_Drawn] = []
+            drawn: list[_Pictures] = []
             for prompt in drifting:
-                drawn.append(_Drawn(prompt, self._pictures(prompt, unnamed)))
+                drawn.append(self._pictures(prompt, unnamed))
                 advance()
-        drift = self._drift(drawn, references[0], advance) if drawn else []
+        drift = self._drift(drifting, drawn, references[0], advance) if drawn else []
         scores = summary(scored, *self.plan.metrics) | summary(drift, *self.plan.metrics)
         return self.plan.evaluation(scored, scores, self.encoders.hashes(), drift)
 
@@ -158,19 +159,29 @@ class Evaluator:
     def _drift_prompts(self) -> list[SuitePrompt]:
         """Some prompts that keep the subject's looks, from all over the suite; none if in vain."""
         chosen = [subject.chosen for subject in self.subjects]
-        if self.concepts or len(chosen) != 1 or not chosen[0] or not acts_unnamed(chosen[0]):
+        if self.concepts or len(chosen) != 1 or chosen[0] is None:
             return []
-        keeping = [prompt for prompt in self.plan.suite.prompts if prompt.keeps_looks]
+        if not acts_unnamed(Path(chosen[0].path)):
+            return []
+        keeping = [each for each in self.plan.suite.prompts if self._names_the_category(each)]
         number = min(DRIFT_PROMPTS, len(keeping))
         return [keeping[i * len(keeping) // number] for i in range(number)]
+
+    def _names_the_category(self, prompt: SuitePrompt) -> bool:
+        """Whether a prompt that keeps looks has the plain category as a word: dog, not dogs."""
+        category = self.subjects[0].category
+        text = prompt.filled(category, category=category)
+        try:
+            subject_columns(self.base.backbone, text, [category])
+        except InvalidInput:
+            return False
+        return prompt.keeps_looks
 
     def _plain(self) -> list[EvalSubject]:
         """The subjects as plain categories."""
         return [EvalSubject(each.category, each.photos, each.masks) for each in self.subjects]
 
-    def _pictures(
-        self, prompt: SuitePrompt, source: "_PictureSource"
-    ) -> list[tuple[str, ObservedPicture]]:
+    def _pictures(self, prompt: SuitePrompt, source: "_PictureSource") -> "_Pictures":
         batches = range(0, len(self.plan.seeds), BATCH)
         return [
             each
@@ -180,7 +191,8 @@ class Evaluator:
 
     def _drift(
         self,
-        drawn: Sequence["_Drawn"],
+        prompts: Sequence[SuitePrompt],
+        drawn: "Sequence[_Pictures]",
         references: ReferenceEmbeddings,
         advance: Callable[[], None],
     ) -> list[PromptScores]:
@@ -188,7 +200,7 @@ class Evaluator:
         name = self.plan.metrics[1]
         encoder, photos = picture_encoders(self.encoders)[name], references.whole[name]
 
-        def likeness(pictures: Sequence[tuple[str, ObservedPicture]]) -> list[float]:
+        def likeness(pictures: _Pictures) -> list[float]:
             vectors = encoder.embed([picture.image for _, picture in pictures])
             return (vectors @ photos.T).mean(-1).tolist()
 
@@ -197,17 +209,17 @@ class Evaluator:
             plain = self._plain()
             nobody = _Concepts(self.base, plain, stack)
             source = _PictureSource(self.base, self.cache, self.plan, plain, nobody)
-            for each in drawn:
+            for prompt, pictures in zip(prompts, drawn, strict=True):
                 rows = [
                     PictureScores(seed, key, {DRIFT: round(value, 4)})
                     for seed, (key, _), value in zip(
-                        self.plan.seeds, each.pictures, likeness(each.pictures), strict=True
+                        self.plan.seeds, pictures, likeness(pictures), strict=True
                     )
                 ]
-                without = likeness(self._pictures(each.prompt, source))
+                without = likeness(self._pictures(prompt, source))
                 advance()
                 scores = mean_scores(rows) | {DRIFT_BASE: round(statistics.fmean(without), 4)}
-                found.append(PromptScores(source.prompt_text(each.prompt), DRIFT, scores, rows))
+                found.append(PromptScores(source.prompt_text(prompt), DRIFT, scores, rows))
         return found
 
     def _prompt(
@@ -254,12 +266,8 @@ def masks_of(base: LoadedBase, subject: EvalSubject) -> list[Image.Image]:
     return [next(found) if mask is None else mask for mask in subject.masks]
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A prompt and its pictures, with their keys in the cache."""
-
-    prompt: SuitePrompt
-    pictures: list[tuple[str, ObservedPicture]]
+_Pictures = list[tuple[str, ObservedPicture]]
+"""Pictures of a prompt, with their keys in the cache."""
 
 
 class _Concepts:

@@ -128,6 +128,11 @@ class Evaluation:
     """Of prompts with the plain category, of which `drift` and `drift_base` are the scores."""
 
     @property
+    def all_prompts(self) -> list[PromptScores]:
+        """Those of the suite, then those that show drift."""
+        return [*self.prompts, *self.drift]
+
+    @property
     def label(self) -> str:
         """`rex@2`, `rex@stage3-000100`, or `rex@2 and mia@1`."""
         return " and ".join([f"{self.concept}@{self.checkpoint or self.version}", *self.others])
@@ -164,8 +169,8 @@ class Evaluation:
         """The opposite of `document`. Raises `InvalidInput` for one of another form."""
         try:
             found = _form().validate_json(json.dumps(document), strict=True)
-            rows = [*found.prompts, *found.drift]
-            if not all(is_sha256(each.picture) for row in rows for each in row.pictures):
+            rows = (row.pictures for row in found.all_prompts)
+            if not all(is_sha256(each.picture) for row in rows for each in row):
                 raise ValueError("a picture is called by its hash")
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"the scores of {document.get('suite')} are not sound") from error

@@ -57,7 +57,7 @@ def _csv(found: Sequence[Evaluation]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["version", "suite", "prompt", "tests", "seed", "score", "value"])
     for each in found:
-        for prompt in [*each.prompts, *each.drift]:
+        for prompt in each.all_prompts:
             for picture in prompt.pictures:
                 place = [each.label, each.suite, prompt.prompt, prompt.tests, picture.seed]
                 for name, value in picture.scores.items():
@@ -135,13 +135,14 @@ def _shown_text(value: object) -> object:
 
 def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[_Row]:
     """A row for each prompt, the worst first."""
-    rows: dict[tuple[str, int], _Row] = {}
+    rows: dict[tuple[str, int, str], _Row] = {}
     for each, pictures in zip(found, shown, strict=True):
         left = iter(pictures)
-        for number, prompt in enumerate([*each.prompts, *each.drift]):
+        for number, prompt in enumerate(each.all_prompts):
             own = [next(left) for _ in prompt.pictures]
             new = _Row(_plain(prompt.prompt, found), prompt.tests)
-            row = rows.setdefault((each.suite, number), new)
+            drifting = new.prompt if prompt.tests == DRIFT else ""  # it names a category
+            row = rows.setdefault((each.suite, number, drifting), new)
             row.cells[each.label] = own
             row.worths += [one.worth for one in own]
     return sorted(rows.values(), key=lambda row: sum(row.worths) / max(1, len(row.worths)))
@@ -154,7 +155,7 @@ def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
 
 
 def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_Shown]:
-    for row, prompt in enumerate([*each.prompts, *each.drift]):
+    for row, prompt in enumerate(each.all_prompts):
         for picture in prompt.pictures:
             kept = pictures.get(picture.picture, num_subjects=1 + len(each.others))
             heats = [overlaid(kept.image, own[1]) for own in kept.maps] if kept else []

@@ -63,16 +63,14 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
 class Controls:
     """The ControlNets of requests, each loaded once."""
 
-    def __init__(
-        self, base: LoadedBase, requests: Sequence[Request], *, offline: bool = False
-    ) -> None:
+    def __init__(self, base: LoadedBase, requests: Sequence[Request]) -> None:
         self._base = base
         self._loaded: dict[str, LoadedControl] = {}
         for request in requests:
             if request.control is not None:
                 source = find_control(base.base, request.control.kind)
                 if source.name not in self._loaded:
-                    self._loaded[source.name] = load_control(source, base, offline=offline)
+                    self._loaded[source.name] = load_control(source, base)
 
     def of(self, request: Request) -> PreparedControl | None:
         """A request's control, if it has one. Raises as `read_control` and `fitted` do."""

@@ -16,6 +16,11 @@ from ..adapters.subject_encoding import SubjectEncoding
 from ..kernels.observation import CROSS_ATTENTION
 from ..models.conditioning import Control
 from ..models.loading import LoadedBase
+from ..models.subject_encoder_file import (
+    LoadedSubjectEncoder,
+    check_same_encoder,
+    load_subject_encoder,
+)
 from ..registry import Registry
 from ..registry.errors import (
     InvalidInput,
@@ -113,19 +118,18 @@ def generate(
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
-    offline: bool = False,
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
     Its provenance goes into the file and the registry. All prompts and control pictures are checked
     before the first is drawn. `with_maps` also writes heat-maps of each concept's tokens, and of
     where `points` of the picture, or its centre, look in its references; `with_leaks` measures how
-    much of each concept's attention falls on the others' regions. ControlNets are downloaded,
-    unless `offline`. Raises what `resolve_prompt`, `inject_concepts`, `check_controls`,
-    `load_control` and `draw` raise.
+    much of each concept's attention falls on the others' regions. ControlNets and subject encoders
+    are downloaded, unless the base model was loaded offline. Raises what `resolve_prompt`,
+    `inject_concepts`, `check_controls`, `load_control`, `load_subject_encoder` and `draw` raise.
     """
     wanted = _Wanted(with_maps, with_leaks, tuple(points))
-    records = _records(registry, base, requests, folder, wanted, offline=offline)
+    records = _records(registry, base, requests, folder, wanted)
     for chosen, group in groupby(records, key=lambda each: each.chosen):
         together = list(group)
         references = _loaded_references(together)
@@ -144,7 +148,6 @@ def animate(
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
-    offline: bool = False,
 ) -> Iterator[Picture]:
     """Draw requests as the frames of an animation, once for each seed; as `generate` otherwise.
 
@@ -155,7 +158,7 @@ def animate(
     """
     check_frames(requests)
     wanted = _Wanted(with_maps, with_leaks, tuple(points))
-    records = _records(registry, base, requests, folder, wanted, offline=offline)
+    records = _records(registry, base, requests, folder, wanted)
     frames = [
         replace(record, request=replace(record.request, seeds=[seed]), number=number)
         for seed in requests[0].seeds
@@ -182,7 +185,9 @@ _Asked = tuple[tuple[ReferenceRequest, ...], float]
 def _loaded_references(together: "Sequence[_Record]") -> dict[_Asked, References]:
     """The references of requests for the same versions; those of many requests are loaded once."""
     different = {record.asked: record for record in together}
-    return {asked: record.load_references() for asked, record in different.items()}
+    sees = any(strength for _, strength in different)
+    encoder = load_subject_encoder(together[0].base) if sees else None
+    return {asked: record.load_references(encoder) for asked, record in different.items()}
 
 
 def _records(
@@ -191,8 +196,6 @@ def _records(
     requests: Sequence[Request],
     folder: Path,
     wanted: _Wanted,
-    *,
-    offline: bool,
 ) -> "list[_Record]":
     """Requests whose prompts, references and control pictures have been looked up and checked."""
     registry.check_outside(folder)
@@ -208,7 +211,7 @@ def _records(
         for request in requests
     ]
     check_controls(base.base, base.backbone.size, requests)
-    controls = Controls(base, requests, offline=offline)
+    controls = Controls(base, requests)
     return [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
 
 
@@ -298,12 +301,17 @@ class _Record:
         """What references are asked for."""
         return self.request.references, self.request.settings.encoder_strength
 
-    def load_references(self) -> References:
+    def load_references(self, encoder: LoadedSubjectEncoder | None) -> References:
         """The references, before concepts are injected."""
         mentions = {each.concept.id: each.mention.text for each in self.chosen}
         strength = self.request.settings.encoder_strength
         return load_references(
-            self.registry, self.base, self.references, mentions, encoder_strength=strength
+            self.registry,
+            self.base,
+            self.references,
+            mentions,
+            encoder=encoder if strength else None,
+            encoder_strength=strength,
         )
 
     def after(
@@ -501,7 +509,6 @@ def reproduce(
     *,
     control: ControlRequest | None = None,
     frames: Sequence[Path] = (),
-    offline: bool = False,
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
@@ -535,7 +542,7 @@ def reproduce(
     request = Request(
         prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings, control=control
     )
-    controls = Controls(base, [request], offline=offline)
+    controls = Controls(base, [request])
     now = controls.of(request)
     if now and made.control and now.used.network_sha256 != made.control.network_sha256:
         raise InvalidInput(
@@ -547,13 +554,9 @@ def reproduce(
     record = _Record(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
-    references = record.load_references()
-    encoding = references.encoding
-    if encoding and encoding.encoder_sha256 != made.subject_encoder:
-        raise InvalidInput(
-            f"{path} was drawn with another subject encoder than {base.base.name} has now",
-            hint="name that one in bases.yaml, as subject_encoder",
-        )
+    (references,) = _loaded_references([record]).values()
+    if encoding := references.encoding:
+        check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
     with inject_concepts(base, chosen) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
     with Image.open(path) as before:

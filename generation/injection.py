@@ -66,6 +66,10 @@ def inject_concepts(
         with _naming(each):
             state, metadata = read_adapter(Path(each.path))
             _check_base(base, each, metadata)
+        encoder = metadata.subject.encoder_sha256 if metadata.subject else None
+        if encoder and encoder not in attentions:
+            attentions[encoder] = load_subject_attention(base, encoder, each.label)
+        with _naming(each):
             tokens = each.tokens(metadata.num_tokens)
             embedding = _embedding(tokens, metadata, state) if tokens else None
             if embedding is not None:
@@ -74,12 +78,9 @@ def inject_concepts(
             change.check(base.backbone)
             encoding = None
             if subject := metadata.subject:
-                sha256 = subject.encoder_sha256
-                if sha256 not in attentions:
-                    attentions[sha256] = load_subject_attention(base, sha256)
-                encoding = SubjectEncoding.from_state(
-                    attentions[sha256], state, subject, each.mention.strength
-                )
+                attention = attentions[subject.encoder_sha256]
+                strength = each.mention.strength
+                encoding = SubjectEncoding.from_state(attention, state, subject, strength)
             references = References.from_state(
                 state, metadata.references, each.mention.strength, encoding
             )
@@ -110,16 +111,6 @@ def _naming(chosen: ChosenVersion) -> Iterator[None]:
             f"{chosen.label} cannot be drawn with: {error.message}",
             hint=f"concept train {chosen.concept.name}",
         ) from error
-
-
-def acts_unnamed(chosen: ChosenVersion) -> bool:
-    """Whether a version changes pictures of prompts that do not name it, once it is injected.
-
-    Changes of weights and references do, tokens alone do not. Raises `InvalidWeights`.
-    """
-    with _naming(chosen):
-        state, metadata = read_adapter(Path(chosen.path))
-    return bool(metadata.references or WeightDelta.from_state(state).names)
 
 
 def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:

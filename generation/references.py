@@ -10,7 +10,7 @@ from ..models.backbone import Backbone
 from ..models.loading import LoadedBase
 from ..models.pixels import on_white, share_of_mask
 from ..models.references import Reference
-from ..models.subject_encoder_file import load_subject_encoder
+from ..models.subject_encoder_file import LoadedSubjectEncoder
 from ..registry import Registry
 from ..registry.errors import InvalidInput
 from .frames import ChosenFrame
@@ -29,43 +29,40 @@ def load_references(
     chosen: Sequence[ChosenReference],
     names: Mapping[int, str],
     *,
+    encoder: LoadedSubjectEncoder | None = None,
     encoder_strength: float = 0.0,
 ) -> References:
     """The references of chosen photos, as an adapter; injected concepts must not be there yet.
 
     `names`, by id, are what stands for concepts in their prompts; for others it is the category.
-    With a strength (β) the base model's subject encoder sees the photos without their background.
+    A subject `encoder` sees the photos without their background, with a strength (β).
 
     Raises `InvalidInput` for an empty mask, a photo that is too narrow and a caption that is too
-    long, and what `load_subject_encoder` raises.
+    long.
     """
-    encoding = None
-    if encoder_strength and chosen:
-        loaded = load_subject_encoder(base)
-        cut = [on_white(*_photo_and_mask(registry, base, each)) for each in chosen]
-        encoding = SubjectEncoding.of(loaded, cut, encoder_strength)
-    return References([_loaded(registry, base, each, names) for each in chosen], encoding)
-
-
-def _photo_and_mask(
-    registry: Registry, base: LoadedBase, chosen: ChosenReference
-) -> tuple[Image.Image, Image.Image]:
-    photo = registry.read_photo(chosen.image, at_least=2 * base.backbone.size)
-    mask = registry.read_mask(chosen.image)
-    if mask is None:
-        (mask,) = regions_of_photos(base, [photo], chosen.concept.category)
-    return photo, mask
+    references: list[Reference] = []
+    cut: list[Image.Image] = []
+    for each in chosen:
+        reference, without_background = _loaded(registry, base, each, names)
+        references.append(reference)
+        cut += [without_background] if encoder else []
+    encoding = SubjectEncoding.of(encoder, cut, encoder_strength) if encoder and cut else None
+    return References(references, encoding)
 
 
 def _loaded(
     registry: Registry, base: LoadedBase, chosen: ChosenReference, names: Mapping[int, str]
-) -> Reference:
+) -> tuple[Reference, Image.Image]:
+    """A reference, and its photo on white."""
     concept, image = chosen.concept, chosen.image
     prompt = chosen.prompt.replace("{}", names.get(concept.id, concept.category))
     try:
         check_length(base.backbone, prompt)
-        photo, mask = _photo_and_mask(registry, base, chosen)
-        return make_reference(
+        photo = registry.read_photo(image, at_least=2 * base.backbone.size)
+        mask = registry.read_mask(image)
+        if mask is None:
+            (mask,) = regions_of_photos(base, [photo], concept.category)
+        reference = make_reference(
             base,
             photo,
             mask,
@@ -74,6 +71,7 @@ def _loaded(
             share=chosen.share,
             guidance=chosen.guidance,
         )
+        return reference, on_white(photo, mask)
     except InvalidInput as error:
         where = f"the photo {image.filename} of {concept.name}"
         raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from None

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..adapters.prompt_encoding import token_columns
 from ..models.backbone import Backbone
+from ..registry.documents import shown
+from ..registry.errors import InvalidInput
 from .injection import InjectedConcept
 
 _LEVEL = 0.4
@@ -27,14 +29,17 @@ class SubjectColumns:
 def subject_columns(
     backbone: Backbone, prompt: str, subjects: Sequence[InjectedConcept | str]
 ) -> list[SubjectColumns]:
-    """Token positions of each subject (a concept or a plain category) in an expanded prompt."""
+    """Token positions of each subject (a concept or a plain category) in an expanded prompt.
+
+    Raises `InvalidInput` if a category is not among its words: "dogs" is no "dog".
+    """
     encoder = backbone.text_encoders[0]
     ids = encoder.ids(prompt)
     found: list[SubjectColumns] = []
     for subject in subjects:
         if isinstance(subject, str) or not subject.tokens:
             word = subject if isinstance(subject, str) else subject.category
-            columns = _columns_of(ids, encoder.ids(word, whole=False))
+            columns = _columns_of(ids, encoder.ids(word, whole=False), word)
             found.append(SubjectColumns(columns, columns))
             continue
         own = tuple(token_columns(backbone, prompt, subject.tokens))
@@ -46,12 +51,14 @@ def subject_columns(
     return found
 
 
-def _columns_of(ids: Sequence[int], word: Sequence[int]) -> tuple[int, ...]:
-    length = len(word)
+def _columns_of(ids: Sequence[int], parts: Sequence[int], word: str) -> tuple[int, ...]:
+    length = len(parts)
     for first in range(len(ids) - length + 1):
-        if list(ids[first : first + length]) == list(word):
+        if list(ids[first : first + length]) == list(parts):
             return tuple(range(first, first + length))
-    raise ValueError("the prompt does not name the category")
+    raise InvalidInput(
+        f"the prompt does not have {shown(word)} as a word", hint="as in: a photo of a {}"
+    )
 
 
 def all_columns(subjects: Sequence[SubjectColumns]) -> list[int]:

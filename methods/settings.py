@@ -239,8 +239,7 @@ class LoraSettings(Settings):
     """What LoRA (arXiv 2106.09685) adapts in the U-Net, where `rank` is not 0."""
 
     layers: Literal["attention", "attention+ff", "all"] = "attention"
-    """Projections of attention; also feed-forward layers; or all layers, convolutions among them.
-    """
+    """Projections of attention; feed-forward layers too; or all of blocks, as kohya's LoCon."""
     alpha: float = setting(0.0, low=0, high=1024)
     """What is learned counts alpha / rank; 0 stands for the rank."""
 

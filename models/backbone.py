@@ -205,7 +205,8 @@ class Backbone(ABC):
     def add_lora(self, rank: int, *, layers: LoraLayers = "attention", alpha: float = 0) -> None:
         """Add trainable LoRA layers (peft's), which count alpha / rank; 0 is alpha = rank.
 
-        They adapt the denoiser's attention projections, its feed-forward layers too, or all layers.
+        They adapt the denoiser's attention projections, its feed-forward layers too, or all layers
+        of its blocks.
         """
 
     @abstractmethod

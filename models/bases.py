@@ -24,6 +24,10 @@ ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
 
 Kind = Literal["folder", "file", "hub"]
 Scheduler = Literal["ddim", "euler", "dpm++"]
+Place = tuple[Literal["folder", "hub"], str]
+"""A path, or a hub repository."""
+OWN_SCHEDULER = "own"
+"""The word for a base model's own scheduler."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,8 +77,8 @@ class Base:
     about: str = ""
     config: str | None = None
     controls: tuple[ControlSource, ...] = ()
-    subject_encoder: str | None = None
-    vision: str | None = None
+    subject_encoder: Place | None = None
+    vision: Place | None = None
     sampling: SamplingDefaults = _USUAL
 
     def is_at_hand(self) -> bool:
@@ -197,7 +201,8 @@ class _Entry(Form):
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
     if isinstance(entry, Mapping):
-        entry = {key: value for key, value in entry.items() if value is not None}
+        named = {"scheduler": OWN_SCHEDULER} if entry.get("scheduler", "") is None else {}
+        entry = {key: value for key, value in entry.items() if value is not None} | named
     checked = validated(_Entry, entry, at=f'{path}: "{name}"')
     source, beside = checked.source, path.parent
     kind, where = _place(beside, source)
@@ -208,17 +213,17 @@ def _from_entry(path: Path, name: str, entry: object) -> Base:
         checked.about,
         checked.config and str(beside / _at_home(checked.config)),
         tuple(_control(beside, *each) for each in checked.controls.items()),
-        checked.subject_encoder and _place(beside, checked.subject_encoder)[1],
-        checked.vision and _place(beside, checked.vision)[1],
+        _place(beside.absolute(), checked.subject_encoder) if checked.subject_encoder else None,
+        _place(beside.absolute(), checked.vision) if checked.vision else None,
         SamplingDefaults(
             checked.steps,
             checked.guidance,
-            None if checked.scheduler == "own" else checked.scheduler,
+            None if checked.scheduler == OWN_SCHEDULER else checked.scheduler,
         ),
     )
 
 
-def _place(beside: Path, source: str) -> tuple[Literal["folder", "hub"], str]:
+def _place(beside: Path, source: str) -> Place:
     """A source in a file of aliases: the hub repository, or the path from that file's folder."""
     if source == "shipped":
         return "folder", str(SHIPPED)

@@ -32,15 +32,14 @@ class LoadedControl:
     sha256: str
 
 
-def load_control(
-    source: ControlSource, base: LoadedBase, *, offline: bool = False
-) -> LoadedControl:
+def load_control(source: ControlSource, base: LoadedBase) -> LoadedControl:
     """Load a ControlNet onto the base model's device, in its precision.
 
-    Downloads from the hub, unless `offline`. Raises `NotFound` if there is none, `InvalidWeights`
-    if its files are damaged, `InvalidInput` if it is none, or one of another base model.
+    Downloads from the hub, unless the base model was loaded offline. Raises `NotFound` if there is
+    none, `InvalidWeights` if its files are damaged, `InvalidInput` if it is none, or one of another
+    base model.
     """
-    folder = Path(source.source) if source.kind == "folder" else _fetched(source, offline)
+    folder = Path(source.source) if source.kind == "folder" else _fetched(source, base.offline)
     _check_is_there(source, folder)
     config = read_object(folder / CONFIG_FILE)
     _check_kind(source, config)

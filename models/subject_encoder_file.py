@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -105,7 +105,7 @@ def load_subject_encoder(
     `InvalidWeights` if it is damaged.
     """
     path, metadata = _found(base, source)
-    chosen = _vision(path, base, metadata, vision or base.base.vision)
+    chosen = _vision(path, base, metadata, vision)
     with torch.device("meta"):  # shapes alone
         encoder = SubjectEncoder.for_denoiser(chosen.encoder, base.backbone.denoiser)
     encoder.load_state_dict(_read_tensors(path, encoder.learned_state()), strict=False, assign=True)
@@ -113,17 +113,32 @@ def load_subject_encoder(
     return LoadedSubjectEncoder(encoder, hash_of(path))
 
 
-def load_subject_attention(base: LoadedBase, sha256: str) -> SubjectAttention:
-    """Load the sublayers of a base model's subject encoder, in the base model's precision.
-
-    Its file has to have the hash `sha256`. Raises as `load_subject_encoder` does.
-    """
-    path, _ = _found(base, None)
-    if hash_of(path) != sha256:
+def check_same_encoder(what: str, base: LoadedBase, sha256: str, made_with: str | None) -> None:
+    """Raise `InvalidInput` if `what` was made with another subject encoder than the base's."""
+    if sha256 != made_with:
         raise InvalidInput(
-            f"{base.base.name} has another subject encoder now than this was made with",
+            f"{what} was made with another subject encoder than {base.base.name} has now",
             hint="name that one in bases.yaml, as subject_encoder",
         )
+
+
+def hash_of_subject_encoder(base: LoadedBase) -> str:
+    """The hash of the file of a base model's subject encoder.
+
+    Raises `NotFound` if there is none, and `InvalidInput` for one of another base model.
+    """
+    path, _ = _found(base, None)
+    return hash_of(path)
+
+
+def load_subject_attention(base: LoadedBase, sha256: str, what: str) -> SubjectAttention:
+    """Load the sublayers of a base model's subject encoder, in the base model's precision.
+
+    They have to be those of the file, by its hash, that `what` was made with. Raises as
+    `load_subject_encoder` does.
+    """
+    path, _ = _found(base, None)
+    check_same_encoder(what, base, hash_of(path), sha256)
     with torch.device("meta"):
         attention = SubjectAttention(base.backbone.denoiser)
     wanted = {f"{_ATTENTION}{name}": value for name, value in attention.state_dict().items()}
@@ -135,7 +150,11 @@ def load_subject_attention(base: LoadedBase, sha256: str) -> SubjectAttention:
 
 
 def _found(base: LoadedBase, source: str | None) -> tuple[Path, SubjectEncoderMetadata]:
-    path = _path_of(base.base, source or base.base.subject_encoder, base.offline)
+    named = base.base.subject_encoder
+    if source is None and named is not None:
+        path = _path_at(*named, base.offline)
+    else:
+        path = _path_of(base.base, source, base.offline)
     with _opened(path) as opened:
         metadata = _read_metadata(opened.metadata() or {})
     if metadata.base_sha256 != base.sha256:
@@ -158,7 +177,11 @@ def _path_of(base: Base, source: str | None, offline: bool) -> Path:
                 f"{quoted(base.name)}",
             )
         return path
-    if _is_path(source):
+    return _path_at("folder" if _is_path(source) else "hub", source, offline)
+
+
+def _path_at(kind: Literal["folder", "hub"], source: str, offline: bool) -> Path:
+    if kind == "folder":
         path = Path(os.path.expanduser(source))
         path = path / FILE if os.path.isdir(path) else path
         if not os.path.isfile(path):
@@ -205,12 +228,18 @@ def _of_another_base(
 def _vision(
     path: Path, base: LoadedBase, metadata: SubjectEncoderMetadata, named: str | None
 ) -> LoadedVision:
-    if not (name := named or metadata.vision):
+    of_alias = base.base.vision if not (named or metadata.vision) else None
+    if of_alias is not None:
+        kind, name = of_alias
+        is_foreign = kind == "hub"  # a folder of that name is not meant
+    else:
+        name, is_foreign = named or metadata.vision, named is None
+    if not name:
         raise InvalidInput(
             f"{path} was trained with a picture encoder in a folder: name that",
             hint="as vision, beside subject_encoder, in bases.yaml",
         )
-    vision = load_vision(name, base.base, offline=base.offline, is_foreign=named is None)
+    vision = load_vision(name, base.base, offline=base.offline, is_foreign=is_foreign)
     if vision.sha256 != metadata.vision_sha256:
         raise InvalidInput(f"{path} was trained with another picture encoder than {name}")
     return vision

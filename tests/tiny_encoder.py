@@ -69,4 +69,7 @@ def with_encoder(base: LoadedBase, folder: Path) -> LoadedBase:
     encoder = let_it_act(make_tiny_encoder(base.backbone.denoiser))
     path = folder / FILE
     write_subject_encoder(path, encoder.learned_state(), metadata_for(base, load_vision(vision)))
-    return replace(base, base=replace(base.base, subject_encoder=str(path), vision=vision))
+    return replace(
+        base,
+        base=replace(base.base, subject_encoder=("folder", str(path)), vision=("folder", vision)),
+    )

@@ -26,6 +26,12 @@ from ..methods.settings import ReferenceSettings, TrainingSettings
 from ..models.loading import LoadedBase
 from ..models.pixels import on_white
 from ..models.seeds import seed_of
+from ..models.subject_encoder_file import (
+    LoadedSubjectEncoder,
+    check_same_encoder,
+    hash_of_subject_encoder,
+    load_subject_encoder,
+)
 from ..registry import Registry
 from ..registry.errors import (
     ConceptNotFound,
@@ -164,7 +170,7 @@ def train_many(
         run = registry.begin_run(
             concept.id,
             method=chosen.name,
-            config=settings.to_mapping() | _training_data_of(concept, settings),
+            config=settings.to_mapping() | _training_data_of(base, concept, settings),
             base=base.base.name,
             base_sha256=base.sha256,
             seed=seed,
@@ -209,6 +215,9 @@ def resume_many(
         data, config = _recorded_data_of(record, concept.name)
         concept = _restored(registry, concept, data)
         settings = method.settings().updated(config)
+        if settings.reference.encoder_strength:
+            what, now = f"run {record.run} of {concept.name}", hash_of_subject_encoder(base)
+            check_same_encoder(what, base, now, data.subject_encoder)
         path = registry.run_folder(record.run) / RESUME_FILE
         position = read_position(path) if path.exists() else None
         registry.resume_run(record.run)
@@ -236,17 +245,24 @@ def _with_images(concept: Concept) -> Concept:
 class _TrainingData:
     """What a run keeps of its concept, as later edits must not change it.
 
-    Photos and masks are hashes. Masks and captions are kept where a training uses them.
+    Photos, masks and the subject encoder are hashes. What is not of all trainings is kept where it
+    is used.
     """
 
     photos: list[str]
     category: str
     masks: list[str | None] | None = None
     captions: list[str | None] | None = None
+    subject_encoder: str | None = None
 
 
-def _training_data_of(concept: Concept, settings: TrainingSettings) -> dict[str, object]:
-    """`_TrainingData` as the run's record has it, beside the settings."""
+def _training_data_of(
+    base: LoadedBase, concept: Concept, settings: TrainingSettings
+) -> dict[str, object]:
+    """`_TrainingData` as the run's record has it, beside the settings.
+
+    Raises what `hash_of_subject_encoder` does.
+    """
     data: dict[str, object] = {
         "photos": [image.sha256 for image in concept.images],
         "category": concept.category,
@@ -255,6 +271,8 @@ def _training_data_of(concept: Concept, settings: TrainingSettings) -> dict[str,
         data["photo_masks"] = [image.mask for image in concept.images]
     if settings.captions.share:
         data["photo_captions"] = [image.caption for image in concept.images]
+    if settings.reference.encoder_strength:
+        data["subject_encoder"] = hash_of_subject_encoder(base)
     return data
 
 
@@ -269,7 +287,10 @@ def _recorded_data_of(record: RunRecord, name: str) -> tuple[_TrainingData, dict
                 for key in ("photo_masks", "photo_captions")
             )
             hashes = [str(photo) for photo in photos]
-            return _TrainingData(hashes, check_category(category), masks, captions), config
+            encoder = config.pop("subject_encoder", None)
+            encoder = None if encoder is None else str(encoder)
+            category = check_category(category)
+            return _TrainingData(hashes, category, masks, captions, encoder), config
     raise RegistryCorrupt(
         f"the record of run {record.run} of {name} is damaged", hint=f"concept train {name}"
     )
@@ -330,8 +351,9 @@ def _run_all(
     join()
     if not is_main_process():
         while batch := broadcast():
+            encoder = _encoder_for(base, batch[0][0].settings)
             Trainer(
-                [_training(registry, base, plan, hooks) for plan, hooks in batch],
+                [_training(registry, base, plan, hooks, encoder) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
             ).run()
         return broadcast()
@@ -464,10 +486,12 @@ class _Batch:
     def _prepared(self) -> tuple[list["_RunRecorder"], list[Training]]:
         recorders: list[_RunRecorder] = []
         trainings: list[Training] = []
+        encoder = _encoder_for(self._base, self._plans[0].settings)
         for plan in self._plans:
             try:
                 recorder = _RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
-                training = _training(self._registry, self._base, plan, recorder.recording_hooks())
+                hooks = recorder.recording_hooks()
+                training = _training(self._registry, self._base, plan, hooks, encoder)
             except TrainingInterrupted:
                 raise
             except ConceptryError as error:
@@ -612,11 +636,24 @@ class _RunRecorder:
         self._hooks.on_checkpoint(checkpoint)
 
 
-def _training(registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks) -> Training:
+def _encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
+    """The subject encoder for a batch of trainings, which have the same settings."""
+    return load_subject_encoder(base) if settings.reference.encoder_strength else None
+
+
+def _training(
+    registry: Registry,
+    base: LoadedBase,
+    plan: _RunPlan,
+    hooks: Hooks,
+    encoder: LoadedSubjectEncoder | None,
+) -> Training:
     method = find_method(plan.method)
     subject = subject_of(registry, base, plan.concept, plan.settings)
     prior, category = plan.settings.prior, plan.concept.category
-    references = references_of(registry, base, plan.concept, plan.settings.reference)
+    references = references_of(
+        registry, base, plan.concept, plan.settings.reference, encoder=encoder
+    )
     subject = replace(subject, references=references)
     if prior.weight and any(active_stages(method, plan.settings)):
         after = references if prior.after_references else References(())
@@ -657,9 +694,17 @@ def _on_white(photos: Photos, masks: Photos, number: int) -> Image.Image:
 
 
 def references_of(
-    registry: Registry, base: LoadedBase, concept: Concept, settings: ReferenceSettings
+    registry: Registry,
+    base: LoadedBase,
+    concept: Concept,
+    settings: ReferenceSettings,
+    *,
+    encoder: LoadedSubjectEncoder | None = None,
 ) -> References:
-    """The references that a concept's version holds, with {} for the concept in their prompts."""
+    """The references that a concept's version holds, with {} for the concept in their prompts.
+
+    A subject `encoder` sees them with the settings' strength.
+    """
     chosen = [
         replace(
             choose_reference(concept, image, settings.weight),
@@ -670,7 +715,9 @@ def references_of(
     ]
     names = {concept.id: "{}"}
     strength = settings.encoder_strength
-    return load_references(registry, base, chosen, names, encoder_strength=strength)
+    return load_references(
+        registry, base, chosen, names, encoder=encoder, encoder_strength=strength
+    )
 
 
 @dataclass(slots=True)

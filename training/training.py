@@ -161,6 +161,8 @@ class Training:
         """Make the embedding and freeze the base model; stages unfreeze what they train."""
         backbone, subject = self.backbone, self.subject
         backbone.to(self.accelerator.device)
+        if self.encoding is not None:
+            self.encoding.to(self.accelerator.device)
         for network in backbone.networks.values():
             network.requires_grad_(False)
         self.embedding = self.method.make_embedding(
@@ -181,8 +183,8 @@ class Training:
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
         if self.accelerator.mixed_precision == "no":
             cast(backbone.denoiser, torch.float32)
-            if self.encoding is not None:
-                cast(self.encoding.attention, torch.float32)
+        if self.encoding is not None:  # gradients pass it, in half precision to nothing
+            cast(self.encoding.attention, torch.float32)
         self.sources = [self._subject_source(), *self._class_sources()]
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)

@@ -210,7 +210,15 @@ def test_pictures_are_drawn_as_the_base_model_says(
     assert known["sdxl"] == (25, 5, "dpm++")
     monkeypatch.setenv("COLUMNS", "200")
     assert "2 steps, guidance 3.5" in run("bases").stdout
+    listed = tmp_path / "prompts.yaml"
+    listed.write_text(json.dumps([{"prompt": PROMPT, "scheduler": "own", "steps": 1}]))
+    (image,) = ask("generate", "--prompts", listed, "-n", "1", "--seed", "1", "--base", tiny)[
+        "images"
+    ]
+    with Registry.open(database) as registry:
+        assert registry.trace(image["sha256"]).settings["scheduler"] is None
     drawn = {
+        "its own": (["--base", tiny, "--steps", "1", "--scheduler", "own"], (1, 7.5, None)),
         "as it says": (["--base", "mine"], (2, 3.5, None)),
         "otherwise": (["--base", "mine", "--guidance", "1", "--scheduler", "ddim"], (2, 1, "ddim")),
         "by a path": (["--base", tiny, "--steps", "1"], (1, 7.5, "dpm++")),

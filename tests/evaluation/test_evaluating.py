@@ -90,6 +90,17 @@ def test_drift_is_what_a_version_does_to_its_category(
     assert base.backbone.references == []
 
 
+def test_prompts_that_bend_the_category_show_no_drift(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    """Of "dogs" it is not known where the dog is."""
+    bent = Suite("bent", "", (SuitePrompt("two {}s"), SuitePrompt("a {} in the snow")))
+    found = evaluate(taught, base, encoders, plan_of(taught, base, "<rex@1>", bent))
+    assert [each.prompt for each in found.drift] == ["a dog in the snow"]
+    alone = Suite("alone", "", bent.prompts[:1])
+    assert evaluate(taught, base, encoders, plan_of(taught, base, "<rex@1>", alone)).drift == []
+
+
 def test_tokens_alone_do_not_drift(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
     words = ["embedding.steps=1", "augmentation.crops=2"]
     train(taught, "mia", base, method="textual-inversion", overrides=words)

@@ -18,6 +18,7 @@ from conceptry.generation.photo_regions import as_mask, grey_outside, regions_of
 from conceptry.generation.regions import region, share_inside, subject_columns
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world.scenes import Rendered, Scene, describe, render, sample_scene
+from conceptry.registry.errors import InvalidInput
 from PIL import Image, ImageChops
 
 SHARP = [0] * 128 + [255] * 128
@@ -178,7 +179,7 @@ def test_columns_of_categories_of_several_tokens() -> None:
     backbone = load_base().backbone
     (looks,) = subject_columns(backbone, "a photo of a red house", ["red house"])
     assert looks.own == looks.all == (5, 6)
-    with pytest.raises(ValueError, match="does not name"):
+    with pytest.raises(InvalidInput, match="does not have 'cat' as a word"):
         subject_columns(backbone, "a photo of a dog", ["cat"])
 
 

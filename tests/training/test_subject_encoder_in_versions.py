@@ -13,6 +13,7 @@ from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.methods import find_method
 from conceptry.methods.method import resolve_settings
 from conceptry.models.loading import LoadedBase
+from conceptry.models.subject_encoder_file import load_subject_encoder
 from conceptry.registry import Registry
 from conceptry.registry.errors import (
     ConceptryError,
@@ -126,9 +127,29 @@ def test_resume_is_exact(rex: Registry, seeing: LoadedBase) -> None:
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_a_training_goes_on_with_the_encoder_that_it_began_with(
+    rex: Registry, seeing: LoadedBase
+) -> None:
+    stopping = Hooks(should_stop=lambda: True)
+    with pytest.raises(TrainingInterrupted):
+        trained(rex, seeing, SEEN, "prior.weight=0", hooks=stopping)
+    change_encoder(seeing)
+    with pytest.raises(InvalidInput, match=r"run .* of rex was made with another subject encoder"):
+        resume(rex, "rex", seeing)
+
+
+def test_a_base_model_without_one_is_told_before_a_run_begins(
+    rex: Registry, base: LoadedBase
+) -> None:
+    with pytest.raises(NotFound, match="has no subject encoder"):
+        trained(rex, base, SEEN)
+    assert rex.show("rex").runs == []
+
+
 def test_regular_images_are_seen_by_it_too(rex: Registry, seeing: LoadedBase) -> None:
     settings = resolve_settings(find_method("dreamtuner"), base="", overrides=(SEEN,))
-    after = references_of(rex, seeing, rex.show("rex"), settings.reference)
+    encoder = load_subject_encoder(seeing)
+    after = references_of(rex, seeing, rex.show("rex"), settings.reference, encoder=encoder)
     seen = class_pictures(rex, seeing, "dog", 2, after=after)
     plain = class_pictures(rex, seeing, "dog", 2, after=after.without_encoding())
     assert [each.tobytes() for each in seen] != [each.tobytes() for each in plain]
@@ -151,17 +172,18 @@ def test_references_are_seen_while_drawing(
     _, is_same = reproduce(rex, seeing, seen.path, tmp_path)
     assert is_same
     other = with_encoder(seeing, tmp_path / "other")
-    source = Path(other.base.subject_encoder or "")
-    source.write_bytes(_renamed(source))
+    change_encoder(other)
     with pytest.raises(InvalidInput, match="another subject encoder"):
         reproduce(rex, other, seen.path, tmp_path)
 
 
-def _renamed(path: Path) -> bytes:
-    """The file with other values that are as good."""
+def change_encoder(base: LoadedBase) -> None:
+    """Give its file other values, which are as good."""
+    assert base.base.subject_encoder is not None
+    path = Path(base.base.subject_encoder[1])
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    return bytes(data)
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +226,8 @@ def test_another_encoder_draws_no_version(
     trained(rex, seeing, "unet.steps=0", SEEN)
     with pytest.raises(NotFound, match="has no subject encoder"):
         drawn(rex, base, tmp_path, of_rex(1))
-    source = Path(seeing.base.subject_encoder or "")
-    source.write_bytes(_renamed(source))
-    with pytest.raises(InvalidInput, match="has another subject encoder now"):
+    change_encoder(seeing)
+    with pytest.raises(InvalidInput, match=r"rex@1 was made with another subject encoder than"):
         drawn(rex, seeing, tmp_path, of_rex(1))
 
 
