@@ -409,4 +409,5 @@ def test_kills_of_every_command_break_no_promise(kills: int, tmp_path: Path) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("plant", PLANTS)
 def test_the_harness_sees_a_planted_mistake(plant: str, tmp_path: Path) -> None:
-    assert run_kills(100, tmp_path / "worlds", plant=plant).violations
+    """It ends as soon as it sees it: where others take the processor, kills come at odd moments."""
+    assert run_kills(1000, tmp_path / "worlds", plant=plant).violations
