@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,11 +14,7 @@ from torch import Tensor
 
 from ..adapters.file_format import acts_unnamed
 from ..generation.attention_maps import MapCollector
-from ..generation.injection import (
-    InjectedConcept,
-    expand_prompt,
-    inject_concepts,
-)
+from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regions import all_columns, by_subject, subject_columns
@@ -140,7 +136,7 @@ class Evaluator:
             unnamed = _PictureSource(self.base, self.cache, self.plan, self._plain(), concepts)
             drawn: list[_Pictures] = []
             for prompt in drifting:
-                drawn.append(self._pictures(prompt, unnamed))
+                drawn.append(unnamed.all_pictures(prompt))
                 advance()
         drift = self._drift(drifting, drawn, references[0], advance) if drawn else []
         scores = summary(scored, *self.plan.metrics) | summary(drift, *self.plan.metrics)
@@ -169,25 +165,19 @@ class Evaluator:
 
     def _names_the_category(self, prompt: SuitePrompt) -> bool:
         """Whether a prompt that keeps looks has the plain category as a word: dog, not dogs."""
+        if not prompt.keeps_looks:
+            return False
         category = self.subjects[0].category
         text = prompt.filled(category, category=category)
         try:
             subject_columns(self.base.backbone, text, [category])
         except InvalidInput:
             return False
-        return prompt.keeps_looks
+        return True
 
     def _plain(self) -> list[EvalSubject]:
         """The subjects as plain categories."""
-        return [EvalSubject(each.category, each.photos, each.masks) for each in self.subjects]
-
-    def _pictures(self, prompt: SuitePrompt, source: "_PictureSource") -> "_Pictures":
-        batches = range(0, len(self.plan.seeds), BATCH)
-        return [
-            each
-            for first in batches
-            for each in source.pictures(prompt, self.plan.seeds[first : first + BATCH])
-        ]
+        return [replace(each, chosen=None) for each in self.subjects]
 
     def _drift(
         self,
@@ -216,7 +206,7 @@ class Evaluator:
                         self.plan.seeds, pictures, likeness(pictures), strict=True
                     )
                 ]
-                without = likeness(self._pictures(prompt, source))
+                without = likeness(source.all_pictures(prompt))
                 advance()
                 scores = mean_scores(rows) | {DRIFT_BASE: round(statistics.fmean(without), 4)}
                 found.append(PromptScores(source.prompt_text(prompt), DRIFT, scores, rows))
@@ -227,9 +217,7 @@ class Evaluator:
     ) -> PromptScores:
         found: list[PictureScores] = []
         vectors: list[Tensor] = []
-        for first in range(0, len(self.plan.seeds), BATCH):
-            seeds = self.plan.seeds[first : first + BATCH]
-            drawn = source.pictures(prompt, seeds)
+        for seeds, drawn in source.batches(prompt):
             rows, embedded = scorer.score(prompt, [picture for _, picture in drawn])
             vectors.append(embedded)
             for seed, (key, _), row in zip(seeds, drawn, rows, strict=True):
@@ -317,10 +305,17 @@ class _PictureSource:
             *(subject.phrase for subject in self._subjects), category=self._subjects[0].category
         )
 
-    def pictures(
-        self, prompt: SuitePrompt, seeds: Sequence[int]
-    ) -> list[tuple[str, ObservedPicture]]:
-        """(key in the cache, picture) for each seed."""
+    def batches(self, prompt: SuitePrompt) -> Iterator[tuple[Sequence[int], _Pictures]]:
+        """The pictures of all seeds, some at a time: (seeds, their pictures)."""
+        for first in range(0, len(self._plan.seeds), BATCH):
+            seeds = self._plan.seeds[first : first + BATCH]
+            yield seeds, self._pictures(prompt, seeds)
+
+    def all_pictures(self, prompt: SuitePrompt) -> _Pictures:
+        """Those of all seeds."""
+        return [picture for _, pictures in self.batches(prompt) for picture in pictures]
+
+    def _pictures(self, prompt: SuitePrompt, seeds: Sequence[int]) -> _Pictures:
         keys = [self._key(prompt, seed, seeds) for seed in seeds]
         side = self._base.backbone.size
         size = self._plan.settings.size or (side, side)

@@ -304,14 +304,13 @@ class _Record:
     def load_references(self, encoder: LoadedSubjectEncoder | None) -> References:
         """The references, before concepts are injected."""
         mentions = {each.concept.id: each.mention.text for each in self.chosen}
-        strength = self.request.settings.encoder_strength
         return load_references(
             self.registry,
             self.base,
             self.references,
             mentions,
-            encoder=encoder if strength else None,
-            encoder_strength=strength,
+            encoder=encoder,
+            encoder_strength=self.request.settings.encoder_strength,
         )
 
     def after(

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ..models.bases import OWN_SCHEDULER
+from ..models.bases import scheduler_of
 from ..models.references import MAX_REFERENCES, WEIGHT
 from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound
@@ -157,8 +157,8 @@ def _request(
             counts["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if control is not None:
             counts["control"] = parse_control(control, scale=scale, folder=folder)
-        if own.get("scheduler") == OWN_SCHEDULER:
-            own["scheduler"] = None
+        if "scheduler" in own:
+            own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)
         return make_request(prompt, replace(defaults, settings=settings, **counts))
     except (InvalidInput, NotFound) as error:

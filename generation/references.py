@@ -40,20 +40,18 @@ def load_references(
     Raises `InvalidInput` for an empty mask, a photo that is too narrow and a caption that is too
     long.
     """
-    references: list[Reference] = []
-    cut: list[Image.Image] = []
-    for each in chosen:
-        reference, without_background = _loaded(registry, base, each, names)
-        references.append(reference)
-        cut += [without_background] if encoder else []
-    encoding = SubjectEncoding.of(encoder, cut, encoder_strength) if encoder and cut else None
-    return References(references, encoding)
+    loaded = [_loaded(registry, base, each, names) for each in chosen]
+    encoding = None
+    if encoder and encoder_strength and loaded:
+        cut = [on_white(photo, mask) for _, photo, mask in loaded]
+        encoding = SubjectEncoding.of(encoder, cut, encoder_strength)
+    return References([reference for reference, _, _ in loaded], encoding)
 
 
 def _loaded(
     registry: Registry, base: LoadedBase, chosen: ChosenReference, names: Mapping[int, str]
-) -> tuple[Reference, Image.Image]:
-    """A reference, and its photo on white."""
+) -> tuple[Reference, Image.Image, Image.Image]:
+    """A reference, its photo, and its mask."""
     concept, image = chosen.concept, chosen.image
     prompt = chosen.prompt.replace("{}", names.get(concept.id, concept.category))
     try:
@@ -71,7 +69,7 @@ def _loaded(
             share=chosen.share,
             guidance=chosen.guidance,
         )
-        return reference, on_white(photo, mask)
+        return reference, photo, mask
     except InvalidInput as error:
         where = f"the photo {image.filename} of {concept.name}"
         raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
 
-from ..models.bases import OWN_SCHEDULER, Base, Scheduler
+from ..models.bases import Base, Scheduler, scheduler_of
 from ..models.references import MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -77,14 +77,10 @@ class SamplingSettings:
         `scheduler` may be `own`, that of the base model itself.
         """
         usual = base.sampling
-        if scheduler is None:
-            scheduler = usual.scheduler
-        elif scheduler == OWN_SCHEDULER:
-            scheduler = None
         return cls(
             steps=usual.steps if steps is None else steps,
             guidance=usual.guidance if guidance is None else guidance,
-            scheduler=scheduler,
+            scheduler=usual.scheduler if scheduler is None else scheduler_of(scheduler),
             **others,
         )
 

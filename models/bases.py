@@ -26,7 +26,7 @@ Kind = Literal["folder", "file", "hub"]
 Scheduler = Literal["ddim", "euler", "dpm++"]
 Place = tuple[Literal["folder", "hub"], str]
 """A path, or a hub repository."""
-OWN_SCHEDULER = "own"
+_OWN_SCHEDULER = "own"
 """The word for a base model's own scheduler."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -54,7 +54,7 @@ class SamplingDefaults:
 
     steps: int = 25
     guidance: float = 7.5
-    scheduler: Scheduler | None = "dpm++"
+    scheduler: str | None = "dpm++"
 
 
 _USUAL = SamplingDefaults()
@@ -88,6 +88,11 @@ class Base:
         if self.kind == "folder":
             return os.path.isfile(Path(self.source) / PIPELINE_FILE)
         return os.path.isfile(self.source)
+
+
+def scheduler_of(word: str) -> str | None:
+    """The scheduler that a word names; None for `own`, the base model's."""
+    return None if word == _OWN_SCHEDULER else word
 
 
 def find_base(name: str) -> Base:
@@ -201,7 +206,7 @@ class _Entry(Form):
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
     if isinstance(entry, Mapping):
-        named = {"scheduler": OWN_SCHEDULER} if entry.get("scheduler", "") is None else {}
+        named = {"scheduler": _OWN_SCHEDULER} if entry.get("scheduler", "") is None else {}
         entry = {key: value for key, value in entry.items() if value is not None} | named
     checked = validated(_Entry, entry, at=f'{path}: "{name}"')
     source, beside = checked.source, path.parent
@@ -218,7 +223,7 @@ def _from_entry(path: Path, name: str, entry: object) -> Base:
         SamplingDefaults(
             checked.steps,
             checked.guidance,
-            None if checked.scheduler == OWN_SCHEDULER else checked.scheduler,
+            scheduler_of(checked.scheduler),
         ),
     )
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -185,13 +184,8 @@ class SubjectEncoder(nn.Module):
         return self.mapper(self.vision(pixels))
 
     def prepare(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """References on a plain background, as pixels on its device."""
+        """References whose background is removed (`on_white`), as pixels on its device."""
         return self.vision.prepare(pictures).to(self.mapper.norm.weight.device)
-
-    @torch.no_grad()
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Tokens (R, n, d) of references, whose background is removed (`on_white`)."""
-        return self(self.prepare(pictures))
 
     def learned_state(self) -> dict[str, Tensor]:
         """What pre-training teaches: ResBlocks and sublayers, by name."""

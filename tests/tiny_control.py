@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conceptry.models.loading import load_base
 from diffusers import ControlNetModel
 from PIL import Image
+from tiny_base import write_tiny_base
 
 
 def make_tiny_control(unet: Any, *, factor: int = 2, seed: int | None = 1) -> ControlNetModel:
@@ -36,3 +38,10 @@ def control_picture(path: Path, size: tuple[int, int] = (16, 16)) -> Path:
     bands = [Image.radial_gradient("L"), Image.linear_gradient("L"), Image.new("L", (256, 256), 90)]
     Image.merge("RGB", bands).resize(size).save(path)
     return path
+
+
+def write_base_and_control(folder: Path) -> tuple[str, str]:
+    """Write a base model and a ControlNet for it; returns their paths."""
+    tiny = str(write_tiny_base(folder / "tiny"))
+    unet = load_base(tiny).backbone.pipeline.unet
+    return tiny, str(write_tiny_control(folder / "net", unet))

@@ -4,10 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conceptry.models.loading import load_base
 from program import Ask, Run, error_of
-from tiny_base import write_tiny_base
-from tiny_control import control_picture, write_tiny_control
+from tiny_control import control_picture, write_base_and_control
 
 PROMPT = "a photo of a red cat"
 WORDS = ("-n", "1", "--seed", "1", "--steps", "1")
@@ -16,10 +14,7 @@ WORDS = ("-n", "1", "--seed", "1", "--steps", "1")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A base model, and a ControlNet for it."""
-    folder = tmp_path_factory.mktemp("bases")
-    tiny = str(write_tiny_base(folder / "tiny"))
-    unet = load_base(tiny).backbone.pipeline.unet
-    return tiny, str(write_tiny_control(folder / "net", unet))
+    return write_base_and_control(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conceptry.generation.provenance import read_metadata
-from conceptry.models.loading import load_base
 from conceptry.registry import Registry
 from PIL import Image
 from program import Ask, Run, error_of
-from tiny_base import write_tiny_base
-from tiny_control import control_picture, write_tiny_control
+from tiny_control import control_picture, write_base_and_control
 
 PROMPT = "a dog walking"
 WORDS = ("--seed", "1", "--steps", "1")
@@ -20,10 +18,7 @@ WORDS = ("--seed", "1", "--steps", "1")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A base model, and a ControlNet for it."""
-    folder = tmp_path_factory.mktemp("bases")
-    tiny = str(write_tiny_base(folder / "tiny"))
-    unet = load_base(tiny).backbone.pipeline.unet
-    return tiny, str(write_tiny_control(folder / "net", unet))
+    return write_base_and_control(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture

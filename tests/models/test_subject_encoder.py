@@ -293,7 +293,7 @@ def test_what_was_written_is_read(base: LoadedBase, vision: str, written: Path, 
     assert found.keys() == ours.keys()
     assert all(value.equal(ours[name].half().float()) for name, value in found.items())
     assert not any(each.requires_grad for each in loaded.encoder.parameters())
-    tokens = loaded.encoder.encode([Image.new("RGB", (16, 16))])
+    tokens = loaded.encoder(loaded.encoder.prepare([Image.new("RGB", (16, 16))]))
     assert tokens.shape == (1, 16, 32)
     assert tokens.isfinite().all()
 

@@ -140,7 +140,8 @@ def test_it_ships_beside_the_base_model_and_is_for_it_alone(trained: Path, tmp_p
     base = load_base(str(tmp_path / "exported"))
     loaded = load_subject_encoder(base)
     assert loaded.sha256 == manifest["files"][FILE]["sha256"]
-    assert loaded.encoder.encode([Image.new("RGB", (128, 128))]).shape == (1, 64, 160)
+    pixels = loaded.encoder.prepare([Image.new("RGB", (128, 128))])
+    assert loaded.encoder(pixels).shape == (1, 64, 160)
     other = dataclasses.replace(base, sha256="0" * 64)
     with pytest.raises(InvalidInput, match="for another base model than"):
         load_subject_encoder(other, str(path))
