@@ -173,6 +173,7 @@ provenance.save_picture = save_and_interrupt
         assert registry.trace(first).seed == 1
 
 
+@pytest.mark.long
 def test_libraries_stay_silent(tiny: str, database: Path) -> None:
     words = ("-n", "1", "--steps", "1", "--seed", "1", "--base", tiny)
     done = run_concept("--registry", database, "generate", PROMPT, *words)

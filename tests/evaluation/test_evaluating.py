@@ -25,6 +25,7 @@ from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training import train
 from drawing import draw_file
+from long import quick_for
 from PIL import Image
 from safetensors.torch import save
 from to_score import ALONE, TOGETHER, plan_of
@@ -152,7 +153,7 @@ ODD_MAPS = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD_MAPS)
+@pytest.mark.parametrize("odd", quick_for(1, ODD_MAPS))
 def test_maps_that_are_not_ours_are_drawn_again(
     taught: Registry, base: LoadedBase, encoders: Encoders, odd: str
 ) -> None:
@@ -179,7 +180,8 @@ def test_a_picture_of_another_size_is_drawn_again(
 
 
 @pytest.mark.parametrize(
-    "change", ["version", "seeds", "settings", "suite", "photos", "category", "encoders"]
+    "change",
+    quick_for(3, ["version", "seeds", "photos", "settings", "suite", "category", "encoders"]),
 )
 def test_what_scores_depend_on_is_part_of_the_record(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path, change: str

@@ -61,6 +61,7 @@ def test_another_individual_scores_less_than_another_picture(encoders: Encoders)
     assert same["identity"] < 1
 
 
+@pytest.mark.long
 def test_shuffled_prompts_lower_clip_t(encoders: Encoders) -> None:
     drawn = scenes(24)
     shuffled = random.Random(1).sample(drawn, len(drawn))
@@ -81,6 +82,7 @@ def test_shuffled_prompts_lower_clip_t(encoders: Encoders) -> None:
     assert mean(drawn) > mean(shuffled) + 0.2
 
 
+@pytest.mark.long
 def test_the_judge_sees_in_renders_what_is_there(encoders: Encoders) -> None:
     """Its stated accuracy on pictures of ground truth: at least 0.95 of everything."""
     seen: list[float] = []

@@ -11,7 +11,7 @@ from program import ROOT
 @pytest.mark.parametrize(
     ("options", "architectures"),
     [
-        pytest.param(["--quick"], {"sm_80"}, id="quick"),
+        pytest.param(["--quick"], {"sm_80"}, id="quick", marks=pytest.mark.long),
         pytest.param(["--check"], {"sm_80", "sm_90"}, id="all", marks=pytest.mark.long),
     ],
 )

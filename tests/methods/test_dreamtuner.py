@@ -65,6 +65,7 @@ def test_a_strength_multiplies_the_weight(rex: Registry, base: LoadedBase, tmp_p
     assert found[2] == drawn(rex, base, tmp_path, "dog")[1]
 
 
+@pytest.mark.long
 def test_any_method_can_hold_references(rex: Registry, base: LoadedBase, tmp_path: Path) -> None:
     """Previews are drawn after them too, and they do not change what is learned."""
     short = ["augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3))]

@@ -169,7 +169,7 @@ def state_of(outcome: LearnedAdapters | TrainingFailed) -> dict[str, Tensor]:
     return outcome.state()
 
 
-@pytest.mark.parametrize("name", quick_for(2, all_methods()))
+@pytest.mark.parametrize("name", quick_for(1, all_methods()))
 def test_any_method_takes_the_loss(
     name: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
