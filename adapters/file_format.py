@@ -36,7 +36,7 @@ _MAX_SUBJECT_VALUES = 1 << 26
 """Of a subject's tokens: 64 references of 1024 patches are fewer."""
 _DTYPES = ("F32", "F16", "BF16")
 _VECTORS = re.compile(r"(token|staged)\.([01])")
-_CHANGES = ("delta", "up", "down")
+_CHANGES = ("delta", "up", "down", "magnitude")
 
 
 def _as_it_is(check: Callable[..., str], *arguments: str) -> AfterValidator:
@@ -180,7 +180,8 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
             raise InvalidWeights(f"it has a tensor {name[:80]!r}")
     if not references <= set(names):
         raise InvalidWeights("its references are not whole")
-    if changes["up"] != changes["down"] or changes["up"] & changes["delta"]:
+    is_whole = changes["up"] == changes["down"] and changes["magnitude"] <= changes["up"]
+    if not is_whole or changes["up"] & changes["delta"]:
         raise InvalidWeights("its changes of weights are not whole")
 
 

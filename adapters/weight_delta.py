@@ -17,32 +17,37 @@ class WeightDelta:
     """Weight changes of a base model: full differences, or low-rank factors (LoRA).
 
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
-    (up (out, r), down (r, in), or a kernel (r, in, k, k)). Names are those of `Backbone.weights`.
+    (up (out, r), down (r, in), or a kernel (r, in, k, k)). With `magnitudes[name]` m (out,) beside
+    factors, Δ = m V / ‖V‖ - W, where V = W + up · down and norms are those of what makes one output
+    (DoRA, arXiv 2402.09353, eq. 5). Names are those of `Backbone.weights`.
     """
 
     deltas: dict[str, Tensor]
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
     _original: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
         """The inverse of `state`."""
-        deltas, factors = {}, {}
+        deltas, factors, magnitudes = {}, {}, {}
         for name, tensor in state.items():
             kind, _, parameter = name.partition(".")
             if kind == "delta":
                 deltas[parameter] = tensor
             elif kind == "up":
                 factors[parameter] = tensor, state[f"down.{parameter}"]
-        return cls(deltas, factors, strength)
+            elif kind == "magnitude":
+                magnitudes[parameter] = tensor
+        return cls(deltas, factors, magnitudes, strength)
 
     def state(self) -> dict[str, Tensor]:
-        """`delta.NAME`, or `up.NAME` and `down.NAME`."""
+        """`delta.NAME`, or `up.NAME` and `down.NAME`, and with them `magnitude.NAME`."""
         state = {f"delta.{name}": tensor for name, tensor in self.deltas.items()}
         for name, (up, down) in self.factors.items():
             state |= {f"up.{name}": up, f"down.{name}": down}
-        return state
+        return state | {f"magnitude.{name}": each for name, each in self.magnitudes.items()}
 
     def check(self, backbone: Backbone) -> None:
         """Raise `InvalidWeights` if names or shapes do not fit this base model."""
@@ -64,6 +69,8 @@ class WeightDelta:
             return self.deltas[name].shape == shape
         up, down = self.factors[name]
         if up.ndim != 2 or down.ndim < 2 or not 0 < up.shape[1] <= MAX_RANK:
+            return False
+        if name in self.magnitudes and self.magnitudes[name].shape != up.shape[:1]:
             return False
         found = (up.shape[0], *down.shape[:1], down.shape[1:].numel())
         return found == (shape[0], up.shape[1], shape[1:].numel())
@@ -91,7 +98,22 @@ class WeightDelta:
         if name in self.deltas:
             return self.deltas[name].to(parameter.device, torch.float32)
         up, down = (part.to(parameter.device, torch.float32) for part in self.factors[name])
-        return (up @ down.flatten(1)).reshape(parameter.shape)
+        change = (up @ down.flatten(1)).reshape(parameter.shape)
+        if name not in self.magnitudes:
+            return change
+        plain = parameter.data.float()
+        directed = (plain + change).flatten(1)
+        wanted = self.magnitudes[name].to(directed) / directed.norm(dim=1)
+        return (wanted[:, None] * directed).reshape(parameter.shape) - plain
+
+    def multiplied_out(self, backbone: Backbone) -> "WeightDelta":
+        """The same change of this base model as whole differences, in float32.
+
+        With magnitudes it depends on the weights that the base model has now.
+        """
+        parameters = backbone.weights()
+        deltas = {name: self._change(name, parameters[name]).cpu() for name in self.names}
+        return WeightDelta(deltas, strength=self.strength)
 
     def eject(self, backbone: Backbone) -> None:
         """Restore the original weights, bit for bit."""

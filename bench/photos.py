@@ -31,7 +31,7 @@ _BEGIN = """
 import json, sys, time
 import imagehash, scipy.fftpack, PIL.ImageCms
 from conceptry.registry import images
-from conceptry.training.latents import Photos, needed_side, varied_crops
+from conceptry.training.crops import Photos, needed_side, varied_crops
 from conceptry.methods.settings import Augmentation
 def peak():
     lines = open("/proc/self/status").read().splitlines()

@@ -217,11 +217,13 @@ def train(
 
             loaded = load_base(base, device=own_device(), offline=offline)
             from ..training.queue import train_queue
+            from ..training.training import training_resolution
         if dry_run:
             _print_estimates(session, registry, loaded, chosen, options, settings)
             return
+        side = training_resolution(loaded.backbone, settings)
         with (
-            _Shown(session, registry, options, settings) as shown,
+            _Shown(session, registry, options, settings, side) as shown,
             _stopping_politely(session) as is_asked,
         ):
             chooser = _chooser(registry, loaded, options, shown)
@@ -359,11 +361,13 @@ class _Shown:
         registry: "Registry",
         options: TrainOptions,
         settings: "TrainingSettings",
+        side: int,
     ) -> None:
         self._output = session.output
         self._registry = registry
         self._options = options
         self._settings = settings
+        self._side = side
         self._of_batch = ExitStack()
         self._steps: StepsShown | None = None
         self._concepts: dict[int, Concept] = {}
@@ -384,9 +388,13 @@ class _Shown:
         self._output.note(f"training {names}", style="bold")
         for concept in concepts:
             self._note_unfinished(concept)
-            for note in () if self._options.resume else _missing(concept, self._settings):
+            for note in () if self._options.resume else self._notes(concept):
                 self._output.note(note)
         self._steps = self._of_batch.enter_context(self._output.steps())
+
+    def _notes(self, concept: "Concept") -> Iterator[str]:
+        yield from _missing(concept, self._settings)
+        yield from _enlarged(concept, self._side)
 
     def hooks(self, concept: int, is_asked_to_stop: Callable[[], bool]) -> "Hooks":
         """The hooks that show and write a concept's progress."""
@@ -501,6 +509,7 @@ def _print_estimates(
     """Print estimates of the trainings."""
     from ..training.estimating import estimate_many
     from ..training.queue import in_batches
+    from ..training.training import training_resolution
 
     batches = in_batches(
         registry,
@@ -528,7 +537,8 @@ def _print_estimates(
         unused, words = unused_in_training(concept.images, settings)
         if unused:
             session.output.note(f"{concept.name} has {unused}: not used without {words}")
-        for note in _missing(concept, settings):
+        side = training_resolution(base.backbone, settings)
+        for note in (*_missing(concept, settings), *_enlarged(concept, side)):
             session.output.note(note)
 
 
@@ -541,6 +551,19 @@ def _missing(concept: "Concept", settings: "TrainingSettings") -> Iterator[str]:
     if settings.captions.share and not any(image.caption for image in concept.images):
         hint = f"concept caption {name}"
         yield f"{name} has no captions: captions.share changes nothing ({hint})"
+
+
+def _enlarged(concept: "Concept", side: int) -> Iterator[str]:
+    """That photos are too small for crops of a side in pixels."""
+    small = [each for each in concept.images if 2 * min(each.width, each.height) < side]
+    if small:
+        worst = min(small, key=lambda each: min(each.width, each.height))
+        times = side / min(worst.width, worst.height)
+        of = f"{len(small)} of {count(len(concept.images), 'photo')} of {concept.name}"
+        yield (
+            f"{of} enlarged more than twice ({worst.filename}: {times:.1f} times, from "
+            f"{worst.width} x {worst.height}): larger ones would show more"
+        )
 
 
 def _document(done: "Trained") -> dict[str, Any]:

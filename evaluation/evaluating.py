@@ -23,7 +23,7 @@ from ..generation.separation import separating
 from ..models.loading import LoadedBase
 from ..registry import Registry
 from ..registry.errors import InvalidInput
-from ..training.latents import Photos
+from ..training.crops import Photos
 from .encoders import Encoders
 from .picture_cache import PictureCache
 from .plan import Plan

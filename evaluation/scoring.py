@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..generation.photo_regions import as_mask, grey_outside
 from ..generation.regions import leak, region, share_inside
-from ..training.latents import Photos
+from ..training.crops import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Prediction
 from .suites import SuitePrompt

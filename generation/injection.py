@@ -76,6 +76,8 @@ def inject_concepts(
                 embedding.check(base.backbone)
             change = WeightDelta.from_state(state, each.mention.strength)
             change.check(base.backbone)
+            if change.magnitudes:  # of its change of the base model, whatever else changes that
+                change = change.multiplied_out(base.backbone)
             encoding = None
             if subject := metadata.subject:
                 attention = attentions[subject.encoder_sha256]

@@ -173,6 +173,11 @@ def resolve_settings(
                 f"{stage.name} trains tokens alone, at {stage.name}.learning_rate",
                 hint=f"--set {stage.name}.embedding_rate=0, and those of encoders",
             )
+        if stage.learns == "embedding" and own.rank:
+            raise InvalidInput(
+                f"{stage.name}.rank is for LoRA, but {stage.name} trains tokens alone",
+                hint=f"--set {stage.name}.rank=0",
+            )
     return settings
 
 

@@ -115,10 +115,12 @@ class StageSettings(Settings):
     """Steps in which the learning rate rises from 0, with a `schedule.kind` that has a warm-up."""
     batch: int = setting(8, low=1, high=4096)
     """Pictures per step."""
+    rank: int = setting(0, low=0, high=MAX_RANK)
+    """Of LoRA in layers that this stage is the first to train; 0 is the setting `rank`."""
     embedding_rate: float = setting(0.0, low=0, high=10)
     """Learning rate of the tokens, in a stage that trains the denoiser; 0 leaves them alone."""
     text_encoder_rate: float = setting(0.0, low=0, high=10)
-    """The same of the text encoders' layers."""
+    """The same of the text encoders' layers; with `rank`, of LoRA in them."""
     subject_encoder_rate: float = setting(0.0, low=0, high=10)
     """The same of the subject encoder's ResBlocks, with `reference.encoder_strength`."""
     mean_weight: float = setting(0.0, low=0, high=1e6)
@@ -148,6 +150,8 @@ class Augmentation(Settings):
     """What is not the subject becomes white, by the photo's mask or one that is found."""
     smallest: float = setting(0.8, low=0.1, high=1)
     """Side of the smallest crop, as a share of the photo's shorter side."""
+    buckets: bool = False
+    """Crops are near their photo's own shape, in multiples of 64 pixels, and not square."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,12 +240,14 @@ class ReferenceSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSettings(Settings):
-    """What LoRA (arXiv 2106.09685) adapts in the U-Net, where `rank` is not 0."""
+    """What LoRA (arXiv 2106.09685) adapts, where `rank` is not 0."""
 
     layers: Literal["attention", "attention+ff", "all"] = "attention"
     """Projections of attention; feed-forward layers too; or all of blocks, as kohya's LoCon."""
     alpha: float = setting(0.0, low=0, high=1024)
     """What is learned counts alpha / rank; 0 stands for the rank."""
+    dora: bool = False
+    """Directions and magnitudes are learned apart (DoRA, arXiv 2402.09353); slower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,10 +329,10 @@ class TrainingSettings(Settings):
                 "expected a range of timesteps",
                 hint="--set noise.lowest=0 --set noise.highest=1",
             )
-        if not self.rank and self.lora != LoraSettings():
-            raise InvalidInput(
-                "lora.layers and lora.alpha are for LoRA, but rank is 0", hint="--set rank=16"
-            )
+        ranks = [name for name, each in stages.items() if each.rank]
+        if not self.rank and (ranks or self.lora != LoraSettings()):
+            named = f"{ranks[0]}.rank is" if ranks else "lora.layers, lora.alpha and lora.dora are"
+            raise InvalidInput(f"{named} for LoRA, but rank is 0", hint="--set rank=16")
         self._check_references(stages)
         self._check_schedule(stages)
         self._check_optimizer(stages)

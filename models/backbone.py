@@ -28,6 +28,24 @@ Group = Literal["cross-attention", "denoiser"]
 LoraLayers = Literal["attention", "attention+ff", "all"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Trainable low-rank layers (arXiv 2106.09685), which count alpha / rank; 0 is alpha = rank.
+
+    They adapt the denoiser's attention projections, its feed-forward layers too, or all layers of
+    its blocks, and with `text_encoders` the same of these. `cross_attention_rank` is that of layers
+    of cross-attention, 0 the same as the others'. With `dora` they learn directions, and the
+    magnitude of each output beside them (DoRA, arXiv 2402.09353, eq. 5).
+    """
+
+    rank: int
+    cross_attention_rank: int = 0
+    layers: LoraLayers = "attention"
+    alpha: float = 0
+    dora: bool = False
+    text_encoders: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
     """A tokenizer and its text encoder, both of the transformers library."""
@@ -202,12 +220,8 @@ class Backbone(ABC):
         """A new scheduler with the same noise schedule; the base model's own kind if None."""
 
     @abstractmethod
-    def add_lora(self, rank: int, *, layers: LoraLayers = "attention", alpha: float = 0) -> None:
-        """Add trainable LoRA layers (peft's), which count alpha / rank; 0 is alpha = rank.
-
-        They adapt the denoiser's attention projections, its feed-forward layers too, or all layers
-        of its blocks.
-        """
+    def add_lora(self, lora: Lora) -> None:
+        """Add LoRA layers (peft's); the parameters of the layers themselves are frozen."""
 
     @abstractmethod
     def remove_lora(self) -> None:

@@ -10,6 +10,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
 
+SIZES = "time_ids"
+"""SDXL's name for a picture's sizes in what is `added`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
@@ -33,6 +36,13 @@ class Conditioning:
             {name: value.index_select(0, index) for name, value in self.added.items()},
             self.starts,
         )
+
+    def with_sizes(self, sizes: Tensor) -> "Conditioning":
+        """The same for pictures of other sizes (B, 6), where the family is told of them."""
+        if SIZES not in self.added:
+            return self
+        added = self.added | {SIZES: sizes.to(self.added[SIZES])}
+        return Conditioning(self.states, added, self.starts)
 
     @classmethod
     def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":

@@ -13,6 +13,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from .backbone import (
     Backbone,
     EncodedTexts,
     Group,
+    Lora,
     LoraLayers,
     Posterior,
     SamplingScheduler,
@@ -54,6 +56,14 @@ LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {
     ),
 }
 """How the names of the layers end that LoRA adapts; `all` are those of kohya's LoCon."""
+_CROSS_ATTENTION = r".*\.attn2\..*"
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {
+    "attention": _TEXT_ATTENTION,
+    "attention+ff": (*_TEXT_ATTENTION, "fc1", "fc2"),
+    "all": (*_TEXT_ATTENTION, "fc1", "fc2"),
+}
+"""The same of text encoders."""
 
 
 class StableDiffusion(Backbone):
@@ -201,20 +211,33 @@ class StableDiffusion(Backbone):
 
     # --- learning ---------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int, *, layers: LoraLayers = "attention", alpha: float = 0) -> None:
-        """Add trainable LoRA layers (peft's) to the U-Net."""
-        from peft import LoraConfig
+    def add_lora(self, lora: Lora) -> None:
+        """Add trainable LoRA layers (peft's) to the U-Net and, if asked for, text encoders."""
+        from peft import LoraConfig, inject_adapter_in_model
 
-        targets: list[str] = list(LORA_TARGETS[layers])
-        unet = self.pipeline.unet
-        config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets)  # pyright: ignore[reportArgumentType]
-        unet.add_adapter(config)
-        unet.requires_grad_(False)
+        ranks = {_CROSS_ATTENTION: lora.cross_attention_rank} if lora.cross_attention_rank else {}
+        targets = [(self.pipeline.unet, LORA_TARGETS[lora.layers], ranks)]
+        if lora.text_encoders:
+            networks = [each.network for each in self.text_encoders]
+            targets += [(network, TEXT_LORA_TARGETS[lora.layers], {}) for network in networks]
+        for network, names, ranks in targets:
+            config = LoraConfig(
+                r=lora.rank,
+                rank_pattern=ranks,
+                lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+                alpha_pattern={} if lora.alpha else ranks,
+                use_dora=lora.dora,
+                target_modules=list(names),
+            )
+            inject_adapter_in_model(config, network)
+            network.requires_grad_(False)
 
     def remove_lora(self) -> None:
         """Take them away, if there are any."""
-        if getattr(self.pipeline.unet, "peft_config", None):
-            self.pipeline.unet.unload_lora()
+        for network in (self.pipeline.unet, *(each.network for each in self.text_encoders)):
+            if getattr(network, "peft_config", None):
+                recurse_remove_peft_layers(network)
+                del network.peft_config
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
         """Compute the U-Net's activations again in the backward pass, instead of keeping them."""

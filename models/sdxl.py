@@ -8,6 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from .backbone import EncodedTexts, TextEncoder
+from .conditioning import SIZES
 from .sd import StableDiffusion
 
 if TYPE_CHECKING:
@@ -44,4 +45,4 @@ class StableDiffusionXL(StableDiffusion):
         sizes = torch.tensor(
             [height, width, 0, 0, height, width], device=pooled.device, dtype=pooled.dtype
         )
-        return {"text_embeds": pooled, "time_ids": sizes.repeat(len(pooled), 1)}
+        return {"text_embeds": pooled, SIZES: sizes.repeat(len(pooled), 1)}

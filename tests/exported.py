@@ -13,6 +13,7 @@ import torch
 from conceptry.adapters.file_format import AdapterMetadata, write_adapter
 from conceptry.adapters.formats.exporting import ExportReport, export_version
 from conceptry.adapters.formats.options import ExportOptions, parse_format
+from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.generation import Request, SamplingSettings, generate
 from conceptry.generation.prompt_syntax import resolve_version
 from conceptry.models.loading import LoadedBase, load_base
@@ -57,6 +58,24 @@ class Taught:
             if ".to_" in name and name.endswith(".weight"):
                 state[f"up.{name}"] = self.random(len(weight), rank, scale=0.3)
                 state[f"down.{name}"] = self.random(rank, weight.shape[1], scale=0.3)
+        return state
+
+    def directed(self) -> dict[str, Tensor]:
+        """The same with magnitudes (DoRA)."""
+        state = self.factors()
+        for name, (up, down) in WeightDelta.from_state(state).factors.items():
+            weight = self.base.backbone.weights()[name].detach()
+            norms = (weight + up @ down).norm(dim=1)
+            state[f"magnitude.{name}"] = norms * (1 + self.random(len(norms), scale=0.1))
+        return state
+
+    def text_factors(self) -> dict[str, Tensor]:
+        """LoRA of the text encoders' attention too."""
+        state = self.factors()
+        for name, weight in self.base.backbone.text_encoder_parameters().items():
+            if "_proj.weight" in name and "self_attn" in name:
+                state[f"up.{name}"] = self.random(len(weight), 3, scale=0.3)
+                state[f"down.{name}"] = self.random(3, weight.shape[1], scale=0.3)
         return state
 
     def deltas(self, scale: float = 0.03) -> dict[str, Tensor]:

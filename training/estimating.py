@@ -54,7 +54,7 @@ class Estimate:
 
 def estimate(
     registry: Registry,
-    name: str,
+    name: ConceptKey,
     base: LoadedBase,
     *,
     method: str = DEFAULT_METHOD,
@@ -87,6 +87,12 @@ def estimate_many(
     settings = resolve_settings(
         chosen, preset=preset, base=base.base.name, overrides=tuple(overrides)
     )
+    if settings.augmentation.buckets and len(names) > 1:  # they are taught one after another
+        found = (
+            estimate(registry, name, base, method=method, preset=preset, overrides=overrides)
+            for name in names
+        )
+        return list(found)
     trial = settings.updated({"augmentation": {"crops": 2}})
     for stage, stage_settings in active_stages(chosen, settings):
         steps = min(3, stage_settings.steps)

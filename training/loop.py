@@ -29,7 +29,7 @@ from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, copy_values, write_resume_point
 from .distributed import broadcast, broadcast_flag
 from .optimizers import learning_rates, load_state, make_optimizer, saved_state
-from .sources import Minibatch
+from .sources import Minibatch, Samples
 from .training import Training
 
 SAVE_EVERY_SECONDS = 120.0
@@ -208,7 +208,7 @@ class _Loop:
             if states is not None
         ]
         if known:
-            return Conditioning.cat(known)
+            return _sized(Conditioning.cat(known), samples)
         prompts = [
             PromptAtTimestep(
                 run.training.embedding, run.training.sources[source].prompts[int(prompt)], timestep
@@ -216,7 +216,8 @@ class _Loop:
             for (run, part), each in zip(pairs, samples, strict=True)
             for prompt, timestep in zip(each.prompts.tolist(), part.timesteps.tolist(), strict=True)
         ]
-        return encode_at_timesteps(self.training.backbone, prompts, self.training.size)
+        found = encode_at_timesteps(self.training.backbone, prompts, self.training.size)
+        return _sized(found, samples)
 
     def _add_diffusion_losses(
         self,
@@ -255,6 +256,12 @@ class _Loop:
         """Add the attention losses of the first source's samples."""
         for (run, part), each, rows in zip(pairs, losses, _row_ranges(pairs), strict=True):
             each.update(run.losses.values(seen, rows, len(part) / run.stage_settings.batch))
+
+
+def _sized(conditioning: Conditioning, samples: Sequence[Samples]) -> Conditioning:
+    """Conditioning for samples with their own sizes, if they have them."""
+    sizes = [each.sizes for each in samples if each.sizes is not None]
+    return conditioning.with_sizes(torch.cat(sizes)) if sizes else conditioning
 
 
 def _row_ranges(pairs: "Sequence[tuple[StageRun, Minibatch]]") -> list[slice]:

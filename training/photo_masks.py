@@ -18,7 +18,7 @@ from ..registry.files import below, make_folder, write_file
 from ..registry.images import size_as_read, stored_mask
 from ..registry.names import MAX_FILE_NAME
 from ..registry.records import Concept, ImageRecord
-from .latents import Photos
+from .crops import Photos
 
 SIDE = 512
 """Photos are reduced to this, on the shorter side, before a subject is looked for in them."""

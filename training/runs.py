@@ -57,8 +57,8 @@ from ..registry.running import (
 )
 from .callbacks import Checkpoint, Hooks, LearnedAdapters, StepReport
 from .checkpoints import TrainingPosition, read_position
+from .crops import Photos, needed_side
 from .distributed import broadcast, is_main_process, join, num_processes
-from .latents import Photos, needed_side
 from .photo_masks import masks_for_training
 from .previews import add_strip
 from .trainer import Trainer
@@ -420,10 +420,14 @@ def _end(
 
 
 def _batches(plans: Sequence[_RunPlan]) -> list[list[_RunPlan]]:
-    """Group plans that can share a batch: same method and settings, at the same step."""
+    """Group plans that can share a batch: same method and settings, at the same step.
+
+    Crops of one shape make a batch where they are not square: concepts have their own then.
+    """
     batches: dict[object, list[_RunPlan]] = {}
     for plan in plans:
-        can_share = find_method(plan.method).keeps_base
+        is_square = not plan.settings.augmentation.buckets
+        can_share = find_method(plan.method).keeps_base and is_square
         key = (plan.method, plan.settings, plan.position) if can_share else plan.run
         batches.setdefault(key, []).append(plan)
     return list(batches.values())
@@ -684,6 +688,7 @@ def subject_of(
         photos=photos,
         category=concept.category,
         tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
+        sizes=[(image.width, image.height) for image in images],
         masks=masks,
         captions=[image.caption for image in images],
     )

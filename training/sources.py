@@ -15,18 +15,16 @@ class Captions:
     """The last prompts of a source, from number `first` on: those of single pictures.
 
     A picture has its own prompt with probability `share`, or, `dropout` of these times, the prompt
-    `first`. `of_pictures` (P,) are the numbers of their own prompts, -1 where there is none.
+    `first`.
     """
 
     first: int
-    of_pictures: Tensor
     share: float
     dropout: float
 
-    def put_in(self, prompts: Tensor, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """Prompts (B,) of `pictures` (B,), some replaced with captions."""
+    def put_in(self, prompts: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """Prompts (B,) of pictures, some replaced with their own ones (B,), -1 for none."""
         chance = torch.rand(len(prompts), generator=generator).to(prompts.device)
-        own = self.of_pictures[pictures]
         has_caption = (own >= 0) & (chance < self.share)
         own = torch.where(chance < self.share * self.dropout, self.first, own)
         return torch.where(has_caption, own, prompts)
@@ -36,13 +34,14 @@ class Captions:
 class SampleSource:
     """Encoded pictures and their prompts; a step takes equally many samples of each source.
 
-    `name` is the metric of its diffusion loss, which is multiplied by `weight`. The first source of
-    a training is the subject: only its prompts may name trained tokens, attention losses use it
-    alone, and it alone may have captions.
+    There is a pool for each size of pictures, and a batch is of one pool. `name` is the metric of
+    its diffusion loss, which is multiplied by `weight`. The first source of a training is the
+    subject: only its prompts may name trained tokens, attention losses use it alone, and it alone
+    may have captions.
     """
 
     name: str
-    pool: LatentPool
+    pools: Sequence[LatentPool]
     prompts: Sequence[str]
     weight: float = 1.0
     captions: Captions | None = None
@@ -52,23 +51,32 @@ class SampleSource:
         """The number of prompts that any picture may have."""
         return self.captions.first if self.captions else len(self.prompts)
 
+    def pool_of_batch(self, generator: torch.Generator) -> LatentPool:
+        """A pool, each picture of all as often."""
+        if len(self.pools) == 1:
+            return self.pools[0]
+        ends = torch.tensor([len(pool) for pool in self.pools]).cumsum(0)
+        picture = torch.randint(int(ends[-1]), (1,), generator=generator)
+        return self.pools[int(torch.bucketize(picture, ends, right=True))]
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w).
 
-    `weights` (B, 1, h, w) are those of the pool.
+    `weights` (B, 1, h, w) and `sizes` (B, 6) are those of the pool.
     """
 
     prompts: Tensor
     latents: Tensor
     noise: Tensor
     weights: Tensor | None = None
+    sizes: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Samples":
         """The samples at `index`."""
-        weights = None if self.weights is None else self.weights[index]
-        return Samples(self.prompts[index], self.latents[index], self.noise[index], weights)
+        weights, sizes = (_at(each, index) for each in (self.weights, self.sizes))
+        return Samples(self.prompts[index], self.latents[index], self.noise[index], weights, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,8 @@ class Minibatch:
     ) -> "Minibatch":
         """Sample a whole batch of `size`; independent of the number of processes and parts."""
         subject, *others = sources
-        device = subject.pool.mean.device
+        pool = subject.pool_of_batch(generator)
+        device = pool.mean.device
 
         def index(length: int) -> Tensor:
             return torch.randint(length, (size,), generator=generator).to(device)
@@ -101,19 +110,20 @@ class Minibatch:
             plain = noise(pool)
             return plain + _offset(plain, settings.offset, generator) if settings.offset else plain
 
-        prompts, pictures = index(subject.num_shared), index(len(subject.pool))
-        first = subject.pool.sample(pictures, noise(subject.pool))
+        prompts, pictures = index(subject.num_shared), index(len(pool))
+        first = pool.sample(pictures, noise(pool))
         timesteps = sample_timesteps(size, num_timesteps, settings, generator).to(device)
-        weights = subject.pool.weights
-        weights = None if weights is None else weights[pictures]
-        samples = [Samples(prompts, first, added(subject.pool), weights)]
+        weights, sizes = (_at(each, pictures) for each in (pool.weights, pool.sizes))
+        samples = [Samples(prompts, first, added(pool), weights, sizes)]
         for source in others:
+            own = source.pool_of_batch(generator)
             is_one = len(source.prompts) == 1
             prompts = torch.zeros_like(prompts) if is_one else index(len(source.prompts))
-            latents = source.pool.sample(index(len(source.pool)), noise(source.pool))
-            samples.append(Samples(prompts, latents, added(source.pool)))
-        if captions := subject.captions:
-            prompts = captions.put_in(samples[0].prompts, pictures, generator)
+            latents = own.sample(index(len(own)), noise(own))
+            samples.append(Samples(prompts, latents, added(own)))
+        if subject.captions and pool.captions is not None:
+            captions = pool.captions[pictures]
+            prompts = subject.captions.put_in(samples[0].prompts, captions, generator)
             samples[0] = replace(samples[0], prompts=prompts)
         return cls(timesteps, tuple(samples))
 
@@ -124,6 +134,10 @@ class Minibatch:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+
+def _at(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index]
 
 
 def sample_timesteps(

@@ -15,31 +15,35 @@ from ..generation.sampler import check_length
 from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, Lora
 from ..models.seeds import seed_of
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import ResumePoint, copy_values
-from .latents import LatentPool, encode_pictures, loss_weights, varied_crops
+from .crops import Crop, bucket_step, varied_crops
+from .latents import LatentPool, encode_pictures, loss_weights
 from .optimizers import check_installed
 from .precision import cast, dtype_of, make_accelerator
 from .sources import Captions, SampleSource
+
+_MAGNITUDE = ".lora_magnitude_vector."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What is to be learned: photos, their category, and the placeholder tokens to be trained.
 
-    `masks`, if any, are as large as their photos and white on the subject; `captions`, if any, are
-    those of the photos. `class_pictures` show other members of the category, for prior
-    preservation; `references` are what the version is drawn after, with {} for the concept in their
-    prompts.
+    `sizes` are the photos' own (width, height), which may have been decoded smaller. `masks`, if
+    any, are as large as their photos and white on the subject; `captions`, if any, are those of the
+    photos. `class_pictures` show other members of the category, for prior preservation;
+    `references` are what the version is drawn after, with {} for the concept in their prompts.
     """
 
     photos: Sequence[Image.Image]
     category: str
     tokens: tuple[str, ...]
+    sizes: Sequence[tuple[int, int]] = ()
     masks: Sequence[Image.Image] = ()
     captions: Sequence[str | None] = ()
     class_pictures: Sequence[Image.Image] = ()
@@ -191,8 +195,7 @@ class Training:
         if settings.rank and not self.method.keeps_base:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
-                lora = settings.lora
-                backbone.add_lora(settings.rank, layers=lora.layers, alpha=lora.alpha)
+                backbone.add_lora(self._lora())
         for stage, _ in active_stages(self.method, settings):
             if stage.learns == "embedding":
                 continue
@@ -202,26 +205,70 @@ class Training:
                     self._original[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
 
-    def _subject_source(self) -> SampleSource:
-        settings, subject, backbone = self.settings, self.subject, self.backbone
-        crops = varied_crops(subject.photos, self.size, settings.augmentation, self.seed)
-        weights = None
-        if subject.masks:
-            masks = varied_crops(subject.masks, self.size, settings.augmentation, self.seed)
-            weights = loss_weights(masks, backbone.latent_factor, settings.mask.background)
-        pool = encode_pictures(backbone, crops, weights)
-        return SampleSource("diffusion", pool, self.prompts, captions=self._captions_of(pool))
+    def _lora(self) -> Lora:
+        """The ranks of layers are those of the first stages that train them."""
+        settings = self.settings
+        stages = [(stage.learns, own) for stage, own in active_stages(self.method, settings)]
+        ranks: dict[str, int] = {}
+        for learns, own in stages:
+            ranks.setdefault(learns, own.rank or settings.rank)
+        rank = ranks.get("denoiser", settings.rank)
+        return Lora(
+            rank=rank,
+            cross_attention_rank=ranks.get("cross-attention", 0),
+            layers=settings.lora.layers,
+            alpha=settings.lora.alpha,
+            dora=settings.lora.dora,
+            text_encoders=any(own.text_encoder_rate for _, own in stages),
+        )
 
-    def _captions_of(self, pool: LatentPool) -> Captions | None:
-        """The captions of a pool of crops, which show the photos in turn; None if none is used."""
+    def _subject_source(self) -> SampleSource:
+        crops = self._crops(self.subject.photos)
+        masks = self._crops(self.subject.masks) if self.subject.masks else []
+        prompts = self._captions_of(crops)
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for i, crop in enumerate(crops):
+            by_shape.setdefault(crop.image.size, []).append(i)
+        pools = [
+            self._pool(
+                [crops[i] for i in rows],
+                [masks[i].image for i in rows] if masks else [],
+                [prompts[i] for i in rows] if prompts else [],
+            )
+            for rows in by_shape.values()
+        ]
+        settings = self.settings.captions
+        captions = Captions(len(self.settings.prompts), settings.share, settings.dropout)
+        return SampleSource(
+            "diffusion", pools, self.prompts, captions=captions if prompts else None
+        )
+
+    def _crops(self, pictures: Sequence[Image.Image]) -> list[Crop]:
+        augmentation = self.settings.augmentation
+        step = bucket_step(self.size, self.backbone.latent_factor) if augmentation.buckets else 0
+        return varied_crops(pictures, self.size, augmentation, self.seed, step)
+
+    def _captions_of(self, crops: Sequence[Crop]) -> list[int]:
+        """The number of the prompt that each crop's photo has alone, or -1; none if unused."""
         if not any(self._captions):
-            return None
+            return []
         first = len(self.settings.prompts)
         own = [self.prompts.index(each, first + 1) if each else -1 for each in self._captions]
-        of_pictures = [own[i % len(own)] for i in range(len(pool))]
-        share, dropout = self.settings.captions.share, self.settings.captions.dropout
-        numbers = torch.tensor(of_pictures, device=pool.mean.device)
-        return Captions(first, numbers, share, dropout)
+        return [own[crop.photo] for crop in crops]
+
+    def _pool(
+        self, crops: Sequence[Crop], masks: Sequence[Image.Image], prompts: Sequence[int]
+    ) -> LatentPool:
+        """Crops of one shape, encoded, with their masks and the numbers of their own prompts."""
+        factor, background = self.backbone.latent_factor, self.settings.mask.background
+        sizes = [each.sizes(self.subject.sizes[each.photo]) for each in crops if self.subject.sizes]
+        return encode_pictures(
+            self.backbone,
+            [each.image for each in crops],
+            weights=loss_weights(masks, factor, background) if masks else None,
+            captions=torch.tensor(prompts) if prompts else None,
+            sizes=torch.tensor(sizes) if sizes else None,
+        )
 
     def _class_sources(self) -> Iterator[SampleSource]:
         """The source for prior preservation (DreamBooth, arXiv 2208.12242, eq. 2), if weighted."""
@@ -231,7 +278,7 @@ class Training:
             raise InvalidInput("prior preservation needs class pictures")
         sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
         pool = encode_pictures(self.backbone, sized)
-        yield SampleSource("prior", pool, [self.class_prompt], self.settings.prior.weight)
+        yield SampleSource("prior", [pool], [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:
         """Give the denoiser its original weights and layers back."""
@@ -255,7 +302,7 @@ class Training:
     # --- trained parameters ---------------------------------------------------------------------
 
     def learning(self, stage: Stage) -> dict[str, nn.Parameter]:
-        """The parameters that a stage trains, by name; with LoRA, of the denoiser its factors."""
+        """The parameters that a stage trains, by name; of layers that LoRA adapts, its own."""
         return {name: each for part in self.learning_at(stage).values() for name, each in part}
 
     def learning_at(self, stage: Stage) -> dict[float, list[tuple[str, nn.Parameter]]]:
@@ -265,22 +312,25 @@ class Training:
         if stage.learns == "embedding":
             parts.append((settings.learning_rate, self.embedding.learning()))
         else:
-            of_denoiser = {
-                name: parameter
-                for name, parameter in self.backbone.parameters(stage.learns).items()
-                if not self.settings.rank or ".lora_" in name
-            }
-            parts.append((settings.learning_rate, of_denoiser))
+            of_denoiser = self.backbone.parameters(stage.learns)
+            parts.append((settings.learning_rate, self._adapted(of_denoiser)))
         if settings.embedding_rate:
             parts.append((settings.embedding_rate, self.embedding.learning()))
         if settings.text_encoder_rate:
-            parts.append((settings.text_encoder_rate, self.backbone.text_encoder_parameters()))
+            of_texts = self.backbone.text_encoder_parameters()
+            parts.append((settings.text_encoder_rate, self._adapted(of_texts)))
         if settings.subject_encoder_rate and self.encoding is not None:
             parts.append((settings.subject_encoder_rate, self.encoding.learning()))
         found: dict[float, list[tuple[str, nn.Parameter]]] = {}
         for rate, parameters in parts:
             found.setdefault(rate, []).extend(parameters.items())
         return found
+
+    def _adapted(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those of some layers' parameters that are trained: with LoRA, its own."""
+        if not self.settings.rank:
+            return parameters
+        return {name: each for name, each in parameters.items() if ".lora_" in name}
 
     def all_learning(self) -> dict[str, Tensor]:
         """The parameters that any stage trains, by name."""
@@ -316,26 +366,30 @@ class Training:
         if self.method.keeps_base:
             return None
         parameters = self.backbone.weights()
-        rank = self.settings.rank
-        scale = (self.settings.lora.alpha or rank) / rank if rank else 0.0
-        factors = dict(_lora_factors(parameters, scale)) if rank else {}
+        factors = dict(_lora_factors(parameters, self.settings.lora.alpha))
+        magnitudes = {
+            f"{name.partition(_MAGNITUDE)[0]}.weight": each.detach().flatten().cpu().clone()
+            for name, each in parameters.items()
+            if _MAGNITUDE in name
+        }
         deltas = {
             name: (parameters[name].detach().cpu() - original.float()).half()
             for name, original in self._original.items()
         }
-        return WeightDelta(deltas, factors) if deltas or factors else None
+        return WeightDelta(deltas, factors, magnitudes) if deltas or factors else None
 
 
 def _lora_factors(
-    parameters: dict[str, nn.Parameter], scale: float
+    parameters: dict[str, nn.Parameter], alpha: float
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """(up, down) of each adapted layer, by the name of the weight that it changes.
 
-    `up` (out, r) has the scale in it; `down` is (r, in), or a kernel (r, in, k, k).
+    `up` (out, r) has alpha / r in it, if alpha is not 0; `down` is (r, in), or a kernel
+    (r, in, k, k).
     """
     for name, down in parameters.items():
         if ".lora_A." in name:
             up = parameters[name.replace(".lora_A.", ".lora_B.")]
             layer = name.partition(".lora_A.")[0]
-            scaled = (up.detach().flatten(1) * scale).cpu()
+            scaled = (up.detach().flatten(1) * (alpha / len(down) if alpha else 1.0)).cpu()
             yield f"{layer}.weight", (scaled, down.detach().cpu().clone())

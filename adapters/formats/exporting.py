@@ -156,7 +156,8 @@ def _check_holds(
         )
     is_embedding = form.startswith("embedding")
     if is_embedding and change.names:
-        nearest = "lora-kohya" if not change.deltas else "diff"
+        factors = "lora-diffusers" if change.magnitudes else "lora-kohya"
+        nearest = "diff" if change.deltas else factors
         raise refused(
             "changes the base model's weights too, which an embedding cannot hold", nearest
         )
@@ -170,17 +171,25 @@ def _check_holds(
         raise refused("has vectors that are no mean: nothing has to be lost", "embedding")
     if not change.names and not is_embedding and form != "diffusers":
         raise refused("changes no weights of the base model", "embedding", "diffusers")
-    changes_texts = any(each.startswith("text_encoder.") for each in change.names)
-    if changes_texts and form != "diffusers":
-        raise refused("changes text encoders too", "diffusers")
+    texts = {each for each in change.names if each.startswith("text_encoder.")}
+    loras = ("lora-diffusers",) if change.magnitudes else ("lora-kohya", "lora-diffusers")
+    is_lora = not change.deltas
+    if texts and form != "diffusers" and not (is_lora and form.startswith("lora")):
+        raise refused("changes text encoders too", *(loras if is_lora else ()), "diffusers")
     if form.startswith("lora") and change.deltas:
         raise refused(
             "has whole differences of weights, which a LoRA cannot hold",
             "diff (without loss)",
             "svd:64 (a LoRA, with loss)",
         )
-    if form == "svd" and not change.deltas:
-        raise refused("is a LoRA already", "lora-kohya", "lora-diffusers")
+    if form == "lora-kohya" and change.magnitudes:
+        raise refused(
+            "has magnitudes (DoRA), which other readers of this format apply in another way",
+            "lora-diffusers",
+            "diff (without loss)",
+        )
+    if form == "svd" and is_lora:
+        raise refused("is a LoRA already", *loras)
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -303,11 +312,13 @@ class _Export:
         if self.form == "checkpoint":
             tensors, kind = self._checkpoint(), "checkpoint"
         elif self.form == "diff":
+            if change.magnitudes:  # of which the base model's weights are a part
+                change = change.multiplied_out(self._load_base().backbone)
             tensors = layouts.difference_tensors(change)
         elif self.form == "lora-diffusers":
             tensors, told = layouts.diffusers_tensors(change), layouts.peft_description(change)
         else:
-            tensors = layouts.kohya_tensors(change)
+            tensors = layouts.kohya_tensors(change, len(self.vectors))
             ranks = [len(down) for _, down in change.factors.values()]
             told = describe_training(about, ranks, self.path.stem)
         beside = _paths(self.path, self.options.format)[1]

@@ -1,6 +1,7 @@
 """Tensors by the names and in the shapes that other tools give them."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,6 +12,10 @@ from ...models.single_file import unet_names
 from ..weight_delta import WeightDelta
 
 _KOHYA = "lora_unet_"
+_TEXT_LAYER = re.compile(r"text_encoder\.(\d)\.(?:text_model\.)?(.+)")
+"""Its number, and its path in the encoder, which newer versions of transformers begin later."""
+_UNET = "unet."
+_SECOND = {"1": "_2"}
 _LABELS = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 """SDXL's layers that are known by their first names alone."""
 _LAST_NORM = "conv_norm_out.weight"
@@ -25,11 +30,14 @@ def embedding_tensors(vectors: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, vectors, strict=True))
 
 
-def kohya_tensors(change: WeightDelta) -> dict[str, Tensor]:
-    """LoRA factors with kohya's names; alpha is the rank, so that nothing is scaled."""
+def kohya_tensors(change: WeightDelta, num_encoders: int = 1) -> dict[str, Tensor]:
+    """LoRA factors with kohya's names; alpha is the rank, so that nothing is scaled.
+
+    Of a single text encoder they are others than of the first of two.
+    """
     found: dict[str, Tensor] = {}
     for name, (up, down) in change.factors.items():
-        layer = _kohya_name(name)
+        layer = _kohya_name(name, num_encoders)
         found[f"{layer}.lora_up.weight"] = _as_wide(up, down)
         found[f"{layer}.lora_down.weight"] = down
         found[f"{layer}.alpha"] = torch.tensor(float(len(down)))
@@ -40,15 +48,24 @@ def diffusers_tensors(change: WeightDelta) -> dict[str, Tensor]:
     """LoRA factors with the names of PEFT, as diffusers saves them."""
     found: dict[str, Tensor] = {}
     for name, (up, down) in change.factors.items():
-        layer = f"unet.{_layer(name)}"
+        layer = _diffusers_layer(name)
         found[f"{layer}.lora_A.weight"] = down
         found[f"{layer}.lora_B.weight"] = _as_wide(up, down)
+        if name in change.magnitudes:
+            found[f"{layer}.lora_magnitude_vector"] = change.magnitudes[name]
     return found
 
 
 def peft_description(change: WeightDelta) -> dict[str, str]:
-    """What PEFT's configuration says of a LoRA, as metadata of diffusers' file."""
-    ranks = {_layer(name): len(down) for name, (_, down) in change.factors.items()}
+    """What PEFT's configuration says of a LoRA, as metadata of diffusers' file.
+
+    Of one that adapts text encoders nothing: diffusers would look for their layers under names that
+    newer versions of transformers do not have, and finds out all of it from the tensors.
+    """
+    ranks = {_diffusers_layer(name): len(down) for name, (_, down) in change.factors.items()}
+    if any(not layer.startswith(_UNET) for layer in ranks):
+        return {}
+    ranks = {layer.removeprefix(_UNET): rank for layer, rank in ranks.items()}
     rank = max(ranks.values())
     others = {layer: each for layer, each in ranks.items() if each != rank}
     config = {
@@ -57,12 +74,10 @@ def peft_description(change: WeightDelta) -> dict[str, str]:
         "rank_pattern": others,
         "alpha_pattern": others,
         "target_modules": sorted(ranks),
+        "use_dora": bool(change.magnitudes),
     }
-    return {
-        "lora_adapter_metadata": json.dumps(
-            {f"unet.{key}": value for key, value in config.items()}, sort_keys=True
-        )
-    }
+    said = {f"{_UNET}{key}": value for key, value in config.items()}
+    return {"lora_adapter_metadata": json.dumps(said, sort_keys=True)}
 
 
 def difference_tensors(change: WeightDelta) -> dict[str, Tensor]:
@@ -133,8 +148,18 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _kohya_name(name: str) -> str:
+def _diffusers_layer(name: str) -> str:
+    """`unet.conv_in`, or `text_encoder_2.text_model.encoder.layers.0.mlp.fc1`."""
+    if text := _TEXT_LAYER.fullmatch(_layer(name)):
+        return f"text_encoder{_SECOND.get(text[1], '')}.text_model.{text[2]}"
+    return _UNET + _layer(name)
+
+
+def _kohya_name(name: str, num_encoders: int = 1) -> str:
     layer = _layer(name)
+    if text := _TEXT_LAYER.fullmatch(layer):
+        number = str(int(text[1]) + 1) if num_encoders > 1 else ""
+        return f"lora_te{number}_text_model_{text[2].replace('.', '_')}"
     return _KOHYA + _LABELS.get(layer, layer).replace(".", "_")
 
 

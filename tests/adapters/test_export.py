@@ -14,6 +14,8 @@ from conceptry.adapters.formats.layouts import difference_tensors, kohya_tensors
 from conceptry.adapters.formats.options import ExportOptions, parse_format
 from conceptry.adapters.timestep_tokens import STAGE_ORDER
 from conceptry.adapters.weight_delta import WeightDelta
+from conceptry.generation.injection import inject_concepts
+from conceptry.generation.prompt_syntax import resolve_version
 from conceptry.models.hashes import hash_of_folder
 from conceptry.models.loading import load_base
 from conceptry.registry import InvalidInput, Registry
@@ -93,9 +95,18 @@ def test_an_embedding_draws_the_same(taught: Taught) -> None:
     assert np.abs(found - other).max() > 4 * TOLERANCE
 
 
-@pytest.mark.parametrize("form", ["lora-kohya", "lora-diffusers"])
-def test_a_lora_draws_the_same_by_diffusers(taught: Taught, form: str) -> None:
-    taught.add(taught.vectors(2) | taught.factors())
+@pytest.mark.parametrize(
+    ("form", "learned"),
+    [
+        ("lora-kohya", "factors"),
+        ("lora-diffusers", "factors"),
+        ("lora-diffusers", "directed"),
+        ("lora-kohya", "text_factors"),
+        ("lora-diffusers", "text_factors"),
+    ],
+)
+def test_a_lora_draws_the_same_by_diffusers(taught: Taught, form: str, learned: str) -> None:
+    taught.add(taught.vectors(2) | getattr(taught, learned)())
     done = taught.export(form)
     assert done.trigger == "rex-embedding dog"
     pipeline = worn(taught, taught.folder / "rex-embedding.safetensors")
@@ -106,8 +117,28 @@ def test_a_lora_draws_the_same_by_diffusers(taught: Taught, form: str) -> None:
     assert np.abs(found - before).max() > 4 * TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["SD"])
+def test_magnitudes_are_those_of_the_base_model_whatever_else_is_added(taught: Taught) -> None:
+    for _ in range(2):
+        taught.add(taught.vectors(2) | taught.directed())
+    concept = taught.registry.show("rex")
+    first, second = (resolve_version(taught.registry, concept, word) for word in ("1", "2"))
+    plain = {name: each.detach().clone() for name, each in taught.base.backbone.weights().items()}
+    found: list[dict[str, torch.Tensor]] = []
+    for chosen in ([first, second], [second, first], [first], [second]):
+        with inject_concepts(taught.base, chosen):
+            weights = taught.base.backbone.weights().items()
+            found.append({name: each.detach() - plain[name] for name, each in weights})
+    together, turned, *alone = found
+    for name, change in together.items():
+        torch.testing.assert_close(change, turned[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(change, alone[0][name] + alone[1][name], atol=1e-5, rtol=1e-4)
+    assert any(change.abs().max() > 0.1 for change in together.values())
+
+
 @pytest.mark.parametrize(
-    ("form", "learned"), [("lora-kohya", "factors"), ("diff", "factors"), ("diff", "deltas")]
+    ("form", "learned"),
+    [("lora-kohya", "factors"), ("diff", "factors"), ("diff", "deltas"), ("diff", "directed")],
 )
 def test_weights_draw_the_same_by_comfyuis_rules(taught: Taught, form: str, learned: str) -> None:
     taught.add(taught.vectors(2) | getattr(taught, learned)())
@@ -142,7 +173,9 @@ def test_a_checkpoint_draws_the_same(taught: Taught, kind: str) -> None:
     assert_alike(plain(pipeline, PROMPT), taught.drawn())
 
 
-@pytest.mark.parametrize("learned", quick_for(2, ["texts", "factors", "deltas", "nothing"]))
+@pytest.mark.parametrize(
+    "learned", quick_for(2, ["texts", "directed", "deltas", "factors", "nothing"])
+)
 def test_a_folder_draws_the_same(taught: Taught, kind: str, learned: str) -> None:
     state = {} if learned == "nothing" else getattr(taught, learned)()
     taught.add(taught.vectors(2) | state)
@@ -373,6 +406,10 @@ REFUSED = {
     ("embedding-mean", "nothing"): "--format embedding",
     ("embedding", "stages"): "--format embedding-mean",
     ("diffusers", "stages"): "--format embedding-mean",
+    ("lora-kohya", "directed"): "--format lora-diffusers or diff (without loss)",
+    ("embedding", "directed"): "--format lora-diffusers",
+    ("svd:8", "directed"): "--format lora-diffusers",
+    ("diff", "text_factors"): "--format lora-kohya, lora-diffusers or diffusers",
     **dict.fromkeys(
         [(form, "texts") for form in ("diff", "svd:8", "checkpoint", "lora-kohya")],
         "--format diffusers",

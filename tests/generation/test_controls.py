@@ -227,7 +227,7 @@ def test_changes_of_weights_are_added_to_the_copy_and_undone(backbone: Backbone)
     deltas = {n: torch.randn(p.shape, generator=generator) for n, p in parameters.items()}
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     factors = {name: (torch.ones(16, 2), torch.ones(2, 16))}
-    full, lora = WeightDelta(deltas, {}, 0.5), WeightDelta({}, factors, 2.0)
+    full, lora = WeightDelta(deltas, {}, strength=0.5), WeightDelta({}, factors, strength=2.0)
     before = state_of(network)
     copied = before.keys() & parameters.keys()
     assert {each.partition(".")[0] for each in copied} == {

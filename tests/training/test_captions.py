@@ -52,15 +52,16 @@ def test_a_category_of_several_words_and_signs() -> None:
 
 def drawn(share: float, dropout: float) -> tuple[Minibatch, Minibatch]:
     """Batches of 4000 with and without captions; of three pictures the last has none."""
-    pool = LatentPool(torch.zeros(3, 4, 2, 2), torch.ones(3, 4, 2, 2))
+    own = torch.tensor([3, 4, -1])
+    pool = LatentPool(torch.zeros(3, 4, 2, 2), torch.ones(3, 4, 2, 2), captions=own)
     pool.mean[:] = torch.arange(3.0)[:, None, None, None] * 100
-    captions = Captions(2, torch.tensor([3, 4, -1]), share, dropout)
+    captions = Captions(2, share, dropout)
     prompts = ["a", "b", "bare", "first", "second"]
     batches: list[Minibatch] = []
     for used, names in ((captions, prompts), (None, prompts[:2])):
         sources = [
-            SampleSource("diffusion", pool, names, captions=used),
-            SampleSource("prior", pool, ["c"]),
+            SampleSource("diffusion", [pool], names, captions=used),
+            SampleSource("prior", [pool], ["c"]),
         ]
         generator = torch.Generator().manual_seed(3)
         batches.append(Minibatch.sample(sources, 4000, 1000, Noise(), generator))

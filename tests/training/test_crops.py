@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conceptry.methods.settings import Augmentation
-from conceptry.training.latents import Photos, needed_side, varied_crops
+from conceptry.training.crops import Photos, bucket_of, bucket_step, needed_side, varied_crops
 from drawing import draw
 from long import quick_for
 from PIL import Image
@@ -39,7 +39,7 @@ def turned_as_a_whole(
 
 def apart(photo: Image.Image, side: int, settings: Augmentation) -> float:
     """The largest mean difference of a crop from its definition, of 255."""
-    found = varied_crops([photo], side, settings, seed=0)
+    found = [crop.image for crop in varied_crops([photo], side, settings, seed=0)]
     expected = [
         turned_as_a_whole(photo, side, settings, random.Random(f"crop 0 {i}"))
         for i in range(settings.crops)
@@ -78,7 +78,7 @@ def test_row_37_each_photo_is_decoded_once_and_alone() -> None:
     found = varied_crops(lazy, 32, settings, seed=0)
     assert asked == [0, 1, 2, 3]
     plain = varied_crops([draw(i, (96, 96)) for i in range(4)], 32, settings, seed=0)
-    assert [crop.tobytes() for crop in found] == [crop.tobytes() for crop in plain]
+    assert [crop.image.tobytes() for crop in found] == [crop.image.tobytes() for crop in plain]
     assert len(lazy[1:3]) == 2
 
 
@@ -97,13 +97,13 @@ def test_row_47_a_crop_takes_bounded_memory(size: tuple[int, int]) -> None:
 import resource
 from PIL import Image
 from conceptry.methods.settings import Augmentation
-from conceptry.training.latents import varied_crops
+from conceptry.training.crops import varied_crops
 photo = Image.new("RGB", {size}, "red")
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (300 << 20),) * 2)
 settings = Augmentation(crops=4, rotation_probability=1)
 crops = varied_crops([photo], 512, settings, 0)
-assert all(crop.getextrema() == ((255, 255), (0, 0), (0, 0)) for crop in crops)
+assert all(crop.image.getextrema() == ((255, 255), (0, 0), (0, 0)) for crop in crops)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -113,3 +113,75 @@ assert all(crop.getextrema() == ((255, 255), (0, 0), (0, 0)) for crop in crops)
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+# --- crops near a photo's own shape ---------------------------------------------------------------
+
+WHOLE = Augmentation(crops=1, rotation_probability=0, flip=False, smallest=1)
+
+
+@pytest.mark.parametrize(
+    ("side", "factor", "step"), [(1024, 8, 64), (512, 8, 64), (128, 8, 16), (64, 4, 8), (16, 2, 2)]
+)
+def test_shapes_leave_out_little_and_are_large(side: int, factor: int, step: int) -> None:
+    assert bucket_step(side, factor) == step
+    for aspect in np.geomspace(1 / 6, 6, 101):
+        size = (round(4000 * math.sqrt(aspect)), round(4000 / math.sqrt(aspect)))
+        width, height = bucket_of(size, side, step)
+        assert width % step == height % step == 0
+        assert width * height <= side**2
+        largest = min(size[0] / width, size[1] / height)
+        assert width * height * largest**2 >= 0.9 * size[0] * size[1]
+        if 1 / 2 <= aspect <= 2:
+            assert width * height >= 0.75 * side**2
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((700, 700), (512, 512)),
+        ((4000, 3000), (576, 448)),
+        ((3000, 4000), (448, 576)),
+        ((6000, 4000), (576, 384)),
+        ((1920, 1080), (640, 384)),
+        ((30000, 100), (4096, 64)),
+    ],
+)
+def test_shapes_of_photos_as_cameras_take_them(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    assert bucket_of(size, 512, 64) == shape
+
+
+def test_a_crop_of_its_own_shape_is_the_photo() -> None:
+    photo = draw(5, (192, 128))
+    (crop,) = varied_crops([photo], 64, WHOLE, seed=0, step=8)
+    assert crop.image.size == (72, 48)
+    assert crop.corner == (0, 0)
+    expected = photo.resize((72, 48), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    assert crop.image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(600, 400), (400, 600)])
+def test_what_sdxl_is_told_is_what_diffusers_tells_it(size: tuple[int, int], flip: bool) -> None:
+    """Its script shrinks to the shorter side, mirrors, then crops, and tells where."""
+    photo, side = draw(6, size), 64
+    settings = Augmentation(crops=8, rotation_probability=0, flip=flip, smallest=1)
+    seen = set[tuple[int, int]]()
+    for crop in varied_crops([photo], side, settings, seed=1):
+        scale = side / min(size)
+        shrunk = photo.resize((round(size[0] * scale), round(size[1] * scale)))
+        turned = [shrunk, shrunk.transpose(Image.Transpose.FLIP_LEFT_RIGHT)][: 1 + flip]
+        left, top = crop.corner
+        box = (left, top, left + side, top + side)
+        differences = [
+            np.abs(np.asarray(each.crop(box), float) - np.asarray(crop.image, float)).mean()
+            for each in turned
+        ]
+        assert min(differences) < 6
+        width, height = size
+        assert crop.sizes(size) == [height, width, top, left, side, side]
+        seen.add(crop.corner)
+    assert len(seen) > 2
+    assert all(min(corner) == 0 for corner in seen)

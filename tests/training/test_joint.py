@@ -49,16 +49,19 @@ def test_tokens_and_text_encoders_learn_beside_the_denoiser(
     assert not torch.equal(alone["token.0"], together["token.0"])
     names = together.keys() - alone.keys()
     assert names
-    assert all(name.startswith("delta.text_encoder.0.") for name in names)
+    kinds = {"up", "down"} if rank else {"delta"}
+    assert {name.split(".text_encoder.0.")[0] for name in names} == kinds
     assert not any("embedding" in name for name in names)
     assert all(together[name].any() for name in names if name.endswith("q_proj.weight"))
     with inject_concepts(base, resolve_prompt(rex, "<rex>")):
         assert weights(base) != before
         changed = base.backbone.text_encoder_parameters()
-        name = next(name for name in names if name.endswith("q_proj.weight"))
-        original = np.frombuffer(before[name.removeprefix("delta.")], np.float32)
-        change = changed[name.removeprefix("delta.")].detach().flatten() - torch.tensor(original)
-        assert torch.allclose(change, together[name].float().flatten(), atol=1e-6)
+        name = next(name for name in changed if name.endswith("q_proj.weight"))
+        original = np.frombuffer(before[name], np.float32)
+        change = changed[name].detach().flatten() - torch.tensor(original)
+        up, down = (together.get(f"{kind}.{name}") for kind in ("up", "down"))
+        expected = together[f"delta.{name}"] if up is None or down is None else up @ down
+        assert torch.allclose(change, expected.float().flatten(), atol=1e-6)
     assert weights(base) == before
     request = Request(prompt="<rex>", seeds=(1,), settings=SamplingSettings(steps=2))
     assert len(list(generate(rex, base, [request], tmp_path))) == 1
@@ -97,6 +100,9 @@ def test_resume_is_exact(rex: Registry, base: LoadedBase) -> None:
     [
         ("textual-inversion", ["embedding.text_encoder_rate=1e-6"], "trains tokens alone"),
         ("attndreambooth", ["stage1.embedding_rate=1e-3"], "trains tokens alone"),
+        ("attndreambooth", ["rank=4", "stage1.rank=2"], "stage1 trains tokens alone"),
+        ("attndreambooth", ["stage3.rank=2"], "stage3.rank is for LoRA, but rank is 0"),
+        ("dreambooth", ["lora.dora=true"], "lora.dora are for LoRA, but rank is 0"),
         ("dreamtuner", ["optimizer=prodigy", "unet.learning_rate=1"], "learning rates of its own"),
         ("dreambooth", ["prior.after_references=true"], "needs references"),
     ],

@@ -14,7 +14,8 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, TrainingInterrupted
 from conceptry.training.callbacks import Hooks, StepReport
-from conceptry.training.latents import Photos, loss_weights, varied_crops
+from conceptry.training.crops import Photos, varied_crops
+from conceptry.training.latents import loss_weights
 from conceptry.training.photo_masks import masks_for_training
 from conceptry.training.runs import resume, train, train_many
 from drawing import draw, draw_folder, draw_masks
@@ -66,7 +67,8 @@ def test_masks_are_cut_where_their_photos_are(size: tuple[int, int]) -> None:
     photos = varied_crops([mask.convert("RGB")], 16, settings, seed=5)
     masks = varied_crops([mask], 16, settings, seed=5)
     for photo, own in zip(photos, masks, strict=True):
-        assert np.array_equal(np.asarray(photo)[..., 0], np.asarray(own))
+        assert np.array_equal(np.asarray(photo.image)[..., 0], np.asarray(own.image))
+        assert photo.corner == own.corner
 
 
 @pytest.mark.parametrize("kind", ["l2", "huber"])

@@ -51,7 +51,7 @@ def test_the_last_timestep_is_the_last_at_any_mean() -> None:
 
 def minibatch(offset: float) -> Minibatch:
     pool = LatentPool(torch.zeros(3, 4, 5, 5), torch.ones(3, 4, 5, 5))
-    sources = [SampleSource("diffusion", pool, ["a"]), SampleSource("prior", pool, ["b"])]
+    sources = [SampleSource("diffusion", [pool], ["a"]), SampleSource("prior", [pool], ["b"])]
     return Minibatch.sample(sources, 6, 1000, Noise(offset=offset), seeded())
 
 

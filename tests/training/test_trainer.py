@@ -133,6 +133,7 @@ NOISE = ("noise.offset=0.1", "noise.density=logit-normal", "loss.kind=huber")
             ("schedule.kind=cosine", *WARM, "loss.min_snr_gamma=5"),
             ("optimizer=adafactor", "max_grad_norm=0.1", *NOISE),
             ("optimizer=adafactor", "rank=2", "schedule.kind=polynomial"),
+            ("augmentation.buckets=true", "augmentation.crops=7", "rank=2", "lora.dora=true"),
             ("optimizer=prodigy", *AT_ONE, "ema=0.9", "gradient_accumulation=2"),
             ("optimizer=prodigy", *AT_ONE, "rank=2", "schedule.kind=linear", *WARM),
             ("optimizer=came", "ema=0.9"),
@@ -260,8 +261,15 @@ def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
         ((), "attn"),
         (("lora.alpha=8",), "attn"),
         (("lora.layers=attention+ff", "lora.alpha=1"), "attn ff"),
+        (("lora.dora=true", "lora.alpha=2"), "attn"),
+        (("stage2.rank=2", "stage3.rank=3"), "attn"),
+        (("stage2.rank=2", "lora.alpha=6"), "attn"),
         (
             ("lora.layers=all", "lora.alpha=4"),
+            "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
+        ),
+        (
+            ("lora.layers=all", "lora.dora=true"),
             "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
         ),
     ],
