@@ -119,6 +119,23 @@ class TokenEmbedding:
         return cls(tuple(tokens), [nn.Parameter(mean.repeat(len(tokens), 1)) for mean in means])
 
     @classmethod
+    def from_pieces(
+        cls, backbone: Backbone, tokens: Sequence[str], pieces: Sequence[Sequence[int]]
+    ) -> "TokenEmbedding":
+        """The vectors of as many tokens of the vocabulary, by id, for each text encoder."""
+        if any(len(ids) != len(tokens) for ids in pieces):
+            raise ValueError(f"{len(tokens)} tokens for {pieces}")
+        tables = [
+            encoder.network.get_input_embeddings().get_parameter("weight").detach().float()
+            for encoder in backbone.text_encoders
+        ]
+        vectors = [
+            nn.Parameter(table[list(ids)].clone())
+            for table, ids in zip(tables, pieces, strict=True)
+        ]
+        return cls(tuple(tokens), vectors)
+
+    @classmethod
     def rare(
         cls, backbone: Backbone, tokens: Sequence[str], generator: torch.Generator
     ) -> "TokenEmbedding":

@@ -32,11 +32,14 @@ from conceptry.evaluation.judge import load_judge
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
+from conceptry.methods.method import find_method, read_presets
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of, load_base
 from conceptry.models.miniature.recipe import export, train
 from conceptry.models.miniature.world.scenes import describe, sample_scene
+from conceptry.models.shapes import usual_shapes
 from conceptry.registry import Registry
+from conceptry.training.memory import count_memory
 from environment import describe as describe_machine
 from full_size import make_full_size
 from laboratory import Laboratory, individuals, summary, ways, without_pictures
@@ -260,21 +263,32 @@ def _seconds_of(way: Callable[[int], None], count: int) -> float:
 
 
 def memory(report: Report, left: Time, is_tiny: bool) -> bool:
-    """Peaks of AttnDreamBooth with `low-vram`, batch and size as the preset has them."""
+    """Peaks of AttnDreamBooth, batch and size as the preset has them, beside what is counted."""
     _machine(report)
     if is_tiny or DEVICE == "cpu":
         return True
     for name, size in (("SD 1.5", 512), ("SD 2.1", 512), ("SDXL", 1024)):
-        if report.get(name):
-            continue
-        if left.left < 15:
-            return False
-        told: defaultdict[str, Any] = defaultdict(train_step.Measured)
-        words = [f"resolution={size}", "augmentation.crops=8"]
-        train_step.measure(_full_size(name), words, 1, told, preset="low-vram")
-        report.put(name, {stage: each.to_mapping() for stage, each in told.items()})
-        torch.cuda.empty_cache()
+        for preset in ("8gb", "12gb", "24gb"):
+            label = f"{name}, {preset}"
+            if report.get(label):
+                continue
+            if left.left < 15:
+                return False
+            told: defaultdict[str, Any] = defaultdict(train_step.Measured)
+            words = [f"resolution={size}", "augmentation.crops=8"]
+            train_step.measure(_full_size(name), words, 1, told, preset=preset)
+            measured = {stage: each.to_mapping() for stage, each in told.items()}
+            report.put(label, {"measured": measured, "counted": _counted(name, preset)})
+            torch.cuda.empty_cache()
     return True
+
+
+def _counted(name: str, preset: str) -> dict[str, int]:
+    """What `concept train --dry-run` counts, in bytes."""
+    method = find_method("attndreambooth")
+    family = name if name == "SDXL" else f"{name[:4]}.x"
+    found = count_memory(usual_shapes(family), method, read_presets(method)[preset].settings)
+    return {each.name: each.peak for each in found.stages}
 
 
 # --- the miniature --------------------------------------------------------------------------------

@@ -152,11 +152,16 @@ def _mean(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A method with its `miniature` preset, and what is set otherwise."""
+    """A method with its `miniature` preset, and what is set otherwise.
+
+    With an `alias`, another program has taught it: it is the version of that alias.
+    """
 
     label: str
     method: str
     overrides: tuple[str, ...] = ()
+    seed: int = 0
+    alias: str = ""
 
     def settings(self, base: str) -> Any:
         """All of its settings."""
@@ -240,6 +245,7 @@ class Laboratory:
             method=way.method,
             preset="miniature",
             overrides=way.overrides,
+            seed=way.seed,
         )
         for name, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, RegistryBusy):
@@ -253,13 +259,18 @@ class Laboratory:
         """The version of an individual by a way's settings, if it has been taught."""
         if way == BARE_WAY:
             return None
+        concept = self.registry.show(who.name)
+        if way.alias:
+            found = [each for each in concept.versions if way.alias in each.aliases]
+            return found[0].number if found else None
         told = way.settings(self.base.base.name).to_mapping()
         wanted = json.loads(json.dumps(told))
-        concept = self.registry.show(who.name)
         runs = {run.run: run for run in concept.runs}
         for version in concept.versions:
             run = runs.get(version.run or "")
-            if run is None or run.method != way.method or run.base_sha256 != self.base.sha256:
+            if run is None or run.method != way.method or run.seed != way.seed:
+                continue
+            if run.base_sha256 != self.base.sha256:
                 continue
             config = (
                 find_method(way.method)

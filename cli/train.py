@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..registry.records import Concept, RunRecord
     from ..training.callbacks import Hooks, StepReport
     from ..training.estimating import Estimate
+    from ..training.memory import MemoryCount
     from ..training.queue import Outcome
     from ..training.runs import Trained
     from .output import StepsShown
@@ -111,7 +112,11 @@ def train(
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Run a few steps, and estimate time, memory and disk.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Count the memory of a GPU, run a few steps, and estimate time, memory and disk.",
+        ),
     ] = False,
     preview_every: Annotated[
         int,
@@ -152,7 +157,7 @@ def train(
             min=1,
             max=1024,
             help="Train up to N concepts in one batch, with methods that keep the base model; by "
-            "default 8, or 1 with the preset low-vram.",
+            "default 8, or 1 with the preset 8gb.",
             show_default=False,
         ),
     ] = None,
@@ -211,6 +216,7 @@ def train(
             sys.exit(launch(sys.argv[1:], processes))
         if not is_main_process():
             session.output = Output(is_silent=True)
+        memory = _counted_memory(session, base, method, settings) if dry_run else None
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..models.loading import load_base
@@ -219,7 +225,7 @@ def train(
             from ..training.queue import train_queue
             from ..training.training import training_resolution
         if dry_run:
-            _print_estimates(session, registry, loaded, chosen, options, settings)
+            _print_estimates(session, registry, loaded, chosen, options, settings, memory)
             return
         side = training_resolution(loaded.backbone, settings)
         with (
@@ -498,6 +504,23 @@ class _Shown:
             self._output.note(f'next: concept generate "a photo of <{done[0].concept}>"')
 
 
+def _counted_memory(
+    session: Session, base: str, method: str, settings: "TrainingSettings"
+) -> "MemoryCount | None":
+    """What the training would need on a GPU, told before anything is loaded."""
+    with quick_imports():
+        from ..methods.method import find_method
+        from ..models.bases import find_base
+        from ..training.memory import memory_of
+
+    found = memory_of(find_base(base), find_method(method), settings)
+    if found:
+        stages = ", ".join(f"{each.name} {size(each.peak)}" for each in found.stages)
+        fitting = ", ".join(f"{each} GB" for each in found.fits) or "none of 24 GB or less"
+        session.output.note(f"on a GPU, counted: {stages}; fits: {fitting}")
+    return found
+
+
 def _print_estimates(
     session: Session,
     registry: "Registry",
@@ -505,6 +528,7 @@ def _print_estimates(
     concepts: list[int],
     options: TrainOptions,
     settings: "TrainingSettings",
+    memory: "MemoryCount | None",
 ) -> None:
     """Print estimates of the trainings."""
     from ..training.estimating import estimate_many
@@ -531,7 +555,11 @@ def _print_estimates(
             overrides=options.overrides,
         )
     ]
-    document = {"estimates": [asdict(each) for each in estimates]}
+    document = {
+        "estimates": [asdict(each) for each in estimates],
+        "memory": [asdict(each) for each in memory.stages] if memory else [],
+        "fits": memory.fits if memory else [],
+    }
     session.output.lines(document, list(map(_line, estimates)))
     for concept in map(registry.show, concepts):
         unused, words = unused_in_training(concept.images, settings)

@@ -1,7 +1,7 @@
 """The interface of a method: its stages and settings. `training/loop.py` runs the stages."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,8 @@ Learns = Literal["embedding", "cross-attention", "denoiser"]
 S = TypeVar("S", bound=TrainingSettings)
 MakeEmbedding = Callable[["Backbone", tuple[str, ...], str, S, int], "Embedding"]
 """(backbone, placeholder tokens, category, settings, seed) -> the embedding to train."""
+CountTokens = Callable[["Backbone", S], int]
+"""(backbone, settings) -> how many placeholder tokens stand for the subject."""
 MakeLosses = Callable[["TrainingPrompts", S, StageSettings], "list[AttentionLoss]"]
 """(training prompts, settings, the stage's settings) -> its attention losses."""
 DEFAULT_METHOD = "attndreambooth"
@@ -43,6 +45,12 @@ class Stage:
     learns: Learns
 
 
+def num_tokens_of(backbone: "Backbone", settings: TrainingSettings) -> int:
+    """As many as the settings say."""
+    del backbone
+    return settings.num_tokens
+
+
 def weighted_losses(
     prompts: "TrainingPrompts", settings: TrainingSettings, stage: StageSettings
 ) -> "list[AttentionLoss]":
@@ -56,9 +64,10 @@ def weighted_losses(
 class Method(Generic[S]):
     """A personalisation method.
 
-    `make_embedding` initialises the placeholder tokens; `make_losses` returns what is minimised
-    beside the diffusion loss. With `names_category` a prompt names the concept by its tokens and
-    its category, `[V] dog`, else by its tokens alone.
+    `make_embedding` initialises the placeholder tokens, `count_tokens` of them; `make_losses`
+    returns what is minimised beside the diffusion loss. With `names_category` a prompt names the
+    concept by its tokens and its category, `[V] dog`, else by its tokens alone. `former` has what
+    stands for settings that a run does not record as it is older than they are.
     """
 
     name: str
@@ -67,8 +76,10 @@ class Method(Generic[S]):
     settings: type[S]
     stages: tuple[Stage, ...]
     make_embedding: MakeEmbedding[S]
+    count_tokens: CountTokens[S] = num_tokens_of
     make_losses: MakeLosses[S] = weighted_losses
     names_category: bool = True
+    former: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def keeps_base(self) -> bool:

@@ -89,8 +89,8 @@ class Settings:
 
 
 def _parsed(text: str) -> object:
-    """A value as YAML reads it, but 1e-4 is a number, and no and off are words."""
-    if text.strip().lower() in ("yes", "no", "on", "off"):
+    """A value as YAML reads it, but 1e-4 is a number, and no, off and nothing are texts."""
+    if text.strip().lower() in ("", "yes", "no", "on", "off"):
         return text.strip()
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
         return float(text)
@@ -298,6 +298,8 @@ class TrainingSettings(Settings):
     """auto is bf16 on a GPU that has it, else no."""
     gradient_accumulation: int = setting(1, low=1, high=1024)
     """Parts into which a step's batch is split: less memory, more time."""
+    fused_backward: bool = False
+    """Weights are updated as soon as their gradients are there, which then go: less memory."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
     ema: float = setting(0.0, low=0, high=0.99999)
@@ -334,6 +336,7 @@ class TrainingSettings(Settings):
             named = f"{ranks[0]}.rank is" if ranks else "lora.layers, lora.alpha and lora.dora are"
             raise InvalidInput(f"{named} for LoRA, but rank is 0", hint="--set rank=16")
         self._check_references(stages)
+        self._check_fused()
         self._check_schedule(stages)
         self._check_optimizer(stages)
 
@@ -356,6 +359,24 @@ class TrainingSettings(Settings):
                 f"{rate} needs reference.encoder_strength",
                 hint=f"--set reference.encoder_strength=0.2, or {rate}=0",
             )
+
+    def _check_fused(self) -> None:
+        if not self.fused_backward:
+            return
+        for has_it, name, why, fitting in (
+            (self.gradient_accumulation > 1, "gradient_accumulation", "keeps gradients", "1"),
+            (self.max_grad_norm > 0, "max_grad_norm", "needs all gradients at once", "0"),
+            (
+                self.optimizer in ("prodigy", "came", "schedule-free"),
+                *("optimizer", "steps all weights at once", "adamw"),
+            ),
+        ):
+            if has_it:
+                value = getattr(self, name)
+                raise InvalidInput(
+                    f"{name}={value} {why}, which fused_backward does not have",
+                    hint=f"--set {name}={fitting}, or fused_backward=false",
+                )
 
     def _check_schedule(self, stages: Mapping[str, StageSettings]) -> None:
         kind, rules = self.schedule.kind, self.schedule.rules

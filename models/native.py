@@ -20,7 +20,7 @@ class Native:
 def native_of(base: Base) -> Native | None:
     """It; None if its configuration is not on this machine, or says nothing of it."""
     with suppress(InvalidInput):
-        if folder := _configuration(base):
+        if folder := configuration_of(base):
             unet = read_object(folder / "unet" / CONFIG_FILE)
             vae = read_object(folder / "vae" / CONFIG_FILE)
             scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
@@ -31,7 +31,8 @@ def native_of(base: Base) -> Native | None:
     return None
 
 
-def _configuration(base: Base) -> Path | None:
+def configuration_of(base: Base) -> Path | None:
+    """The folder with the configurations of a base model's parts; None if it has none here."""
     if base.kind == "folder":
         return Path(base.source)
     if base.kind == "file":

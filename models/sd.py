@@ -66,6 +66,27 @@ TEXT_LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {
 """The same of text encoders."""
 
 
+def add_lora(unet: nn.Module, text_encoders: Sequence[nn.Module], lora: Lora) -> None:
+    """Add peft's layers to a U-Net and, if asked for, to text encoders; all else is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    ranks = {_CROSS_ATTENTION: lora.cross_attention_rank} if lora.cross_attention_rank else {}
+    targets = [(unet, LORA_TARGETS[lora.layers], ranks)]
+    if lora.text_encoders:
+        targets += [(network, TEXT_LORA_TARGETS[lora.layers], {}) for network in text_encoders]
+    for network, names, own in targets:
+        config = LoraConfig(
+            r=lora.rank,
+            rank_pattern=own,
+            lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+            alpha_pattern={} if lora.alpha else own,
+            use_dora=lora.dora,
+            target_modules=list(names),
+        )
+        inject_adapter_in_model(config, network)
+        network.requires_grad_(False)
+
+
 class StableDiffusion(Backbone):
     """A U-Net with cross-attention, one CLIP text encoder, a KL autoencoder."""
 
@@ -213,24 +234,7 @@ class StableDiffusion(Backbone):
 
     def add_lora(self, lora: Lora) -> None:
         """Add trainable LoRA layers (peft's) to the U-Net and, if asked for, text encoders."""
-        from peft import LoraConfig, inject_adapter_in_model
-
-        ranks = {_CROSS_ATTENTION: lora.cross_attention_rank} if lora.cross_attention_rank else {}
-        targets = [(self.pipeline.unet, LORA_TARGETS[lora.layers], ranks)]
-        if lora.text_encoders:
-            networks = [each.network for each in self.text_encoders]
-            targets += [(network, TEXT_LORA_TARGETS[lora.layers], {}) for network in networks]
-        for network, names, ranks in targets:
-            config = LoraConfig(
-                r=lora.rank,
-                rank_pattern=ranks,
-                lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
-                alpha_pattern={} if lora.alpha else ranks,
-                use_dora=lora.dora,
-                target_modules=list(names),
-            )
-            inject_adapter_in_model(config, network)
-            network.requires_grad_(False)
+        add_lora(self.pipeline.unet, [each.network for each in self.text_encoders], lora)
 
     def remove_lora(self) -> None:
         """Take them away, if there are any."""

@@ -242,6 +242,21 @@ def what_is_seen() -> str:
     )
 
 
+def counted_memory() -> str:
+    """Gigabytes that trainings need, by method and preset, for each family of base models."""
+    rows = json.loads((ROOT / "bench/results/memory.json").read_text(encoding="utf-8"))["rows"]
+    families = list(dict.fromkeys(row["base"] for row in rows))
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        fits = f"{row['fits']} GB" if row["fits"] else "none of these"
+        told = f"{max(row['stages'].values()):.1f}, {fits}"
+        found.setdefault((row["method"], row["preset"]), []).append(told)
+    heads = ["method", "preset", *families]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {' | '.join([*names, *told])} |" for names, told in found.items()]
+    return "\n".join(lines)
+
+
 # --- floors ---------------------------------------------------------------------------------------
 
 _ROW, _CELL, _LEFT, _TOP = 46, 62, 470, 74
@@ -328,6 +343,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "common settings": common_settings,
     "settings of methods": settings_of_methods,
     "what is seen": what_is_seen,
+    "counted memory": counted_memory,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/floors.svg": floors}
 

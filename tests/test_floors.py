@@ -93,7 +93,7 @@ def test_there_is_no_circle() -> None:
 
 
 FAMILIES = {"models/sd.py", "models/sdxl.py"}
-LOADING = {"models/latents.py", "models/loading.py", "models/compatibility.py"}
+LOADING = {f"models/{name}.py" for name in ("latents", "loading", "compatibility", "shapes")}
 
 
 def test_only_families_know_the_parts_of_a_pipeline() -> None:

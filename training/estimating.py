@@ -144,7 +144,7 @@ def _trial(
     settings: TrainingSettings,
     hooks: Hooks,
 ) -> Training:
-    subject = subject_of(registry, base, concept, settings)
+    subject = subject_of(registry, base, concept, method, settings)
     subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
     return Training(base.backbone, method, settings, subject, seed=0, hooks=hooks)
 

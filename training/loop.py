@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..adapters.adapter import injected
 from ..adapters.prompt_encoding import PromptAtTimestep, encode_at_timesteps
@@ -29,6 +30,7 @@ from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, copy_values, write_resume_point
 from .distributed import broadcast, broadcast_flag
 from .optimizers import learning_rates, load_state, make_optimizer, saved_state
+from .placement import DENOISER, all_on_device, keep_on_device, texts_of
 from .sources import Minibatch, Samples
 from .training import Training
 
@@ -37,7 +39,11 @@ SAVE_EVERY_SECONDS = 120.0
 
 def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, TrainingFailed]":
     """Run all steps of a stage; returns the runs that failed, with their errors."""
-    return _Loop(runs).run()
+    try:
+        return _Loop(runs).run()
+    finally:
+        for run in runs:
+            run.release()
 
 
 class _Loop:
@@ -63,6 +69,9 @@ class _Loop:
         if first.training.encoding is not None and first.stage_settings.subject_encoder_rate:
             learning += first.training.encoding.learning().values()
         optimizers = [run.unprepared for run in runs]
+        needs_texts = any(state is None for run in runs for state in run.states)
+        texts = texts_of(first.training.backbone) if needs_texts else []
+        keep_on_device(first.training.backbone, self.accelerator.device, [DENOISER, *texts])
         self.model, *prepared = self.accelerator.prepare(
             _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
         )
@@ -174,8 +183,17 @@ class _Loop:
                     self._add_attention_losses(pairs, seen, losses)
             zero = torch.zeros((), device=self.accelerator.device)
             total = sum((value for each in losses for value in each.values()), zero)
+            if self.settings.fused_backward:
+                self._check_before_update(total, step)
             self.accelerator.backward(total * self.accelerator.num_processes)
         return [{name: value.detach() for name, value in each.items()} for each in losses]
+
+    def _check_before_update(self, total: Tensor, step: int) -> None:
+        """Raise `TrainingFailed` for a loss that is not finite, before any weight is updated."""
+        if not bool(total.isfinite()):
+            raise self.active[0].not_finite(f"step {step + 1}: a loss is not finite")
+        for run in self.active:
+            run.set_rates(step)
 
     def _observe(
         self, pairs: "Sequence[tuple[StageRun, Minibatch]]"
@@ -213,8 +231,8 @@ class _Loop:
             PromptAtTimestep(
                 run.training.embedding, run.training.sources[source].prompts[int(prompt)], timestep
             )
-            for (run, part), each in zip(pairs, samples, strict=True)
-            for prompt, timestep in zip(each.prompts.tolist(), part.timesteps.tolist(), strict=True)
+            for (run, _), each in zip(pairs, samples, strict=True)
+            for prompt, timestep in zip(each.prompts.tolist(), each.timesteps.tolist(), strict=True)
         ]
         found = encode_at_timesteps(self.training.backbone, prompts, self.training.size)
         return _sized(found, samples)
@@ -229,7 +247,7 @@ class _Loop:
         samples = [part.samples[source] for _, part in pairs]
         latents = torch.cat([each.latents for each in samples])
         noise = torch.cat([each.noise for each in samples])
-        timesteps = torch.cat([part.timesteps for _, part in pairs])
+        timesteps = torch.cat([each.timesteps for each in samples])
         scheduler = self.training.noise_scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
         predicted = self.model(noisy, timesteps, self._conditioning(pairs, source))
@@ -338,6 +356,7 @@ class StageRun:
             training.training_prompts, self.settings, stage_settings
         )
         self.losses = _AttentionLosses(losses)
+        self._hooks: list[RemovableHandle] = []
         subject, *others = training.sources
         is_fixed = not stage_settings.text_encoder_rate
         names_fixed = is_fixed and stage.learns != "embedding" and not stage_settings.embedding_rate
@@ -351,6 +370,11 @@ class StageRun:
     def begin(self, optimizer: AcceleratedOptimizer) -> None:
         """Take the prepared optimiser, and load the resume point if it is of this stage."""
         self.optimizer = optimizer
+        if self.settings.fused_backward:
+            self._hooks = [
+                each.register_post_accumulate_grad_hook(self._update_one)
+                for each in self.learning.values()
+            ]
         if self.point.stage == self.stage.name:
             self._load(self.point)
 
@@ -381,20 +405,33 @@ class StageRun:
                 yield whole.rows(own)
 
     def update(self, step: int, losses: Mapping[str, float], accelerator: Accelerator) -> None:
-        """Take an optimiser step. Raises `TrainingFailed` before it, if a value is not finite."""
-        limit = self.settings.max_grad_norm or math.inf
-        norm = accelerator.clip_grad_norm_(self.learning.values(), limit)
-        assert norm is not None
-        if not all(map(math.isfinite, [float(norm), *losses.values()])):
-            raise self._not_finite(f"step {step + 1}: a loss or gradient is not finite")
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            group["lr"] = rate(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        """Take an optimiser step. Raises `TrainingFailed` before it, if a value is not finite.
+
+        With `fused_backward` it is taken already.
+        """
+        if not self.settings.fused_backward:
+            limit = self.settings.max_grad_norm or math.inf
+            norm = accelerator.clip_grad_norm_(self.learning.values(), limit)
+            assert norm is not None
+            if not all(map(math.isfinite, [float(norm), *losses.values()])):
+                raise self.not_finite(f"step {step + 1}: a loss or gradient is not finite")
+            self.set_rates(step)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self._update_average(step)
 
-    def _not_finite(self, what: str) -> TrainingFailed:
+    def set_rates(self, step: int) -> None:
+        """Set the learning rates of a step."""
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate(step)
+
+    def _update_one(self, parameter: Tensor) -> None:
+        """Update a parameter whose gradient is whole; no other has one now."""
+        self.optimizer.step()
+        parameter.grad = None
+
+    def not_finite(self, what: str) -> TrainingFailed:
         """The error for values that are not finite; names a broken weight of the base model."""
         if broken := self.training.non_finite_weight():
             return TrainingFailed(
@@ -435,6 +472,11 @@ class StageRun:
         done = (*self.point.done, self.stage.name)
         self._write(ResumePoint(done=done, learned=self.training.all_learning()))
 
+    def release(self) -> None:
+        """Let gradients of its parameters be as they come, however the stage ended."""
+        for hook in self._hooks:
+            hook.remove()
+
     def freeze(self) -> None:
         """Stop training its parameters; only after all runs are done, as processes wait for it."""
         for parameter in self.learning.values():
@@ -474,7 +516,9 @@ class StageRun:
         try:
             training.update_encoding()
             references = [training.references()]
-            with injected(training.backbone, references), training.accelerator.autocast():
+            on_device = all_on_device(training.backbone)
+            adapted = injected(training.backbone, references)
+            with on_device, adapted, training.accelerator.autocast():
                 yield
         finally:
             denoiser.train()
@@ -502,7 +546,7 @@ class StageRun:
             with self._as_result():
                 return draw_batch(training.backbone, prompts, seeds, previews.SETTINGS)
         except NotFinite:
-            failed = self._not_finite(f"step {step}: a preview is not finite")
+            failed = self.not_finite(f"step {step}: a preview is not finite")
             raise NotFinite(failed.message, hint=failed.hint) from None
 
     # --- resume points ----------------------------------------------------------------------------
@@ -524,7 +568,7 @@ class StageRun:
         """Raises `TrainingFailed`, and keeps the former file, if this point is not finite."""
         learned = [*point.learned.values(), *point.average.values()]
         if learned and not torch.stack([each.isfinite().all() for each in learned]).all():
-            raise self._not_finite("what was learned is not finite")
+            raise self.not_finite("what was learned is not finite")
         if self.training.accelerator.is_main_process:
             write_resume_point(self.resume_path, point)
             self.training.hooks.on_saved(self.resume_path)

@@ -164,6 +164,14 @@ def state_shapes(kind: str, shape: torch.Size) -> Shapes | None:
     return known.get(kind)
 
 
+def bytes_of_state(kind: str, parameter: Tensor) -> int:
+    """How much an optimiser keeps of a parameter: float32, or bytes if it says 8-bit."""
+    shapes = state_shapes(kind, parameter.shape)
+    if shapes is None:
+        return 2 * parameter.numel()
+    return 4 * sum(each.numel() for each in shapes.values())
+
+
 def moments_per_weight(kind: str) -> int:
     """How many numbers an optimiser keeps of each weight of a large matrix."""
     shape = torch.Size((2, 3))

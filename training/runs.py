@@ -21,7 +21,13 @@ from ..generation.reference_syntax import choose_reference, find_photo
 from ..generation.references import load_references
 from ..generation.request import SamplingSettings
 from ..generation.sampler import draw, reporting_broken_base
-from ..methods.method import DEFAULT_METHOD, active_stages, find_method, resolve_settings
+from ..methods.method import (
+    DEFAULT_METHOD,
+    Method,
+    active_stages,
+    find_method,
+    resolve_settings,
+)
 from ..methods.settings import ReferenceSettings, TrainingSettings
 from ..models.loading import LoadedBase
 from ..models.pixels import on_white
@@ -214,7 +220,7 @@ def resume_many(
         method = find_method(record.method)
         data, config = _recorded_data_of(record, concept.name)
         concept = _restored(registry, concept, data)
-        settings = method.settings().updated(config)
+        settings = method.settings().updated({**method.former, **config})
         if settings.reference.encoder_strength:
             what, now = f"run {record.run} of {concept.name}", hash_of_subject_encoder(base)
             check_same_encoder(what, base, now, data.subject_encoder)
@@ -535,7 +541,7 @@ class _Batch:
             fewer = "--together 1, " if len(self._plans) > 1 else ""
             raise TrainingFailed(
                 f"{self._names()}: the GPU has too little memory for these settings",
-                hint=f"{fewer}--preset low-vram, or --set gradient_accumulation=4",
+                hint=f"{fewer}--preset 8gb, or --set gradient_accumulation=4",
             ) from error
         except NotFinite as error:
             self._end("failed", error.message)
@@ -577,7 +583,7 @@ class _RunRecorder:
             base_sha256=self._base_sha256,
             method=plan.method,
             category=plan.concept.category,
-            num_tokens=plan.settings.num_tokens if learned.embedding else 0,
+            num_tokens=len(learned.embedding.tokens) if learned.embedding else 0,
             names_category=find_method(plan.method).names_category or not learned.embedding,
             stage_order=learned.embedding.stage_order if learned.embedding else "",
             references=learned.references.describe(),
@@ -653,7 +659,7 @@ def _training(
     encoder: LoadedSubjectEncoder | None,
 ) -> Training:
     method = find_method(plan.method)
-    subject = subject_of(registry, base, plan.concept, plan.settings)
+    subject = subject_of(registry, base, plan.concept, method, plan.settings)
     prior, category = plan.settings.prior, plan.concept.category
     references = references_of(
         registry, base, plan.concept, plan.settings.reference, encoder=encoder
@@ -669,7 +675,11 @@ def _training(
 
 
 def subject_of(
-    registry: Registry, base: LoadedBase, concept: Concept, settings: TrainingSettings
+    registry: Registry,
+    base: LoadedBase,
+    concept: Concept,
+    method: Method,
+    settings: TrainingSettings,
 ) -> Subject:
     """A concept's photos, as large as crops need them, its category and placeholder tokens.
 
@@ -684,10 +694,11 @@ def subject_of(
     if settings.augmentation.white_background:
         cut = masks_for_training(registry, base, concept, photos, "auto")
         photos = Photos([partial(_on_white, photos, cut, i) for i in range(len(images))])
+    num_tokens = method.count_tokens(base.backbone, settings)
     return Subject(
         photos=photos,
         category=concept.category,
-        tokens=tuple(f"<{concept.id}#{i}>" for i in range(settings.num_tokens)),
+        tokens=tuple(f"<{concept.id}#{i}>" for i in range(num_tokens)),
         sizes=[(image.width, image.height) for image in images],
         masks=masks,
         captions=[image.caption for image in images],

@@ -62,7 +62,7 @@ class SampleSource:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w).
+    """Samples of one source: indices of prompts (B,), latents and noise (B, C, h, w), timesteps.
 
     `weights` (B, 1, h, w) and `sizes` (B, 6) are those of the pool.
     """
@@ -70,20 +70,26 @@ class Samples:
     prompts: Tensor
     latents: Tensor
     noise: Tensor
+    timesteps: Tensor
     weights: Tensor | None = None
     sizes: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Samples":
         """The samples at `index`."""
-        weights, sizes = (_at(each, index) for each in (self.weights, self.sizes))
-        return Samples(self.prompts[index], self.latents[index], self.noise[index], weights, sizes)
+        return Samples(
+            self.prompts[index],
+            self.latents[index],
+            self.noise[index],
+            self.timesteps[index],
+            _at(self.weights, index),
+            _at(self.sizes, index),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """Samples of each source, all at the same timesteps (B,)."""
+    """As many samples of each source, each at timesteps of its own."""
 
-    timesteps: Tensor
     samples: tuple[Samples, ...]
 
     @classmethod
@@ -103,6 +109,9 @@ class Minibatch:
         def index(length: int) -> Tensor:
             return torch.randint(length, (size,), generator=generator).to(device)
 
+        def times() -> Tensor:
+            return sample_timesteps(size, num_timesteps, settings, generator).to(device)
+
         def noise(pool: LatentPool) -> Tensor:
             return torch.randn((size, *pool.mean.shape[1:]), generator=generator).to(device)
 
@@ -111,29 +120,28 @@ class Minibatch:
             return plain + _offset(plain, settings.offset, generator) if settings.offset else plain
 
         prompts, pictures = index(subject.num_shared), index(len(pool))
-        first = pool.sample(pictures, noise(pool))
-        timesteps = sample_timesteps(size, num_timesteps, settings, generator).to(device)
+        first, timesteps = pool.sample(pictures, noise(pool)), times()
         weights, sizes = (_at(each, pictures) for each in (pool.weights, pool.sizes))
-        samples = [Samples(prompts, first, added(pool), weights, sizes)]
+        samples = [Samples(prompts, first, added(pool), timesteps, weights, sizes)]
         for source in others:
             own = source.pool_of_batch(generator)
             is_one = len(source.prompts) == 1
             prompts = torch.zeros_like(prompts) if is_one else index(len(source.prompts))
             latents = own.sample(index(len(own)), noise(own))
-            samples.append(Samples(prompts, latents, added(own)))
+            samples.append(Samples(prompts, latents, added(own), times()))
         if subject.captions and pool.captions is not None:
             captions = pool.captions[pictures]
             prompts = subject.captions.put_in(samples[0].prompts, captions, generator)
             samples[0] = replace(samples[0], prompts=prompts)
-        return cls(timesteps, tuple(samples))
+        return cls(tuple(samples))
 
     def rows(self, index: Tensor) -> "Minibatch":
         """The samples at `index`."""
-        index = index.to(self.timesteps.device)
-        return Minibatch(self.timesteps[index], tuple(each.rows(index) for each in self.samples))
+        index = index.to(self.samples[0].prompts.device)
+        return Minibatch(tuple(each.rows(index) for each in self.samples))
 
     def __len__(self) -> int:
-        return len(self.timesteps)
+        return len(self.samples[0].prompts)
 
 
 def _at(values: Tensor | None, index: Tensor) -> Tensor | None:

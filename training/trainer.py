@@ -15,6 +15,7 @@ from ..registry.errors import TrainingFailed
 from .callbacks import LearnedAdapters
 from .checkpoints import ResumePoint, read_resume_point
 from .loop import StageRun, run_stage
+from .placement import DENOISER, keep_on_device, texts_of
 from .training import Training
 
 
@@ -52,6 +53,11 @@ class Trainer:
             for stage, stage_settings in active_stages(self._method, self._settings):
                 if stage.name in points[0].done:
                     continue
+                keep_on_device(
+                    self._backbone,
+                    self._trainings[0].accelerator.device,
+                    [DENOISER, *texts_of(self._backbone)],
+                )
                 runs = [
                     StageRun(training, stage, stage_settings, point, path)
                     for training, point, path in zip(

@@ -24,6 +24,7 @@ from .checkpoints import ResumePoint, copy_values
 from .crops import Crop, bucket_step, varied_crops
 from .latents import LatentPool, encode_pictures, loss_weights
 from .optimizers import check_installed
+from .placement import AUTOENCODER, DENOISER, keep_on_device
 from .precision import cast, dtype_of, make_accelerator
 from .sources import Captions, SampleSource
 
@@ -53,6 +54,22 @@ class Subject:
 def training_resolution(backbone: Backbone, settings: TrainingSettings) -> int:
     """Side of the crops in pixels: the setting `resolution`, else the base model's own."""
     return settings.resolution or backbone.size
+
+
+def lora_of(method: Method, settings: TrainingSettings) -> Lora:
+    """The LoRA that the settings ask for; ranks are those of the first stages that train layers."""
+    stages = [(stage.learns, own) for stage, own in active_stages(method, settings)]
+    ranks: dict[str, int] = {}
+    for learns, own in stages:
+        ranks.setdefault(learns, own.rank or settings.rank)
+    return Lora(
+        rank=ranks.get("denoiser", settings.rank),
+        cross_attention_rank=ranks.get("cross-attention", 0),
+        layers=settings.lora.layers,
+        alpha=settings.lora.alpha,
+        dora=settings.lora.dora,
+        text_encoders=any(own.text_encoder_rate for _, own in stages),
+    )
 
 
 class Training:
@@ -104,6 +121,11 @@ class Training:
     def _check_batches(self) -> None:
         """Each process needs a share of each step, or the others would wait for it."""
         processes = self.accelerator.num_processes
+        if processes > 1 and self.settings.fused_backward:
+            raise InvalidInput(
+                "fused_backward updates weights before processes have exchanged gradients",
+                hint="--set fused_backward=false, or --processes 1",
+            )
         shares = processes * self.settings.gradient_accumulation
         for stage, stage_settings in active_stages(self.method, self.settings):
             if processes > 1 and stage_settings.batch < shares:
@@ -180,6 +202,7 @@ class Training:
         they run outside autocast.
         """
         backbone, settings = self.backbone, self.settings
+        keep_on_device(backbone, self.accelerator.device, [AUTOENCODER])
         for prompt in (*self.prompts, self.class_prompt):
             check_length(backbone, prompt)
         for encoder in backbone.text_encoders:
@@ -190,12 +213,13 @@ class Training:
         if self.encoding is not None:  # gradients pass it, in half precision to nothing
             cast(self.encoding.attention, torch.float32)
         self.sources = [self._subject_source(), *self._class_sources()]
+        keep_on_device(backbone, self.accelerator.device, [DENOISER])
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if settings.rank and not self.method.keeps_base:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
-                backbone.add_lora(self._lora())
+                backbone.add_lora(lora_of(self.method, settings))
         for stage, _ in active_stages(self.method, settings):
             if stage.learns == "embedding":
                 continue
@@ -204,23 +228,6 @@ class Training:
                 if name in changed and ".lora_" not in name and name not in self._original:
                     self._original[name] = parameter.detach().to("cpu", copy=True)
                 parameter.data = parameter.data.float()
-
-    def _lora(self) -> Lora:
-        """The ranks of layers are those of the first stages that train them."""
-        settings = self.settings
-        stages = [(stage.learns, own) for stage, own in active_stages(self.method, settings)]
-        ranks: dict[str, int] = {}
-        for learns, own in stages:
-            ranks.setdefault(learns, own.rank or settings.rank)
-        rank = ranks.get("denoiser", settings.rank)
-        return Lora(
-            rank=rank,
-            cross_attention_rank=ranks.get("cross-attention", 0),
-            layers=settings.lora.layers,
-            alpha=settings.lora.alpha,
-            dora=settings.lora.dora,
-            text_encoders=any(own.text_encoder_rate for _, own in stages),
-        )
 
     def _subject_source(self) -> SampleSource:
         crops = self._crops(self.subject.photos)
@@ -287,6 +294,7 @@ class Training:
             parameters[name].data = original.to(parameters[name].device)
         self._original.clear()
         self.backbone.remove_lora()
+        self.backbone.to(self.accelerator.device)
         if self.settings.gradient_checkpointing:
             self.backbone.set_gradient_checkpointing(False)
         for network, dtype in self._dtypes:

@@ -203,7 +203,7 @@ def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Pa
     words += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=1")]
     estimated = Comparison(whole=False)
     estimated.document(ask("train", *words, "--dry-run"), "concept train")
-    assert estimated.met == {"concept train", "estimate", "stage estimate"}
+    assert estimated.met == {"concept train", "estimate", "stage estimate", "stage memory"}
     trained = Comparison(whole=False)
     trained.document(ask("train", *words), "concept train")
     rex.edit("rex", remove_images=[image.sha256 for image in rex.show("rex").images])

@@ -46,6 +46,7 @@ def test_values_are_read(words: str, name: str, value: Any) -> None:
         ("stage3.warmup=10", "stage3.warmup is 10, but schedule.kind=constant has no warm-up"),
         ("loss.kind=l1", "expected l2 or huber"),
         ("noise.density=normal", "expected uniform or logit-normal"),
+        ("fused_backward=yes", "true or false"),
         ("noise.lowest=1", "noise.lowest is 1, noise.highest 1: expected a range"),
     ],
 )
@@ -62,7 +63,15 @@ FURTHER = {"dreamtuner": ["instant", "encoder"]}
 def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str) -> None:
     method = find_method(name)
     presets = read_presets(method)
-    names = ["paper", SECOND.get(name, "fast"), "miniature", "low-vram", *FURTHER.get(name, [])]
+    names = [
+        "paper",
+        SECOND.get(name, "fast"),
+        "miniature",
+        "8gb",
+        "12gb",
+        "24gb",
+        *FURTHER.get(name, []),
+    ]
     assert list(presets) == names
     for preset in presets.values():
         assert method.settings().updated(preset.settings.to_mapping()) == preset.settings

@@ -86,7 +86,7 @@ def test_how_often_captions_are_drawn(share: float, dropout: float) -> None:
 
 def test_captions_change_nothing_else_that_is_drawn() -> None:
     with_captions, without = drawn(0.5, 0.1)
-    assert with_captions.timesteps.equal(without.timesteps)
+    assert with_captions.samples[0].timesteps.equal(without.samples[0].timesteps)
     for one, other in zip(with_captions.samples, without.samples, strict=True):
         assert one.latents.equal(other.latents)
         assert one.noise.equal(other.noise)

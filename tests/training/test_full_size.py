@@ -49,7 +49,8 @@ def test_one_step_of_each_stage_and_a_picture(
     settings = resolve_settings(method, base=shape, overrides=tuple(words))
     photos = [Image.radial_gradient("L").convert("RGB")] * 2
     classes = [photo.resize((128, 128)) for photo in photos]
-    subject = Subject(photos=photos, category="dog", tokens=("<v>",), class_pictures=classes)
+    tokens = tuple(f"<v{i}>" for i in range(method.count_tokens(backbone, settings)))
+    subject = Subject(photos=photos, category="dog", tokens=tokens, class_pictures=classes)
     seen: list[StepReport] = []
     training = Training(backbone, method, settings, subject, seed=0)
     training.hooks.on_step = seen.append

@@ -154,7 +154,7 @@ def test_photos_are_cut_out_on_white(rex: Registry, base: LoadedBase, tmp_path: 
     words = ("augmentation.white_background=true",)
     for method in ("dreambooth", "dreamtuner"):
         settings = resolve_settings(find_method(method), base="", overrides=words)
-        subject = subject_of(rex, base, rex.show("rex"), settings)
+        subject = subject_of(rex, base, rex.show("rex"), find_method(method), settings)
         first, second, *_ = (np.asarray(each) for each in subject.photos)
         assert (first[:, -2:] == 255).all()
         assert not (first[:, :2] == 255).all()

@@ -70,6 +70,15 @@ def test_an_offset_is_the_same_all_over_a_channel() -> None:
     assert shifted.noise.equal(noise + 0.25 * offset)
 
 
+def test_class_pictures_have_timesteps_of_their_own() -> None:
+    """With those of the photos, they would be held to what they were only where these are."""
+    subject, prior = minibatch(0.0).samples
+    assert not subject.timesteps.equal(prior.timesteps)
+    part = minibatch(0.0).rows(torch.tensor([4, 1]))
+    for own, whole in zip(part.samples, (subject, prior), strict=True):
+        assert own.timesteps.equal(whole.timesteps[[4, 1]])
+
+
 def test_class_pictures_have_an_offset_of_their_own() -> None:
     plain, shifted = minibatch(0.0), minibatch(0.5)
     subject, prior = (each.noise.mean((2, 3)) for each in shifted.samples)

@@ -1,0 +1,216 @@
+"""What is counted of a GPU's memory, and which networks stay on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.methods.method import find_method, read_presets, resolve_settings
+from conceptry.models.backbone import Backbone
+from conceptry.models.bases import find_base
+from conceptry.models.loading import LoadedBase
+from conceptry.models.shapes import FAMILIES, shapes_of, usual_shapes
+from conceptry.registry import Registry
+from conceptry.training import loop as training_loop
+from conceptry.training import train, trainer, training
+from conceptry.training.callbacks import Hooks
+from conceptry.training.memory import Live, StageMemory, count_memory, memory_of
+from diffusers.models.attention_processor import AttnProcessor2_0
+from full_size import UNETS, make_full_unet
+from long import quick_for
+from torch import Tensor
+
+FULL_SIZE = dict(zip(FAMILIES, UNETS, strict=True))
+
+
+def counted(base: LoadedBase, *words: str, method: str = "dreambooth") -> dict[str, StageMemory]:
+    settings = resolve_settings(find_method(method), base="", overrides=words)
+    shapes = shapes_of(base.base)
+    assert shapes is not None
+    found = count_memory(shapes, find_method(method), settings)
+    assert found.peak == max(stage.peak for stage in found.stages)
+    return {stage.name: stage for stage in found.stages}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_usual_shapes_are_those_of_the_models(family: str) -> None:
+    with torch.device("meta"):
+        expected = make_full_unet(FULL_SIZE[family])
+    shapes = usual_shapes(family)
+    found = {name: each.shape for name, each in shapes.make_unet().named_parameters()}
+    assert found == {name: each.shape for name, each in expected.named_parameters()}
+    sizes = {"SD 1.x": [123], "SD 2.x": [340], "SDXL": [123, 695]}[family]  # millions
+    encoders = [sum(each.numel() for each in e.parameters()) for e in shapes.make_text_encoders()]
+    assert [round(each / 1e6) for each in encoders] == sizes
+    autoencoder = sum(each.numel() for each in shapes.make_autoencoder().parameters())
+    assert autoencoder == 83_653_863
+
+
+def test_a_base_model_in_a_folder_has_the_shapes_of_its_networks(base: LoadedBase) -> None:
+    shapes = shapes_of(base.base)
+    assert shapes is not None
+    assert shapes.size == base.backbone.size
+    assert shapes.factor == base.backbone.latent_factor
+    made = (shapes.make_unet(), shapes.make_autoencoder(), *shapes.make_text_encoders())
+    for network, own in zip(made, base.backbone.networks.values(), strict=True):
+        expected = {name: each.shape for name, each in own.named_parameters()}
+        assert {name: each.shape for name, each in network.named_parameters()} == expected
+
+
+def test_what_is_not_here_is_not_counted() -> None:
+    settings = resolve_settings(find_method("dreambooth"), base="")
+    assert memory_of(find_base("someone/else"), find_method("dreambooth"), settings) is None
+
+
+def test_weights_and_states_are_what_they_are(base: LoadedBase) -> None:
+    """In float32, so that all of them are sums of parameters' sizes."""
+    sizes = {
+        name: sum(4 * each.numel() for each in network.parameters())
+        for name, network in base.backbone.networks.items()
+    }
+    unet, texts = sizes["denoiser"], sizes["text encoder 0"]
+    plain = counted(base, "mixed_precision=no")
+    assert plain["loading"].peak == sum(sizes.values()) / 2
+    blocks = 1.2  # small parameters take a whole block each
+    assert unet <= plain["unet"].weights < blocks * unet + 400_000
+    assert plain["unet"].learning == 2 * unet + 4 * len(list(base.backbone.denoiser.parameters()))
+    with_texts = counted(base, "mixed_precision=no", "unet.text_encoder_rate=1e-6")["unet"]
+    assert with_texts.weights > plain["unet"].weights + texts
+    factors = counted(base, "mixed_precision=no", "rank=2")["unet"]
+    assert 0 < factors.learning < plain["unet"].learning / 5
+
+
+@pytest.mark.parametrize(
+    ("words", "saves"),
+    [
+        ("gradient_checkpointing=true", 0.05),
+        ("fused_backward=true", 0.03),
+        ("optimizer=adafactor", 0.1),
+        ("rank=2", 0.3),
+        ("gradient_accumulation=4", 0.2),
+        ("prior.weight=0", 0.1),
+    ],
+)
+def test_what_is_meant_to_save_memory_does(base: LoadedBase, words: str, saves: float) -> None:
+    small = "fused" in words or "optimizer" in words or "rank" in words
+    start = ("unet.batch=1", "resolution=8") if small else ("unet.batch=4", "resolution=32")
+    plain, less = counted(base, *start), counted(base, *start, words)
+    assert less["unet"].peak < (1 - saves) * plain["unet"].peak
+
+
+@pytest.mark.parametrize("words", [(), ("gradient_checkpointing=true",)])
+def test_a_step_that_is_really_done_takes_what_is_counted(
+    base: LoadedBase, words: tuple[str, ...]
+) -> None:
+    """The same U-Net on the CPU, with values, in float32: what is alive at most."""
+    batch, side = 3, 32
+    found = counted(
+        base,
+        *words,
+        *("mixed_precision=no", f"unet.batch={batch}", f"resolution={side}", "prior.weight=0"),
+    )["unet"]
+    unet: Any = base.backbone.pipeline.unet
+    unet.set_attn_processor(AttnProcessor2_0())
+    unet.requires_grad_(True).train()
+    if words:
+        unet.enable_gradient_checkpointing()
+    latents = torch.randn(batch, 4, side // 2, side // 2)
+    states = torch.randn(batch, 77, 32)
+    with Live(unet.parameters()) as live:
+        predicted = unet(latents.clone(), torch.zeros(batch, dtype=torch.long), states).sample
+        (predicted - latents).square().mean().backward()
+    assert found.peak - found.learning == pytest.approx(live.peak, rel=0.1)
+
+
+def test_live_counts_what_is_alive() -> None:
+    with Live() as live:
+        first = torch.empty(1024)
+        view = first[:10]
+        assert live.bytes == 4096
+        second = torch.empty(1)
+        assert live.bytes == 4096 + 512
+        del first
+        assert live.bytes == 4096 + 512, "the view holds it"
+        del view, second
+    assert live.bytes == 0
+    assert live.peak == 4096 + 512
+
+
+@pytest.mark.parametrize(
+    "case",
+    quick_for(
+        1,
+        [
+            ("attndreambooth", "8gb", "SD 1.x", 8),
+            ("attndreambooth", "8gb", "SD 2.x", 8),
+            ("attndreambooth", "12gb", "SDXL", 12),
+            ("attndreambooth", "24gb", "SDXL", 24),
+            ("dreambooth", "8gb", "SDXL", 8),
+        ],
+    ),
+    ids=str,
+)
+def test_presets_fit_their_cards(case: tuple[str, str, str, int]) -> None:
+    method, preset, family, card = case
+    settings = read_presets(find_method(method))[preset].settings
+    assert card in count_memory(usual_shapes(family), find_method(method), settings).fits
+
+
+@pytest.mark.long
+def test_attndreambooth_trains_all_of_sd_2_in_16_gb() -> None:
+    words = ("gradient_checkpointing=true", "fused_backward=true")
+    settings = resolve_settings(find_method("attndreambooth"), base="", overrides=words)
+    found = count_memory(usual_shapes("SD 2.x"), find_method("attndreambooth"), settings)
+    assert 16 in found.fits
+
+
+def test_the_bench_counts_as_the_program_does() -> None:
+    path = Path(__file__).parents[2] / "bench/results/memory.json"
+    rows = json.loads(path.read_text())["rows"]
+    (told,) = (
+        row["stages"]
+        for row in rows
+        if (row["method"], row["preset"], row["base"]) == ("dreambooth", "8gb", "SD 1.x")
+    )
+    settings = read_presets(find_method("dreambooth"))["8gb"].settings
+    found = count_memory(usual_shapes("SD 1.x"), find_method("dreambooth"), settings)
+    expected = {stage.name: stage.peak / 1e9 for stage in found.stages}
+    assert told == pytest.approx(expected, rel=0.02, abs=0.02)
+
+
+# --- what stays on the device ---------------------------------------------------------------------
+
+
+def test_networks_are_on_the_device_while_they_are_used(
+    rex: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+
+    def keep_on_device(_: Backbone, __: torch.device, names: Any) -> None:
+        kept.append(" ".join(sorted(name.split()[0] for name in names)))
+
+    for module in (training, trainer, training_loop):
+        monkeypatch.setattr(module, "keep_on_device", keep_on_device)
+    words = [f"stage{i}.{word}" for i in (1, 2) for word in ("steps=1", "batch=1")]
+    words += ["stage3.steps=0", "augmentation.crops=2"]
+    train(rex, "rex", base, overrides=words, hooks=Hooks(preview_every=1))
+    stages = ["denoiser text", "denoiser text", "denoiser text", "denoiser"]
+    assert kept == ["autoencoder", "denoiser", *stages]
+
+
+def test_pictures_on_the_way_have_all_networks(base: LoadedBase) -> None:
+    """The second device is one without values, which nothing can come back from."""
+    from conceptry.training.placement import all_on_device, keep_on_device
+
+    def where() -> dict[str, str]:
+        return {name: str(_one(each).device) for name, each in base.backbone.networks.items()}
+
+    def _one(network: torch.nn.Module) -> Tensor:
+        return next(network.parameters())
+
+    plain = where()
+    with all_on_device(base.backbone):
+        assert where() == plain
+    keep_on_device(base.backbone, torch.device("meta"), ["autoencoder"])
+    assert where() == plain | {"autoencoder": "meta"}
