@@ -299,7 +299,7 @@ class TrainingSettings(Settings):
     gradient_accumulation: int = setting(1, low=1, high=1024)
     """Parts into which a step's batch is split: less memory, more time."""
     fused_backward: bool = False
-    """Weights are updated as soon as their gradients are there, which then go: less memory."""
+    """Weights are updated as soon as their gradients are there: less memory, without a prior."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
     ema: float = setting(0.0, low=0, high=0.99999)
