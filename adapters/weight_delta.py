@@ -103,7 +103,8 @@ class WeightDelta:
             return change
         plain = parameter.data.float()
         directed = (plain + change).flatten(1)
-        wanted = self.magnitudes[name].to(directed) / directed.norm(dim=1)
+        norms = directed.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        wanted = self.magnitudes[name].to(directed) / norms
         return (wanted[:, None] * directed).reshape(parameter.shape) - plain
 
     def multiplied_out(self, backbone: Backbone) -> "WeightDelta":

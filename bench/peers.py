@@ -97,7 +97,7 @@ class Peer(ABC):
 
     @abstractmethod
     def teach(self, lesson: Lesson, share: float) -> None:
-        """Run the script with a share of our steps."""
+        """Run the script with a share of our steps, 1 for all."""
 
     @abstractmethod
     def learned(self, lesson: Lesson, backbone: StableDiffusion) -> dict[str, Tensor]:
@@ -315,15 +315,18 @@ class School:
         assert isinstance(backbone, StableDiffusion)
         return backbone
 
-    def taught(self, peer: Peer, who: Individual, seed: int, share: float = 1.0) -> Way:
-        """The way to draw what a script has taught an individual, which it does if need be."""
+    def taught(self, peer: Peer, who: Individual, seed: int, share: float | None = None) -> Way:
+        """The way to draw what a script has taught an individual, which it does if need be.
+
+        `share` is that of our steps which takes as long as we did; None stands for equal steps.
+        """
         words = [*peer.label.replace(",", "").split(), "seed", str(seed)]
-        alias = "-".join(words if share == 1 else [*words, "seconds"])
+        alias = "-".join([*words, "seconds"] if share else words)
         way = replace(peer.ours, label=peer.label, alias=alias)
         if self.laboratory.version(who, way) is None:
             lesson = self._lesson(peer, who, seed, alias)
             begun = time.monotonic()
-            peer.teach(lesson, share)
+            peer.teach(lesson, share or 1.0)
             seconds = time.monotonic() - begun
             (lesson.folder / "seconds.json").write_text(json.dumps(seconds))
             self._keep(peer, lesson, alias)
@@ -335,6 +338,20 @@ class School:
         alias = self.taught(peer, who, seed).alias
         return json.loads((self._place(who, alias) / "seconds.json").read_text())
 
+    def class_pictures(self, peer: Peer, who: Individual) -> Path:
+        """The folder of an individual's class pictures, which are drawn if the method has any."""
+        prior = peer.ours.settings(self.laboratory.base.base.name).prior
+        category = who.identity.category
+        folder = self.folder / "class-pictures" / category
+        if prior.weight and not folder.exists():
+            found = class_pictures(
+                self.laboratory.registry, self.laboratory.base, category, prior.num_images
+            )
+            folder.mkdir(parents=True)
+            for i, picture in enumerate(found):
+                picture.save(folder / f"{i:03}.png")
+        return folder
+
     def _place(self, who: Individual, alias: str) -> Path:
         return self.folder / who.name / alias
 
@@ -345,17 +362,7 @@ class School:
         base = self.folder / "base"
         if not (base / "model_index.json").exists():
             self.backbone.save(base)
-        pictures = self.folder / "class-pictures" / who.identity.category
-        if settings.prior.weight and not pictures.exists():
-            pictures.mkdir(parents=True)
-            found = class_pictures(
-                self.laboratory.registry,
-                self.laboratory.base,
-                who.identity.category,
-                settings.prior.num_images,
-            )
-            for i, picture in enumerate(found):
-                picture.save(pictures / f"{i:03}.png")
+        pictures = self.class_pictures(peer, who)
         photos = self.folder / "photos" / who.name
         return Lesson(who, folder, base, photos, pictures, settings, seed)
 
@@ -387,6 +394,7 @@ def compared(
         yield laboratory.row(who, BARE_WAY, SHOWN)
         for peer in peers:
             ours = [replace(peer.ours, seed=seed) for seed in seeds]
+            school.class_pictures(peer, who)  # which are ready for the script too
             for way in ours:
                 replace(laboratory, subjects=[who]).teach(way)
             yield mean_row(laboratory, who, ours)
@@ -402,7 +410,7 @@ def _in_equal_seconds(school: School, peer: Peer, who: Individual, seeds: Sequen
     for seed in seeds:
         ours = replace(peer.ours, seed=seed)
         share = seconds_of(laboratory, who, ours) / school.seconds(peer, who, seed)
-        ways.append(school.taught(peer, who, seed, min(share, 0.999)))
+        ways.append(school.taught(peer, who, seed, share))
     return mean_row(laboratory, who, ways) | {"method": f"{peer.label}, our seconds"}
 
 

@@ -216,7 +216,8 @@ def train(
             sys.exit(launch(sys.argv[1:], processes))
         if not is_main_process():
             session.output = Output(is_silent=True)
-        memory = _counted_memory(session, base, method, settings) if dry_run else None
+        counted = partial(_counted_memory, session, registry, base, chosen, options, settings)
+        memory = counted() if dry_run else None
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..models.loading import load_base
@@ -505,19 +506,35 @@ class _Shown:
 
 
 def _counted_memory(
-    session: Session, base: str, method: str, settings: "TrainingSettings"
+    session: Session,
+    registry: "Registry",
+    base: str,
+    concepts: list[int],
+    options: TrainOptions,
+    settings: "TrainingSettings",
 ) -> "MemoryCount | None":
-    """What the training would need on a GPU, told before anything is loaded."""
+    """What the training would need on a GPU, told before anything is loaded.
+
+    None of one that goes on, whose settings are in the registry.
+    """
+    if options.resume:
+        return None
     with quick_imports():
         from ..methods.method import find_method
         from ..models.bases import find_base
         from ..training.memory import memory_of
+        from ..training.queue import in_batches
 
-    found = memory_of(find_base(base), find_method(method), settings)
+    first, *_ = in_batches(
+        registry, concepts, options.method, preset=options.preset, together=options.together
+    )
+    together = 1 if settings.augmentation.buckets else len(first)
+    found = memory_of(find_base(base), find_method(options.method), settings, together)
     if found:
         stages = ", ".join(f"{each.name} {size(each.peak)}" for each in found.stages)
         fitting = ", ".join(f"{each} GB" for each in found.fits) or "none of 24 GB or less"
-        session.output.note(f"on a GPU, counted: {stages}; fits: {fitting}")
+        note = f"on a GPU, counted without pictures drawn on the way: {stages}; fits: {fitting}"
+        session.output.note(note)
     return found
 
 

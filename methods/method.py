@@ -178,6 +178,12 @@ def resolve_settings(
     """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
     settings.check_together()
+    if settings.fused_backward and method.keeps_base:
+        raise InvalidInput(
+            f"fused_backward saves the gradients of the base model's weights, which {method.name} "
+            "does not train",
+            hint="--set fused_backward=false",
+        )
     for stage, own in active_stages(method, settings):
         if stage.learns == "embedding" and own.has_several_rates:
             raise InvalidInput(

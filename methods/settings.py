@@ -151,7 +151,7 @@ class Augmentation(Settings):
     smallest: float = setting(0.8, low=0.1, high=1)
     """Side of the smallest crop, as a share of the photo's shorter side."""
     buckets: bool = False
-    """Crops are near their photo's own shape, in multiples of 64 pixels, and not square."""
+    """Crops are near their photo's own shape, in multiples of 64 pixels (at 512), not square."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,9 @@ class Lora:
     """Trainable low-rank layers (arXiv 2106.09685), which count alpha / rank; 0 is alpha = rank.
 
     They adapt the denoiser's attention projections, its feed-forward layers too, or all layers of
-    its blocks, and with `text_encoders` the same of these. `cross_attention_rank` is that of layers
-    of cross-attention, 0 the same as the others'. With `dora` they learn directions, and the
-    magnitude of each output beside them (DoRA, arXiv 2402.09353, eq. 5).
+    its blocks, and the same of text encoders if `text_encoder_rank` is not 0. That of layers of
+    cross-attention is `cross_attention_rank`, 0 the same as the others'. With `dora` they learn
+    directions, and the magnitude of each output beside them (DoRA, arXiv 2402.09353, eq. 5).
     """
 
     rank: int
@@ -43,7 +43,7 @@ class Lora:
     layers: LoraLayers = "attention"
     alpha: float = 0
     dora: bool = False
-    text_encoders: bool = False
+    text_encoder_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,14 +71,15 @@ def add_lora(unet: nn.Module, text_encoders: Sequence[nn.Module], lora: Lora) ->
     from peft import LoraConfig, inject_adapter_in_model
 
     ranks = {_CROSS_ATTENTION: lora.cross_attention_rank} if lora.cross_attention_rank else {}
-    targets = [(unet, LORA_TARGETS[lora.layers], ranks)]
-    if lora.text_encoders:
-        targets += [(network, TEXT_LORA_TARGETS[lora.layers], {}) for network in text_encoders]
-    for network, names, own in targets:
+    targets = [(unet, LORA_TARGETS[lora.layers], lora.rank, ranks)]
+    if rank := lora.text_encoder_rank:
+        names = TEXT_LORA_TARGETS[lora.layers]
+        targets += [(network, names, rank, {}) for network in text_encoders]
+    for network, names, rank, own in targets:
         config = LoraConfig(
-            r=lora.rank,
+            r=rank,
             rank_pattern=own,
-            lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+            lora_alpha=lora.alpha or rank,  # pyright: ignore[reportArgumentType]
             alpha_pattern={} if lora.alpha else own,
             use_dora=lora.dora,
             target_modules=list(names),

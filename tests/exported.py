@@ -61,11 +61,15 @@ class Taught:
         return state
 
     def directed(self) -> dict[str, Tensor]:
-        """The same with magnitudes (DoRA)."""
+        """The same, and of a convolution, with magnitudes (DoRA)."""
         state = self.factors()
+        name = "mid_block.resnets.0.conv1.weight"
+        shape = self.base.backbone.weights()[name].shape
+        state[f"up.{name}"] = self.random(shape[0], 2, scale=0.3)
+        state[f"down.{name}"] = self.random(2, *shape[1:], scale=0.3)
         for name, (up, down) in WeightDelta.from_state(state).factors.items():
-            weight = self.base.backbone.weights()[name].detach()
-            norms = (weight + up @ down).norm(dim=1)
+            weight = self.base.backbone.weights()[name].detach().flatten(1)
+            norms = (weight + up @ down.flatten(1)).norm(dim=1)
             state[f"magnitude.{name}"] = norms * (1 + self.random(len(norms), scale=0.1))
         return state
 

@@ -143,6 +143,14 @@ class _Loop:
 
     def _step(self, step: int) -> None:
         """One update of each run; a run that fails is dropped before its update."""
+        if not self.settings.fused_backward:
+            self._take_step(step)
+            return
+        (run,) = self.active
+        with self._isolated(run):  # it may fail before the backward pass, which updates it
+            self._take_step(step)
+
+    def _take_step(self, step: int) -> None:
         started = time.monotonic()
         sums: list[dict[str, Tensor]] = [{} for _ in self.active]
         rounds = list(zip(*(run.parts(step, self.accelerator) for run in self.active), strict=True))
@@ -428,7 +436,13 @@ class StageRun:
 
     def _update_one(self, parameter: Tensor) -> None:
         """Update a parameter whose gradient is whole; no other has one now."""
+        groups = self.optimizer.param_groups
+        whole = [group["params"] for group in groups]
+        for group, own in zip(groups, whole, strict=True):  # else a step would ask all of them
+            group["params"] = [parameter] if any(each is parameter for each in own) else []
         self.optimizer.step()
+        for group, own in zip(groups, whole, strict=True):
+            group["params"] = own
         parameter.grad = None
 
     def not_finite(self, what: str) -> TrainingFailed:

@@ -10,7 +10,7 @@ convolutions, and pictures that are drawn on the way.
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -27,15 +27,15 @@ from ..models.bases import Base
 from ..models.sd import add_lora
 from ..models.shapes import Shapes, shapes_of
 from .optimizers import bytes_of_state
+from .precision import best_precision
 from .training import lora_of
 
 CARDS = (8, 12, 16, 24)
 """Gigabytes of GPUs that people have."""
 OVERHEAD = 500_000_000
 """Bytes that CUDA takes for itself."""
-_MARGINS = {"trained": 1.1, "frozen": 1.45}
-"""What a step computes took more than is counted, most where a network's weights are frozen: by 2 %
-and by 27 to 43 % on an H200 (bench/results/memory.json)."""
+_MARGIN = 1.1
+"""For what a step computes; counts were off by 7 % at most on an H200 (bench/memory.py)."""
 _BLOCK = 512
 _META = torch.device("meta")
 
@@ -56,9 +56,9 @@ class StageMemory:
     needed: int
 
 
-def _stage(name: str, weights: int, learning: int, peak: int, kind: str) -> StageMemory:
+def _stage(name: str, weights: int, learning: int, peak: int) -> StageMemory:
     kept = weights + learning
-    needed = kept + round(_MARGINS[kind] * (peak - kept)) + OVERHEAD
+    needed = kept + round(_MARGIN * (peak - kept)) + OVERHEAD
     return StageMemory(name, weights, learning, peak, needed)
 
 
@@ -71,29 +71,36 @@ class MemoryCount:
     fits: list[int]
 
 
-def memory_of(base: Base, method: Method, settings: TrainingSettings) -> MemoryCount | None:
-    """The memory of a training on a base model; None if that is not on this machine.
+def memory_of(
+    base: Base, method: Method, settings: TrainingSettings, together: int = 1
+) -> MemoryCount | None:
+    """The memory of a training on a base model.
 
-    Raises `InvalidInput` and `InvalidWeights` for what is no base model.
+    None if that is not on this machine, or cannot be counted: loading it says what is wrong.
     """
-    shapes = shapes_of(base)
-    return count_memory(shapes, method, settings) if shapes else None
+    with suppress(Exception):
+        if shapes := shapes_of(base):
+            return count_memory(shapes, method, settings, together=together)
+    return None
 
 
 def count_memory(
     shapes: Shapes,
     method: Method,
     settings: TrainingSettings,
+    *,
     half: torch.dtype = torch.float16,
+    together: int = 1,
 ) -> MemoryCount:
     """What loading the base model, encoding the photos, and each stage needs.
 
-    `half` is the type of the base model's weights on a GPU.
+    `half` is the type of the base model's weights on a GPU; `together` concepts share a batch.
     """
     side = settings.resolution or shapes.size
     found = [_loading(shapes), _encoding(shapes, side)]
     for stage, own in active_stages(method, settings):
-        found.append(_Counted(shapes, method, settings, stage, own, side, half).count())
+        counted = _Counted(shapes, method, settings, stage, own, side, half, together)
+        found.append(counted.count())
         gc.collect()  # networks refer to themselves in circles
     peak = max(each.peak for each in found)
     needed = max(each.needed for each in found)
@@ -104,7 +111,7 @@ def _loading(shapes: Shapes) -> StageMemory:
     """All networks, in half precision."""
     networks = [shapes.make_unet(), shapes.make_autoencoder(), *shapes.make_text_encoders()]
     weights = sum(2 * each.numel() for network in networks for each in network.parameters())
-    return _stage("loading", weights, 0, weights, "frozen")
+    return _stage("loading", weights, 0, weights)
 
 
 def _encoding(shapes: Shapes, side: int) -> StageMemory:
@@ -113,7 +120,7 @@ def _encoding(shapes: Shapes, side: int) -> StageMemory:
     with Live(autoencoder.parameters()) as live, torch.no_grad(), _as_on_gpu(None):
         weights = live.bytes
         autoencoder.encode(torch.empty(1, 3, side, side, device=_META))
-    return _stage("encoding photos", weights, 0, live.peak, "frozen")
+    return _stage("encoding photos", weights, 0, live.peak)
 
 
 class _Counted:
@@ -128,44 +135,45 @@ class _Counted:
         own: StageSettings,
         side: int,
         half: torch.dtype,
+        together: int,
     ) -> None:
         self.shapes, self.settings, self.stage, self.own = shapes, settings, stage, own
-        self.side, self.half = side, half
+        self.side, self.half, self.together = side, half, together
         self.denoiser, self.encoders = shapes.make_unet(), shapes.make_text_encoders()
         for network in (self.denoiser, *self.encoders):
             network.requires_grad_(False)
         if settings.rank and not method.keeps_base:
             add_lora(self.denoiser, self.encoders, lora_of(method, settings))
-        self.learning = list(self._learning())
+        self.learning = list(self._learning(stage, own))
         for parameter in self.learning:
             parameter.requires_grad_(True)
         if settings.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        self.precision = None if settings.mixed_precision == "no" else torch.bfloat16
+        self.precision = _precision(settings)
         if self.precision:
-            self._halve_what_is_frozen()
+            self._halve_what_no_stage_learns(method)
         self.learns_tokens = stage.learns == "embedding" or bool(own.embedding_rate)
         self.needs_texts = self.learns_tokens or bool(own.text_encoder_rate)
 
     def count(self) -> StageMemory:
-        """Count a step, with what the optimiser keeps."""
+        """Count a step, with what the optimiser keeps; before it all prompts are encoded."""
         networks = [self.denoiser, *(self.encoders if self.needs_texts else [])]
         parameters = [each for network in networks for each in network.parameters()]
         state = sum(bytes_of_state(self.settings.optimizer, each) for each in self.learning)
+        if self.settings.ema:
+            state += sum(each.nbytes for each in self.learning)
+        everything = (self.denoiser, *self.encoders)
+        before = sum(each.nbytes for network in everything for each in network.parameters())
         with Live(parameters) as live, _as_on_gpu(self.precision):
             weights = live.bytes
             self._step()
-        trained = sum(each.numel() for each in self.learning)
-        kind = (
-            "trained"
-            if 2 * trained > sum(map(Tensor.numel, self.denoiser.parameters()))
-            else "frozen"
-        )
-        return _stage(self.stage.name, weights, state, live.peak + state, kind)
+        peak = max(live.peak + state, before)
+        return _stage(self.stage.name, weights, state, peak)
 
-    def _learning(self) -> Iterator[nn.Parameter]:
-        trained = [(self.denoiser, self.stage.learns)] if self.stage.learns != "embedding" else []
-        if self.own.text_encoder_rate:
+    def _learning(self, stage: Stage, own: StageSettings) -> Iterator[nn.Parameter]:
+        """What a stage trains, beside tokens."""
+        trained = [(self.denoiser, stage.learns)] if stage.learns != "embedding" else []
+        if own.text_encoder_rate:
             trained += [(each, "text encoder") for each in self.encoders]
         for network, group in trained:
             for name, parameter in network.named_parameters():
@@ -175,14 +183,20 @@ class _Counted:
                 if not is_left_out and (not self.settings.rank or ".lora_" in name):
                     yield parameter
 
-    def _halve_what_is_frozen(self) -> None:
+    def _halve_what_no_stage_learns(self, method: Method) -> None:
+        """What any stage learns is float32 from the first one on."""
+        wide = {
+            id(each)
+            for stage, own in active_stages(method, self.settings)
+            for each in self._learning(stage, own)
+        }
         for parameter in self.denoiser.parameters():
-            if not parameter.requires_grad:
+            if id(parameter) not in wide:
                 parameter.data = parameter.data.to(self.half)
 
     def _step(self) -> None:
         """The forward passes of all sources, and one backward pass."""
-        batch = -(-self.own.batch // self.settings.gradient_accumulation)
+        batch = self.together * -(-self.own.batch // self.settings.gradient_accumulation)
         if self.settings.fused_backward:
             for parameter in self.learning:
                 parameter.register_post_accumulate_grad_hook(_forget)
@@ -228,6 +242,14 @@ class _Counted:
             "text_embeds": torch.empty(batch, pooled, device=_META),
             "time_ids": torch.empty(batch, 6, device=_META),
         }
+
+
+def _precision(settings: TrainingSettings) -> torch.dtype | None:
+    """That of autocast on the GPU here or, where there is none, on one that has bf16."""
+    chosen = settings.mixed_precision
+    if chosen == "auto" and torch.cuda.is_available():
+        chosen = best_precision()
+    return None if chosen == "no" else torch.bfloat16
 
 
 def _as_learned(_: nn.Module, __: object, output: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     Accelerate keeps one precision per process; it is reset, as a script may train twice.
     """
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=_best() if mixed_precision == "auto" else mixed_precision)
+    chosen = best_precision() if mixed_precision == "auto" else mixed_precision
+    return Accelerator(mixed_precision=chosen)
 
 
-def _best() -> str:
+def best_precision() -> str:
+    """What `auto` stands for on this machine."""
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
 
 

@@ -541,7 +541,8 @@ class _Batch:
             fewer = "--together 1, " if len(self._plans) > 1 else ""
             raise TrainingFailed(
                 f"{self._names()}: the GPU has too little memory for these settings",
-                hint=f"{fewer}--preset 8gb, or --set gradient_accumulation=4",
+                hint=f"{fewer}--preset 8gb, or --set gradient_accumulation=4 "
+                "--set fused_backward=false",
             ) from error
         except NotFinite as error:
             self._end("failed", error.message)

@@ -68,7 +68,9 @@ def lora_of(method: Method, settings: TrainingSettings) -> Lora:
         layers=settings.lora.layers,
         alpha=settings.lora.alpha,
         dora=settings.lora.dora,
-        text_encoders=any(own.text_encoder_rate for _, own in stages),
+        text_encoder_rank=next(
+            (own.rank or settings.rank for _, own in stages if own.text_encoder_rate), 0
+        ),
     )
 
 
@@ -294,11 +296,11 @@ class Training:
             parameters[name].data = original.to(parameters[name].device)
         self._original.clear()
         self.backbone.remove_lora()
-        self.backbone.to(self.accelerator.device)
         if self.settings.gradient_checkpointing:
             self.backbone.set_gradient_checkpointing(False)
         for network, dtype in self._dtypes:
             cast(network, dtype)
+        self.backbone.to(self.accelerator.device)
         self.backbone.denoiser.requires_grad_(False).eval()
         for encoder in self.backbone.text_encoders:
             encoder.network.requires_grad_(False)

@@ -110,7 +110,7 @@ def export_version(
     change = WeightDelta.from_state(state)
     vectors = [state[each] for each in sorted(state) if each.startswith(("token.", "staged."))]
     _check_holds(options.format, name, path, metadata, change)
-    _check_options(options)
+    _check_options(options, change)
     _check_path(registry, path, options, command)
     run = next((each for each in concept.runs if each.run == version.run), None)
     export = _Export(
@@ -192,8 +192,10 @@ def _check_holds(
         raise refused("is a LoRA already", *loras)
 
 
-def _check_options(options: ExportOptions) -> None:
+def _check_options(options: ExportOptions, change: WeightDelta) -> None:
     has_base = options.format.name in ("checkpoint", "diffusers")
+    if options.base and options.format.name == "diff" and change.magnitudes:
+        return  # which are of the base model's weights
     for is_given, name in ((options.base, "--base"), (options.half, "--half")):
         if is_given and not has_base:
             raise InvalidInput(

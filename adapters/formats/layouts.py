@@ -52,7 +52,8 @@ def diffusers_tensors(change: WeightDelta) -> dict[str, Tensor]:
         found[f"{layer}.lora_A.weight"] = down
         found[f"{layer}.lora_B.weight"] = _as_wide(up, down)
         if name in change.magnitudes:
-            found[f"{layer}.lora_magnitude_vector"] = change.magnitudes[name]
+            shape = (1, -1, *(1,) * (down.ndim - 2)) if down.ndim > 2 else (-1,)
+            found[f"{layer}.lora_magnitude_vector"] = change.magnitudes[name].reshape(shape)
     return found
 
 

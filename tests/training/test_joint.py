@@ -102,6 +102,7 @@ def test_resume_is_exact(rex: Registry, base: LoadedBase) -> None:
         ("attndreambooth", ["stage1.embedding_rate=1e-3"], "trains tokens alone"),
         ("attndreambooth", ["rank=4", "stage1.rank=2"], "stage1 trains tokens alone"),
         ("attndreambooth", ["stage3.rank=2"], "stage3.rank is for LoRA, but rank is 0"),
+        ("sefi", ["fused_backward=true"], "which sefi does not train"),
         ("dreambooth", ["lora.dora=true"], "lora.dora are for LoRA, but rank is 0"),
         ("dreamtuner", ["optimizer=prodigy", "unet.learning_rate=1"], "learning rates of its own"),
         ("dreambooth", ["prior.after_references=true"], "needs references"),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from conceptry.training import loop as training_loop
 from conceptry.training import train, trainer, training
 from conceptry.training.callbacks import Hooks
 from conceptry.training.memory import Live, StageMemory, count_memory, memory_of
+from conceptry.training.placement import all_on_device, keep_on_device
 from diffusers.models.attention_processor import AttnProcessor2_0
 from full_size import UNETS, make_full_unet
 from long import quick_for
-from torch import Tensor
+from tiny_base import write_tiny_base
 
 FULL_SIZE = dict(zip(FAMILIES, UNETS, strict=True))
 
@@ -146,7 +148,7 @@ def test_live_counts_what_is_alive() -> None:
             ("attndreambooth", "8gb", "SD 2.x", 8),
             ("attndreambooth", "12gb", "SDXL", 12),
             ("attndreambooth", "24gb", "SDXL", 24),
-            ("dreambooth", "8gb", "SDXL", 8),
+            ("dreambooth", "8gb", "SDXL", 12),
         ],
     ),
     ids=str,
@@ -199,18 +201,56 @@ def test_networks_are_on_the_device_while_they_are_used(
     assert kept == ["autoencoder", "denoiser", *stages]
 
 
-def test_pictures_on_the_way_have_all_networks(base: LoadedBase) -> None:
-    """The second device is one without values, which nothing can come back from."""
-    from conceptry.training.placement import all_on_device, keep_on_device
+class Elsewhere(torch.nn.Module):
+    """A network that says where it is."""
 
-    def where() -> dict[str, str]:
-        return {name: str(_one(each).device) for name, each in base.backbone.networks.items()}
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
 
-    def _one(network: torch.nn.Module) -> Tensor:
-        return next(network.parameters())
+    def parameters(self, recurse: bool = True) -> Any:
+        del recurse
+        return iter([torch.empty(0, device=self.device)])
 
-    plain = where()
-    with all_on_device(base.backbone):
-        assert where() == plain
-    keep_on_device(base.backbone, torch.device("meta"), ["autoencoder"])
-    assert where() == plain | {"autoencoder": "meta"}
+    def to(self, *args: Any, **_: Any) -> Any:
+        self.device = str(args[0])
+
+
+def test_pictures_on_the_way_have_all_networks() -> None:
+    networks = {"denoiser": Elsewhere("meta"), "text encoder 0": Elsewhere("cpu")}
+    backbone: Any = SimpleNamespace(networks=networks, device=torch.device("meta"))
+
+    def where() -> list[str]:
+        return [network.device for network in networks.values()]
+
+    with all_on_device(backbone):
+        assert where() == ["meta", "meta"]
+    assert where() == ["meta", "cpu"], "as before"
+    keep_on_device(backbone, backbone.device, ["text encoder 0"])
+    assert where() == ["cpu", "meta"]
+
+
+def test_what_cannot_be_counted_is_left_to_loading(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "odd")
+    path = tmp_path / "odd" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"in_channels": 9}))
+    method = find_method("dreambooth")
+    settings = resolve_settings(method, base="")
+    assert memory_of(find_base(str(tmp_path / "odd")), method, settings) is None
+
+
+def test_concepts_that_share_a_batch_are_counted(base: LoadedBase) -> None:
+    shapes, method = shapes_of(base.base), find_method("textual-inversion")
+    assert shapes is not None
+    settings = resolve_settings(method, base="")
+    one, eight = (count_memory(shapes, method, settings, together=n).peak for n in (1, 8))
+    assert eight > 3 * one
+
+
+def test_what_any_stage_learns_is_float32_from_the_first_on(base: LoadedBase) -> None:
+    words = ("stage1.steps=1", "stage2.steps=0")
+    whole = counted(base, *words, method="attndreambooth")
+    first = counted(base, *words, "stage3.steps=0", method="attndreambooth")
+    wide = sum(2 * each.numel() for each in base.backbone.denoiser.parameters())
+    grown = whole["stage1"].weights - first["stage1"].weights
+    assert grown == pytest.approx(wide, rel=0.3)
