@@ -155,10 +155,13 @@ def make(
     **hooks: Any,
 ) -> Training:
     settings = resolve_settings(find_method(method), base="tiny", overrides=tuple(words))
+    count = find_method(method).count_tokens(backbone, settings)
     subject = Subject(
-        photos=pictures, category="dog", tokens=(f"<{name}>",), class_pictures=pictures
+        photos=pictures,
+        category="dog",
+        tokens=tuple(f"<{name}#{i}>" for i in range(count)),
+        class_pictures=[photo.resize((16, 16)) for photo in pictures],
     )
-    subject = replace(subject, class_pictures=[photo.resize((16, 16)) for photo in pictures])
     return Training(
         backbone, find_method(method), settings, subject, seed=seed, hooks=Hooks(**hooks)
     )

@@ -20,7 +20,6 @@ from conceptry.registry.errors import TrainingFailed
 from conceptry.training import distributed as processes
 from conceptry.training.distributed import _free_port, _wait, launch
 from forked import Forked, run_forked
-from long import quick_for
 from PIL import Image
 from program import DEADLINE, command, wait_until
 from tiny_base import write_tiny_base
@@ -138,7 +137,7 @@ def test_two_processes_teach_several_concepts(
     torch.testing.assert_close(together["staged.0"], alone["staged.0"], atol=2e-4, rtol=2e-2)
 
 
-@pytest.mark.parametrize("start", quick_for(1, WAYS_TO_START))
+@pytest.mark.parametrize("start", WAYS_TO_START)
 def test_a_batch_that_is_too_small_is_told(start: Start, rex: Registry, tiny: str) -> None:
     done = start("--base", tiny, *WORDS, "--set", "stage3.batch=1")
     assert done.returncode == 2

@@ -23,7 +23,7 @@ from conceptry.registry.errors import (
 from conceptry.training.callbacks import Checkpoint, Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
 from conceptry.training.trainer import run_one
-from conceptry.training.training import Subject, Training
+from conceptry.training.training import Subject, Training, lora_of
 from long import quick_for
 from PIL import Image
 from safetensors.torch import save_file
@@ -349,6 +349,24 @@ def test_what_lora_adapts_is_what_is_drawn_afterwards(
     with injected(backbone, [weights]):
         assert not torch.allclose(predicted(), plain, atol=1e-3)
         torch.testing.assert_close(predicted(), in_training, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks"),
+    [
+        ((), (8, 8, 0)),
+        (("stage2.rank=4", "stage3.rank=64", "stage2.text_encoder_rate=1e-5"), (64, 4, 4)),
+        (("stage3.rank=64", "stage3.text_encoder_rate=1e-5"), (64, 8, 64)),
+        (("stage2.rank=4", "stage3.steps=0"), (8, 4, 0)),
+        (("stage2.steps=0", "stage3.rank=2"), (2, 0, 0)),
+    ],
+)
+def test_ranks_are_those_of_the_first_stages_that_train_layers(
+    words: tuple[str, ...], ranks: tuple[int, int, int]
+) -> None:
+    method = find_method("attndreambooth")
+    lora = lora_of(method, resolve_settings(method, base="", overrides=("rank=8", *words)))
+    assert (lora.rank, lora.cross_attention_rank, lora.text_encoder_rank) == ranks
 
 
 def test_numbers_that_are_not_finite_end_it_before_the_update(
