@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -51,7 +51,7 @@ from ..registry.errors import (
     TrainingInterrupted,
     quoted,
 )
-from ..registry.hashes import sha256_of
+from ..registry.hashes import sha256_of, sha256_of_json
 from ..registry.names import check_category
 from ..registry.records import Concept, ConceptKey, RunRecord
 from ..registry.running import (
@@ -786,7 +786,7 @@ def class_pictures(
     after: References | None = None,
     hooks: Hooks | None = None,
 ) -> list[Image.Image]:
-    """`count` pictures of a category for prior preservation, drawn once by the base model.
+    """`count` pictures of a category for prior preservation, drawn once as the base model draws.
 
     Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
     the subject (section 3.3). All concepts of the category share the others in the registry's
@@ -796,9 +796,10 @@ def class_pictures(
     """
     hooks = hooks or Hooks()
     whole = (after or References(())).unmasked().in_words(category)
-    kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}"
+    prompt, settings = class_prompt(category), SamplingSettings.for_base(base.base)
+    drawn_with = sha256_of_json(asdict(settings))
+    kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
-    prompt, settings = class_prompt(category), SamplingSettings(steps=25, guidance=5.0)
     size = (base.backbone.size, base.backbone.size)
     pictures: list[Image.Image] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
