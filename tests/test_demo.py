@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conceptry.registry import Registry
+from long import quick_for
 from PIL import Image
 from program import DEADLINE, wait_until
 from tiny_base import write_tiny_base
@@ -41,7 +42,7 @@ def farewell(told: str) -> list[list[str]]:
     return [shlex.split(line) for line in commands.splitlines() if not line.startswith("(")]
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["in its folder", "elsewhere"])
+@pytest.mark.parametrize("inside", quick_for(1, [True, False]), ids=["in its folder", "elsewhere"])
 def test_the_demo_ends_with_commands_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
 ) -> None:

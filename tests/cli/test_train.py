@@ -49,6 +49,7 @@ def test_one_that_fails_does_not_stop_the_rest(rex: Registry, run: Run, tiny: st
     ]
 
 
+@pytest.mark.long
 def test_concepts_are_taught_in_one_batch_and_meet(
     rex: Registry, ask: Ask, run: Run, tiny: str
 ) -> None:

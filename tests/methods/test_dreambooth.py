@@ -13,6 +13,7 @@ from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput
 from conceptry.training import train
+from long import quick_for
 from tiny_base import make_tiny_sdxl
 from torch import Tensor
 
@@ -27,10 +28,11 @@ def taught(rex: Registry, base: LoadedBase, *words: str) -> Tensor:
     return state["token.0"]
 
 
-@pytest.mark.parametrize(("word", "count"), [("sks", 2), ("ohwx", 4), ("dog", 1)])
+@pytest.mark.parametrize("case", quick_for(1, [("sks", 2), ("ohwx", 4), ("dog", 1)]), ids=str)
 def test_a_words_tokens_stand_for_the_subject(
-    rex: Registry, base: LoadedBase, tmp_path: Path, word: str, count: int
+    rex: Registry, base: LoadedBase, tmp_path: Path, case: tuple[str, int]
 ) -> None:
+    word, count = case
     vectors = taught(rex, base, f"word={word}")
     (encoder,) = base.backbone.text_encoders
     table = encoder.network.get_input_embeddings().get_parameter("weight")

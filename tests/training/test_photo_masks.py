@@ -166,6 +166,7 @@ def test_masks_and_other_losses_go_together(masked: Registry, base: LoadedBase) 
 
 @pytest.mark.parametrize("use", ["stored", "auto"])
 @pytest.mark.parametrize("steps", quick_for(1, [1, 4]))
+@pytest.mark.long
 def test_a_run_goes_on_with_the_masks_that_it_began_with(
     use: str, steps: int, masked: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
