@@ -96,16 +96,21 @@ def test_an_embedding_draws_the_same(taught: Taught) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "learned"),
-    [
-        ("lora-kohya", "factors"),
-        ("lora-diffusers", "factors"),
-        ("lora-diffusers", "directed"),
-        ("lora-kohya", "text_factors"),
-        ("lora-diffusers", "text_factors"),
-    ],
+    "case",
+    quick_for(
+        3,
+        [
+            ("lora-kohya", "factors"),
+            ("lora-diffusers", "directed"),
+            ("lora-kohya", "text_factors"),
+            ("lora-diffusers", "factors"),
+            ("lora-diffusers", "text_factors"),
+        ],
+    ),
+    ids=str,
 )
-def test_a_lora_draws_the_same_by_diffusers(taught: Taught, form: str, learned: str) -> None:
+def test_a_lora_draws_the_same_by_diffusers(taught: Taught, case: tuple[str, str]) -> None:
+    form, learned = case
     taught.add(taught.vectors(2) | getattr(taught, learned)())
     done = taught.export(form)
     assert done.trigger == "rex-embedding dog"
@@ -174,7 +179,7 @@ def test_a_checkpoint_draws_the_same(taught: Taught, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "learned", quick_for(2, ["texts", "directed", "deltas", "factors", "nothing"])
+    "learned", quick_for(1, ["texts", "directed", "deltas", "factors", "nothing"])
 )
 def test_a_folder_draws_the_same(taught: Taught, kind: str, learned: str) -> None:
     state = {} if learned == "nothing" else getattr(taught, learned)()

@@ -193,7 +193,7 @@ def refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change", quick_for(8, TOLD.values()), ids=TOLD)
+@pytest.mark.parametrize("change", quick_for(4, TOLD.values()), ids=TOLD)
 def test_what_says_something_odd_of_itself_is_refused(
     rex: Registry, base: LoadedBase, tmp_path: Path, change: dict[str, object]
 ) -> None:
@@ -216,7 +216,7 @@ def test_what_does_not_say_what_it_fits_is_refused(
     refused(rex, base, tmp_path, TOKEN, told)
 
 
-@pytest.mark.parametrize("name", quick_for(12, TENSORS))
+@pytest.mark.parametrize("name", quick_for(6, TENSORS))
 def test_tensors_that_do_not_fit_are_refused(
     rex: Registry, base: LoadedBase, tmp_path: Path, name: str
 ) -> None:

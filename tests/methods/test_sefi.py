@@ -273,7 +273,7 @@ def test_a_batch_that_was_stopped_ends_bit_equal(
         assert all(own[name].equal(other[name]) for name in own)
 
 
-@pytest.mark.parametrize("kind", ["direct", "network"])
+@pytest.mark.parametrize("kind", quick_for(1, ["network", "direct"]))
 def test_one_that_fails_leaves_the_others_alone(
     kind: str,
     backbone: Backbone,
@@ -302,7 +302,7 @@ def test_one_that_fails_leaves_the_others_alone(
         torch.testing.assert_close(state_of(last)[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["direct", "network"])
+@pytest.mark.parametrize("kind", quick_for(1, ["network", "direct"]))
 def test_one_that_has_had_enough_leaves_early(
     kind: str, backbone: Backbone, pictures: list[Image.Image], tmp_path: Path
 ) -> None:

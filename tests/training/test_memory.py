@@ -65,6 +65,7 @@ def test_what_is_not_here_is_not_counted() -> None:
     assert memory_of(find_base("someone/else"), find_method("dreambooth"), settings) is None
 
 
+@pytest.mark.long
 def test_weights_and_states_are_what_they_are(base: LoadedBase) -> None:
     """In float32, so that all of them are sums of parameters' sizes."""
     sizes = {
@@ -86,7 +87,7 @@ def test_weights_and_states_are_what_they_are(base: LoadedBase) -> None:
 @pytest.mark.parametrize(
     "case",
     quick_for(
-        2,
+        1,
         [
             ("gradient_checkpointing=true", 0.05),
             ("fused_backward=true", 0.03),
@@ -245,6 +246,7 @@ def test_what_cannot_be_counted_is_left_to_loading(tmp_path: Path) -> None:
     assert memory_of(find_base(str(tmp_path / "odd")), method, settings) is None
 
 
+@pytest.mark.long
 def test_concepts_that_share_a_batch_are_counted(base: LoadedBase) -> None:
     shapes, method = shapes_of(base.base), find_method("textual-inversion")
     assert shapes is not None
@@ -253,6 +255,7 @@ def test_concepts_that_share_a_batch_are_counted(base: LoadedBase) -> None:
     assert eight > 3 * one
 
 
+@pytest.mark.long
 def test_what_any_stage_learns_is_float32_from_the_first_on(base: LoadedBase) -> None:
     words = ("stage1.steps=1", "stage2.steps=0")
     whole = counted(base, *words, method="attndreambooth")

@@ -17,6 +17,7 @@ from conceptry.registry.errors import InvalidInput, NotFound, RegistryBusy, Trai
 from conceptry.training.callbacks import Hooks
 from conceptry.training.runs import Trained, resume, train
 from drawing import draw_file
+from long import quick_for
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -86,7 +87,7 @@ def test_two_concepts_in_one_prompt(rex: Registry, base: LoadedBase, photos: Pat
     assert not np.array_equal(both, pixels(rex, base, "a <rex:0> and a <mia>"))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 6])
+@pytest.mark.parametrize("steps", quick_for(1, [3, 1, 6]))
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     steps: int, rex: Registry, base: LoadedBase
 ) -> None:

@@ -178,12 +178,15 @@ def test_a_training_that_was_stopped_ends_bit_equal(
 
 @pytest.mark.parametrize(
     "extra",
-    [
-        (),
-        ("prior.weight=1", "gradient_checkpointing=true"),
-        ("optimizer=adafactor", "ema=0.9", "schedule.kind=cosine"),
-        ("rank=2", "stage3.text_encoder_rate=0.01", "stage3.embedding_rate=0.1"),
-    ],
+    quick_for(
+        1,
+        [
+            (),
+            ("prior.weight=1", "gradient_checkpointing=true"),
+            ("optimizer=adafactor", "ema=0.9", "schedule.kind=cosine"),
+            ("rank=2", "stage3.text_encoder_rate=0.01", "stage3.embedding_rate=0.1"),
+        ],
+    ),
     ids=str,
 )
 def test_weights_that_are_updated_during_the_backward_pass_are_the_same(
@@ -299,29 +302,33 @@ def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
 
 
 @pytest.mark.parametrize(
-    ("words", "kinds"),
-    [
-        ((), "attn"),
-        (("lora.alpha=8",), "attn"),
-        (("lora.layers=attention+ff", "lora.alpha=1"), "attn ff"),
-        (("lora.dora=true", "lora.alpha=2"), "attn"),
-        (("stage2.rank=2", "stage3.rank=3"), "attn"),
-        (("stage2.rank=2", "lora.alpha=6"), "attn"),
-        (
-            ("lora.layers=all", "lora.alpha=4"),
-            "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
-        ),
-        (
-            ("lora.layers=all", "lora.dora=true"),
-            "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
-        ),
-    ],
+    "case",
+    quick_for(
+        3,
+        [
+            ((), "attn"),
+            (("lora.alpha=8",), "attn"),
+            (("lora.layers=attention+ff", "lora.alpha=1"), "attn ff"),
+            (("lora.dora=true", "lora.alpha=2"), "attn"),
+            (("stage2.rank=2", "stage3.rank=3"), "attn"),
+            (("stage2.rank=2", "lora.alpha=6"), "attn"),
+            (
+                ("lora.layers=all", "lora.alpha=4"),
+                "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
+            ),
+            (
+                ("lora.layers=all", "lora.dora=true"),
+                "attn ff proj conv1 conv2 conv_shortcut time_emb_proj sampler",
+            ),
+        ],
+    ),
     ids=str,
 )
 def test_what_lora_adapts_is_what_is_drawn_afterwards(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path, words: tuple[str, ...], kinds: str
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, case: tuple[tuple[str, ...], str]
 ) -> None:
     """A checkpoint's factors, added to the weights, predict what its layers predicted."""
+    words, kinds = case
     states = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0))
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     seen: list[tuple[WeightDelta, Tensor]] = []
