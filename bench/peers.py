@@ -80,6 +80,8 @@ class Lesson:
     class_pictures: Path
     settings: Any
     seed: int
+    size: int
+    """Side in pixels of what the base model draws."""
 
     @property
     def category(self) -> str:
@@ -109,8 +111,10 @@ class Peer(ABC):
         given = {
             "pretrained_model_name_or_path": lesson.base,
             "output_dir": output,
-            "resolution": 64,
+            "resolution": lesson.size,
             "seed": lesson.seed,
+            "lr_scheduler": "constant",
+            "lr_warmup_steps": 0,
         } | flags
         words = [word for name, value in given.items() for word in _words(name, value)]
         runner = Path(__file__).with_name("peer_script.py")
@@ -151,8 +155,6 @@ class DreamBooth(Peer):
             max_train_steps=round(share * stage.steps),
             learning_rate=stage.learning_rate,
             train_batch_size=stage.batch,
-            lr_scheduler="constant",
-            lr_warmup_steps=0,
             checkpointing_steps=1_000_000,
             **self.further(lesson),
         )
@@ -201,8 +203,6 @@ class TextualInversion(Peer):
             max_train_steps=round(share * stage.steps),
             learning_rate=stage.learning_rate,
             train_batch_size=stage.batch,
-            lr_scheduler="constant",
-            lr_warmup_steps=0,
             checkpointing_steps=1_000_000,
             save_steps=1_000_000,
         )
@@ -246,8 +246,6 @@ class AttnDreamBooth(Peer):
                 checkpointing_steps=steps[stage],
                 learning_rate=own.learning_rate,
                 train_batch_size=own.batch,
-                lr_scheduler="constant",
-                lr_warmup_steps=0,
                 **flags,
             )
 
@@ -364,7 +362,8 @@ class School:
             self.backbone.save(base)
         pictures = self.class_pictures(peer, who)
         photos = self.folder / "photos" / who.name
-        return Lesson(who, folder, base, photos, pictures, settings, seed)
+        size = self.backbone.size
+        return Lesson(who, folder, base, photos, pictures, settings, seed, size)
 
     def _keep(self, peer: Peer, lesson: Lesson, alias: str) -> None:
         state = peer.learned(lesson, self.backbone)

@@ -376,10 +376,8 @@ def test_ranks_are_those_of_the_first_stages_that_train_layers(
     assert (lora.rank, lora.cross_attention_rank, lora.text_encoder_rank) == ranks
 
 
-def test_numbers_that_are_not_finite_end_it_before_the_update(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path
-) -> None:
-    steps: list[StepReport] = []
+def spoiling(backbone: Backbone, steps: list[StepReport]) -> Callable[[StepReport], None]:
+    """Notes steps, and breaks the denoiser after the fourth."""
 
     def spoil(report: StepReport) -> None:
         steps.append(report)
@@ -387,6 +385,14 @@ def test_numbers_that_are_not_finite_end_it_before_the_update(
             with torch.no_grad():
                 backbone.parameters("denoiser")["conv_out.bias"].fill_(float("nan"))
 
+    return spoil
+
+
+def test_numbers_that_are_not_finite_end_it_before_the_update(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    steps: list[StepReport] = []
+    spoil = spoiling(backbone, steps)
     with pytest.raises(TrainingFailed, match="stage2, step 2: a loss or gradient is not finite"):
         train(backbone, pictures, tmp_path, on_step=spoil)
     kept = read_resume_point(tmp_path / "resume.safetensors")
@@ -398,13 +404,7 @@ def test_a_loss_that_is_not_finite_ends_it_before_weights_are_updated(
     backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
     steps: list[StepReport] = []
-
-    def spoil(report: StepReport) -> None:
-        steps.append(report)
-        if len(steps) == 4:
-            with torch.no_grad():
-                backbone.parameters("denoiser")["conv_out.bias"].fill_(float("nan"))
-
+    spoil = spoiling(backbone, steps)
     words = (*THREE, "fused_backward=true")
     with pytest.raises(TrainingFailed, match="stage2, step 2: a loss is not finite"):
         train(backbone, pictures, tmp_path, words, on_step=spoil)
