@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,26 @@ RESULTS = Path(__file__).parent / "results" / "kernel-resources.json"
 WIDTHS = (40, 64, 80, 160)
 ARCHITECTURES = (80, 90)
 FLOATS = {"ACC", "TOP", "TOTAL", "MAPS", "PARTS", "BIAS", "DELTA", "D_MAPS", "OFFSET"}
-FLOATS |= {"SLOPE", "WEIGHTS", "TOP_A", "TOTAL_A", "TOP_B", "TOTAL_B", "INNER", "FACTOR"}
-SHARED = {"HAS_BIAS": False, "IS_FIRST": True, "IS_LAST": True}
+FLOATS |= {"VALUES", "SLOPE", "WEIGHTS", "TOP_A", "TOTAL_A", "TOP_B", "TOTAL_B", "INNER", "FACTOR"}
+SHARED = {"HAS_BIAS": False, "HAS_GROUPS": False, "IS_FIRST": True, "IS_LAST": True}
 MOMENTS = {"WANT_MAPS": False, "WANT_MOMENTS": True, "USES_MAPS": False, "USES_MOMENTS": True}
 PLAIN = dict.fromkeys(MOMENTS, False)
+GROUPS = {"HAS_BIAS": True, "HAS_GROUPS": True}
 
 
 def variants() -> Iterator[tuple[str, Any, dict[str, bool], Any]]:
     """Name, kernel, constants and block sizes of each."""
     attention, distance = triton_attention, triton_distance
-    for name, constants in (("plain", PLAIN), ("moments", MOMENTS)):
+    kinds = {"plain": PLAIN, "moments": MOMENTS}
+    kinds |= {f"{name} groups": own | GROUPS for name, own in kinds.items()}
+    for name, constants in kinds.items():
+        groups, columns = "groups" in name, "moments" in name
+        forward = partial(attention.forward_blocks, groups=groups)
+        backward = partial(attention.backward_blocks, groups=groups, columns=columns)
         for kernel, blocks in (
-            (attention._forward, attention.forward_blocks),
-            (attention._backward_q, attention.backward_blocks),
-            (attention._backward_kv, attention.backward_blocks),
+            (attention._forward, forward),
+            (attention._backward_q, backward),
+            (attention._backward_kv, backward),
         ):
             yield f"{kernel.__name__.strip('_')} {name}", kernel, SHARED | constants, blocks
     for kernel in (distance._forward, distance._backward_q, distance._backward_k):
@@ -77,6 +84,8 @@ def _type_of(name: str, constants: dict[str, Any]) -> str:
         return "constexpr"
     if name == "COLUMNS":
         return "*i64"
+    if name == "GROUPS":
+        return "*i32"
     if (name.isupper() and len(name) > 1) or name in ("Q", "K", "V"):
         return "*fp32" if name in FLOATS else "*fp16"
     return "fp32" if name.endswith("scale") else "i32"

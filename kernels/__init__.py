@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .attention import AttentionResult, attend, map_distance
+    from .inputs import GroupBias, Segment
     from .observation import Observation, observe
 
 _HOMES = {
     "AttentionResult": "attention",
+    "GroupBias": "inputs",
+    "Segment": "inputs",
     "attend": "attention",
     "map_distance": "attention",
     "Observation": "observation",
     "observe": "observation",
 }
 
-__all__ = ["AttentionResult", "Observation", "attend", "map_distance", "observe"]
+__all__ = [
+    "AttentionResult",
+    "GroupBias",
+    "Observation",
+    "Segment",
+    "attend",
+    "map_distance",
+    "observe",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,8 @@ from .chunked import attend_chunked, map_distance_chunked
 from .inputs import (
     AttentionInputs,
     CheckedColumns,
+    ExtraKeys,
+    GroupBias,
     check_columns,
     check_inputs,
     check_keys,
@@ -46,7 +48,8 @@ def attend(
     v: Tensor,
     *,
     key_bias: Tensor | None = None,
-    extra: Sequence[tuple[Tensor, Tensor, Tensor | None]] | None = None,
+    group_bias: GroupBias | None = None,
+    extra: Sequence[ExtraKeys] | None = None,
     columns: Tensor | Sequence[int] | CheckedColumns | None = None,
     want: str | Sequence[str] | None = None,
     per_head: bool = False,
@@ -61,8 +64,10 @@ def attend(
     - `q` are queries (B, H, N, D), `k` and `v` keys and values (B, H, M, D), which may come from
       different contexts.
     - `key_bias` (B, M) is added to the scores of each key; -inf hides a key.
-    - `extra` are further (k, v, bias) segments, attended together with the first; a bias may be
-      None.
+    - `group_bias` adds to the scores of groups of keys what depends on the query: (B, G, N) numbers
+      in place of an (N, M) mask.
+    - `extra` are further segments, each (k, v, bias) or a `Segment`, attended together with the
+      first; a bias may be None.
     - `columns`, (T,) or (B, T), are indices of keys of the first segment.
     - `want` is "maps", "moments" or both. Maps are averaged over heads, unless `per_head`; moments
       are the mean and the unbiased variance over heads and positions.
@@ -77,6 +82,7 @@ def attend(
         k,
         v,
         key_bias=key_bias,
+        group_bias=group_bias,
         extra=extra,
         columns=columns,
         want=want,

@@ -8,13 +8,22 @@ the output is wanted, torch's own fused attention computes it.
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from .inputs import AttentionInputs, Context, RequestedMaps, without_autocast
+from .inputs import (
+    AttentionInputs,
+    Context,
+    GroupBias,
+    RequestedMaps,
+    Segment,
+    without_autocast,
+)
 from .reference import maps_of, moments_of
 
 CHUNK_BYTES = 4 << 20
@@ -29,7 +38,7 @@ def attend_chunked(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tens
     if inputs.columns is None:
         return _fused(inputs), None, None
     flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in inputs.segments]
+    biases = _Biases.of(inputs.segments)
     output, maps, moments = _ChunkedAttention.apply(
         inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )
@@ -37,12 +46,53 @@ def attend_chunked(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tens
 
 
 def _fused(inputs: AttentionInputs) -> Tensor:
-    """The output alone, (B, H, N, D); the bias of keys is broadcast, and never (N, M)."""
+    """The output alone, (B, H, N, D); some queries at a time where biases differ between queries.
+
+    Else the bias of keys is broadcast.
+    """
     key = _joined([each.k for each in inputs.segments])
     value = _joined([each.v for each in inputs.segments])
-    bias = _joined_bias([(each.k, each.bias) for each in inputs.segments], inputs.q.dtype)
-    rows = None if bias is None else bias[:, None, None]
-    return F.scaled_dot_product_attention(inputs.q, key, value, attn_mask=rows, scale=inputs.scale)
+    biases, dtype = _Biases.of(inputs.segments), inputs.q.dtype
+    if biases.groups is None:
+        rows = None if biases.keys is None else biases.keys.to(dtype)[:, None, None]
+        return _scaled(inputs.q, key, value, rows, inputs.scale)
+    row = inputs.q.shape[0] * key.shape[2] * inputs.q.element_size()  # bytes of biases of one query
+    size = max(1, CHUNK_BYTES // row)
+    chunks = [slice(n, n + size) for n in range(0, inputs.q.shape[2], size)]
+    parts = [
+        _scaled(inputs.q[:, :, each], key, value, biases.rows(each, dtype)[:, None], inputs.scale)
+        for each in chunks
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _scaled(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Biases:
+    """The biases of all segments' keys: (B, M), and of groups, whose numbers are made different."""
+
+    keys: Tensor | None
+    groups: GroupBias | None
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> "_Biases":
+        return cls(_joined_bias(segments), _joined_groups(segments))
+
+    def of_samples(self, samples: slice) -> "_Biases":
+        keys, groups = self.keys, self.groups
+        return _Biases(
+            None if keys is None else keys[samples],
+            None if groups is None else GroupBias(groups.groups[samples], groups.values[samples]),
+        )
+
+    def rows(self, queries: slice, dtype: torch.dtype) -> Tensor:
+        """The biases (B, n, M) of some queries; there are groups."""
+        assert self.groups is not None
+        rows = self.groups.of_keys(queries).to(dtype)
+        return rows if self.keys is None else rows + self.keys.to(dtype)[:, None]
 
 
 def _joined(segments: Sequence[Tensor]) -> Tensor:
@@ -50,17 +100,41 @@ def _joined(segments: Sequence[Tensor]) -> Tensor:
     return segments[0] if len(segments) == 1 else torch.cat(tuple(segments), dim=2)
 
 
-def _joined_bias(
-    segments: Sequence[tuple[Tensor, Tensor | None]], dtype: torch.dtype
-) -> Tensor | None:
+def _joined_bias(segments: Sequence[Segment]) -> Tensor | None:
     """The biases (B, M) of all segments' keys, zeros where a segment has none; None if none has."""
-    if all(bias is None for _, bias in segments):
+    dtypes = [each.bias.dtype for each in segments if each.bias is not None]
+    if not dtypes:
         return None
+    dtype = reduce(torch.promote_types, dtypes)
     parts = [
-        k.new_zeros(k.shape[0], k.shape[2], dtype=dtype) if bias is None else bias.to(dtype)
-        for k, bias in segments
+        each.k.new_zeros(each.k.shape[0], each.k.shape[2], dtype=dtype)
+        if each.bias is None
+        else each.bias.to(dtype)
+        for each in segments
     ]
     return torch.cat(parts, dim=1)
+
+
+def _joined_groups(segments: Sequence[Segment]) -> GroupBias | None:
+    """The groups of all segments' keys; None if none has any."""
+    groups, values, count = list[Tensor](), list[Tensor](), 0
+    for each in segments:
+        bias = each.group_bias
+        if bias is None:
+            shape = each.k.shape[0], each.k.shape[2]
+            groups.append(each.k.new_full(shape, -1, dtype=torch.int64))
+            continue
+        own = bias.groups.long()
+        groups.append(torch.where(own < 0, own, own + count))
+        values.append(bias.values)
+        count += bias.values.shape[1]
+    if not values:
+        return None
+    dtype = reduce(torch.promote_types, [each.dtype for each in values])
+    return GroupBias(torch.cat(groups, 1), torch.cat([each.to(dtype) for each in values], 1))
+
+
+_NO_BIASES = _Biases(None, None)
 
 
 class _DistanceContext(Context, Protocol):
@@ -69,7 +143,7 @@ class _DistanceContext(Context, Protocol):
 
 
 class _AttentionContext(_DistanceContext, Protocol):
-    biases: list[Tensor | None]
+    biases: _Biases
     requested: RequestedMaps
     mean: Tensor | None
     num_kept: int
@@ -83,7 +157,7 @@ class _ChunkedAttention(torch.autograd.Function):
         ctx: _AttentionContext,
         q: Tensor,
         columns: Tensor | None,
-        biases: list[Tensor | None],
+        biases: _Biases,
         requested: RequestedMaps,
         scale: float,
         *flat: Tensor,
@@ -228,15 +302,14 @@ class _Rows:
         q: Tensor,
         keys: Sequence[Tensor],
         scale: float,
-        biases: Sequence[Tensor | None],
+        biases: _Biases,
         *,
         scales_sums: bool = False,
     ) -> None:
         self.scales_sums = scales_sums
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.q, self.k, self.scale = q.to(self.dtype), self.joined(keys), scale
-        bias = _joined_bias(list(zip(keys, biases, strict=True)), self.dtype)
-        self.bias = None if bias is None else bias[:, None, None].expand(-1, q.shape[1], 1, -1)
+        self.biases = biases
 
     @property
     def fit_one_chunk(self) -> bool:
@@ -273,7 +346,8 @@ class _Group:
         self._q, self._k, self._scale = self.of(rows.q), self.of(rows.k), rows.scale
         self._k_t = self._k.mT
         self._scales_sums = rows.scales_sums
-        self._bias = None if rows.bias is None else self.of(rows.bias)
+        self._heads, self._dtype = rows.q.shape[1], rows.dtype
+        self._biases = rows.biases.of_samples(samples)
         self.chunks = [slice(n, n + size) for n in range(0, rows.q.shape[2], size)]
 
     def of(self, whole: Tensor) -> Tensor:
@@ -291,9 +365,16 @@ class _Group:
         scores = _chunk_product(self._q[:, chunk], self._k_t, name, product_scale)
         if self._scales_sums:
             scores *= self._scale
-        if self._bias is not None:
-            scores += self._bias
+        self._add_biases(scores, chunk)
         return torch.softmax(scores, -1, out=_in_place_of(scores))
+
+    def _add_biases(self, scores: Tensor, chunk: slice) -> None:
+        """Add biases to the scores (b·H, n, M) of some queries."""
+        by_head = scores.unflatten(0, (-1, self._heads))
+        if self._biases.groups is not None:
+            by_head += self._biases.rows(chunk, self._dtype)[:, None]
+        elif self._biases.keys is not None:
+            by_head += self._biases.keys.to(self._dtype)[:, None, None]
 
     def put_gradients(self, chunk: slice, d_scores: Tensor, d_q: Tensor, own_d_k: Tensor) -> None:
         """Write into d_q, and add to d_k, what some queries' scores give."""
@@ -315,7 +396,7 @@ class _ChunkedDistance(torch.autograd.Function):
     def forward(
         ctx: _DistanceContext, q: Tensor, k_a: Tensor, k_b: Tensor, weights: Tensor, scale: float
     ) -> Tensor:
-        a, b = (_Rows(q, [k], scale, [None], scales_sums=True) for k in (k_a, k_b))
+        a, b = (_Rows(q, [k], scale, _NO_BIASES, scales_sums=True) for k in (k_a, k_b))
         squares = a.q.new_zeros(*q.shape[:2], k_a.shape[2])  # over queries: (B, H, M)
         for ours, target in zip(a.groups(), b.groups(), strict=True):
             own_squares = ours.of(squares)
@@ -334,7 +415,7 @@ class _ChunkedDistance(torch.autograd.Function):
 
 def _distance_backward(ctx: _DistanceContext, d_total: Tensor) -> tuple[Tensor | None, ...]:
     q, k_a, k_b, weights = ctx.saved_tensors
-    a, b = (_Rows(q, [k], ctx.scale, [None], scales_sums=True) for k in (k_a, k_b))
+    a, b = (_Rows(q, [k], ctx.scale, _NO_BIASES, scales_sums=True) for k in (k_a, k_b))
     factor = (2 * d_total[:, None] * weights)[:, None, None, :].to(a.dtype)
     factor = factor.expand(-1, q.shape[1], 1, -1)
     d_q, d_k = torch.empty_like(q), a.q.new_empty(k_a.shape)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,12 +14,33 @@ WANTS = ("maps", "moments")
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Keys (B, H, M, D), values (B, H, M, D) and an additive bias (B, M) or None."""
+class GroupBias:
+    """Biases of queries towards groups of keys: which queries see a word, or a reference.
+
+    `groups` (B, M) are integers: the group of each key, or -1 of a key in none. `values` (B, G, N)
+    are added to the scores of the keys of each group, by query; -inf hides them from it. `checked`
+    says that each query is known to see a key: finding out waits for all pending work of a GPU.
+    """
+
+    groups: Tensor
+    values: Tensor
+    checked: bool = False
+
+    def of_keys(self, queries: slice | Sequence[int] = slice(None)) -> Tensor:
+        """The biases (B, n, M) of some queries towards each key."""
+        none = torch.zeros_like(self.values[:, :1, queries])
+        values = torch.cat([none, self.values[:, :, queries]], 1).mT  # (B, n, 1 + G)
+        index = (self.groups.long() + 1)[:, None].expand(-1, values.shape[1], -1)
+        return values.gather(-1, index)
+
+
+class Segment(NamedTuple):
+    """Keys (B, H, M, D), values (B, H, M, D), a bias (B, M) of keys, and one of groups, or None."""
 
     k: Tensor
     v: Tensor
     bias: Tensor | None = None
+    group_bias: GroupBias | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,10 @@ class CheckedColumns:
     num_keys: int
 
 
+ExtraKeys = Segment | tuple[Tensor, Tensor, Tensor | None]
+"""A further segment, or its keys, values and bias."""
+
+
 class Context(Protocol):
     """The autograd context between a forward pass and its backward pass."""
 
@@ -72,7 +97,8 @@ def check_inputs(
     v: Tensor,
     *,
     key_bias: Tensor | None,
-    extra: Sequence[tuple[Tensor, Tensor, Tensor | None]] | None,
+    group_bias: GroupBias | None,
+    extra: Sequence[ExtraKeys] | None,
     columns: Tensor | Sequence[int] | CheckedColumns | None,
     want: str | Sequence[str] | None,
     per_head: bool,
@@ -80,7 +106,8 @@ def check_inputs(
 ) -> AttentionInputs:
     """Check the arguments of `attend`; raises `ValueError` that names the wrong one."""
     check_queries(q)
-    segments = [Segment(k, v, key_bias), *(Segment(*parts) for parts in extra or ())]
+    further = [each if isinstance(each, Segment) else Segment(*each) for each in extra or ()]
+    segments = [Segment(k, v, key_bias, group_bias), *further]
     for number, segment in enumerate(segments):
         _check_segment(q, segment, "" if number == 0 else f"extra[{number - 1}] ")
     _check_that_keys_are_left(q, segments)
@@ -125,12 +152,35 @@ def check_keys(q: Tensor, keys: Tensor, name: str, num_keys: int | None = None) 
 def _check_segment(q: Tensor, segment: Segment, where: str) -> None:
     check_keys(q, segment.k, f"{where}k")
     check_keys(q, segment.v, f"{where}v", segment.k.shape[2])
-    bias, name = segment.bias, f"{where}bias" if where else "key_bias"
-    if bias is None:
-        return
-    if not isinstance(bias, Tensor) or bias.shape != (q.shape[0], segment.k.shape[2]):
-        expected = f"({q.shape[0]}, {segment.k.shape[2]})"
-        raise ValueError(f"{name} has to be (B, M) = {expected}, not {_described(bias)}")
+    batch, num_keys = q.shape[0], segment.k.shape[2]
+    if segment.bias is not None:
+        name = f"{where}bias" if where else "key_bias"
+        _check_bias(q, segment.bias, name, "(B, M)", (batch, num_keys))
+    if segment.group_bias is not None:
+        _check_groups(q, segment.group_bias, f"{where}group_bias", num_keys)
+
+
+def _check_groups(q: Tensor, bias: GroupBias, name: str, num_keys: int) -> None:
+    groups, values = bias.groups, bias.values
+    count = max(1, values.shape[1]) if isinstance(values, Tensor) and values.dim() == 3 else 1
+    _check_bias(q, values, f"{name}.values", "(B, G, N)", (q.shape[0], count, q.shape[2]))
+    if not isinstance(groups, Tensor) or groups.shape != (q.shape[0], num_keys):
+        expected = f"({q.shape[0]}, {num_keys})"
+        raise ValueError(f"{name}.groups have to be (B, M) = {expected}, not {_described(groups)}")
+    if groups.is_floating_point():
+        raise ValueError(f"{name}.groups are {_dtype_name(groups.dtype)}: expected integers")
+    if groups.device != q.device:
+        raise ValueError(f"{name}.groups are on {groups.device}, q is on {q.device}")
+    if not bias.checked:
+        low, high = int(groups.min()), int(groups.max())
+        if low < -1 or high >= count:
+            wrong = low if low < -1 else high
+            raise ValueError(f"{name}.groups hold {wrong}: there are {count}, from 0 on, or -1")
+
+
+def _check_bias(q: Tensor, bias: Tensor, name: str, letters: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(bias, Tensor) or bias.shape != shape:
+        raise ValueError(f"{name} has to be {letters} = {shape}, not {_described(bias)}")
     if not bias.is_floating_point():
         raise ValueError(f"{name} is {_dtype_name(bias.dtype)}: expected an additive float bias")
     if bias.device != q.device:
@@ -140,14 +190,33 @@ def _check_segment(q: Tensor, segment: Segment, where: str) -> None:
 
 
 def _check_that_keys_are_left(q: Tensor, segments: Sequence[Segment]) -> None:
-    """Raise `ValueError` if a sample's biases are all -inf: softmax would be 0/0."""
-    biases = [segment.bias for segment in segments if segment.bias is not None]
-    if len(biases) < len(segments):
+    """Raise `ValueError` if a query's biases are all -inf: softmax would be 0/0."""
+    if any(segment.bias is None and segment.group_bias is None for segment in segments):
         return
-    highest = torch.stack([bias.detach().float().amax(-1) for bias in biases]).amax(0)
+    if any(segment.group_bias and segment.group_bias.checked for segment in segments):
+        return
+    highest = torch.stack([_highest_bias(q, segment) for segment in segments]).amax(0)  # (B, N)
     if not bool((highest > -math.inf).all()):
-        sample = int((highest == -math.inf).nonzero()[0])
-        raise ValueError(f"key_bias leaves no key in sample {sample} of {q.shape[0]}: all are -inf")
+        sample, query = (int(each) for each in (highest == -math.inf).nonzero()[0])
+        name = "key_bias" if segments[0].group_bias is None else "key_bias and group_bias"
+        where = f"sample {sample} of {q.shape[0]}"
+        where += f", query {query}" if any(each.group_bias for each in segments) else ""
+        raise ValueError(f"{name} leaves no key in {where}: all are -inf")
+
+
+def _highest_bias(q: Tensor, segment: Segment) -> Tensor:
+    """The highest bias of a segment's keys for each query, (B, N); a group at a time."""
+    batch, num_keys = q.shape[0], segment.k.shape[2]
+    bias = segment.bias
+    own = q.new_zeros(batch, num_keys) if bias is None else bias.detach()
+    own = own.float()[:, None]  # (B, 1, M)
+    if segment.group_bias is None:
+        return own.amax(-1).expand(-1, q.shape[2])
+    groups, values = segment.group_bias.groups[:, None], segment.group_bias.values.float()
+    numbers = torch.arange(-1, values.shape[1], device=q.device)[:, None]
+    of_group = torch.where(groups == numbers, own, -math.inf).amax(-1)  # (B, 1 + G)
+    none = torch.zeros_like(values[:, :1])
+    return (of_group[..., None] + torch.cat([none, values], 1)).amax(1)
 
 
 def check_columns(

@@ -4,7 +4,8 @@
         unet(latents, timesteps, states)
     loss = sum(m[..., 0].square().sum() for m in seen.moments.values())
 
-A layer can also attend further keys, of states that `record` kept of another pass: `attend_also`.
+A layer can also attend further keys, of states that `record` kept of another pass: `attend_also`;
+and which queries see which of its keys can be told: `see_from`.
 
 Only relies on the attributes of diffusers' attention modules; imports nothing of it but types.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .attention import REDUCTIONS, attend, map_distance
-from .inputs import WANTS, CheckedColumns, check_columns
+from .inputs import WANTS, CheckedColumns, GroupBias, Segment, check_columns
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -65,11 +66,26 @@ class FurtherKeys:
     """States that layers attend beside their own, by the layers' own projections.
 
     For each layer, `states` (S, M, C) are S sets of M states, shared by all samples, and `bias`
-    (B, S, M) is added to the scores of their keys in each sample; -inf hides a key.
+    (B, S, M) is added to the scores of their keys in each sample; -inf hides a key. `group_bias`
+    tells, for M and a number of queries, which of these see which of the S · M keys.
     """
 
     states: Mapping[str, Tensor]
     bias: Mapping[str, Tensor]
+    group_bias: Callable[[int, int], GroupBias] | None = None
+
+    def segment(self, layer: str, attn: "Attention", query: Tensor) -> Segment:
+        """Keys and values (B, H, S·M, D) of a layer for its queries (B, H, N, D), and biases."""
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        states = self.states[layer]
+        together = states.flatten(0, 1)[None]
+        key, value = (
+            _by_head(project(together), attn.heads).expand(len(query), -1, -1, -1)
+            for project in (attn.to_k, attn.to_v)
+        )
+        groups = self.group_bias and self.group_bias(states.shape[1], query.shape[2])
+        return Segment(key, value, self.bias[layer].flatten(1), groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +106,14 @@ class _Recorder:
 
     layers: set[str]
     states: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sight:
+    """The biases of some layers' own keys, for a number of queries."""
+
+    layers: set[str]
+    bias: Callable[[int], GroupBias]
 
 
 _Item = TypeVar("_Item")
@@ -129,8 +153,6 @@ class _Layer:
     in_use: bool = False
 
 
-Segment = tuple[Tensor, Tensor, Tensor]
-"""Keys and values (B, H, M, D), and the bias (B, M) of the keys."""
 Processor = Callable[..., Tensor]
 """A diffusers attention processor: (layer, states, text states, mask) -> output."""
 
@@ -167,6 +189,7 @@ class AttentionStack:
         self._recorders: list[_Recorder] = []
         self._further: list[FurtherKeys] = []
         self._further_maps: list[FurtherMaps] = []
+        self._sights: list[_Sight] = []
         self._note_layers()
 
     def __getstate__(self) -> dict[str, object]:
@@ -195,6 +218,7 @@ class AttentionStack:
             *(layer for each in self._observers for layer in each.layers),
             *(layer for each in self._recorders for layer in each.layers),
             *(layer for each in self._further for layer in each.states),
+            *(layer for each in self._sights for layer in each.layers),
         }
         for name, layer in self.layers.items():
             layer.in_use = name in used
@@ -236,6 +260,17 @@ class AttentionStack:
             yield
 
     @contextmanager
+    def see_from(
+        self, bias: Callable[[int], GroupBias], layers: str = CROSS_ATTENTION
+    ) -> Iterator[None]:
+        """Layers' own keys are seen as a bias says, inside the context.
+
+        `bias` gives it for a number of queries. Of several the latest counts.
+        """
+        with self._with(self._sights, _Sight(self._fitting(layers), bias)):
+            yield
+
+    @contextmanager
     def observe_further(self, queries: Callable[[int], Sequence[int]]) -> Iterator[FurtherMaps]:
         """Observe where some queries of layers with further keys look among these."""
         seen = FurtherMaps(queries)
@@ -256,6 +291,10 @@ class AttentionStack:
             if part := self.layers[name].unknown_part:
                 raise ValueError(f"the layer {name} has {part}, which cannot be watched")
 
+    def changes(self, layer: str) -> bool:
+        """Whether a layer attends other keys than its own, or sees these in another way."""
+        return bool(self.further_of(layer)) or any(layer in each.layers for each in self._sights)
+
     def keep_states(self, layer: str, states: Tensor) -> None:
         """Give a layer's input states to those who record it."""
         for each in self._recorders:
@@ -263,27 +302,33 @@ class AttentionStack:
                 each.states[layer] = states
 
     def keep_further_maps(
-        self, layer: str, query: Tensor, key: Tensor, extra: Sequence[Segment], scale: float
+        self, layer: str, query: Tensor, segments: Sequence[Segment], scale: float
     ) -> None:
-        """Give those who observe it the attention of some queries to a layer's further keys."""
+        """Give those who observe it the attention of some queries to a layer's further keys.
+
+        The first segment are the layer's own keys.
+        """
         for each in self._further_maps:
-            chosen = query[:, :, list(each.queries(query.shape[2]))].float()
-            scores = [chosen @ key.float().mT * scale]
-            scores += [chosen @ k.float().mT * scale + b[:, None, None] for k, _, b in extra]
+            chosen = list(each.queries(query.shape[2]))
+            own = query[:, :, chosen].float()
+            scores = [_scores_of(own, segment, chosen, scale) for segment in segments]
             lengths = [part.shape[-1] for part in scores]
             _, *parts = torch.cat(scores, -1).softmax(-1).mean(1).split(lengths, -1)
-            sets = [len(states) for states, _ in self.further_of(layer)]
+            sets = [len(further.states[layer]) for further in self.further_of(layer)]
             each.maps[layer] = [p.unflatten(-1, (s, -1)) for p, s in zip(parts, sets, strict=True)]
 
     def observer_of(self, layer: str) -> "_Observer | None":
         """The observer that gets a layer's results; None if there is none."""
         return next((each for each in reversed(self._observers) if layer in each.layers), None)
 
-    def further_of(self, layer: str) -> list[tuple[Tensor, Tensor]]:
-        """The further states (S, M, C) of a layer, and the biases of their keys."""
-        return [
-            (each.states[layer], each.bias[layer]) for each in self._further if layer in each.states
-        ]
+    def further_of(self, layer: str) -> list[FurtherKeys]:
+        """Those that have further states of a layer."""
+        return [each for each in self._further if layer in each.states]
+
+    def sight_of(self, layer: str, num_queries: int) -> GroupBias | None:
+        """How a layer's own keys are seen; None as ever."""
+        bias = next((each.bias for each in reversed(self._sights) if layer in each.layers), None)
+        return None if bias is None else bias(num_queries)
 
 
 @contextmanager
@@ -403,14 +448,13 @@ class _Processor:
     ) -> Tensor:
         name = self.layer.name
         self.stack.keep_states(name, hidden_states)
-        observer, further = self.stack.observer_of(name), self.stack.further_of(name)
-        if observer is None and not further:
+        observer = self.stack.observer_of(name)
+        if observer is None and not self.stack.changes(name):
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask)
         return _layer_output(
             self.stack,
             name,
             observer or _UNOBSERVED,
-            further,
             attn,
             hidden_states,
             encoder_hidden_states,
@@ -422,7 +466,6 @@ def _layer_output(
     stack: AttentionStack,
     name: str,
     observer: "_Observer",
-    further: Sequence[tuple[Tensor, Tensor]],
     attn: "Attention",
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None,
@@ -442,10 +485,12 @@ def _layer_output(
         context = attn.norm_encoder_hidden_states(context)
     projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
     query, key, value = (_by_head(each, attn.heads) for each in projections)
-    extra = [_further_segment(attn, query, *each) for each in further]
+    bias, sight = _key_bias(attention_mask, key.shape[2]), stack.sight_of(name, query.shape[2])
+    own = Segment(key, value, bias, sight)
+    extra = [each.segment(name, attn, query) for each in stack.further_of(name)]
     if extra:
-        stack.keep_further_maps(name, query, key, extra, attn.scale)
-    output = observer.attended(name, query, key, value, extra, attention_mask, attn.scale)
+        stack.keep_further_maps(name, query, [own, *extra], attn.scale)
+    output = observer.attended(name, query, own, extra, attn.scale)
     if observer.request.reference is not None:
         observer.compare(name, attn, query, key, attention_mask)
     output = output.transpose(1, 2).flatten(2).to(query.dtype)
@@ -457,16 +502,14 @@ def _layer_output(
     return output / attn.rescale_output_factor
 
 
-def _further_segment(attn: "Attention", query: Tensor, states: Tensor, bias: Tensor) -> Segment:
-    """Keys and values (B, H, S·M, D) of states (S, M, C), and their bias (B, S·M)."""
-    assert attn.to_k is not None
-    assert attn.to_v is not None
-    together = states.flatten(0, 1)[None]
-    key, value = (
-        _by_head(project(together), attn.heads).expand(len(query), -1, -1, -1)
-        for project in (attn.to_k, attn.to_v)
-    )
-    return key, value, bias.flatten(1)
+def _scores_of(query: Tensor, segment: Segment, queries: Sequence[int], scale: float) -> Tensor:
+    """Scores (B, H, P, M) of some `queries`, whose states are (B, H, P, D)."""
+    scores = query @ segment.k.float().mT * scale
+    if segment.bias is not None:
+        scores = scores + segment.bias[:, None, None]
+    if segment.group_bias is not None:
+        scores = scores + segment.group_bias.of_keys(queries)[:, None]
+    return scores
 
 
 @dataclass(slots=True, eq=False)
@@ -481,15 +524,13 @@ class _Observer:
         self,
         name: str,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        own: Segment,
         extra: Sequence[Segment],
-        mask: Tensor | None,
         scale: float,
     ) -> Tensor:
         """The output (B, H, N, D); requested maps and moments are kept."""
-        request, bias = self.request, _key_bias(mask, key.shape[2])
-        if not request.want and not extra:
+        request, (key, value, bias, group_bias) = self.request, own
+        if not request.want and not extra and group_bias is None:
             rows = None if bias is None else bias[:, None, None]
             return F.scaled_dot_product_attention(query, key, value, attn_mask=rows, scale=scale)
         attended = attend(
@@ -497,6 +538,7 @@ class _Observer:
             key,
             value,
             key_bias=bias,
+            group_bias=group_bias,
             extra=extra,
             columns=request.columns_for(key) if request.want else None,
             want=request.want or None,

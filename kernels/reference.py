@@ -31,7 +31,11 @@ def attend_reference(inputs: AttentionInputs) -> Results:
 
 def _scores(q: Tensor, segment: Segment, scale: float, dtype: torch.dtype) -> Tensor:
     scores = q.to(dtype) @ segment.k.to(dtype).mT * scale
-    return scores if segment.bias is None else scores + segment.bias[:, None, None, :].to(dtype)
+    if segment.bias is not None:
+        scores = scores + segment.bias[:, None, None, :].to(dtype)
+    if segment.group_bias is not None:
+        scores = scores + segment.group_bias.of_keys()[:, None].to(dtype)
+    return scores
 
 
 def maps_of(columns: Tensor, requested: RequestedMaps) -> Tensor:

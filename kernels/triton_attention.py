@@ -6,6 +6,7 @@ After FlashAttention-2 (Dao 2023, algorithms 1 and 2); what columns add is deriv
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # (what Triton does to a function is beyond its types)
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .inputs import AttentionInputs, Context, RequestedMaps
+from .inputs import AttentionInputs, Context, GroupBias, RequestedMaps, Segment
 from .triton_common import (
     LOG2_E,
     cast,
@@ -27,6 +28,7 @@ from .triton_common import (
     scores,
     store_rows,
     strides,
+    with_group_bias,
 )
 
 TARGET_PROGRAMS = 512
@@ -40,8 +42,8 @@ TARGET_PROGRAMS = 512
 
 @triton.jit
 def _column(
-    q, K, BIAS, level, inverse, c, stride, scale,
-    D: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
+    q, K, BIAS, GROUPS, VALUES, level, inverse, c, stride, rows, N, scale,
+    D: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_GROUPS: tl.constexpr,
 ):  # fmt: skip
     """A[:, c] for a block of queries: [BN]."""
     dims = tl.arange(0, BD)
@@ -49,16 +51,20 @@ def _column(
     s = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
     if HAS_BIAS:
         s += tl.load(BIAS + c) * LOG2_E
+    if HAS_GROUPS:
+        g = tl.load(GROUPS + c)
+        own = tl.load(VALUES + tl.maximum(g, 0) * N + rows, rows < N, other=0.0)
+        s += tl.where(g >= 0, own * LOG2_E, 0.0)
     return tl.exp2(s - level) * inverse
 
 
 @triton.jit
 def _forward(
-    Q, K, V, BIAS, OUT, ACC, TOP, TOTAL, COLUMNS, MAPS, PARTS,
+    Q, K, V, BIAS, GROUPS, VALUES, OUT, ACC, TOP, TOTAL, COLUMNS, MAPS, PARTS,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m,
-    H, N, M, T, scale,
+    H, N, M, G, T, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GROUPS: tl.constexpr, IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
     WANT_MAPS: tl.constexpr, WANT_MOMENTS: tl.constexpr,
 ):  # fmt: skip
     """Output of BN queries, one segment of keys after another.
@@ -75,6 +81,8 @@ def _forward(
     K += b * k_b + h * k_h
     V += b * v_b + h * v_h
     BIAS += b * M
+    GROUPS += b * M
+    VALUES += b * G * N
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)  # [BN, BD]
     if IS_FIRST:
         top = tl.full([BN], float("-inf"), tl.float32)
@@ -88,6 +96,8 @@ def _forward(
         cols = start + tl.arange(0, BM)
         k = load_rows(K, cols, M, k_m, D, BD)  # [BM, BD]
         s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        if HAS_GROUPS:
+            s = with_group_bias(s, GROUPS, VALUES, G, cols, M, rows, N)
         higher = tl.maximum(top, tl.max(s, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)  # no key yet: exp2(-inf), not NaN
         p = tl.exp2(s - level[:, None])
@@ -107,7 +117,10 @@ def _forward(
             count = tl.minimum(N - block * BN, BN).to(tl.float32)
             for t in range(T):
                 c = tl.load(COLUMNS + b * T + t)
-                p = _column(q, K, BIAS, top, 1 / total, c, k_m, scale, D, BD, HAS_BIAS)  # [BN]
+                p = _column(
+                    q, K, BIAS, GROUPS, VALUES, top, 1 / total, c, k_m, rows, N, scale,
+                    D, BD, HAS_BIAS, HAS_GROUPS,
+                )  # [BN]  # fmt: skip
                 if WANT_MAPS:
                     tl.store(MAPS + (bh * T + t) * N + rows, p, valid)
                 if WANT_MOMENTS:
@@ -134,9 +147,10 @@ def _upstream(
 
 @triton.jit
 def _with_columns(
-    p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+    p, dp, cols, q, K, BIAS, GROUPS, VALUES, level, inverse, k_m, scale,
     COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GROUPS: tl.constexpr,
     USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
 ):  # fmt: skip
     """Add to dp [BN, BM] what enters through the columns that lie in this block of keys.
@@ -149,7 +163,10 @@ def _with_columns(
         if (c >= start) & (c < start + BM):
             here = (cols == c)[None, :]
             if q.dtype == tl.float32:
-                own = _column(q, K, BIAS, level, inverse, c, k_m, scale, D, BD, HAS_BIAS)
+                own = _column(
+                    q, K, BIAS, GROUPS, VALUES, level, inverse, c, k_m, rows, N, scale,
+                    D, BD, HAS_BIAS, HAS_GROUPS,
+                )  # fmt: skip
                 p = tl.where(here, own[:, None], p)
             else:
                 own = tl.sum(tl.where(here, p, 0.0), 1)
@@ -163,11 +180,12 @@ def _with_columns(
 
 @triton.jit
 def _backward_q(
-    Q, K, V, BIAS, OUT, D_OUT, TOP, TOTAL, DELTA, D_Q, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    Q, K, V, BIAS, GROUPS, VALUES, OUT, D_OUT, TOP, TOTAL, DELTA, D_Q,
+    COLUMNS, D_MAPS, OFFSET, SLOPE,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
-    H, N, M, T, scale, plain_scale,
+    H, N, M, G, T, scale, plain_scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, IS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GROUPS: tl.constexpr, IS_FIRST: tl.constexpr,
     USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
 ):  # fmt: skip
     """dQ of BN queries from one segment; the first also computes δ (README.md, equation 4)."""
@@ -179,6 +197,8 @@ def _backward_q(
     K += b * k_b + h * k_h
     V += b * v_b + h * v_h
     BIAS += b * M
+    GROUPS += b * M
+    VALUES += b * G * N
     q = load_rows(Q + b * q_b + h * q_h, rows, N, q_n, D, BD)
     d_out = load_rows(D_OUT + bh * N * D, rows, N, D, D, BD)
     level, inverse = load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
@@ -188,7 +208,10 @@ def _backward_q(
         if USES_MAPS or USES_MOMENTS:
             for t in range(T):
                 c = tl.load(COLUMNS + b * T + t)
-                p = _column(q, K, BIAS, level, inverse, c, k_m, scale, D, BD, HAS_BIAS)
+                p = _column(
+                    q, K, BIAS, GROUPS, VALUES, level, inverse, c, k_m, rows, N, scale,
+                    D, BD, HAS_BIAS, HAS_GROUPS,
+                )  # fmt: skip
                 delta += p * _upstream(
                     p, D_MAPS, OFFSET, SLOPE, b, h, t, rows, N, T, map_b, map_h,
                     USES_MAPS, USES_MOMENTS,
@@ -202,14 +225,16 @@ def _backward_q(
         cols = start + tl.arange(0, BM)
         k = load_rows(K, cols, M, k_m, D, BD)
         s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        if HAS_GROUPS:
+            s = with_group_bias(s, GROUPS, VALUES, G, cols, M, rows, N)
         p = tl.exp2(s - level[:, None]) * inverse[:, None]
         v = load_rows(V, cols, M, v_m, D, BD)
         dp = dot(d_out, tl.trans(v))
         if IS_FIRST and (USES_MAPS or USES_MOMENTS):
             p, dp = _with_columns(
-                p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+                p, dp, cols, q, K, BIAS, GROUPS, VALUES, level, inverse, k_m, scale,
                 COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-                D, BD, BM, HAS_BIAS, USES_MAPS, USES_MOMENTS,
+                D, BD, BM, HAS_BIAS, HAS_GROUPS, USES_MAPS, USES_MOMENTS,
             )  # fmt: skip
         ds = p * (dp - delta[:, None]) * plain_scale
         acc += dot(cast(ds, k.dtype), k)
@@ -218,11 +243,13 @@ def _backward_q(
 
 @triton.jit
 def _backward_kv(
-    Q, K, V, BIAS, D_OUT, TOP, TOTAL, DELTA, D_K, D_V, COLUMNS, D_MAPS, OFFSET, SLOPE,
+    Q, K, V, BIAS, GROUPS, VALUES, D_OUT, TOP, TOTAL, DELTA, D_K, D_V,
+    COLUMNS, D_MAPS, OFFSET, SLOPE,
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, map_b, map_h,
-    H, N, M, T, rows_per_split, scale, plain_scale,
+    H, N, M, G, T, rows_per_split, scale, plain_scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GROUPS: tl.constexpr,
+    USES_MAPS: tl.constexpr, USES_MOMENTS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of BM keys from a share of the queries; the shares are summed afterwards."""
     start = tl.program_id(0) * BM
@@ -232,6 +259,8 @@ def _backward_kv(
     cols = start + tl.arange(0, BM)
     Q += b * q_b + h * q_h
     BIAS += b * M
+    GROUPS += b * M
+    VALUES += b * G * N
     K += b * k_b + h * k_h
     k = load_rows(K, cols, M, k_m, D, BD)
     v = load_rows(V + b * v_b + h * v_h, cols, M, v_m, D, BD)
@@ -246,14 +275,16 @@ def _backward_kv(
         level, inverse = load_state(TOP, TOTAL, bh * N + rows, valid, q.dtype)
         delta = tl.load(DELTA + bh * N + rows, valid, other=0.0)
         s = scores(q, k, BIAS, cols, M, scale, HAS_BIAS)  # [BN, BM]
+        if HAS_GROUPS:
+            s = with_group_bias(s, GROUPS, VALUES, G, cols, M, rows, N)
         p = tl.exp2(s - level[:, None]) * inverse[:, None]
         d_v += dot(cast(tl.trans(p), d_out.dtype), d_out)
         dp = dot(d_out, tl.trans(v))
         if USES_MAPS or USES_MOMENTS:
             p, dp = _with_columns(
-                p, dp, cols, q, K, BIAS, level, inverse, k_m, scale,
+                p, dp, cols, q, K, BIAS, GROUPS, VALUES, level, inverse, k_m, scale,
                 COLUMNS, D_MAPS, OFFSET, SLOPE, b, h, rows, N, T, start, map_b, map_h,
-                D, BD, BM, HAS_BIAS, USES_MAPS, USES_MOMENTS,
+                D, BD, BM, HAS_BIAS, HAS_GROUPS, USES_MAPS, USES_MOMENTS,
             )  # fmt: skip
         ds = p * (dp - delta[:, None]) * plain_scale
         d_k += dot(cast(tl.trans(ds), q.dtype), q)
@@ -284,24 +315,37 @@ class Blocks:
         }
 
 
-def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """Large enough to keep tensor cores busy, small enough that no register spills."""
+def forward_blocks(width: int, dtype: torch.dtype, *, groups: bool = False) -> Blocks:
+    """Large enough to keep tensor cores busy, small enough that no register spills.
+
+    Those that `bench/kernel_resources.py` found; biases of `groups` want some registers more.
+    """
     if dtype == torch.float32:
         return Blocks(32, 32, 4, 2)
     wide = padded_width(width)
     if wide <= 64:
         return Blocks(128, 64, 8, 3)
-    return Blocks(128, 32, 8, 2) if wide <= 128 else Blocks(32, 32, 4, 2)
+    if wide <= 128:
+        return Blocks(128, 32, 8, 2)
+    return Blocks(64, 32, 8, 2) if groups else Blocks(32, 32, 4, 2)
 
 
-def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """Smaller than forward, as twice as much is kept in registers."""
+def backward_blocks(
+    width: int, dtype: torch.dtype, *, groups: bool = False, columns: bool = False
+) -> Blocks:
+    """Smaller than forward, as twice as much is kept in registers; `columns` have gradients."""
     wide = padded_width(width)
     if dtype == torch.float32:
         return Blocks(16, 16, 4, 1) if wide > 64 else Blocks(32, 32, 4, 1)
     if wide <= 64:
-        return Blocks(64, 32, 4, 2)
-    return Blocks(64, 32, 8, 1) if wide <= 128 else Blocks(16, 32, 8, 1)
+        return Blocks(64, 32, 8 if groups and columns else 4, 2)
+    if wide <= 128:
+        return Blocks(32 if groups else 64, 32, 8, 1)
+    return Blocks(16, 32, 8, 1)
+
+
+Biases = tuple[Tensor | None, GroupBias | None]
+"""Of a segment: of its keys, and of groups of them."""
 
 
 class _Inputs:
@@ -311,12 +355,14 @@ class _Inputs:
         self,
         q: Tensor,
         flat: tuple[Tensor, ...],
-        biases: list[Tensor | None],
+        biases: Sequence[Biases],
         columns: Tensor | None,
         scale: float,
     ) -> None:
         self.q = q
-        self.segments = list(zip(flat[::2], flat[1::2], biases, strict=True))
+        self.segments = [
+            Segment(k, v, *own) for k, v, own in zip(flat[::2], flat[1::2], biases, strict=True)
+        ]
         self.batch, self.heads, self.num_queries, self.width = q.shape
         self.columns = columns
         self.num_columns = 0 if columns is None else columns.shape[1]
@@ -328,15 +374,25 @@ class _Inputs:
         """Batch times heads."""
         return self.batch * self.heads
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether any segment has groups of keys."""
+        return any(each.group_bias is not None for each in self.segments)
+
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory for a result."""
         return self.q.new_empty(shape, dtype=dtype)
 
-    def bias(self, bias: Tensor | None) -> tuple[Tensor, bool]:
-        """A bias as the kernels take it, and whether there is one."""
-        if bias is None:
-            return self.nothing, False
-        return bias.float().contiguous(), True
+    def biases(self, segment: Segment) -> tuple[list[Tensor], int, dict[str, bool]]:
+        """BIAS, GROUPS and VALUES as the kernels take them, the number of groups, and which are."""
+        bias, groups = segment.bias, segment.group_bias
+        pointers = [self.nothing if bias is None else bias.float().contiguous()]
+        if groups is None:
+            pointers += [self.nothing.int(), self.nothing]
+        else:
+            pointers += [groups.groups.int().contiguous(), groups.values.float().contiguous()]
+        count = 0 if groups is None else groups.values.shape[1]
+        return pointers, count, {"HAS_BIAS": bias is not None, "HAS_GROUPS": groups is not None}
 
     def widths(self) -> dict[str, int]:
         """The kernels' D and BD."""
@@ -350,7 +406,7 @@ def _launch_forward(
 
     The first segment comes last: it holds the columns, and only then the softmax is complete.
     """
-    blocks = forward_blocks(inputs.width, inputs.q.dtype)
+    blocks = forward_blocks(inputs.width, inputs.q.dtype, groups=inputs.has_groups)
     rows, n, width, t = inputs.rows, inputs.num_queries, inputs.width, inputs.num_columns
     num_blocks = triton.cdiv(n, blocks.queries)
     output = inputs.new(*inputs.q.shape, dtype=inputs.q.dtype)
@@ -359,16 +415,17 @@ def _launch_forward(
     maps = inputs.new(rows, t, n) if requested.maps else inputs.nothing
     parts = inputs.new(rows, num_blocks, t, 2) if requested.moments else inputs.nothing
     order = inputs.segments[1:] + inputs.segments[:1]
-    for number, (k, v, bias) in enumerate(order):
+    for number, segment in enumerate(order):
+        k, v = segment.k, segment.v
         is_last = number == len(order) - 1
-        pointer, has_bias = inputs.bias(bias)
+        pointers, num_groups, has = inputs.biases(segment)
         _forward[num_blocks, rows](
-            inputs.q, k, v, pointer, output, acc, top, total,
+            inputs.q, k, v, *pointers, output, acc, top, total,
             inputs.nothing if inputs.columns is None else inputs.columns, maps, parts,
             *strides(inputs.q, k, v),
-            inputs.heads, n, k.shape[2], t, inputs.scale * LOG2_E.value,
-            **inputs.widths(), **blocks.options(),
-            HAS_BIAS=has_bias, IS_FIRST=number == 0, IS_LAST=is_last,
+            inputs.heads, n, k.shape[2], num_groups, t, inputs.scale * LOG2_E.value,
+            **inputs.widths(), **blocks.options(), **has,
+            IS_FIRST=number == 0, IS_LAST=is_last,
             WANT_MAPS=requested.maps and is_last, WANT_MOMENTS=requested.moments and is_last,
         )  # fmt: skip
     return output, (top, total), maps, parts
@@ -401,27 +458,33 @@ def _launch_backward(
     gradients: _ColumnGradients,
 ) -> tuple[Tensor, list[Tensor]]:
     """dQ, and dK, dV of each segment."""
-    blocks = backward_blocks(inputs.width, inputs.q.dtype)
+    blocks = backward_blocks(
+        inputs.width,
+        inputs.q.dtype,
+        groups=inputs.has_groups,
+        columns=any(gradients.uses().values()),
+    )
     q, n, rows = inputs.q, inputs.num_queries, inputs.rows
     single = len(inputs.segments) == 1
     d_q = inputs.new(*q.shape, dtype=q.dtype if single else torch.float32)
     delta = inputs.new(rows, n)
     columns = inputs.nothing if inputs.columns is None else inputs.columns
     d_flat: list[Tensor] = []
-    for number, (k, v, bias) in enumerate(inputs.segments):
-        pointer, has_bias = inputs.bias(bias)
+    for number, segment in enumerate(inputs.segments):
+        k, v = segment.k, segment.v
+        pointers, num_groups, has = inputs.biases(segment)
         uses = gradients if number == 0 else _ColumnGradients()
         shared = (columns, *uses.arguments(inputs.nothing), *strides(q, k, v), *uses.strides())
-        sizes = (inputs.heads, n, k.shape[2], inputs.num_columns)
+        sizes = (inputs.heads, n, k.shape[2], num_groups, inputs.num_columns)
         scales = (inputs.scale * LOG2_E.value, inputs.scale)
         options: dict[str, int | bool] = {
             **inputs.widths(),
             **blocks.options(),
             **uses.uses(),
-            "HAS_BIAS": has_bias,
+            **has,
         }
         _backward_q[triton.cdiv(n, blocks.queries), rows](
-            q, k, v, pointer, output, d_output, *state, delta, d_q,
+            q, k, v, *pointers, output, d_output, *state, delta, d_q,
             *shared, *sizes, *scales, IS_FIRST=number == 0, **options,
         )  # fmt: skip
         key_blocks = triton.cdiv(k.shape[2], blocks.keys)
@@ -429,7 +492,7 @@ def _launch_backward(
         dtype = k.dtype if splits == 1 else torch.float32
         d_k, d_v = (inputs.new(splits, *k.shape, dtype=dtype) for _ in range(2))
         _backward_kv[key_blocks, rows, splits](
-            q, k, v, pointer, d_output, *state, delta, d_k, d_v,
+            q, k, v, *pointers, d_output, *state, delta, d_k, d_v,
             *shared, *sizes, rows_per_split, *scales, **options,
         )  # fmt: skip
         d_flat += [part[0] if splits == 1 else part.sum(0).to(k.dtype) for part in (d_k, d_v)]
@@ -448,7 +511,7 @@ def split_queries(num_queries: int, programs: int, block: int) -> tuple[int, int
 
 
 class _AttentionContext(Context, Protocol):
-    biases: list[Tensor | None]
+    biases: Sequence[Biases]
     requested: RequestedMaps
     scale: float
 
@@ -459,7 +522,7 @@ class _TritonAttention(torch.autograd.Function):
         ctx: _AttentionContext,
         q: Tensor,
         columns: Tensor | None,
-        biases: list[Tensor | None],
+        biases: Sequence[Biases],
         requested: RequestedMaps,
         scale: float,
         *flat: Tensor,
@@ -497,8 +560,8 @@ class _TritonAttention(torch.autograd.Function):
 
 def _joined_moments(inputs: _Inputs, parts: Tensor) -> Tensor:
     """Moments of all from those of blocks (Chan et al. 1979, eq. 2.1), (B, T, 2)."""
-    block = forward_blocks(inputs.width, inputs.q.dtype).queries
-    counts = _block_counts(inputs.num_queries, block, inputs.heads, parts.device)
+    blocks = forward_blocks(inputs.width, inputs.q.dtype, groups=inputs.has_groups)
+    counts = _block_counts(inputs.num_queries, blocks.queries, inputs.heads, parts.device)
     per_sample = parts.unflatten(0, (inputs.batch, inputs.heads)).flatten(1, 2)
     means, squares = per_sample.unbind(-1)  # (B, H · blocks, T)
     whole = inputs.heads * inputs.num_queries
@@ -544,7 +607,7 @@ def _column_gradients_of(
 def attend_triton(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `attend_reference`; for float32, float16 and bfloat16."""
     flat = [part for segment in inputs.segments for part in (segment.k, segment.v)]
-    biases = [segment.bias for segment in inputs.segments]
+    biases = [(segment.bias, segment.group_bias) for segment in inputs.segments]
     return _TritonAttention.apply(
         inputs.q, inputs.columns, biases, inputs.requested, inputs.scale, *flat
     )

@@ -58,6 +58,16 @@ def scores(q, k, BIAS, cols, num_keys, scale, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
+def with_group_bias(s, GROUPS, VALUES, G, cols, num_keys, rows, num_rows):
+    """Scores with the biases of queries towards groups of keys: [BN, BM]."""
+    groups = tl.load(GROUPS + cols, cols < num_keys, other=-1)  # [BM]
+    for g in range(G):
+        bias = tl.load(VALUES + g * num_rows + rows, rows < num_rows, other=0.0)  # [BN]
+        s += tl.where((groups == g)[None, :], bias[:, None] * LOG2_E, 0.0)
+    return s
+
+
+@triton.jit
 def state_of(top, total, dtype: tl.constexpr):
     """The softmax state: A = exp2(s - level) · inverse; [BN] each.
 

@@ -159,7 +159,7 @@ def bias_of_ours(backbone: Backbone, reference: Reference, layer: str) -> Tensor
     with torch.no_grad():
         references = ReferencePass(backbone, [reference])
         with references.seen_at(backbone, [torch.tensor(400)], [torch.ones(1, dtype=torch.bool)]):
-            seen += [bias for _, bias in backbone.attention.further_of(layer)]
+            seen += [each.bias[layer] for each in backbone.attention.further_of(layer)]
     return seen[0][0]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conceptry.kernels import GroupBias, Segment
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,7 +16,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Case:
-    """A problem by its sizes. `extra` are the lengths of further segments."""
+    """A problem by its sizes. `extra` are the lengths of further segments.
+
+    `groups` is the number of groups of keys in the first segment, and in every other further one.
+    """
 
     dtype: str = "float32"
     batch: int = 2
@@ -24,13 +28,15 @@ class Case:
     keys: int = 77
     width: int = 40
     bias: bool = False
+    groups: int = 0
     extra: tuple[int, ...] = ()
     columns: str = "some"
     per_head: bool = False
 
     def __str__(self) -> str:
         words = [self.dtype, f"n{self.queries}", f"m{self.keys}", f"d{self.width}"]
-        words += ["bias"] * self.bias + [f"extra{n}" for n in self.extra]
+        words += ["bias"] * self.bias + [f"groups{self.groups}"] * (self.groups > 0)
+        words += [f"extra{n}" for n in self.extra]
         words += [f"columns-{self.columns}"] * (self.columns != "some")
         return "-".join(words + ["per_head"] * self.per_head)
 
@@ -46,24 +52,26 @@ class Inputs:
     k: Tensor
     v: Tensor
     bias: Tensor | None
-    extra: list[tuple[Tensor, Tensor, Tensor | None]]
+    groups: GroupBias | None
+    extra: list[Segment]
     columns: Tensor
     per_head: bool
 
     def leaves(self) -> list[Tensor]:
-        return [self.q, self.k, self.v, *(part for k, v, _ in self.extra for part in (k, v))]
+        return [self.q, self.k, self.v, *(part for each in self.extra for part in each[:2])]
 
     def to(self, dtype: torch.dtype) -> "Inputs":
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype).requires_grad_(True)
 
-        extra = [(leaf(k), leaf(v), bias) for k, v, bias in self.extra]
+        extra = [each._replace(k=leaf(each.k), v=leaf(each.v)) for each in self.extra]
         return replace(self, q=leaf(self.q), k=leaf(self.k), v=leaf(self.v), extra=extra)
 
     def arguments(self) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
         """As `attend` takes them."""
-        options = {"key_bias": self.bias, "extra": self.extra, "columns": self.columns}
-        return (self.q, self.k, self.v), options | {"per_head": self.per_head}
+        options = {"key_bias": self.bias, "group_bias": self.groups, "extra": self.extra}
+        options |= {"columns": self.columns, "per_head": self.per_head}
+        return (self.q, self.k, self.v), options
 
 
 def make(case: Case, seed: int = 0) -> Inputs:
@@ -79,14 +87,30 @@ def make(case: Case, seed: int = 0) -> Inputs:
         value[:, 1::5] = float("-inf")
         return value.to(DEVICE)
 
+    def groups(length: int) -> GroupBias | None:
+        """The first key, which no other bias hides, is in no group."""
+        if not case.groups:
+            return None
+        numbers = torch.randint(-1, case.groups, (case.batch, length), generator=generator)
+        numbers[:, 0] = -1
+        values = torch.randn(case.batch, case.groups, case.queries, generator=generator)
+        values[:, :, ::3] = float("-inf")
+        return GroupBias(numbers.to(DEVICE), values.to(DEVICE))
+
     b, h, d = case.batch, case.heads, case.width
     return Inputs(
         q=normal(b, h, case.queries, d),
         k=normal(b, h, case.keys, d),
         v=normal(b, h, case.keys, d),
         bias=bias(case.keys) if case.bias else None,
+        groups=groups(case.keys),
         extra=[
-            (normal(b, h, n, d), normal(b, h, n, d), bias(n) if i % 2 == 0 else None)
+            Segment(
+                normal(b, h, n, d),
+                normal(b, h, n, d),
+                bias(n) if i % 2 == 0 else None,
+                groups(n) if i % 2 else None,
+            )
             for i, n in enumerate(case.extra)
         ],
         columns=_columns(case, generator),
@@ -112,13 +136,14 @@ def plain_attention(inputs: Inputs) -> list[Tensor]:
 
     Moments are at least float32: in float16 their gradients would overflow.
     """
-    q, segments = inputs.q, [(inputs.k, inputs.v, inputs.bias), *inputs.extra]
+    q, segments = inputs.q, [(inputs.k, inputs.v, inputs.bias, inputs.groups), *inputs.extra]
     scores = []
-    for k, _, bias in segments:
+    for k, _, bias, groups in segments:
         score = q @ k.mT * q.shape[-1] ** -0.5
-        scores.append(score if bias is None else score + bias[:, None, None, :].to(q.dtype))
+        score = score if bias is None else score + bias[:, None, None, :].to(q.dtype)
+        scores.append(score if groups is None else score + mask_of(groups)[:, None].to(q.dtype))
     weights = torch.cat(scores, -1).softmax(-1)
-    output = weights @ torch.cat([v for _, v, _ in segments], dim=2)
+    output = weights @ torch.cat([v for _, v, *_ in segments], dim=2)
     rows = inputs.columns.to(q.device)
     rows = rows if rows.dim() == 2 else rows.expand(q.shape[0], -1)
     columns = weights.gather(-1, rows[:, None, None, :].expand(*weights.shape[:3], -1))
@@ -126,6 +151,22 @@ def plain_attention(inputs: Inputs) -> list[Tensor]:
     values = columns.permute(0, 3, 1, 2).flatten(2)
     values = values.to(torch.promote_types(q.dtype, torch.float32))
     return [output, maps, torch.stack([values.mean(-1), values.var(-1)], -1)]
+
+
+def mask_of(bias: GroupBias) -> Tensor:
+    """The whole mask (B, N, M) that a group bias stands for."""
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.zeros_like(values[0]) if group < 0 else values[group]
+                    for group in groups.tolist()
+                ],
+                -1,
+            )
+            for groups, values in zip(bias.groups, bias.values, strict=True)
+        ]
+    )
 
 
 Answers = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -166,7 +207,7 @@ def cut_less_finely(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in {"forward_blocks", "backward_blocks"} & set(vars(module)):
             usual = vars(module)[name]
 
-            def blocks(width: int, dtype: torch.dtype, usual: Any = usual) -> Any:
-                return replace(usual(width, dtype), **larger)
+            def blocks(width: int, dtype: torch.dtype, usual: Any = usual, **options: bool) -> Any:
+                return replace(usual(width, dtype, **options), **larger)
 
             monkeypatch.setattr(module, name, blocks)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.kernels import attend, chunked
+from conceptry.kernels import GroupBias, attend, chunked
 from conceptry.kernels.attention import BACKENDS, choose_backend
 from long import quick_for
 from problems import (
@@ -34,8 +34,11 @@ SMALL = [
     *(Case(width=width, queries=33) for width in WIDTHS),
     *(Case(columns=columns) for columns in ("all", "per-sample", "edges", "repeated")),
     Case(bias=True),
+    Case(groups=3, bias=True, extra=(20, 33), queries=65),
     Case(per_head=True),
     Case(per_head=True, heads=5, batch=1, columns="per-sample"),
+    Case(groups=1, keys=5, batch=1, columns="all"),
+    Case(groups=2, extra=(33, 64, 1), columns="per-sample"),
     Case(extra=(64,)),
     Case(extra=(20, 1, 33), bias=True, queries=65),
     Case(heads=1, batch=1, queries=2),
@@ -47,8 +50,9 @@ MORE = [
     *(Case(queries=111, keys=m, batch=1) for m in (1, 5, 64, 77, 111)),
 ]
 HALF = [
-    Case(dtype=dtype, bias=True, extra=(33,), columns="repeated")
+    Case(dtype=dtype, bias=True, groups=groups, extra=(33, 20), columns="repeated")
     for dtype in ("float16", "bfloat16")
+    for groups in (2, 0)
 ] + [
     Case(dtype=dtype, queries=65, width=width)
     for dtype in ("float16", "bfloat16")
@@ -137,7 +141,11 @@ def test_agrees_with_float64(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4096, 65536])
-@pytest.mark.parametrize("case", [Case(batch=3), Case(bias=True, extra=(20, 33))], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(batch=3), Case(bias=True, extra=(20, 33)), Case(bias=True, groups=2, extra=(20, 33))],
+    ids=str,
+)
 def test_chunks_of_any_size(case: Case, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one query at a time to several samples."""
     forced("torch", monkeypatch)
@@ -169,7 +177,11 @@ def test_agrees_with_float64_on_the_whole_grid(
     check(case)
 
 
-@pytest.mark.parametrize("case", [Case(), Case(bias=True, extra=(20,), per_head=True)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(), Case(bias=True, extra=(20,), per_head=True), Case(bias=True, groups=2, extra=(9, 20))],
+    ids=str,
+)
 def test_the_reference_is_plain_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     forced("reference", monkeypatch)
     inputs = make(case).to(torch.float64)
@@ -193,11 +205,13 @@ def test_all_maps_sum_to_one(dtype: str, backend: str) -> None:
 
 def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     forced("torch", monkeypatch)
-    inputs = make(Case(queries=5, keys=7, width=3, extra=(4,), bias=True)).to(torch.float64)
+    case = Case(queries=5, keys=7, width=3, extra=(4,), bias=True, groups=2)
+    inputs = make(case).to(torch.float64)
 
     def run(q: Tensor, k: Tensor, v: Tensor, k2: Tensor, v2: Tensor) -> tuple[Tensor, ...]:
         extra = [(k2, v2, inputs.extra[0][2])]
-        attended = attend(q, k, v, key_bias=inputs.bias, extra=extra, columns=[0, 6, 6], want=WANT)
+        biases = {"key_bias": inputs.bias, "group_bias": inputs.groups}
+        attended = attend(q, k, v, **biases, extra=extra, columns=[0, 6, 6], want=WANT)
         assert attended.maps is not None
         assert attended.moments is not None
         return attended.output, attended.maps, attended.moments
@@ -246,6 +260,21 @@ def test_strided_inputs_are_taken_as_they_are(backend: str, layout: str) -> None
         )
 
     check(Case(queries=33, width=32), answers)
+
+
+def test_a_word_is_seen_from_where_its_group_says(backend: str) -> None:
+    """Its map is zero elsewhere, and sums to one with the others' everywhere."""
+    case = Case(queries=64, keys=6, columns="all")
+    tensors, options = make(case).to(torch.float32).arguments()
+    values = torch.zeros(2, 1, 64, device=DEVICE)
+    values[:, :, 32:] = -torch.inf
+    groups = torch.tensor([[-1, -1, 0, 0, -1, -1]] * 2, device=DEVICE)
+    options |= {"group_bias": GroupBias(groups, values)}
+    maps = attend(*tensors, want="maps", **options).maps
+    assert maps is not None
+    assert (maps[:, 2:4, :32] > 0).all()
+    assert not maps[:, 2:4, 32:].any()
+    assert torch.allclose(maps.sum(1), torch.ones_like(maps[:, 0]), atol=1e-5)
 
 
 def test_the_same_inputs_give_the_same_bits(backend: str) -> None:
@@ -317,6 +346,16 @@ def test_the_whole_matrix_is_never_in_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert largest.numel * 4 <= 4 << 20 < 4 * 4 * 2048 * 2048
 
 
+def test_a_mask_of_queries_and_keys_is_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("torch", monkeypatch)
+    inputs = make(Case(batch=1, heads=1, queries=4096, keys=2048, width=8, groups=3))
+    tensors, options = inputs.to(torch.float32).arguments()
+    attend(*tensors, group_bias=options["group_bias"])  # of which torch's own may keep some
+    with _Largest() as largest:
+        attend(*tensors, group_bias=options["group_bias"])
+    assert largest.numel * 8 <= 8 << 20 < 4 * 4096 * 2048
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 Q = torch.zeros(2, 3, 8, 32)
@@ -342,6 +381,23 @@ K = torch.zeros(2, 3, 5, 32)
         ({"key_bias": torch.zeros(2, 5).int()}, "key_bias is int32"),
         ({"key_bias": torch.zeros(2, 5, requires_grad=True)}, "key_bias requires a gradient"),
         ({"key_bias": torch.tensor([[0.0] * 5, [-torch.inf] * 5])}, "no key in sample 1 of 2"),
+        (
+            {"group_bias": GroupBias(torch.zeros(2, 5).long(), torch.zeros(2, 1, 5))},
+            r"group_bias.values has to be \(B, G, N\) = \(2, 1, 8\), not float32 \(2, 1, 5\)",
+        ),
+        (
+            {"group_bias": GroupBias(torch.zeros(2, 4).long(), torch.zeros(2, 1, 8))},
+            r"group_bias.groups have to be \(B, M\) = \(2, 5\)",
+        ),
+        ({"group_bias": GroupBias(torch.zeros(2, 5), torch.zeros(2, 1, 8))}, "expected integers"),
+        (
+            {"group_bias": GroupBias(torch.full((2, 5), 1), torch.zeros(2, 1, 8))},
+            "groups hold 1: there are 1, from 0 on, or -1",
+        ),
+        (
+            {"group_bias": GroupBias(torch.zeros(2, 5).long(), torch.full((2, 1, 8), -torch.inf))},
+            "leaves no key in sample 0 of 2, query 0: all are -inf",
+        ),
         ({"extra": [(K, K[:, :, :4], None)]}, r"extra\[0\] v has to be"),
         ({"extra": [(K, K, torch.zeros(2, 3))]}, r"extra\[0\] bias has to be"),
         ({"columns": [5], "want": "maps"}, "columns hold 5, out of the range of 5 keys"),
