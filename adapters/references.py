@@ -95,6 +95,12 @@ class References:
             self.encoding,
         )
 
+    def of_subject(self, subject: str) -> "References":
+        """The same as pictures of a subject."""
+        return References(
+            [replace(each, subject=subject) for each in self.references], self.encoding
+        )
+
     def unmasked(self) -> "References":
         """The same with all of their pictures as the subject."""
         return References(

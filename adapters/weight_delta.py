@@ -89,6 +89,16 @@ class WeightDelta:
                 parameter.data = changed
             undo.pop_all()
 
+    def computed(self, backbone: Backbone) -> "ChangedWeights":
+        """The weights as they are with the change, to be exchanged with the base model's.
+
+        They take as much memory as those that are changed, and no time to inject.
+        """
+        parameters = backbone.weights()
+        with torch.no_grad():
+            changed = {name: self.added_to(name, parameters[name]) for name in self.names}
+        return ChangedWeights(changed)
+
     def added_to(self, name: str, parameter: Tensor) -> Tensor:
         """A parameter with its change, in its dtype."""
         changed = parameter.data.float() + self.strength * self._change(name, parameter)
@@ -122,3 +132,29 @@ class WeightDelta:
         for name, original in self._original.items():
             parameters[name].data = original
         self._original.clear()
+
+
+@dataclass(slots=True)
+class ChangedWeights:
+    """Weights in place of a base model's, by name; see `WeightDelta.computed`."""
+
+    weights: dict[str, Tensor]
+    _is_injected: bool = False
+
+    def inject(self, backbone: Backbone) -> None:
+        """Exchange the weights. Raises `RuntimeError` if they are already exchanged."""
+        if self._is_injected:
+            raise RuntimeError("these weights are exchanged already")
+        self._exchange(backbone)
+
+    def eject(self, backbone: Backbone) -> None:
+        """Exchange them back."""
+        if self._is_injected:
+            self._exchange(backbone)
+
+    def _exchange(self, backbone: Backbone) -> None:
+        parameters = backbone.weights()
+        for name, other in self.weights.items():
+            own, parameters[name].data = parameters[name].data, other
+            self.weights[name] = own
+        self._is_injected = not self._is_injected

@@ -50,6 +50,17 @@ DinoName = Annotated[
     typer.Option(metavar="ID", help="DINO or DINOv2 to score with, or none.", show_default=False),
 ]
 
+LayoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME=BOX",
+        help="Draw a concept, or a word of the prompt, in its place: left,top,right,bottom as "
+        "shares, rex=0,.3,.5,1; repeatable. Or auto, the default for several concepts: where each "
+        "is found; or none: all at once.",
+        show_default=False,
+    ),
+]
 StepsOption = Annotated[
     int | None,
     typer.Option(

@@ -12,6 +12,7 @@ from .arguments import (
     ConceptNames,
     DinoName,
     GuidanceOption,
+    LayoutOption,
     StepsOption,
     SuiteName,
 )
@@ -77,6 +78,7 @@ def evaluate(
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a picture apart.")
     ] = False,
+    layout: LayoutOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
@@ -86,6 +88,7 @@ def evaluate(
     """
     session = session_of(context)
     from ..evaluation import running
+    from ..generation.layout import parse_layout
     from ..generation.request import SamplingSettings
 
     request = running.EvalRequest(
@@ -96,7 +99,11 @@ def evaluate(
         base=base,
         num_seeds=seeds,
         settings=partial(
-            SamplingSettings.for_base, steps=steps, guidance=guidance, separate=separate
+            SamplingSettings.for_base,
+            steps=steps,
+            guidance=guidance,
+            separate=separate,
+            layout=parse_layout(layout or ()),
         ),
         clip=clip,
         dino=dino,

@@ -14,7 +14,7 @@ from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
 from . import control as control_options
 from . import frames as frame_options
-from .arguments import GuidanceOption, StepsOption
+from .arguments import GuidanceOption, LayoutOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -125,6 +125,7 @@ def generate(
     separate: Annotated[
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
+    layout: LayoutOption = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -198,6 +199,7 @@ def generate(
         animation=animation,
     )
     from ..generation.frames import PHOTO_WEIGHT
+    from ..generation.layout import parse_layout
     from ..generation.prompt_files import PromptDefaults, parse_size
     from ..generation.prompt_syntax import resolve_prompt
     from ..generation.reference_syntax import parse_reference, resolve_references
@@ -214,6 +216,7 @@ def generate(
         scheduler=scheduler,
         size=parse_size(size) if size else None,
         separate=separate,
+        layout=parse_layout(layout or ()),
         reference_share=reference_share,
         reference_guidance=reference_guidance,
         encoder_strength=encoder_strength,
@@ -223,10 +226,9 @@ def generate(
     points = [_point(each) for each in point or ()]
     if points and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
-    first = secrets.randbelow(1 << 32) if seed is None else seed
     defaults = PromptDefaults(
         n=num_pictures or (1 if animate else 4),
-        seed=first,
+        seed=secrets.randbelow(1 << 32) if seed is None else seed,
         settings=settings,
         references=references,
         control=control_options.parse(control, control_scale),
@@ -244,6 +246,7 @@ def generate(
             resolve_references(registry, request.references)
             check_encoder(request)
         _warn_of_other_syntax(session, registry, requests, strict)
+        _say_where_concepts_are(session, requests)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..generation import generating
@@ -273,11 +276,8 @@ def generate(
         "animations": film.written if film else [],
     }
     paths = [path for each in images for path in (each["path"], each["maps"]) if path]
-    sheets = [sheet] if sheet else []
-    session.output.lines(document, [*paths, *sheets, *(film.written if film else [])])
-    if (leak or separate) and _most_concepts(requests) < 2:
-        session.output.note("--leak and --separate are for prompts with several concepts")
-    for line in _mean_leaks(leaks):
+    session.output.lines(document, [*paths, *filter(None, [sheet]), *document["animations"]])
+    for line in [*_unused(requests, leak=leak), *_mean_leaks(leaks)]:
         session.output.note(line)
     session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
 
@@ -344,6 +344,15 @@ def _warn_of_other_syntax(
         session.output.warn(line)
 
 
+def _say_where_concepts_are(session: Session, requests: "list[Request]") -> None:
+    """Say that several concepts are kept apart, where nobody asked for it."""
+    unasked = [each for each in requests if each.settings.layout is None]
+    if unasked and _most_concepts(unasked) > 1:
+        session.output.note(
+            "several concepts: each keeps to its place (--layout none: all at once)"
+        )
+
+
 def _first_of(lines: list[str]) -> list[str]:
     """The first of many lines, and how many more there are."""
     more = len(lines) - _MOST_NOTES
@@ -355,6 +364,16 @@ def _most_concepts(requests: "list[Request]") -> int:
     from ..generation.prompt_syntax import mentions
 
     return max(len(mentions(request.prompt)) for request in requests)
+
+
+def _unused(requests: "list[Request]", *, leak: bool) -> list[str]:
+    """What was asked for in vain, as no prompt has several subjects."""
+    if max(len(each.references) for each in requests) + _most_concepts(requests) > 1:
+        return []
+    is_auto = any(each.settings.layout == "auto" for each in requests)
+    asked = {"--leak": leak, "--separate": any(each.settings.separate for each in requests)}
+    asked["--layout auto"] = is_auto
+    return [f"{name} is for prompts with several concepts" for name, on in asked.items() if on]
 
 
 def _seeds(requests: "list[Request]") -> str:

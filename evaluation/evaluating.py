@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.file_format import acts_unnamed
-from ..generation.attention_maps import MapCollector
+from ..generation.attention_maps import MapCollector, SubjectCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
+from ..generation.regional_plan import plan_regions
 from ..generation.regions import all_columns, by_subject, subject_columns
 from ..generation.sampler import draw
 from ..generation.separation import separating
@@ -128,7 +129,8 @@ class Evaluator:
         scorer = Scorer(self.encoders, references)
         scored: list[PromptScores] = []
         with ExitStack() as stack:
-            concepts = _Concepts(self.base, self.subjects, stack, self.concepts)
+            apart = self.plan.settings.layout is not None
+            concepts = _Concepts(self.base, self.subjects, stack, self.concepts, apart=apart)
             source = _PictureSource(self.base, self.cache, self.plan, self.subjects, concepts)
             for prompt in self.plan.suite.prompts:
                 scored.append(self._prompt(prompt, source, scorer))
@@ -267,16 +269,20 @@ class _Concepts:
         subjects: Sequence[EvalSubject],
         stack: ExitStack,
         injected: list[InjectedConcept] | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         self.chosen = [subject.chosen for subject in subjects if subject.chosen]
         self._base = base
+        self._apart = apart
         self._stack = stack
         self._injected = injected
 
     def injected(self) -> list[InjectedConcept]:
         """They, injected."""
         if self._injected is None:
-            self._injected = self._stack.enter_context(inject_concepts(self._base, self.chosen))
+            injecting = inject_concepts(self._base, self.chosen, apart=self._apart)
+            self._injected = self._stack.enter_context(injecting)
         return self._injected
 
 
@@ -349,6 +355,9 @@ class _PictureSource:
         concepts = {each.mention.text: each for each in injected}
         text = expand_prompt(self.prompt_text(prompt), injected)
         backbone, settings = self._base.backbone, self._plan.settings
+        if settings.layout is not None:
+            yield from self._drawn_in_regions(prompt, seeds, injected)
+            return
         who = [concepts.get(subject.phrase, subject.category) for subject in self._subjects]
         columns = subject_columns(backbone, text, who)
         collector = MapCollector(all_columns(columns), layers=[backbone.localising_layers])
@@ -364,3 +373,34 @@ class _PictureSource:
         images = [drawn.image for drawn in drawing]
         (maps,) = collector.take()
         yield from map(ObservedPicture, images, by_subject(maps, columns))  # (B, S, 2, h, w)
+
+    def _drawn_in_regions(
+        self, prompt: SuitePrompt, seeds: Sequence[int], injected: Sequence[InjectedConcept]
+    ) -> Iterator[ObservedPicture]:
+        """Pictures in which each subject has its region."""
+        named = {each.mention.text: each.mention.name for each in injected}
+        names = [named.get(subject.phrase, subject.category) for subject in self._subjects]
+        plain = {each: each for each in names if each not in named.values()}
+        layout, settings = self._plan.settings.layout, self._plan.settings
+        assert layout is not None
+        text = self.prompt_text(prompt)
+        plan = plan_regions(self._base.backbone, text, injected, layout, plain)
+        assert plan is not None
+        collector = SubjectCollector()
+        drawing = draw(
+            self._base,
+            plan.parts[0].prompt,
+            seeds,
+            settings,
+            batch=len(seeds),
+            observers=[
+                *separating(self._base.backbone, plan.parts[0].columns, settings),
+                collector,
+            ],
+            names=[each.weight for each in injected],
+            plan=plan,
+        )
+        images = [drawn.image for drawn in drawing]
+        maps, _ = collector.take()
+        order = [plan.subjects.index(name) for name in names]
+        yield from map(ObservedPicture, images, maps[:, order])

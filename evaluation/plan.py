@@ -37,6 +37,11 @@ class Plan:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
+        if self.settings.layout is not None and self.suite.num_subjects == 1:
+            raise InvalidInput(
+                f"the suite {self.suite.name} has one concept in a picture, a layout several",
+                hint="--suite pairs, or without --layout",
+            )
         if self.chosen and len(self.chosen) != self.suite.num_subjects:
             names = " and ".join(each.concept.name for each in self.chosen)
             raise InvalidInput(

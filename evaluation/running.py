@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
+from ..generation.layout import settled
 from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
 from ..generation.request import SamplingSettings
 from ..models.bases import Base, find_base, read_aliases
@@ -193,6 +194,7 @@ class _Task:
         return cls(chosen, suite, base, encoders)
 
     def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
+        settings = request.settings_for(self.base)
         return Plan(
             chosen=self.chosen,
             suite=self.suite,
@@ -200,7 +202,7 @@ class _Task:
             base=self.base.name,
             base_sha256=base_sha256,
             seeds=tuple(range(request.num_seeds)),
-            settings=request.settings_for(self.base),
+            settings=replace(settings, layout=settled(settings.layout, len(self.chosen))),
         )
 
 

@@ -2,23 +2,25 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels.observation import CROSS_ATTENTION, Observation
 from ..models.backbone import Backbone
-from ..models.latents import layer_size
 from .guidance import Guidance
 from .injection import InjectedConcept
 from .pictures import SheetRow
 from .prompt_syntax import mention_of
+from .regional import RegionalGuidance
 from .regions import subject_columns
 from .sampler import Step
+from .token_maps import CollectedMaps
 
 _HEAT = ((0, 0, 40), (90, 20, 140), (220, 60, 80), (255, 160, 40), (255, 255, 190))
 
@@ -95,34 +97,54 @@ class MapCollector:
         return [each.take() for each in self._collected]
 
 
-class CollectedMaps:
-    """Averages maps over layers and steps at the latents' size (Tang et al. 2023, eq. 4)."""
+class SubjectCollector:
+    """An observer that collects the maps and regions of a plan's subjects."""
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
+        self._maps: list[Tensor] = []
+        self._regions: Tensor | None = None
 
-    def add(self, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
-        """Add the maps (B, T, N) of one U-Net pass over latents of `size` (h, w)."""
-        for each in maps:
-            square = each.detach().float().cpu().unflatten(-1, layer_size(size, each.shape[-1]))
-            whole = F.interpolate(square, size=size, mode="bicubic")
-            self._sum = whole if self._sum is None else self._sum + whole
-            self._count += 1
+    def watching(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """Nothing: the guidance observes."""
+        del backbone
+        return nullcontext()
 
-    def take(self) -> Tensor:
-        """The maps (B, T, h, w) of the pictures since the last call."""
-        if self._sum is None:
-            raise ValueError("nothing has been drawn")
-        mean = (self._sum / self._count).clamp(min=0)
-        self._sum, self._count = None, 0
-        return mean
+    def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
+        """Collect the maps of this step."""
+        del latents
+        assert isinstance(guidance, RegionalGuidance)
+        assert guidance.subject_maps is not None
+        self._maps.append(guidance.subject_maps)
+        self._regions = guidance.masks
+
+    def after_step(self, step: Step) -> Tensor:
+        """Change nothing."""
+        return step.latents
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Of the pictures since the last call, mean maps (B, S, 2, h, w) as of `by_subject`.
+
+        And their regions (B, S, h, w).
+        """
+        assert self._regions is not None
+        found = torch.stack(self._maps).mean(0), self._regions.cpu()
+        self._maps = []
+        return found
 
 
 def heat_row(image: Image.Image, maps: Tensor, words: Sequence[Word]) -> SheetRow:
     """A row of a sheet: the picture, then each of its maps (T, h, w) laid over it."""
     over = [overlaid(image, each) for each in maps]
     return ["picture", *(word.label for word in words)], [image, *over]
+
+
+def region_row(
+    image: Image.Image, subjects: Sequence[str], maps: Tensor, regions: Tensor
+) -> SheetRow:
+    """A row of a sheet: the picture, then each subject's map and region, both (S, h, w)."""
+    labels = [label for name in subjects for label in (name, f"region of {name}")]
+    over = [overlaid(image, each) for pair in zip(maps, regions, strict=True) for each in pair]
+    return ["picture", *labels], [image, *over]
 
 
 def overlaid(image: Image.Image, heat: Tensor, highest: Tensor | None = None) -> Image.Image:

@@ -28,7 +28,7 @@ from ..registry.errors import (
     quoted,
 )
 from ..registry.records import Concept, ImageRecord
-from .attention_maps import MapCollector, heat_row, words_of
+from .attention_maps import MapCollector, SubjectCollector, heat_row, region_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
 from .frames import (
@@ -42,12 +42,14 @@ from .frames import (
     read_frame,
 )
 from .injection import InjectedConcept, expand_prompt, inject_concepts
+from .layout import AUTO
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
 from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
 from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
 from .references import frame_reference, load_references
+from .regional_plan import RegionalPlan, plan_regions
 from .regions import (
     SubjectColumns,
     all_columns,
@@ -56,7 +58,7 @@ from .regions import (
     region,
     subject_columns,
 )
-from .request import Request, check_encoder
+from .request import Request, check_encoder, with_layout
 from .sampler import DrawnPicture, draw
 from .separation import separating
 
@@ -130,10 +132,10 @@ def generate(
     """
     wanted = _Wanted(with_maps, with_leaks, tuple(points))
     records = _records(registry, base, requests, folder, wanted)
-    for chosen, group in groupby(records, key=lambda each: each.chosen):
+    for (chosen, apart), group in groupby(records, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
         references = _loaded_references(together)
-        with inject_concepts(base, chosen) as concepts:
+        with inject_concepts(base, chosen, apart=apart) as concepts:
             for record in together:
                 yield from record.draw(concepts, references[record.asked], batch)
 
@@ -165,10 +167,10 @@ def animate(
         for number, record in enumerate(records, 1)
     ]
     earlier: list[tuple[_Record, Picture]] = []
-    for chosen, group in groupby(frames, key=lambda each: each.chosen):
+    for (chosen, apart), group in groupby(frames, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
         references = _loaded_references(together)
-        with inject_concepts(base, chosen) as concepts:
+        with inject_concepts(base, chosen, apart=apart) as concepts:
             for frame in together:
                 earlier = earlier if frame.number != 1 else []
                 after = frame.after(earlier, weights or FrameWeights())
@@ -204,7 +206,7 @@ def _records(
         check_encoder(request)
     resolved = [
         (
-            request,
+            with_layout(request),
             resolve_prompt(registry, request.prompt),
             resolve_references(registry, request.references),
         )
@@ -222,8 +224,12 @@ def _drawn(
     batch: int,
     wanted: _Wanted,
     control: Control | None,
+    plan: RegionalPlan | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
+    if plan is not None:
+        yield from _drawn_in_regions(base, request, concepts, batch, wanted, control, plan)
+        return
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
     subjects = subject_columns(backbone, prompt, concepts)
@@ -263,6 +269,48 @@ def _drawn(
         yield _Observed(drawn, heat, leaks)
 
 
+def _drawn_in_regions(
+    base: LoadedBase,
+    request: Request,
+    concepts: Sequence[InjectedConcept],
+    batch: int,
+    wanted: _Wanted,
+    control: Control | None,
+    plan: RegionalPlan,
+) -> Iterator[_Observed]:
+    """Pictures of a request whose subjects have regions; heat-maps show these, too."""
+    backbone, settings, first = base.backbone, request.settings, plan.parts[0]
+    collector = SubjectCollector()
+    looking = ReferenceMapCollector(backbone, wanted.points, settings.size) if wanted.maps else None
+    drawing = draw(
+        base,
+        first.prompt,
+        request.seeds,
+        settings,
+        batch=batch,
+        observers=[
+            *separating(backbone, first.columns, settings),
+            collector,
+            *([looking] if looking else []),
+        ],
+        names=[each.weight for each in concepts],
+        control=control,
+        plan=plan,
+    )
+    maps, regions, looks = Tensor(), Tensor(), list[Iterator[Tensor]]()
+    for i, drawn in enumerate(drawing):
+        if i % batch == 0:
+            maps, regions = collector.take()
+            looks = [iter(each) for each in looking.take()] if looking else []
+        own, heat = maps[i % batch], None
+        if looking:
+            after = looking.rows(drawn.image, [next(each) for each in looks])
+            row = region_row(drawn.image, plan.subjects, own[:, 0], regions[i % batch])
+            heat = contact_sheet([row, *after])
+        leaks = _leaks_between(own, plan.subjects) if wanted.leaks else []
+        yield _Observed(drawn, heat, leaks)
+
+
 def _leaks(
     maps: Tensor,
     columns: Sequence[int],
@@ -270,11 +318,15 @@ def _leaks(
     concepts: Sequence[InjectedConcept],
 ) -> list[Leak]:
     own = by_subject(maps[[columns.index(column) for column in all_columns(subjects)]], subjects)
+    return _leaks_between(own, [each.mention.name for each in concepts])
+
+
+def _leaks_between(own: Tensor, names: Sequence[str]) -> list[Leak]:
+    """Both directions of each pair of subjects with maps (S, 2, h, w)."""
     regions = region(own[:, 0])
-    names = [each.mention.name for each in concepts]
     return [
         Leak(names[i], names[j], round(leak(own, regions, i, [j]), 4))
-        for i, j in permutations(range(len(concepts)), 2)
+        for i, j in permutations(range(len(names)), 2)
     ]
 
 
@@ -295,6 +347,35 @@ class _Record:
     wanted: _Wanted
     number: int | None = None
     frames: Sequence[ChosenFrame] = ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether concepts are injected apart, for regions."""
+        layout = self.request.settings.layout
+        return bool(self.chosen) and (layout not in (None, AUTO) or len(self.subjects) > 1)
+
+    @property
+    def subjects(self) -> set[str]:
+        """The concepts that the prompt names, and those that it is drawn after."""
+        return {each.mention.name for each in self.chosen} | self.referenced.keys()
+
+    @property
+    def referenced(self) -> dict[str, str]:
+        """The categories of concepts that the request is drawn after, by name."""
+        return {each.name: each.concept.category for each in self.references}
+
+    def plan(self, concepts: Sequence[InjectedConcept]) -> RegionalPlan | None:
+        """Who is drawn where, if there is a layout, and more than one subject in it."""
+        request = self.request
+        if request.settings.layout is None:
+            return None
+        return plan_regions(
+            self.base.backbone,
+            request.prompt,
+            concepts,
+            request.settings.layout,
+            self.referenced,
+        )
 
     @property
     def asked(self) -> _Asked:
@@ -351,9 +432,13 @@ class _Record:
         references = self._with_frames(concepts, references)
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
-        control = self.controls.of(self.request)
-        with injected(self.base.backbone, [references]), following(control, concepts) as added:
-            for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added):
+        control, plan = self.controls.of(self.request), self.plan(concepts)
+        weights = [each.weights for each in concepts if each.weights and plan is None]
+        with (
+            injected(self.base.backbone, [references, *weights]),
+            following(control, concepts) as added,
+        ):
+            for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added, plan):
                 if kept is None or seen.drawn.seed in kept:
                     yield self._keep(seen, control, references.encoding)
 
@@ -492,6 +577,7 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
     concept, image = found[drawn_after.mask]
     return ChosenReference(
         concept=concept,
+        name=drawn_after.concept,
         image=image,
         prompt=drawn_after.prompt,
         weight=drawn_after.weight,
@@ -556,7 +642,7 @@ def reproduce(
     (references,) = _loaded_references([record]).values()
     if encoding := references.encoding:
         check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
-    with inject_concepts(base, chosen) as concepts:
+    with inject_concepts(base, chosen, apart=record.apart) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
     with Image.open(path) as before:
         is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()

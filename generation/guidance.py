@@ -1,6 +1,7 @@
 """Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Protocol
 
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
+from ..models.references import Reference
 from ..models.seeds import seed_of
+from .regional import RegionalGuidance, Sight
+from .regional_plan import PlannedPart, RegionalPlan
 from .request import SamplingSettings
 from .self_subject_attention import ReferencePass
 
@@ -37,15 +41,24 @@ class Guidance(Protocol):
 
 
 class Unguided:
-    """The denoiser's prediction as it is."""
+    """The denoiser's prediction as it is; with a `sight`, words are seen from their regions."""
 
-    def __init__(self, conditioning: Conditioning, *, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        *,
+        control: Control | None = None,
+        sight: Sight | None = None,
+    ) -> None:
         self.conditioning = conditioning
         self.control = control
+        self._sight = sight
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
-        return backbone.denoise(latents, timestep, self.conditioning, self.control)
+        prompted = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        with _words_seen(backbone, self._sight, self.conditioning, prompted):
+            return backbone.denoise(latents, timestep, self.conditioning, self.control)
 
     def conditional(self, count: int) -> slice:
         """All rows."""
@@ -62,9 +75,11 @@ class ClassifierFree:
         scale: float,
         *,
         control: Control | None = None,
+        sight: Sight | None = None,
     ) -> None:
         self.conditioning = conditioning
         self.control = control
+        self._sight = sight
         self.negative = negative
         self.scale = scale
 
@@ -74,7 +89,9 @@ class ClassifierFree:
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """ε_neg + scale · (ε_prompt - ε_neg), from one pass."""
-        both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both, self.control)
+        here = torch.arange(2 * len(latents), device=latents.device)
+        with _words_seen(backbone, self._sight, self.conditioning, here >= len(latents)):
+            both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both, self.control)
         negative, conditional = both.chunk(2)
         return negative + self.scale * (conditional - negative)
 
@@ -104,8 +121,10 @@ class Interleaved:
         reference_share: float,
         reference_scale: float,
         control: Control | None = None,
+        sight: Sight | None = None,
     ) -> None:
         self.conditioning = conditioning
+        self._sight = sight
         self.control = control
         self._prompts = Conditioning.cat([negative, conditioning])
         self._references = references
@@ -128,7 +147,11 @@ class Interleaved:
         times, rows = [ahead], [torch.cat([nobody, ~nobody])]
         if not by_reference.all():
             times, rows = [*times, behind], [*rows, torch.cat([~by_reference, nobody])]
-        with self._references.seen_at(backbone, times, rows):
+        prompted = torch.cat([by_reference, ~nobody])
+        with (
+            self._references.seen_at(backbone, times, rows),
+            _words_seen(backbone, self._sight, self.conditioning, prompted),
+        ):
             both = backbone.denoise(torch.cat([latents] * 2), timestep, prompts, self.control)
         without, conditional = both.chunk(2)
         by_prompt, by_references = self._scales
@@ -138,6 +161,15 @@ class Interleaved:
     def conditional(self, count: int) -> slice:
         """The second half."""
         return slice(count, 2 * count)
+
+
+def _words_seen(
+    backbone: Backbone, sight: Sight | None, conditioning: Conditioning, prompted: Tensor
+) -> AbstractContextManager[None]:
+    """Words are seen as a sight says, in the rows (R,) of a batch that have the prompt."""
+    if sight is None:
+        return nullcontext()
+    return sight.words(backbone, prompted, conditioning.states.shape[1])
 
 
 def _beside(timestep: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
@@ -155,25 +187,59 @@ def guidance_for(
     height: int,
     *,
     control: Control | None = None,
+    plan: RegionalPlan | None = None,
 ) -> Guidance:
     """The guidance of pictures with these seeds: interleaved if references have a weight.
 
-    Else classifier-free guidance with a scale above 1, else none.
+    Else classifier-free guidance with a scale above 1, else none. With a `plan` it is the blend of
+    its predictions, each of them guided so.
     """
-    negatives = [settings.negative] * len(prompts) if settings.negative else None
     references = [each for each in backbone.references if each.weight]
+    if plan is None:
+        return _guided(
+            backbone, prompts, references, settings, seeds, width, height, control=control
+        )
+    planned = plan
+
+    def guidance_of(part: PlannedPart, sight: Sight) -> Guidance:
+        own = [each for each in references if planned.draws_after(part, each.subject)]
+        prompts = [part.prompt] * len(seeds)
+        return _guided(
+            backbone, prompts, own, settings, seeds, width, height, control=control, sight=sight
+        )
+
+    factor = backbone.latent_factor
+    size = (height // factor, width // factor)
+    return RegionalGuidance(backbone, plan, guidance_of, size)
+
+
+def _guided(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    references: Sequence[Reference],
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    width: int,
+    height: int,
+    *,
+    control: Control | None,
+    sight: Sight | None = None,
+) -> Guidance:
+    negatives = [settings.negative] * len(prompts) if settings.negative else None
     if references:
         share, scale = settings.reference_share, settings.reference_guidance
         return Interleaved(
             *backbone.encode_guided(prompts, negatives, width, height),
-            ReferencePass(backbone, references),
+            ReferencePass(backbone, references, sight),
             seeds=seeds,
             scale=settings.guidance,
             reference_share=references[0].share if share is None else share,
             reference_scale=references[0].guidance if scale is None else scale,
             control=control,
+            sight=sight,
         )
     if settings.guidance <= 1:
-        return Unguided(backbone.encode_prompts(prompts, width, height), control=control)
+        conditioning = backbone.encode_prompts(prompts, width, height)
+        return Unguided(conditioning, control=control, sight=sight)
     both = backbone.encode_guided(prompts, negatives, width, height)
-    return ClassifierFree(*both, settings.guidance, control=control)
+    return ClassifierFree(*both, settings.guidance, control=control, sight=sight)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
+from ..adapters.lora_branch import LoraBranch
 from ..adapters.prompt_encoding import phrase_of
 from ..adapters.references import References
 from ..adapters.subject_encoding import SubjectEncoding
 from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
 from ..adapters.token_embedding import TokenEmbedding
-from ..adapters.weight_delta import WeightDelta
+from ..adapters.weight_delta import ChangedWeights, WeightDelta
 from ..models.loading import LoadedBase
 from ..models.subject_encoder import SubjectAttention
 from ..models.subject_encoder_file import load_subject_attention
@@ -31,7 +32,8 @@ class InjectedConcept:
     """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
     `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`; `label` is the version, `rex@3`;
-    `change` is that of the denoiser's weights, if there is one.
+    `change` is that of the base model's weights, if there is one. If it was injected apart, it is
+    there as a `branch` beside their layers, if it can be, else `weights` are these with it.
     """
 
     mention: Mention
@@ -40,6 +42,13 @@ class InjectedConcept:
     phrase: str
     label: str
     change: WeightDelta | None = None
+    weights: ChangedWeights | None = None
+    branch: LoraBranch | None = None
+
+    @property
+    def apart(self) -> str:
+        """Its phrase for the base model's weights: the category, if it changes them."""
+        return self.category if self.weights else self.phrase
 
     @property
     def weight(self) -> str:
@@ -49,12 +58,13 @@ class InjectedConcept:
 
 @contextmanager
 def inject_concepts(
-    base: LoadedBase, chosen: Sequence[ChosenVersion]
+    base: LoadedBase, chosen: Sequence[ChosenVersion], *, apart: bool = False
 ) -> Iterator[list[InjectedConcept]]:
     """Inject the versions that a prompt names; see `expand_prompt`.
 
     Weight changes are added, each times its strength, as are the weights of references and the
-    strengths of their subject encoder. Before anything is changed, raises `InvalidInput` for a
+    strengths of their subject encoder; `apart` they are not, but are there to be exchanged for the
+    base model's. Before anything is changed, raises `InvalidInput` for a
     version of another base model or subject encoder, `NotFound` if that is not there, and
     `InvalidWeights` for a broken adapter.
     """
@@ -91,13 +101,26 @@ def inject_concepts(
             if each.mention.strength != 1:
                 embedding.apply_strength(base.backbone, metadata.category, each.mention.strength)
             embeddings.append(embedding)
-        if change.names:
+        branch = LoraBranch.of(change, base.backbone) if change.names and apart else None
+        weights = None
+        if change.names and apart and not branch:
+            weights = change.computed(base.backbone)
+        if change.names and not apart:
             changes.append(change)
         phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
         if references.references:
-            changes.append(references.in_words(phrase))
+            changes.append(references.of_subject(each.mention.name).in_words(phrase))
         concepts.append(
-            InjectedConcept(each.mention, metadata.category, tokens, phrase, each.label, change)
+            InjectedConcept(
+                each.mention,
+                metadata.category,
+                tokens,
+                phrase,
+                each.label,
+                change,
+                weights,
+                branch,
+            )
         )
     with injected(base.backbone, [*embeddings, *timestep_routing(embeddings), *changes]):
         yield concepts

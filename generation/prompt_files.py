@@ -18,6 +18,7 @@ from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.validation import Form, validated
 from .control_request import ControlRequest, parse_control
+from .layout import parse_layout
 from .reference_syntax import ReferenceRequest, parse_reference
 from .request import Request, SamplingSettings
 
@@ -51,8 +52,9 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
 
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
     `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size`,
-    `reference` (one, or a list; in a table with spaces between), `control` (the path of a picture,
-    from the file's folder on) and `control_scale`. The CSV separator (comma, semicolon or tab) is
+    `reference` (one, or a list; in a table with spaces between), `layout` (as `--layout`, or names
+    and their boxes), `control` (the path of a picture, from the file's folder on) and
+    `control_scale`. The CSV separator (comma, semicolon or tab) is
     taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
@@ -127,6 +129,13 @@ _References = Annotated[
 ]
 
 
+_Layout = Annotated[
+    dict[str, list[float]] | list[str],
+    Field(description="auto, or rex=0,.3,.5,1 for each"),
+    BeforeValidator(_words),
+]
+
+
 class _Entry(Form):
     """An entry of a prompt file; CSV cells are text."""
 
@@ -139,6 +148,7 @@ class _Entry(Form):
     scheduler: str | None = None
     size: _Size | None = None
     reference: _References | None = None
+    layout: _Layout | None = None
     control: str | None = None
     control_scale: _Number | None = None
 
@@ -157,6 +167,8 @@ def _request(
             counts["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if control is not None:
             counts["control"] = parse_control(control, scale=scale, folder=folder)
+        if isinstance(layout := own.get("layout"), list):
+            own["layout"] = parse_layout(layout)
         if "scheduler" in own:
             own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)

@@ -183,6 +183,11 @@ def _sha256_of(path: Path, modified: int) -> str:
         return sha256_of(file)
 
 
+def split_prompt(prompt: str) -> list[str]:
+    """The prompt in pieces: mentions, as written, and what is between them."""
+    return [piece for piece in re.split(r"(<[^<>]*>)", prompt) if piece]
+
+
 def replaced(prompt: str, phrases: dict[str, str]) -> str:
     """The prompt with each mention, as written, replaced by a phrase."""
     return _BRACKETS.sub(lambda match: phrases[match.group(0)], prompt)

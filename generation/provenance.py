@@ -21,6 +21,7 @@ from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
 from .control_request import MAX_SCALE, UsedControl
+from .layout import Layout
 from .request import MAX_SEED, SamplingSettings
 
 METADATA_KEY = "conceptry"
@@ -212,6 +213,7 @@ class _SettingsPart(_Part):
     reference_share: float | None = None
     reference_guidance: float | None = None
     encoder_strength: float = 0.0
+    layout: Layout | None = None
     subject_encoder: _Sha256 | None = None
     references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)

@@ -49,10 +49,12 @@ def parse_reference(text: str, *, default: float = WEIGHT) -> ReferenceRequest:
 class ChosenReference:
     """A photo to draw after: its concept and mask, how it is described, and how much it counts.
 
-    {} in `prompt` stands for the concept. `share` and `guidance` are p_r and ω_r.
+    {} in `prompt` stands for the concept. `share` and `guidance` are p_r and ω_r. `name` is the
+    concept's, or what it was when a picture was drawn that is drawn again.
     """
 
     concept: Concept
+    name: str
     image: ImageRecord
     prompt: str
     weight: float
@@ -77,7 +79,9 @@ def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
 def choose_reference(concept: Concept, image: ImageRecord, weight: float) -> ChosenReference:
     """A photo as a reference, described by its caption or as a photo of its concept."""
     prompt = image.caption or PROMPT
-    return ChosenReference(concept=concept, image=image, prompt=prompt, weight=weight)
+    return ChosenReference(
+        concept=concept, name=concept.name, image=image, prompt=prompt, weight=weight
+    )
 
 
 def find_photo(concept: Concept, word: str | None = None) -> ImageRecord:

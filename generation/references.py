@@ -68,6 +68,7 @@ def _loaded(
             weight=chosen.weight,
             share=chosen.share,
             guidance=chosen.guidance,
+            subject=chosen.name,
         )
         return reference, photo, mask
     except InvalidInput as error:
@@ -85,6 +86,7 @@ def make_reference(
     share: float,
     guidance: float,
     size: tuple[int, int] | None = None,
+    subject: str = "",
 ) -> Reference:
     """A reference of a photo and its mask, white on the subject.
 
@@ -101,7 +103,7 @@ def make_reference(
         raise InvalidInput(
             "its mask is empty", hint="a mask is white on the subject: concept add --masks"
         )
-    return Reference(found, inside, prompt, weight, share, guidance)
+    return Reference(found, inside, prompt, weight, share, guidance, subject)
 
 
 def frame_reference(

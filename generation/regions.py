@@ -39,7 +39,7 @@ def subject_columns(
     for subject in subjects:
         if isinstance(subject, str) or not subject.tokens:
             word = subject if isinstance(subject, str) else subject.category
-            columns = _columns_of(ids, encoder.ids(word, whole=False), word)
+            columns = columns_of(ids, encoder.ids(word, whole=False), word)
             found.append(SubjectColumns(columns, columns))
             continue
         own = tuple(token_columns(backbone, prompt, subject.tokens))
@@ -51,7 +51,8 @@ def subject_columns(
     return found
 
 
-def _columns_of(ids: Sequence[int], parts: Sequence[int], word: str) -> tuple[int, ...]:
+def columns_of(ids: Sequence[int], parts: Sequence[int], word: str) -> tuple[int, ...]:
+    """Where a word of so many parts first is in a prompt. Raises `InvalidInput` if it is not."""
     length = len(parts)
     for first in range(len(ids) - length + 1):
         if list(ids[first : first + length]) == list(parts):

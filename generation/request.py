@@ -1,7 +1,7 @@
 """A request for pictures: prompt, seeds and settings. Loads no library that loads weights."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
@@ -12,6 +12,8 @@ from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
 from .control_request import ControlRequest
+from .layout import Layout, settled
+from .prompt_syntax import mentions
 from .reference_syntax import ReferenceRequest
 
 SCHEDULERS = get_args(Scheduler)
@@ -49,7 +51,8 @@ class SamplingSettings:
     `reference_guidance` are p_r and ω_r of interleaved guidance (DreamTuner, eq. 4-6), for pictures
     with references: the share of steps that references guide instead of the prompt, and how
     strongly; the references' own by default. `encoder_strength` is β of the base model's subject
-    encoder, which then sees the photos that references name. Raises `InvalidInput`.
+    encoder, which then sees the photos that references name. `layout` keeps each subject in a box,
+    or in the region where it is found. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -61,6 +64,7 @@ class SamplingSettings:
     reference_share: Annotated[float, Field(ge=0, le=1)] | None = None
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
+    layout: Layout | None = None
 
     @classmethod
     def for_base(
@@ -95,6 +99,7 @@ class SamplingSettings:
             "reference_share": None,
             "reference_guidance": None,
             "encoder_strength": 0,
+            "layout": None,
         }
         return {
             name: value
@@ -123,6 +128,15 @@ class Request:
         for seed in (min(self.seeds), max(self.seeds)):
             if not 0 <= seed <= MAX_SEED:
                 raise InvalidInput(f"the seed {seed} does not fit into 63 bits", hint="--seed 0")
+
+
+def with_layout(request: Request) -> Request:
+    """The request with the layout that it is drawn with: `auto` if its prompt has several concepts.
+
+    Unless another was asked for, or none.
+    """
+    layout = settled(request.settings.layout, len(mentions(request.prompt)))
+    return replace(request, settings=replace(request.settings, layout=layout))
 
 
 def check_encoder(request: Request) -> None:

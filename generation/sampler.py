@@ -17,6 +17,8 @@ from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import Guidance, guidance_for
+from .regional import RegionalGuidance
+from .regional_plan import RegionalPlan
 from .request import SamplingSettings
 
 
@@ -75,18 +77,21 @@ def draw(
     observers: Sequence[Observer] = (),
     names: Sequence[str] = (),
     control: Control | None = None,
+    plan: RegionalPlan | None = None,
 ) -> Iterator[DrawnPicture]:
     """Draw a prompt once for each seed, `batch` pictures at a time.
 
     `observers` watch or change each batch. `names` are the injected concepts, for error messages.
-    `control`, of one row of pixels, is a ControlNet's part in all pictures.
+    `control`, of one row of pixels, is a ControlNet's part in all pictures. With a `plan` each of
+    several subjects is drawn in its region; `prompt` is that of its first prediction.
 
     Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
     `NotFinite` instead of a black picture.
     """
-    check_length(base.backbone, prompt)
+    for each in [part.prompt for part in plan.parts] if plan else [prompt]:
+        check_length(base.backbone, each)
     check_length(base.backbone, settings.negative)
-    return _drawing(base, prompt, seeds, settings, batch, observers, names, control)
+    return _drawing(base, prompt, seeds, settings, batch, observers, names, control, plan)
 
 
 def _drawing(
@@ -98,6 +103,7 @@ def _drawing(
     observers: Sequence[Observer],
     names: Sequence[str],
     control: Control | None,
+    plan: RegionalPlan | None,
 ) -> Iterator[DrawnPicture]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
@@ -105,7 +111,7 @@ def _drawing(
         try:
             with reporting_broken_base(base):
                 images = draw_batch(
-                    base.backbone, prompts, chunk, settings, observers, control=control
+                    base.backbone, prompts, chunk, settings, observers, control=control, plan=plan
                 )
         except NotFinite:
             raise _not_drawn(base, names) from None
@@ -172,11 +178,14 @@ def draw_batch(
     observers: Sequence[Observer] = (),
     *,
     control: Control | None = None,
+    plan: RegionalPlan | None = None,
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (backbone.size, backbone.size)
     with torch.no_grad():
-        guidance = guidance_for(backbone, prompts, settings, seeds, width, height, control=control)
+        guidance = guidance_for(
+            backbone, prompts, settings, seeds, width, height, control=control, plan=plan
+        )
         latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers)
         return backbone.decode_latents(latents)
 
@@ -201,6 +210,8 @@ def _sampled(
     takes = signature(scheduler.step).parameters
     options = {"eta": 0.0} if "eta" in takes else {}
     options |= {"generator": generators} if "generator" in takes else {}
+    if isinstance(guidance, RegionalGuidance):
+        guidance.place(backbone, noise, settings.steps)
     with ExitStack() as stack:
         for observer in observers:
             stack.enter_context(observer.watching(backbone))

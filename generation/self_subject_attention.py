@@ -14,6 +14,7 @@ from ..models.conditioning import Conditioning
 from ..models.latents import layer_size
 from ..models.references import Reference
 from ..models.seeds import seed_of
+from .regional import Sight
 
 
 class ReferencePass:
@@ -26,8 +27,10 @@ class ReferencePass:
     pass serves all pictures of a batch.
     """
 
-    def __init__(self, backbone: Backbone, references: Sequence[Reference]) -> None:
-        self._groups = [_Group(backbone, each) for each in by_size(references)]
+    def __init__(
+        self, backbone: Backbone, references: Sequence[Reference], sight: Sight | None = None
+    ) -> None:
+        self._groups = [_Group(backbone, each, sight) for each in by_size(references)]
 
     @contextmanager
     def seen_at(
@@ -53,7 +56,11 @@ def by_size(references: Sequence[Reference]) -> Iterator[list[Reference]]:
 class _Group:
     """References of one size, which pass the denoiser together."""
 
-    def __init__(self, backbone: Backbone, references: Sequence[Reference]) -> None:
+    def __init__(
+        self, backbone: Backbone, references: Sequence[Reference], sight: Sight | None
+    ) -> None:
+        self._sight = sight
+        self._subjects = [each.subject for each in references]
         *_, height, width = references[0].latents.shape
         factor = backbone.latent_factor
         self._conditioning = backbone.encode_prompts(
@@ -90,7 +97,10 @@ class _Group:
             layer: hidden + self._bias(kept.shape[1]).repeat(count, 1)
             for layer, kept in states.items()
         }
-        return FurtherKeys(dict(states), biases)
+        groups = None
+        if self._sight:
+            groups = self._sight.of_references(self._subjects * count, len(hidden))
+        return FurtherKeys(dict(states), biases, groups)
 
     def _bias(self, positions: int) -> Tensor:
         """Log ω m (R, M) at a layer with M positions.

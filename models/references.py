@@ -27,6 +27,7 @@ class Reference:
     subject in each of them, 0 to 1; `prompt` describes it, as detailed as it may be; `weight` is ω,
     how much more its subject's features count than those of the picture itself. `share` and
     `guidance` are p_r and ω_r of interleaved guidance; of several references, those of the first.
+    Of a picture with regions, it is seen from that of its `subject`, if that has one.
     """
 
     latents: "Tensor"
@@ -35,3 +36,4 @@ class Reference:
     weight: float = WEIGHT
     share: float = SHARE
     guidance: float = GUIDANCE
+    subject: str = ""

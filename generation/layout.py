@@ -1,0 +1,96 @@
+"""Layouts: where in a picture each of its subjects is. Loads no library that loads weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ..registry.documents import shown
+from ..registry.errors import InvalidInput
+
+AUTO, NONE = "auto", "none"
+MAX_SUBJECTS = 8
+_MIN_SIDE = 0.05
+_EXAMPLE = '--layout "rex=0,.3,.5,1"'
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Box = tuple[Share, Share, Share, Share]
+"""Left, top, right and bottom side, as shares of a picture's width and height from the top left."""
+
+
+def _has_area(box: Box) -> Box:
+    left, top, right, bottom = box
+    if right - left < _MIN_SIDE or bottom - top < _MIN_SIDE:
+        sides = ",".join(f"{side:g}" for side in box)
+        raise InvalidInput(
+            f"the box {sides} of a layout is empty: left, top, right, bottom, at least "
+            f"{_MIN_SIDE:g} apart",
+            hint=_EXAMPLE,
+        )
+    return box
+
+
+Boxes = Annotated[
+    dict[str, Annotated[Box, AfterValidator(_has_area)]],
+    Field(min_length=1, max_length=MAX_SUBJECTS),
+]
+Layout = Boxes | Literal["auto", "none"]
+"""A box for each subject by its name, or `auto`: where it would be by itself.
+
+With `none` all is drawn at once, and changes of weights are added up. Without a layout, requests
+for several concepts are `auto`.
+"""
+
+
+def parse_layout(words: Sequence[str]) -> dict[str, tuple[float, ...]] | str | None:
+    """`auto`, `none`, or `NAME=LEFT,TOP,RIGHT,BOTTOM` for each subject; None without words.
+
+    A subject is a concept by its name, or a word of the prompt. Raises `InvalidInput`.
+    """
+    if not words:
+        return None
+    for kind in (AUTO, NONE):
+        if kind in words:
+            if len(words) > 1:
+                raise InvalidInput(f"a layout is {kind}, or has boxes", hint=_EXAMPLE)
+            return kind
+    boxes: dict[str, tuple[float, ...]] = {}
+    for word in words:
+        name, equals, sides = (part.strip() for part in word.rpartition("="))
+        name = name.removeprefix("<").removesuffix(">")
+        if not equals or not name:
+            raise InvalidInput(f"{shown(word)} is no box of a layout", hint=_EXAMPLE)
+        if name in boxes:
+            raise InvalidInput(f"the layout has two boxes for {name}", hint=_EXAMPLE)
+        boxes[name] = _box(sides, word)
+    return boxes
+
+
+def settled(
+    layout: Mapping[str, Sequence[float]] | str | None, num_concepts: int
+) -> Mapping[str, Sequence[float]] | str | None:
+    """The layout of a picture with so many concepts, whether or not one was asked for."""
+    if layout is None:
+        return AUTO if num_concepts > 1 else None
+    return None if layout == NONE else layout
+
+
+def _box(sides: str, word: str) -> tuple[float, ...]:
+    try:
+        box = tuple(float(side) for side in sides.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4:
+        raise InvalidInput(
+            f"{shown(word)} has no box of four shares: left, top, right, bottom", hint=_EXAMPLE
+        )
+    return box
+
+
+def shown_layout(layout: Mapping[str, Sequence[float]] | str) -> str:
+    """As `parse_layout` takes it."""
+    if isinstance(layout, str):
+        return layout
+    return " ".join(
+        f"{name}={','.join(f'{side:g}' for side in box)}" for name, box in layout.items()
+    )

@@ -1,0 +1,383 @@
+"""Several subjects in a picture, each in its region: words, references, weights and LoRA."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conceptry.adapters.adapter import injected
+from conceptry.adapters.lora_branch import LoraBranch
+from conceptry.adapters.references import References
+from conceptry.adapters.weight_delta import WeightDelta
+from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
+from conceptry.generation.guidance import guidance_for
+from conceptry.generation.injection import inject_concepts
+from conceptry.generation.layout import parse_layout, shown_layout
+from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.reference_syntax import ReferenceRequest
+from conceptry.generation.regional import SHARED, RegionalGuidance, Sight
+from conceptry.generation.regional_plan import PlannedPart, RegionalPlan, plan_regions
+from conceptry.generation.regions import SubjectColumns
+from conceptry.generation.subject_regions import box_regions, regions_of
+from conceptry.models.backbone import Backbone
+from conceptry.models.loading import LoadedBase, backbone_of
+from conceptry.models.references import Reference
+from conceptry.registry import Registry
+from conceptry.registry.errors import InvalidInput
+from conceptry.training import train
+from tiny_base import make_tiny_base, make_tiny_sdxl
+from torch import Tensor
+
+SETTINGS = SamplingSettings(steps=2, guidance=3.0)
+LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
+SHORT = ("augmentation.crops=2", "num_tokens=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
+
+
+@pytest.fixture(params=[make_tiny_base, make_tiny_sdxl], ids=["SD", "SDXL"])
+def exact(request: pytest.FixtureRequest) -> Backbone:
+    """A base model in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline: Any = request.param()
+    return backbone_of(pipeline.to(torch.float64))
+
+
+@pytest.fixture
+def both(rex: Registry, base: LoadedBase, photos: Path) -> Registry:
+    """rex changes all weights, mia has LoRA, tom only words."""
+    for name, category in (("mia", "cat"), ("tom", "bear")):
+        rex.add(name, [photos], category=category)
+    train(rex, "rex", base, overrides=SHORT)
+    train(rex, "mia", base, overrides=(*SHORT, "rank=2"))
+    train(rex, "tom", base, method="textual-inversion", overrides=("embedding.steps=1",))
+    return rex
+
+
+def asked(prompt: str, layout: Any, *seeds: int, **others: Any) -> Request:
+    return Request(
+        prompt=prompt, seeds=seeds or (3, 4), settings=replace(SETTINGS, layout=layout), **others
+    )
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def latents_of(backbone: Backbone) -> Tensor:
+    side = backbone.size // backbone.latent_factor
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(2, backbone.latent_channels, side, side, generator=generator).double()
+
+
+def change_of(backbone: Backbone, rank: int | None = None) -> WeightDelta:
+    """Random changes of the U-Net's attention, whole or of a rank."""
+    generator = torch.Generator().manual_seed(5)
+    names = [n for n in backbone.parameters("denoiser") if ".to_" in n and n.endswith("weight")]
+    parameters = backbone.weights()
+
+    def some(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if rank is None:
+        return WeightDelta({name: some(*parameters[name].shape) for name in names})
+    shapes = {name: parameters[name].shape for name in names}
+    factors = {n: (some(shape[0], rank), some(rank, shape[1])) for n, shape in shapes.items()}
+    return WeightDelta({}, factors, strength=0.5)
+
+
+@torch.no_grad()
+def predicted(
+    backbone: Backbone, prompt: str, plan: RegionalPlan | None = None, guidance: float = 3.0
+) -> Tensor:
+    latents = latents_of(backbone)
+    settings = replace(SETTINGS, guidance=guidance)
+    found = guidance_for(
+        backbone, [prompt] * 2, settings, [3, 4], backbone.size, backbone.size, plan=plan
+    )
+    if isinstance(found, RegionalGuidance):
+        found.place(backbone, latents, settings.steps)
+    return found.predict(backbone, latents, torch.tensor(500))
+
+
+def plan_of(parts: Sequence[PlannedPart], box: tuple[float, ...] = ALL) -> RegionalPlan:
+    return RegionalPlan(["rex"], parts, [box], parts[0])  # pyright: ignore[reportArgumentType]
+
+
+DOG = [SubjectColumns((3,), (3,))]
+
+
+def test_a_region_that_is_everywhere_changes_nothing(exact: Backbone) -> None:
+    plan = plan_of([PlannedPart("a red dog", DOG)])
+    gap = predicted(exact, "a red dog", plan) - predicted(exact, "a red dog")
+    assert float(gap.abs().max()) < 1e-12
+
+
+@torch.no_grad()
+def test_words_are_seen_from_their_region_alone(exact: Backbone) -> None:
+    """Equal to a whole mask in a materialised softmax; rows without the prompt see as ever."""
+    layer = next(name for name in exact.attention.layers if name.endswith("attn2"))
+    attention: Any = exact.denoiser.get_submodule(layer)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    states = normal(2, 64, attention.to_q.in_features)
+    text = normal(2, 7, attention.to_k.in_features)
+    sight = Sight(["rex"], [SubjectColumns((2,), (2, 3))])
+    sight.set(box_regions([LEFT], (8, 8)).expand(1, -1, -1, -1).double())
+    with sight.words(exact, torch.tensor([False, True]), 7):
+        found = attention(states, encoder_hidden_states=text)
+    mask = torch.zeros(2, 64, 7, dtype=torch.float64)
+    mask[1, :, 2:4] = sight.masks.flatten().clamp(min=1e-3).log()[:, None]  # pyright: ignore[reportOptionalMemberAccess]
+    query, key, value = (
+        each.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for each in (attention.to_q(states), attention.to_k(text), attention.to_v(text))
+    )
+    scores = query @ key.mT * attention.scale + mask[:, None]
+    expected = attention.to_out[0]((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+    assert float((found - expected).abs().max()) < 1e-6
+    plain = attention(states, encoder_hidden_states=text)
+    assert float((found[0] - plain[0]).abs().max()) < 1e-12
+
+
+def test_a_concept_s_weights_are_blended_in_where_its_region_is(exact: Backbone) -> None:
+    change = change_of(exact)
+    plan = plan_of(
+        [PlannedPart("a red dog", DOG), PlannedPart("a dog", DOG, change.computed(exact), 0)]
+    )
+    before = {name: each.clone() for name, each in exact.weights().items()}
+    found = predicted(exact, "", plan)
+    assert all(each.equal(before[name]) for name, each in exact.weights().items())
+    whole = predicted(exact, "a red dog")
+    with injected(exact, [change]):
+        own = predicted(exact, "a dog")
+    assert float((found - (whole + (1 - SHARED) * (own - whole))).abs().max()) < 1e-12
+    nowhere = replace(plan, boxes=[(0.0, 0.0, 0.0, 0.0)])
+    masked = predicted(exact, "", replace(nowhere, parts=[plan.parts[0]]))
+    assert float((predicted(exact, "", nowhere) - masked).abs().max()) < 1e-12
+
+
+def test_lora_beside_its_layers_is_lora_in_their_weights(exact: Backbone) -> None:
+    change = change_of(exact, rank=2)
+    branch = LoraBranch.of(change, exact)
+    assert branch is not None
+    with torch.no_grad(), branch.beside(exact, lambda shape, is_text: torch.ones(1, 1, 1)):
+        beside = predicted(exact, "a red dog")
+    with injected(exact, [change]):
+        inside = predicted(exact, "a red dog")
+    plain = predicted(exact, "a red dog")
+    assert float((beside - inside).abs().max()) < 1e-6 * float(inside.abs().max())
+    assert float((inside - plain).abs().max()) > 1e-3
+    assert LoraBranch.of(change_of(exact), exact) is None
+
+
+def test_lora_counts_in_its_region(exact: Backbone) -> None:
+    branch = LoraBranch.of(change_of(exact, rank=2), exact)
+    assert branch is not None
+    parts = [PlannedPart("a red dog", DOG, branches=[(0, branch)])]
+    plain = predicted(exact, "a red dog")
+    gap = predicted(exact, "", plan_of(parts)) - plain
+    assert float(gap.abs().max()) > 1e-3
+    nowhere = plan_of(parts, (0.0, 0.0, 0.0, 0.0))
+    without = plan_of([replace(parts[0], branches=())], (0.0, 0.0, 0.0, 0.0))
+    hidden = predicted(exact, "", nowhere) - predicted(exact, "", without)
+    assert float(hidden.abs().max()) < 1e-2 * float(gap.abs().max())
+
+
+def test_a_reference_is_seen_from_its_subject_s_region(exact: Backbone) -> None:
+    side = exact.size // exact.latent_factor
+    latents = torch.randn(exact.latent_channels, side, side)
+    one = Reference(latents, torch.ones(side, side), "a dog", weight=3.0, subject="rex")
+    part = PlannedPart("a red dog", DOG)
+    with injected(exact, [References([one])]):
+        everywhere = predicted(exact, "", plan_of([part]))
+        seen = predicted(exact, "a red dog")
+        left = predicted(exact, "", plan_of([part], (0.0, 0.0, 0.3, 1.0)))
+    with injected(exact, [References([replace(one, subject="mia")])]):
+        others = predicted(exact, "", plan_of([part]))
+    assert float((everywhere - seen).abs().max()) < 1e-12
+    assert others.equal(everywhere)
+    assert float((left - everywhere).abs().max()) > 1e-3
+
+
+def test_the_bias_of_a_region_is_its_logarithm_at_each_layer() -> None:
+    sight = Sight(["rex", "mia"], [])
+    sight.set(box_regions([LEFT, RIGHT], (8, 8)).expand(2, -1, -1, -1))
+    bias = sight.of_references(["mia", "nobody", "rex"], 4)
+    assert bias is not None
+    found = bias(5, 16)
+    assert found.groups[0].tolist() == [1] * 5 + [-1] * 5 + [0] * 5
+    assert found.groups.shape == (4, 15)
+    shares = found.values.exp()
+    assert shares.shape == (4, 2, 16)
+    assert torch.allclose(shares.sum(1), torch.ones(4, 16), atol=2e-3)
+    assert float(shares[0, 0, 0]) > 0.99
+    assert float(shares[0, 0, 3]) == pytest.approx(1e-3)
+
+
+# --- regions --------------------------------------------------------------------------------------
+
+
+def test_regions_of_maps_are_where_each_is_strongest() -> None:
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+
+    def blob(row: float, column: float) -> Tensor:
+        return torch.exp(-((y - row) ** 2 + (x - column) ** 2) / 18)
+
+    maps = torch.stack([blob(8, 4) + 0.3 * blob(8, 12), 0.1 * blob(8, 12)])[None]
+    regions = regions_of(maps)
+    assert (regions.sum(1) <= 1 + 1e-6).all()
+    assert regions[0, 0, 8, 4] > 0.9
+    assert regions[0, 1, 8, 12] > 0.9
+    assert regions[0, :, 0, 0].sum() < 0.1
+    assert torch.allclose(regions_of(1e-3 * maps), regions, atol=1e-5)
+
+
+def test_boxes_share_what_they_have_in_common() -> None:
+    masks = box_regions([(0.0, 0.0, 0.75, 1.0), (0.25, 0.0, 1.0, 1.0)], (8, 8))
+    assert masks.shape == (2, 8, 8)
+    assert torch.allclose(masks[:, 4, 4], torch.tensor([0.5, 0.5]))
+    assert float(masks[0, 4, 0]) == 1
+    assert float(masks[1, 4, 0]) == 0
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_a_prediction_for_each_who_changes_weights(
+    both: Registry, base: LoadedBase
+) -> None:
+    prompt = "<tom>, <rex> and <mia> in the snow"
+    chosen = resolve_prompt(both, prompt)
+    with inject_concepts(base, chosen, apart=True) as concepts:
+        plan = plan_regions(base.backbone, prompt, concepts, "auto", {})
+        assert plan is not None
+        texts = [part.prompt for part in plan.parts]
+        tom, rex, mia = (each.phrase for each in concepts)
+        assert texts == [
+            f"{tom}, dog and {mia} in the snow",
+            f"{tom}, {rex} and {mia} in the snow",
+        ]
+        assert plan.plain.prompt == "bear, dog and cat in the snow"
+        assert [part.subject for part in plan.parts] == [None, 1]
+        assert [[number for number, _ in part.branches] for part in plan.parts] == [[2], [2]]
+        ids = base.backbone.text_encoders[0].ids(texts[1])
+        words = base.backbone.text_encoders[0].tokenizer.convert_ids_to_tokens(ids)
+        own = plan.parts[1].columns[1]
+        assert [words[column] for column in own.own] == list(concepts[1].tokens)
+        assert words[own.all[-1]] == "dog</w>"
+        assert plan.plain.columns == [
+            SubjectColumns((1,), (1,)),
+            SubjectColumns((3,), (3,)),
+            SubjectColumns((5,), (5,)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"rex": LEFT}, "the layout has no box for mia"),
+        ({"rex": LEFT, "mia": RIGHT, "tree": ALL}, "'tree', which the prompt does not name"),
+        ({"rex": (0.5, 0.0, 0.5, 1.0), "mia": RIGHT}, "the box 0.5,0,0.5,1 of a layout is empty"),
+        ({"rex": (0.5, 0.0, 1.5, 1.0), "mia": RIGHT}, "layout"),
+    ],
+)
+def test_a_wrong_layout_is_told_before_anything_is_drawn(
+    both: Registry, base: LoadedBase, tmp_path: Path, layout: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        list(generate(both, base, [asked("<rex> and <mia>", layout)], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "layout"),
+    [
+        ([], None),
+        (["auto"], "auto"),
+        (
+            ["rex=0,.3,.5,1", "<mia> = 0.5, .3, 1, 1"],
+            {"rex": (0, 0.3, 0.5, 1), "mia": (0.5, 0.3, 1, 1)},
+        ),
+    ],
+)
+def test_layouts_are_read(words: list[str], layout: Any) -> None:
+    assert parse_layout(words) == layout
+    if layout:
+        assert parse_layout(shown_layout(layout).split()) == layout
+
+
+@pytest.mark.parametrize(
+    "words", [["rex"], ["rex=0,1"], ["=0,0,1,1"], ["auto", "rex=0,0,1,1"], ["rex=0,0,1,1"] * 2]
+)
+def test_what_is_no_layout_is_told(words: list[str]) -> None:
+    with pytest.raises(InvalidInput, match=r"layout|box"):
+        parse_layout(words)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["auto", {"rex": LEFT, "mia": RIGHT, "tom": ALL}], ids=str)
+def test_a_picture_of_several_is_drawn_again(
+    both: Registry, base: LoadedBase, tmp_path: Path, layout: Any
+) -> None:
+    wanted = asked("<rex> and <mia> and <tom>", layout)
+    pictures = list(generate(both, base, [wanted], tmp_path, with_maps=True, with_leaks=True))
+    assert [(leak.of, leak.on) for leak in pictures[0].leaks][:2] == [
+        ("rex", "mia"),
+        ("rex", "tom"),
+    ]
+    assert read_provenance(pictures[0].path).settings.layout == layout
+    plain = next(generate(both, base, [asked(wanted.prompt, None)], tmp_path))
+    assert plain.image.tobytes() != pictures[0].image.tobytes()
+    for rename in (False, True):
+        if rename:
+            both.rename("rex", "max")
+        again, is_same = reproduce(both, base, pictures[1].path, tmp_path / "again")
+        assert is_same
+        assert again.maps is not None
+
+
+def test_a_single_concept_found_by_itself_is_drawn_as_ever(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    for name in ("rex", "mia", "tom"):
+        plain, found = (
+            next(generate(both, base, [asked(f"<{name}> asleep", layout)], tmp_path))
+            for layout in (None, "auto")
+        )
+        assert plain.image.tobytes() == found.image.tobytes()
+
+
+def test_a_picture_s_regions_do_not_depend_on_its_batch(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    wanted = asked("<rex> and <mia>", "auto", 3, 4)
+    alone, together = (
+        list(generate(both, base, [wanted], tmp_path, batch=batch)) for batch in (1, 2)
+    )
+    for one, other in zip(alone, together, strict=True):
+        gaps = [abs(a - b) for a, b in zip(one.image.tobytes(), other.image.tobytes(), strict=True)]
+        assert max(gaps) <= 1
+
+
+def test_references_have_regions_and_may_be_all_there_is(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    references = (ReferenceRequest("rex", None, 3.0), ReferenceRequest("mia", None, 3.0))
+    boxes = {"dog": LEFT, "mia": RIGHT}
+    drawn = [
+        next(generate(both, base, [asked(text, layout, references=references)], tmp_path))
+        for text, layout in (
+            ("a dog and a cat", None),
+            ("a dog and a cat", "auto"),
+            ("a dog and <mia>", boxes),
+        )
+    ]
+    assert len({each.image.tobytes() for each in drawn}) == 3
+    again, is_same = reproduce(both, base, drawn[1].path, tmp_path)
+    assert is_same
+    assert again.seed == 3
