@@ -268,7 +268,7 @@ def memory(report: Report, left: Time, is_tiny: bool) -> bool:
     if is_tiny or DEVICE == "cpu":
         return True
     for name, size in (("SD 1.5", 512), ("SD 2.1", 512), ("SDXL", 1024)):
-        for preset in ("8gb", "12gb", "24gb"):
+        for preset in ("8gb", *(["8gb-sdxl"] if name == "SDXL" else []), "12gb", "24gb"):
             label = f"{name}, {preset}"
             if report.get(label):
                 continue

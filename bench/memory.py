@@ -10,6 +10,7 @@ networks that stayed on the GPU then.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from conceptry.training.memory import count_memory
 from environment import describe
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-PRESETS = ("paper", "8gb", "12gb", "24gb")
+PRESETS = ("paper", "8gb", "8gb-sdxl", "12gb", "24gb")
 
 
 def row(method: str, preset: str, family: str) -> dict[str, Any]:
@@ -72,8 +73,9 @@ def main() -> None:
     options = asked.parse_args()
     rows: list[dict[str, Any]] = []
     for method in options.methods:
-        for preset in options.presets:
-            for family in options.families:
+        for preset, family in itertools.product(options.presets, options.families):
+            known = preset in read_presets(find_method(method))
+            if known and (family == "SDXL" or not preset.endswith("-sdxl")):
                 rows.append(row(method, preset, family))
                 print(json.dumps(rows[-1]), flush=True)
     before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []

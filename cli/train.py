@@ -157,7 +157,7 @@ def train(
             min=1,
             max=1024,
             help="Train up to N concepts in one batch, with methods that keep the base model; by "
-            "default 8, or 1 with the preset 8gb.",
+            "default 8, or 1 with the presets 8gb and 8gb-sdxl.",
             show_default=False,
         ),
     ] = None,

@@ -184,6 +184,7 @@ def resolve_settings(
             "does not train",
             hint="--set fused_backward=false",
         )
+    _check_quantized(method, settings)
     for stage, own in active_stages(method, settings):
         if stage.learns == "embedding" and own.has_several_rates:
             raise InvalidInput(
@@ -196,6 +197,23 @@ def resolve_settings(
                 hint=f"--set {stage.name}.rank=0",
             )
     return settings
+
+
+def _check_quantized(method: Method, settings: TrainingSettings) -> None:
+    """Weights in few bits are frozen, and their norms are not at hand."""
+    if settings.quantize == "none":
+        return
+    learning = [s.name for s, _ in active_stages(method, settings) if s.learns != "embedding"]
+    if learning and not settings.rank:
+        raise InvalidInput(
+            f"quantize={settings.quantize} freezes the U-Net's weights, which {learning[0]} trains",
+            hint="--set rank=16 for LoRA, or --set quantize=none",
+        )
+    if settings.lora.dora:
+        raise InvalidInput(
+            f"lora.dora needs whole weights, which quantize={settings.quantize} does not keep",
+            hint="--set lora.dora=false, or --set quantize=none",
+        )
 
 
 def active_stages(

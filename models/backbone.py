@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
 from .conditioning import Conditioning, Control
+from .quantized import Bits, quantize
 from .references import Reference
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Backbone(ABC):
         self.attention = AttentionStack.of(self.denoiser)
         self.references: list[Reference] = []  # that are drawn after
         self._text_wrappers: list[TextWrapper] = []
+        self._whole: dict[str, nn.Linear] = {}  # what quantised layers stand for
 
     # --- what a family defines ------------------------------------------------------------------
 
@@ -261,6 +263,19 @@ class Backbone(ABC):
         if half:
             self.pipeline.to(torch.float16)
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def quantize(self, bits: Bits) -> None:
+        """Hold the weights of the denoiser's linear layers in 8 or 4 bits, frozen.
+
+        Call it before LoRA is added, which then adapts the quantised layers.
+        """
+        self._whole |= quantize(self.denoiser, bits)
+
+    def unquantize(self) -> None:
+        """Give the denoiser its own linear layers back, if they were quantised."""
+        for name, layer in self._whole.items():
+            self.denoiser.set_submodule(name, layer)
+        self._whole.clear()
 
     def text_encoder_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the text encoders' layers, by name; vectors of tokens are not."""

@@ -246,14 +246,17 @@ def counted_memory() -> str:
     """Gigabytes that trainings need, by method and preset, for each family of base models."""
     rows = json.loads((ROOT / "bench/results/memory.json").read_text(encoding="utf-8"))["rows"]
     families = list(dict.fromkeys(row["base"] for row in rows))
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: row["method"]):
         fits = f"{row['fits']} GB" if row["fits"] else "none of these"
         told = f"{max(row['stages'].values()):.1f}, {fits}"
-        found.setdefault((row["method"], row["preset"]), []).append(told)
+        found.setdefault((row["method"], row["preset"]), {})[row["base"]] = told
     heads = ["method", "preset", *families]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join([*names, *told])} |" for names, told in found.items()]
+    lines += [
+        f"| {' | '.join([*names, *(told.get(each, '') for each in families)])} |"
+        for names, told in found.items()
+    ]
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import StageSettings, TrainingSettings
 from ..models.bases import Base
+from ..models.quantized import quantize
 from ..models.sd import add_lora
 from ..models.shapes import Shapes, shapes_of
 from .optimizers import bytes_of_state
@@ -142,6 +143,8 @@ class _Counted:
         self.denoiser, self.encoders = shapes.make_unet(), shapes.make_text_encoders()
         for network in (self.denoiser, *self.encoders):
             network.requires_grad_(False)
+        if settings.quantize != "none":
+            quantize(self.denoiser, settings.quantize)
         if settings.rank and not method.keeps_base:
             add_lora(self.denoiser, self.encoders, lora_of(method, settings))
         self.learning = list(self._learning(stage, own))
@@ -158,13 +161,13 @@ class _Counted:
     def count(self) -> StageMemory:
         """Count a step, with what the optimiser keeps; before it all prompts are encoded."""
         networks = [self.denoiser, *(self.encoders if self.needs_texts else [])]
-        parameters = [each for network in networks for each in network.parameters()]
+        kept = [each for network in networks for each in _tensors_of(network)]
         state = sum(bytes_of_state(self.settings.optimizer, each) for each in self.learning)
         if self.settings.ema:
             state += sum(each.nbytes for each in self.learning)
         everything = (self.denoiser, *self.encoders)
-        before = sum(each.nbytes for network in everything for each in network.parameters())
-        with Live(parameters) as live, _as_on_gpu(self.precision):
+        before = sum(each.nbytes for network in everything for each in _tensors_of(network))
+        with Live(kept) as live, _as_on_gpu(self.precision):
             weights = live.bytes
             self._step()
         peak = max(live.peak + state, before)
@@ -191,7 +194,7 @@ class _Counted:
             for each in self._learning(stage, own)
         }
         for parameter in self.denoiser.parameters():
-            if id(parameter) not in wide:
+            if parameter.is_floating_point() and id(parameter) not in wide:
                 parameter.data = parameter.data.to(self.half)
 
     def _step(self) -> None:
@@ -242,6 +245,12 @@ class _Counted:
             "text_embeds": torch.empty(batch, pooled, device=_META),
             "time_ids": torch.empty(batch, 6, device=_META),
         }
+
+
+def _tensors_of(network: nn.Module) -> Iterator[Tensor]:
+    """All that a network takes with it to a device."""
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 def _precision(settings: TrainingSettings) -> torch.dtype | None:

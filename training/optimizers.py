@@ -53,7 +53,7 @@ def make_optimizer(
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
         case "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+            from bitsandbytes.optim import AdamW8bit
 
             return AdamW8bit(parameters, lr=rate, weight_decay=decay)
         case "adafactor":

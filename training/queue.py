@@ -112,9 +112,9 @@ def in_batches(
 ) -> list[list[int]]:
     """Split concepts into batches, in order; with `resume`, by the methods they began with.
 
-    A batch has up to `together` concepts; by default `TOGETHER`, or 1 with the preset 8gb.
+    A batch has up to `together` concepts; by default `TOGETHER`, or 1 with the presets for 8 GB.
     """
-    size = together or (1 if preset == "8gb" else TOGETHER)
+    size = together or (1 if (preset or "").startswith("8gb") else TOGETHER)
 
     def can_share(concept: int) -> bool:
         own = registry.resumable_run(concept).method if resume else method

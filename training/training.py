@@ -16,6 +16,7 @@ from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone, Lora
+from ..models.quantized import check_installed as check_bits
 from ..models.seeds import seed_of
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -108,6 +109,7 @@ class Training:
         self._check_resolution()
         self._check_batches()
         check_installed(settings.optimizer)
+        check_bits(settings.quantize)
         self.noise_scheduler = backbone.training_scheduler()
         self._original: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
@@ -193,6 +195,8 @@ class Training:
             self.encoding.to(self.accelerator.device)
         for network in backbone.networks.values():
             network.requires_grad_(False)
+        if self.settings.quantize != "none":  # before adapters find the layers
+            backbone.quantize(self.settings.quantize)
         self.embedding = self.method.make_embedding(
             backbone, subject.tokens, subject.category, self.settings, self.seed
         )
@@ -296,6 +300,7 @@ class Training:
             parameters[name].data = original.to(parameters[name].device)
         self._original.clear()
         self.backbone.remove_lora()
+        self.backbone.unquantize()
         if self.settings.gradient_checkpointing:
             self.backbone.set_gradient_checkpointing(False)
         for network, dtype in self._dtypes:

@@ -68,6 +68,7 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
         SECOND.get(name, "fast"),
         "miniature",
         "8gb",
+        *(["8gb-sdxl"] if name != "dreamtuner" else []),
         "12gb",
         "24gb",
         *FURTHER.get(name, []),
@@ -86,12 +87,19 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
         (("schedule.kind=piecewise_constant", "schedule.rules=1:x,1"), "schedule.rules is '1:x,1'"),
         (("optimizer=schedule-free", "schedule.kind=cosine"), "schedule-free takes the place"),
         (("optimizer=schedule-free", "ema=0.9"), "schedule-free has its own average"),
+        (("quantize=8bit",), "freezes the U-Net's weights, which stage2 trains"),
+        (("quantize=4bit", "rank=4", "lora.dora=true"), "lora.dora needs whole weights"),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(InvalidInput, match=message) as error:
         resolve_settings(METHOD, base="", overrides=words)
     assert "--set" in str(error.value.hint)
+
+
+def test_tokens_alone_can_be_trained_over_few_bits() -> None:
+    words = ("quantize=8bit", "stage2.steps=0", "stage3.steps=0")
+    assert resolve_settings(METHOD, base="", overrides=words).quantize == "8bit"
 
 
 def test_a_stage_without_steps_contradicts_nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conceptry.methods.method import find_method, read_presets, resolve_settings
-from conceptry.models.backbone import Backbone
+from conceptry.models.backbone import Backbone, Lora
 from conceptry.models.bases import find_base
 from conceptry.models.loading import LoadedBase
 from conceptry.models.shapes import FAMILIES, shapes_of, usual_shapes
@@ -107,11 +107,22 @@ def test_what_is_meant_to_save_memory_does(base: LoadedBase, case: tuple[str, fl
     assert less["unet"].peak < (1 - saves) * plain["unet"].peak
 
 
-@pytest.mark.parametrize("words", [(), ("gradient_checkpointing=true",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("gradient_checkpointing=true",),
+        ("rank=2", "quantize=8bit"),
+        ("rank=2", "quantize=4bit", "gradient_checkpointing=true"),
+    ],
+    ids=str,
+)
 def test_a_step_that_is_really_done_takes_what_is_counted(
     base: LoadedBase, words: tuple[str, ...]
 ) -> None:
     """The same U-Net on the CPU, with values, in float32: what is alive at most."""
+    if "quantize=4bit" in words:
+        pytest.importorskip("bitsandbytes")
     batch, side = 3, 32
     found = counted(
         base,
@@ -120,12 +131,17 @@ def test_a_step_that_is_really_done_takes_what_is_counted(
     )["unet"]
     unet: Any = base.backbone.pipeline.unet
     unet.set_attn_processor(AttnProcessor2_0())
-    unet.requires_grad_(True).train()
-    if words:
+    unet.requires_grad_("rank=2" not in words).train()
+    if "rank=2" in words:
+        base.backbone.quantize("4bit" if "quantize=4bit" in words else "8bit")
+        base.backbone.add_lora(Lora(rank=2))
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+    if "gradient_checkpointing=true" in words:
         unet.enable_gradient_checkpointing()
     latents = torch.randn(batch, 4, side // 2, side // 2)
     states = torch.randn(batch, 77, 32)
-    with Live(unet.parameters()) as live:
+    with Live([*unet.parameters(), *unet.buffers()]) as live:
         predicted = unet(latents.clone(), torch.zeros(batch, dtype=torch.long), states).sample
         (predicted - latents).square().mean().backward()
     assert found.peak - found.learning == pytest.approx(live.peak, rel=0.1)
@@ -148,8 +164,12 @@ def test_live_counts_what_is_alive() -> None:
 @pytest.mark.parametrize(
     "case",
     quick_for(
-        0,
+        1,
         [
+            ("dreambooth", "8gb-sdxl", "SDXL", 8),
+            ("attndreambooth", "8gb-sdxl", "SDXL", 8),
+            ("sefi", "8gb-sdxl", "SDXL", 8),
+            ("textual-inversion", "8gb-sdxl", "SDXL", 8),
             ("attndreambooth", "8gb", "SD 1.x", 8),
             ("attndreambooth", "8gb", "SD 2.x", 8),
             ("attndreambooth", "12gb", "SDXL", 12),

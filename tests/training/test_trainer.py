@@ -57,6 +57,8 @@ def train(
 def skip_where_missing(overrides: tuple[str, ...]) -> None:
     if {f"optimizer={name}" for name in ("prodigy", "came", "schedule-free")} & set(overrides):
         pytest.importorskip("pytorch_optimizer")
+    if "quantize=4bit" in overrides:
+        pytest.importorskip("bitsandbytes")
 
 
 def stops_after(count: int) -> Callable[[], bool]:
@@ -131,7 +133,9 @@ NOISE = ("noise.offset=0.1", "noise.density=logit-normal", "loss.kind=huber")
             (),
             ("ema=0.9",),
             ("rank=2",),
+            ("rank=2", "quantize=8bit"),
             ("prior.weight=1",),
+            ("rank=2", "quantize=4bit", "gradient_checkpointing=true", "mixed_precision=bf16"),
             ("schedule.kind=cosine", *WARM, "loss.min_snr_gamma=5"),
             ("optimizer=adafactor", "max_grad_norm=0.1", *NOISE),
             ("optimizer=adafactor", "rank=2", "schedule.kind=polynomial"),
@@ -289,11 +293,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         torch.testing.assert_close(gradients["3"][name], whole, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("extra", [(), ("quantize=8bit",), ("quantize=4bit",)], ids=str)
 def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
+    skip_where_missing(extra)
     modules = [(name, id(module)) for name, module in backbone.denoiser.named_modules()]
-    state = train(backbone, pictures, tmp_path, (*THREE, "rank=2"))
+    weights = copied(backbone.denoiser)
+    state = train(backbone, pictures, tmp_path, (*THREE, "rank=2", *extra))
+    assert not changed(weights, backbone.denoiser)
     assert [(name, id(module)) for name, module in backbone.denoiser.named_modules()] == modules
     ups = [tensor for name, tensor in state.items() if name.startswith("up.")]
     assert {tensor.shape[1] for tensor in ups} == {2}
@@ -356,6 +364,28 @@ def test_what_lora_adapts_is_what_is_drawn_afterwards(
     with injected(backbone, [weights]):
         assert not torch.allclose(predicted(), plain, atol=1e-3)
         torch.testing.assert_close(predicted(), in_training, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method", quick_for(1, ["attndreambooth", "dreambooth", "sefi", "textual-inversion"])
+)
+def test_what_is_learned_over_8_bits_is_nearly_what_is_learned_over_all(
+    method: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Previews on the way do not keep gradients from the layers that are adapted."""
+    stages = [stage.name for stage in find_method(method).stages]
+    words = (*SMALL, *(f"{s}.{word}" for s in stages for word in ("steps=4", "batch=2")))
+    words += () if find_method(method).keeps_base else ("rank=2",)
+    found = [
+        train(backbone, pictures, tmp_path / name, (*words, name), method, preview_every=2)
+        for name in ("quantize=none", "quantize=8bit")
+    ]
+    assert found[0].keys() == found[1].keys()
+    changes = [tensor for name, tensor in found[1].items() if name.startswith("up.")]
+    assert find_method(method).keeps_base or any(each.ne(0).any() for each in changes)
+    both = [torch.cat([each[name].flatten() for name in found[0]]) for each in found]
+    assert not both[0].equal(both[1])
+    assert (both[0] - both[1]).norm() < 0.1 * both[0].norm()
 
 
 @pytest.mark.parametrize(
