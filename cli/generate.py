@@ -349,7 +349,7 @@ def _say_where_concepts_are(session: Session, requests: "list[Request]") -> None
     unasked = [each for each in requests if each.settings.layout is None]
     if unasked and _most_concepts(unasked) > 1:
         session.output.note(
-            "several concepts: each keeps to its place (--layout none: all at once)"
+            "several concepts: each in its place (--layout none: all at once)"
         )
 
 
