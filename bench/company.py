@@ -17,14 +17,16 @@ prompts by each way.
 """
 
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.suites import find_suite
+from conceptry.generation.layout import AUTO as FOUND
 from conceptry.generation.photo_regions import as_mask, grey_outside
 from conceptry.generation.regions import region
 from conceptry.generation.request import SamplingSettings
@@ -47,13 +49,25 @@ from laboratory import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-WAYS = [Way(name, name) for name in ("sefi", "textual-inversion", "attndreambooth")]
+WAYS = [
+    Way("sefi", "sefi"),
+    Way("textual-inversion", "textual-inversion"),
+    Way("attndreambooth", "attndreambooth"),
+    Way("dreambooth lora", "dreambooth", ("rank=16",)),
+    Way("dreamtuner instant", "dreamtuner", preset="instant"),
+]
+MIXED = "mixed"
 SUITES = {2: "miniature-pairs", 3: "miniature-triples"}
 SHOWN = (0, 6)
-SEPARATE = "separate "
+AT_ONCE, SEPARATE, AUTO, BOXES = MODES = ("at once", "separate", "auto", "boxes")
 HEADLINES = ("seen", "leak", "present", "all_there")
-COMPARED = [(SEPARATE + way.label, way.label) for way in WAYS]
-COMPARED += [(way.label, other.label) for way, other in combinations(WAYS, 2)]
+LABELS = [*(way.label for way in WAYS), MIXED]
+COMPARED = [
+    (f"{label} {one}", f"{label} {other}")
+    for label in LABELS
+    for one, other in ((SEPARATE, AT_ONCE), (AUTO, SEPARATE), (AUTO, AT_ONCE), (BOXES, AUTO))
+]
+COMPARED += [(f"{label} {AUTO}", BARE_WAY.label) for label in LABELS]
 
 
 def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
@@ -62,21 +76,35 @@ def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
     return [[subjects[(i + k) % count] for k in range(size)] for i in range(count)]
 
 
-def row_of(laboratory: Laboratory, people: Sequence[Individual], way: Way, separate: bool) -> Row:
+def ways_of(label: str, size: int) -> list[Way]:
+    """The way of each in a cast."""
+    if label == MIXED:
+        first, *others = (WAYS[2], WAYS[0], WAYS[4])
+        return [first, *others[: size - 1]]
+    return [next(way for way in [BARE_WAY, *WAYS] if way.label == label)] * size
+
+
+def settings_of(mode: str, people: Sequence[Individual]) -> SamplingSettings:
+    """How a cast is drawn."""
+    if mode == BOXES:
+        share = 1 / len(people)
+        layout = {who.name: (i * share, 0.25, (i + 1) * share, 1.0) for i, who in enumerate(people)}
+        return SamplingSettings(layout=layout)
+    return SamplingSettings(separate=mode == SEPARATE, layout=FOUND if mode == AUTO else None)
+
+
+def row_of(laboratory: Laboratory, people: Sequence[Individual], label: str, mode: str) -> Row:
     """Scores of one cast by one way."""
     suite = find_suite(SUITES[len(people)])
-    settings = SamplingSettings(separate=separate)
-    found = laboratory.evaluate(suite, people, way, settings=settings)
+    found = laboratory.evaluate(
+        suite, people, ways_of(label, len(people)), settings=settings_of(mode, people)
+    )
     scores = {name: score.mean for name, score in found.scores.items()}
     scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
     scores |= _presence(laboratory, people, found)
-    label = (SEPARATE if separate else "") + way.label
-    print(
-        name_of(people),
-        label,
-        {name: round(scores[name], 3) for name in HEADLINES},
-    )
-    return laboratory.row_of(people, label, scores, found, SHOWN)
+    name = label if label == BARE_WAY.label else f"{label} {mode}"
+    print(name_of(people), name, {key: round(scores[key], 3) for key in HEADLINES}, flush=True)
+    return laboratory.row_of(people, name, scores, found, SHOWN)
 
 
 def _presence(
@@ -103,18 +131,21 @@ def _presence(
 def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--sizes", type=int, nargs="*", default=list(SUITES))
+    asked.add_argument("--ways", nargs="*", default=LABELS, choices=LABELS)
+    asked.add_argument("--modes", nargs="*", default=MODES, choices=MODES)
+    asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
     options = asked.parse_args()
     results: dict[str, Any] = {}
-    with opened(options) as laboratory:
+    with opened(options, options.split) as laboratory:
         subjects = laboratory.subjects
         for way in WAYS:
-            laboratory.teach(way)
+            if way.label in options.ways or MIXED in options.ways:
+                laboratory.teach(way)
         for size in options.sizes:
             people = casts(subjects, size)
+            drawn = [(BARE_WAY.label, AT_ONCE), *product(options.ways, options.modes)]
             rows = [
-                row_of(laboratory, cast, way, separate)
-                for cast in people
-                for way, separate in [(BARE_WAY, False), *product(WAYS, (False, True))]
+                row_of(laboratory, cast, label, mode) for cast in people for label, mode in drawn
             ]
             results[SUITES[size]] = {
                 "methods": summary(rows),
@@ -122,8 +153,6 @@ def main() -> None:
                 "rows": without_pictures(rows),
             }
             save_sheet(rows, people, options.out / f"{SUITES[size]}.png")
-            if size == min(SUITES) and len(subjects) >= len(CATEGORIES):
-                save_sheet(rows, people, RESULTS / "company.png")
     told = {
         suite: {
             label: {name: each["scores"][name] for name in HEADLINES}
@@ -132,7 +161,10 @@ def main() -> None:
         for suite, found in results.items()
     }
     print(json.dumps(told, indent=1))
-    if len(subjects) >= len(CATEGORIES) and set(options.sizes) == set(SUITES):
+    is_whole = options.split == "measured" and len(subjects) >= len(CATEGORIES)
+    is_whole = is_whole and options.ways == LABELS and options.modes == MODES
+    if is_whole and set(options.sizes) == set(SUITES):
+        shutil.copyfile(options.out / f"{SUITES[min(SUITES)]}.png", RESULTS / "company.png")
         document = {
             "environment": describe_machine(),
             "base_sha256": laboratory.base.sha256,

@@ -152,7 +152,7 @@ def _mean(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A method with its `miniature` preset, and what is set otherwise.
+    """A method with a preset, and what is set otherwise.
 
     With an `alias`, another program has taught it: it is the version of that alias.
     """
@@ -162,11 +162,12 @@ class Way:
     overrides: tuple[str, ...] = ()
     seed: int = 0
     alias: str = ""
+    preset: str = "miniature"
 
     def settings(self, base: str) -> Any:
         """All of its settings."""
         method = find_method(self.method)
-        return resolve_settings(method, preset="miniature", base=base, overrides=self.overrides)
+        return resolve_settings(method, preset=self.preset, base=base, overrides=self.overrides)
 
 
 BARE_WAY = Way(BASE_MODEL, "")
@@ -243,7 +244,7 @@ class Laboratory:
             names,
             self.base,
             method=way.method,
-            preset="miniature",
+            preset=way.preset,
             overrides=way.overrides,
             seed=way.seed,
         )
@@ -288,11 +289,16 @@ class Laboratory:
     # --- scoring ----------------------------------------------------------------------------------
 
     def evaluate(
-        self, suite: Suite, people: Sequence[Individual], way: Way, **settings: Any
+        self, suite: Suite, people: Sequence[Individual], way: Way | Sequence[Way], **settings: Any
     ) -> Evaluation:
-        """Draw a suite with some individuals, by their categories if the way is `BARE_WAY`."""
+        """Draw a suite with some individuals, by their categories if the way is `BARE_WAY`.
+
+        `way` is that of all of them, or one for each.
+        """
         names = encoder_names_for(self.base.base)
-        chosen = [self.chosen(who, way) for who in people] if way != BARE_WAY else []
+        ways = [way] * len(people) if isinstance(way, Way) else way
+        pairs = zip(people, ways, strict=True)
+        chosen = [self.chosen(who, own) for who, own in pairs if own != BARE_WAY]
         plan = Plan(
             chosen=tuple(chosen),
             suite=suite,
