@@ -43,7 +43,13 @@ from .frames import (
 )
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .pictures import contact_sheet, file_stem
-from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
+from .prompt_syntax import (
+    ChosenVersion,
+    check_negative,
+    imported_sha256,
+    replaced,
+    resolve_prompt,
+)
 from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
 from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
@@ -52,6 +58,7 @@ from .regions import (
     SubjectColumns,
     all_columns,
     by_subject,
+    check_has_words,
     leak,
     region,
     subject_columns,
@@ -227,6 +234,8 @@ def _drawn(
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
     subjects = subject_columns(backbone, prompt, concepts)
+    if wanted.maps or wanted.leaks or settings.separate:
+        check_has_words(concepts)
     words = words_of(backbone, prompt, concepts) if wanted.maps else []
     compares = wanted.leaks and len(concepts) > 1
     layers = [CROSS_ATTENTION] if wanted.maps else []
@@ -469,8 +478,11 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
     """The present name of a concept that was called `name`, found by its version's hash."""
     names = registry.names()
     for other in sorted(names, key=lambda each: each != name):
-        for version in registry.show(other).versions:
-            if version.number == number and sha256 in {each.sha256 for each in version.artifacts}:
+        concept = registry.show(other)
+        for version in concept.versions:
+            known = {each.sha256 for each in version.artifacts}
+            known.add(imported_sha256(concept, version) or "")
+            if version.number == number and sha256 in known:
                 return other
     return name
 

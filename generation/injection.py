@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter
+from ..adapters.formats.description import PLACE, read_description
+from ..adapters.formats.reading import read_foreign
+from ..adapters.formats.recognising import FAMILIES
 from ..adapters.prompt_encoding import phrase_of
 from ..adapters.references import References
 from ..adapters.subject_encoding import SubjectEncoding
 from ..adapters.timestep_tokens import TimestepTokens, timestep_routing
-from ..adapters.token_embedding import TokenEmbedding
+from ..adapters.token_embedding import TokenEmbedding, check_vectors
 from ..adapters.weight_delta import WeightDelta
 from ..models.loading import LoadedBase
 from ..models.subject_encoder import SubjectAttention
@@ -23,6 +26,7 @@ from ..registry.errors import (
     InvalidWeights,
     quoted,
 )
+from ..registry.records import IMPORT
 from .prompt_syntax import ChosenVersion, Mention, replaced
 
 
@@ -30,7 +34,8 @@ from .prompt_syntax import ChosenVersion, Mention, replaced
 class InjectedConcept:
     """A concept whose adapters are injected: its placeholder tokens, and its phrase in a prompt.
 
-    `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`; `label` is the version, `rex@3`;
+    `phrase` is `[V] dog`, `[V]` or, without tokens, `dog`, and of an imported concept its trigger
+    words, which may be none; `label` is the version, `rex@3`;
     `change` is that of the denoiser's weights, if there is one.
     """
 
@@ -64,8 +69,8 @@ def inject_concepts(
     concepts: list[InjectedConcept] = []
     for each in chosen:
         with _naming(each):
-            state, metadata = read_adapter(Path(each.path))
-            _check_base(base, each, metadata)
+            read = _read(base, each)
+        state, metadata = read.state, read.metadata
         encoder = metadata.subject.encoder_sha256 if metadata.subject else None
         if encoder and encoder not in attentions:
             attentions[encoder] = load_subject_attention(base, encoder, each.label)
@@ -74,7 +79,7 @@ def inject_concepts(
             embedding = _embedding(tokens, metadata, state) if tokens else None
             if embedding is not None:
                 embedding.check(base.backbone)
-            change = WeightDelta.from_state(state, each.mention.strength)
+            change = read.change
             change.check(base.backbone)
             if change.magnitudes:  # of its change of the base model, whatever else changes that
                 change = change.multiplied_out(base.backbone)
@@ -93,7 +98,7 @@ def inject_concepts(
             embeddings.append(embedding)
         if change.names:
             changes.append(change)
-        phrase = phrase_of(tokens, metadata.category, names_category=metadata.names_category)
+        phrase = read.phrase_of(tokens)
         if references.references:
             changes.append(references.in_words(phrase))
         concepts.append(
@@ -103,15 +108,70 @@ def inject_concepts(
         yield concepts
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An adapter as it is stored; `phrase` is that of an imported one."""
+
+    state: Mapping[str, Tensor]
+    metadata: AdapterMetadata
+    change: WeightDelta
+    phrase: str | None = None
+
+    def phrase_of(self, tokens: Sequence[str]) -> str:
+        """What prompts say for it."""
+        if self.phrase is not None:
+            return self.phrase.replace(PLACE, " ".join(tokens))
+        metadata = self.metadata
+        return phrase_of(tokens, metadata.category, names_category=metadata.names_category)
+
+
+def _read(base: LoadedBase, chosen: ChosenVersion) -> _Read:
+    if chosen.originals:
+        return _read_imported(base, chosen)
+    state, metadata = read_adapter(Path(chosen.path))
+    _check_base(base, chosen, metadata)
+    return _Read(state, metadata, WeightDelta.from_state(state, chosen.mention.strength))
+
+
+def _read_imported(base: LoadedBase, chosen: ChosenVersion) -> _Read:
+    """An imported version, which is of any base model that it fits."""
+    assert chosen.run
+    description = read_description(chosen.run.config)
+    paths = [Path(each) for each in chosen.originals]
+    try:
+        found = read_foreign(paths, description, base.backbone, chosen.mention.strength)
+        found.change.check(base.backbone)
+        if found.vectors:
+            shapes = [each.shape for each in found.vectors]
+            check_vectors(base.backbone, shapes, [len(found.vectors[0])])
+    except InvalidWeights as error:
+        made_for = FAMILIES.get(chosen.run.base, "another base model")
+        raise InvalidInput(
+            f"{chosen.label}, {description.holds} for {made_for}, does not fit {base.base.name}: "
+            f"{error.message}",
+            hint=f"--base {chosen.run.base}" if chosen.run.base in FAMILIES else "--base NAME",
+        ) from error
+    metadata = AdapterMetadata(
+        base_sha256=base.sha256,
+        method=IMPORT,
+        category=description.category,
+        num_tokens=len(found.vectors[0]) if found.vectors else 0,
+        names_category=False,
+    )
+    state = {f"token.{i}": each for i, each in enumerate(found.vectors)}
+    return _Read(state, metadata, found.change, description.phrase)
+
+
 @contextmanager
 def _naming(chosen: ChosenVersion) -> Iterator[None]:
     """Name the version in errors about its adapter."""
     try:
         yield
     except InvalidWeights as error:
+        name = chosen.concept.name
         raise InvalidWeights(
             f"{chosen.label} cannot be drawn with: {error.message}",
-            hint=f"concept train {chosen.concept.name}",
+            hint="concept import FILE" if chosen.originals else f"concept train {name}",
         ) from error
 
 
