@@ -35,7 +35,7 @@ class LoraBranch:
 
         Whole differences, text encoders, magnitudes (DoRA) and what reads the timestep do not.
         """
-        if change.deltas or change.magnitudes:
+        if change.deltas or change.magnitudes or change.products:
             return None
         modules = dict(backbone.denoiser.named_modules())
         layers = {name.removesuffix(".weight"): each for name, each in change.factors.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from ..registry.errors import InvalidWeights
 from .limits import MAX_RANK
 
 
+class Difference(Protocol):
+    """A whole difference of a weight that is computed when it is converted to a tensor."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight."""
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype, /) -> Tensor:
+        """The tensor."""
+        ...
+
+
 @dataclass(slots=True)
 class WeightDelta:
     """Weight changes of a base model: full differences, or low-rank factors (LoRA).
@@ -19,13 +33,15 @@ class WeightDelta:
     W becomes W + strength · Δ, with Δ = `deltas[name]`, or Δ = up · down where `factors[name]` is
     (up (out, r), down (r, in), or a kernel (r, in, k, k)). With `magnitudes[name]` m (out,) beside
     factors, Δ = m V / ‖V‖ - W, where V = W + up · down and norms are those of what makes one output
-    (DoRA, arXiv 2402.09353, eq. 5). Names are those of `Backbone.weights`.
+    (DoRA, arXiv 2402.09353, eq. 5). `products` are whole differences that are computed as
+    they are added. Names are those of `Backbone.weights`.
     """
 
     deltas: dict[str, Tensor]
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
+    products: dict[str, Difference] = field(default_factory=dict)
     _original: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -61,12 +77,14 @@ class WeightDelta:
     @property
     def names(self) -> Set[str]:
         """The parameters that are changed."""
-        return self.deltas.keys() | self.factors.keys()
+        return self.deltas.keys() | self.factors.keys() | self.products.keys()
 
     def fits(self, name: str, shape: torch.Size) -> bool:
         """Whether the change of a parameter has its shape."""
         if name in self.deltas:
             return self.deltas[name].shape == shape
+        if name in self.products:
+            return self.products[name].shape == shape
         up, down = self.factors[name]
         if up.ndim != 2 or down.ndim < 2 or not 0 < up.shape[1] <= MAX_RANK:
             return False
@@ -107,6 +125,8 @@ class WeightDelta:
     def _change(self, name: str, parameter: Tensor) -> Tensor:
         if name in self.deltas:
             return self.deltas[name].to(parameter.device, torch.float32)
+        if name in self.products:
+            return self.products[name].to(parameter.device, torch.float32)
         up, down = (part.to(parameter.device, torch.float32) for part in self.factors[name])
         change = (up @ down.flatten(1)).reshape(parameter.shape)
         if name not in self.magnitudes:

@@ -1,4 +1,4 @@
-"""`concept export` and `concept import`: concepts as one portable file."""
+"""`concept export` and `concept import`: bundles, and files of other tools."""
 
 import os
 from dataclasses import asdict
@@ -14,6 +14,7 @@ from .framework import session_of
 from .output import count, size
 
 if TYPE_CHECKING:
+    from ..adapters.formats.importing import ImportedFile, ImportOptions
     from ..adapters.formats.options import ExportOptions
     from ..registry import Registry
     from ..registry.records import Concept
@@ -38,7 +39,8 @@ def export(
             "--format",
             metavar="FORMAT",
             help="bundle, or for other tools: embedding, embedding-mean, lora-kohya, "
-            "lora-diffusers, diff, svd:RANK, checkpoint, diffusers.",
+            "lora-diffusers, diff, svd:RANK, checkpoint, diffusers; or original, of what was "
+            "imported.",
         ),
     ] = "bundle",
     base: Annotated[
@@ -94,11 +96,17 @@ def _export_version(session: "Session", label: str, path: Path, options: "Export
     name, has_version, version = label.partition("@")
     with session.registry() as registry:
         concept = registry.show(name)
-        from ..adapters.formats.exporting import export_version
+        from ..adapters.formats.returning import export_original
         from ..generation.prompt_syntax import resolve_version
 
         chosen = resolve_version(registry, concept, version if has_version else None)
-        done = export_version(registry, concept, chosen.version, Path(chosen.path), path, options)
+        if options.format.name == "original":
+            done = export_original(registry, concept, chosen.version, path, options)
+        else:
+            from ..adapters.formats.exporting import export_version
+
+            adapter = Path(chosen.path)
+            done = export_version(registry, concept, chosen.version, adapter, path, options)
     lines = [f"wrote {chosen.label} as {each.holds} to {each.path}" for each in done.files]
     if done.kept is not None:
         lines.append(f"it keeps {done.kept:.1%} of the change of weights (of its squared norm)")
@@ -109,23 +117,60 @@ def import_(
     context: typer.Context,
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A file from `concept export`.", show_default=False),
+        typer.Argument(
+            metavar="FILE",
+            help="A bundle of `concept export`, or embeddings and LoRA of other tools: a "
+            ".safetensors file, or a folder of them.",
+            show_default=False,
+        ),
     ],
     new_name: Annotated[
         str | None,
         typer.Option("--as", metavar="NAME", help="Another name, if it holds a single concept."),
     ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            "--category",
+            "-c",
+            metavar="WORD",
+            help="What other tools' files show, in a word; else what they say, or thing.",
+        ),
+    ] = None,
+    trigger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="What prompts say for other tools' weights; {} is an embedding's word. Else what "
+            "the files say.",
+        ),
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", "-t", metavar="T", help="A tag; may be repeated.")
+    ] = None,
 ) -> None:
-    """Import the concepts of an exported file.
+    """Import the concepts of a bundle, or files of other tools.
 
-    All of them or, if one cannot be, none.
+    A bundle's concepts come all or, if one cannot be, none. Each file of another tool becomes a
+    concept; in a folder one that cannot stops no other, and what is there already is left out.
     """
     session = session_of(context)
     from ..registry import NotFound
-    from ..registry.not_bundles import refuse_non_bundle
+    from ..registry.not_bundles import is_of_other_tools, refuse_non_bundle
 
     if not os.path.exists(file):
         raise NotFound(f"{file} does not exist", hint=f"ls {quoted(file.parent)}")
+    if is_of_other_tools(file):
+        from ..adapters.formats.importing import ImportOptions
+
+        options = ImportOptions(name=new_name, category=category, trigger=trigger, tags=tag or [])
+        _import_originals(session, file, options)
+        return
+    if category or trigger or tag:
+        raise usage(
+            "a bundle takes no --category, --trigger or --tag: its concepts have them",
+            f"concept import {quoted(file)}",
+        )
     refuse_non_bundle(file)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
@@ -135,18 +180,60 @@ def import_(
         f"{count(len(concept.versions), 'version')}"
         for concept in concepts
     ]
-    session.output.lines({"concepts": [asdict(concept) for concept in concepts]}, lines)
+    document = {"concepts": [asdict(concept) for concept in concepts], "files": []}
+    session.output.lines(document, lines)
     for label in undrawable:
         session.output.warn(f"{label} holds no adapter of concept train: it cannot be drawn with")
 
 
+def _import_originals(session: "Session", path: Path, options: "ImportOptions") -> None:
+    from ..adapters.formats.importing import import_path
+
+    output = session.output
+    with session.registry(create=True) as registry, output.progress("importing") as advance:
+        found = import_path(registry, path, options, on_progress=advance)
+        made = [each.concept for each in found if each.concept and each.outcome == "imported"]
+        concepts = [asdict(registry.show(name)) for name in made] if output.as_json else []
+    document = {"concepts": concepts, "files": [each.to_document() for each in found]}
+    output.lines(document, [_imported_line(each) for each in found if each.outcome == "imported"])
+    for each in found:
+        if each.outcome == "known":
+            output.note(f"{each.path} is there already, as {each.concept}")
+        elif each.outcome == "refused":
+            output.warn(f"{each.path}: {each.message}" + (f" -> {each.hint}" if each.hint else ""))
+        for warning in each.warnings:
+            output.warn(f"{each.path} {warning}")
+    if len(found) > 1:
+        output.note(_counts(found))
+
+
+def _imported_line(file: "ImportedFile") -> str:
+    from ..adapters.formats.importing import family_of
+
+    words = "; ".join(file.trigger_words)
+    said = f", trigger words: {words}" if words else ""
+    return f"imported {file.concept}: {file.holds} for {family_of(file.base)}, {file.prompt}{said}"
+
+
+def _counts(files: "list[ImportedFile]") -> str:
+    """`3 files: 1 imported, 1 there already, 1 refused`."""
+    words = {"imported": "imported", "known": "there already", "refused": "refused"}
+    numbers = {key: sum(each.outcome == key for each in files) for key in words}
+    told = ", ".join(f"{numbers[key]:,} {word}" for key, word in words.items() if numbers[key])
+    return f"{count(len(files), 'file')}: {told}"
+
+
 def _undrawable(registry: "Registry", concepts: "list[Concept]") -> list[str]:
     """Versions with weights that `generate` cannot use, as their files say at a glance."""
+    from ..registry.records import ORIGINAL
     from ..registry.tensors import is_adapter
 
     return [
         f"{concept.name}@{version.number}"
         for concept in concepts
         for version in concept.versions
-        if not any(is_adapter(registry.path_of(each.sha256)) for each in version.artifacts)
+        if not any(
+            each.kind == ORIGINAL or is_adapter(registry.path_of(each.sha256))
+            for each in version.artifacts
+        )
     ]

@@ -348,9 +348,7 @@ def _say_where_concepts_are(session: Session, requests: "list[Request]") -> None
     """Say that several concepts are kept apart, where nobody asked for it."""
     unasked = [each for each in requests if each.settings.layout is None]
     if unasked and _most_concepts(unasked) > 1:
-        session.output.note(
-            "several concepts: each in its place (--layout none: all at once)"
-        )
+        session.output.note("several concepts: each in its place (--layout none: all at once)")
 
 
 def _first_of(lines: list[str]) -> list[str]:

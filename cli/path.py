@@ -1,9 +1,11 @@
-"""`concept path`: the paths of the registry, and of a concept's photos."""
+"""`concept path`: the paths of the registry, and of a concept's pictures."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..registry.records import PREVIEW
 from .arguments import complete_concept
 from .framework import session_of
 
@@ -20,7 +22,7 @@ def path(
         ),
     ] = None,
 ) -> None:
-    """Print where the registry is, or a concept's photos.
+    """Print where the registry is, or a concept's photos and imported previews.
 
     Never write to these files.
     """
@@ -37,10 +39,17 @@ def path(
         session.output.lines(document, [str(location.database)])
         return
     with session.registry() as registry:
-        images = registry.show(name).images
-        paths = [str(registry.path_of(image.sha256)) for image in images]
-    files = [
-        {"filename": image.filename, "path": file}
-        for image, file in zip(images, paths, strict=True)
-    ]
-    session.output.lines({"name": name, "images": files}, paths)
+        concept = registry.show(name)
+        images = [(each.filename, registry.path_of(each.sha256)) for each in concept.images]
+        previews = [
+            (each.name, registry.path_of(each.sha256))
+            for version in concept.versions
+            for each in version.artifacts
+            if each.kind == PREVIEW
+        ]
+    document = {"name": name, "images": _files(images), "previews": _files(previews)}
+    session.output.lines(document, [str(path) for _, path in (*images, *previews)])
+
+
+def _files(found: list[tuple[str, Path]]) -> list[dict[str, str]]:
+    return [{"filename": name, "path": str(path)} for name, path in found]

@@ -31,6 +31,7 @@ def _render(concept: "Concept") -> "list[RenderableType]":
         f"{count(len(concept.versions), 'version')}, {size(concept.bytes)}",
         f"tags: {' '.join(concept.tags)}" if concept.tags else "",
         *notes.splitlines(),
+        *_imports(concept),
         f"created {moment(concept.created)}, updated {moment(concept.updated)} UTC",
     ]
     parts: list[RenderableType] = [fact for fact in facts if fact]
@@ -41,6 +42,30 @@ def _render(concept: "Concept") -> "list[RenderableType]":
     if concept.runs:
         parts += ["", _runs(concept)]
     return parts
+
+
+def _imports(concept: "Concept") -> list[str]:
+    """What imported files are, with the hashes by which other tools know them."""
+    from ..registry.records import IMPORT, originals_of
+
+    runs = {run.run: run for run in concept.runs if run.method == IMPORT}
+    lines: list[str] = []
+    for version in concept.versions:
+        if (run := runs.get(version.run or "")) is None:
+            continue
+        said = run.config.get("phrase") or "nothing"
+        lines.append(
+            f"{concept.name}@{version.number}: {run.config.get('holds')}, base model {run.base}, "
+            f"in prompts: {said}"
+        )
+        hashes = run.config.get("hashes")
+        of_tensors = hashes if isinstance(hashes, dict) else {}
+        lines += [
+            f"{each.name}: AutoV2 {each.sha256[:10]}, "
+            f"AutoV3 {str(of_tensors.get(each.sha256, 'unknown'))[:12]}"
+            for each in originals_of(version)
+        ]
+    return lines
 
 
 def _images(concept: "Concept") -> "Table":

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.file_format import acts_unnamed
+from ..adapters.formats.recognising import changes_weights
 from ..generation.attention_maps import MapCollector, SubjectCollector
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
@@ -159,7 +160,7 @@ class Evaluator:
         chosen = [subject.chosen for subject in self.subjects]
         if self.concepts or len(chosen) != 1 or chosen[0] is None:
             return []
-        if not acts_unnamed(Path(chosen[0].path)):
+        if not _acts_unnamed(chosen[0]):
             return []
         keeping = [each for each in self.plan.suite.prompts if self._names_the_category(each)]
         number = min(DRIFT_PROMPTS, len(keeping))
@@ -240,6 +241,13 @@ class Evaluator:
             )
             for subject in self.subjects
         ]
+
+
+def _acts_unnamed(chosen: ChosenVersion) -> bool:
+    """Whether a version changes pictures of prompts that do not name it."""
+    if chosen.originals:
+        return any(changes_weights(Path(each)) for each in chosen.originals)
+    return acts_unnamed(Path(chosen.path))
 
 
 def reduced(mask: Image.Image | None) -> Image.Image | None:

@@ -44,7 +44,13 @@ from .frames import (
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
 from .pictures import contact_sheet, file_stem
-from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
+from .prompt_syntax import (
+    ChosenVersion,
+    check_negative,
+    imported_sha256,
+    replaced,
+    resolve_prompt,
+)
 from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
 from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
@@ -54,6 +60,7 @@ from .regions import (
     SubjectColumns,
     all_columns,
     by_subject,
+    check_has_words,
     leak,
     region,
     subject_columns,
@@ -233,6 +240,8 @@ def _drawn(
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
     subjects = subject_columns(backbone, prompt, concepts)
+    if wanted.maps or wanted.leaks or settings.separate:
+        check_has_words(concepts)
     words = words_of(backbone, prompt, concepts) if wanted.maps else []
     compares = wanted.leaks and len(concepts) > 1
     layers = [CROSS_ATTENTION] if wanted.maps else []
@@ -433,9 +442,9 @@ class _Record:
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
         control, plan = self.controls.of(self.request), self.plan(concepts)
-        weights = [each.weights for each in concepts if each.weights and plan is None]
+        alone = [each.change for each in concepts if each.change and each.is_apart]
         with (
-            injected(self.base.backbone, [references, *weights]),
+            injected(self.base.backbone, [references, *(alone if plan is None else [])]),
             following(control, concepts) as added,
         ):
             for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added, plan):
@@ -554,8 +563,11 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
     """The present name of a concept that was called `name`, found by its version's hash."""
     names = registry.names()
     for other in sorted(names, key=lambda each: each != name):
-        for version in registry.show(other).versions:
-            if version.number == number and sha256 in {each.sha256 for each in version.artifacts}:
+        concept = registry.show(other)
+        for version in concept.versions:
+            known = {each.sha256 for each in version.artifacts}
+            known.add(imported_sha256(concept, version) or "")
+            if version.number == number and sha256 in known:
                 return other
     return name
 

@@ -8,9 +8,17 @@ from pathlib import Path
 
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
-from ..registry.hashes import sha256_of
+from ..registry.hashes import sha256_of, sha256_of_json
 from ..registry.names import check_text
-from ..registry.records import Concept, VersionRecord
+from ..registry.records import (
+    IMPORT,
+    ORIGINAL,
+    ArtifactRecord,
+    Concept,
+    RunRecord,
+    VersionRecord,
+    originals_of,
+)
 from ..registry.running import ADAPTER_FILE
 
 MAX_STRENGTH = 4.0
@@ -32,13 +40,22 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class ChosenVersion:
-    """The version that a mention refers to; `path` and `sha256` are its adapter file's."""
+    """The version that a mention refers to; `path` and `sha256` are its adapter file's.
+
+    Of an imported version `originals` are its files, and `sha256` covers what is said of them too.
+    """
 
     mention: Mention
     concept: Concept
     version: VersionRecord
     path: str
     sha256: str
+    originals: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> RunRecord | None:
+        """What made it: a training, or an import."""
+        return next((run for run in self.concept.runs if run.run == self.version.run), None)
 
     @property
     def label(self) -> str:
@@ -139,25 +156,45 @@ def _resolved(
 ) -> ChosenVersion:
     version = _version(concept, wanted)
     for artifact in version.artifacts:
-        if artifact.name == ADAPTER_FILE:
-            path = registry.path_of(artifact.sha256)
-            try:
-                is_whole = _sha256_of(path, path.stat().st_mtime_ns) == artifact.sha256
-            except OSError as error:
-                raise RegistryCorrupt(
-                    f"the stored weights of {concept.name} cannot be read: {error.strerror}",
-                    hint="concept check",
-                ) from error
-            if not is_whole:
-                raise RegistryCorrupt(
-                    f"the stored weights of {concept.name} are damaged",
-                    hint="concept check --read-data",
-                )
+        if artifact.name == ADAPTER_FILE and artifact.kind != ORIGINAL:
+            path = _checked_path(registry, concept, artifact)
             return ChosenVersion(mention, concept, version, str(path), artifact.sha256)
+    if sha256 := imported_sha256(concept, version):
+        paths = [_checked_path(registry, concept, each) for each in originals_of(version)]
+        originals = tuple(map(str, paths))
+        return ChosenVersion(mention, concept, version, originals[0], sha256, originals)
     raise NotFound(
         f"{concept.name}@{version.number} has no adapter to draw with",
         hint=f"concept train {concept.name}",
     )
+
+
+def imported_sha256(concept: Concept, version: VersionRecord) -> str | None:
+    """A hash of an imported version's files and of what is said of them; None of another version.
+
+    Equal files that stand for other words in prompts draw other pictures.
+    """
+    run = next((run for run in concept.runs if run.run == version.run), None)
+    files = [each.sha256 for each in originals_of(version)]
+    return sha256_of_json([files, run.config]) if run and run.method == IMPORT and files else None
+
+
+def _checked_path(registry: Registry, concept: Concept, artifact: ArtifactRecord) -> Path:
+    """The file of stored weights. Raises `RegistryCorrupt` unless it is whole."""
+    path = registry.path_of(artifact.sha256)
+    try:
+        is_whole = _sha256_of(path, path.stat().st_mtime_ns) == artifact.sha256
+    except OSError as error:
+        raise RegistryCorrupt(
+            f"the stored weights of {concept.name} cannot be read: {error.strerror}",
+            hint="concept check",
+        ) from error
+    if not is_whole:
+        raise RegistryCorrupt(
+            f"the stored weights of {concept.name} are damaged",
+            hint="concept check --read-data",
+        )
+    return path
 
 
 def _version(concept: Concept, wanted: str | None) -> VersionRecord:

@@ -67,7 +67,7 @@ def plan_regions(
     any word. None if there is one subject and nothing to keep apart. Raises `InvalidInput` for
     boxes of nothing, and concepts without one.
     """
-    names = [each.mention.name for each in concepts]
+    names = [each.mention.name for each in concepts if each.is_subject]
     base = {each.mention.text: each.apart for each in concepts}
     words = {
         name: category
@@ -108,7 +108,9 @@ def plan_regions(
         if each.weights:
             own = base | {each.mention.text: each.phrase}
             parts.append(part(own, each.weights, subjects.index(each.mention.name)))
-    plain = part({each.mention.text: each.category for each in concepts})
+    plain = part(
+        {each.mention.text: each.category if each.is_subject else each.phrase for each in concepts}
+    )
     kinds = [by_name[name].category if name in by_name else words.get(name) for name in subjects]
     alike = [
         [number for number, other in enumerate(kinds) if other == kind]

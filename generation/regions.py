@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters.prompt_encoding import token_columns
+from ..adapters.prompt_encoding import phrase_of, token_columns
 from ..models.backbone import Backbone
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -19,7 +19,8 @@ _LEVEL = 0.4
 class SubjectColumns:
     """Token positions of one subject in a prompt.
 
-    `own` are its placeholder tokens, or its category's where it has none; `all` has both.
+    `own` are its placeholder tokens, or its phrase's where it has none; `all` has its category's
+    too. An imported concept may have neither.
     """
 
     own: tuple[int, ...]
@@ -38,17 +39,27 @@ def subject_columns(
     found: list[SubjectColumns] = []
     for subject in subjects:
         if isinstance(subject, str) or not subject.tokens:
-            word = subject if isinstance(subject, str) else subject.category
+            word = subject if isinstance(subject, str) else subject.phrase
             columns = columns_of(ids, encoder.ids(word, whole=False), word)
             found.append(SubjectColumns(columns, columns))
             continue
         own = tuple(token_columns(backbone, prompt, subject.tokens))
         category: tuple[int, ...] = ()
-        if subject.phrase.endswith(subject.category):
+        if subject.phrase == phrase_of(subject.tokens, subject.category, names_category=True):
             length = len(encoder.ids(subject.category, whole=False))
             category = tuple(range(own[-1] + 1, own[-1] + 1 + length))
         found.append(SubjectColumns(own, own + category))
     return found
+
+
+def check_has_words(concepts: Sequence[InjectedConcept]) -> None:
+    """Raise `InvalidInput` for a concept that has no words in prompts, and so no attention."""
+    for each in concepts:
+        if not each.phrase:
+            raise InvalidInput(
+                f"{each.label} has no words in prompts, whose attention could be told apart",
+                hint='concept import FILE --trigger "WORDS"',
+            )
 
 
 def columns_of(ids: Sequence[int], parts: Sequence[int], word: str) -> tuple[int, ...]:

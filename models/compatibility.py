@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..registry.errors import InvalidInput, InvalidWeights
 from .bases import Base
+from .file_kinds import kind_of_tensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -83,16 +84,6 @@ SINGLE_FILE = (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX, TEXT_PREFIX_OF_XL)
 """How the names of a base model's tensors begin in a single file."""
 _IN = f"{UNET_PREFIX}input_blocks.0.0.weight"
 _LATENTS_IN = f"{VAE_PREFIX}decoder.conv_in.weight"
-_OTHER_FILES = {
-    r".*(\.lora_|lora_(unet|te|up|down)|lora_A\.|lora_B\.).*": "a LoRA",
-    r".*double_blocks\..*": "a FLUX model",
-    r".*joint_blocks\..*": "a Stable Diffusion 3 model",
-    r"(control_model\.|controlnet_|input_hint_block).*": "a ControlNet",
-    r"(token|delta|up|down)\..*|emb_params|clip_[gl]|string_to_param.*": "a concept, or embedding",
-    r"(transformer\.)?(text_model\.)?encoder\.layers\..*": "a text encoder",
-    r"(encoder|decoder)\.(conv_in|mid_block|mid)\..*": "a VAE",
-    r"(unet\.)?(down_blocks|up_blocks|input_blocks)\..*": "a U-Net alone",
-}
 
 
 def check_tensors(path: Path, used: str | tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -131,14 +122,10 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
 
     is_xl = has(f"{TEXT_PREFIX_OF_XL}1.")
     if _IN not in tensors:
-        kinds = (
-            kind
-            for pattern, kind in _OTHER_FILES.items()
-            if any(re.fullmatch(pattern, name) for name in tensors)
-        )
+        kind = kind_of_tensors(tensors) or "not a whole base model"
         raise InvalidInput(
-            f"{base.name} is {next(kinds, 'not a whole base model')}: it has no U-Net of SD 1.x, "
-            "2.x or SDXL with text encoder and VAE",
+            f"{base.name} is {kind}: it has no U-Net of SD 1.x, 2.x or SDXL with text encoder and "
+            "VAE",
             hint="name the checkpoint that it was made for, or one of: concept bases",
         )
     if has(TEXT_PREFIX_OF_XL) and not is_xl:

@@ -267,6 +267,15 @@ class Staging:
         """The temporary file of a blob that was written and not yet published."""
         return self._staged[sha256]
 
+    def staged(self) -> set[str]:
+        """The hashes of blobs that were written and not yet published."""
+        return set(self._staged)
+
+    def discard(self, sha256: str) -> None:
+        """Remove a blob that was written and is not to be published; none, if there is none."""
+        if path := self._staged.pop(sha256, None):
+            self._remove(path)
+
     def publish(self) -> None:
         """Rename every staged file to its name and sync the folders: now rows may need them.
 

@@ -49,7 +49,7 @@ from .lineage import MAX_VERSION, check_config, check_scores
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, show_concept, to_json
-from .records import BundleReport, Concept
+from .records import PREVIEW, BundleReport, Concept
 from .store import Store
 from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
 from .tables import Concept as ConceptRow
@@ -539,8 +539,7 @@ def _take_in(
         for concept in manifest.concepts:
             for version in concept.versions:
                 for artifact in version.artifacts:
-                    staged = staging.path(artifact.sha256)
-                    check_weights(staged, name=f"{path}: {artifact.name}")
+                    _check_artifact(staging.path(artifact.sha256), artifact, path)
         staging.publish()
         with store.database.write() as session:
             for concept in manifest.concepts:
@@ -563,6 +562,14 @@ def _entry(bundle: zipfile.ZipFile, name: str, size: int, path: Path) -> Iterato
                 return
             total += len(chunk)
             yield chunk
+
+
+def _check_artifact(staged: Path, artifact: _ArtifactPart, path: Path) -> None:
+    name = f"{path}: {artifact.name}"
+    if artifact.kind == PREVIEW:
+        images.check_preview(images.read_file(staged), name)
+    else:
+        check_weights(staged, name=name)
 
 
 def _check_mask(mask: bytes, photo: images.Inspected, name: str) -> None:

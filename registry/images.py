@@ -50,6 +50,7 @@ A larger JPEG or PNG is reduced while it is decoded.
 MAX_LARGE_PIXELS = 1 << 28
 """Phones make photos of 200 million pixels."""
 MAX_FILE_BYTES = 256 << 20
+_PREVIEW_FORMATS = ("PNG", "JPEG", "WEBP")
 SMALL = 512
 """Below this many pixels on the shorter side a photo deserves a warning: most base models draw
 at 512 or more."""
@@ -237,6 +238,17 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_preview(data: bytes, name: str) -> None:
+    """Raise `InvalidImage` unless bytes begin as a picture of a common format and size does."""
+    try:
+        with Image.open(io.BytesIO(data), "r", _PREVIEW_FORMATS) as opened:
+            width, height = opened.size
+    except Exception as error:  # noqa: BLE001 (decoders raise anything)
+        raise InvalidImage(f"{name} is no picture: {error}") from None
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, MAX_PIXELS)
 
 
 # --- decoding -------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ _CONVERT = "look for a .safetensors file of the same model; pickles are never op
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".avif", ".tif", ".tiff", ".bmp")
 
 
+_WEIGHTS = (".safetensors", ".pt", ".ckpt", ".bin", ".pth", ".pkl")
+"""How files of weights end, pickles too."""
 _PICTURE = ("a picture", "concept add NAME PHOTO --category WORD")
 _ARCHIVE = ("an archive", "unpack it first")
 _STARTS = (
@@ -26,6 +28,13 @@ _STARTS = (
     (b"SQLite format 3\0", ("a registry", "concept list --registry FILE")),
     (b"GGUF", ("a GGUF model", "look for a .safetensors file of the same model")),
 )
+
+
+def is_of_other_tools(path: Path) -> bool:
+    """Whether a path is a folder of files, or a file of weights, that is no bundle by its name."""
+    if path.is_dir():
+        return not any((path / name).is_file() for name in ("concepts.db", "model_index.json"))
+    return path.suffix.lower() in _WEIGHTS
 
 
 def refuse_non_bundle(path: Path) -> None:

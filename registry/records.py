@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+IMPORT = "import"
+"""The method of the run that made an imported version."""
+ORIGINAL = "original"
+"""The kind of an artifact that is a file of another tool."""
+PREVIEW = "preview"
+"""The kind of an artifact that is a picture."""
 ConceptKey = str | int
 """A concept by name, or by id, which stays the same if it is renamed."""
 
@@ -58,7 +64,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRecord:
-    """A stored weights file."""
+    """A stored weights file, or the picture that came beside it (kind `preview`)."""
 
     name: str
     kind: str
@@ -92,6 +98,11 @@ class Concept:
     bytes: int
     created: str
     updated: str
+
+
+def originals_of(version: VersionRecord) -> list[ArtifactRecord]:
+    """The files of an imported version; none of another."""
+    return [each for each in version.artifacts if each.kind == ORIGINAL]
 
 
 class Scored(TypedDict):

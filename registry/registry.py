@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from . import locks, queries, running
 from .blobs import DEFAULT_GRACE, BlobStore
 from .database import Database
-from .errors import RegistryCorrupt, RegistryMissing, StorageError
+from .errors import ConceptryError, RegistryCorrupt, RegistryMissing, StorageError
 from .files import PRIVATE
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from . import backup, bundle, edits, images, intake, lineage, sources, upkeep
+    from . import originals as originals_
     from .intake import Progress
+    from .originals import Original, TakenIn
 else:
     backup, bundle, edits, images = map(WhenUsed, ("backup", "bundle", "edits", "images"))
     intake, lineage, sources, upkeep = map(WhenUsed, ("intake", "lineage", "sources", "upkeep"))
+    originals_ = WhenUsed("originals")
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds to wait for another process before the registry counts as busy."""
@@ -343,6 +346,20 @@ class Registry:
         Raises `NotFound`, `InvalidBundle`, `InvalidImage`, `InvalidWeights` and `AlreadyExists`.
         """
         return bundle.import_bundle(self._store, plain_path(path), name=name)
+
+    def import_originals(
+        self,
+        originals: "Sequence[Original]",
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> "list[TakenIn | ConceptryError]":
+        """Make a concept of each of some files of other tools, whose bytes are stored as they are.
+
+        Those whose weights are stored already are left out, and named. What cannot be one stops no
+        other: its error takes its place. `on_progress` is called once for each. Raises
+        `RegistryBusy` and `StorageError`, having stored nothing.
+        """
+        return originals_.take_in(self._store, originals, on_progress=on_progress)
 
     # --- lineage --------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class Image(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """A training of a concept, with all that its result depends on."""
+    """A training of a concept, with all that its result depends on; or an import (`originals`)."""
 
     id: int = Field(default=None, primary_key=True)
     uid: str = Field(unique=True)
@@ -107,7 +107,7 @@ class Metric(SQLModel, table=True):
 
 
 class Version(SQLModel, table=True):
-    """A numbered version of a concept: the result of a training."""
+    """A numbered version of a concept: the result of a training, or what was imported."""
 
     __table_args__: ClassVar[tuple[UniqueConstraint]] = (UniqueConstraint("concept_id", "number"),)
     id: int = Field(default=None, primary_key=True)
@@ -127,9 +127,10 @@ class Alias(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
-    """A stored safetensors file: a version's adapter, or a run's resume point.
+    """A stored safetensors file: a version's adapter or what was imported, or a run's resume point.
 
-    It belongs to a version or to a run, never to both.
+    Of an imported version it may be a picture too (kind `preview`). It belongs to a version or to a
+    run, never to both.
     """
 
     id: int = Field(default=None, primary_key=True)

@@ -9,12 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .documents import parse_json
 from .errors import InvalidWeights, NotFound
 
 ADAPTER_FORMAT = "conceptry-adapter 1"
 """The metadata key of an adapter's description; see `adapters.file_format`."""
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 _FINITE_CHUNK = 1 << 22
+MAX_HEADER_BYTES = 16 << 20
+"""Of a file from elsewhere; what trainers say of their captions has some megabytes."""
 
 
 class Tensor(NamedTuple):
@@ -22,6 +25,59 @@ class Tensor(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of itself; its tensors' bytes begin at `start`."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+    start: int
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file from elsewhere, within bounds; nothing else of it is read.
+
+    Raises `InvalidWeights` for a file that is no safetensors, or a pickle, and `NotFound`.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            data = file.read(min(size, MAX_HEADER_BYTES))
+    except FileNotFoundError:
+        raise NotFound(f"the weights file {path} does not exist") from None
+    except OSError as error:
+        raise InvalidWeights(f"{path} cannot be read: {error.strerror}") from error
+    if not data.startswith(b"{"):
+        if _looks_pickled(path):
+            raise pickled(path.name)
+        raise InvalidWeights(f"{path.name} is not a sound safetensors file: it has no header")
+    if size > MAX_HEADER_BYTES:
+        raise InvalidWeights(
+            f"{path.name} says {size:,} bytes of itself; {MAX_HEADER_BYTES:,} is the limit"
+        )
+    try:
+        found = parse_json(data.decode())
+        assert isinstance(found, dict)  # as it begins with a brace
+        metadata = found.pop("__metadata__", {})
+        tensors = {
+            name: Tensor(str(each["dtype"]), tuple(int(side) for side in each["shape"]))
+            for name, each in found.items()
+        }
+        said = {key: text for key, text in metadata.items() if isinstance(text, str)}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise InvalidWeights(
+            f"{path.name} is not a sound safetensors file: its header cannot be read"
+        ) from None
+    return Header(said, tensors, 8 + size)
+
+
+def pickled(name: str) -> InvalidWeights:
+    """The error for a pickle, which is never read."""
+    return InvalidWeights(
+        f"{name} is a pickle (a PyTorch checkpoint), which can run code when read",
+        hint="convert it to safetensors first",
+    )
 
 
 def check_weights(
@@ -45,10 +101,7 @@ def check_weights(
             }
     except (SafetensorError, OSError) as error:
         if _looks_pickled(path):
-            raise InvalidWeights(
-                f"{name} is a pickle (a PyTorch checkpoint), which can run code when read",
-                hint="convert it to safetensors first",
-            ) from None
+            raise pickled(name) from None
         raise InvalidWeights(f"{name} is not a sound safetensors file: {error}") from None
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -90,15 +143,15 @@ def _check_finite(path: Path, file_name: str, tensors: Mapping[str, Tensor]) -> 
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     start = 8 + header_bytes
+    whole = np.memmap(path, dtype=np.uint8, mode="r")
     for name, tensor in tensors.items():
         layout = _FLOAT_LAYOUTS.get(tensor.dtype)
         first, last = header[name]["data_offsets"]
         if layout is None or first == last:
             continue
         integer, exponent = layout
-        count = (last - first) // integer.itemsize
-        raw = np.memmap(path, dtype=integer, mode="r", offset=start + first, shape=(count,))
-        for begin in range(0, count, _FINITE_CHUNK):
+        raw = whole[start + first : start + last].view(integer)
+        for begin in range(0, len(raw), _FINITE_CHUNK):
             if ((raw[begin : begin + _FINITE_CHUNK] & exponent) == exponent).any():
                 raise InvalidWeights(f"{file_name}: tensor {name} has values that are not finite")
 

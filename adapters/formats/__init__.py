@@ -1,1 +1,1 @@
-"""A version of a concept as files that other tools read."""
+"""A version of a concept as files that other tools read, and their files as versions."""

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from ...registry.errors import (
 from ...registry.files import replacing, replacing_folder
 from ...registry.hashes import sha256_of
 from ...registry.names import check_line
-from ...registry.records import Concept, RunRecord, VersionRecord
+from ...registry.records import Concept, RunRecord, VersionRecord, originals_of
 from ..adapter import injected
 from ..file_format import AdapterMetadata, read_adapter
 from ..prompt_encoding import phrase_of
@@ -39,46 +39,10 @@ from ..tensor_file import write_tensors
 from ..token_embedding import check_vectors
 from ..weight_delta import WeightDelta
 from . import layouts
-from .metadata import HASH_KEY, About, Kind, describe, describe_training, thumbnail_of
+from .metadata import About, Kind, describe, describe_training, thumbnail_of
 from .options import ExportOptions, Format
-
-_ENDING = ".safetensors"
-_BESIDE = "-embedding"
-"""After the name of a file with weights, for the embedding that goes with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedFile:
-    """A file that was written; `holds` is weights, embedding or pipeline.
-
-    `autov2` and `autov3` are the hashes by which other tools know it; a folder has none.
-    """
-
-    path: str
-    holds: str
-    bytes: int
-    sha256: str
-    autov2: str | None
-    autov3: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ExportReport:
-    """What was exported; `trigger` is what prompts say.
-
-    `kept` is the share of the change's squared norm that a format with loss keeps, else None.
-    """
-
-    concept: str
-    version: int
-    format: str
-    trigger: str
-    files: list[ExportedFile]
-    kept: float | None
-
-    def to_document(self) -> dict[str, object]:
-        """As JSON."""
-        return asdict(self)
+from .recognising import HASH_KEY
+from .report import ExportedFile, ExportReport, check_new_files, embedding_beside
 
 
 def export_version(
@@ -100,6 +64,11 @@ def export_version(
     """
     name = f"{concept.name}@{version.number}"
     command = f"concept export {name} {quoted(path)} --format {options.format}"
+    if originals_of(version):
+        raise InvalidInput(
+            f"{name} was imported: it is written as it came, and in no other format",
+            hint=f"concept export {name} {quoted(path)} --format original",
+        )
     try:
         state, metadata = read_adapter(adapter)
     except InvalidWeights as error:
@@ -209,31 +178,21 @@ def _check_options(options: ExportOptions, change: WeightDelta) -> None:
 
 def _check_path(registry: Registry, path: Path, options: ExportOptions, command: str) -> None:
     """Raise `InvalidInput` and `AlreadyExists` unless the files may be written."""
-    check_line(path.name, "file name")
-    if options.format.name == "diffusers":
-        is_ours = os.path.isfile(path / "model_index.json") and not os.path.islink(path)
-        if options.overwrite and os.path.lexists(path) and not is_ours:
-            raise AlreadyExists(
-                f"{path} is no diffusers folder: it is not replaced", hint="name another folder"
-            )
-        registry.location.check_new(path, overwrite=options.overwrite, command=command)
+    if options.format.name != "diffusers":
+        check_new_files(registry, _paths(path, options.format), options, command)
         return
-    if path.suffix != _ENDING:
-        raise InvalidInput(
-            f"{path} does not end in {_ENDING}, by which other tools know such files",
-            hint=command.replace(quoted(path), quoted(path.with_suffix(_ENDING)), 1),
+    check_line(path.name, "file name")
+    is_ours = os.path.isfile(path / "model_index.json") and not os.path.islink(path)
+    if options.overwrite and os.path.lexists(path) and not is_ours:
+        raise AlreadyExists(
+            f"{path} is no diffusers folder: it is not replaced", hint="name another folder"
         )
-    for each in _paths(path, options.format):
-        if os.path.isdir(each):
-            raise AlreadyExists(f"{each} is a folder", hint="name another file")
-        registry.location.check_new(each, overwrite=options.overwrite, command=command)
+    registry.location.check_new(path, overwrite=options.overwrite, command=command)
 
 
 def _paths(path: Path, form: Format) -> list[Path]:
     """Of the weights, and of the embedding beside them."""
-    if form.name.startswith("embedding"):
-        return [path]
-    return [path, path.with_name(f"{path.stem}{_BESIDE}{_ENDING}")]
+    return [path] if form.name.startswith("embedding") else [path, embedding_beside(path)]
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ from torch import Tensor
 from ...models.native import Native
 from ...registry.images import read_file, read_photo
 from ..tensor_file import hash_of_tensors
+from .recognising import HASH_KEY
 
 Kind = Literal["lora", "textual-inversion", "checkpoint"]
 
-HASH_KEY = "sshs_model_hash"
-"""The SHA-256 of what follows the header, which other tools believe."""
 _THUMBNAIL_SIDE = 256
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _KOHYA_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-xl": "sdxl_base_v1-0"}

@@ -9,6 +9,7 @@ from ..limits import MAX_RANK
 
 FormatName = Literal[
     "bundle",
+    "original",
     "embedding",
     "embedding-mean",
     "lora-kohya",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conceptry.cli.app import COMMANDS
 from drawing import draw_file
+from foreign_files import write_embedding
 from program import ROOT, run_python
 
 PACKAGES = (
@@ -63,6 +64,8 @@ LINES = [
     ["export", "rex", "rex.concept"],
     ["rename", "rex", "max"],
     ["import", "rex.concept"],
+    ["import", "word.safetensors"],
+    ["export", "word", "again.safetensors", "--format", "original"],
     ["backup", "copy"],
     ["check", "--read-data", "--repair"],
     ["rm", "rex", "--yes"],
@@ -73,6 +76,7 @@ LINES = [
 
 def test_no_command_loads_a_deep_learning_library_without_need(tmp_path: Path) -> None:
     draw_file(tmp_path / "photo.png")
+    write_embedding(tmp_path / "word.safetensors")
     registry = str(tmp_path / "concepts.db")
     output = run_python(IN_ONE_PROCESS, json.dumps(LINES), CONCEPT_REGISTRY=registry)
     assert "error" not in output.partition("Exit codes")[2]

@@ -14,6 +14,7 @@ from conceptry.models.loading import load_base
 from conceptry.registry import Registry, errors, files
 from drawing import draw, draw_file
 from exported import Taught
+from foreign_files import write_embedding
 from program import ROOT, Ask, Run, change_rows, make_old
 from tiny_base import write_tiny_base
 
@@ -278,6 +279,19 @@ def test_export_and_import(trained: Registry, ask: Ask, compare: Compare) -> Non
     compare(ask("export", "rex", "rex.concept"), "concept export")
     met = compare(ask("import", "rex.concept", "--as", "max"), "concept import")
     assert met == {"concept", "image", "version", "artifact", "run"}
+
+
+def test_import_of_other_tools(
+    registry: Registry, ask: Ask, compare: Compare, tmp_path: Path
+) -> None:
+    draw_file(tmp_path / "files/rex.preview.png")
+    write_embedding(tmp_path / "files/rex.safetensors")
+    (tmp_path / "files/old.pt").write_bytes(b"PK")
+    met = compare(ask("import", "files"), "concept import")
+    assert met == {"concept", "version", "artifact", "run", "imported file"}
+    assert compare(ask("path", "rex"), "concept path NAME") == {"file"}
+    done = ask("export", "rex", "again.safetensors", "--format", "original")
+    assert compare(done, "concept export NAME FILE --format FORMAT") == {"exported file"}
 
 
 def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:

@@ -331,8 +331,13 @@ def test_a_picture_of_several_is_drawn_again(
         ("rex", "tom"),
     ]
     assert read_provenance(pictures[0].path).settings.layout == layout
-    plain = next(generate(both, base, [asked(wanted.prompt, None)], tmp_path))
-    assert plain.image.tobytes() != pictures[0].image.tobytes()
+    others = [
+        next(generate(both, base, [asked(wanted.prompt, other)], tmp_path))
+        for other in ("none", None)
+    ]
+    assert read_provenance(others[0].path).settings.layout is None
+    assert others[0].image.tobytes() != pictures[0].image.tobytes()
+    assert (others[1].image.tobytes() == pictures[0].image.tobytes()) == (layout == "auto")
     for rename in (False, True):
         if rename:
             both.rename("rex", "max")

@@ -1,0 +1,259 @@
+"""`concept import` of other tools' files and folders."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from conceptry.registry import Registry
+from drawing import draw_file
+from foreign_files import write_embedding, write_lora
+from program import Ask, Run
+from raw_safetensors import framed, raw_safetensors
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    """A folder as collections have it: LoRA and an embedding, and what is none."""
+    folder = tmp_path / "loras"
+    write_lora(folder / "Ohwx Man.safetensors", 1)
+    draw_file(folder / "Ohwx Man.preview.png")
+    told = {"trainedWords": ["ohwx man", "red hat"], "baseModel": "SD 1.5", "description": "<p>Hi"}
+    (folder / "Ohwx Man.civitai.info").write_text(json.dumps(told))
+    write_embedding(folder / "style/shiny.safetensors", 2)
+    write_lora(folder / "xl.safetensors", 3, width=2048)
+    (folder / "xl.json").write_text(
+        json.dumps({"activation text": "neon", "preferred weight": 0.7})
+    )
+    return folder
+
+
+def test_a_folder_becomes_concepts(registry: Registry, collection: Path, run: Run) -> None:
+    result = run("import", str(collection), "--tag", "bought")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "imported ohwx-man: a LoRA for SD 1.x, <ohwx-man>, trigger words: ohwx man; red hat",
+        "imported xl: a LoRA for SDXL, <xl:0.7>, trigger words: neon",
+        "imported shiny: an embedding for SD 1.x, <shiny>",
+    ]
+    assert result.stderr == "3 files: 3 imported\n"
+    concept = registry.show("ohwx-man")
+    assert (concept.category, concept.tags) == ("thing", ["bought"])
+    assert concept.notes == "Hi\nother trigger words: red hat"
+    [version] = concept.versions
+    assert [each.kind for each in version.artifacts] == ["original", "preview"]
+    assert [each.name for each in registry.find(text="hat").concepts] == ["ohwx-man"]
+    assert run("check", "--read-data").exit_code == 0
+    run("gc", "--grace", "0")
+    assert run("check").exit_code == 0
+
+
+def test_a_second_time_nothing_happens(registry: Registry, collection: Path, run: Run) -> None:
+    run("import", str(collection))
+    before = registry.history(), sorted(Path(registry.location.blobs).rglob("*"))
+    result = run("import", str(collection))
+    assert result.stdout == ""
+    assert "is there already, as ohwx-man" in result.stderr
+    assert result.stderr.endswith("3 files: 3 there already\n")
+    assert (registry.history(), sorted(Path(registry.location.blobs).rglob("*"))) == before
+
+
+BAD = {
+    "cut.safetensors": (lambda: write_lora(Path("whole"), 7).read_bytes()[:-9], "not a sound"),
+    "empty.safetensors": (lambda: b"", "not a sound safetensors file"),
+    "old.pt": (lambda: b"PK\x03\x04anything", "is a pickle"),
+    "hidden.safetensors": (lambda: b"\x80\x04anything", "is a pickle"),
+    "whole.safetensors": (
+        lambda: raw_safetensors({"model.diffusion_model.x": ("F16", [1], b"\0\0")}),
+        "is a base model",
+    ),
+    "vae.safetensors": (
+        lambda: raw_safetensors({"encoder.conv_in.weight": ("F16", [1], b"\0\0")}),
+        "is a VAE",
+    ),
+    "control.safetensors": (
+        lambda: raw_safetensors({"control_model.x": ("F16", [1], b"\0\0")}),
+        "is a ControlNet",
+    ),
+    "flux.safetensors": (
+        lambda: raw_safetensors(
+            {"lora_unet_double_blocks_0_img_attn_qkv.alpha": ("F16", [], b"\0\0")}
+        ),
+        "layers that neither SD 1.x, 2.x nor SDXL has",
+    ),
+    "nan.safetensors": (
+        lambda: raw_safetensors({"emb_params": ("F16", [1, 2], b"\xff\xff\0\0")}),
+        "not finite",
+    ),
+    "many.safetensors": (
+        lambda: framed(
+            {"emb_params": {"dtype": "F16", "shape": [9**9, 768], "data_offsets": [0, 0]}}
+        ),
+        "a prompt has room for 75",
+    ),
+    "deep.safetensors": (lambda: framed(b'{"a":' * 90_000), "header cannot be read"),
+    "huge.safetensors": (lambda: b"\xff\xff\xff\x7f\0\0\0\0{", "is the limit"),
+    "numbers.safetensors": (
+        lambda: framed({"emb_params": {"dtype": 1, "shape": "x", "data_offsets": None}}),
+        "header cannot be read",
+    ),
+    "peft.safetensors": (
+        lambda: raw_safetensors(
+            {
+                "base_model.model.conv_in.lora_A.weight": ("F16", [1, 1], b"\0\0"),
+                "base_model.model.conv_in.lora_B.weight": ("F16", [1, 1], b"\0\0"),
+            }
+        ),
+        "adapter_config.json is not beside it",
+    ),
+    "half.safetensors": (
+        lambda: raw_safetensors({"lora_unet_conv_in.lora_up.weight": ("F16", [1, 1], b"\0\0")}),
+        "is not whole",
+    ),
+    "model.gguf": (lambda: b"GGUF", "is a GGUF model"),
+}
+
+
+def test_what_is_no_concept_is_told_one_by_one(
+    registry: Registry, collection: Path, run: Run
+) -> None:
+    for name, (made, _) in BAD.items():
+        (collection / name).write_bytes(made())
+    (collection / "copy.safetensors").write_bytes(
+        (collection / "Ohwx Man.safetensors").read_bytes()
+    )
+    (collection / "linked.safetensors").symlink_to(collection / "xl.safetensors")
+    result = run("import", str(collection))
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    for name, (_, why) in BAD.items():
+        [line] = [each for each in lines if each.startswith(f"warning: {collection / name}:")]
+        assert why in line
+        assert len(line) < 600
+    assert any("linked.safetensors: " in each and "is a link" in each for each in lines)
+    assert any("copy.safetensors is there already" in each for each in lines)
+    assert lines[-1] == f"{len(BAD) + 5} files: 3 imported, 1 there already, {len(BAD) + 1} refused"
+    assert registry.names() == ["ohwx-man", "shiny", "xl"]
+    stored = [each for each in registry.location.blobs.rglob("*") if len(each.name) == 64]
+    assert len(stored) == 4
+    assert not list(registry.location.blobs.glob("tmp/*"))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_single_file_that_is_none_is_an_error(registry: Registry, run: Run, name: str) -> None:
+    if not name.endswith(".gguf"):
+        Path(name).write_bytes(BAD[name][0]())
+        result = run("import", name)
+        assert result.exit_code == 2
+        assert BAD[name][1] in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert registry.names() == []
+
+
+def test_equal_tensors_under_another_header_are_found(registry: Registry, run: Run) -> None:
+    write_lora(Path("a.safetensors"), 1)
+    write_lora(Path("b.safetensors"), 1, output_name="b")
+    run("import", "a.safetensors")
+    assert run("import", "b.safetensors").stderr == "b.safetensors is there already, as a\n"
+
+
+def test_names(registry: Registry, run: Run) -> None:
+    write_lora(Path("one/Rex.safetensors"), 1)
+    write_lora(Path("two/rex.safetensors"), 2)
+    write_lora(Path("龙/龙.safetensors"), 3)
+    write_lora(Path("My Dog/pytorch_lora_weights.safetensors"), 4)
+    run("import", ".")
+    assert registry.names() == ["imported", "my-dog", "rex", "rex-2"]
+    write_lora(Path("other.safetensors"), 5)
+    result = run("import", "other.safetensors", "--as", "rex")
+    assert (result.exit_code, result.stderr) == (2, 'error: "rex" is taken -> concept show rex\n')
+    assert run("import", "other.safetensors", "--as", "max").exit_code == 0
+
+
+WRONG = {
+    "a name for many": (["import", "loras", "--as", "rex"], "is a folder"),
+    "a category": (["import", "loras", "--category", "<dog>"], "not a category"),
+    "a tag": (["import", "loras", "--tag", "A B"], "is not a tag"),
+    "brackets": (["import", "loras", "--trigger", "<rex>"], "cannot stand in a prompt"),
+    "a bundle": (["import", "x.concept", "--trigger", "rex"], "a bundle takes no"),
+    "nothing": (["import", "empty"], "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_usage_is_one_line(
+    registry: Registry, collection: Path, run: Run, words: str
+) -> None:
+    Path("x.concept").write_text("x")
+    Path("empty").mkdir()
+    arguments, message = WRONG[words]
+    result = run(*arguments)
+    assert result.exit_code in (2, 3)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert registry.names() == []
+
+
+def test_the_original_bytes_come_back(registry: Registry, collection: Path, run: Run) -> None:
+    path = collection / "Ohwx Man.safetensors"
+    run("import", str(path))
+    result = run("export", "ohwx-man", "again.safetensors", "--format", "original")
+    assert result.stdout.splitlines() == [
+        "wrote ohwx-man@1 as weights to again.safetensors",
+        "in prompts: ohwx man",
+    ]
+    assert Path("again.safetensors").read_bytes() == path.read_bytes()
+    result = run("export", "ohwx-man", "other.safetensors", "--format", "lora-kohya")
+    assert result.exit_code == 2
+    assert "--format original" in result.stderr
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"AutoV2 {digest[:10]}, AutoV3 " in run("show", "ohwx-man").stdout
+
+
+def test_a_trained_version_has_no_original(trained: Registry, run: Run) -> None:
+    result = run("export", "rex", "again.safetensors", "--format", "original")
+    assert result.exit_code in (2, 3)
+    assert not Path("again.safetensors").exists()
+
+
+def test_a_wrong_hash_in_a_header_is_said(registry: Registry, ask: Ask) -> None:
+    write_embedding(Path("rex.safetensors"), sshs_model_hash="0" * 64)
+    [file] = ask("import", "rex.safetensors")["files"]
+    assert ["says that its hash is 000000000000" in each for each in file["warnings"]] == [True]
+
+
+def test_bundles_take_imported_concepts_along(
+    registry: Registry, collection: Path, run: Run, ask: Ask, tmp_path: Path
+) -> None:
+    run("import", str(collection))
+    before = ask("show", "ohwx-man")
+    run("export", "ohwx-man", "shiny", "some.concept")
+    run("rm", "ohwx-man", "shiny", "--yes")
+    result = run("import", "some.concept")
+    assert (result.exit_code, result.stderr) == (0, "")
+    after = ask("show", "ohwx-man")
+    assert after["versions"][0]["artifacts"] == before["versions"][0]["artifacts"]
+    assert after["runs"][0]["config"] == before["runs"][0]["config"]
+    assert ask("path", "ohwx-man")["previews"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["eval", "ohwx-man", "--base", "miniature"], "has no photos"),
+        (["train", "ohwx-man"], "no photos"),
+        (["mask", "ohwx-man"], "no photos"),
+        (["caption", "ohwx-man"], "no photos"),
+        (["generate", "a dog", "--reference", "ohwx-man"], "no photos"),
+        (["generate", "a <ohwx-man>", "-n", "1"], "does not fit miniature"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_what_needs_photos_or_another_base_model_says_so(
+    registry: Registry, collection: Path, run: Run, command: list[str], message: str
+) -> None:
+    run("import", str(collection))
+    result = run(*command)
+    assert result.exit_code in (2, 3)
+    assert message in result.stderr
+    assert result.stderr.count("error: ") == 1
