@@ -187,9 +187,10 @@ def import_(
 
 
 def _import_originals(session: "Session", path: Path, options: "ImportOptions") -> None:
-    from ..adapters.formats.importing import import_path
+    from ..adapters.formats.importing import check_file, import_path
 
     output = session.output
+    check_file(path, options)  # before a registry is made
     with session.registry(create=True) as registry, output.progress("importing") as advance:
         found = import_path(registry, path, options, on_progress=advance)
         made = [each.concept for each in found if each.concept and each.outcome == "imported"]

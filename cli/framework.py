@@ -126,6 +126,7 @@ class ConceptGroup(TyperGroup):
 def _silence_libraries() -> None:
     """Silence libraries, as our errors say what is wrong; what the user has set is kept."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels it lacks
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels.observation import CROSS_ATTENTION, Observation
 from ..models.backbone import Backbone
-from .guidance import Guidance
 from .injection import InjectedConcept
 from .pictures import SheetRow
+from .prediction import Guidance
 from .prompt_syntax import mention_of
 from .regional import RegionalGuidance
 from .regions import subject_columns

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,32 +11,11 @@ from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.references import Reference
 from ..models.seeds import seed_of
+from .prediction import Guidance
 from .regional import RegionalGuidance, Sight
 from .regional_plan import PlannedPart, RegionalPlan
 from .request import SamplingSettings
 from .self_subject_attention import ReferencePass
-
-
-class Guidance(Protocol):
-    """Predicts the noise of a step; knows which rows of the denoiser's batch have the prompt."""
-
-    def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The noise in latents (B, C, h, w)."""
-        ...
-
-    @property
-    def conditioning(self) -> Conditioning:
-        """The conditioning of the prompt itself, without the negative prompt."""
-        ...
-
-    @property
-    def control(self) -> Control | None:
-        """What a ControlNet adds, with and without the prompt."""
-        ...
-
-    def conditional(self, count: int) -> slice:
-        """The rows with the prompt in the denoiser's batch for `count` pictures."""
-        ...
 
 
 class Unguided:

@@ -12,8 +12,8 @@ from ..kernels.observation import FurtherMaps
 from ..models.backbone import Backbone
 from ..models.latents import layer_size
 from .attention_maps import overlaid
-from .guidance import Guidance
 from .pictures import SheetRow
+from .prediction import Guidance
 from .sampler import Step
 from .self_subject_attention import by_size
 

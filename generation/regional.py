@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,13 +28,11 @@ from ..kernels import GroupBias
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.latents import layer_size
+from .prediction import Guidance
 from .regional_plan import PlannedPart, RegionalPlan
 from .regions import SubjectColumns, all_columns, by_subject
 from .subject_regions import box_regions, regions_of
 from .token_maps import CollectedMaps
-
-if TYPE_CHECKING:
-    from .guidance import Guidance
 
 HIDDEN = 1e-3
 """The share of a region that all other places have: its logarithm hides, and can be undone."""
@@ -129,7 +126,7 @@ class RegionalGuidance:
         self,
         backbone: Backbone,
         plan: RegionalPlan,
-        guidance_of: "Callable[[PlannedPart, Sight], Guidance]",
+        guidance_of: Callable[[PlannedPart, Sight], Guidance],
         size: tuple[int, int],
     ) -> None:
         self._plan, self._size = plan, size
@@ -221,7 +218,7 @@ class RegionalGuidance:
 class _Part:
     planned: PlannedPart
     sight: Sight
-    guidance: "Guidance"
+    guidance: Guidance
 
 
 def _changes(planned: PlannedPart) -> list[ChangedWeights]:

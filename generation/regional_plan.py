@@ -20,6 +20,7 @@ class PlannedPart:
 
     `columns` are the positions of each subject's words in the prompt; `change` are the weights of
     the subject of a number, or the base model's. `branches` are LoRA of subjects by number.
+    One that `is_plain` names categories alone.
     """
 
     prompt: str
@@ -27,6 +28,7 @@ class PlannedPart:
     change: ChangedWeights | None = None
     subject: int | None = None
     branches: Sequence[tuple[int, LoraBranch]] = ()
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,11 @@ class RegionalPlan:
     def draws_after(self, part: PlannedPart, subject: str) -> bool:
         """Whether a prediction is drawn after a subject's references.
 
-        The base model's is, unless the subject has a prediction of its own.
+        The base model's is, unless the subject has a prediction of its own; that of plain
+        categories is not, as all places would see them.
         """
+        if part.is_plain:
+            return False
         apart = [self.subjects[each.subject] for each in self.parts if each.subject is not None]
         own = None if part.subject is None else self.subjects[part.subject]
         return subject == own or subject not in apart
@@ -117,7 +122,7 @@ def plan_regions(
         for kind in dict.fromkeys(kinds)
         if kind and kinds.count(kind) > 1
     ]
-    return RegionalPlan(subjects, parts, boxes, replace(plain, branches=()), alike)
+    return RegionalPlan(subjects, parts, boxes, replace(plain, branches=(), is_plain=True), alike)
 
 
 @dataclass(frozen=True, slots=True)

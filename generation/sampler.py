@@ -16,7 +16,8 @@ from ..models.compatibility import short
 from ..models.conditioning import Control
 from ..models.loading import LoadedBase
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
-from .guidance import Guidance, guidance_for
+from .guidance import guidance_for
+from .prediction import Guidance
 from .regional import RegionalGuidance
 from .regional_plan import RegionalPlan
 from .request import SamplingSettings

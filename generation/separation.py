@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.backbone import Backbone
-from .guidance import Guidance
+from .prediction import Guidance
 from .regions import SubjectColumns, all_columns, by_subject
 from .request import SamplingSettings
 from .sampler import Step

@@ -101,6 +101,13 @@ class ImportedFile:
         return asdict(self)
 
 
+def check_file(path: Path, options: ImportOptions) -> None:
+    """Raise what `import_path` would for a file that cannot be imported, or options."""
+    _check_options(options)
+    if not os.path.isdir(path):
+        _planned(path, options)
+
+
 def import_path(
     registry: Registry,
     path: Path,

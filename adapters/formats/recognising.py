@@ -285,7 +285,7 @@ def _check_whole(name: str, path: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 def _embedding(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The tensors of a file that is nothing but an embedding, by text encoder."""
-    if len(tensors) == 1:
+    if len(tensors) == 1 and not next(iter(tensors)).startswith("lora_"):
         (only,) = tensors
         if only in ("clip_g", "text_encoders_1"):
             raise InvalidWeights(f"{name} has vectors for one of SDXL's text encoders alone")
@@ -294,8 +294,8 @@ def _embedding(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         return tuple(sorted(tensors, key=lambda each: _VECTORS[each]))
     first = next(iter(tensors), "nothing")
     raise InvalidWeights(
-        f"{name} is no embedding, no LoRA and no difference of weights: it has {len(tensors):,} "
-        f"tensors such as {quoted(first[:80])}"
+        f"{name} is no embedding, no LoRA and no difference of weights: among its tensors is "
+        f"{quoted(first[:80])}"
     )
 
 

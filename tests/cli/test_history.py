@@ -58,4 +58,5 @@ def test_path_of_photos(rex: Registry, run: Run, ask: Ask, photos: Path) -> None
     assert ask("path", "rex") == {
         "name": "rex",
         "images": [{"filename": f"{i:02}.png", "path": str(path)} for i, path in enumerate(stored)],
+        "previews": [],
     }

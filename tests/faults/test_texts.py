@@ -446,9 +446,9 @@ def test_other_files_are_named_where_an_export_is_wanted(tmp_path: Path, databas
     draw(0, (8, 8)).save(tmp_path / "photo.webp")
     told = {
         "base.safetensors": ("a base model", "--base"),
-        "lora.safetensors": ("another tool", "concept train"),
-        "old.ckpt": ("a checkpoint", "safetensors"),
-        "new.ckpt": ("a checkpoint", "safetensors"),
+        "lora.safetensors": ("no embedding, no LoRA", ""),
+        "old.ckpt": ("a pickle", "safetensors"),
+        "new.ckpt": ("a pickle", "safetensors"),
         "registry.db": ("a registry", "--registry"),
         "photos.zip": ("a zip of pictures", "concept add"),
         "photo.webp": ("a picture", "concept add"),

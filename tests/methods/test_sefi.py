@@ -392,7 +392,7 @@ def test_leaks_are_told_for_each_pair_and_direction(
 def test_separation_changes_the_picture_and_is_recorded(
     scheduler: str, pair: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
-    apart = replace(TOGETHER.settings, separate=True, scheduler=scheduler)
+    apart = replace(TOGETHER.settings, separate=True, scheduler=scheduler, layout="auto")
     wish = replace(TOGETHER, settings=apart)
     plain = replace(wish, settings=replace(apart, separate=False))
     drawn, usual = (list(generate(pair, base, [each], tmp_path / "out")) for each in (wish, plain))

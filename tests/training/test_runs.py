@@ -162,8 +162,13 @@ def _never(*_: object) -> None:
     ],
 )
 def test_wrong_settings_are_told(
-    options: dict[str, Any], message: str, rex: Registry, base: LoadedBase
+    options: dict[str, Any],
+    message: str,
+    rex: Registry,
+    base: LoadedBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("conceptry.training.optimizers.find_spec", lambda _: None)  # no extras
     if options.get("overrides") == ("optimizer=adamw8bit",):
         options = {"overrides": (*SHORT, "optimizer=adamw8bit")}
     with pytest.raises((InvalidInput, NotFound), match=message):
