@@ -88,12 +88,13 @@ def judge() -> dict[str, Any]:
 @torch.no_grad()
 def autoencoder() -> dict[str, Any]:
     """Encode and decode held-out pictures, and ask the judge for what they show."""
-    vae, network = load_base().backbone.pipeline.vae, load_judge()
+    backbone, network = load_base().backbone, load_judge()
+    vae = backbone.pipeline.vae
     scenes = [
         sample_scene(seed, "held-out", style="photo")
         for seed in range(9_000_000, 9_000_000 + NUM_RECONSTRUCTED)
     ]
-    pixels = to_pixels([render(scene).image for scene in scenes])
+    pixels = to_pixels([render(scene, backbone.size).image for scene in scenes])
     decoded = torch.cat(
         [
             vae.decode(vae.encode(some).latent_dist.mean).sample.clamp(-1, 1)
@@ -177,7 +178,7 @@ def attention() -> dict[str, Any]:
     area: list[float] = []
     for seed in range(8_000_000, 8_000_000 + NUM_ATTENTION):
         scene = sample_scene(seed, "held-out")
-        rendered = render(scene)
+        rendered = render(scene, base.backbone.size)
         token_map = _token_maps(base.backbone.pipeline, scene, rendered.image)
         for box, grid in zip(rendered.boxes(), token_map, strict=True):
             if grid is None:
