@@ -166,11 +166,11 @@ def test_live_counts_what_is_alive() -> None:
     quick_for(
         1,
         [
+            ("attndreambooth", "8gb", "SD 1.x", 8),
             ("dreambooth", "8gb-sdxl", "SDXL", 8),
             ("attndreambooth", "8gb-sdxl", "SDXL", 8),
             ("sefi", "8gb-sdxl", "SDXL", 8),
             ("textual-inversion", "8gb-sdxl", "SDXL", 8),
-            ("attndreambooth", "8gb", "SD 1.x", 8),
             ("attndreambooth", "8gb", "SD 2.x", 8),
             ("attndreambooth", "12gb", "SDXL", 12),
             ("attndreambooth", "24gb", "SDXL", 24),
