@@ -85,12 +85,3 @@ def _box(sides: str, word: str) -> tuple[float, ...]:
             f"{shown(word)} has no box of four shares: left, top, right, bottom", hint=_EXAMPLE
         )
     return box
-
-
-def shown_layout(layout: Mapping[str, Sequence[float]] | str) -> str:
-    """As `parse_layout` takes it."""
-    if isinstance(layout, str):
-        return layout
-    return " ".join(
-        f"{name}={','.join(f'{side:g}' for side in box)}" for name, box in layout.items()
-    )

@@ -35,7 +35,7 @@ from .subject_regions import box_regions, regions_of
 from .token_maps import CollectedMaps
 
 HIDDEN = 1e-3
-"""The share of a region that all other places have: its logarithm hides, and can be undone."""
+"""The share of a region that all other places have: its logarithm hides, and is finite."""
 LOOKED = 0.12
 """The share of steps of the first look that finds regions."""
 SHARED = 0.1
@@ -56,7 +56,7 @@ class Sight:
     _by_size: dict[int, Tensor] = field(default_factory=dict)
 
     def set(self, masks: Tensor | None) -> None:
-        """The masks of a step."""
+        """The masks of a batch of pictures."""
         self.masks = masks
         self._by_size = {}
 

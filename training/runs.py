@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -797,7 +797,7 @@ def class_pictures(
     hooks = hooks or Hooks()
     whole = (after or References(())).unmasked().in_words(category)
     prompt, settings = class_prompt(category), SamplingSettings.for_base(base.base)
-    drawn_with = sha256_of_json(asdict(settings))
+    drawn_with = sha256_of_json(settings.to_mapping())
     kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
     size = (base.backbone.size, base.backbone.size)

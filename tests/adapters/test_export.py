@@ -36,36 +36,12 @@ from long import quick_for
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_base import make_tiny_base, make_tiny_sdxl, write_tiny_base
+from tiny_base import write_tiny_base
 
 WORD = "<it>"
 TOLERANCE = 2
 """Of 255, between two programs that draw the same."""
 PIPELINES: Any = {"SD": StableDiffusionPipeline, "SDXL": StableDiffusionXLPipeline}
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny ones whose pictures depend strongly on the prompt."""
-    folder = tmp_path_factory.mktemp("bases")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for name, made in (("SD", make_tiny_base()), ("SDXL", make_tiny_sdxl())):
-            for key, parameter in made.unet.named_parameters():
-                if ".attn2.to_" in key and parameter.ndim > 1:
-                    parameter.data *= 5
-            made.save_pretrained(folder / name)
-    return {name: folder / name for name in ("SD", "SDXL")}
-
-
-@pytest.fixture(params=["SD", "SDXL"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def taught(rex: Registry, bases: dict[str, Path], kind: str, tmp_path: Path) -> Taught:
-    return Taught(rex, load_base(str(bases[kind])), tmp_path)
 
 
 def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:

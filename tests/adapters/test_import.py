@@ -12,9 +12,8 @@ from conceptry.adapters.formats.reading import _Layers
 from conceptry.adapters.formats.recognising import recognise
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.generation import Request, generate
-from conceptry.models.loading import backbone_of, load_base
+from conceptry.models.loading import backbone_of
 from conceptry.models.single_file import unet_names
-from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput
 from conceptry.registry.tensors import Header
 from conceptry.registry.tensors import Tensor as HeaderTensor
@@ -22,35 +21,10 @@ from exported import SETTINGS, Taught, add_embedding, plain
 from full_size import UNETS, make_full_size
 from long import quick_for
 from safetensors.torch import save_file
-from tiny_base import make_tiny_base, make_tiny_sdxl
 from torch import Tensor
 
 TOLERANCE = 2
 """Of 255, between two programs that draw the same."""
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny ones whose pictures depend strongly on the prompt."""
-    folder = tmp_path_factory.mktemp("bases")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for name, made in (("SD", make_tiny_base()), ("SDXL", make_tiny_sdxl())):
-            for key, parameter in made.unet.named_parameters():
-                if ".attn2.to_" in key and parameter.ndim > 1:
-                    parameter.data *= 5
-            made.save_pretrained(folder / name)
-    return {name: folder / name for name in ("SD", "SDXL")}
-
-
-@pytest.fixture(params=["SD", "SDXL"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def taught(rex: Registry, bases: dict[str, Path], kind: str, tmp_path: Path) -> Taught:
-    return Taught(rex, load_base(str(bases[kind])), tmp_path)
 
 
 def brought(taught: Taught, path: Path, **options: Any) -> ImportedFile:

@@ -25,24 +25,14 @@ from conceptry.generation.sampler import draw_batch
 from conceptry.generation.self_subject_attention import ReferencePass
 from conceptry.kernels.observation import AttentionStack, FurtherKeys
 from conceptry.models.backbone import Backbone
-from conceptry.models.loading import LoadedBase, backbone_of
+from conceptry.models.loading import LoadedBase
 from conceptry.models.references import Reference
 from conceptry.registry import Registry
 from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound
 from PIL import Image
-from tiny_base import make_tiny_base, make_tiny_sdxl
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=3, guidance=3.0)
-
-
-@pytest.fixture(params=[make_tiny_base, make_tiny_sdxl], ids=["SD", "SDXL"])
-def exact(request: pytest.FixtureRequest) -> Backbone:
-    """A base model in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipeline: Any = request.param()
-    return backbone_of(pipeline.to(torch.float64))
 
 
 def some_reference(backbone: Backbone, weight: float = 3.0, *, seed: int = 0) -> Reference:
