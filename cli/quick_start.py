@@ -26,6 +26,7 @@ else:
     Loader = object  # importlib.abc would be loaded for the name alone
 
 NAMES: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": (),
     "diffusers.models.autoencoders": (),
     "diffusers.models.transformers": (),
     "peft": ("PeftModel",),
