@@ -6,6 +6,7 @@
 help, list    one concept is in the registry
 generate      a picture of one step
 train         the first step of a training with four crops, and its version stored
+instant       from a photo to a picture of its subject: add, and a picture drawn after the photo
 
 Medians of seconds and of CPU seconds, which are the same on a busy machine. The files are in the
 system's cache: every command is run once before. Writes bench/results/startup.json.
@@ -49,6 +50,12 @@ COMMANDS: Mapping[str, list[str]] = {
         *FIRST_STEP,
     ],
 }
+
+INSTANT = (
+    ["add", "rex", str(SAMPLE / "00.png"), "--category", "dog"],
+    ["generate", "a photo of a dog on the beach", "--reference", "rex", "-n", "1", "--seed", "0"],
+)
+"""Each time in a registry of its own."""
 
 PROGRAM = """
 import sys, types
@@ -102,7 +109,14 @@ def measure(sides: Mapping[str, Path], rounds: int, place: Path) -> dict[str, An
                 seconds = run(sources, words, place / side)
                 if i > 0:
                     taken[name, side].append(seconds)
-    return {name: {side: _medians(taken[name, side]) for side in sides} for name in COMMANDS}
+        for side, sources in sides.items():
+            new = place / f"{side} {i}"
+            new.mkdir()
+            steps = [run(sources, words, new) for words in INSTANT]
+            if i > 0:
+                taken["instant", side].append((sum(s for s, _ in steps), sum(c for _, c in steps)))
+    names = [*COMMANDS, "instant"]
+    return {name: {side: _medians(taken[name, side]) for side in sides} for name in names}
 
 
 def _medians(runs: list[tuple[float, float]]) -> dict[str, float]:
