@@ -6,7 +6,7 @@ import pytest
 from conceptry.evaluation import faces_recipe
 from conceptry.evaluation.faces import FACED, load_faces
 from conceptry.models.miniature.world.identities import split_of
-from conceptry.models.miniature.world.scenes import render, sample_scene
+from conceptry.models.miniature.world.scenes import render
 from PIL import Image, ImageChops, ImageFilter
 
 SIZE = 64
@@ -38,7 +38,7 @@ def test_spoiling_changes_a_face_and_nothing_beside_it(
     way: faces_recipe.Spoil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faces_recipe, "SPOILS", (way,))
-    scene = sample_scene(3, "held-out", num_subjects=1, style="photo")
+    scene, _, _ = faces_recipe.example(3, "held-out", SIZE)
     picture = render(scene, 2 * SIZE).image
     box = faces_recipe.face_of(scene.subjects[0], picture.width)
     spoiled = picture.copy()
