@@ -14,6 +14,7 @@ from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
 from . import control as control_options
 from . import frames as frame_options
+from . import init as init_options
 from .arguments import GuidanceOption, LayoutOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
@@ -164,6 +165,9 @@ def generate(
             help="How strongly the base model's subject encoder, if it has one, sees references.",
         ),
     ] = 0.0,
+    init: init_options.InitOption = None,
+    strength: init_options.StrengthOption = None,
+    inpaint: init_options.InpaintOption = None,
     control: control_options.ControlOption = None,
     control_scale: control_options.ScaleOption = 1.0,
     animate: frame_options.AnimateOption = False,
@@ -233,6 +237,7 @@ def generate(
         references=references,
         control=control_options.parse(control, control_scale),
         control_scale=control_scale,
+        init=init_options.parse(init, inpaint, strength),
         reference_weight=weight,
     )
     requests = _requests(prompt, prompts, defaults)
@@ -253,8 +258,9 @@ def generate(
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
-        for line in _first_of(control_options.check(loaded, requests)):
-            session.output.note(line)
+        for check in (init_options.check, control_options.check):
+            for line in _first_of(check(loaded, requests)):
+                session.output.note(line)
         total = sum(len(request.seeds) for request in requests)
         draw = film.draw if film else partial(generating.generate, batch=batch)
         drawing = draw(
@@ -417,6 +423,8 @@ def reproduce(
             metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
         ),
     ] = None,
+    init: init_options.AgainOption = None,
+    inpaint: init_options.MaskAgainOption = None,
     control: control_options.AgainOption = None,
     frame: frame_options.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
@@ -436,6 +444,7 @@ def reproduce(
         earlier = find_frames(picture, made.frames, frame or ())
         wanted = base or _believed_base(registry, picture, made.base)
         is_known = _trace(registry, picture) is not None
+        begun = init_options.again(picture, made, init, inpaint)
         asked = control_options.again(picture, made, control, is_known=is_known)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
@@ -445,7 +454,7 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
-            registry, loaded, picture, out, control=asked, frames=earlier
+            registry, loaded, picture, out, control=asked, init=begun, frames=earlier
         )
     document = {"image": _described(again), "is_same": is_same}
     session.output.lines(document, [str(again.path)])

@@ -42,6 +42,7 @@ from .frames import (
     read_frame,
 )
 from .in_regions import draw_in_regions
+from .init_request import InitRequest, UsedInit, check_same_init, read_init
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
 from .pictures import contact_sheet, file_stem
@@ -66,9 +67,10 @@ from .regions import (
     region,
     subject_columns,
 )
-from .request import Request, check_encoder, with_layout
+from .request import Request, check_encoder, with_layout, with_size
 from .sampler import DrawnPicture, draw
 from .separation import separating
+from .starts import Start
 
 GRID_COLUMNS = 8
 _UNITS = {"webp": 1, "gif": 10}
@@ -212,6 +214,7 @@ def _records(
     for request in requests:
         check_negative(request.settings.negative)
         check_encoder(request)
+    requests = [with_size(request, base.backbone.size) for request in requests]
     resolved = [
         (
             with_layout(request),
@@ -233,10 +236,11 @@ def _drawn(
     wanted: _Wanted,
     control: Control | None,
     plan: RegionalPlan | None,
+    start: Start | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
     if plan is not None:
-        yield from _drawn_in_regions(base, request, concepts, batch, wanted, control, plan)
+        yield from _drawn_in_regions(base, request, concepts, batch, wanted, control, plan, start)
         return
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
@@ -260,6 +264,7 @@ def _drawn(
         observers=[*separating(backbone, subjects, settings), *observers],
         names=[each.weight for each in concepts],
         control=control,
+        start=start,
     )
     if not layers:
         yield from map(_Observed, drawing)
@@ -287,6 +292,7 @@ def _drawn_in_regions(
     wanted: _Wanted,
     control: Control | None,
     plan: RegionalPlan,
+    start: Start | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request whose subjects have regions; heat-maps show these, too."""
     settings = request.settings
@@ -302,6 +308,7 @@ def _drawn_in_regions(
         batch=batch,
         observers=[looking] if looking else [],
         control=control,
+        start=start,
     )
     looks = list[Iterator[Tensor]]()
     for i, seen in enumerate(drawing):
@@ -439,14 +446,25 @@ class _Record:
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
         control, plan = self.controls.of(self.request), self.plan(concepts)
+        start, used = self._start()
         alone = [each.change for each in concepts if each.change and each.is_apart]
         with (
             injected(self.base.backbone, [references, *(alone if plan is None else [])]),
             following(control, concepts) as added,
         ):
-            for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added, plan):
+            for seen in _drawn(
+                self.base, self.request, concepts, batch, self.wanted, added, plan, start
+            ):
                 if kept is None or seen.drawn.seed in kept:
-                    yield self._keep(seen, control, references.encoding)
+                    yield self._keep(seen, control, references.encoding, used)
+
+    def _start(self) -> tuple[Start | None, UsedInit | None]:
+        """What pictures begin with, if the request says so, and what their metadata says of it."""
+        if (asked := self.request.init) is None:
+            return None, None
+        backbone = self.base.backbone
+        read = read_init(asked, self.request.settings.size, backbone.size)
+        return Start.of(backbone, read), read.used
 
     def _with_frames(
         self, concepts: Sequence[InjectedConcept], references: References
@@ -459,7 +477,11 @@ class _Record:
         return References([*references.references, *frames], references.encoding)
 
     def _keep(
-        self, seen: _Observed, control: PreparedControl | None, encoding: SubjectEncoding | None
+        self,
+        seen: _Observed,
+        control: PreparedControl | None,
+        encoding: SubjectEncoding | None,
+        init: UsedInit | None,
     ) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
@@ -474,6 +496,7 @@ class _Record:
             | ({"subject_encoder": encoding.encoder_sha256} if encoding else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
+            | ({"init": init.record} if init else {})
             | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
         }
         versions = [
@@ -602,19 +625,22 @@ def reproduce(
     folder: Path,
     *,
     control: ControlRequest | None = None,
+    init: InitRequest | None = None,
     frames: Sequence[Path] = (),
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
     They are the same on the same machine with the same packages. `control` names the control
-    picture, if one was used, and its ControlNet; the scale is the picture's. `frames` are files of
-    frames that it was drawn after, where those do not lie beside it. Raises `InvalidInput` for
-    another base model, control picture or ControlNet, `NotFound` for versions that are gone or have
-    other weights now, and what `read_provenance` and `find_frames` raise.
+    picture, if one was used, and its ControlNet; the scale is the picture's. So with `init`, what
+    the picture began with, and its strength. `frames` are files of frames that it was drawn after,
+    where those do not lie beside it. Raises `InvalidInput` for another base model, picture or
+    ControlNet, `NotFound` for versions that are gone or have other weights now, and what
+    `read_provenance` and `find_frames` raise.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
     check_same_control(path, made.control, control)
+    check_same_init(path, made.init, init)
     found = find_frames(path, made.frames, frames)
     earlier = [read_frame(*each) for each in zip(found, made.frames, strict=True)]
     if made.base_sha256 != base.sha256:
@@ -633,8 +659,14 @@ def reproduce(
     if made.control and control:
         used = {"scale": made.control.scale, "transfers": made.control.transfers}
         control = replace(control, **used)
+    if made.init and init:
+        init = replace(init, strength=made.init.strength)
     request = Request(
-        prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings, control=control
+        prompt=made.prompt,
+        seeds=made.batch_seeds,
+        settings=made.settings,
+        control=control,
+        init=init,
     )
     controls = Controls(base, [request])
     now = controls.of(request)

@@ -13,6 +13,7 @@ from .regional_plan import RegionalPlan
 from .request import SamplingSettings
 from .sampler import DrawnPicture, Observer, draw
 from .separation import separating
+from .starts import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def draw_in_regions(
     batch: int = 4,
     observers: Sequence[Observer] = (),
     control: Control | None = None,
+    start: Start | None = None,
 ) -> Iterator[DrawnInRegions]:
     """Draw a plan once for each seed, with concepts that were injected apart.
 
@@ -50,6 +52,7 @@ def draw_in_regions(
         names=[each.weight for each in concepts],
         control=control,
         plan=plan,
+        start=start,
     )
     maps, regions = Tensor(), Tensor()
     for i, drawn in enumerate(drawing):

@@ -21,6 +21,7 @@ from ..registry.hashes import sha256_of
 from ..registry.images import read_file, strict_decoding
 from ..registry.validation import problem
 from .control_request import MAX_SCALE, UsedControl
+from .init_request import UsedInit
 from .layout import Layout
 from .request import MAX_SEED, SamplingSettings
 
@@ -147,6 +148,7 @@ class Provenance:
     points: tuple[tuple[float, float], ...] = ()
     """Those of the picture whose heat-maps in references were asked for."""
     control: UsedControl | None = None
+    init: UsedInit | None = None
     frames: tuple[DrawnFrame, ...] = ()
     subject_encoder: str | None = None
     """The hash of its file."""
@@ -201,6 +203,14 @@ class _ControlPart(_Part):
     transfers: bool = True
 
 
+class _InitPart(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    image_sha256: _Sha256
+    strength: Annotated[float, Field(gt=0, le=1)]
+    mask_sha256: _Sha256 | None = None
+
+
 class _SettingsPart(_Part):
     model_config = ConfigDict(extra="forbid")
 
@@ -221,6 +231,7 @@ class _SettingsPart(_Part):
     leaks: bool = False
     points: list[tuple[_Share, _Share]] = Field(default_factory=list, max_length=MAX_POINTS)
     control: _ControlPart | None = None
+    init: _InitPart | None = None
     frames: list[_FramePart] = Field(default_factory=list, max_length=MAX_FRAMES_AFTER)
 
 
@@ -266,6 +277,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     points = tuple(drawn.pop("points"))
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     control = drawn.pop("control")
+    init = drawn.pop("init")
     frames = tuple(DrawnFrame(**each) for each in drawn.pop("frames"))
     subject_encoder = drawn.pop("subject_encoder")
     if metadata.seed not in batch_seeds:
@@ -283,6 +295,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
         references=references,
         points=points,
         control=UsedControl(**control) if control else None,
+        init=UsedInit(**init) if init else None,
         frames=frames,
         subject_encoder=subject_encoder,
     )

@@ -6,7 +6,7 @@ pipeline's parts. Training, drawing and observing attention go through this inte
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -117,6 +117,10 @@ class SamplingScheduler(Protocol):
         """Latents scaled as the denoiser's input."""
         ...
 
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with the noise of some timesteps (B,)."""
+        ...
+
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
         """(prediction, timestep, latents, **options) -> the next latents; options differ."""
@@ -181,6 +185,11 @@ class Backbone(ABC):
     @abstractmethod
     def latent_channels(self) -> int:
         """The number of channels of latents."""
+
+    @property
+    @abstractmethod
+    def is_inpainting(self) -> bool:
+        """Whether the denoiser gets a mask, and what is outside it, beside latents."""
 
     @property
     @abstractmethod
@@ -251,6 +260,14 @@ class Backbone(ABC):
     @abstractmethod
     def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
         """Conditioning beside text states, for pictures of a size in pixels."""
+
+    @abstractmethod
+    def redrawing(self, redrawn: Tensor | None) -> AbstractContextManager[None]:
+        """Inside the context, the denoiser of an inpainting model knows what is to be redrawn.
+
+        `redrawn` (B, 1 + C, h, w) is a mask in the size of latents, 1 where to redraw, and latents
+        of pictures that are grey there; with None all is. Rows are repeated as a `Control`'s are.
+        """
 
     # --- common to all families -----------------------------------------------------------------
 
