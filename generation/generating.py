@@ -31,6 +31,7 @@ from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, region_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
+from .foreign_pictures import ForeignPicture, request_like
 from .frames import (
     FRAME_RATE,
     ChosenFrame,
@@ -45,6 +46,8 @@ from .in_regions import draw_in_regions
 from .init_request import InitRequest, UsedInit, check_same_init, read_init
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
+from .parameters import Parameters, parameters_of
+from .picture_texts import FileFormat, check_room
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import (
     ChosenVersion,
@@ -53,7 +56,14 @@ from .prompt_syntax import (
     replaced,
     resolve_prompt,
 )
-from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
+from .provenance import (
+    DrawnAfter,
+    DrawnFrame,
+    read_provenance,
+    read_texts,
+    save_picture,
+    write_picture,
+)
 from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
 from .references import frame_reference, load_references
@@ -104,11 +114,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is wanted beside pictures: heat-maps, those of points in references too, and leaks."""
+    """What is wanted beside pictures: heat-maps, those of points in references too, and leaks.
+
+    And the format of the pictures' files.
+    """
 
     maps: bool
     leaks: bool
     points: tuple[Point, ...]
+    file_format: FileFormat = "png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +141,22 @@ def generate(
     folder: Path,
     *,
     batch: int = 4,
+    file_format: FileFormat = "png",
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
-    Its provenance goes into the file and the registry. All prompts and control pictures are checked
-    before the first is drawn. `with_maps` also writes heat-maps of each concept's tokens, and of
-    where `points` of the picture, or its centre, look in its references; `with_leaks` measures how
-    much of each concept's attention falls on the others' regions. ControlNets and subject encoders
-    are downloaded, unless the base model was loaded offline. Raises what `resolve_prompt`,
-    `inject_concepts`, `check_controls`, `load_control`, `load_subject_encoder` and `draw` raise.
+    Its provenance goes into the file and the registry; `file_format` is the pictures', maps are
+    PNG. All prompts and control pictures are checked before the first is drawn. `with_maps` also
+    writes heat-maps of each concept's tokens, and of where `points` of the picture, or its centre,
+    look in its references; `with_leaks` measures how much of each concept's attention falls on the
+    others' regions. ControlNets and subject encoders are downloaded, unless the base model was
+    loaded offline. Raises what `resolve_prompt`, `inject_concepts`, `check_controls`,
+    `load_control`, `load_subject_encoder`, `read_init` and `draw` raise.
     """
-    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     for (chosen, apart), group in groupby(records, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
@@ -157,6 +173,7 @@ def animate(
     folder: Path,
     *,
     weights: FrameWeights | None = None,
+    file_format: FileFormat = "png",
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
@@ -166,10 +183,16 @@ def animate(
     All frames begin with the noise of their seed. From the second on they are drawn after earlier
     ones as well as after photos: a frame's subjects, where the maps of their categories are in it,
     are attended with the `weights` (DreamTuner's project page, and appendix B). Raises
-    `InvalidInput` for requests of other seeds or sizes.
+    `InvalidInput` for requests of other seeds or sizes, and for JPEG, which loses what later frames
+    are drawn after.
     """
     check_frames(requests)
-    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    if file_format == "jpg":
+        raise InvalidInput(
+            "frames are drawn after earlier ones, of which a JPEG loses some",
+            hint="--format png, or webp",
+        )
+    wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     frames = [
         replace(record, request=replace(record.request, seeds=[seed]), number=number)
@@ -214,6 +237,7 @@ def _records(
     for request in requests:
         check_negative(request.settings.negative)
         check_encoder(request)
+        check_room(request.prompt, request.settings.negative, wanted.file_format)
     requests = [with_size(request, base.backbone.size) for request in requests]
     resolved = [
         (
@@ -445,8 +469,19 @@ class _Record:
         references = self._with_frames(concepts, references)
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
+        with self.base.backbone.weighing_words(self.request.settings.prompt_weights):
+            yield from self._draw(concepts, references, batch, kept)
+
+    def _draw(
+        self,
+        concepts: Sequence[InjectedConcept],
+        references: References,
+        batch: int,
+        kept: Sequence[int] | None,
+    ) -> Iterator[Picture]:
         control, plan = self.controls.of(self.request), self.plan(concepts)
         start, used = self._start()
+        parameters = self._parameters(concepts, used)
         alone = [each.change for each in concepts if each.change and each.is_apart]
         with (
             injected(self.base.backbone, [references, *(alone if plan is None else [])]),
@@ -456,7 +491,7 @@ class _Record:
                 self.base, self.request, concepts, batch, self.wanted, added, plan, start
             ):
                 if kept is None or seen.drawn.seed in kept:
-                    yield self._keep(seen, control, references.encoding, used)
+                    yield self._keep(seen, control, references.encoding, used, parameters)
 
     def _start(self) -> tuple[Start | None, UsedInit | None]:
         """What pictures begin with, if the request says so, and what their metadata says of it."""
@@ -482,6 +517,7 @@ class _Record:
         control: PreparedControl | None,
         encoding: SubjectEncoding | None,
         init: UsedInit | None,
+        parameters: Parameters,
     ) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
@@ -515,7 +551,15 @@ class _Record:
                 versions=[(each.concept.id, each.version.number) for each in self.chosen],
             )
 
-        path, sha256 = save_picture(drawn.image, self.folder, stem, metadata, record=record)
+        path, sha256 = save_picture(
+            drawn.image,
+            self.folder,
+            stem,
+            metadata,
+            file_format=self.wanted.file_format,
+            parameters=parameters.with_seed(drawn.seed).to_text(),
+            record=record,
+        )
         maps = (
             save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": metadata})[0]
             if heat
@@ -523,6 +567,20 @@ class _Record:
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)
+
+    def _parameters(self, concepts: Sequence[InjectedConcept], init: UsedInit | None) -> Parameters:
+        base, settings = self.base, self.request.settings
+        return parameters_of(
+            self.request.prompt,
+            self.chosen,
+            concepts,
+            settings=settings,
+            size=settings.size or (base.backbone.size, base.backbone.size),
+            sampler=type(base.backbone.sampling_scheduler(settings.scheduler)).__name__,
+            model=base.base.name,
+            model_sha256=base.sha256 if base.base.kind == "file" else None,
+            strength=init.strength if init else None,
+        )
 
     def _described(self) -> list[dict[str, object]]:
         return [
@@ -676,7 +734,9 @@ def reproduce(
             hint="--control IMAGE:KIND",
         )
     after = [_reference_now(registry, path, each) for each in made.references]
-    wanted = _Wanted(made.with_maps, made.with_leaks, made.points)
+    texts = read_texts(path)
+    file_format = texts.file_format if texts else "png"
+    wanted = _Wanted(made.with_maps, made.with_leaks, made.points, file_format)
     record = _Record(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
@@ -685,6 +745,28 @@ def reproduce(
         check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
     with inject_concepts(base, chosen, apart=record.apart) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
-    with Image.open(path) as before:
-        is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()
-    return picture, is_same
+    return picture, has_same_pixels(path, picture.path)
+
+
+def reproduce_foreign(
+    registry: Registry,
+    base: LoadedBase,
+    picture: ForeignPicture,
+    folder: Path,
+    *,
+    init: InitRequest | None = None,
+) -> tuple[Picture, bool, list[str]]:
+    """Draw the like of another tool's picture, as far as what it says means something here.
+
+    Returns it, whether all pixels are the same, and a line about each thing that was not used.
+    `init` is what it began with. Raises what `request_like` and `generate` raise.
+    """
+    like = request_like(registry, picture, base.base, base.sha256, init)
+    (drawn,) = generate(registry, base, [like.request], folder, file_format=picture.file_format)
+    return drawn, has_same_pixels(picture.path, drawn.path), like.unused
+
+
+def has_same_pixels(path: Path, other: Path) -> bool:
+    """Whether two pictures do not differ, as their files have them."""
+    with Image.open(path) as one, Image.open(other) as two:
+        return one.size == two.size and one.convert("RGB").tobytes() == two.convert("RGB").tobytes()

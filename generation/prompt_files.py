@@ -55,10 +55,10 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
     `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size`,
     `reference` (one, or a list; in a table with spaces between), `layout` (as `--layout`, or names
-    and their boxes), `control` (the path of a picture, from the file's folder on),
-    `control_scale`, `init` and `inpaint` (paths too) and `strength`. The CSV separator (comma,
-    semicolon or tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names
-    the line.
+    and their boxes), `prompt_weights` (yes or no), `control` (the path of a picture, from the
+    file's folder on), `control_scale`, `init` and `inpaint` (paths too) and `strength`. The CSV
+    separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
+    `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -140,6 +140,9 @@ _Layout = Annotated[
 ]
 
 
+_Switch = Annotated[bool, Field(strict=False, description="yes or no")]
+
+
 class _Entry(Form):
     """An entry of a prompt file; CSV cells are text."""
 
@@ -153,6 +156,7 @@ class _Entry(Form):
     size: _Size | None = None
     reference: _References | None = None
     layout: _Layout | None = None
+    prompt_weights: _Switch | None = None
     control: str | None = None
     control_scale: _Number | None = None
     init: str | None = None

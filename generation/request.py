@@ -53,7 +53,8 @@ class SamplingSettings:
     with references: the share of steps that references guide instead of the prompt, and how
     strongly; the references' own by default. `encoder_strength` is β of the base model's subject
     encoder, which then sees the photos that references name. `layout` keeps each subject in a box,
-    or in the region where it is found. Raises `InvalidInput`.
+    or in the region where it is found. With `prompt_weights`, `(word:1.2)` weighs words of the
+    prompts, which may be longer than the text encoder reads at once. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -66,6 +67,7 @@ class SamplingSettings:
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
     layout: Layout | None = None
+    prompt_weights: bool = False
 
     @classmethod
     def for_base(
@@ -101,6 +103,7 @@ class SamplingSettings:
             "reference_guidance": None,
             "encoder_strength": 0,
             "layout": None,
+            "prompt_weights": False,
         }
         return {
             name: value

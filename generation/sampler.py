@@ -14,6 +14,7 @@ from ..models.backbone import Backbone
 from ..models.compatibility import short
 from ..models.conditioning import Control
 from ..models.loading import LoadedBase
+from ..models.weighted_prompts import tokens_in_chunks
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import guidance_for
 from .prediction import Guidance
@@ -91,9 +92,11 @@ def draw(
     Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
     `NotFinite` instead of a black picture.
     """
-    for each in [part.prompt for part in plan.parts] if plan else [prompt]:
-        check_length(base.backbone, each)
-    check_length(base.backbone, settings.negative)
+    for each in [*([part.prompt for part in plan.parts] if plan else [prompt]), settings.negative]:
+        if settings.prompt_weights:
+            tokens_in_chunks(base.backbone.text_encoders[0], each)
+        else:
+            check_length(base.backbone, each)
     return _drawing(base, prompt, seeds, settings, batch, observers, names, control, plan, start)
 
 
@@ -194,7 +197,7 @@ def draw_batch(
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (backbone.size, backbone.size)
-    with torch.no_grad():
+    with torch.no_grad(), backbone.weighing_words(settings.prompt_weights):
         guidance = guidance_for(
             backbone, prompts, settings, seeds, width, height, control=control, plan=plan
         )

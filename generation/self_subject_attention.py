@@ -63,9 +63,10 @@ class _Group:
         self._subjects = [each.subject for each in references]
         *_, height, width = references[0].latents.shape
         factor = backbone.latent_factor
-        self._conditioning = backbone.encode_prompts(
-            [each.prompt for each in references], width * factor, height * factor
-        )
+        with backbone.weighing_words(False):
+            self._conditioning = backbone.encode_prompts(
+                [each.prompt for each in references], width * factor, height * factor
+            )
         self._scheduler = backbone.training_scheduler()
         device, dtype = backbone.device, self._conditioning.states.dtype
         self._latents = torch.stack([each.latents for each in references]).to(device)
