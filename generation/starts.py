@@ -42,7 +42,7 @@ class Start:
         posterior = backbone.encode_images([image])
         if read.mask is None:
             return cls(image, read.used.strength, posterior)
-        hard = read.mask.point(lambda value: 255 * (value >= 128))
+        hard = read.mask.point([0] * 128 + [255] * 128)
         redrawn = hard.filter(ImageFilter.GaussianBlur(factor / 2))
         pixels = torch.from_numpy(np.array(redrawn, dtype=np.float32) / 255)[None, None]
         cells = (F.max_pool2d(pixels, factor) > 0).float()
@@ -85,8 +85,8 @@ class Beginning:
         first = num_steps - min(int(num_steps * self.strength), num_steps)
         first *= getattr(scheduler, "order", 1)
         timesteps = scheduler.timesteps[first:]
-        if self.picture is not None and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
+        if self.picture is not None and (set_first := getattr(scheduler, "set_begin_index", None)):
+            set_first(first)
         if self.picture is None or (self.strength == 1 and self.cells is not None):
             return self.noise * scheduler.init_noise_sigma, timesteps
         return self._noised(self.picture, scheduler, timesteps[0]), timesteps

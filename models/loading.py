@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -243,7 +243,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
         changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:
             changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        config = dict(pipeline.scheduler.config) | changed
+        config: dict[str, Any] = dict(pipeline.scheduler.config) | changed
         # among them also what its kind does not know, but others do
         defaults = [name for name in config.get("_use_default_values", ()) if name not in changed]
         config["_use_default_values"] = defaults

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.tensor_file import write_tensors
 from conceptry.generation import (
     PromptDefaults,
     Request,
@@ -23,6 +24,7 @@ from conceptry.generation.sampler import draw_batch
 from conceptry.generation.starts import Start, beginning_of
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
+from conceptry.models.single_file import original_tensors
 from conceptry.registry import InvalidInput, NotFound, Registry
 from diffusers import (
     StableDiffusionImg2ImgPipeline,
@@ -135,7 +137,8 @@ def test_the_miniature_does_as_diffusers_does(tmp_path: Path) -> None:
     picture((side, side)).save(path)
     settings = SamplingSettings(steps=4, guidance=5.0, scheduler="ddim")
     found = ours(backbone, settings, InitRequest(picture=path, strength=0.5))
-    components = backbone.pipeline.components | {"scheduler": backbone.sampling_scheduler("ddim")}
+    own: dict[str, Any] = backbone.pipeline.components
+    components: dict[str, Any] = own | {"scheduler": backbone.sampling_scheduler("ddim")}
     pipeline = StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
     expected = theirs(pipeline, settings, image=Image.open(path), strength=0.5)
     for mine, other in zip(found, expected, strict=True):
@@ -238,6 +241,11 @@ def test_an_inpainting_model_sees_what_is_around(
     backbone = load_base(str(tmp_path / "base"), device="cpu").backbone
     assert backbone.is_inpainting
     assert backbone.latent_channels == 4
+    if kind == "SD":
+        write_tensors(tmp_path / "base.safetensors", original_tensors(backbone), {})
+        single = load_base(str(tmp_path / "base.safetensors"), device="cpu", offline=True).backbone
+        assert single.is_inpainting
+        assert type(single.pipeline) is type(backbone.pipeline)
     settings = SamplingSettings(steps=3, guidance=3.0, scheduler="ddim")
     asked = InitRequest(picture=begun, strength=0.7, mask=mask)
     start = Start.of(backbone, read_init(asked, None, 16))
