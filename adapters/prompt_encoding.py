@@ -120,8 +120,7 @@ def token_columns(
 
     Without `category` only of the tokens. Raises `InvalidInput` if the prompt lacks one of them.
     """
-    encoder = backbone.text_encoders[0]
-    ids = encoder.ids(prompt)
+    encoder, ids = backbone.text_encoders[0], backbone.tokens_of(prompt).ids
     own = [encoder.id_of(token) for token in tokens]
     try:
         columns = [ids.index(each) for each in own]

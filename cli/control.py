@@ -54,8 +54,10 @@ def check_kinds(base: "Base", requests: "Sequence[Request]") -> None:
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
     """Read the control pictures; returns a line for each that has to be resized."""
     from ..generation.controls import check_controls
+    from ..generation.request import with_size
 
-    return check_controls(base.base, base.backbone.size, requests)
+    side = base.backbone.size
+    return check_controls(base.base, side, [with_size(each, side) for each in requests])
 
 
 def again(

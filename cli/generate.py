@@ -14,6 +14,7 @@ from ..registry.errors import quoted
 from ..registry.hashes import sha256_of
 from . import control as control_options
 from . import frames as frame_options
+from . import init as init_options
 from .arguments import GuidanceOption, LayoutOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
@@ -21,7 +22,9 @@ from .output import count
 from .quick_start import quick_imports
 
 if TYPE_CHECKING:
+    from ..generation.foreign_pictures import ForeignPicture
     from ..generation.generating import Leak, Picture
+    from ..generation.init_request import InitRequest
     from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
@@ -104,6 +107,14 @@ def generate(
         int, typer.Option(metavar="N", min=1, max=256, help="Pictures in a batch.")
     ] = 4,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = _OUT,
+    file_format: Annotated[
+        Literal["png", "webp", "jpg"],
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="png, webp or jpg; the first two keep every pixel, and all what made a picture.",
+        ),
+    ] = "png",
     grid: Annotated[bool, typer.Option("--grid", help="Also put all of them on a sheet.")] = False,
     maps: Annotated[
         bool, typer.Option("--maps", help="Also write heat-maps of each concept's words.")
@@ -164,6 +175,9 @@ def generate(
             help="How strongly the base model's subject encoder, if it has one, sees references.",
         ),
     ] = 0.0,
+    init: init_options.InitOption = None,
+    strength: init_options.StrengthOption = None,
+    inpaint: init_options.InpaintOption = None,
     control: control_options.ControlOption = None,
     control_scale: control_options.ScaleOption = 1.0,
     animate: frame_options.AnimateOption = False,
@@ -172,6 +186,13 @@ def generate(
     first_frame: frame_options.FirstOption = None,
     frame_rate: frame_options.RateOption = None,
     animation: frame_options.FormatOption = None,
+    prompt_weights: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-weights",
+            help="Let (word:1.2) weigh words, and prompts be longer than the text encoder reads.",
+        ),
+    ] = False,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -220,6 +241,7 @@ def generate(
         reference_share=reference_share,
         reference_guidance=reference_guidance,
         encoder_strength=encoder_strength,
+        prompt_weights=prompt_weights,
     )
     weight = PHOTO_WEIGHT if animate else WEIGHT
     references = tuple(parse_reference(each, default=weight) for each in reference or ())
@@ -233,6 +255,7 @@ def generate(
         references=references,
         control=control_options.parse(control, control_scale),
         control_scale=control_scale,
+        init=init_options.parse(init, inpaint, strength),
         reference_weight=weight,
     )
     requests = _requests(prompt, prompts, defaults)
@@ -253,8 +276,9 @@ def generate(
             from ..models.loading import load_base
 
             loaded = load_base(base, offline=offline)
-        for line in _first_of(control_options.check(loaded, requests)):
-            session.output.note(line)
+        for check in (init_options.check, control_options.check):
+            for line in _first_of(check(loaded, requests)):
+                session.output.note(line)
         total = sum(len(request.seeds) for request in requests)
         draw = film.draw if film else partial(generating.generate, batch=batch)
         drawing = draw(
@@ -262,6 +286,7 @@ def generate(
             loaded,
             requests,
             out,
+            file_format=file_format,
             with_maps=maps,
             with_leaks=leak,
             points=points,
@@ -330,11 +355,15 @@ def _warn_of_other_syntax(
 
     names = registry.names()
     found: dict[str, str] = {}
-    wanted = dict.fromkeys((each.prompt, each.settings.negative) for each in requests)
-    for prompt, negative in wanted:
+    wanted = dict.fromkeys(
+        (each.prompt, each.settings.negative, each.settings.prompt_weights) for each in requests
+    )
+    for prompt, negative, has_weights in wanted:
         for word in (
-            *find_other_tool_syntax(prompt, names, is_category=is_category),
-            *find_other_tool_syntax(negative),
+            *find_other_tool_syntax(
+                prompt, names, is_category=is_category, has_weights=has_weights
+            ),
+            *find_other_tool_syntax(negative, has_weights=has_weights),
         ):
             found.setdefault(word.text.lower(), str(word))
     lines = list(found.values())
@@ -417,6 +446,8 @@ def reproduce(
             metavar="BASE", help="Where the base model is now, if elsewhere.", show_default=False
         ),
     ] = None,
+    init: init_options.AgainOption = None,
+    inpaint: init_options.MaskAgainOption = None,
     control: control_options.AgainOption = None,
     frame: frame_options.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
@@ -424,18 +455,27 @@ def reproduce(
 ) -> None:
     """Draw a picture again from the metadata in its file, and compare the pixels.
 
-    On the machine and with the packages that drew it they are the same; elsewhere nearly so.
+    On the machine and with the packages that drew it they are the same; elsewhere nearly so. From
+    what A1111's web UI writes the like of a picture is drawn, and what was not used is said.
     """
     session = session_of(context)
+    from ..generation.foreign_pictures import read_foreign_picture
     from ..generation.frames import find_frames
     from ..generation.provenance import read_provenance
 
+    if (foreign := read_foreign_picture(picture)) is not None:
+        if control or frame:
+            raise usage(f"{picture} was drawn by another tool", "without --control and --frame")
+        begun = init_options.parse(init, inpaint)
+        _reproduce_foreign(session, foreign, base, begun, out, offline=offline)
+        return
     made = read_provenance(picture)
     with session.registry(create=not made.versions) as registry:
         _check_work(registry, picture, made)
         earlier = find_frames(picture, made.frames, frame or ())
         wanted = base or _believed_base(registry, picture, made.base)
         is_known = _trace(registry, picture) is not None
+        begun = init_options.again(picture, made, init, inpaint)
         asked = control_options.again(picture, made, control, is_known=is_known)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
@@ -445,11 +485,54 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
-            registry, loaded, picture, out, control=asked, frames=earlier
+            registry, loaded, picture, out, control=asked, init=begun, frames=earlier
         )
-    document = {"image": _described(again), "is_same": is_same}
+    _say_again(session, again, is_same, [])
+
+
+def _reproduce_foreign(
+    session: Session,
+    foreign: "ForeignPicture",
+    base: str | None,
+    init: "InitRequest | None",
+    out: Path,
+    *,
+    offline: bool,
+) -> None:
+    wanted = base or _named_base(foreign)
+    with session.registry(create=True) as registry:
+        session.output.note(f"loading {wanted}")
+        with quick_imports():
+            from ..generation import generating
+            from ..models.loading import load_base
+
+            loaded = load_base(wanted, offline=offline)
+        again, is_same, unused = generating.reproduce_foreign(
+            registry, loaded, foreign, out, init=init
+        )
+    _say_again(session, again, is_same, unused)
+
+
+def _say_again(session: Session, again: "Picture", is_same: bool, unused: list[str]) -> None:
+    document = {"image": _described(again), "is_same": is_same, "unused": unused}
     session.output.lines(document, [str(again.path)])
+    for line in unused:
+        session.output.warn(f"not used: {line}")
     session.output.note("the same pixels" if is_same else "the pixels differ")
+
+
+def _named_base(foreign: "ForeignPicture") -> str:
+    """The base model that another tool's picture names, if that is an alias."""
+    from ..models.bases import read_aliases
+    from ..registry.errors import InvalidInput
+
+    if foreign.model in read_aliases():
+        return foreign.model
+    named = f"by {foreign.model}, " if foreign.model else ""
+    raise InvalidInput(
+        f"{foreign.path} was drawn {named}by another tool: by which base model now?",
+        hint=f"concept reproduce {quoted(foreign.path)} --base BASE",
+    )
 
 
 def _check_work(registry: "Registry", picture: Path, made: "Provenance") -> None:

@@ -39,7 +39,7 @@ def words_of(backbone: Backbone, prompt: str, concepts: Sequence[InjectedConcept
     All tokens for a prompt without concepts.
     """
     encoder = backbone.text_encoders[0]
-    tokenizer, ids = encoder.tokenizer, encoder.ids(prompt)
+    tokenizer, ids = encoder.tokenizer, backbone.tokens_of(prompt).ids
     if not concepts:
         return [
             Word(str(tokenizer.decode([each])).replace("</w>", "").strip(), column)

@@ -28,9 +28,10 @@ from ..registry.errors import (
     quoted,
 )
 from ..registry.records import Concept, ImageRecord
-from .attention_maps import MapCollector, SubjectCollector, heat_row, region_row, words_of
+from .attention_maps import MapCollector, heat_row, region_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
+from .foreign_pictures import ForeignPicture, request_like
 from .frames import (
     FRAME_RATE,
     ChosenFrame,
@@ -41,8 +42,12 @@ from .frames import (
     find_frames,
     read_frame,
 )
+from .in_regions import draw_in_regions
+from .init_request import InitRequest, UsedInit, check_same_init, read_init
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
+from .parameters import Parameters, parameters_of
+from .picture_texts import FileFormat, check_room
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import (
     ChosenVersion,
@@ -51,7 +56,14 @@ from .prompt_syntax import (
     replaced,
     resolve_prompt,
 )
-from .provenance import DrawnAfter, DrawnFrame, read_provenance, save_picture, write_picture
+from .provenance import (
+    DrawnAfter,
+    DrawnFrame,
+    read_provenance,
+    read_texts,
+    save_picture,
+    write_picture,
+)
 from .reference_maps import Point, ReferenceMapCollector
 from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
 from .references import frame_reference, load_references
@@ -65,9 +77,10 @@ from .regions import (
     region,
     subject_columns,
 )
-from .request import Request, check_encoder, with_layout
+from .request import Request, check_encoder, with_layout, with_size
 from .sampler import DrawnPicture, draw
 from .separation import separating
+from .starts import Start
 
 GRID_COLUMNS = 8
 _UNITS = {"webp": 1, "gif": 10}
@@ -101,11 +114,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is wanted beside pictures: heat-maps, those of points in references too, and leaks."""
+    """What is wanted beside pictures: heat-maps, those of points in references too, and leaks.
+
+    And the format of the pictures' files.
+    """
 
     maps: bool
     leaks: bool
     points: tuple[Point, ...]
+    file_format: FileFormat = "png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +141,22 @@ def generate(
     folder: Path,
     *,
     batch: int = 4,
+    file_format: FileFormat = "png",
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
 ) -> Iterator[Picture]:
     """Draw requests into a folder, `batch` pictures at a time; yields each once it is written.
 
-    Its provenance goes into the file and the registry. All prompts and control pictures are checked
-    before the first is drawn. `with_maps` also writes heat-maps of each concept's tokens, and of
-    where `points` of the picture, or its centre, look in its references; `with_leaks` measures how
-    much of each concept's attention falls on the others' regions. ControlNets and subject encoders
-    are downloaded, unless the base model was loaded offline. Raises what `resolve_prompt`,
-    `inject_concepts`, `check_controls`, `load_control`, `load_subject_encoder` and `draw` raise.
+    Its provenance goes into the file and the registry; `file_format` is the pictures', maps are
+    PNG. All prompts and control pictures are checked before the first is drawn. `with_maps` also
+    writes heat-maps of each concept's tokens, and of where `points` of the picture, or its centre,
+    look in its references; `with_leaks` measures how much of each concept's attention falls on the
+    others' regions. ControlNets and subject encoders are downloaded, unless the base model was
+    loaded offline. Raises what `resolve_prompt`, `inject_concepts`, `check_controls`,
+    `load_control`, `load_subject_encoder`, `read_init` and `draw` raise.
     """
-    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     for (chosen, apart), group in groupby(records, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
@@ -154,6 +173,7 @@ def animate(
     folder: Path,
     *,
     weights: FrameWeights | None = None,
+    file_format: FileFormat = "png",
     with_maps: bool = False,
     with_leaks: bool = False,
     points: Sequence[Point] = (),
@@ -163,10 +183,16 @@ def animate(
     All frames begin with the noise of their seed. From the second on they are drawn after earlier
     ones as well as after photos: a frame's subjects, where the maps of their categories are in it,
     are attended with the `weights` (DreamTuner's project page, and appendix B). Raises
-    `InvalidInput` for requests of other seeds or sizes.
+    `InvalidInput` for requests of other seeds or sizes, and for JPEG, which loses what later frames
+    are drawn after.
     """
     check_frames(requests)
-    wanted = _Wanted(with_maps, with_leaks, tuple(points))
+    if file_format == "jpg":
+        raise InvalidInput(
+            "frames are drawn after earlier ones, of which a JPEG loses some",
+            hint="--format png, or webp",
+        )
+    wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     frames = [
         replace(record, request=replace(record.request, seeds=[seed]), number=number)
@@ -211,6 +237,8 @@ def _records(
     for request in requests:
         check_negative(request.settings.negative)
         check_encoder(request)
+        check_room(request.prompt, request.settings.negative, wanted.file_format)
+    requests = [with_size(request, base.backbone.size) for request in requests]
     resolved = [
         (
             with_layout(request),
@@ -232,10 +260,11 @@ def _drawn(
     wanted: _Wanted,
     control: Control | None,
     plan: RegionalPlan | None,
+    start: Start | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request, with heat-maps and leaks if requested."""
     if plan is not None:
-        yield from _drawn_in_regions(base, request, concepts, batch, wanted, control, plan)
+        yield from _drawn_in_regions(base, request, concepts, batch, wanted, control, plan, start)
         return
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
@@ -259,6 +288,7 @@ def _drawn(
         observers=[*separating(backbone, subjects, settings), *observers],
         names=[each.weight for each in concepts],
         control=control,
+        start=start,
     )
     if not layers:
         yield from map(_Observed, drawing)
@@ -286,38 +316,36 @@ def _drawn_in_regions(
     wanted: _Wanted,
     control: Control | None,
     plan: RegionalPlan,
+    start: Start | None,
 ) -> Iterator[_Observed]:
     """Pictures of a request whose subjects have regions; heat-maps show these, too."""
-    backbone, settings, first = base.backbone, request.settings, plan.parts[0]
-    collector = SubjectCollector()
-    looking = ReferenceMapCollector(backbone, wanted.points, settings.size) if wanted.maps else None
-    drawing = draw(
+    settings = request.settings
+    looking = (
+        ReferenceMapCollector(base.backbone, wanted.points, settings.size) if wanted.maps else None
+    )
+    drawing = draw_in_regions(
         base,
-        first.prompt,
+        plan,
+        concepts,
         request.seeds,
         settings,
         batch=batch,
-        observers=[
-            *separating(backbone, first.columns, settings),
-            collector,
-            *([looking] if looking else []),
-        ],
-        names=[each.weight for each in concepts],
+        observers=[looking] if looking else [],
         control=control,
-        plan=plan,
+        start=start,
     )
-    maps, regions, looks = Tensor(), Tensor(), list[Iterator[Tensor]]()
-    for i, drawn in enumerate(drawing):
-        if i % batch == 0:
-            maps, regions = collector.take()
-            looks = [iter(each) for each in looking.take()] if looking else []
-        own, heat = maps[i % batch], None
+    looks = list[Iterator[Tensor]]()
+    for i, seen in enumerate(drawing):
+        heat = None
         if looking:
-            after = looking.rows(drawn.image, [next(each) for each in looks])
-            row = region_row(drawn.image, plan.subjects, own[:, 0], regions[i % batch])
+            if i % batch == 0:
+                looks = [iter(each) for each in looking.take()]
+            image = seen.drawn.image
+            after = looking.rows(image, [next(each) for each in looks])
+            row = region_row(image, plan.subjects, seen.maps[:, 0], seen.regions)
             heat = contact_sheet([row, *after])
-        leaks = _leaks_between(own, plan.subjects) if wanted.leaks else []
-        yield _Observed(drawn, heat, leaks)
+        leaks = _leaks_between(seen.maps, plan.subjects) if wanted.leaks else []
+        yield _Observed(seen.drawn, heat, leaks)
 
 
 def _leaks(
@@ -441,15 +469,37 @@ class _Record:
         references = self._with_frames(concepts, references)
         for each in concepts:
             references = references.in_words(each.phrase, each.mention.text)
+        with self.base.backbone.weighing_words(self.request.settings.prompt_weights):
+            yield from self._draw(concepts, references, batch, kept)
+
+    def _draw(
+        self,
+        concepts: Sequence[InjectedConcept],
+        references: References,
+        batch: int,
+        kept: Sequence[int] | None,
+    ) -> Iterator[Picture]:
         control, plan = self.controls.of(self.request), self.plan(concepts)
+        start, used = self._start()
+        parameters = self._parameters(concepts, used)
         alone = [each.change for each in concepts if each.change and each.is_apart]
         with (
             injected(self.base.backbone, [references, *(alone if plan is None else [])]),
             following(control, concepts) as added,
         ):
-            for seen in _drawn(self.base, self.request, concepts, batch, self.wanted, added, plan):
+            for seen in _drawn(
+                self.base, self.request, concepts, batch, self.wanted, added, plan, start
+            ):
                 if kept is None or seen.drawn.seed in kept:
-                    yield self._keep(seen, control, references.encoding)
+                    yield self._keep(seen, control, references.encoding, used, parameters)
+
+    def _start(self) -> tuple[Start | None, UsedInit | None]:
+        """What pictures begin with, if the request says so, and what their metadata says of it."""
+        if (asked := self.request.init) is None:
+            return None, None
+        backbone = self.base.backbone
+        read = read_init(asked, self.request.settings.size, backbone.size)
+        return Start.of(backbone, read), read.used
 
     def _with_frames(
         self, concepts: Sequence[InjectedConcept], references: References
@@ -462,7 +512,12 @@ class _Record:
         return References([*references.references, *frames], references.encoding)
 
     def _keep(
-        self, seen: _Observed, control: PreparedControl | None, encoding: SubjectEncoding | None
+        self,
+        seen: _Observed,
+        control: PreparedControl | None,
+        encoding: SubjectEncoding | None,
+        init: UsedInit | None,
+        parameters: Parameters,
     ) -> Picture:
         drawn, heat = seen.drawn, seen.heat
         made_by = {
@@ -477,6 +532,7 @@ class _Record:
             | ({"subject_encoder": encoding.encoder_sha256} if encoding else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
+            | ({"init": init.record} if init else {})
             | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
         }
         versions = [
@@ -495,7 +551,15 @@ class _Record:
                 versions=[(each.concept.id, each.version.number) for each in self.chosen],
             )
 
-        path, sha256 = save_picture(drawn.image, self.folder, stem, metadata, record=record)
+        path, sha256 = save_picture(
+            drawn.image,
+            self.folder,
+            stem,
+            metadata,
+            file_format=self.wanted.file_format,
+            parameters=parameters.with_seed(drawn.seed).to_text(),
+            record=record,
+        )
         maps = (
             save_picture(heat, self.folder, f"{stem}-maps", {"maps_of": metadata})[0]
             if heat
@@ -503,6 +567,20 @@ class _Record:
         )
         prompt = self.request.prompt
         return Picture(path, drawn.seed, sha256, prompt, maps, drawn.image, seen.leaks)
+
+    def _parameters(self, concepts: Sequence[InjectedConcept], init: UsedInit | None) -> Parameters:
+        base, settings = self.base, self.request.settings
+        return parameters_of(
+            self.request.prompt,
+            self.chosen,
+            concepts,
+            settings=settings,
+            size=settings.size or (base.backbone.size, base.backbone.size),
+            sampler=type(base.backbone.sampling_scheduler(settings.scheduler)).__name__,
+            model=base.base.name,
+            model_sha256=base.sha256 if base.base.kind == "file" else None,
+            strength=init.strength if init else None,
+        )
 
     def _described(self) -> list[dict[str, object]]:
         return [
@@ -605,19 +683,22 @@ def reproduce(
     folder: Path,
     *,
     control: ControlRequest | None = None,
+    init: InitRequest | None = None,
     frames: Sequence[Path] = (),
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
     They are the same on the same machine with the same packages. `control` names the control
-    picture, if one was used, and its ControlNet; the scale is the picture's. `frames` are files of
-    frames that it was drawn after, where those do not lie beside it. Raises `InvalidInput` for
-    another base model, control picture or ControlNet, `NotFound` for versions that are gone or have
-    other weights now, and what `read_provenance` and `find_frames` raise.
+    picture, if one was used, and its ControlNet; the scale is the picture's. So with `init`, what
+    the picture began with, and its strength. `frames` are files of frames that it was drawn after,
+    where those do not lie beside it. Raises `InvalidInput` for another base model, picture or
+    ControlNet, `NotFound` for versions that are gone or have other weights now, and what
+    `read_provenance` and `find_frames` raise.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
     check_same_control(path, made.control, control)
+    check_same_init(path, made.init, init)
     found = find_frames(path, made.frames, frames)
     earlier = [read_frame(*each) for each in zip(found, made.frames, strict=True)]
     if made.base_sha256 != base.sha256:
@@ -636,8 +717,14 @@ def reproduce(
     if made.control and control:
         used = {"scale": made.control.scale, "transfers": made.control.transfers}
         control = replace(control, **used)
+    if made.init and init:
+        init = replace(init, strength=made.init.strength)
     request = Request(
-        prompt=made.prompt, seeds=made.batch_seeds, settings=made.settings, control=control
+        prompt=made.prompt,
+        seeds=made.batch_seeds,
+        settings=made.settings,
+        control=control,
+        init=init,
     )
     controls = Controls(base, [request])
     now = controls.of(request)
@@ -647,7 +734,9 @@ def reproduce(
             hint="--control IMAGE:KIND",
         )
     after = [_reference_now(registry, path, each) for each in made.references]
-    wanted = _Wanted(made.with_maps, made.with_leaks, made.points)
+    texts = read_texts(path)
+    file_format = texts.file_format if texts else "png"
+    wanted = _Wanted(made.with_maps, made.with_leaks, made.points, file_format)
     record = _Record(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
@@ -656,6 +745,28 @@ def reproduce(
         check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
     with inject_concepts(base, chosen, apart=record.apart) as concepts:
         (picture, *_) = record.draw(concepts, references, len(made.batch_seeds), [made.seed])
-    with Image.open(path) as before:
-        is_same = before.convert("RGB").tobytes() == picture.image.convert("RGB").tobytes()
-    return picture, is_same
+    return picture, has_same_pixels(path, picture.path)
+
+
+def reproduce_foreign(
+    registry: Registry,
+    base: LoadedBase,
+    picture: ForeignPicture,
+    folder: Path,
+    *,
+    init: InitRequest | None = None,
+) -> tuple[Picture, bool, list[str]]:
+    """Draw the like of another tool's picture, as far as what it says means something here.
+
+    Returns it, whether all pixels are the same, and a line about each thing that was not used.
+    `init` is what it began with. Raises what `request_like` and `generate` raise.
+    """
+    like = request_like(registry, picture, base.base, base.sha256, init)
+    (drawn,) = generate(registry, base, [like.request], folder, file_format=picture.file_format)
+    return drawn, has_same_pixels(picture.path, drawn.path), like.unused
+
+
+def has_same_pixels(path: Path, other: Path) -> bool:
+    """Whether two pictures do not differ, as their files have them."""
+    with Image.open(path) as one, Image.open(other) as two:
+        return one.size == two.size and one.convert("RGB").tobytes() == two.convert("RGB").tobytes()

@@ -34,7 +34,7 @@ def _weight(match: re.Match[str], names: frozenset[str]) -> str | None:
     name = inside.strip("<>()[] ").lower()
     if name in names:
         return f"write <{name}:{min(float(weight), MAX_STRENGTH):g}>"
-    return "words have no weights, only concepts do, as <NAME:0.8>; leave the brackets out"
+    return "with --prompt-weights words have weights; concepts have strengths, as <NAME:0.8>"
 
 
 def _always(advice: str) -> _Advice:
@@ -70,9 +70,9 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
     ),
     (
         re.compile(r"\(\([^()]+\)\)|\)\d+\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
-        _always("words have no weights; leave the brackets out"),
+        _always("words have weights with --prompt-weights alone; leave the brackets out"),
     ),
-    (re.compile(r"\\[()]"), _always("brackets need no backslash")),
+    (re.compile(r"\\[()]"), _always("brackets need no backslash, but with --prompt-weights")),
     (re.compile(r"\w+::\s*-?\d*\.?\d*"), _always("words have no weights; leave the colons out")),
     (
         re.compile(r"\{[^{}]*\|[^{}]*\}"),
@@ -99,8 +99,13 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
         _switch,
     ),
 )
+_OF_WEIGHTS = [_PATTERNS[i][0] for i in (0, 3, 4)]
+"""What means something in prompts with weights."""
 _CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
-    (re.compile(r"\bBREAK\b"), "prompts are not cut in parts; leave it out"),
+    (
+        re.compile(r"\bBREAK\b"),
+        "prompts are cut in parts with --prompt-weights alone; leave it out",
+    ),
     (re.compile(r"\bAND\b"), "prompts are not added up; write and"),
 )
 _RARE = re.compile(r"\b(?:sks|ohwx)\b")
@@ -111,15 +116,19 @@ def find_other_tool_syntax(
     names: Iterable[str] = (),
     *,
     is_category: Callable[[str], bool] = lambda _word: False,
+    has_weights: bool = False,
 ) -> Iterator[OtherToolSyntax]:
     """Other tools' syntax in a prompt, and concepts without brackets; `names` are all concepts'.
 
-    A name that is also some concept's category counts as an ordinary word.
+    A name that is also some concept's category counts as an ordinary word. With `has_weights`,
+    weights and BREAK mean something.
     """
     plain = _MENTION.sub(lambda match: " " * len(match[0]), prompt)
     known = frozenset(names)
     reported: list[tuple[int, int]] = []
     for pattern, advise in _PATTERNS:
+        if has_weights and pattern in _OF_WEIGHTS:
+            continue
         for match in pattern.finditer(prompt):
             start, end = match.span()
             if any(start < last and end > first for first, last in reported):
@@ -129,7 +138,7 @@ def find_other_tool_syntax(
                 yield OtherToolSyntax(match[0].strip(), advice)
     if plain != plain.upper():
         unquoted = _QUOTED.sub("", plain)
-        for pattern, advice in _CAPITALS:
+        for pattern, advice in _CAPITALS[1 if has_weights else 0 :]:
             if pattern.search(unquoted):
                 yield OtherToolSyntax(pattern.pattern.strip("\\b"), advice)
     if match := _RARE.search(plain):

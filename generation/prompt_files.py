@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -18,6 +18,7 @@ from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.validation import Form, validated
 from .control_request import ControlRequest, parse_control
+from .init_request import InitRequest, parse_init
 from .layout import parse_layout
 from .reference_syntax import ReferenceRequest, parse_reference
 from .request import Request, SamplingSettings
@@ -44,6 +45,7 @@ class PromptDefaults:
     references: tuple[ReferenceRequest, ...] = ()
     control: ControlRequest | None = None
     control_scale: float = 1.0
+    init: InitRequest | None = None
     reference_weight: float = WEIGHT
 
 
@@ -53,9 +55,10 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
     `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size`,
     `reference` (one, or a list; in a table with spaces between), `layout` (as `--layout`, or names
-    and their boxes), `control` (the path of a picture, from the file's folder on) and
-    `control_scale`. The CSV separator (comma, semicolon or tab) is
-    taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
+    and their boxes), `prompt_weights` (yes or no), `control` (the path of a picture, from the
+    file's folder on), `control_scale`, `init` and `inpaint` (paths too) and `strength`. The CSV
+    separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
+    `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -84,6 +87,7 @@ def make_request(prompt: str, defaults: PromptDefaults) -> Request:
         settings=defaults.settings,
         references=defaults.references,
         control=defaults.control,
+        init=defaults.init,
     )
 
 
@@ -136,6 +140,9 @@ _Layout = Annotated[
 ]
 
 
+_Switch = Annotated[bool, Field(strict=False, description="yes or no")]
+
+
 class _Entry(Form):
     """An entry of a prompt file; CSV cells are text."""
 
@@ -149,8 +156,12 @@ class _Entry(Form):
     size: _Size | None = None
     reference: _References | None = None
     layout: _Layout | None = None
+    prompt_weights: _Switch | None = None
     control: str | None = None
     control_scale: _Number | None = None
+    init: str | None = None
+    inpaint: str | None = None
+    strength: _Number | None = None
 
 
 def _request(
@@ -167,6 +178,8 @@ def _request(
             counts["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if control is not None:
             counts["control"] = parse_control(control, scale=scale, folder=folder)
+        if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:
+            counts["init"] = _init(begun, defaults.init, folder)
         if isinstance(layout := own.get("layout"), list):
             own["layout"] = parse_layout(layout)
         if "scheduler" in own:
@@ -175,6 +188,19 @@ def _request(
         return make_request(prompt, replace(defaults, settings=settings, **counts))
     except (InvalidInput, NotFound) as error:
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
+
+
+def _init(own: Mapping[str, Any], default: InitRequest | None, folder: Path) -> InitRequest:
+    """What an entry's picture begins with: what it says, and for all else the default."""
+    picture = own.get("init") or (str(default.picture.absolute()) if default else None)
+    if picture is None:
+        raise InvalidInput(f"{next(iter(own))} is for a picture with an init", hint="init: IMAGE")
+    has_own = "init" in own or default is None
+    mask = own.get("inpaint")
+    if mask is None and not has_own and default and default.mask:
+        mask = str(default.mask.absolute())
+    strength = own.get("strength", default.strength if default else None)
+    return parse_init(picture, strength=strength, mask=mask, folder=folder)
 
 
 # --- formats --------------------------------------------------------------------------------------

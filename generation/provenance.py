@@ -1,6 +1,5 @@
 """Provenance of pictures: written into PNG metadata, and read from it."""
 
-import io
 import itertools
 import json
 import os
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..models.references import GUIDANCE, MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT, SHARE
@@ -18,13 +16,14 @@ from ..registry.documents import parse_json
 from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
 from ..registry.hashes import sha256_of
-from ..registry.images import read_file, strict_decoding
+from ..registry.images import read_file
 from ..registry.validation import problem
 from .control_request import MAX_SCALE, UsedControl
+from .init_request import UsedInit
 from .layout import Layout
+from .picture_texts import FileFormat, PictureTexts, encode_picture, texts_of
 from .request import MAX_SEED, SamplingSettings
 
-METADATA_KEY = "conceptry"
 MAX_BATCH = 256
 """The largest batch of pictures."""
 MAX_CONCEPTS = 64
@@ -47,18 +46,18 @@ def save_picture(
     stem: str,
     metadata: Mapping[str, object],
     *,
+    file_format: FileFormat = "png",
+    parameters: str | None = None,
     record: Callable[[str], object] = lambda _: None,
 ) -> tuple[Path, str]:
-    """Write a PNG that carries `metadata` as JSON; returns its path and SHA-256.
+    """Write a picture that carries `metadata` as JSON; returns its path and SHA-256.
 
-    The file appears whole or not at all, and never replaces another: `rex-7.png`, `rex-7-2.png`, …
-    `record` gets the SHA-256 before it appears, so that no picture is there without its record.
+    `parameters` are what it says of itself to other tools. The file appears whole or not at all,
+    and never replaces another: `rex-7.png`, `rex-7-2.png`, … `record` gets the SHA-256 before it
+    appears, so that no picture is there without its record.
     """
-    text = PngInfo()
-    text.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-    encoded = io.BytesIO()
-    image.save(encoded, "png", pnginfo=text)
-    return write_picture(encoded.getvalue(), folder, stem, ".png", record=record)
+    data = encode_picture(image, metadata, file_format=file_format, parameters=parameters)
+    return write_picture(data, folder, stem, f".{file_format}", record=record)
 
 
 def write_picture(
@@ -88,21 +87,24 @@ def read_metadata(path: Path) -> dict[str, object] | None:
 
     Raises `NotFound` if there is no such file, `InvalidImage` if it cannot be read as a picture.
     """
+    texts = read_texts(path)
+    try:
+        found = parse_json(texts.ours) if texts and texts.ours else None
+    except InvalidInput as error:
+        raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
+    return found if isinstance(found, dict) else None
+
+
+def read_texts(path: Path) -> PictureTexts | None:
+    """The texts in a picture; None for a file of another format. Raises as `read_metadata`."""
     if not os.path.isfile(path):
         raise NotFound(f"{path} is a folder" if os.path.isdir(path) else f"{path} does not exist")
     try:
-        data = io.BytesIO(read_file(path))
-        with strict_decoding(), Image.open(data, "r", ["PNG"]) as image:
-            is_single = getattr(image, "n_frames", 1) == 1
-            text = getattr(image, "text", {}).get(METADATA_KEY) if is_single else None
-        found = parse_json(text) if text else None
-    except UnidentifiedImageError:
-        return None  # ours are PNGs
+        return texts_of(read_file(path))
     except InvalidImage:
         raise
     except Exception as error:  # noqa: BLE001 (decoders raise anything)
         raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
-    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class Provenance:
     points: tuple[tuple[float, float], ...] = ()
     """Those of the picture whose heat-maps in references were asked for."""
     control: UsedControl | None = None
+    init: UsedInit | None = None
     frames: tuple[DrawnFrame, ...] = ()
     subject_encoder: str | None = None
     """The hash of its file."""
@@ -201,6 +204,14 @@ class _ControlPart(_Part):
     transfers: bool = True
 
 
+class _InitPart(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    image_sha256: _Sha256
+    strength: Annotated[float, Field(gt=0, le=1)]
+    mask_sha256: _Sha256 | None = None
+
+
 class _SettingsPart(_Part):
     model_config = ConfigDict(extra="forbid")
 
@@ -214,6 +225,7 @@ class _SettingsPart(_Part):
     reference_guidance: float | None = None
     encoder_strength: float = 0.0
     layout: Layout | None = None
+    prompt_weights: bool = False
     subject_encoder: _Sha256 | None = None
     references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)
@@ -221,6 +233,7 @@ class _SettingsPart(_Part):
     leaks: bool = False
     points: list[tuple[_Share, _Share]] = Field(default_factory=list, max_length=MAX_POINTS)
     control: _ControlPart | None = None
+    init: _InitPart | None = None
     frames: list[_FramePart] = Field(default_factory=list, max_length=MAX_FRAMES_AFTER)
 
 
@@ -246,7 +259,7 @@ def read_provenance(path: Path) -> Provenance:
         raise InvalidImage(f"{path} is a sheet of heat-maps", hint="name the picture beside it")
     if not isinstance(metadata, dict) or "settings" not in metadata:
         raise InvalidImage(
-            f"{path} does not say what made it", hint="name a PNG that concept generate wrote"
+            f"{path} does not say what made it", hint="name a picture that concept generate wrote"
         )
     try:
         made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
@@ -266,6 +279,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     points = tuple(drawn.pop("points"))
     references = tuple(DrawnAfter(**each) for each in drawn.pop("references"))
     control = drawn.pop("control")
+    init = drawn.pop("init")
     frames = tuple(DrawnFrame(**each) for each in drawn.pop("frames"))
     subject_encoder = drawn.pop("subject_encoder")
     if metadata.seed not in batch_seeds:
@@ -283,6 +297,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
         references=references,
         points=points,
         control=UsedControl(**control) if control else None,
+        init=UsedInit(**init) if init else None,
         frames=frames,
         subject_encoder=subject_encoder,
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from ..models.latents import layer_size
 from .prediction import Guidance
 from .regional_plan import PlannedPart, RegionalPlan
 from .regions import SubjectColumns, all_columns, by_subject
+from .starts import Beginning
 from .subject_regions import box_regions, regions_of
 from .token_maps import CollectedMaps
 
@@ -155,30 +157,34 @@ class RegionalGuidance:
         """The rows with the prompt in the denoiser's batch for `count` pictures."""
         return self._parts[0].guidance.conditional(count)
 
-    def place(self, backbone: Backbone, noise: Tensor, num_steps: int) -> None:
-        """Know the regions of pictures with some noise (B, C, h, w): boxes, or by a first look.
+    def place(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> None:
+        """Know the regions of pictures with some noise: boxes, or by a first look.
 
         For this some steps are taken without regions and with plain categories, by DDIM, and the
         maps of these tell where each is going to be.
         """
         if self._plan.boxes is not None:
-            found = box_regions(self._plan.boxes, self._size).expand(len(noise), -1, -1, -1)
+            count = len(beginning.noise)
+            found = box_regions(self._plan.boxes, self._size).expand(count, -1, -1, -1)
         else:
-            maps = self._plain_maps(backbone, noise, num_steps)
+            maps = self._plain_maps(backbone, beginning, num_steps)
             found = regions_of(maps, self._plan.alike)
-        self.masks = found.to(noise.device)
+        self.masks = found.to(beginning.noise.device)
         for part in self._parts:
             part.sight.set(self.masks)
 
-    def _plain_maps(self, backbone: Backbone, latents: Tensor, num_steps: int) -> Tensor:
+    def _plain_maps(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> Tensor:
         scheduler = backbone.sampling_scheduler("ddim")
         scheduler.set_timesteps(num_steps, device=backbone.device)
         seen: list[Tensor] = []
-        for timestep in scheduler.timesteps[: math.ceil(LOOKED * num_steps)]:
+        latents, timesteps = beginning.begin(scheduler, num_steps)
+        steps = pairwise([*timesteps, None])
+        for timestep, following in islice(steps, math.ceil(LOOKED * num_steps)):
+            assert timestep is not None
             predicted, maps = self._predicted(self._parts[-1], backbone, latents, timestep)
             seen.append(maps[:, :, 0])
             latents = scheduler.step(predicted, timestep, latents, eta=0.0, return_dict=False)[0]
-            latents = latents.to(predicted.dtype)
+            latents = beginning.kept(latents.to(predicted.dtype), scheduler, following)
         return torch.stack(seen).mean(0)
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:

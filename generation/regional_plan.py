@@ -134,14 +134,17 @@ class _Text:
 
     @classmethod
     def of(cls, backbone: Backbone, prompt: str, phrases: Mapping[str, str]) -> "_Text":
-        encoder, text = backbone.text_encoders[0], ""
-        places: dict[str, tuple[int, ...]] = {}
+        text = ""
+        spans: list[tuple[str, int, int]] = []
         for piece in split_prompt(prompt):
-            first = len(encoder.ids(text, whole=False))
+            first = len(backbone.tokens_of(text).places)
             text += phrases.get(piece, piece)
             if piece in phrases:
-                last = len(encoder.ids(text, whole=False))
-                places[piece] = (*places.get(piece, ()), *range(1 + first, 1 + last))
+                spans.append((piece, first, len(backbone.tokens_of(text).places)))
+        every = backbone.tokens_of(text).places
+        places: dict[str, tuple[int, ...]] = {}
+        for piece, first, last in spans:
+            places[piece] = (*places.get(piece, ()), *every[first:last])
         return cls(text, places)
 
     def columns(
@@ -149,7 +152,7 @@ class _Text:
     ) -> SubjectColumns:
         """The positions of a concept's phrase, or of a word."""
         encoder = backbone.text_encoders[0]
-        ids = encoder.ids(self.text)
+        ids = backbone.tokens_of(self.text).ids
         if concept is None:
             try:
                 columns = columns_of(ids, encoder.ids(word, whole=False), word)

@@ -35,7 +35,7 @@ def subject_columns(
     Raises `InvalidInput` if a category is not among its words: "dogs" is no "dog".
     """
     encoder = backbone.text_encoders[0]
-    ids = encoder.ids(prompt)
+    ids = backbone.tokens_of(prompt).ids
     found: list[SubjectColumns] = []
     for subject in subjects:
         if isinstance(subject, str) or not subject.tokens:

@@ -12,6 +12,7 @@ from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
 from .control_request import ControlRequest
+from .init_request import InitRequest, check_steps, read_init
 from .layout import Layout, settled
 from .prompt_syntax import mentions
 from .reference_syntax import ReferenceRequest
@@ -52,7 +53,8 @@ class SamplingSettings:
     with references: the share of steps that references guide instead of the prompt, and how
     strongly; the references' own by default. `encoder_strength` is β of the base model's subject
     encoder, which then sees the photos that references name. `layout` keeps each subject in a box,
-    or in the region where it is found. Raises `InvalidInput`.
+    or in the region where it is found. With `prompt_weights`, `(word:1.2)` weighs words of the
+    prompts, which may be longer than the text encoder reads at once. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -65,6 +67,7 @@ class SamplingSettings:
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
     layout: Layout | None = None
+    prompt_weights: bool = False
 
     @classmethod
     def for_base(
@@ -100,6 +103,7 @@ class SamplingSettings:
             "reference_guidance": None,
             "encoder_strength": 0,
             "layout": None,
+            "prompt_weights": False,
         }
         return {
             name: value
@@ -115,7 +119,8 @@ class SamplingSettings:
 class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
-    Raises `InvalidInput` for seeds beyond 63 bits.
+    `init` is a picture that it begins with. Raises `InvalidInput` for seeds beyond 63 bits, and for
+    a strength that leaves no steps.
     """
 
     prompt: str
@@ -123,8 +128,11 @@ class Request:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     references: tuple[ReferenceRequest, ...] = ()
     control: ControlRequest | None = None
+    init: InitRequest | None = None
 
     def __post_init__(self) -> None:
+        if self.init is not None:
+            check_steps(self.settings.steps, self.init.strength)
         for seed in (min(self.seeds), max(self.seeds)):
             if not 0 <= seed <= MAX_SEED:
                 raise InvalidInput(f"the seed {seed} does not fit into 63 bits", hint="--seed 0")
@@ -137,6 +145,17 @@ def with_layout(request: Request) -> Request:
     """
     layout = settled(request.settings.layout, len(mentions(request.prompt)))
     return replace(request, settings=replace(request.settings, layout=layout))
+
+
+def with_size(request: Request, side: int) -> Request:
+    """The request with the size of what it begins with, unless it has one, or begins with nothing.
+
+    `side` is that of the base model's pictures. Raises what `read_init` raises.
+    """
+    if request.init is None:
+        return request
+    read = read_init(request.init, request.settings.size, side)
+    return replace(request, settings=replace(request.settings, size=read.image.size))
 
 
 def check_encoder(request: Request) -> None:

@@ -7,7 +7,6 @@ from inspect import signature
 from typing import Protocol
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -15,12 +14,14 @@ from ..models.backbone import Backbone
 from ..models.compatibility import short
 from ..models.conditioning import Control
 from ..models.loading import LoadedBase
+from ..models.weighted_prompts import tokens_in_chunks
 from ..registry.errors import ConceptryError, InvalidInput, InvalidWeights, NotFinite
 from .guidance import guidance_for
 from .prediction import Guidance
 from .regional import RegionalGuidance
 from .regional_plan import RegionalPlan
 from .request import SamplingSettings
+from .starts import Start, beginning_of
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Step:
     backbone: Backbone
     guidance: Guidance
     timesteps: Tensor
-    """Those of all steps, from noise to picture."""
+    """Those of all steps that are taken, from noise to picture."""
     scaled: Callable[[Tensor, Tensor], Tensor]
     """(latents, timestep) -> latents scaled as the denoiser's input."""
     index: int
@@ -79,20 +80,24 @@ def draw(
     names: Sequence[str] = (),
     control: Control | None = None,
     plan: RegionalPlan | None = None,
+    start: Start | None = None,
 ) -> Iterator[DrawnPicture]:
     """Draw a prompt once for each seed, `batch` pictures at a time.
 
     `observers` watch or change each batch. `names` are the injected concepts, for error messages.
     `control`, of one row of pixels, is a ControlNet's part in all pictures. With a `plan` each of
-    several subjects is drawn in its region; `prompt` is that of its first prediction.
+    several subjects is drawn in its region; `prompt` is that of its first prediction. `start` is a
+    picture of the settings' size that all begin with.
 
     Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
     `NotFinite` instead of a black picture.
     """
-    for each in [part.prompt for part in plan.parts] if plan else [prompt]:
-        check_length(base.backbone, each)
-    check_length(base.backbone, settings.negative)
-    return _drawing(base, prompt, seeds, settings, batch, observers, names, control, plan)
+    for each in [*([part.prompt for part in plan.parts] if plan else [prompt]), settings.negative]:
+        if settings.prompt_weights:
+            tokens_in_chunks(base.backbone.text_encoders[0], each)
+        else:
+            check_length(base.backbone, each)
+    return _drawing(base, prompt, seeds, settings, batch, observers, names, control, plan, start)
 
 
 def _drawing(
@@ -105,6 +110,7 @@ def _drawing(
     names: Sequence[str],
     control: Control | None,
     plan: RegionalPlan | None,
+    start: Start | None,
 ) -> Iterator[DrawnPicture]:
     for first in range(0, len(seeds), batch):
         chunk = tuple(seeds[first : first + batch])
@@ -112,7 +118,14 @@ def _drawing(
         try:
             with reporting_broken_base(base):
                 images = draw_batch(
-                    base.backbone, prompts, chunk, settings, observers, control=control, plan=plan
+                    base.backbone,
+                    prompts,
+                    chunk,
+                    settings,
+                    observers,
+                    control=control,
+                    plan=plan,
+                    start=start,
                 )
         except NotFinite:
             raise _not_drawn(base, names) from None
@@ -180,15 +193,17 @@ def draw_batch(
     *,
     control: Control | None = None,
     plan: RegionalPlan | None = None,
+    start: Start | None = None,
 ) -> list[Image.Image]:
     """Draw each prompt with its seed, all at once; raises `NotFinite` for a black picture."""
     width, height = settings.size or (backbone.size, backbone.size)
-    with torch.no_grad():
+    with torch.no_grad(), backbone.weighing_words(settings.prompt_weights):
         guidance = guidance_for(
             backbone, prompts, settings, seeds, width, height, control=control, plan=plan
         )
-        latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers)
-        return backbone.decode_latents(latents)
+        latents = _sampled(backbone, guidance, seeds, settings, (width, height), observers, start)
+        images = backbone.decode_latents(latents)
+    return [start.finished(image) for image in images] if start else images
 
 
 def _sampled(
@@ -198,32 +213,32 @@ def _sampled(
     settings: SamplingSettings,
     size: tuple[int, int],
     observers: Sequence[Observer],
+    start: Start | None,
 ) -> Tensor:
     """Denoised latents (B, C, h, w), each from the noise of its own seed."""
     scheduler = backbone.sampling_scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps, device=backbone.device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    width, height = (side // backbone.latent_factor for side in size)
-    shape = (len(seeds), backbone.latent_channels, height, width)
     dtype = guidance.conditioning.states.dtype
-    noise = randn_tensor(shape, generator=generators, device=backbone.device, dtype=dtype)
-    latents = noise * scheduler.init_noise_sigma
+    beginning, generators = beginning_of(backbone, start, seeds, size, dtype)
+    latents, timesteps = beginning.begin(scheduler, settings.steps)
     takes = signature(scheduler.step).parameters
     options = {"eta": 0.0} if "eta" in takes else {}
     options |= {"generator": generators} if "generator" in takes else {}
-    if isinstance(guidance, RegionalGuidance):
-        guidance.place(backbone, noise, settings.steps)
     with ExitStack() as stack:
+        stack.enter_context(backbone.redrawing(beginning.redrawn))
+        if isinstance(guidance, RegionalGuidance):
+            guidance.place(backbone, beginning, settings.steps)
         for observer in observers:
             stack.enter_context(observer.watching(backbone))
-        timesteps, scale = scheduler.timesteps, scheduler.scale_model_input
+        scale = scheduler.scale_model_input
         for i, timestep in enumerate(timesteps):
             scaled = scale(latents, timestep)
             predicted = guidance.predict(backbone, scaled, timestep)
             for observer in observers:
                 observer.after_prediction(guidance, scaled)
             latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
-            latents = latents.to(dtype)
+            next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else None
+            latents = beginning.kept(latents.to(dtype), scheduler, next_timestep)
             for observer in observers:
                 step = Step(backbone, guidance, timesteps, scale, i, latents)
                 latents = observer.after_step(step)

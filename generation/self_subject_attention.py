@@ -63,9 +63,10 @@ class _Group:
         self._subjects = [each.subject for each in references]
         *_, height, width = references[0].latents.shape
         factor = backbone.latent_factor
-        self._conditioning = backbone.encode_prompts(
-            [each.prompt for each in references], width * factor, height * factor
-        )
+        with backbone.weighing_words(False):
+            self._conditioning = backbone.encode_prompts(
+                [each.prompt for each in references], width * factor, height * factor
+            )
         self._scheduler = backbone.training_scheduler()
         device, dtype = backbone.device, self._conditioning.states.dtype
         self._latents = torch.stack([each.latents for each in references]).to(device)
@@ -89,7 +90,7 @@ class _Group:
             self._latents.repeat(count, 1, 1, 1), self._noise.repeat(count, 1, 1, 1), times
         )
         conditioning = Conditioning.cat([self._conditioning] * count)
-        with backbone.attention.record() as states:
+        with backbone.redrawing(None), backbone.attention.record() as states:
             backbone.denoise(noisy.to(self._dtype), times, conditioning)
         sees = torch.stack(list(rows), 1).repeat_interleave(len(self._latents), 1)  # (B, S)
         hidden = torch.where(sees, 0.0, -torch.inf)[..., None]

@@ -6,8 +6,9 @@ pipeline's parts. Training, drawing and observing attention go through this inte
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -19,6 +20,7 @@ from ..kernels.observation import AttentionStack
 from .conditioning import Conditioning, Control
 from .quantized import Bits, quantize
 from .references import Reference
+from .weighted_prompts import PromptTokens, encode_weighted, tokens_in_chunks
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -117,6 +119,10 @@ class SamplingScheduler(Protocol):
         """Latents scaled as the denoiser's input."""
         ...
 
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with the noise of some timesteps (B,)."""
+        ...
+
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
         """(prediction, timestep, latents, **options) -> the next latents; options differ."""
@@ -138,6 +144,7 @@ class Backbone(ABC):
         self.pipeline = pipeline
         self.attention = AttentionStack.of(self.denoiser)
         self.references: list[Reference] = []  # that are drawn after
+        self.weighs_words = False  # while `weighing_words`
         self._text_wrappers: list[TextWrapper] = []
         self._whole: dict[str, nn.Linear] = {}  # what quantised layers stand for
 
@@ -181,6 +188,11 @@ class Backbone(ABC):
     @abstractmethod
     def latent_channels(self) -> int:
         """The number of channels of latents."""
+
+    @property
+    @abstractmethod
+    def is_inpainting(self) -> bool:
+        """Whether the denoiser gets a mask, and what is outside it, beside latents."""
 
     @property
     @abstractmethod
@@ -251,6 +263,14 @@ class Backbone(ABC):
     @abstractmethod
     def _added(self, pooled: Tensor | None, width: int, height: int) -> dict[str, Tensor]:
         """Conditioning beside text states, for pictures of a size in pixels."""
+
+    @abstractmethod
+    def redrawing(self, redrawn: Tensor | None) -> AbstractContextManager[None]:
+        """Inside the context, the denoiser of an inpainting model knows what is to be redrawn.
+
+        `redrawn` (B, 1 + C, h, w) is a mask in the size of latents, 1 where to redraw, and latents
+        of pictures that are grey there; with None all is. Rows are repeated as a `Control`'s are.
+        """
 
     # --- common to all families -----------------------------------------------------------------
 
@@ -331,6 +351,23 @@ class Backbone(ABC):
         )
 
     @contextmanager
+    def weighing_words(self, is_on: bool = True) -> Iterator[None]:
+        """Inside the context prompts have weights, as in `weighted_prompts`, or with False none."""
+        before, self.weighs_words = self.weighs_words, is_on
+        try:
+            yield
+        finally:
+            self.weighs_words = before
+
+    def tokens_of(self, prompt: str) -> PromptTokens:
+        """The token ids of a prompt as its text states stand, and where its own tokens are."""
+        encoder = self.text_encoders[0]
+        if self.weighs_words:
+            return tokens_in_chunks(encoder, prompt)
+        count = len(encoder.ids(prompt, whole=False))
+        return PromptTokens(encoder.ids(prompt), range(1, 1 + count))
+
+    @contextmanager
     def wrapped_texts(self, wrapper: TextWrapper) -> Iterator[None]:
         """Encode prompts through `wrapper` inside the context."""
         self._text_wrappers.append(wrapper)
@@ -343,6 +380,8 @@ class Backbone(ABC):
         self, prompts: Sequence[str], negatives: Sequence[str] | None, is_guided: bool
     ) -> EncodedTexts:
         encode: EncodeTexts = self._encode_texts
+        if self.weighs_words:
+            encode = partial(encode_weighted, self.text_encoders[0], encode)
         for wrapper in self._text_wrappers:
             encode = _through(wrapper, encode)
         return encode(prompts, negatives, is_guided)

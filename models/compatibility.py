@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 
 from ..registry.errors import InvalidInput, InvalidWeights
@@ -21,18 +26,18 @@ if TYPE_CHECKING:
 _PIPELINES = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+    "StableDiffusionInpaintPipeline": StableDiffusionInpaintPipeline,
+    "StableDiffusionXLInpaintPipeline": StableDiffusionXLInpaintPipeline,
 }
 _FAMILIES = {
     "Flux": "FLUX",
     "StableDiffusion3": "Stable Diffusion 3",
-    "Inpaint": "an inpainting model",
     "InstructPix2Pix": "a model that edits pictures",
 }
 _CHANNELS = {
     5: "a depth model",
     7: "an upscaling model",
     8: "a model that edits pictures, as InstructPix2Pix",
-    9: "an inpainting model",
 }
 _DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NO_WEIGHTS = ("position_ids",)
@@ -62,14 +67,22 @@ def pipeline_class_of(base: Base, index: Mapping[str, object]) -> "type[Diffusio
 
 
 def check_channels(base: Base, found: object, of_latents: object) -> None:
-    """Raise `InvalidInput` for a U-Net whose input is not latents alone."""
-    if found != of_latents:
+    """Raise `InvalidInput` for a U-Net whose input is not latents, with a mask or without.
+
+    Inpainting models get a mask and further latents beside them.
+    """
+    if found != of_latents and not takes_mask(found, of_latents):
         kind = _CHANNELS.get(found) if isinstance(found, int) else None
         raise InvalidInput(
             f"{base.name} is {kind or 'another kind of model'}: its U-Net takes {found!r} channels "
             f"and not the {of_latents!r} of latents, so it does not draw from a prompt alone",
             hint="name the base model that it was made from, or one of: concept bases",
         )
+
+
+def takes_mask(channels: object, of_latents: object) -> bool:
+    """Whether a U-Net of so many channels gets latents, a mask, and what is outside it."""
+    return isinstance(of_latents, int) and channels == 2 * of_latents + 1
 
 
 # --- weights files --------------------------------------------------------------------------------
@@ -136,9 +149,19 @@ def check_is_whole(base: Base, tensors: Mapping[str, tuple[int, ...]]) -> bool:
                 f"{base.name} is not a whole base model: it has no {what}",
                 hint="look for a checkpoint that has it, or a diffusers folder",
             )
-    taken, latents = (tensors.get(name, ()) for name in (_IN, _LATENTS_IN))
-    check_channels(base, taken[1] if len(taken) == 4 else None, latents[1] if latents[1:] else 4)
+    check_channels(base, *_channels_of(tensors))
     return is_xl
+
+
+def file_takes_mask(tensors: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a single file's U-Net is an inpainting model's."""
+    return takes_mask(*_channels_of(tensors))
+
+
+def _channels_of(tensors: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int]:
+    """The channels that a single file's U-Net takes, and those of its latents."""
+    taken, latents = (tensors.get(name, ()) for name in (_IN, _LATENTS_IN))
+    return taken[1] if len(taken) == 4 else None, latents[1] if latents[1:] else 4
 
 
 def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
@@ -170,8 +193,8 @@ def check_fits(base: Base, pipeline: "DiffusionPipeline") -> None:
     latents = pipeline.vae.config.latent_channels
     fits = (
         ("text encoders", width, unet.cross_attention_dim),
-        ("VAE", latents, unet.in_channels),
-        ("U-Net", unet.out_channels, unet.in_channels),
+        ("VAE", latents, unet.out_channels),
+        ("U-Net", takes_mask(unet.in_channels, latents) or unet.in_channels == latents, True),
         ("U-Net", unet.addition_embed_type, "text_time" if is_xl else None),
         ("scheduler", pipeline.scheduler.config.get("prediction_type") in _PREDICTIONS, True),
     )

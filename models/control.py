@@ -105,7 +105,7 @@ def _check_fits(source: ControlSource, config: dict[str, object], base: LoadedBa
         ("cross-attention width", found["cross_attention_dim"], unet.cross_attention_dim),
         ("block channels", found["block_out_channels"], unet.block_out_channels),
         ("layers in a block", found["layers_per_block"], unet.layers_per_block),
-        ("latent channels", found["in_channels"], unet.in_channels),
+        ("latent channels", found["in_channels"], unet.out_channels),
         ("added conditioning", found.get("addition_embed_type"), unet.addition_embed_type),
         (
             "width of added conditioning",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ..registry.errors import NotFinite
@@ -34,7 +34,8 @@ def decoded(pipeline: "DiffusionPipeline", latents: Tensor) -> Tensor:
     """
     vae = pipeline.vae
     is_half = vae.dtype == torch.float16
-    if not (is_half and isinstance(pipeline, StableDiffusionXLPipeline) and needs_float32(vae)):
+    is_xl = isinstance(pipeline, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline))
+    if not (is_half and is_xl and needs_float32(vae)):
         pixels = _decoded(vae, latents)
         if torch.isfinite(pixels).all():
             return pixels

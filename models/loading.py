@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -32,6 +34,7 @@ from .compatibility import (
     check_fits,
     check_is_whole,
     check_tensors,
+    file_takes_mask,
     missing_tensors,
     pipeline_class_of,
     predicts_velocity,
@@ -132,7 +135,7 @@ def _from_folder(base: Base, folder: Path, dtype: torch.dtype) -> tuple[Diffusio
     """The pipeline and its weights' hash; cheap checks come first."""
     pipeline_class = pipeline_class_of(base, read_index(folder))
     parts = parts_of(folder)
-    is_xl = pipeline_class is StableDiffusionXLPipeline
+    is_xl = pipeline_class in (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline)
     networks = [name for name in _NETWORKS if is_xl or not name.endswith("_2")]
     others = ["scheduler", "tokenizer", *(["tokenizer_2"] if is_xl else [])]
     for name in (*networks, *others):
@@ -201,11 +204,20 @@ def load_network(
 # --- a single file --------------------------------------------------------------------------------
 
 
+_SINGLE = {
+    (False, False): StableDiffusionPipeline,
+    (True, False): StableDiffusionXLPipeline,
+    (False, True): StableDiffusionInpaintPipeline,
+    (True, True): StableDiffusionXLInpaintPipeline,
+}
+"""(whether it is SDXL, whether it is an inpainting model) -> pipeline."""
+
+
 def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeline:
     path = Path(base.source)
     tensors = check_tensors(path, SINGLE_FILE)
     is_xl = check_is_whole(base, tensors)
-    kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    kind = _SINGLE[is_xl, file_takes_mask(tensors)]
     options = {"config": base.config} if base.config else {}
     if base.config:
         read_index(Path(base.config))
@@ -231,7 +243,7 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
         changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
         if "ztsnr" in tensors:
             changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        config = dict(pipeline.scheduler.config) | changed
+        config: dict[str, Any] = dict(pipeline.scheduler.config) | changed
         # among them also what its kind does not know, but others do
         defaults = [name for name in config.get("_use_default_values", ()) if name not in changed]
         config["_use_default_values"] = defaults

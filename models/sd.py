@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x, and what shares their architecture: the miniature is one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -11,6 +11,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
@@ -44,6 +45,8 @@ SCHEDULERS = {
 ZERO_SNR = "rescale_betas_zero_snr"
 """The setting of diffusers' schedulers that ends in zero terminal SNR."""
 ENCODED_AT_ONCE = 4
+GREY = (128, 128, 128)
+"""What inpainting models get in place of what is to be redrawn."""
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 _WITH_FEED_FORWARD = (*ATTENTION_PROJECTIONS, "ff.net.0.proj", "ff.net.2")
 LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {
@@ -93,10 +96,15 @@ class StableDiffusion(Backbone):
 
     family: ClassVar[str] = "SD 1.x and 2.x"
 
+    def __init__(self, pipeline: "DiffusionPipeline") -> None:
+        super().__init__(pipeline)
+        self._redrawn: Tensor | None = None
+        self._all_redrawn: dict[tuple[int, int], Tensor] = {}
+
     @classmethod
     def accepts(cls, pipeline: "DiffusionPipeline") -> bool:
         """Whether a pipeline is one of this family."""
-        return isinstance(pipeline, StableDiffusionPipeline)
+        return isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionInpaintPipeline))
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -132,7 +140,12 @@ class StableDiffusion(Backbone):
     @property
     def latent_channels(self) -> int:
         """The number of channels of latents."""
-        return self.pipeline.unet.config.in_channels
+        return self.pipeline.unet.config.out_channels
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the U-Net gets a mask, and what is outside it, beside latents."""
+        return self.pipeline.unet.config.in_channels > self.latent_channels
 
     def parameters(self, group: Group) -> dict[str, nn.Parameter]:
         """The U-Net's parameters of a group, by name."""
@@ -223,13 +236,36 @@ class StableDiffusion(Backbone):
         now = conditioning.at(timesteps)
         residuals = {} if control is None else _residuals(control, latents, timesteps, now)
         return self.pipeline.unet(
-            latents,
+            self._with_redrawn(latents) if self.is_inpainting else latents,
             timesteps,
             encoder_hidden_states=now.states,
             added_cond_kwargs=now.added,
             return_dict=False,
             **residuals,
         )[0]
+
+    @contextmanager
+    def redrawing(self, redrawn: Tensor | None) -> Iterator[None]:
+        """See `Backbone.redrawing`; changes nothing unless it `is_inpainting`."""
+        before, self._redrawn = self._redrawn, redrawn
+        try:
+            yield
+        finally:
+            self._redrawn = before
+
+    def _with_redrawn(self, latents: Tensor) -> Tensor:
+        """Latents (B, 2 · C + 1, h, w) for an inpainting U-Net."""
+        beside = self._redrawn
+        if beside is None:
+            height, width = size = latents.shape[-2], latents.shape[-1]
+            if size not in self._all_redrawn:
+                factor = self.latent_factor
+                grey = Image.new("RGB", (width * factor, height * factor), GREY)
+                seen = self.encode_images([grey]).mean
+                self._all_redrawn[size] = torch.cat([torch.ones_like(seen[:, :1]), seen], 1)
+            beside = self._all_redrawn[size]
+        rows = beside.to(latents).repeat(len(latents) // len(beside), 1, 1, 1)
+        return torch.cat([latents, rows], 1)
 
     # --- learning ---------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from .backbone import EncodedTexts, TextEncoder
@@ -23,7 +23,7 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def accepts(cls, pipeline: "DiffusionPipeline") -> bool:
         """Whether a pipeline is one of this family."""
-        return isinstance(pipeline, StableDiffusionXLPipeline)
+        return isinstance(pipeline, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline))
 
     @property
     def text_encoders(self) -> list[TextEncoder]:

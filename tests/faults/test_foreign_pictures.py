@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conceptry.cli import generate as module
-from conceptry.generation.provenance import MAX_BATCH, METADATA_KEY, read_provenance, save_picture
+from conceptry.generation.picture_texts import METADATA_KEY
+from conceptry.generation.provenance import MAX_BATCH, read_provenance, save_picture
 from conceptry.registry import InvalidImage, Registry
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo

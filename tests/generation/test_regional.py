@@ -20,6 +20,7 @@ from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.regional import SHARED, RegionalGuidance, Sight
 from conceptry.generation.regional_plan import PlannedPart, RegionalPlan, plan_regions
 from conceptry.generation.regions import SubjectColumns
+from conceptry.generation.starts import Beginning
 from conceptry.generation.subject_regions import box_regions, regions_of
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase
@@ -86,7 +87,7 @@ def predicted(
         backbone, [prompt] * 2, settings, [3, 4], backbone.size, backbone.size, plan=plan
     )
     if isinstance(found, RegionalGuidance):
-        found.place(backbone, latents, settings.steps)
+        found.place(backbone, Beginning(latents), settings.steps)
     return found.predict(backbone, latents, torch.tensor(500))
 
 

@@ -139,7 +139,7 @@ def test_a_file_that_is_no_safetensors_is_told(tmp_path: Path) -> None:
 
 def test_another_kind_of_pipeline_is_refused(copied: Path) -> None:
     index = copied / "model_index.json"
-    named = json.loads(index.read_text()) | {"_class_name": "StableDiffusionInpaintPipeline"}
+    named = json.loads(index.read_text()) | {"_class_name": "StableDiffusionUpscalePipeline"}
     index.write_text(json.dumps(named))
     with pytest.raises(InvalidInput, match="are known"):
         load_base(str(copied))

@@ -80,7 +80,7 @@ def rename_weights(folder: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "kind"), [(9, "inpainting"), (8, "edits pictures"), (5, "depth"), ("4", "another")]
+    ("channels", "kind"), [(8, "edits pictures"), (5, "depth"), ("4", "another")]
 )
 def test_a_u_net_that_takes_more_than_latents_is_named(
     folder: Path, channels: object, kind: str
@@ -95,7 +95,6 @@ def test_a_u_net_that_takes_more_than_latents_is_named(
     [
         ("FluxPipeline", "FLUX"),
         ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("StableDiffusionInpaintPipeline", "an inpainting model"),
         ("StableDiffusionInstructPix2PixPipeline", "edits pictures"),
         ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
         (["my_code", "Mine"], "without a name"),
@@ -286,7 +285,7 @@ def test_a_folder_that_is_something_else_is_named(folder: Path, tmp_path: Path) 
 IN = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-@pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "edits pictures")])
+@pytest.mark.parametrize(("channels", "kind"), [(8, "edits pictures"), (5, "depth")])
 def test_a_single_file_that_takes_more_than_latents_is_named(
     single: Path, channels: int, kind: str
 ) -> None:
