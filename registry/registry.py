@@ -174,7 +174,8 @@ class Registry:
         """One page of concepts: those with all `tags`, the `category`, and every word of `text`.
 
         Words are looked for anywhere in name, category, tags, notes and captions, ignoring case.
-        `sort` is one of name, created, updated, images, versions and bytes. `limit` 0 means all.
+        `sort` is one of name, created, updated, images, versions, bytes (of stored files) and size
+        (of all that is on disk). `limit` 0 means all.
         """
         return queries.find_concepts(
             self._store.database,
