@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..adapters.file_format import acts_unnamed
 from ..adapters.formats.recognising import changes_weights
-from ..generation.attention_maps import MapCollector, SubjectCollector
+from ..generation.attention_maps import MapCollector
+from ..generation.in_regions import draw_in_regions
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
@@ -394,21 +395,7 @@ class _PictureSource:
         text = self.prompt_text(prompt)
         plan = plan_regions(self._base.backbone, text, injected, layout, plain)
         assert plan is not None
-        collector = SubjectCollector()
-        drawing = draw(
-            self._base,
-            plan.parts[0].prompt,
-            seeds,
-            settings,
-            batch=len(seeds),
-            observers=[
-                *separating(self._base.backbone, plan.parts[0].columns, settings),
-                collector,
-            ],
-            names=[each.weight for each in injected],
-            plan=plan,
-        )
-        images = [drawn.image for drawn in drawing]
-        maps, _ = collector.take()
+        drawing = draw_in_regions(self._base, plan, injected, seeds, settings, batch=len(seeds))
         order = [plan.subjects.index(name) for name in names]
-        yield from map(ObservedPicture, images, maps[:, order])
+        for seen in drawing:
+            yield ObservedPicture(seen.drawn.image, seen.maps[order])

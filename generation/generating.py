@@ -28,7 +28,7 @@ from ..registry.errors import (
     quoted,
 )
 from ..registry.records import Concept, ImageRecord
-from .attention_maps import MapCollector, SubjectCollector, heat_row, region_row, words_of
+from .attention_maps import MapCollector, heat_row, region_row, words_of
 from .control_request import ControlRequest, check_same_control
 from .controls import Controls, PreparedControl, check_controls, following
 from .frames import (
@@ -41,6 +41,7 @@ from .frames import (
     find_frames,
     read_frame,
 )
+from .in_regions import draw_in_regions
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
 from .pictures import contact_sheet, file_stem
@@ -288,36 +289,32 @@ def _drawn_in_regions(
     plan: RegionalPlan,
 ) -> Iterator[_Observed]:
     """Pictures of a request whose subjects have regions; heat-maps show these, too."""
-    backbone, settings, first = base.backbone, request.settings, plan.parts[0]
-    collector = SubjectCollector()
-    looking = ReferenceMapCollector(backbone, wanted.points, settings.size) if wanted.maps else None
-    drawing = draw(
+    settings = request.settings
+    looking = (
+        ReferenceMapCollector(base.backbone, wanted.points, settings.size) if wanted.maps else None
+    )
+    drawing = draw_in_regions(
         base,
-        first.prompt,
+        plan,
+        concepts,
         request.seeds,
         settings,
         batch=batch,
-        observers=[
-            *separating(backbone, first.columns, settings),
-            collector,
-            *([looking] if looking else []),
-        ],
-        names=[each.weight for each in concepts],
+        observers=[looking] if looking else [],
         control=control,
-        plan=plan,
     )
-    maps, regions, looks = Tensor(), Tensor(), list[Iterator[Tensor]]()
-    for i, drawn in enumerate(drawing):
-        if i % batch == 0:
-            maps, regions = collector.take()
-            looks = [iter(each) for each in looking.take()] if looking else []
-        own, heat = maps[i % batch], None
+    looks = list[Iterator[Tensor]]()
+    for i, seen in enumerate(drawing):
+        heat = None
         if looking:
-            after = looking.rows(drawn.image, [next(each) for each in looks])
-            row = region_row(drawn.image, plan.subjects, own[:, 0], regions[i % batch])
+            if i % batch == 0:
+                looks = [iter(each) for each in looking.take()]
+            image = seen.drawn.image
+            after = looking.rows(image, [next(each) for each in looks])
+            row = region_row(image, plan.subjects, seen.maps[:, 0], seen.regions)
             heat = contact_sheet([row, *after])
-        leaks = _leaks_between(own, plan.subjects) if wanted.leaks else []
-        yield _Observed(drawn, heat, leaks)
+        leaks = _leaks_between(seen.maps, plan.subjects) if wanted.leaks else []
+        yield _Observed(seen.drawn, heat, leaks)
 
 
 def _leaks(
