@@ -44,6 +44,7 @@ from .frames import (
 from .in_regions import draw_in_regions
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
+from .outlines import Outlines, outlined
 from .pictures import contact_sheet, file_stem
 from .prompt_syntax import (
     ChosenVersion,
@@ -111,11 +112,12 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """A drawn picture with its heat-maps and leaks, if requested."""
+    """A drawn picture with its heat-maps and leaks, if requested, and its subjects' regions."""
 
     drawn: DrawnPicture
     heat: Image.Image | None = None
     leaks: list[Leak] = field(default_factory=list)
+    regions: Outlines | None = None
 
 
 def generate(
@@ -314,7 +316,7 @@ def _drawn_in_regions(
             row = region_row(image, plan.subjects, seen.maps[:, 0], seen.regions)
             heat = contact_sheet([row, *after])
         leaks = _leaks_between(seen.maps, plan.subjects) if wanted.leaks else []
-        yield _Observed(seen.drawn, heat, leaks)
+        yield _Observed(seen.drawn, heat, leaks, outlined(plan.subjects, seen.regions))
 
 
 def _leaks(
@@ -474,6 +476,7 @@ class _Record:
             | ({"subject_encoder": encoding.encoder_sha256} if encoding else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
+            | ({"regions": seen.regions} if seen.regions else {})
             | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
         }
         versions = [
