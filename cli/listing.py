@@ -37,8 +37,8 @@ def list_concepts(
         SortKey,
         typer.Option(
             metavar="KEY",
-            help="What to sort by: name, created, updated, images, versions, bytes of stored files, "
-            "or size on disk.",
+            help="What to sort by: name, created, updated, images, versions, bytes of stored "
+            "files, or size on disk.",
         ),
     ] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Sort downwards.")] = False,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..generation.pictures import kept_picture, replace_picture
 from ..registry import Registry
-from ..registry.errors import RegistryCorrupt, StorageError
+from ..registry.errors import StorageError
 from ..registry.files import below, make_folder, open_file, write_file
-from ..registry.hashes import is_sha256, sha256_of_json
+from ..registry.hashes import sha256_of_json
 from ..registry.running import EVALUATIONS
+from .picture_path import picture_path
 from .scoring import ObservedPicture
 
 _MAX_MAPS_BYTES = 64 << 20
@@ -46,9 +47,7 @@ class PictureCache:
 
     def path(self, key: str) -> Path:
         """Where a picture is, or would be. Raises `RegistryCorrupt` for what is no key."""
-        if not is_sha256(key):
-            raise RegistryCorrupt(f"{key!r} is not the hash of a picture", hint="concept check")
-        return below(self._folder, key[:2], f"{key}.png")
+        return picture_path(self._folder, key)
 
     def get(
         self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None

@@ -175,13 +175,11 @@ def _regions(each: Evaluation, picture: PictureScores, kept: ObservedPicture) ->
     """Where each of several subjects was kept, else where the attention to its words is."""
     if not each.others:
         return []
-    labels = each.labels
+    labels, size = each.labels, kept.image.size
     found = kept.regions if kept.regions is not None else region(kept.maps[:, 0]).float()
     outlines = outlined(labels, found)
     return [
-        ShownRegion.of(
-            number, label, outlines[label], kept.image.size, _recognised(picture, suffix)
-        )
+        ShownRegion.of(number, label, outlines[label], size, _recognised(picture, suffix))
         for number, (label, suffix) in enumerate(zip(labels, SUFFIXES, strict=False))
     ]
 

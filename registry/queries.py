@@ -22,6 +22,7 @@ from .records import (
     EventRecord,
     ImageRecord,
     Page,
+    PictureRecord,
     RunRecord,
     VersionRecord,
 )
@@ -69,7 +70,7 @@ _BYTES = """(
 _DISK = f"""{_BYTES} + (
     SELECT coalesce(sum(value), 0) FROM json_each(:kept) JOIN run ON uid = key
     WHERE run.concept_id = concept.id
-)"""
+)"""  # noqa: S608
 _SORT_KEYS = {
     "name": "name",
     "created": "created",
@@ -349,6 +350,44 @@ def category_of(database: Database, name: str) -> str | None:
     """The category of a concept, or None if there is no such concept."""
     found = _concept_row(database, name)
     return found["category"] if found else None
+
+
+_DRAWN_WITH = """
+    FROM generation_version JOIN version ON version.id = version_id
+        JOIN concept ON concept.id = version.concept_id"""
+_PICTURES_SQL = f"""
+    SELECT id, output_sha256 AS sha256, prompt, seed, base, settings, created FROM generation
+    WHERE id IN (SELECT generation_id {_DRAWN_WITH} WHERE concept.id = :concept)
+    ORDER BY id"""  # noqa: S608
+_VERSIONS_OF_PICTURES_SQL = f"""
+    SELECT generation_id, name, number {_DRAWN_WITH}
+    WHERE generation_id IN (SELECT generation_id {_DRAWN_WITH} WHERE concept.id = :concept)
+    ORDER BY name, number"""
+
+
+def pictures(database: Database, key: ConceptKey) -> list[PictureRecord]:
+    """The pictures that a concept was drawn in, oldest first; see `Registry.pictures`."""
+    with database.snapshot():
+        found = _concept_row(database, key)
+        if found is None:
+            raise ConceptNotFound(key, names(database))
+        drawn = database.rows(_PICTURES_SQL, concept=found["id"])
+        used = database.rows(_VERSIONS_OF_PICTURES_SQL, concept=found["id"]) if drawn else []
+    versions: defaultdict[int, list[str]] = defaultdict(list)
+    for row in used:
+        versions[row["generation_id"]].append(f"{row['name']}@{row['number']}")
+    return [
+        PictureRecord(
+            sha256=row["sha256"],
+            prompt=row["prompt"],
+            seed=row["seed"],
+            base=row["base"],
+            settings=loaded(row["settings"]),
+            versions=versions[row["id"]],
+            created=row["created"],
+        )
+        for row in drawn
+    ]
 
 
 def names(database: Database) -> list[str]:

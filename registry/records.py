@@ -136,6 +136,19 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureRecord:
+    """A picture that was drawn, by the hash of its file; `versions` as `rex@2`."""
+
+    sha256: str
+    prompt: str
+    seed: int
+    base: str
+    settings: dict[str, object]
+    versions: list[str]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page of concepts, and how many there are in all."""
 

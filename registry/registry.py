@@ -27,6 +27,7 @@ from .records import (
     ImageRecord,
     Lineage,
     Page,
+    PictureRecord,
     RunRecord,
     Scored,
 )
@@ -513,6 +514,10 @@ class Registry:
             settings=settings,
             versions=versions,
         )
+
+    def pictures(self, concept: ConceptKey) -> list[PictureRecord]:
+        """The pictures that were drawn with a concept, oldest first. Raises `ConceptNotFound`."""
+        return queries.pictures(self._store.database, concept)
 
     def trace(self, output_sha256: str) -> Lineage:
         """The versions, runs and photos that made a picture. Raises `NotFound`."""
