@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..registry.records import Page
 
-SortKey = Literal["name", "created", "updated", "images", "versions", "bytes"]
+SortKey = Literal["name", "created", "updated", "images", "versions", "bytes", "size"]
 
 
 def list_concepts(
@@ -37,7 +37,8 @@ def list_concepts(
         SortKey,
         typer.Option(
             metavar="KEY",
-            help="What to sort by: name, created, updated, images, versions or bytes.",
+            help="What to sort by: name, created, updated, images, versions, bytes of stored "
+            "files, or size on disk.",
         ),
     ] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Sort downwards.")] = False,
@@ -80,7 +81,7 @@ def _table(found: "Page") -> "Table":
             concept.category,
             f"{concept.images:,}",
             f"{concept.versions:,}",
-            size(concept.bytes),
+            size(concept.size),
             Text(" ".join(concept.tags)),
             moment(concept.updated),
         )

@@ -28,10 +28,11 @@ def _render(concept: "Concept") -> "list[RenderableType]":
     notes = f"notes: {concept.notes}" if concept.notes else ""
     facts = [
         f"{concept.name}, a {concept.category}: {count(len(concept.images), 'photo')}, "
-        f"{count(len(concept.versions), 'version')}, {size(concept.bytes)}",
+        f"{count(len(concept.versions), 'version')}, {size(concept.size)}",
         f"tags: {' '.join(concept.tags)}" if concept.tags else "",
         *notes.splitlines(),
         *_imports(concept),
+        *_on_disk(concept),
         f"created {moment(concept.created)}, updated {moment(concept.updated)} UTC",
     ]
     parts: list[RenderableType] = [fact for fact in facts if fact]
@@ -66,6 +67,16 @@ def _imports(concept: "Concept") -> list[str]:
             for each in originals_of(version)
         ]
     return lines
+
+
+def _on_disk(concept: "Concept") -> list[str]:
+    """What takes the room, if photos are not all of it. Files that versions share count once."""
+    files = {each.sha256: each.bytes for version in concept.versions for each in version.artifacts}
+    versions, trainings = sum(files.values()), concept.size - concept.bytes
+    if not versions + trainings:
+        return []
+    parts = [f"{size(concept.bytes - versions)} photos", f"{size(versions)} versions"]
+    return [f"on disk: {', '.join(parts)}, {size(trainings)} kept of trainings"]
 
 
 def _images(concept: "Concept") -> "Table":

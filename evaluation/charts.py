@@ -9,9 +9,11 @@ from dataclasses import astuple
 from ..registry.names import printable
 from .record import Evaluation
 
-_COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#3a9ea5", "#6b6b6b")
+COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#3a9ea5", "#6b6b6b")
 _WIDTH, _HEIGHT, _EDGE = 520, 320, 44
 _POINTS = 120
+DASHES = ("none", "7 3", "2 3")
+"""Of outlines, beside their colours."""
 _HIGHEST = 1e15
 """Larger numbers are left out: axes and means have to be finite."""
 
@@ -36,7 +38,7 @@ def scatter(found: Sequence[Evaluation]) -> str:
     up = _Axis.over([value for _, _, y in points for value in (y.low, y.high)])
     parts = [_frame(across, up, axes[0][0], axes[0][1])]
     for i, (label, x, y) in enumerate(points):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         left, right, middle = across.x(x.low), across.x(x.high), across.x(x.mean)
         low, high, height = up.y(y.low), up.y(y.high), up.y(y.mean)
         near_edge = middle > _WIDTH * 0.7
@@ -72,7 +74,7 @@ def curves(metrics: Sequence[tuple[str, int, str, float]]) -> str:
         parts.append(f'<path class="stage" d="M{x} {_EDGE / 2}V{_HEIGHT - _EDGE}"/>')
         parts.append(f'<text class="small" x="{x + 4}" y="{_EDGE / 2 + 8}">{escape(stage)}</text>')
     for i, (name, values) in enumerate(smooth.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         line = "L".join(f"{across.x(step)} {up.y(value)}" for step, value in values)
         parts.append(f'<path fill="none" stroke="{colour}" stroke-width="1.5" d="M{line}"/>')
         y = _EDGE / 2 + 24 + 15 * i

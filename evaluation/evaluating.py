@@ -398,4 +398,4 @@ class _PictureSource:
         drawing = draw_in_regions(self._base, plan, injected, seeds, settings, batch=len(seeds))
         order = [plan.subjects.index(name) for name in names]
         for seen in drawing:
-            yield ObservedPicture(seen.drawn.image, seen.maps[order])
+            yield ObservedPicture(seen.drawn.image, seen.maps[order], seen.regions[order])

@@ -1,7 +1,7 @@
 """Pictures that were drawn for an evaluation, kept by the hash of all that makes them.
 
     CACHE/evaluations/ab/ab12….png           the picture
-    CACHE/evaluations/ab/ab12….safetensors   its maps
+    CACHE/evaluations/ab/ab12….safetensors   its maps, and regions in 256 steps
 
 The folder may be removed at any time: what is missing is drawn again.
 """
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..generation.pictures import kept_picture, replace_picture
 from ..registry import Registry
-from ..registry.errors import RegistryCorrupt, StorageError
+from ..registry.errors import StorageError
 from ..registry.files import below, make_folder, open_file, write_file
-from ..registry.hashes import is_sha256, sha256_of_json
+from ..registry.hashes import sha256_of_json
 from ..registry.running import EVALUATIONS
+from .picture_path import picture_path
 from .scoring import ObservedPicture
 
 _MAX_MAPS_BYTES = 64 << 20
@@ -46,39 +47,50 @@ class PictureCache:
 
     def path(self, key: str) -> Path:
         """Where a picture is, or would be. Raises `RegistryCorrupt` for what is no key."""
-        if not is_sha256(key):
-            raise RegistryCorrupt(f"{key!r} is not the hash of a picture", hint="concept check")
-        return below(self._folder, key[:2], f"{key}.png")
+        return picture_path(self._folder, key)
 
     def get(
         self, key: str, *, num_subjects: int, size: tuple[int, int] | None = None
     ) -> ObservedPicture | None:
         """The picture of `size` (width, height), with its maps; None if it is not cached."""
         path = self.path(key)
-        maps = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
-        image = kept_picture(self._root, path, size) if maps is not None else None
-        return ObservedPicture(image, maps) if image is not None and maps is not None else None
+        seen = _read_maps(self._root, path.with_suffix(".safetensors"), num_subjects)
+        image = kept_picture(self._root, path, size) if seen else None
+        return ObservedPicture(image, *seen) if image is not None and seen else None
 
     def put(self, key: str, picture: ObservedPicture) -> ObservedPicture:
         """Store a picture; returns it as `get` will, its maps rounded to half precision."""
         path = self.path(key)
-        maps = picture.maps.to(torch.float16).contiguous()
+        kept = {"maps": picture.maps.to(torch.float16).contiguous()}
+        if picture.regions is not None:
+            kept["regions"] = (picture.regions * 255).round().to(torch.uint8).contiguous()
         try:
             make_folder(self._root, path.parent)
-            write_file(path.with_suffix(".safetensors"), save({"maps": maps}), root=self._root)
+            write_file(path.with_suffix(".safetensors"), save(kept), root=self._root)
             replace_picture(picture.image, path, root=self._root)
         except OSError as error:
             raise StorageError(f"cannot write into {self._folder}: {error.strerror}") from error
-        return ObservedPicture(picture.image, maps.float())
+        return ObservedPicture(picture.image, kept["maps"].float(), _regions(kept))
 
 
-def _read_maps(root: Path, path: Path, num_subjects: int) -> Tensor | None:
-    """Maps (S, 2, h, w) of so many subjects; None unless they are here, whole and finite."""
+def _read_maps(root: Path, path: Path, num_subjects: int) -> tuple[Tensor, Tensor | None] | None:
+    """Maps (S, 2, h, w) of so many subjects; None unless they are here, whole and finite.
+
+    With them the regions (S, h, w), if subjects had some.
+    """
     try:
         with open_file(root, path) as file:
-            maps = load(file.read(_MAX_MAPS_BYTES))["maps"].float()
+            kept = load(file.read(_MAX_MAPS_BYTES))
+        maps, regions = kept["maps"].float(), _regions(kept)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
         return None
     is_ours = maps.dim() == 4 and maps.shape[:2] == (num_subjects, 2)
     fits = is_ours and all(0 < side <= _MAX_SIDE for side in maps.shape[2:])
-    return maps if fits and maps.isfinite().all() else None
+    if regions is not None:
+        fits &= regions.dim() == 3 and regions.shape == (num_subjects, *maps.shape[2:])
+    return (maps, regions) if fits and maps.isfinite().all() else None
+
+
+def _regions(kept: Mapping[str, Tensor]) -> Tensor | None:
+    found = kept.get("regions")
+    return found.float() / 255 if found is not None and found.dtype == torch.uint8 else None

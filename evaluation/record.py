@@ -15,7 +15,7 @@ from ..registry.hashes import is_sha256
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCORING = 3
+SCORING = 4
 """The version of how scores are computed; records of another version are not reused."""
 REPLAY_ABOVE = 0.98
 """A picture whose `replay` is above this counts as a copy of a photo.
@@ -60,6 +60,11 @@ METRICS = (
     *(
         Metric(f"{name}_subjects", f"mean of {name.replace('_', ' ')} subject over all subjects")
         for name in _OF_PICTURES
+    ),
+    Metric(
+        "recognised_subjects",
+        "share of the subjects that are recognised in their own region: it is more like their "
+        "photos than like those of the others in the picture",
     ),
     Metric("replay", "highest cosine with one of the photos, by DINO, else CLIP"),
     Metric("diversity", "one less CLIP's cosine, between pictures of one prompt"),
@@ -135,7 +140,12 @@ class Evaluation:
     @property
     def label(self) -> str:
         """`rex@2`, `rex@stage3-000100`, or `rex@2 and mia@1`."""
-        return " and ".join([f"{self.concept}@{self.checkpoint or self.version}", *self.others])
+        return " and ".join(self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of each subject: `rex@2`."""
+        return [f"{self.concept}@{self.checkpoint or self.version}", *self.others]
 
     @property
     def chosen_by(self) -> list[str]:

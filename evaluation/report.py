@@ -10,18 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from ..generation.attention_maps import overlaid
+from ..generation.outlines import outlined
+from ..generation.regions import region
 from ..registry import Registry
 from ..registry.errors import ConceptNotFound, StorageError
 from ..registry.files import write_file
 from ..registry.names import printable
 from .charts import curves, scatter
+from .pages import ShownRegion, template
 from .picture_cache import PictureCache
 from .record import DRIFT, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean, metrics_of
+from .scoring import SUFFIXES, ObservedPicture
 
 NUM_WORST = 12
 _LARGEST = 768
@@ -90,6 +93,8 @@ class _Shown:
     scores: list[tuple[str, str]]
     worth: float
     is_copy: bool
+    size: tuple[int, int]
+    regions: list[ShownRegion]
 
 
 @dataclass(slots=True)
@@ -103,20 +108,17 @@ class _Row:
 
 
 def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
-    environment = Environment(
-        loader=PackageLoader("conceptry.evaluation", "."),
-        autoescape=True,
-        finalize=_shown_text,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = PictureCache.of(registry)
     shown = [list(_shown(each, number, pictures)) for number, each in enumerate(found)]
     metrics = metrics_of({name for each in found for name in each.scores})
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=", ".join(dict.fromkeys(each.label for each in found)),
         evaluations=found,
+        legends=[
+            [ShownRegion.of(i, label, [], (1, 1)) for i, label in enumerate(each.labels)]
+            for each in found
+            if each.others
+        ],
         metrics=metrics,
         rows=_rows(found, shown),
         worst=sorted((one for each in shown for one in each), key=lambda one: one.worth)[
@@ -126,11 +128,6 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
         curves=[(name, Markup(drawing)) for name, drawing in _curves(registry, found)],  # noqa: S704
         photos=list(_photos(registry, found)),
     )
-
-
-def _shown_text(value: object) -> object:
-    """What stands on the page; what we drew is left as it is."""
-    return printable(value) if type(value) is str else value
 
 
 def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[_Row]:
@@ -169,7 +166,28 @@ def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_S
                 scores=[(name, f"{value:.2f}") for name, value in picture.scores.items()],
                 worth=_worth(each, picture),
                 is_copy=picture.scores.get("replay", 0.0) > REPLAY_ABOVE,
+                size=kept.image.size if kept else (1, 1),
+                regions=_regions(each, picture, kept) if kept else [],
             )
+
+
+def _regions(each: Evaluation, picture: PictureScores, kept: ObservedPicture) -> list[ShownRegion]:
+    """Where each of several subjects was kept, else where the attention to its words is."""
+    if not each.others:
+        return []
+    labels, size = each.labels, kept.image.size
+    found = kept.regions if kept.regions is not None else region(kept.maps[:, 0]).float()
+    outlines = outlined(labels, found)
+    return [
+        ShownRegion.of(number, label, outlines[label], size, _recognised(picture, suffix))
+        for number, (label, suffix) in enumerate(zip(labels, SUFFIXES, strict=False))
+    ]
+
+
+def _recognised(picture: PictureScores, suffix: str) -> str:
+    """Whether a subject is recognised in its region, if that was scored."""
+    score = picture.scores.get(f"recognised_subject{suffix}")
+    return "" if score is None else "recognised" if score else "not recognised"
 
 
 def _worth(each: Evaluation, picture: PictureScores) -> float:

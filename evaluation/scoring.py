@@ -7,6 +7,8 @@ dino         the same with DINO
 identity     the same with the identity encoder (miniature); only where the prompt keeps the
              subject's appearance
 …_subject    of the three above: within the subject's region, grey elsewhere, in picture and photos
+recognised…  with several concepts: whether the region is more like the photos of its subject than
+             like those of the others
 replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
 seen         share of what the prompt asks for that the judge predicts (miniature): categories,
              style and, where named, place, accessory and colour (seen_place, …)
@@ -55,10 +57,14 @@ class ReferenceEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class ObservedPicture:
-    """A picture and the maps (S, 2, h, w) of its S subjects: of `all` tokens, and of `own` ones."""
+    """A picture and the maps (S, 2, h, w) of its S subjects: of `all` tokens, and of `own` ones.
+
+    `regions` (S, h, w) are those that subjects were kept in, as shares of each place, if they were.
+    """
 
     image: Image.Image
     maps: Tensor
+    regions: Tensor | None = None
 
 
 def picture_encoders(encoders: Encoders) -> dict[str, PictureEncoder]:
@@ -153,13 +159,30 @@ class Scorer:
         for name, encoder in picture_encoders(self.encoders).items():
             if not _counts(name, prompt):
                 continue
-            cosines = (encoder.embed(cut) @ subject.inside[name].T).mean(-1)
+            vectors = encoder.embed(cut)
+            cosines = (vectors @ subject.inside[name].T).mean(-1)
             for row, each in zip(rows, cosines, strict=True):
                 row[f"{name}_subject{suffix}"] = float(each)
+            others = [
+                (vectors @ other.inside[name].T).mean(-1)
+                for other in self.subjects
+                if other is not subject
+            ]
+            if others and name == self._recognising:
+                is_nearest = cosines > torch.stack(others).amax(0)
+                for row, each in zip(rows, is_nearest, strict=True):
+                    row[f"recognised_subject{suffix}"] = float(each)
+
+    @property
+    def _recognising(self) -> str:
+        """The encoder that tells subjects apart best."""
+        return next(
+            n for n in ("identity", "dino", "clip_i") if n in picture_encoders(self.encoders)
+        )
 
     def _of_all(self, rows: list[dict[str, float]]) -> None:
         for row in rows:
-            for name in picture_encoders(self.encoders):
+            for name in (*picture_encoders(self.encoders), "recognised"):
                 found = [row.get(f"{name}_subject{suffix}") for suffix in SUFFIXES]
                 if each := [value for value in found if value is not None]:
                     row[f"{name}_subjects"] = statistics.fmean(each)

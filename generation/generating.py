@@ -46,6 +46,7 @@ from .in_regions import draw_in_regions
 from .init_request import InitRequest, UsedInit, check_same_init, read_init
 from .injection import InjectedConcept, expand_prompt, inject_concepts
 from .layout import AUTO
+from .outlines import Outlines, outlined
 from .parameters import Parameters, parameters_of
 from .picture_texts import FileFormat, check_room
 from .pictures import contact_sheet, file_stem
@@ -127,11 +128,12 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """A drawn picture with its heat-maps and leaks, if requested."""
+    """A drawn picture with its heat-maps and leaks, if requested, and its subjects' regions."""
 
     drawn: DrawnPicture
     heat: Image.Image | None = None
     leaks: list[Leak] = field(default_factory=list)
+    regions: Outlines | None = None
 
 
 def generate(
@@ -345,7 +347,7 @@ def _drawn_in_regions(
             row = region_row(image, plan.subjects, seen.maps[:, 0], seen.regions)
             heat = contact_sheet([row, *after])
         leaks = _leaks_between(seen.maps, plan.subjects) if wanted.leaks else []
-        yield _Observed(seen.drawn, heat, leaks)
+        yield _Observed(seen.drawn, heat, leaks, outlined(plan.subjects, seen.regions))
 
 
 def _leaks(
@@ -533,6 +535,7 @@ class _Record:
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
             | ({"init": init.record} if init else {})
+            | ({"regions": seen.regions} if seen.regions else {})
             | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
         }
         versions = [

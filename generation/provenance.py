@@ -20,7 +20,9 @@ from ..registry.images import read_file
 from ..registry.validation import problem
 from .control_request import MAX_SCALE, UsedControl
 from .init_request import UsedInit
-from .layout import Layout
+from .layout import MAX_SUBJECTS, Layout
+from .outlines import MAX_POINTS as MAX_OUTLINE
+from .outlines import MAX_POLYGONS
 from .picture_texts import FileFormat, PictureTexts, encode_picture, texts_of
 from .request import MAX_SEED, SamplingSettings
 
@@ -37,6 +39,12 @@ MAX_PIXEL_STEPS = 1 << 34
 
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Polygon = Annotated[list[tuple[_Share, _Share]], Field(min_length=3, max_length=MAX_OUTLINE)]
+Regions = Annotated[
+    dict[str, Annotated[list[_Polygon], Field(max_length=MAX_POLYGONS)]],
+    Field(max_length=MAX_SUBJECTS),
+]
+"""Outlines of where each subject of a picture is, by its name."""
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -235,6 +243,7 @@ class _SettingsPart(_Part):
     control: _ControlPart | None = None
     init: _InitPart | None = None
     frames: list[_FramePart] = Field(default_factory=list, max_length=MAX_FRAMES_AFTER)
+    regions: Regions = Field(default_factory=dict)
 
 
 class _VersionPart(_Part):
@@ -282,6 +291,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
     init = drawn.pop("init")
     frames = tuple(DrawnFrame(**each) for each in drawn.pop("frames"))
     subject_encoder = drawn.pop("subject_encoder")
+    del drawn["regions"]  # what came of it
     if metadata.seed not in batch_seeds:
         raise InvalidInput("its seed is not in its batch")
     return Provenance(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from .database import Database
+from .disk import kept_bytes
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
 from .location import Location
 from .locks import is_alive
@@ -21,6 +22,7 @@ from .records import (
     EventRecord,
     ImageRecord,
     Page,
+    PictureRecord,
     RunRecord,
     VersionRecord,
 )
@@ -33,7 +35,7 @@ MAX_DEPTH = 64
 _MAX_FOLDED = 4 * MAX_TEXT
 _MAX_SEARCH_TEXT = 16 << 20
 """Characters; what is beyond is not found, since a row of SQLite has a limit."""
-SORTS = ("name", "created", "updated", "images", "versions", "bytes")
+SORTS = ("name", "created", "updated", "images", "versions", "bytes", "size")
 
 _MAX_INTEGER = (1 << 63) - 1
 
@@ -55,15 +57,20 @@ _TAGS = "(SELECT group_concat(tag, ' ') FROM tag WHERE concept_id = concept.id)"
 _NUM_IMAGES = "(SELECT count(*) FROM image WHERE concept_id = concept.id)"
 _NUM_VERSIONS = "(SELECT count(*) FROM version WHERE concept_id = concept.id)"
 _BYTES = """(
-    SELECT coalesce(sum(bytes + coalesce(mask_bytes, 0)), 0) FROM image
-    WHERE concept_id = concept.id
-) + (
-    SELECT coalesce(sum(bytes), 0) FROM artifact JOIN version ON version.id = version_id
-    WHERE version.concept_id = concept.id
-) + (
-    SELECT coalesce(sum(bytes), 0) FROM artifact JOIN run ON run.id = artifact.run_id
-    WHERE run.concept_id = concept.id
+    SELECT coalesce(sum(bytes), 0) FROM (
+        SELECT sha256, bytes FROM image WHERE concept_id = concept.id
+        UNION SELECT mask, mask_bytes FROM image WHERE concept_id = concept.id
+        UNION SELECT sha256, bytes FROM artifact JOIN version ON version.id = version_id
+            WHERE version.concept_id = concept.id
+        UNION SELECT sha256, bytes FROM artifact JOIN run ON run.id = artifact.run_id
+            WHERE run.concept_id = concept.id
+    )
 )"""
+"""Of all stored files of a concept, each counted once."""
+_DISK = f"""{_BYTES} + (
+    SELECT coalesce(sum(value), 0) FROM json_each(:kept) JOIN run ON uid = key
+    WHERE run.concept_id = concept.id
+)"""  # noqa: S608
 _SORT_KEYS = {
     "name": "name",
     "created": "created",
@@ -71,6 +78,7 @@ _SORT_KEYS = {
     "images": _NUM_IMAGES,
     "versions": _NUM_VERSIONS,
     "bytes": _BYTES,
+    "size": _DISK,
 }
 
 
@@ -100,14 +108,24 @@ def find_concepts(
     parameters |= {f"word{i}": f"%{_escaped(word)}%" for i, word in enumerate(words)}
     if category is not None:
         parameters["category"] = category
+    location = Location(database.path)
+    kept = kept_bytes(location) if sort == "size" else {}
+    by_size = {"kept": json.dumps(kept)} if sort == "size" else {}
     with database.snapshot():
         (total,) = database.rows(_count_sql(where), **parameters)[0]
         rows = database.rows(
             _page_sql(sort, descending, where),
             **parameters,
+            **by_size,
             limit=min(limit, _MAX_INTEGER) or -1,
             offset=min(limit * (page - 1), _MAX_INTEGER),
         )
+        ids = json.dumps([row["id"] for row in rows])
+        runs = database.rows(_RUNS_OF_SQL, ids=ids)
+    kept = kept or kept_bytes(location, [run["uid"] for run in runs])
+    of_trainings: defaultdict[int, int] = defaultdict(int)
+    for run in runs:
+        of_trainings[run["concept_id"]] += kept.get(run["uid"], 0)
     concepts = [
         ConceptSummary(
             row["name"],
@@ -119,6 +137,7 @@ def find_concepts(
             row["bytes"],
             row["created"],
             row["updated"],
+            size=row["bytes"] + of_trainings[row["id"]],
         )
         for row in rows
     ]
@@ -127,11 +146,15 @@ def find_concepts(
 
 def _page_sql(sort: str, descending: bool, where: str) -> str:
     return f"""
-        SELECT name, category, {_TAGS} AS tags, notes, {_NUM_IMAGES} AS images,
+        SELECT id, name, category, {_TAGS} AS tags, notes, {_NUM_IMAGES} AS images,
             {_NUM_VERSIONS} AS versions, {_BYTES} AS bytes, created, updated
         FROM concept {where}
         ORDER BY {_SORT_KEYS[sort]} {"DESC" if descending else "ASC"}, name
         LIMIT :limit OFFSET :offset"""  # noqa: S608
+
+
+_RUNS_OF_SQL = """
+    SELECT uid, concept_id FROM run WHERE concept_id IN (SELECT value FROM json_each(:ids))"""
 
 
 def _count_sql(where: str) -> str:
@@ -197,6 +220,7 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
         runs = database.rows(_RUNS_SQL, concept=concept_id)
         versions = database.rows(_VERSIONS_SQL, concept=concept_id)
         stored = database.rows(_ARTIFACTS_SQL, concept=concept_id) if versions else []
+    kept = kept_bytes(Location(database.path), [row["run"] for row in runs])
     artifacts: defaultdict[int, list[ArtifactRecord]] = defaultdict(list)
     for row in stored:
         file = ArtifactRecord(row["name"], row["kind"], row["sha256"], row["bytes"])
@@ -222,6 +246,7 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
         bytes=found["bytes"],
         created=found["created"],
         updated=found["updated"],
+        size=found["bytes"] + sum(kept.values()),
     )
 
 
@@ -325,6 +350,44 @@ def category_of(database: Database, name: str) -> str | None:
     """The category of a concept, or None if there is no such concept."""
     found = _concept_row(database, name)
     return found["category"] if found else None
+
+
+_DRAWN_WITH = """
+    FROM generation_version JOIN version ON version.id = version_id
+        JOIN concept ON concept.id = version.concept_id"""
+_PICTURES_SQL = f"""
+    SELECT id, output_sha256 AS sha256, prompt, seed, base, settings, created FROM generation
+    WHERE id IN (SELECT generation_id {_DRAWN_WITH} WHERE concept.id = :concept)
+    ORDER BY id"""  # noqa: S608
+_VERSIONS_OF_PICTURES_SQL = f"""
+    SELECT generation_id, name, number {_DRAWN_WITH}
+    WHERE generation_id IN (SELECT generation_id {_DRAWN_WITH} WHERE concept.id = :concept)
+    ORDER BY name, number"""
+
+
+def pictures(database: Database, key: ConceptKey) -> list[PictureRecord]:
+    """The pictures that a concept was drawn in, oldest first; see `Registry.pictures`."""
+    with database.snapshot():
+        found = _concept_row(database, key)
+        if found is None:
+            raise ConceptNotFound(key, names(database))
+        drawn = database.rows(_PICTURES_SQL, concept=found["id"])
+        used = database.rows(_VERSIONS_OF_PICTURES_SQL, concept=found["id"]) if drawn else []
+    versions: defaultdict[int, list[str]] = defaultdict(list)
+    for row in used:
+        versions[row["generation_id"]].append(f"{row['name']}@{row['number']}")
+    return [
+        PictureRecord(
+            sha256=row["sha256"],
+            prompt=row["prompt"],
+            seed=row["seed"],
+            base=row["base"],
+            settings=loaded(row["settings"]),
+            versions=versions[row["id"]],
+            created=row["created"],
+        )
+        for row in drawn
+    ]
 
 
 def names(database: Database) -> list[str]:

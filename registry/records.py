@@ -16,7 +16,11 @@ ConceptKey = str | int
 
 @dataclass(frozen=True, slots=True)
 class ConceptSummary:
-    """A concept as `list` shows it; counts, not contents. Sizes are in bytes."""
+    """A concept as `list` shows it; counts, not contents. Sizes are in bytes.
+
+    `bytes` are those of its stored files, each counted once; `size` has what its trainings keep,
+    too.
+    """
 
     name: str
     category: str
@@ -27,6 +31,7 @@ class ConceptSummary:
     bytes: int
     created: str
     updated: str
+    size: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,10 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """A concept with everything in it. Its `id` stays whatever it is called."""
+    """A concept with everything in it. Its `id` stays whatever it is called.
+
+    `bytes` and `size` are as in `ConceptSummary`.
+    """
 
     id: int = field(compare=False)
     name: str
@@ -98,6 +106,7 @@ class Concept:
     bytes: int
     created: str
     updated: str
+    size: int = field(compare=False)
 
 
 def originals_of(version: VersionRecord) -> list[ArtifactRecord]:
@@ -124,6 +133,19 @@ class EvaluationRecord:
     created: str
     is_imported: bool = False
     """Whether it was imported; imported scores are untrusted, and never reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRecord:
+    """A picture that was drawn, by the hash of its file; `versions` as `rex@2`."""
+
+    sha256: str
+    prompt: str
+    seed: int
+    base: str
+    settings: dict[str, object]
+    versions: list[str]
+    created: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from .records import (
     ImageRecord,
     Lineage,
     Page,
+    PictureRecord,
     RunRecord,
     Scored,
 )
@@ -174,7 +175,8 @@ class Registry:
         """One page of concepts: those with all `tags`, the `category`, and every word of `text`.
 
         Words are looked for anywhere in name, category, tags, notes and captions, ignoring case.
-        `sort` is one of name, created, updated, images, versions and bytes. `limit` 0 means all.
+        `sort` is one of name, created, updated, images, versions, bytes (of stored files) and size
+        (of all that is on disk). `limit` 0 means all.
         """
         return queries.find_concepts(
             self._store.database,
@@ -512,6 +514,10 @@ class Registry:
             settings=settings,
             versions=versions,
         )
+
+    def pictures(self, concept: ConceptKey) -> list[PictureRecord]:
+        """The pictures that were drawn with a concept, oldest first. Raises `ConceptNotFound`."""
+        return queries.pictures(self._store.database, concept)
 
     def trace(self, output_sha256: str) -> Lineage:
         """The versions, runs and photos that made a picture. Raises `NotFound`."""

@@ -43,6 +43,7 @@ LINES = [
     ["--help"],
     ["add", "rex", "photo.png", "--category", "dog"],
     ["list"],
+    ["gallery", "shown"],
     ["show", "rex"],
     ["edit", "rex", "--notes", "old"],
     ["history"],

@@ -15,6 +15,7 @@ import pytest
 from conceptry.evaluation.charts import curves, scatter
 from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import evaluate
+from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.report import write_report
 from conceptry.models.loading import LoadedBase
@@ -208,3 +209,38 @@ def test_a_browser_shows_it(
     assert int(title[1]) <= max(int(width), 500), "headless windows are 500 wide at least"
     with Image.open(shot) as image:
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 100
+
+
+BOXES = {"rex": (0.0, 0.0, 0.5, 1.0), "mia": (0.5, 0.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("layout", [None, BOXES], ids=["by-attention", "in-boxes"])
+def test_regions_are_drawn_over_pictures_of_several(
+    taught: Registry,
+    base: LoadedBase,
+    encoders: Encoders,
+    tmp_path: Path,
+    layout: dict[str, tuple[float, ...]] | None,
+) -> None:
+    plan = plan_of(taught, base, "<rex> <mia>", TOGETHER)
+    plan = replace(plan, settings=replace(plan.settings, layout=layout))
+    found = evaluate(taught, base, encoders, plan)
+    text = write_report(taught, [found], tmp_path / "report").read_text(encoding="utf-8")
+    assert _Page(text).open == []
+    drawn = re.findall(r'<svg class="regions".*?</svg>', text)
+    assert len(drawn) == 2 * 5, "each picture, and the worst once more"
+    assert all('<path d="M' in each for each in drawn)
+    told = found.prompts[0].pictures
+    assert {one.scores["recognised_subject"] for one in told} <= {0.0, 1.0}
+    assert "recognised_subjects" in found.scores
+    assert text.count(": recognised") + text.count(": not recognised") == 2 * 2 * len(told)
+    kept = [PictureCache.of(taught).get(one.picture, num_subjects=2) for one in told]
+    assert [each is not None and each.regions is not None for each in kept] == [bool(layout)] * 5
+
+
+def test_a_single_concept_has_no_outlines(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    text = write_report(taught, found, tmp_path / "report").read_text(encoding="utf-8")
+    assert 'class="regions"' not in text
+    assert "Who is where" not in text
