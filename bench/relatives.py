@@ -29,7 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from conceptry.generation import sampler
+from conceptry.generation import sampler, starts
 from conceptry.generation.guidance import ClassifierFree
 from conceptry.generation.request import SamplingSettings
 from conceptry.kernels.observation import SELF_ATTENTION, FurtherKeys
@@ -109,7 +109,7 @@ MakeRelative = Callable[[Drawing], Relative]
 @contextmanager
 def drawn_by(make: MakeRelative) -> Iterator[None]:
     """Pictures are drawn by a relative inside the context, whatever references are injected."""
-    plain_noise: Callable[..., Tensor] = sampler.randn_tensor
+    plain_noise: Callable[..., Tensor] = starts.randn_tensor
     drawing: list[Relative] = []
 
     def guidance_for(
@@ -129,7 +129,10 @@ def drawn_by(make: MakeRelative) -> Iterator[None]:
         start = drawing[0].start
         return plain_noise(shape, **options) if start is None else start.expand(shape)
 
-    with patch.multiple(sampler, guidance_for=guidance_for, randn_tensor=randn_tensor):
+    with (
+        patch.object(sampler, "guidance_for", guidance_for),
+        patch.object(starts, "randn_tensor", randn_tensor),
+    ):
         yield
 
 

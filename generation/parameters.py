@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..adapters.formats.description import PLACE, read_description
 from ..adapters.formats.recognising import HASH_KEY, changes_weights
-from ..adapters.prompt_encoding import phrase_of
 from ..registry.hashes import is_sha256
 from ..registry.records import originals_of
 from ..registry.tensors import read_header
-from .injection import InjectedConcept
 from .prompt_syntax import ChosenVersion, replaced, split_prompt
 from .request import SamplingSettings
+
+if TYPE_CHECKING:
+    from .injection import InjectedConcept
 
 AUTOV2, AUTOV3 = 10, 12
 NEGATIVE = "Negative prompt:"
@@ -105,7 +107,7 @@ def _unquoted(value: str) -> str:
 def parameters_of(
     prompt: str,
     chosen: Sequence[ChosenVersion],
-    concepts: Sequence[InjectedConcept],
+    concepts: "Sequence[InjectedConcept]",
     *,
     settings: SamplingSettings,
     size: tuple[int, int],
@@ -183,11 +185,12 @@ class _Files:
         return cls(phrase, loras, embeddings)
 
 
-def _own_phrase(concept: InjectedConcept) -> str:
+def _own_phrase(concept: "InjectedConcept") -> str:
     names_category = concept.phrase.endswith(concept.category)
     if not concept.tokens:
         return concept.phrase
-    return phrase_of([concept.mention.name], concept.category, names_category=names_category)
+    name = concept.mention.name
+    return f"{name} {concept.category}" if names_category else name
 
 
 def _as_plain(prompt: str) -> str:

@@ -122,7 +122,7 @@ def beginning_of(
     shape = (len(seeds), backbone.latent_channels, height, width)
 
     def noise(dtype: torch.dtype) -> Tensor:
-        return randn_tensor(shape, generators, device=backbone.device, dtype=dtype)
+        return randn_tensor(shape, generator=generators, device=backbone.device, dtype=dtype)
 
     def sampled(posterior: Posterior) -> Tensor:
         return (posterior.mean + posterior.std * noise(posterior.mean.dtype)).to(dtype)

@@ -9,9 +9,9 @@ The position of each token in these states is known here, which attention maps a
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from torch import Tensor
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 
-if TYPE_CHECKING:
-    from .backbone import EncodedTexts, EncodeTexts, TextEncoder
-
+_T = TypeVar("_T")
 _LIGHT = 1.1
 _BACK_TO_COMMA = 20
 """Tokens: a chunk ends after a comma where one is so near its end."""
@@ -32,6 +30,19 @@ _MARKS = re.compile(r"\\[\\()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[()\[\]]|[^\\()\[\]
 _LEAST_MEAN = 1e-3
 """Of the mean of absolute values."""
 _PLACEHOLDER = re.compile(r"<[^<>\s]*#\d+[^<>\s]*>")
+
+
+class Encoder(Protocol):
+    """The part of a `TextEncoder` that is needed here."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the transformers library."""
+        ...
+
+    def ids(self, text: str, *, whole: bool = True) -> list[int]:
+        """Token ids of a text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class _Chunk:
         return self, _Chunk()
 
 
-def _chunks(encoder: "TextEncoder", prompt: str) -> list[_Chunk]:
+def _chunks(encoder: Encoder, prompt: str) -> list[_Chunk]:
     """A prompt in chunks of as many tokens as the text encoder reads. Raises `InvalidInput`."""
     room = encoder.tokenizer.model_max_length - 2
     done: list[_Chunk] = []
@@ -156,7 +167,7 @@ class PromptTokens:
     places: Sequence[int]
 
 
-def tokens_in_chunks(encoder: "TextEncoder", prompt: str) -> PromptTokens:
+def tokens_in_chunks(encoder: Encoder, prompt: str) -> PromptTokens:
     """Those of a prompt with weights. Raises `InvalidInput` for a word that is too long."""
     length = encoder.tokenizer.model_max_length
     ids: list[int] = []
@@ -170,18 +181,16 @@ def tokens_in_chunks(encoder: "TextEncoder", prompt: str) -> PromptTokens:
 
 
 def encode_weighted(
-    encoder: "TextEncoder",
-    encode: "EncodeTexts",
+    encoder: Encoder,
+    encode: Callable[[Sequence[str], Sequence[str] | None, bool], _T],
     prompts: Sequence[str],
     negatives: Sequence[str] | None,
     is_guided: bool,
-) -> "EncodedTexts":
+) -> _T:
     """Text states (B, n · 77, d) of prompts with weights in up to n chunks, by a plain `encode`.
 
-    Pooled states are those of the first chunk, without weights.
+    It is an `EncodeTexts`. Pooled states are those of the first chunk, without weights.
     """
-    from .backbone import EncodedTexts
-
     own = [_chunks(encoder, each) for each in prompts]
     other = None if negatives is None else [_chunks(encoder, each) for each in negatives]
     count = max(len(each) for each in [*own, *(other or [])])
@@ -190,7 +199,7 @@ def encode_weighted(
     def texts(chunks: list[list[_Chunk]]) -> list[str]:
         return [each.text for row in chunks for each in _padded(row, count)]
 
-    found = encode(texts(own), texts(other) if other else None, is_guided)
+    found: Any = encode(texts(own), texts(other) if other else None, is_guided)
 
     def weighted(states: Tensor, chunks: list[list[_Chunk]] | None) -> Tensor:
         """States (B · n, 77, d) as (B, n · 77, d)."""
@@ -203,8 +212,12 @@ def encode_weighted(
         return None if pooled is None else pooled.unflatten(0, (-1, count))[:, 0]
 
     negative = None if found.negative is None else weighted(found.negative, other)
-    return EncodedTexts(
-        weighted(found.states, own), negative, first(found.pooled), first(found.negative_pooled)
+    return replace(
+        found,
+        states=weighted(found.states, own),
+        negative=negative,
+        pooled=first(found.pooled),
+        negative_pooled=first(found.negative_pooled),
     )
 
 
