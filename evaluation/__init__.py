@@ -6,8 +6,8 @@
         found = list(score(registry, EvalRequest(names=["rex"], versions="all")))
         write_report(registry, found, Path("report"))
 
-Everything that `concept eval`, `concept gallery` and `concept suites` do is one of these calls. Names are imported on
-first use, as some of them need torch.
+Everything that `concept eval`, `concept gallery` and `concept suites` do is one of these calls.
+Names are imported on first use, as some of them need torch.
 """
 
 from importlib import import_module
