@@ -1,4 +1,4 @@
-"""Scores of generated pictures, the prompt suites they use, and the choice of the best version.
+"""Scores of pictures, the prompt suites they use, the choice of the best version, and galleries.
 
     from conceptry.evaluation import EvalRequest, score, write_report
 
@@ -6,8 +6,8 @@
         found = list(score(registry, EvalRequest(names=["rex"], versions="all")))
         write_report(registry, found, Path("report"))
 
-Everything that `concept eval` and `concept suites` do is one of these calls. Names are imported on
-first use, as some of them need torch.
+Everything that `concept eval`, `concept gallery` and `concept suites` do is one of these calls.
+Names are imported on first use, as some of them need torch.
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .choosing import CheckpointChooser, CheckpointScorer
+    from .gallery import GalleryReport, GalleryRequest, write_gallery
     from .record import Evaluation
     from .report import write_report
     from .running import EvalRequest, mark_best, score
@@ -27,10 +28,13 @@ _HOMES = {
     "SuitePrompt": ".suites",
     "CheckpointScorer": ".choosing",
     "EvalRequest": ".running",
+    "GalleryReport": ".gallery",
+    "GalleryRequest": ".gallery",
     "find_suite": ".suites",
     "mark_best": ".running",
     "score": ".running",
     "shipped_suites": ".suites",
+    "write_gallery": ".gallery",
     "write_report": ".report",
 }
 
@@ -39,12 +43,15 @@ __all__ = [
     "CheckpointScorer",
     "EvalRequest",
     "Evaluation",
+    "GalleryReport",
+    "GalleryRequest",
     "Suite",
     "SuitePrompt",
     "find_suite",
     "mark_best",
     "score",
     "shipped_suites",
+    "write_gallery",
     "write_report",
 ]
 

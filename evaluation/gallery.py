@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
@@ -502,9 +502,10 @@ def _mean(record: EvaluationRecord, name: str) -> float | None:
     return float(mean) if _is_number(mean) else None
 
 
-def _is_number(value: object) -> bool:
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_real and math.isfinite(value) and abs(value) < 1e6
+def _is_number(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and abs(value) < 1e6
 
 
 def _scored_pictures(record: EvaluationRecord) -> Iterator[tuple[str, Mapping[str, object]]]:
