@@ -115,6 +115,7 @@ class SamplingSettings:
 class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
+    That of a `scene` names its pictures' files by it, and each is drawn once: see `resuming`.
     Raises `InvalidInput` for seeds beyond 63 bits.
     """
 
@@ -123,6 +124,7 @@ class Request:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     references: tuple[ReferenceRequest, ...] = ()
     control: ControlRequest | None = None
+    scene: str = ""
 
     def __post_init__(self) -> None:
         for seed in (min(self.seeds), max(self.seeds)):

@@ -192,6 +192,8 @@ def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny")
     words = ("a cat", "--base", base, "-n", "1", "--steps", "1")
     assert compare(ask("generate", *words), "concept generate") == {"picture"}
+    planned = ask("generate", *words, "--dry-run")
+    assert compare(planned, "concept generate --dry-run") == {"planned picture"}
     drawn = ask("generate", *words, "--grid", "--maps")
     assert compare(drawn, "concept generate") == {"picture"}
     again = ask("reproduce", drawn["images"][0]["path"])
