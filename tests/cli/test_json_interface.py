@@ -301,6 +301,11 @@ def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_p
     taught.add(taught.vectors(2))
     done = ask("export", "rex", "rex.safetensors", "--format", "embedding")
     assert compare(done, "concept export NAME FILE --format FORMAT") == {"exported file"}
+    rex.add("mia", [draw_file(tmp_path / "mia.png", 9)], category="cat")
+    taught.add(taught.vectors(2) | taught.factors(), to="mia")
+    done = ask("export", "rex", "mia", "pets", "--format", "diffusers")
+    expected = {"merged concept", "exported file"}
+    assert compare(done, "concept export NAME NAME FILE --format FORMAT") == expected
 
 
 def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:
