@@ -27,8 +27,8 @@ def export(
         list[str],
         typer.Argument(
             metavar="NAME... FILE",
-            help="The concepts, then the file to write; for other formats than bundle one, NAME or "
-            "NAME@VERSION.",
+            help="The concepts, then the file to write; for other formats than bundle NAME or "
+            "NAME@VERSION, several for diff, svd, checkpoint and diffusers.",
             autocompletion=complete_concept,
             show_default=False,
         ),
@@ -62,17 +62,18 @@ def export(
 ) -> None:
     """Write concepts to one portable file, or one for other tools.
 
-    A bundle has their photos, runs and versions; `concept import` reads it.
+    A bundle has their photos, runs and versions; `concept import` reads it. In other formats
+    several concepts become one model: their changes of weights are merged.
     """
     session = session_of(context)
-    from ..adapters.formats.options import ExportOptions, parse_format
+    from ..adapters.formats.options import MERGING, ExportOptions, parse_format
 
     *concepts, file = names
     chosen = parse_format(form)
     if not concepts:
         raise usage("name the concepts and then the file", f"concept export NAME {quoted(file)}")
     if chosen.name != "bundle":
-        if len(concepts) > 1:
+        if len(concepts) > 1 and chosen.name not in MERGING:
             raise usage(
                 f"{chosen} holds one concept, not {len(concepts)}",
                 f"concept export {quoted(concepts[0])} {quoted(file)} --format {chosen}",
@@ -80,7 +81,8 @@ def export(
         options = ExportOptions(
             format=chosen, base=base, half=half, thumbnail=thumbnail, overwrite=force
         )
-        _export_version(session, concepts[0], Path(file), options)
+        export = _export_version if len(concepts) == 1 else _export_merged
+        export(session, concepts, Path(file), options)
         return
     if base or half or thumbnail:
         raise usage(
@@ -92,7 +94,33 @@ def export(
     session.output.result(asdict(done), f"wrote {what} to {done.path}")
 
 
-def _export_version(session: "Session", label: str, path: Path, options: "ExportOptions") -> None:
+def _export_merged(
+    session: "Session", labels: list[str], path: Path, options: "ExportOptions"
+) -> None:
+    """Write several concepts as one model."""
+    with session.registry() as registry:
+        from ..generation.prompt_syntax import resolve_version
+
+        chosen = []
+        for label in labels:
+            name, has_version, version = label.partition("@")
+            found = resolve_version(registry, registry.show(name), version if has_version else None)
+            chosen.append((found.concept, found.version, Path(found.path)))
+        session.output.note("merging changes of weights")
+        from ..adapters.formats.exporting import export_merged
+
+        done = export_merged(registry, chosen, path, options)
+    lines = [f"wrote {each.holds} to {each.path}" for each in done.files]
+    if done.kept is not None:
+        lines.append(f"it keeps {done.kept:.1%} of the change of weights (of its squared norm)")
+    lines += [f"{each.concept}@{each.version} in prompts: {each.trigger}" for each in done.concepts]
+    session.output.lines(done.to_document(), lines)
+
+
+def _export_version(
+    session: "Session", labels: list[str], path: Path, options: "ExportOptions"
+) -> None:
+    (label,) = labels
     name, has_version, version = label.partition("@")
     with session.registry() as registry:
         concept = registry.show(name)

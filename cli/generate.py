@@ -15,6 +15,7 @@ from ..registry.hashes import sha256_of
 from . import control as control_options
 from . import frames as frame_options
 from . import init as init_options
+from . import script as script_options
 from .arguments import GuidanceOption, LayoutOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
@@ -42,6 +43,7 @@ class _Document(TypedDict):
     prompt: str
     maps: str | None
     leaks: list[dict[str, object]]
+    is_new: bool
 
 
 def generate(
@@ -53,7 +55,7 @@ def generate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw all prompts of a .txt, .yaml, .csv or .jsonl file.",
+            help="Draw all prompts of a .txt, .yaml, .csv or .jsonl file, or a script's scenes.",
             show_default=False,
         ),
     ] = None,
@@ -193,6 +195,7 @@ def generate(
             help="Let (word:1.2) weigh words, and prompts be longer than the text encoder reads.",
         ),
     ] = False,
+    dry_run: script_options.DryRunOption = False,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse other tools' prompt syntax: (rex:1.2), BREAK."),
@@ -221,10 +224,10 @@ def generate(
     )
     from ..generation.frames import PHOTO_WEIGHT
     from ..generation.layout import parse_layout
-    from ..generation.prompt_files import PromptDefaults, parse_size
-    from ..generation.prompt_syntax import resolve_prompt
-    from ..generation.reference_syntax import parse_reference, resolve_references
-    from ..generation.request import SamplingSettings, check_encoder
+    from ..generation.prompt_entries import parse_size
+    from ..generation.prompt_files import PromptDefaults
+    from ..generation.reference_syntax import parse_reference
+    from ..generation.request import SamplingSettings
     from ..models.bases import find_base
     from ..models.references import WEIGHT
 
@@ -257,19 +260,21 @@ def generate(
         control_scale=control_scale,
         init=init_options.parse(init, inpaint, strength),
         reference_weight=weight,
+        scene_n=num_pictures or 1,
+        scene_seed=seed or 0,
     )
     requests = _requests(prompt, prompts, defaults)
     if film:
         requests = film.frames(requests)
     control_options.check_kinds(found, requests)
+    script = script_options.script_of(prompts, requests, out, is_animated=animate, leak=leak)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
+    looked = {"file_format": file_format, "with_maps": maps, "points": points}
+    if dry_run:
+        script_options.show_plan(session, requests, found, out, is_plain=is_plain, **looked)
+        return
     with session.registry(create=is_plain) as registry:
-        for request in requests:
-            resolve_prompt(registry, request.prompt)
-            resolve_references(registry, request.references)
-            check_encoder(request)
-        _warn_of_other_syntax(session, registry, requests, strict)
-        _say_where_concepts_are(session, requests)
+        _check(session, registry, requests, strict=strict)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..generation import generating
@@ -279,49 +284,75 @@ def generate(
         for check in (init_options.check, control_options.check):
             for line in _first_of(check(loaded, requests)):
                 session.output.note(line)
-        total = sum(len(request.seeds) for request in requests)
+        wanted = script.look(registry, loaded, **looked) if script else requests
+        total = sum(len(request.seeds) for request in wanted)
         draw = film.draw if film else partial(generating.generate, batch=batch)
-        drawing = draw(
-            registry,
-            loaded,
-            requests,
-            out,
-            file_format=file_format,
-            with_maps=maps,
-            with_leaks=leak,
-            points=points,
-        )
-        images, leaks, for_grid = _drawn(session, drawing, total, grid=grid)
+        drawing = draw(registry, loaded, wanted, out, with_leaks=leak, **looked)
+        whole = script.whole(drawing) if script else ((each, True) for each in drawing)
+        images, leaks, for_grid = _drawn(session, whole, total, grid=grid)
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
+    page = script.write_page([each["path"] for each in images]) if script else None
     document = {
         "images": images,
         "base": loaded.base.name,
         "base_sha256": loaded.sha256,
         "grid": sheet,
+        "page": page,
         "animations": film.written if film else [],
     }
     paths = [path for each in images for path in (each["path"], each["maps"]) if path]
-    session.output.lines(document, [*paths, *filter(None, [sheet]), *document["animations"]])
+    session.output.lines(document, [*paths, *filter(None, [sheet, page]), *document["animations"]])
+    _say_what_was_drawn(session, requests, leaks, (total, len(images) - total), leak=leak)
+
+
+def _say_what_was_drawn(
+    session: Session,
+    requests: "list[Request]",
+    leaks: "list[list[Leak]]",
+    counts: tuple[int, int],
+    *,
+    leak: bool,
+) -> None:
+    """Say how much was drawn, and was there, its leaks, and what was asked for in vain."""
     for line in [*_unused(requests, leak=leak), *_mean_leaks(leaks)]:
         session.output.note(line)
-    session.output.note(f"{count(total, 'picture')}, {_seeds(requests)}")
+    there = f"; {counts[1]:,} were there" if counts[1] else ""
+    session.output.note(f"{count(counts[0], 'picture')}, {_seeds(requests)}{there}")
+
+
+def _check(
+    session: Session, registry: "Registry", requests: "list[Request]", *, strict: bool
+) -> None:
+    """Find what prompts name before anything is loaded, and say what may not be meant."""
+    from ..generation.prompt_syntax import resolve_prompt
+    from ..generation.reference_syntax import resolve_references
+    from ..generation.request import check_encoder
+
+    for request in requests:
+        resolve_prompt(registry, request.prompt)
+        resolve_references(registry, request.references)
+        check_encoder(request)
+    _warn_of_other_syntax(session, registry, requests, strict)
+    _say_where_concepts_are(session, requests)
 
 
 def _drawn(
-    session: Session, drawing: "Iterator[Picture]", total: int, *, grid: bool
+    session: Session, drawing: "Iterator[tuple[Picture, bool]]", total: int, *, grid: bool
 ) -> "tuple[list[_Document], list[list[Leak]], list[Picture]]":
     """Draw pictures: what is said of each, their leaks, and themselves if there is to be a grid."""
     images: list[_Document] = []
     for_grid: list[Picture] = []
     leaks: list[list[Leak]] = []
+    done = 0
     with session.output.progress("drawing") as advance:
-        for picture in drawing:
-            images.append(_described(picture))
+        for picture, is_new in drawing:
+            images.append(_described(picture, is_new=is_new))
             leaks.append(picture.leaks)
             if grid:
                 for_grid.append(picture)
-            if advance:
-                advance(len(images), total)
+            done += is_new
+            if advance and is_new:
+                advance(done, total)
     return images, leaks, for_grid
 
 
@@ -405,7 +436,7 @@ def _unused(requests: "list[Request]", *, leak: bool) -> list[str]:
 
 def _seeds(requests: "list[Request]") -> str:
     ranges = dict.fromkeys((request.seeds[0], request.seeds[-1]) for request in requests)
-    if len(ranges) > 1:
+    if len(ranges) > 1 or not all(isinstance(each.seeds, range) for each in requests):
         return "seeds as the file says"
     ((first, last),) = ranges
     return f"seeds {first} to {last}" if last > first else f"seed {first}"
@@ -423,7 +454,7 @@ def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
     ]
 
 
-def _described(picture: "Picture") -> _Document:
+def _described(picture: "Picture", *, is_new: bool = True) -> _Document:
     return {
         "path": str(picture.path),
         "seed": picture.seed,
@@ -431,6 +462,7 @@ def _described(picture: "Picture") -> _Document:
         "prompt": picture.prompt,
         "maps": str(picture.maps) if picture.maps else None,
         "leaks": [asdict(each) for each in picture.leaks],
+        "is_new": is_new,
     }
 
 

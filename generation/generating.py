@@ -66,7 +66,12 @@ from .provenance import (
     write_picture,
 )
 from .reference_maps import Point, ReferenceMapCollector
-from .reference_syntax import ChosenReference, ReferenceRequest, resolve_references
+from .reference_syntax import (
+    ChosenReference,
+    ReferenceRequest,
+    described,
+    resolve_references,
+)
 from .references import frame_reference, load_references
 from .regional_plan import RegionalPlan, plan_regions
 from .regions import (
@@ -530,7 +535,7 @@ class _Record:
             "settings": self.request.settings.to_mapping()
             | {"batch_seeds": list(drawn.batch_seeds), "maps": heat is not None}
             | ({"leaks": True} if seen.leaks else {})
-            | ({"references": self._described()} if self.references else {})
+            | ({"references": described(self.references)} if self.references else {})
             | ({"subject_encoder": encoding.encoder_sha256} if encoding else {})
             | ({"points": self.wanted.points} if self.wanted.points else {})
             | ({"control": control.record} if control else {})
@@ -542,7 +547,7 @@ class _Record:
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
             for each in self.chosen
         ]
-        stem = file_stem(self.request.prompt, drawn.seed)
+        stem = file_stem(self.request.scene or self.request.prompt, drawn.seed)
         if self.number is not None:
             stem = f"{stem}-frame-{self.number:03d}"
         metadata = made_by | {"versions": versions}
@@ -584,20 +589,6 @@ class _Record:
             model_sha256=base.sha256 if base.base.kind == "file" else None,
             strength=init.strength if init else None,
         )
-
-    def _described(self) -> list[dict[str, object]]:
-        return [
-            {
-                "concept": each.concept.name,
-                "photo": each.image.sha256,
-                "mask": each.image.mask,
-                "prompt": each.prompt,
-                "weight": each.weight,
-                "share": each.share,
-                "guidance": each.guidance,
-            }
-            for each in self.references
-        ]
 
 
 def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:

@@ -24,6 +24,7 @@ _Advice = Callable[[re.Match[str], frozenset[str]], str | None]
 
 _QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
 _MENTION = re.compile(r"<[^<>]*>")
+_SCRIPTS = "the scenes of a script, concept generate --prompts FILE"
 _PLACES = "concept generate --prompts takes .csv, .yaml and .jsonl"
 
 
@@ -76,7 +77,7 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
     (re.compile(r"\w+::\s*-?\d*\.?\d*"), _always("words have no weights; leave the colons out")),
     (
         re.compile(r"\{[^{}]*\|[^{}]*\}"),
-        _always("write each choice as a prompt of its own; concept generate --prompts FILE"),
+        _always(f"choices are for {_SCRIPTS}"),
     ),
     (
         re.compile(r"\{[^{}|]*\}"),
@@ -84,7 +85,7 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
     ),
     (
         re.compile(r"(?<!\w)__[\w/*-]*\w__(?!\w)"),
-        _always("write each place as a prompt of its own; concept generate --prompts FILE"),
+        _always(f"places are for {_SCRIPTS}"),
     ),
     (
         re.compile(r"\bembedding:\s*(?P<name>[\w./-]+)"),

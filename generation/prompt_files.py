@@ -3,29 +3,27 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from typing import Any
 
 from ..models.bases import scheduler_of
-from ..models.references import MAX_REFERENCES, WEIGHT
-from ..registry.documents import MAX_NUMBER, parse_json, parse_yaml, read_text
+from ..models.references import WEIGHT
+from ..registry.documents import parse_json, parse_yaml, read_text
 from ..registry.errors import InvalidInput, NotFound
-from ..registry.validation import Form, validated
+from ..registry.validation import validated
 from .control_request import ControlRequest, parse_control
 from .init_request import InitRequest, parse_init
 from .layout import parse_layout
+from .prompt_entries import PromptEntry, seeds_of
 from .reference_syntax import ReferenceRequest, parse_reference
 from .request import Request, SamplingSettings
+from .scripts import script_entries
 
-MAX_PICTURES = 10_000
-_MAX_SIZE = 20  # characters
 _SEPARATORS = (",", ";", "\t")
+_SCRIPT = "script"
+"""Where the whole of a script is."""
 
 Entry = tuple[str, Mapping[str, object]]
 """(place in the file, such as `line 3`; its keys and values)."""
@@ -47,16 +45,19 @@ class PromptDefaults:
     control_scale: float = 1.0
     init: InitRequest | None = None
     reference_weight: float = WEIGHT
+    scene_n: int = 1
+    scene_seed: int = 0
 
 
 def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     """Read a prompt file: `.txt` (a prompt per line), `.yaml`, `.csv`, `.tsv` or `.jsonl`.
 
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
-    `prompt`, and may have `n`, `seed`, `steps`, `guidance`, `negative`, `scheduler`, `size`,
-    `reference` (one, or a list; in a table with spaces between), `layout` (as `--layout`, or names
-    and their boxes), `prompt_weights` (yes or no), `control` (the path of a picture, from the
-    file's folder on), `control_scale`, `init` and `inpaint` (paths too) and `strength`. The CSV
+    `prompt`, and may have `n`, `seed` or `seeds`, `scene`, `steps`, `guidance`, `negative`,
+    `scheduler`, `size`, `reference` (one, or a list; in a table with spaces between), `layout` (as
+    `--layout`, or names and their boxes), `prompt_weights` (yes or no), `control` (the path of a
+    picture, from the file's folder on), `control_scale`, `init` and `inpaint` (paths too) and
+    `strength`. A YAML mapping with `scenes` is a script (`script_entries`). The CSV
     separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
     `InvalidInput` that names the line.
     """
@@ -67,15 +68,24 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
         )
     text = read_text(path)
     try:
-        entries = list(reader(text))
+        entries = [each for found in reader(text) for each in _prompts(found, path, defaults)]
     except InvalidInput as error:
-        raise InvalidInput(f"{path}, {error.message}") from None
+        raise InvalidInput(f"{path}, {error.message}", hint=error.hint) from None
     requests = [
         _request(f"{path}, {place}", entry, defaults, path.parent) for place, entry in entries
     ]
     if not requests:
         raise InvalidInput(f"{path} has no prompts")
     return requests
+
+
+def _prompts(entry: Entry, path: Path, defaults: PromptDefaults) -> Iterable[Entry]:
+    """The entry itself, or those that a script stands for."""
+    place, found = entry
+    if place != _SCRIPT:
+        return [entry]
+    usual = range(defaults.scene_seed, defaults.scene_seed + defaults.scene_n)
+    return script_entries(found, path.parent, usual=usual)
 
 
 def make_request(prompt: str, defaults: PromptDefaults) -> Request:
@@ -91,101 +101,33 @@ def make_request(prompt: str, defaults: PromptDefaults) -> Request:
     )
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`512` or `768x512` as (width, height). Raises `InvalidInput`."""
-    width, _, height = text.lower().partition("x")
-    height = height or width
-    if not (width.isdecimal() and height.isdecimal() and len(text) <= _MAX_SIZE):
-        raise InvalidInput(f"{text[:40]!r} is not a size", hint="512 or 768x512")
-    return int(width), int(height)
-
-
-def _number(value: object) -> object:
-    """A number from text; booleans are refused."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("no_number", "no number")
-    if isinstance(value, str) and len(value) <= MAX_NUMBER:
-        for kind in (int, float):
-            with suppress(ValueError):
-                return kind(value)
-    return value
-
-
-def _size(value: object) -> object:
-    with suppress(InvalidInput):
-        return parse_size(str(value)) if isinstance(value, (str, int)) else value
-    return value
-
-
-def _words(value: object) -> object:
-    return value.split() if isinstance(value, str) else value
-
-
-_AS_NUMBER = BeforeValidator(_number)
-_Whole = Annotated[int, Field(strict=False), _AS_NUMBER]
-_Count = Annotated[int, Field(strict=False, ge=1, le=MAX_PICTURES), _AS_NUMBER]
-_Number = Annotated[float, Field(strict=False, examples=["2.5, with a point"]), _AS_NUMBER]
-_Size = Annotated[tuple[int, int], Field(description="512 or 768x512"), BeforeValidator(_size)]
-_References = Annotated[
-    list[str],
-    Field(max_length=MAX_REFERENCES, description="rex, or [rex=2, mia:2.5]"),
-    BeforeValidator(_words),
-]
-
-
-_Layout = Annotated[
-    dict[str, list[float]] | list[str],
-    Field(description="auto, or rex=0,.3,.5,1 for each"),
-    BeforeValidator(_words),
-]
-
-
-_Switch = Annotated[bool, Field(strict=False, description="yes or no")]
-
-
-class _Entry(Form):
-    """An entry of a prompt file; CSV cells are text."""
-
-    prompt: str
-    n: _Count | None = None
-    seed: _Whole | None = None
-    steps: _Whole | None = None
-    guidance: _Number | None = None
-    negative: str | None = None
-    scheduler: str | None = None
-    size: _Size | None = None
-    reference: _References | None = None
-    layout: _Layout | None = None
-    prompt_weights: _Switch | None = None
-    control: str | None = None
-    control_scale: _Number | None = None
-    init: str | None = None
-    inpaint: str | None = None
-    strength: _Number | None = None
-
-
 def _request(
     place: str, entry: Mapping[str, object], defaults: PromptDefaults, folder: Path
 ) -> Request:
     given = {key: value for key, value in entry.items() if value not in (None, "")}
-    own = validated(_Entry, given, at=place, noun="setting").model_dump(exclude_unset=True)
-    prompt = own.pop("prompt")
-    counts = {key: own.pop(key) for key in ("n", "seed") if key in own}
+    own = validated(PromptEntry, given, at=place, noun="setting").model_dump(exclude_unset=True)
+    prompt, scene = own.pop("prompt"), own.pop("scene", "")
+    usual = range(defaults.seed, defaults.seed + defaults.n)
+    counted = {key: own.pop(key, None) for key in ("n", "seed", "seeds")}
+    changed: dict[str, Any] = {}
     control, scale = own.pop("control", None), own.pop("control_scale", defaults.control_scale)
     try:
         if (references := own.pop("reference", None)) is not None:
             weight = defaults.reference_weight
-            counts["references"] = tuple(parse_reference(e, default=weight) for e in references)
+            changed["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if control is not None:
-            counts["control"] = parse_control(control, scale=scale, folder=folder)
+            changed["control"] = parse_control(control, scale=scale, folder=folder)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:
-            counts["init"] = _init(begun, defaults.init, folder)
+            changed["init"] = _init(begun, defaults.init, folder)
         if isinstance(layout := own.get("layout"), list):
             own["layout"] = parse_layout(layout)
+        elif isinstance(layout, dict):
+            own["layout"] = {name: tuple(box) for name, box in layout.items()}
         if "scheduler" in own:
             own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)
-        return make_request(prompt, replace(defaults, settings=settings, **counts))
+        made = make_request(prompt, replace(defaults, settings=settings, **changed))
+        return replace(made, seeds=seeds_of(place, **counted, usual=usual), scene=scene)
     except (InvalidInput, NotFound) as error:
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
 
@@ -227,8 +169,11 @@ def _yaml(text: str) -> Iterator[Entry]:
         found = parse_yaml(text)
     except InvalidInput as error:
         raise InvalidInput(f"which is {error.message}") from None
+    if isinstance(found, dict) and "scenes" in found:
+        yield _SCRIPT, found
+        return
     if not isinstance(found, list):
-        raise InvalidInput("which has to be a list of prompts")
+        raise InvalidInput("which has to be a list of prompts, or a script with scenes")
     for number, value in enumerate(found, 1):
         yield _entry(f"entry {number}", value)
 

@@ -76,6 +76,22 @@ def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
     return choose_reference(concept, find_photo(concept, request.photo), request.weight)
 
 
+def described(references: Sequence[ChosenReference]) -> list[dict[str, object]]:
+    """References as pictures' metadata has them."""
+    return [
+        {
+            "concept": each.concept.name,
+            "photo": each.image.sha256,
+            "mask": each.image.mask,
+            "prompt": each.prompt,
+            "weight": each.weight,
+            "share": each.share,
+            "guidance": each.guidance,
+        }
+        for each in references
+    ]
+
+
 def choose_reference(concept: Concept, image: ImageRecord, weight: float) -> ChosenReference:
     """A photo as a reference, described by its caption or as a photo of its concept."""
     prompt = image.caption or PROMPT

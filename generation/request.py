@@ -119,8 +119,9 @@ class SamplingSettings:
 class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
-    `init` is a picture that it begins with. Raises `InvalidInput` for seeds beyond 63 bits, and for
-    a strength that leaves no steps.
+    `init` is a picture that it begins with. That of a `scene` names its pictures' files by it, and
+    each is drawn once: see `resuming`. Raises `InvalidInput` for seeds beyond 63 bits, and for a
+    strength that leaves no steps.
     """
 
     prompt: str
@@ -129,6 +130,7 @@ class Request:
     references: tuple[ReferenceRequest, ...] = ()
     control: ControlRequest | None = None
     init: InitRequest | None = None
+    scene: str = ""
 
     def __post_init__(self) -> None:
         if self.init is not None:

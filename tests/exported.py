@@ -98,8 +98,10 @@ class Taught:
             for name, weight in parameters
         }
 
-    def add(self, state: Mapping[str, Tensor], num_tokens: int = 2, **said: Any) -> int:
-        """Add a version; returns its number."""
+    def add(
+        self, state: Mapping[str, Tensor], num_tokens: int = 2, *, to: str = "rex", **said: Any
+    ) -> int:
+        """Add a version to a concept; returns its number."""
         metadata: dict[str, Any] = {
             "base_sha256": self.base.sha256,
             "method": "attndreambooth",
@@ -110,7 +112,7 @@ class Taught:
         file = self.folder / "adapter.safetensors"
         write_adapter(file, state, AdapterMetadata(**metadata | said))
         run = self.registry.begin_run(
-            "rex",
+            to,
             method="attndreambooth",
             config={},
             base=self.base.base.name,
@@ -119,7 +121,7 @@ class Taught:
             packages={},
         )
         self.registry.end_run(run, "done")
-        return self.registry.add_version("rex", {ADAPTER_FILE: file}, run=run)
+        return self.registry.add_version(to, {ADAPTER_FILE: file}, run=run)
 
     def export(self, form: str, name: str = "rex.safetensors", **options: Any) -> ExportReport:
         """Export the latest version, as `concept export` does."""

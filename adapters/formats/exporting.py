@@ -2,9 +2,9 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,15 +34,24 @@ from ...registry.names import check_line
 from ...registry.records import Concept, RunRecord, VersionRecord, originals_of
 from ..adapter import injected
 from ..file_format import AdapterMetadata, read_adapter
+from ..merging import merged
 from ..prompt_encoding import phrase_of
 from ..tensor_file import write_tensors
-from ..token_embedding import check_vectors
+from ..token_embedding import TokenEmbedding, check_vectors
 from ..weight_delta import WeightDelta
 from . import layouts
 from .metadata import About, Kind, describe, describe_training, thumbnail_of
-from .options import ExportOptions, Format
+from .options import MERGING, ExportOptions, Format
 from .recognising import HASH_KEY
-from .report import ExportedFile, ExportReport, check_new_files, embedding_beside
+from .report import (
+    ENDING,
+    ExportedFile,
+    ExportReport,
+    MergedConcept,
+    MergedReport,
+    check_new_files,
+    embedding_beside,
+)
 
 
 def export_version(
@@ -62,8 +71,81 @@ def export_version(
     `AlreadyExists`, `InvalidWeights` for a broken adapter, what `load_base` raises, and
     `StorageError`.
     """
+    command = f"concept export {concept.name}@{version.number} {quoted(path)}"
+    export = _read_export(concept, version, adapter, path, options, on_progress)
+    _check_holds(options.format, export.name, path, export.metadata, export.change)
+    _check_options(options, export.change)
+    _check_path(registry, path, options, f"{command} --format {options.format}")
+    try:
+        return export.write()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space or name another file",
+        ) from error
+
+
+def export_merged(
+    registry: Registry,
+    versions: Sequence[tuple[Concept, VersionRecord, Path]],
+    path: Path,
+    options: ExportOptions,
+) -> MergedReport:
+    """Write versions of several concepts as one model, in another tool's format.
+
+    Their changes of weights are merged (`merged`); each has an embedding, or in a folder words, of
+    its own. `versions` have the files of adapters. Raises as `export_version`, and `InvalidInput`
+    for versions that cannot be in one model.
+    """
+    names = [concept.name for concept, _, _ in versions]
+    labels = [f"{concept.name}@{version.number}" for concept, version, _ in versions]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InvalidInput(f"{twice[0]} is named twice", hint="name each concept once")
+    exports = [_read_export(*each, path, options) for each in versions]
+    changing = [each for each in exports if each.change.names]
+    form = options.format
+    if not changing and form.name != "diffusers":
+        raise InvalidInput(
+            f"none of {', '.join(labels)} changes weights of the base model",
+            hint="--format embedding, one by one, or --format diffusers",
+        )
+    for each in exports:
+        wanted = form if each.change.names else Format("diffusers")
+        wanted = Format("diff") if wanted.name == "svd" else wanted
+        _check_holds(wanted, each.name, path, each.metadata, each.change)
+        if each.metadata.base_sha256 != exports[0].metadata.base_sha256:
+            raise InvalidInput(
+                f"{each.name} was trained on another base model than {exports[0].name}",
+                hint="concept show NAME says which",
+            )
+    if options.half and form.name not in MERGING[2:]:
+        raise InvalidInput(f"--half is for formats that contain the base model, unlike {form}")
+    if options.thumbnail and form.name == "diffusers":
+        raise InvalidInput("a folder has no thumbnail", hint="leave out --thumbnail")
+    command = f"concept export {' '.join(labels)} {quoted(path)} --format {form}"
+    if form.name == "diffusers":
+        _check_path(registry, path, options, command)
+    else:
+        check_new_files(registry, _merged_paths(path, exports), options, command)
+    try:
+        return _write_merged(exports, labels)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space or name another file",
+        ) from error
+
+
+def _read_export(
+    concept: Concept,
+    version: VersionRecord,
+    adapter: Path,
+    path: Path,
+    options: ExportOptions,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> "_Export":
+    """A version to export. Raises `InvalidInput` for one that was imported."""
     name = f"{concept.name}@{version.number}"
-    command = f"concept export {name} {quoted(path)} --format {options.format}"
     if originals_of(version):
         raise InvalidInput(
             f"{name} was imported: it is written as it came, and in no other format",
@@ -76,30 +158,17 @@ def export_version(
             f"{name} cannot be exported: {error.message}",
             hint=f"concept train {quoted(concept.name)}",
         ) from error
-    change = WeightDelta.from_state(state)
-    vectors = [state[each] for each in sorted(state) if each.startswith(("token.", "staged."))]
-    _check_holds(options.format, name, path, metadata, change)
-    _check_options(options, change)
-    _check_path(registry, path, options, command)
-    run = next((each for each in concept.runs if each.run == version.run), None)
-    export = _Export(
+    return _Export(
         concept=concept,
         version=version,
         path=path,
         options=options,
         metadata=metadata,
-        change=change,
-        vectors=vectors,
-        run=run,
+        change=WeightDelta.from_state(state),
+        vectors=[state[each] for each in sorted(state) if each.startswith(("token.", "staged."))],
+        run=next((each for each in concept.runs if each.run == version.run), None),
         on_progress=on_progress,
     )
-    try:
-        return export.write()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space or name another file",
-        ) from error
 
 
 # --- before anything is written -------------------------------------------------------------------
@@ -209,6 +278,7 @@ class _Export:
     vectors: list[Tensor]
     run: RunRecord | None
     on_progress: Callable[[int, int], None] | None
+    loaded: LoadedBase | None = None
 
     @property
     def name(self) -> str:
@@ -221,15 +291,17 @@ class _Export:
     def write(self) -> ExportReport:
         if self.form == "diffusers":
             return self._write_folder()
-        about = self._about()
+        about = self.about()
         if self.form.startswith("embedding"):
-            return self._write_files({"embedding": self._embedding(about, self.path.stem)})
-        contents, kept = self._weights(about)
+            return self._write_files({"embedding": self.embedding(about, self.path.stem)})
         beside = _paths(self.path, self.options.format)[1]
-        embedding = self._embedding(about, beside.stem)
+        hint = f"Load the embedding {beside.name} too: prompts name it"
+        contents, kept = self.weights(about, self.phrase(beside.stem), hint)
+        embedding = self.embedding(about, beside.stem)
         return self._write_files({"weights": contents, "embedding": embedding}, kept)
 
-    def _about(self) -> About:
+    def about(self) -> About:
+        """What files say of the version."""
         options, run = self.options, self.run
         return About(
             title=self.name,
@@ -252,7 +324,8 @@ class _Export:
 
     # --- contents ---------------------------------------------------------------------------------
 
-    def _embedding(self, about: About, word: str) -> "_Contents":
+    def embedding(self, about: About, word: str) -> "_Contents":
+        """The file of its tokens."""
         vectors, hint = self.vectors, ""
         if self.form == "embedding-mean":
             vectors = [each.float().mean((0, 1))[None] for each in vectors]
@@ -261,11 +334,12 @@ class _Export:
             hint = f"Goes with the weights of {self.path.name}"
         tensors = layouts.embedding_tensors([each.contiguous() for each in vectors])
         told = describe(
-            about, "textual-inversion", tensors, trigger=self._phrase(word), hint=hint, title=word
+            about, "textual-inversion", tensors, trigger=self.phrase(word), hint=hint, title=word
         )
         return _Contents(tensors, told)
 
-    def _weights(self, about: About) -> "tuple[_Contents, float | None]":
+    def weights(self, about: About, trigger: str, hint: str) -> "tuple[_Contents, float | None]":
+        """The file of the change, and how much of it a format with loss keeps."""
         change, kept, told = self.change, None, dict[str, str]()
         kind: Kind = "lora"
         if self.form == "svd":
@@ -274,7 +348,7 @@ class _Export:
             tensors, kind = self._checkpoint(), "checkpoint"
         elif self.form == "diff":
             if change.magnitudes:  # of which the base model's weights are a part
-                change = change.multiplied_out(self._load_base().backbone)
+                change = change.multiplied_out(self.load_base_model().backbone)
             tensors = layouts.difference_tensors(change)
         elif self.form == "lora-diffusers":
             tensors, told = layouts.diffusers_tensors(change), layouts.peft_description(change)
@@ -282,23 +356,23 @@ class _Export:
             tensors = layouts.kohya_tensors(change, len(self.vectors))
             ranks = [len(down) for _, down in change.factors.values()]
             told = describe_training(about, ranks, self.path.stem)
-        beside = _paths(self.path, self.options.format)[1]
-        told |= describe(
-            about,
-            kind,
-            tensors,
-            trigger=self._phrase(beside.stem),
-            hint=f"Load the embedding {beside.name} too: prompts name it",
-        )
+        told |= describe(about, kind, tensors, trigger=trigger, hint=hint)
         return _Contents(tensors, told), kept
 
-    def _phrase(self, word: str) -> str:
+    def placeholders(self) -> TokenEmbedding:
+        """Its tokens, to be injected."""
+        names = [f"<{self.name}#{i}>" for i in range(self.metadata.num_tokens)]
+        state = {f"token.{i}": each for i, each in enumerate(self.vectors)}
+        return TokenEmbedding.from_state(names, state)
+
+    def phrase(self, word: str) -> str:
+        """What prompts say, where its tokens are a word."""
         return phrase_of(
             (word,), self.metadata.category, names_category=self.metadata.names_category
         )
 
     def _checkpoint(self) -> dict[str, Tensor]:
-        base = self._load_base()
+        base = self.load_base_model()
         if base.base.kind == "file":
             tensors = self._changed_file(base)
         else:
@@ -325,8 +399,10 @@ class _Export:
             tensors[own] = self.change.added_to(name, tensors[own])
         return tensors
 
-    def _load_base(self) -> LoadedBase:
+    def load_base_model(self) -> LoadedBase:
         """The base model that the version was trained on, in float32."""
+        if self.loaded is not None:
+            return self.loaded
         if (named := self.options.base) is None:
             of_runs = {run.base_sha256: run.base for run in self.concept.runs}
             named = of_runs.get(self.metadata.base_sha256)
@@ -339,10 +415,14 @@ class _Export:
             raise InvalidInput(
                 f"{self.name} was trained on another base model than {named}", hint="--base NAME"
             )
+        self.check(base)
+        return base
+
+    def check(self, base: LoadedBase) -> None:
+        """Raise `InvalidWeights` unless the version fits a base model."""
         self.change.check(base.backbone)
         shapes = [each.shape for each in self.vectors]
         check_vectors(base.backbone, shapes, [self.metadata.num_tokens])
-        return base
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -351,27 +431,16 @@ class _Export:
     ) -> ExportReport:
         """Write files of one export: all, or none."""
         paths = _paths(self.path, self.options.format)
-        with ExitStack() as stack:
-            for each, path in zip(contents.values(), paths, strict=True):
-                folder = path.parent.resolve()  # which may be a link of the user's
-                unfinished = stack.enter_context(replacing(folder / path.name))
-                write_tensors(unfinished, each.tensors, each.metadata)
-        files = [
-            _described(path, holds, each.metadata[HASH_KEY])
-            for path, (holds, each) in zip(paths, contents.items(), strict=True)
-        ]
-        return self._report(self._phrase(paths[-1].stem), files, kept)
+        files = _written(zip(paths, contents.items(), strict=True))
+        return self._report(self.phrase(paths[-1].stem), files, kept)
 
     def _write_folder(self) -> ExportReport:
-        base = self._load_base()
+        base = self.load_base_model()
         self.change.inject(base.backbone)
         word = f"<{self.concept.name}>"
         _add_words(base, word, self.vectors)
-        with replacing_folder(self.path) as unfinished, without_bars():
-            base.backbone.save(unfinished, half=self.options.half)
-        size = sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
-        file = ExportedFile(str(self.path), "pipeline", size, hash_of_folder(self.path), None, None)
-        return self._report(self._phrase(word), [file])
+        file = _saved(base, self.path, self.options)
+        return self._report(self.phrase(word), [file])
 
     def _report(
         self, trigger: str, files: list[ExportedFile], kept: float | None = None
@@ -384,6 +453,72 @@ class _Export:
 class _Contents:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+
+
+def _written(
+    contents: "Iterable[tuple[Path, tuple[str, _Contents]]]",
+) -> list[ExportedFile]:
+    """Write files with what they hold: all, or none."""
+    every = list(contents)
+    with ExitStack() as stack:
+        for path, (_, each) in every:
+            folder = path.parent.resolve()  # which may be a link of the user's
+            unfinished = stack.enter_context(replacing(folder / path.name))
+            write_tensors(unfinished, each.tensors, each.metadata)
+    return [_described(path, holds, each.metadata[HASH_KEY]) for path, (holds, each) in every]
+
+
+def _saved(base: LoadedBase, path: Path, options: ExportOptions) -> ExportedFile:
+    """Write a base model as it is now as a diffusers folder."""
+    with replacing_folder(path) as unfinished, without_bars():
+        base.backbone.save(unfinished, half=options.half)
+    size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    return ExportedFile(str(path), "pipeline", size, hash_of_folder(path), None, None)
+
+
+def _merged_paths(path: Path, exports: "Sequence[_Export]") -> list[Path]:
+    """Of the weights, and of each concept's embedding beside them."""
+    beside = [path.with_name(f"{path.stem}-{each.concept.name}{ENDING}") for each in exports]
+    return [path, *beside]
+
+
+def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> MergedReport:
+    first = exports[0]
+    path, options = first.path, first.options
+    base = first.load_base_model()
+    for each in exports:
+        each.check(base)
+    tokens = [each.placeholders() for each in exports]
+    phrases = [
+        phrase_of(own.tokens, each.metadata.category, names_category=each.metadata.names_category)
+        for own, each in zip(tokens, exports, strict=True)
+    ]
+    with injected(base.backbone, tokens):
+        change = merged(base.backbone, [each.change for each in exports], phrases)
+    whole = replace(first, change=change, loaded=base)
+    if options.format.name == "diffusers":
+        change.inject(base.backbone)
+        words = [f"<{each.concept.name}>" for each in exports]
+        for each, word in zip(exports, words, strict=True):
+            _add_words(base, word, each.vectors)
+        files, kept = [_saved(base, path, options)], None
+    else:
+        _, *beside = paths = _merged_paths(path, exports)
+        words = [each.stem for each in beside]
+        triggers = [each.phrase(word) for each, word in zip(exports, words, strict=True)]
+        about = replace(whole.about(), title=", ".join(labels))
+        hint = f"Load {', '.join(each.name for each in beside)} too: prompts name them"
+        weights, kept = whole.weights(about, ", ".join(triggers), hint)
+        embeddings = [
+            ("embedding", each.embedding(each.about(), word))
+            for each, word in zip(exports, words, strict=True)
+        ]
+        files = _written(zip(paths, [("weights", weights), *embeddings], strict=True))
+    told = [
+        MergedConcept(each.concept.name, each.version.number, each.phrase(word))
+        for each, word in zip(exports, words, strict=True)
+    ]
+    return MergedReport(told, str(options.format), files, kept)
 
 
 def _described(path: Path, holds: str, of_tensors: str) -> ExportedFile:

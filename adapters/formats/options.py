@@ -19,6 +19,8 @@ FormatName = Literal[
     "checkpoint",
     "diffusers",
 ]
+MERGING: tuple[FormatName, ...] = ("diff", "svd", "checkpoint", "diffusers")
+"""Formats that hold several concepts, merged."""
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 

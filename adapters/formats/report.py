@@ -48,6 +48,29 @@ class ExportReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class MergedConcept:
+    """A concept of a merged export, and what prompts say for it."""
+
+    concept: str
+    version: int
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergedReport:
+    """What was exported of several concepts as one model; see `ExportReport`."""
+
+    concepts: list[MergedConcept]
+    format: str
+    files: list[ExportedFile]
+    kept: float | None
+
+    def to_document(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self)
+
+
 def embedding_beside(path: Path) -> Path:
     """The file of the embedding that goes with a file of weights."""
     return path.with_name(f"{path.stem}{_BESIDE}{ENDING}")

@@ -54,7 +54,10 @@ def test_what_does_not_fit_names_what_does(taught: Taught, run: Run) -> None:
 
 WRONG = {
     "unknown": (["rex", "a.safetensors", "--format", "onnx"], 'no format "onnx"'),
-    "several": (["rex", "mia", "a.safetensors", "--format", "diff"], "diff holds one concept"),
+    "several": (
+        ["rex", "mia", "a.safetensors", "--format", "embedding"],
+        "embedding holds one concept",
+    ),
     "no file": (["rex", "--format", "diff"], "name the concepts and then the file"),
     "a bundle in half": (["rex", "a.concept", "--half"], "a bundle takes no --base, --half"),
     "half of a LoRA": (["rex@2", "a.safetensors", "--format", "diff", "--half"], "--half is for"),

@@ -291,3 +291,51 @@ def test_references_that_cannot_be_drawn_after(
     done = run("generate", "a dog", "--base", tiny, *words)
     assert done.exit_code == status
     assert message in done.stderr
+
+
+SCRIPT = """
+title: Cats & <dogs>
+steps: 1
+scenes:
+- scene: morning
+  prompt: a {cat|dog} on the beach
+  seeds: [3, 5]
+- a house
+"""
+
+
+def test_scenes_are_drawn_once_and_shown_on_a_page(
+    ask: Ask, run: Run, tiny: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "day.yaml"
+    script.write_text(SCRIPT)
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story")
+    plan = ask(*words, "--dry-run")
+    assert (plan["to_draw"], Path("story").exists()) == (5, False)
+    first = ask(*words)
+    names = ["morning-cat-3", "morning-cat-5", "morning-dog-3", "morning-dog-5", "a-house-0"]
+    assert [Path(each["path"]).stem for each in first["images"]] == names
+    assert all(each["is_new"] for each in first["images"])
+    assert [each["path"] for each in plan["planned"]] == [each["path"] for each in first["images"]]
+    page = Path(first["page"]).read_text()
+    assert "<h1>Cats &amp; &lt;dogs&gt;</h1>" in page
+    places = [page.index(f'src="{name}.png"') for name in names]
+    assert places == sorted(places)
+    Image.open("story/a-house-0.png").rotate(90).save("story/a-house-0.png")  # no longer ours
+    script.write_text(SCRIPT.replace("dog}", "bear}"))
+    assert [each["is_there"] for each in ask(*words, "--dry-run")["planned"]] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    again = ask(*words)
+    assert [each["is_new"] for each in again["images"]] == [False, False, True, True, True]
+    assert again["images"][:2] == [{**each, "is_new": False} for each in first["images"][:2]]
+    assert "morning-dog-3" not in Path(again["page"]).read_text()
+    assert Path("story/morning-dog-3.png").exists()
+    assert ask(*words, "--dry-run")["to_draw"] == 0
+    Path(first["page"]).write_text("mine")
+    assert error_of(run("--json", *words))["code"] == "already_exists"
+    assert run(*words, "--leak").exit_code == 2

@@ -51,6 +51,7 @@ LINES = [
     ["bases"],
     ["generate", "a cat", "--base", "nobody"],
     ["generate", "a photo of <nobody>"],
+    ["generate", "a cat", "--dry-run"],
     ["generate", "--prompts", "photo.png"],
     ["reproduce", "photo.png"],
     ["train", "nobody"],

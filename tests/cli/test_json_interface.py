@@ -192,6 +192,8 @@ def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny")
     words = ("a cat", "--base", base, "-n", "1", "--steps", "1")
     assert compare(ask("generate", *words), "concept generate") == {"picture"}
+    planned = ask("generate", *words, "--dry-run")
+    assert compare(planned, "concept generate --dry-run") == {"planned picture"}
     drawn = ask("generate", *words, "--grid", "--maps")
     assert compare(drawn, "concept generate") == {"picture"}
     again = ask("reproduce", drawn["images"][0]["path"])
@@ -299,6 +301,11 @@ def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_p
     taught.add(taught.vectors(2))
     done = ask("export", "rex", "rex.safetensors", "--format", "embedding")
     assert compare(done, "concept export NAME FILE --format FORMAT") == {"exported file"}
+    rex.add("mia", [draw_file(tmp_path / "mia.png", 9)], category="cat")
+    taught.add(taught.vectors(2) | taught.factors(), to="mia")
+    done = ask("export", "rex", "mia", "pets", "--format", "diffusers")
+    expected = {"merged concept", "exported file"}
+    assert compare(done, "concept export NAME NAME FILE --format FORMAT") == expected
 
 
 def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:

@@ -1,0 +1,150 @@
+"""Which pictures of scenes are there already: drawn by the same words, settings and weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models.bases import Base, find_control
+from ..models.native import native_of
+from ..registry import Registry
+from ..registry.errors import ConceptryError, NotFound
+from ..registry.files import entries, open_file
+from ..registry.hashes import sha256_of, sha256_of_json
+from .control_request import read_control
+from .init_request import read_init
+from .picture_texts import FileFormat
+from .prompt_syntax import resolve_prompt
+from .provenance import read_metadata
+from .reference_syntax import described, resolve_references
+from .request import Request, with_layout, with_size
+
+_BY_CHANCE = ("batch_seeds", "leaks", "regions", "subject_encoder")
+"""What metadata say of how pictures came to be drawn, not of what was asked for."""
+_USUAL_SIDE = 512
+"""Of a base model that says nothing of its pictures' size before it is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPicture:
+    """A picture that is there: its file and that one's hash."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One picture of a scene; `kept` is that which is there, if it is."""
+
+    request: Request
+    seed: int
+    key: str
+    kept: KeptPicture | None
+
+
+def find_shots(
+    registry: Registry | None,
+    base: Base,
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    base_sha256: str | None = None,
+    side: int | None = None,
+    file_format: FileFormat = "png",
+    with_maps: bool = False,
+    points: Sequence[tuple[float, float]] = (),
+) -> list[Shot]:
+    """The pictures of requests, in order, and which of them are in the folder.
+
+    Those are files that the registry knows by their hash, and whose metadata say the same: prompt,
+    seed, settings, base model, weights of concepts, photos, control picture and what it begins
+    with. Without `base_sha256` and `side`, those of a base model that is loaded, its name has to be
+    the same. Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
+    """
+    there: dict[str, KeptPicture] = {}
+    if registry:
+        kept = _there(registry, folder, f".{file_format}", with_base=base_sha256 is not None)
+        there.update(kept)
+    native = native_of(base)
+    side = side or (native.size if native else _USUAL_SIDE)
+    shots: list[Shot] = []
+    for request in requests:
+        asked = _asked(registry, base, with_size(request, side), base_sha256)
+        asked["init"] = _init(request, side)
+        asked["maps"] = with_maps
+        asked["points"] = [list(each) for each in points]
+        for seed in request.seeds:
+            key = sha256_of_json([asked, seed])
+            shots.append(Shot(request, seed, key, there.get(key) if request.scene else None))
+    return shots
+
+
+def _asked(
+    registry: Registry | None, base: Base, request: Request, base_sha256: str | None
+) -> dict[str, object]:
+    """What is asked for, in the words of pictures' metadata."""
+    chosen = resolve_prompt(registry, request.prompt) if registry else []
+    references = resolve_references(registry, request.references) if registry else []
+    found: dict[str, object] = {
+        "prompt": request.prompt,
+        "base": base_sha256 or base.name,
+        "settings": with_layout(request).settings.to_mapping(),
+        "versions": [[each.mention.name, each.version.number, each.sha256] for each in chosen],
+        "references": described(references),
+        "control": None,
+    }
+    if request.control:
+        network = find_control(base, request.control.kind).name
+        _, sha256 = read_control(request.control.picture)
+        found["control"] = [sha256, network, request.control.scale, request.control.transfers]
+    return found
+
+
+def _init(request: Request, side: int) -> dict[str, object] | None:
+    """What a picture begins with, as its metadata says it."""
+    if request.init is None:
+        return None
+    return read_init(request.init, request.settings.size, side).used.record
+
+
+def _there(
+    registry: Registry, folder: Path, ending: str, *, with_base: bool
+) -> Iterator[tuple[str, KeptPicture]]:
+    """The pictures in a folder that the registry knows, by what was asked for."""
+    if not folder.is_dir():
+        return
+    for entry in entries(folder, folder):
+        path = folder / entry.name
+        if not (entry.is_file and path.suffix == ending):
+            continue
+        with open_file(folder, path) as file:
+            sha256 = sha256_of(file)
+        try:
+            registry.trace(sha256)
+            metadata = read_metadata(path)
+        except (NotFound, ConceptryError):
+            continue
+        if metadata and "settings" in metadata:
+            said = _said(metadata, with_base=with_base)
+            yield sha256_of_json([said, metadata["seed"]]), KeptPicture(path, sha256)
+
+
+def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, object]:
+    """What a picture, which the registry knows, says was asked for."""
+    told = metadata["settings"]
+    assert isinstance(told, dict)
+    settings = {name: value for name, value in told.items() if name not in _BY_CHANCE}
+    control, versions = settings.pop("control", None), metadata["versions"]
+    assert isinstance(versions, list)
+    names = ("image_sha256", "network", "scale")
+    return {
+        "prompt": metadata["prompt"],
+        "base": metadata["base_sha256" if with_base else "base"],
+        "maps": settings.pop("maps", False),
+        "points": settings.pop("points", []),
+        "references": settings.pop("references", []),
+        "init": settings.pop("init", None),
+        "control": control and [*(control[name] for name in names), control.get("transfers", True)],
+        "versions": [[each["concept"], each["version"], each["sha256"]] for each in versions],
+        "settings": settings,
+    }

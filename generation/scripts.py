@@ -1,0 +1,259 @@
+"""Scripts: scenes of a story, each a prompt with wildcards and roles that concepts take."""
+
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ..registry.documents import parse_yaml, read_text, shown
+from ..registry.errors import InvalidInput
+from ..registry.validation import Line, validated
+from .prompt_entries import MAX_PICTURES, PromptSettings, seeds_of
+from .wildcards import Expansion, Pattern, Wildcards
+
+_ROLE = r"[a-z0-9][a-z0-9_-]*"
+_CAST = re.compile(rf"<?({_ROLE})((?:@{_ROLE})?(?::[\d.]+)?)>?")
+_FOLDER_NAME = re.compile(r"[^\W_][\w .-]*")
+_EXAMPLE = "scenes: [{scene: morning, prompt: a photo of <rex>}]"
+
+
+def _as_roles(value: object) -> object:
+    """`[rex, mia]` as roles that have the names of their concepts."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return {each: each for each in value}
+    return value
+
+
+_Concepts = Annotated[
+    dict[Annotated[str, Field(pattern=f"^{_ROLE}$")], str],
+    Field(max_length=16, description="[rex, mia], or hero: rex"),
+    BeforeValidator(_as_roles),
+]
+
+
+class _Scene(PromptSettings):
+    scene: Line | None = None
+    prompt: str
+    concepts: _Concepts | None = None
+
+
+class _Script(PromptSettings):
+    title: Line | None = None
+    wildcards: Line | None = None
+    choose: Literal["each", "one"] = "each"
+    concepts: _Concepts | None = None
+    scenes: Annotated[
+        list[dict[str, Any] | str],
+        Field(min_length=1, max_length=MAX_PICTURES, description="a list of scenes"),
+    ]
+
+
+_OF_SCRIPT = ("title", "wildcards", "choose", "concepts", "scenes")
+_COUNTS = ("n", "seed", "seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """Who takes each role, as prompts mention it (`rex`, `rex@2`), and what was chosen for it."""
+
+    roles: Mapping[str, str]
+    chosen: tuple[str, ...] = ()
+
+    def in_prompt(self, prompt: str) -> str:
+        def mention(match: re.Match[str]) -> str:
+            taken = self.roles.get(match[1])
+            if taken is None:
+                return match[0]
+            if match[2] and "".join(_parts(taken)[1:]):
+                raise InvalidInput(
+                    f"{match[0]} and {match[1]}: {taken} both say which version or strength",
+                    hint=f"<{match[1]}>",
+                )
+            return f"<{taken}{match[2] or ''}>"
+
+        return re.sub(rf"<({_ROLE})([@:][^<>]*)?>", mention, prompt)
+
+    def name(self, role: str) -> str:
+        """The name of the concept that takes a role, or of what is no role."""
+        return _parts(self.roles[role])[0] if role in self.roles else role
+
+
+def script_entries(
+    script: Mapping[str, object], folder: Path, *, usual: range
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """The prompts of a script, in order: where each is, and its keys as other files have them.
+
+    `folder` is the script's own; `usual` are the seeds of scenes that name none. Raises
+    `InvalidInput` and `NotFound`, before anything is made of what would be too much.
+    """
+    asked = validated(_Script, script, at="the script", noun="setting")
+    common = {key: value for key, value in script.items() if key not in _OF_SCRIPT}
+    wildcards = Wildcards(_wildcard_folder(asked.wildcards, folder))
+    scenes = [
+        _Planned.of(f"scene {number}", each, asked, common, wildcards, usual)
+        for number, each in enumerate(asked.scenes, 1)
+    ]
+    named = {role for each in scenes for role in each.named}
+    for role in (asked.concepts or {}).keys() - named:
+        raise InvalidInput(f"no scene has the concept {role}", hint=f"<{role}> in a prompt")
+    if sum(each.count for each in scenes) > MAX_PICTURES:
+        raise InvalidInput(
+            f"the script stands for more than {MAX_PICTURES:,} pictures",
+            hint="choose: one, fewer wildcards, or fewer seeds",
+        )
+    for each in scenes:
+        yield from each.entries(chooses=asked.choose == "one")
+
+
+def title_of(path: Path) -> str:
+    """The title of a prompt file that could be read: a script's own, or the file's name."""
+    found = parse_yaml(read_text(path)) if path.suffix.lower() in (".yaml", ".yml") else None
+    title = found.get("title") if isinstance(found, Mapping) else None
+    return title if isinstance(title, str) and title else path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A scene before its wildcards are replaced."""
+
+    place: str
+    scene: str
+    entry: Mapping[str, object]
+    prompt: Pattern
+    roles: Mapping[str, Pattern]
+    named: frozenset[str]
+    seeds: Sequence[int]
+    count: int
+
+    @classmethod
+    def of(
+        cls,
+        place: str,
+        given: Mapping[str, object] | str,
+        script: _Script,
+        common: Mapping[str, object],
+        wildcards: Wildcards,
+        usual: range,
+    ) -> "_Planned":
+        given = {"prompt": given} if isinstance(given, str) else given
+        asked = validated(_Scene, given, at=place, noun="setting")
+        counted = asked if any(getattr(asked, key) is not None for key in _COUNTS) else script
+        seeds = seeds_of(place, n=counted.n, seed=counted.seed, seeds=counted.seeds, usual=usual)
+        names = (script.concepts or {}) | (asked.concepts or {})
+        named = frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", asked.prompt)) & names.keys()
+        for role in (asked.concepts or {}).keys() - named:
+            raise InvalidInput(
+                f"{place} has the concept {role}, which its prompt does not name", hint=f"<{role}>"
+            )
+        try:
+            prompt = wildcards.parse(asked.prompt)
+            roles = {role: wildcards.parse(names[role]) for role in names if role in named}
+        except InvalidInput as error:
+            raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
+        patterns = [prompt, *roles.values()]
+        if script.choose == "each" and any(each.has_weights for each in patterns):
+            raise InvalidInput(
+                f"{place} has wildcards with weights, but each is drawn", hint="choose: one"
+            )
+        ways = math.prod(each.count for each in patterns) if script.choose == "each" else 1
+        own = {key: value for key, value in given.items() if key not in (*_COUNTS, "concepts")}
+        entry = {key: value for key, value in common.items() if key not in _COUNTS} | own
+        scene = asked.scene or ""
+        return cls(place, scene, entry, prompt, roles, named, seeds, ways * len(seeds))
+
+    def entries(self, *, chooses: bool) -> Iterator[tuple[str, dict[str, object]]]:
+        if chooses:
+            for seed in self.seeds:
+                roles = [_chosen(pattern, f"{seed} {role}") for role, pattern in self.roles.items()]
+                prompt = self.prompt.one(random.Random(f"{seed} {self.entry['prompt']}"))
+                yield self._entry(_cast(self.place, self.roles, roles), prompt, [seed])
+            return
+        for roles in product(*(list(each.every()) for each in self.roles.values())):
+            cast = _cast(self.place, self.roles, roles)
+            names = [cast.name(role) for role in cast.roles]
+            if len(set(names)) == len(names):  # nobody takes two roles of a scene
+                for prompt in self.prompt.every():
+                    yield self._entry(cast, prompt, self.seeds)
+
+    def _entry(
+        self, cast: _Cast, prompt: Expansion, seeds: Sequence[int]
+    ) -> tuple[str, dict[str, object]]:
+        text = cast.in_prompt(" ".join(prompt.text.split()))
+        chosen = [*cast.chosen, *prompt.chosen]
+        made: dict[str, object] = {
+            **self.entry,
+            "prompt": text,
+            "seeds": list(seeds),
+            "scene": " ".join([self.scene, *chosen]) if self.scene else text,
+        }
+        if (layout := made.get("layout")) is not None:
+            made["layout"] = _renamed(layout, cast)
+        if (reference := made.get("reference")) is not None:
+            words = reference.split() if isinstance(reference, str) else reference
+            made["reference"] = _renamed(words, cast)
+        return self.place, made
+
+
+def _chosen(pattern: Pattern, of: str) -> Expansion:
+    return pattern.one(random.Random(of))
+
+
+def _cast(place: str, roles: Mapping[str, Pattern], found: Sequence[Expansion]) -> _Cast:
+    """Raises `InvalidInput` for what is no concept's name."""
+    taken = dict(zip(roles, (each.text.strip() for each in found), strict=True))
+    for role, name in taken.items():
+        if not _CAST.fullmatch(name):
+            raise InvalidInput(
+                f"{place}: the concept {role} is {shown(name)}",
+                hint="rex, rex@2, rex:0.8, or {rex|mia}",
+            )
+    names = {role: name.strip("<>") for role, name in taken.items()}
+    return _Cast(names, tuple(word for each in found for word in each.chosen))
+
+
+def _parts(mention: str) -> tuple[str, str]:
+    match = _CAST.fullmatch(mention)
+    assert match is not None
+    return match[1], match[2]
+
+
+def _renamed(value: object, cast: _Cast) -> object:
+    """A layout or references with concepts in place of roles."""
+    if isinstance(value, Mapping):
+        return {cast.name(str(role)): box for role, box in value.items()}
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list):
+        return value
+    return [
+        re.sub(rf"^<?({_ROLE})>?(?=[=:]|$)", lambda match: cast.name(match[1]), word)
+        if isinstance(word, str)
+        else word
+        for word in words
+    ]
+
+
+def _wildcard_folder(name: str | None, folder: Path) -> Path | None:
+    """The folder of wildcards, below that of the script and reached by no link."""
+    if name is None:
+        return None
+    found = folder
+    for part in name.removeprefix("./").rstrip("/").split("/"):
+        if part != "." and not _FOLDER_NAME.fullmatch(part):
+            raise InvalidInput(
+                f"the folder of wildcards is {shown(name)}: it has to lie in the script's folder",
+                hint="wildcards: wildcards",
+            )
+        found = found / part
+        if found.is_symlink():
+            raise InvalidInput(f"{found} is a link, which is not followed", hint="copy the folder")
+    if not found.is_dir():
+        raise InvalidInput(
+            f"{found} is no folder of wildcards", hint="places.txt in it is __places__"
+        )
+    return found

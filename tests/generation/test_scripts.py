@@ -1,0 +1,173 @@
+"""Wildcards, and scripts: what they stand for, and what is refused."""
+
+import random
+from pathlib import Path
+
+import pytest
+from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
+from conceptry.generation.wildcards import Wildcards
+from conceptry.registry.errors import InvalidInput, NotFound
+
+DEFAULTS = PromptDefaults(n=4, seed=9, settings=SamplingSettings())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Wildcards."""
+    made = tmp_path / "words"
+    made.mkdir()
+    (made / "places.txt").write_text("beach\n# no place\n\n{snowy|sunny} street\n")
+    (made / "loop.txt").write_text("a __loop__\n")
+    (made / "up.txt").write_text("__places__ at noon\n3::moon\n")
+    (made / "empty.txt").write_text("# nothing\n")
+    (made / "b0.txt").write_text("xxxx xxxx\n")
+    (made / "link.txt").symlink_to(made / "places.txt")
+    for i in range(1, 12):
+        (made / f"b{i}.txt").write_text(f"__b{i - 1}__ __b{i - 1}__ __b{i - 1}__\n")
+    return made
+
+
+def every(text: str, folder: Path | None = None) -> list[str]:
+    found = Wildcards(folder).parse(text)
+    texts = [each.text for each in found.every()]
+    assert found.count == len(texts)
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat | a dog", ["a cat | a dog"]),
+        ("a {red|blue} cat", ["a red cat", "a blue cat"]),
+        ("{a|{b|c} d}{|!}", ["a", "a!", "b d", "b d!", "c d", "c d!"]),
+        ("{2$$a|b|c}", ["a, b", "a, c", "b, c"]),
+        ("{2$$ and $$a|b|{c|d}}", ["a and b", "a and c", "a and d", "b and c", "b and d"]),
+        ("{0-1$$a|b}", ["", "a", "b"]),
+        ("{2-$$a|b|c}", ["a, b", "a, c", "b, c", "a, b, c"]),
+        ("__places__", ["beach", "snowy street", "sunny street"]),
+        ("{2$$-$$__places__}", ["beach-snowy street", "beach-sunny street"]),
+    ],
+)
+def test_every_text_of_wildcards(text: str, expected: list[str], folder: Path) -> None:
+    assert every(text, folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a {b|c", 'a "}" is missing'),
+        ("a b|c}", 'a "{" is missing'),
+        ("{3$$a|b}", "chooses among 2"),
+        ("{0::a|0::b}", "weight 0"),
+        ("__../places__", "no name of a wildcard"),
+        ("__/etc/passwd__", "no name of a wildcard"),
+        ("__loop__", "loop stands for itself"),
+        ("__link__", "is a link"),
+        ("__empty__", "no lines to choose from"),
+        ("__b11__", "more than 10,000 characters"),
+        ("{" * 20 + "a" + "}" * 20, "nested deeper"),
+        ("{2$$" + "a|" * 200 + "b}", "at most 100"),
+    ],
+)
+def test_bad_wildcards_are_told(text: str, message: str, folder: Path) -> None:
+    with pytest.raises(InvalidInput, match=message.replace("{", r"\{")):
+        Wildcards(folder).parse(text)
+
+
+def test_a_wildcard_without_a_file_is_told(folder: Path) -> None:
+    with pytest.raises(NotFound, match=r"colours\.txt"):
+        Wildcards(folder).parse("__colours__")
+    with pytest.raises(NotFound, match="no wildcard colours"):
+        Wildcards().parse("__colours__")
+
+
+def test_one_text_is_chosen_by_weight(folder: Path) -> None:
+    pattern = Wildcards(folder).parse("{0::a|b|2$$}")
+    rng = random.Random(0)
+    assert {pattern.one(rng).text for _ in range(50)} == {"b", "2$$"}
+    assert Wildcards(folder).parse("__up__").has_weights
+    assert Wildcards().parse("{2$$a|b|c}").one(random.Random(1)).text in ("a, b", "a, c", "b, c")
+
+
+# --- scripts --------------------------------------------------------------------------------------
+
+
+def read(folder: Path, text: str) -> list[Request]:
+    path = folder.parent / "day.yaml"
+    path.write_text(text)
+    return read_prompts(path, DEFAULTS)
+
+
+SCRIPT = """
+title: A day
+wildcards: words
+concepts: {hero: "{rex|mia}", friend: "{rex|mia@2}"}
+steps: 7
+scenes:
+- scene: morning
+  prompt: <hero> and <friend:0.8> on the __places__
+  layout: {hero: [0, .3, .5, 1], friend: [.5, .3, 1, 1]}
+  reference: hero=2
+  seeds: [3, 5]
+- a photo of <hero>
+- prompt: a {2$$ and $$red|blue} house
+  n: 2
+  steps: 9
+"""
+
+
+def test_scenes_with_roles_and_places(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="both say which version or strength"):
+        read(folder, SCRIPT)
+    requests = read(folder, SCRIPT.replace("friend:0.8", "friend"))
+    prompts = [each.prompt for each in requests]
+    assert prompts[0] == "<rex> and <mia@2> on the beach"
+    assert prompts[3] == "<mia> and <rex> on the beach"
+    assert prompts[6:] == ["a photo of <rex>", "a photo of <mia>", "a red and blue house"]
+    assert len(requests) == 9  # nobody takes both roles
+    first, last = requests[0], requests[-1]
+    assert first.settings.layout == {"rex": (0, 0.3, 0.5, 1), "mia": (0.5, 0.3, 1, 1)}
+    assert (first.references[0].name, first.references[0].photo) == ("rex", "2")
+    assert first.scene == "morning rex mia@2 beach"
+    assert (list(first.seeds), list(last.seeds)) == ([3, 5], [0, 1])
+    assert (first.settings.steps, last.settings.steps) == (7, 9)
+
+
+def test_one_of_the_choices_for_each_seed(folder: Path) -> None:
+    text = SCRIPT.replace("friend:0.8", "friend").replace("steps: 7", "choose: one")
+    text = text.replace('"{rex|mia@2}"', "leo")
+    requests = read(folder, text)
+    assert [list(each.seeds) for each in requests] == [[3], [5], [0], [0], [1]]
+    assert requests == read(folder, text)
+    many = read(folder, text.replace("[3, 5]", str(list(range(30)))))
+    assert len({each.prompt for each in many[:30]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scenes: []", "scenes is an empty list"),
+        ("scenes: [{scene: a}]", "scene 1: there is no prompt"),
+        ("scenes: [{prompt: a, promt: b}]", 'scene 1: there is no setting "promt"'),
+        ("scene: a\nscenes: [{prompt: a}]", 'no setting "scene"'),
+        ("concepts: [rex]\nscenes: [{prompt: a}]", "no scene has the concept rex"),
+        ("scenes: [{prompt: a, concepts: [rex]}]", "has the concept rex, which its prompt"),
+        ("concepts: {hero: ../x}\nscenes: [{prompt: <hero>}]", "the concept hero is '../x'"),
+        ("scenes: [{prompt: '{2::a|b}'}]", "wildcards with weights"),
+        ("scenes: [{prompt: a, seeds: [1], n: 2}]", "seeds says them all"),
+        ("scenes: [{prompt: a, seeds: [1, 1]}]", "listed twice"),
+        ("scenes: [{prompt: '" + "{a|b|c|d}" * 9 + "'}]", "more than 10,000 pictures"),
+        ("scenes: [{prompt: a, n: 9999}, {prompt: b, n: 9999}]", "more than 10,000 pictures"),
+        ("wildcards: ../words\nscenes: [{prompt: a}]", "has to lie in the script's folder"),
+        ("wildcards: /etc\nscenes: [{prompt: a}]", "has to lie in the script's folder"),
+        ("wildcards: away\nscenes: [{prompt: a}]", "is a link"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nscenes: [*b]", "the script: "),
+        ("scenes:\n- prompt: a\n  size: 64x64\n  layout: [3]", "scene 1"),
+    ],
+)
+def test_bad_scripts_are_told_in_a_line(text: str, message: str, folder: Path) -> None:
+    (folder.parent / "away").symlink_to(folder)
+    with pytest.raises(InvalidInput) as told:
+        read(folder, text)
+    assert message in told.value.message, told.value.message
+    assert "\n" not in told.value.message
