@@ -25,6 +25,7 @@ from .names import (
     plain_text,
 )
 from .queries import began_here, loaded, to_json
+from .queued import note_begun, note_ended
 from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource, Scored
 from .store import Store
 from .tables import (
@@ -84,6 +85,7 @@ def begin_run(
         session.flush()
         photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
+        note_begun(session, store, run)
         record_event(session, concept, "train", run=uid, method=method)
     store.stamp()
     begun_here.add(uid)
@@ -103,6 +105,7 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
 
 def _end(session: Session, concept: Concept, run: Run, status: str, error: str | None) -> None:
     run.status, run.error, run.finished = status, error, now()
+    note_ended(session, run, status, error)
     record_event(session, concept, "trained", run=run.uid, status=status)
 
 
@@ -117,6 +120,7 @@ def resume_run(store: Store, uid: str) -> None:
                 hint=f"concept train {concept.name}",
             )
         run.status, run.error, run.finished = "running", None, None
+        note_begun(session, store, run)
         record_event(session, concept, "resume", run=uid)
     begun_here.add(uid)
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .blobs import BlobStore, Staging
@@ -37,6 +37,8 @@ class Store:
     database: Database
     blobs: BlobStore
     lock: RegistryLock
+    claimed: dict[int, int] = field(default_factory=dict)
+    """The queued training that this process has taken, by concept."""
 
     @contextlib.contextmanager
     def receive(self) -> Iterator[Staging]:

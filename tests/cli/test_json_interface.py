@@ -110,8 +110,12 @@ class Comparison:
 
 
 def test_every_command_is_documented() -> None:
-    documented = {title.split()[1] for title in DOCUMENTS}
-    assert documented == {name for name, _, _ in COMMANDS} | {"--version"}
+    names = {name for name, _, _ in COMMANDS}
+    documented = {
+        title.partition(" ")[2] if title.partition(" ")[2] in names else title.split()[1]
+        for title in DOCUMENTS
+    }
+    assert documented == names | {"--version"}
 
 
 def test_every_type_is_known() -> None:
@@ -212,6 +216,19 @@ def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Pa
     assert failed.exit_code == ExitCode.USAGE
     trained.document(json.loads(failed.stdout), "concept train")
     assert trained.met == {"concept train", "trained", "stage", "failure"}
+
+
+def test_queue(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    words = ["rex", "--base", base, "--method", "textual-inversion", "--preview-every", "0"]
+    words += ["--set", "augmentation.crops=2", "--set", "embedding.steps=1"]
+    for _ in range(2):
+        assert compare(ask("queue", "add", *words), "concept queue add") == {"queued training"}
+    first, second = (each.id for each in rex.queue())
+    assert compare(ask("queue", "first", second), "concept queue first") == {"queued training"}
+    assert compare(ask("queue", "list"), "concept queue list") == {"queued training"}
+    assert compare(ask("queue", "rm", first), "concept queue rm") == {"queued training"}
+    assert compare(ask("queue", "run"), "concept queue run") == {"trained", "stage"}
 
 
 def test_mask(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
