@@ -41,12 +41,12 @@ class Store:
     """The queued training that this process has taken, by concept."""
 
     @contextlib.contextmanager
-    def receive(self) -> Iterator[Staging]:
-        """Add blobs: write them to the staging, publish it, then commit the rows.
+    def receive(self, *, many: bool = False) -> Iterator[Staging]:
+        """Add blobs, perhaps very `many`: write them to the staging, publish it, commit the rows.
 
         Whatever goes wrong before the commit, what came in goes out again.
         """
-        staging = self.blobs.stage()
+        staging = self.blobs.stage(many=many)
         try:
             with self.lock.shared(), staging:
                 yield staging
