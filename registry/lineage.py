@@ -163,6 +163,7 @@ def add_version(
     kind: str,
     alias: str | None,
     evaluation: Callable[[int], Scored] | None,
+    origin: Mapping[str, object],
 ) -> int:
     """Store weights as the next version of a concept; see `Registry.add_version`."""
     if alias is not None:
@@ -172,7 +173,7 @@ def add_version(
         with store.database.write() as session:
             concept = existing_row(session, store.database, key)
             made_by = _run_row(session, run) if run is not None else None
-            version = _insert_version(session, concept, stored, made_by)
+            version = _insert_version(session, concept, stored, made_by, origin)
             if evaluation is not None:
                 _insert_evaluation(session, concept, version, **evaluation(version.number))
             if alias is not None:
@@ -189,7 +190,7 @@ def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) 
             if run.status == "done":
                 raise InvalidInput(f"the run {uid} is done already")
             concept = session.get_one(Concept, run.concept_id)
-            version = _insert_version(session, concept, stored, run)
+            version = _insert_version(session, concept, stored, run, {})
             _end(session, concept, run, "done", None)
     begun_here.discard(uid)
     return version.number
@@ -224,7 +225,11 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _insert_version(
-    session: Session, concept: Concept, stored: Sequence[Artifact], run: Run | None
+    session: Session,
+    concept: Concept,
+    stored: Sequence[Artifact],
+    run: Run | None,
+    origin: Mapping[str, object],
 ) -> Version:
     version = Version(
         concept_id=concept.id,
@@ -239,7 +244,7 @@ def _insert_version(
     session.add_all(stored)
     refresh(session, concept)
     uid = run.uid if run else None
-    record_event(session, concept, "version", number=version.number, run=uid)
+    record_event(session, concept, "version", number=version.number, run=uid, **origin)
     return version
 
 

@@ -492,9 +492,11 @@ class Registry:
         kind: str = "adapter",
         alias: str | None = None,
         evaluation: Callable[[int], Scored] | None = None,
+        origin: Mapping[str, object] | None = None,
     ) -> int:
         """Store safetensors files as the next version of a concept and return its number.
 
+        `origin` says in history what it was made of, if not by a training.
         The alias, and the scores that `evaluation` returns for the number, are recorded in the same
         transaction. Raises `InvalidWeights` for anything but sound, finite safetensors.
         """
@@ -506,6 +508,7 @@ class Registry:
             kind=kind,
             alias=alias,
             evaluation=evaluation,
+            origin=origin or {},
         )
 
     def finish_run(self, run: str, files: Mapping[str, AnyPath], *, kind: str = "adapter") -> int:

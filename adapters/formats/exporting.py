@@ -76,7 +76,7 @@ def export_version(
             f"{name} cannot be exported: {error.message}",
             hint=f"concept train {quoted(concept.name)}",
         ) from error
-    change = WeightDelta.from_state(state)
+    change = WeightDelta.from_state(state).with_whole_products()
     vectors = [state[each] for each in sorted(state) if each.startswith(("token.", "staged."))]
     _check_holds(options.format, name, path, metadata, change)
     _check_options(options, change)

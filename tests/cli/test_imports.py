@@ -62,6 +62,7 @@ LINES = [
     ["queue", "first", "1"],
     ["queue", "rm", "1"],
     ["queue", "run"],
+    ["compress", "nobody"],
     ["mask", "nobody"],
     ["caption", "nobody"],
     ["suites"],

@@ -318,6 +318,20 @@ def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_p
     assert compare(done, "concept export NAME FILE --format FORMAT") == {"exported file"}
 
 
+def test_compress(rex: Registry, ask: Ask, compare: Compare, run: Run, tmp_path: Path) -> None:
+    taught = Taught(rex, load_base(str(write_tiny_base(tmp_path / "tiny"))), tmp_path)
+    taught.add(taught.vectors(2) | taught.deltas())
+    done = ask("compress", "rex@1", "--to", "1bit", "--alias", "small")
+    assert compare(done, "concept compress") == set()
+    assert done["bytes"] < done["of_bytes"]
+    assert rex.show("rex").versions[1].aliases == ["small"]
+    told = run("compress", "rex@1", "--to", "svd:4")
+    assert told.stdout == "rex@3\n"
+    assert "concept eval rex --versions 1,3" in told.stderr
+    assert run("compress", "rex@small").exit_code == 2
+    assert run("compress", "rex@1", "--to", "zip").exit_code == 2
+
+
 def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:
     compare(ask("backup", "copy"), "concept backup")
 
