@@ -23,6 +23,7 @@ from ..registry.names import check_category, check_line
 from ..registry.tensors import ADAPTER_FORMAT
 from ..registry.validation import problem
 from .limits import MAX_STAGES, MAX_TOKENS
+from .quantized import KINDS, SCALE
 from .references import ReferenceMetadata, tensor_names
 from .subject_encoding import TOKENS as SUBJECT_TOKENS
 from .subject_encoding import SubjectMetadata
@@ -35,8 +36,10 @@ _MAX_LATENTS = 1 << 18
 _MAX_SUBJECT_VALUES = 1 << 26
 """Of a subject's tokens: 64 references of 1024 patches are fewer."""
 _DTYPES = ("F32", "F16", "BF16")
+_DTYPES_OF = {"sign": "U8", "fp8": "F8_E4M3", "int8": "I8"}
+"""Of differences in few bits, see `quantized`."""
 _VECTORS = re.compile(r"(token|staged)\.([01])")
-_CHANGES = ("delta", "up", "down", "magnitude")
+_CHANGES = ("delta", "up", "down", "magnitude", *KINDS, SCALE)
 
 
 def _as_it_is(check: Callable[..., str], *arguments: str) -> AfterValidator:
@@ -55,6 +58,21 @@ def _known_order(order: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionMetadata:
+    """What a compressed version came from, a version's number and file, how, and what it keeps.
+
+    `kept` is the share of the change of weights, by squared norm.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    way: Annotated[str, _as_it_is(check_line, "way")]
+    kept: Annotated[float, Field(ge=-1e6, le=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMetadata:
     """What an adapter was made for: base model (weights' hash), method, category, tokens."""
 
@@ -70,11 +88,12 @@ class AdapterMetadata:
     """The order of a timestep token's stages; empty for other tokens."""
     references: Annotated[tuple[ReferenceMetadata, ...], Field(max_length=MAX_REFERENCES)] = ()
     subject: SubjectMetadata | None = None
+    compressed: CompressionMetadata | None = None
 
     def to_json(self) -> str:
         """As the file has it; a version without references says nothing of them."""
         fields = asdict(self)
-        for name in ("references", "subject"):
+        for name in ("references", "subject", "compressed"):
             if not fields[name]:
                 del fields[name]
         return json.dumps(fields)
@@ -85,7 +104,7 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], metadata: AdapterMeta
 
     Raises `NotFinite` for values that are not finite, and `StorageError` if the disk refuses.
     """
-    if not all(tensor.isfinite().all() for tensor in state.values()):
+    if not all(map(_is_finite, state.values())):
         raise NotFinite(
             "what was learned is not finite",
             hint="a lower learning rate, as --set stage3.learning_rate=1e-6",
@@ -105,9 +124,14 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
     with _opened(path) as opened:
         names, metadata = _described(opened)
         state = {name: opened.get_tensor(name) for name in names}
-    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+    if not all(map(_is_finite, state.values())):
         raise InvalidWeights("the file holds values that are not finite")
     return state, metadata
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    is_small = tensor.dtype == torch.float8_e4m3fn  # of which torch does not say it
+    return bool((tensor.float() if is_small else tensor).isfinite().all())
 
 
 def acts_unnamed(path: Path) -> bool:
@@ -135,7 +159,8 @@ def _described(opened: safe_open) -> tuple[list[str], AdapterMetadata]:
     names = list(opened.keys())
     parts = {name: opened.get_slice(name) for name in names}
     for name, part in parts.items():
-        if part.get_dtype() not in _DTYPES:
+        kind = _DTYPES_OF.get(name.partition(".")[0])
+        if part.get_dtype() not in ((kind,) if kind else _DTYPES):
             raise InvalidWeights(f"{name} is {part.get_dtype()}")
     _check_names(names, metadata)
     shapes = {name: part.get_shape() for name, part in parts.items()}
@@ -181,7 +206,10 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
     if not references <= set(names):
         raise InvalidWeights("its references are not whole")
     is_whole = changes["up"] == changes["down"] and changes["magnitude"] <= changes["up"]
-    if not is_whole or changes["up"] & changes["delta"]:
+    of_one_kind = [changes[kind] for kind in ("delta", "up", *KINDS)]
+    in_few_bits = {name for kind in KINDS for name in changes[kind]}
+    is_whole &= len(set().union(*of_one_kind)) == sum(map(len, of_one_kind))
+    if not is_whole or changes[SCALE] != in_few_bits:
         raise InvalidWeights("its changes of weights are not whole")
 
 

@@ -23,6 +23,7 @@ _TYPES = {
     torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.backbone import Backbone
 from ..registry.errors import InvalidWeights
 from .limits import MAX_RANK
+from .quantized import KINDS, SCALE, Quantized
 
 
 class Difference(Protocol):
@@ -48,6 +49,7 @@ class WeightDelta:
     def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
         """The inverse of `state`."""
         deltas, factors, magnitudes = {}, {}, {}
+        products: dict[str, Difference] = {}
         for name, tensor in state.items():
             kind, _, parameter = name.partition(".")
             if kind == "delta":
@@ -56,13 +58,21 @@ class WeightDelta:
                 factors[parameter] = tensor, state[f"down.{parameter}"]
             elif kind == "magnitude":
                 magnitudes[parameter] = tensor
-        return cls(deltas, factors, magnitudes, strength)
+            elif kind in KINDS:
+                products[parameter] = Quantized(kind, tensor, state[f"{SCALE}.{parameter}"])
+        return cls(deltas, factors, magnitudes, strength, products)
 
     def state(self) -> dict[str, Tensor]:
-        """`delta.NAME`, or `up.NAME` and `down.NAME`, and with them `magnitude.NAME`."""
+        """`delta.NAME`, or `up.NAME` and `down.NAME`, and with them `magnitude.NAME`.
+
+        Of products those in few bits, see `Quantized.state`; others are never stored.
+        """
         state = {f"delta.{name}": tensor for name, tensor in self.deltas.items()}
         for name, (up, down) in self.factors.items():
             state |= {f"up.{name}": up, f"down.{name}": down}
+        for name, product in self.products.items():
+            if isinstance(product, Quantized):
+                state |= product.state(name)
         return state | {f"magnitude.{name}": each for name, each in self.magnitudes.items()}
 
     def check(self, backbone: Backbone) -> None:
@@ -83,8 +93,9 @@ class WeightDelta:
         """Whether the change of a parameter has its shape."""
         if name in self.deltas:
             return self.deltas[name].shape == shape
-        if name in self.products:
-            return self.products[name].shape == shape
+        if product := self.products.get(name):
+            is_sound = not isinstance(product, Quantized) or product.is_sound
+            return is_sound and product.shape == shape
         up, down = self.factors[name]
         if up.ndim != 2 or down.ndim < 2 or not 0 < up.shape[1] <= MAX_RANK:
             return False
@@ -136,6 +147,12 @@ class WeightDelta:
         norms = directed.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         wanted = self.magnitudes[name].to(directed) / norms
         return (wanted[:, None] * directed).reshape(parameter.shape) - plain
+
+    def with_whole_products(self) -> "WeightDelta":
+        """The same change, in which differences that are computed are whole ones, in float32."""
+        cpu = torch.device("cpu")
+        wholes = {name: each.to(cpu, torch.float32) for name, each in self.products.items()}
+        return WeightDelta(self.deltas | wholes, self.factors, self.magnitudes, self.strength)
 
     def multiplied_out(self, backbone: Backbone) -> "WeightDelta":
         """The same change of this base model as whole differences, in float32.

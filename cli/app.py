@@ -1,5 +1,6 @@
 """The program, assembled from the commands' modules."""
 
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from . import (
     bundles,
     caption,
     check,
+    compress,
     edit,
     evaluate,
     gallery,
@@ -21,13 +23,14 @@ from . import (
     mask,
     methods,
     path,
+    queue,
     rename,
     rm,
     show,
     train,
 )
 from .errors import EXIT_CODES_HELP
-from .framework import ConceptCommand, ConceptGroup, Session
+from .framework import CommandGroup, ConceptCommand, ConceptGroup, Session
 from .output import Output
 
 app = typer.Typer(
@@ -41,6 +44,11 @@ app = typer.Typer(
 COMMANDS = (
     ("add", add.add, "concept add rex photos/ --category dog --tag pets"),
     ("train", train.train, "concept train rex --set stage3.steps=300"),
+    ("queue add", queue.add, "concept queue add rex mia --method sefi --first"),
+    ("queue list", queue.list_queue, "concept queue list"),
+    ("queue run", queue.run, "concept queue run --watch"),
+    ("queue first", queue.first, "concept queue first 3"),
+    ("queue rm", queue.rm, "concept queue rm 3"),
     ("mask", mask.mask, "concept mask rex --preview"),
     ("caption", caption.caption, "concept caption rex --preview"),
     ("methods", methods.methods, "concept methods"),
@@ -48,6 +56,7 @@ COMMANDS = (
     ("generate", generate.generate, 'concept generate "a photo of a red teapot in the snow" -n 4'),
     ("reproduce", generate.reproduce, "concept reproduce pictures/a-photo-of-rex-7.png"),
     ("eval", evaluate.evaluate, "concept eval rex --versions all --mark-best --report report"),
+    ("compress", compress.compress, "concept compress rex@1 --to svd:90%"),
     ("suites", evaluate.suites, "concept suites living"),
     ("bases", bases.bases, "concept bases"),
     ("gallery", gallery.gallery, "concept gallery gallery --tag pets --pictures pictures"),
@@ -64,8 +73,27 @@ COMMANDS = (
     ("check", check.check, "concept check --read-data"),
     ("gc", gc.gc, "concept gc --dry-run"),
 )
+GROUPS = {"queue": "Trainings that wait, and outlive the command and the machine."}
+
+
+@cache
+def _group(name: str) -> typer.Typer:
+    """The commands whose names begin with a word, listed where the first of them stands."""
+    made = typer.Typer(
+        cls=CommandGroup,
+        name=name,
+        help=GROUPS[name],
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.add_typer(made)
+    return made
+
+
 for name, function, example in COMMANDS:
-    app.command(name, cls=ConceptCommand, epilog=f"\b\nExample:\n  {example}")(function)
+    group, _, own = name.rpartition(" ")
+    home = _group(group) if group else app
+    home.command(own, cls=ConceptCommand, epilog=f"\b\nExample:\n  {example}")(function)
 
 
 def _print_version(context: typer.Context, wanted: bool) -> None:

@@ -50,15 +50,41 @@ class Session:
             yield registry
 
 
+def _with_global_options(
+    command: "TyperCommand | TyperGroup", own: "list[Parameter]", ctx: "Context"
+) -> "list[Parameter]":
+    """A command's own options, those of the whole program, then `--help`."""
+    root = ctx.find_root().command
+    shared = [param for param in root.params if param.name in GLOBAL_OPTIONS]
+    return [*own[:-1], *shared, *own[-1:]] if root is not command else own
+
+
+def _take_global_options(ctx: "Context") -> None:
+    """Hand the global options to the session, so that the command gets the others alone."""
+    given = {name: ctx.params.pop(name) for name in GLOBAL_OPTIONS if name in ctx.params}
+    if given:
+        ctx.obj.update(**given)
+
+
+class CommandGroup(TyperGroup):
+    """Some commands under one word; the global options may stand behind it too."""
+
+    def get_params(self, ctx: "Context") -> "list[Parameter]":
+        """Those of the whole program, and `--help`."""
+        return _with_global_options(self, super().get_params(ctx), ctx)
+
+    def invoke(self, ctx: "Context") -> object:
+        """Hand the global options to the session."""
+        _take_global_options(ctx)
+        return super().invoke(ctx)
+
+
 class ConceptCommand(TyperCommand):
     """A command that takes the global options too, so that they may stand at the end."""
 
     def get_params(self, ctx: "Context") -> "list[Parameter]":
         """Its own options, those of the whole program, then `--help`."""
-        own = super().get_params(ctx)
-        root = ctx.find_root().command
-        shared = [param for param in root.params if param.name in GLOBAL_OPTIONS]
-        return [*own[:-1], *shared, *own[-1:]] if root is not self else own
+        return _with_global_options(self, super().get_params(ctx), ctx)
 
     def collect_usage_pieces(self, ctx: "Context") -> list[str]:
         """The words of the usage line, without braces."""
@@ -80,9 +106,7 @@ class ConceptCommand(TyperCommand):
 
     def invoke(self, ctx: "Context") -> object:
         """Hand the global options to the session, the others to the command."""
-        given = {name: ctx.params.pop(name) for name in GLOBAL_OPTIONS if name in ctx.params}
-        if given:
-            ctx.obj.update(**given)
+        _take_global_options(ctx)
         return super().invoke(ctx)
 
 

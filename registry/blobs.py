@@ -28,6 +28,7 @@ from typing import Self
 from .errors import RegistryCorrupt, StorageError
 from .files import (
     Entry,
+    FileSystemSync,
     below,
     create_file,
     entries,
@@ -130,9 +131,12 @@ class BlobStore:
         if digest.hexdigest() != sha256:
             raise RegistryCorrupt(f"the stored file {path} is damaged", hint=_CHECK)
 
-    def stage(self) -> "Staging":
-        """Begin writing blobs. Hold the registry's lock, shared, until the rows are committed."""
-        return Staging(self)
+    def stage(self, *, many: bool = False) -> "Staging":
+        """Begin writing blobs, perhaps very `many`.
+
+        Hold the registry's lock, shared, until the rows are committed.
+        """
+        return Staging(self, many=many)
 
     def shards(self) -> list[str]:
         """The names of all places where files can be, so that a walk needs little memory."""
@@ -210,11 +214,14 @@ class Staging:
     """Blobs on their way in: synced temporary files until `publish` renames them all.
 
     As a context manager it removes what was not published. `write` may be called from several
-    threads.
+    threads. `many` files are synced together before they are renamed, and all names after that,
+    where the system can; waiting for each would take most of the time.
     """
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: BlobStore, *, many: bool = False) -> None:
         self._store = store
+        self._many = many
+        self._together: FileSystemSync | None = None
         self._staged: dict[str, Path] = {}
         self._open: set[Path] = set()
         self.published: list[str] = []
@@ -223,6 +230,7 @@ class Staging:
     def __enter__(self) -> Self:
         try:
             make_folder(self._store.folder, self._store.temporary)
+            self._together = FileSystemSync.of(self._store.temporary) if self._many else None
         except OSError as error:
             raise _cannot_write(self._store.temporary, error) from error
         return self
@@ -235,13 +243,15 @@ class Staging:
     ) -> None:
         for path in [*self._staged.values(), *self._open]:
             self._remove(path)
+        if self._together:
+            self._together.close()
 
     def _remove(self, path: Path) -> None:
         with suppress(OSError):  # what stays is gc's; why nothing could be written counts
             remove_file(self._store.folder, path)
 
     def write(self, data: bytes | Iterable[bytes]) -> str:
-        """Write bytes to a temporary file, sync it, and return their SHA-256.
+        """Write bytes to a temporary file, sync it unless all are, and return their SHA-256.
 
         Raises `StorageError` naming the path if the disk refuses.
         """
@@ -253,7 +263,8 @@ class Staging:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     digest.update(chunk)
                     file.write(chunk)
-                sync_file(file)
+                if not self._together:
+                    sync_file(file)
         except OSError as error:
             self._remove(path)
             raise _cannot_write(path, error) from error
@@ -283,6 +294,8 @@ class Staging:
         """
         folders = {self._store.path(sha256).parent for sha256 in self._staged}
         try:
+            if self._together:
+                self._together.sync()
             for folder in sorted(folders):
                 make_folder(self._store.folder, folder)
             for sha256, temporary in list(self._staged.items()):
@@ -291,6 +304,9 @@ class Staging:
                     self.published.append(sha256)
                 move_file(self._store.folder, temporary, path)
                 del self._staged[sha256]
+            if self._together:
+                self._together.sync()
+                return
             for folder in sorted(folders):
                 sync_folder(folder)
             sync_folder(self._store.folder)

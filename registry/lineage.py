@@ -25,6 +25,7 @@ from .names import (
     plain_text,
 )
 from .queries import began_here, loaded, to_json
+from .queued import note_begun, note_ended
 from .records import ConceptKey, EvaluationRecord, Lineage, LineageSource, Scored
 from .store import Store
 from .tables import (
@@ -84,6 +85,7 @@ def begin_run(
         session.flush()
         photos = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
+        note_begun(session, store, run)
         record_event(session, concept, "train", run=uid, method=method)
     store.stamp()
     begun_here.add(uid)
@@ -103,6 +105,7 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
 
 def _end(session: Session, concept: Concept, run: Run, status: str, error: str | None) -> None:
     run.status, run.error, run.finished = status, error, now()
+    note_ended(session, run, status, error)
     record_event(session, concept, "trained", run=run.uid, status=status)
 
 
@@ -117,6 +120,7 @@ def resume_run(store: Store, uid: str) -> None:
                 hint=f"concept train {concept.name}",
             )
         run.status, run.error, run.finished = "running", None, None
+        note_begun(session, store, run)
         record_event(session, concept, "resume", run=uid)
     begun_here.add(uid)
 
@@ -159,6 +163,7 @@ def add_version(
     kind: str,
     alias: str | None,
     evaluation: Callable[[int], Scored] | None,
+    origin: Mapping[str, object],
 ) -> int:
     """Store weights as the next version of a concept; see `Registry.add_version`."""
     if alias is not None:
@@ -168,7 +173,7 @@ def add_version(
         with store.database.write() as session:
             concept = existing_row(session, store.database, key)
             made_by = _run_row(session, run) if run is not None else None
-            version = _insert_version(session, concept, stored, made_by)
+            version = _insert_version(session, concept, stored, made_by, origin)
             if evaluation is not None:
                 _insert_evaluation(session, concept, version, **evaluation(version.number))
             if alias is not None:
@@ -185,7 +190,7 @@ def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) 
             if run.status == "done":
                 raise InvalidInput(f"the run {uid} is done already")
             concept = session.get_one(Concept, run.concept_id)
-            version = _insert_version(session, concept, stored, run)
+            version = _insert_version(session, concept, stored, run, {})
             _end(session, concept, run, "done", None)
     begun_here.discard(uid)
     return version.number
@@ -220,7 +225,11 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _insert_version(
-    session: Session, concept: Concept, stored: Sequence[Artifact], run: Run | None
+    session: Session,
+    concept: Concept,
+    stored: Sequence[Artifact],
+    run: Run | None,
+    origin: Mapping[str, object],
 ) -> Version:
     version = Version(
         concept_id=concept.id,
@@ -235,7 +244,7 @@ def _insert_version(
     session.add_all(stored)
     refresh(session, concept)
     uid = run.uid if run else None
-    record_event(session, concept, "version", number=version.number, run=uid)
+    record_event(session, concept, "version", number=version.number, run=uid, **origin)
     return version
 
 

@@ -1,8 +1,9 @@
 """One lock per registry: many writers of blobs together, or one that may delete them alone.
 
 The operating system owns it (a SQLite lock on `concepts.blobs/lock`), so it dies with its holder:
-a killed process leaves nothing that would have to be broken. So does that of a concept that is
-trained, `concepts.runs/7.lock`.
+a killed process leaves nothing that would have to be broken. So do that of a concept that is
+trained, `concepts.runs/7.lock`, and that of whoever works off its queued trainings,
+`concepts.runs/7.queued.lock`.
 """
 
 import os
@@ -108,11 +109,47 @@ def training_lock(location: Location, concept: Concept) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def queue_lock(location: Location, concept_id: int) -> Iterator[bool]:
+    """Be the only process that works off the queued trainings of a concept, if nobody does.
+
+    Yields whether we are.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_queue_path(location, concept_id))
+    try:
+        make_folder(location.runs, location.runs)
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise StorageError(f"cannot write into {location.runs}: {error.strerror}") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_training(location: Location, concept_id: int) -> bool:
+    """Whether any process trains a concept."""
+    return _is_held(_lock_path(location, concept_id))
+
+
+def is_queue_alive(location: Location, concept_id: int) -> bool:
+    """Whether any process works off the queued trainings of a concept."""
+    return _is_held(_queue_path(location, concept_id))
+
+
 def is_alive(location: Location, concept_id: int, run: str) -> bool:
     """Whether a run that did not end may still do so: whether anyone trains its concept."""
-    path = _lock_path(location, concept_id)
-    if run in begun_here or not path.exists():
-        return run in begun_here
+    return run in begun_here or is_training(location, concept_id)
+
+
+def _is_held(path: Path) -> bool:
+    if not path.exists():
+        return False
     from filelock import FileLock, Timeout
 
     try:
@@ -122,6 +159,10 @@ def is_alive(location: Location, concept_id: int, run: str) -> bool:
         return True
     except OSError:  # nobody trains on a medium that only reads
         return False
+
+
+def _queue_path(location: Location, concept_id: int) -> Path:
+    return below(location.runs, f"{concept_id}.queued.lock")
 
 
 def _lock_path(location: Location, concept_id: int) -> Path:

@@ -260,3 +260,27 @@ CREATE TABLE generation_version (
 ) WITHOUT ROWID;
 CREATE INDEX ix_generation_version_version_id ON generation_version (version_id);
 """
+
+
+@migration(needs="0.2.0")
+def queue(connection: sqlite3.Connection) -> None:
+    """Trainings that wait for their turn."""
+    run_script(connection, _QUEUE)
+
+
+_QUEUE = """
+CREATE TABLE queue (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    concept_id INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    options VARCHAR NOT NULL,
+    state VARCHAR NOT NULL,
+    run_id INTEGER,
+    error VARCHAR,
+    added VARCHAR NOT NULL,
+    FOREIGN KEY(concept_id) REFERENCES concept (id) ON DELETE CASCADE,
+    FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE SET NULL
+);
+CREATE INDEX ix_queue_concept_id ON queue (concept_id);
+CREATE INDEX ix_queue_run_id ON queue (run_id);
+"""

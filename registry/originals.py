@@ -31,6 +31,8 @@ from .tensors import MAX_HEADER_BYTES, Header, check_weights
 
 _READ_WHOLE = MAX_HEADER_BYTES + (1 << 20)
 """Bytes; larger files are read twice, if they are new."""
+_SYNCED_EACH = 16
+"""Files that are synced one by one; more of them, together with all that the disk waits for."""
 _NUM_THREADS = 16
 """Which wait for the disk, most of the time."""
 
@@ -141,7 +143,7 @@ def take_in(
 
     `on_progress` is called once for each of them.
     """
-    with store.receive() as staging:
+    with store.receive(many=len(originals) > _SYNCED_EACH) as staging:
         known = _Known.of(store)
 
         def received(original: Original) -> _Received | ConceptryError:

@@ -12,7 +12,7 @@ from .database import Database
 from .disk import kept_bytes
 from .errors import ConceptNotFound, InvalidInput, RegistryCorrupt
 from .location import Location
-from .locks import is_alive
+from .locks import is_alive, is_queue_alive
 from .names import MAX_TEXT
 from .records import (
     ArtifactRecord,
@@ -23,6 +23,7 @@ from .records import (
     ImageRecord,
     Page,
     PictureRecord,
+    QueuedTraining,
     RunRecord,
     VersionRecord,
 )
@@ -289,6 +290,47 @@ def began_here(database: Database, run: str) -> bool:
     One that was imported can be read, and never goes on.
     """
     return any(row["run"] == run for row in database.rows(_BEGUN_SQL, run=run))
+
+
+_QUEUE_SQL = """
+    SELECT queue.id AS id, concept.name AS concept, concept.id AS concept_id, state, options,
+        queue.error AS error, added, run.uid AS run, run.config AS config,
+        (SELECT count(*) FROM (SELECT DISTINCT stage, step FROM metric
+            WHERE run_id = queue.run_id)) AS steps_done
+    FROM queue JOIN concept ON concept.id = queue.concept_id LEFT JOIN run ON run.id = run_id
+    ORDER BY state = 'failed', run_id IS NULL, position, queue.id"""
+
+
+def queue(database: Database) -> list[QueuedTraining]:
+    """The trainings in the queue: first those that were begun, in the end those that failed."""
+    return [_queued(database, row) for row in database.rows(_QUEUE_SQL)]
+
+
+def _queued(database: Database, row: sqlite3.Row) -> QueuedTraining:
+    state, is_begun = row["state"], row["run"] is not None
+    if state == "running" and not is_queue_alive(Location(database.path), row["concept_id"]):
+        state = "waiting"
+    if state == "waiting" and is_begun:
+        state = "interrupted"
+    return QueuedTraining(
+        id=row["id"],
+        concept=row["concept"],
+        concept_id=row["concept_id"],
+        state=state,
+        options=loaded(row["options"]),
+        run=row["run"],
+        error=row["error"],
+        steps_done=row["steps_done"],
+        steps=_num_steps(loaded(row["config"])) if is_begun else None,
+        added=row["added"],
+    )
+
+
+def _num_steps(config: Mapping[str, object]) -> int:
+    """The steps of all stages that a run's settings have."""
+    stages = [stage for stage in config.values() if isinstance(stage, dict)]
+    steps = [stage.get("steps") for stage in stages]
+    return sum(each for each in steps if isinstance(each, int))
 
 
 _SEARCH_SQL = f"SELECT id, search, name, category, notes, {_TAGS} AS tags FROM concept"  # noqa: S608

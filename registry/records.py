@@ -68,6 +68,26 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuedTraining:
+    """A training in the queue, in its turn; `options` are those of `concept train`.
+
+    `state`: waiting, running, interrupted (it goes on where it was) or failed. `steps_done` are
+    those on record, of `steps` in all; None until its run has begun.
+    """
+
+    id: int
+    concept: str
+    concept_id: int = field(compare=False)
+    state: str
+    options: dict[str, object]
+    run: str | None
+    error: str | None
+    steps_done: int
+    steps: int | None
+    added: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactRecord:
     """A stored weights file, or the picture that came beside it (kind `preview`)."""
 

@@ -28,6 +28,7 @@ from .records import (
     Lineage,
     Page,
     PictureRecord,
+    QueuedTraining,
     RunRecord,
     Scored,
 )
@@ -37,14 +38,14 @@ from .when_used import WhenUsed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from . import backup, bundle, edits, images, intake, lineage, sources, upkeep
+    from . import backup, bundle, edits, images, intake, lineage, queued, sources, upkeep
     from . import originals as originals_
     from .intake import Progress
     from .originals import Original, TakenIn
 else:
     backup, bundle, edits, images = map(WhenUsed, ("backup", "bundle", "edits", "images"))
     intake, lineage, sources, upkeep = map(WhenUsed, ("intake", "lineage", "sources", "upkeep"))
-    originals_ = WhenUsed("originals")
+    originals_, queued = map(WhenUsed, ("originals", "queued"))
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds to wait for another process before the registry counts as busy."""
@@ -363,6 +364,55 @@ class Registry:
         """
         return originals_.take_in(self._store, originals, on_progress=on_progress)
 
+    # --- the queue of trainings ------------------------------------------------------------------
+
+    def enqueue(
+        self, concepts: Sequence[ConceptKey], options: Mapping[str, object], *, first: bool = False
+    ) -> list[QueuedTraining]:
+        """Let a training of each concept wait for its turn, the last ones or the `first`.
+
+        `options` say what `concept train` is told: `training.queued.TrainOptions.to_mapping`.
+        They are read when the training begins.
+        """
+        return queued.add(self._store, concepts, options, first=first)
+
+    def queue(self) -> list[QueuedTraining]:
+        """The trainings in the queue, in the order of their turns; in the end those that failed."""
+        return queries.queue(self._store.database)
+
+    def dequeue(self, ids: Sequence[int]) -> list[QueuedTraining]:
+        """Take trainings out of the queue, all of them or none; returns them as they were.
+
+        Raises `NotFound`, and `RegistryBusy` for one that is under way.
+        """
+        return queued.remove(self._store, ids)
+
+    def put_first(self, ids: Sequence[int]) -> list[QueuedTraining]:
+        """Let trainings be next, in this order; those that were begun still go before them.
+
+        Raises `NotFound`, and `InvalidInput` for one that has failed.
+        """
+        return queued.put_first(self._store, ids)
+
+    def retry_failed(self) -> None:
+        """Give the queued trainings that failed another turn; they go on where they were."""
+        queued.retry(self._store)
+
+    def claim_queued(
+        self, how_many: Callable[[QueuedTraining], int]
+    ) -> AbstractContextManager[list[QueuedTraining]]:
+        """Take the next training that nobody works on, and hold it until the block ends.
+
+        With it come those behind it with the same options, up to as many as `how_many` says of the
+        first. A run that begins in the block on one of their concepts is begun for it; a training
+        whose run is done has left the queue. Empty if there is nothing to take.
+        """
+        return queued.claim(self._store, how_many)
+
+    def fail_queued(self, training: int, message: str) -> None:
+        """Record that a queued training cannot be done, and why; no run was begun for it."""
+        queued.fail(self._store, training, message)
+
     # --- lineage --------------------------------------------------------------------------------
 
     def begin_run(
@@ -444,9 +494,11 @@ class Registry:
         kind: str = "adapter",
         alias: str | None = None,
         evaluation: Callable[[int], Scored] | None = None,
+        origin: Mapping[str, object] | None = None,
     ) -> int:
         """Store safetensors files as the next version of a concept and return its number.
 
+        `origin` says in history what it was made of, if not by a training.
         The alias, and the scores that `evaluation` returns for the number, are recorded in the same
         transaction. Raises `InvalidWeights` for anything but sound, finite safetensors.
         """
@@ -458,6 +510,7 @@ class Registry:
             kind=kind,
             alias=alias,
             evaluation=evaluation,
+            origin=origin or {},
         )
 
     def finish_run(self, run: str, files: Mapping[str, AnyPath], *, kind: str = "adapter") -> int:

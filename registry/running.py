@@ -2,6 +2,7 @@
 
     concepts.runs/
         7.lock              held by the process that trains the concept with the id 7
+        7.queued.lock       held by the process that works off its queued trainings
         1f0c92a7be44/       a run: where it goes on, until it is done, and its previews
     concepts.cache/
         class-pictures/…/   00000.png

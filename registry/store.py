@@ -9,7 +9,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .blobs import BlobStore, Staging
@@ -37,14 +37,16 @@ class Store:
     database: Database
     blobs: BlobStore
     lock: RegistryLock
+    claimed: dict[int, int] = field(default_factory=dict)
+    """The queued training that this process has taken, by concept."""
 
     @contextlib.contextmanager
-    def receive(self) -> Iterator[Staging]:
-        """Add blobs: write them to the staging, publish it, then commit the rows.
+    def receive(self, *, many: bool = False) -> Iterator[Staging]:
+        """Add blobs, perhaps very `many`: write them to the staging, publish it, commit the rows.
 
         Whatever goes wrong before the commit, what came in goes out again.
         """
-        staging = self.blobs.stage()
+        staging = self.blobs.stage(many=many)
         try:
             with self.lock.shared(), staging:
                 yield staging

@@ -7,6 +7,7 @@ are the functions in `migrations.py`; a test holds the two equal.
              ├─ image ······ photos: original bytes, mask, caption
              ├─ run ─┬─ run_image ······ which photos it learned from
              │       └─ metric
+             ├─ queue ······ trainings that wait for their turn
              ├─ version ─┬─ alias ······ such as `best`
              │           ├─ evaluation
              │           └─ generation_version ─ generation ······ pictures
@@ -104,6 +105,27 @@ class Metric(SQLModel, table=True):
     step: int = Field(primary_key=True)
     name: str = Field(primary_key=True)
     value: float
+
+
+class Queued(SQLModel, table=True):
+    """A training that waits for its turn, is under way, or failed; one that is done has no row.
+
+    Ids are never used twice, so that who types one means the training that they saw.
+    """
+
+    __tablename__: ClassVar[Any] = "queue"
+    __table_args__: ClassVar[dict[str, bool]] = {"sqlite_autoincrement": True}
+    id: int = Field(default=None, primary_key=True)
+    concept_id: int = Field(foreign_key="concept.id", ondelete="CASCADE", index=True)
+    position: int
+    """Lower ones come first."""
+    options: str
+    state: str
+    """waiting, running or failed."""
+    run_id: int | None = Field(foreign_key="run.id", ondelete="SET NULL", default=None, index=True)
+    """The run that was begun for it."""
+    error: str | None = None
+    added: str
 
 
 class Version(SQLModel, table=True):
@@ -209,5 +231,6 @@ JSON_COLUMNS = (
     ("evaluation", "scores"),
     ("generation", "settings"),
     ("event", "detail"),
+    ("queue", "options"),
 )
 """The (table, column) pairs that hold JSON."""

@@ -25,6 +25,7 @@ from conceptry.cli.app import COMMANDS, app
 from conceptry.cli.framework import GLOBAL_OPTIONS
 from conceptry.methods.method import Method, all_methods, read_presets
 from conceptry.methods.settings import Settings, TrainingSettings
+from program import command_named
 
 ROOT = Path(__file__).parents[1]
 FOLDERS_WITHOUT_PAGES = ("build", "dist", "runs", "wheels")
@@ -88,7 +89,7 @@ def command_line() -> str:
     whole = root.make_context("concept", ["list"])
     parts: list[str] = []
     for name, _, example in COMMANDS:
-        command = root.commands[name]
+        command, _, _ = command_named(name.split())
         context = command.context_class(command, info_name=name, parent=whole)
         own = [each for each in command.get_params(context) if each.name not in _EVERYWHERE]
         about = escape(inspect.getdoc(command.callback) or "", quote=False)

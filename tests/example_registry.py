@@ -30,6 +30,7 @@ _VOLATILE = {
     "generation": ("created",),
     "event": ("at",),
     "migration": ("applied",),
+    "queue": ("added",),
 }
 
 
@@ -81,6 +82,7 @@ def _fill(registry: Registry, folder: Path) -> None:
         settings={"steps": 50, "guidance": 7.5},
         versions=[("rex", number)],
     )
+    registry.enqueue(["mia", "sloth"], {"base": "sd15", "method": "sefi", "seed": 1})
 
 
 def _steady(connection: sqlite3.Connection) -> None:

@@ -7,8 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +71,17 @@ def run_concept(
     )
     out, err = done.stdout.decode(), done.stderr.decode()
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def command_named(words: Sequence[str]) -> tuple[Any, str, list[str]]:
+    """The command that words begin with, its whole name, and the words after it."""
+    found: Any = main.get_command(app)
+    name: list[str] = []
+    words = list(dropwhile(lambda word: word.startswith("-"), words))
+    while hasattr(found, "commands") and words:
+        name.append(words[0])
+        found, words = found.commands[words[0]], words[1:]
+    return found, " ".join(name), list(words)
 
 
 class Process(Protocol):

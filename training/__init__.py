@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .callbacks import Hooks, StepReport
     from .estimating import Estimate, estimate, estimate_many
     from .queue import Outcome, train_queue
+    from .queued import TrainOptions, train_queued, work_off
     from .runs import (
         StageSummary,
         Trained,
@@ -29,6 +30,7 @@ _HOMES = {
     "Outcome": ".queue",
     "StageSummary": ".runs",
     "StepReport": ".callbacks",
+    "TrainOptions": ".queued",
     "Trained": ".runs",
     "class_pictures": ".runs",
     "estimate": ".estimating",
@@ -38,6 +40,8 @@ _HOMES = {
     "train": ".runs",
     "train_many": ".runs",
     "train_queue": ".queue",
+    "train_queued": ".queued",
+    "work_off": ".queued",
 }
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "Outcome",
     "StageSummary",
     "StepReport",
+    "TrainOptions",
     "Trained",
     "class_pictures",
     "estimate",
@@ -55,6 +60,8 @@ __all__ = [
     "train",
     "train_many",
     "train_queue",
+    "train_queued",
+    "work_off",
 ]
 
 

@@ -112,9 +112,9 @@ def in_batches(
 ) -> list[list[int]]:
     """Split concepts into batches, in order; with `resume`, by the methods they began with.
 
-    A batch has up to `together` concepts; by default `TOGETHER`, or 1 with the presets for 8 GB.
+    A batch has up to `together` concepts, see `batch_size`.
     """
-    size = together or (1 if (preset or "").startswith("8gb") else TOGETHER)
+    size = batch_size(preset, together)
 
     def can_share(concept: int) -> bool:
         own = registry.resumable_run(concept).method if resume else method
@@ -128,6 +128,11 @@ def in_batches(
         else:
             batches.append([concept])
     return batches
+
+
+def batch_size(preset: str | None, together: int | None) -> int:
+    """How many share a batch: `together`; by default `TOGETHER`, or 1 with presets for 8 GB."""
+    return together or (1 if (preset or "").startswith("8gb") else TOGETHER)
 
 
 def _results(

@@ -164,7 +164,7 @@ def _read_export(
         path=path,
         options=options,
         metadata=metadata,
-        change=WeightDelta.from_state(state),
+        change=WeightDelta.from_state(state).with_whole_products(),
         vectors=[state[each] for each in sorted(state) if each.startswith(("token.", "staged."))],
         run=next((each for each in concept.runs if each.run == version.run), None),
         on_progress=on_progress,

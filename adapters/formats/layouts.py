@@ -99,12 +99,15 @@ def difference_tensors(change: WeightDelta) -> dict[str, Tensor]:
 
 
 def low_rank(
-    change: WeightDelta, rank: int, on_progress: Callable[[int, int], None] | None = None
+    change: WeightDelta,
+    rank: int | Mapping[str, int],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[WeightDelta, float]:
     """The nearest factors of a rank to differences of matrices and kernels, by SVD.
 
-    Returns them, and the share of the change's squared norm that they keep; what is no matrix
-    (biases, norms) is left out. Equal input gives equal factors. `on_progress` gets (done, total).
+    With ranks by name, what has none, or 0, is left out. Returns them, and the share of the
+    change's squared norm that they keep; what is no matrix (biases, norms) is left out. Equal input
+    gives equal factors. `on_progress` gets (done, total).
     """
     factors = dict(change.factors)
     kept = total = 0.0
@@ -113,9 +116,10 @@ def low_rank(
         total += float(whole.square().sum())
         if on_progress:
             on_progress(done, len(change.deltas))
-        if delta.ndim < 2:
+        own = rank if isinstance(rank, int) else rank.get(name, 0)
+        if delta.ndim < 2 or not own:
             continue
-        left, values, right = _leading(whole.flatten(1), rank)
+        left, values, right = _leading(whole.flatten(1), own)
         kept += float(values.square().sum())
         root = values.sqrt()
         down = (root[:, None] * right.T).reshape(len(root), *delta.shape[1:])

@@ -9,7 +9,7 @@ import pytest
 from conceptry.cli.app import COMMANDS
 from drawing import draw_file
 from foreign_files import write_embedding
-from program import ROOT, run_python
+from program import ROOT, command_named, run_python
 
 PACKAGES = (
     "adapters",
@@ -58,6 +58,13 @@ LINES = [
     ["train", "rex", "--set", "stage9.steps=1"],
     ["eval", "nobody"],
     ["eval", "rex", "--suite", "nobody"],
+    ["queue", "add", "rex"],
+    ["queue", "add", "nobody"],
+    ["queue", "list"],
+    ["queue", "first", "1"],
+    ["queue", "rm", "1"],
+    ["queue", "run"],
+    ["compress", "nobody"],
     ["mask", "nobody"],
     ["caption", "nobody"],
     ["suites"],
@@ -83,7 +90,7 @@ def test_no_command_loads_a_deep_learning_library_without_need(tmp_path: Path) -
     output = run_python(IN_ONE_PROCESS, json.dumps(LINES), CONCEPT_REGISTRY=registry)
     assert "error" not in output.partition("Exit codes")[2]
     assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in LINES}
-    assert {line[0] for line in LINES} >= {name for name, _, _ in COMMANDS}
+    assert {command_named(line)[1] for line in LINES} >= {name for name, _, _ in COMMANDS}
 
 
 def test_help_loads_no_database_library() -> None:

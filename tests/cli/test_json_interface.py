@@ -110,8 +110,12 @@ class Comparison:
 
 
 def test_every_command_is_documented() -> None:
-    documented = {title.split()[1] for title in DOCUMENTS}
-    assert documented == {name for name, _, _ in COMMANDS} | {"--version"}
+    names = {name for name, _, _ in COMMANDS}
+    documented = {
+        title.partition(" ")[2] if title.partition(" ")[2] in names else title.split()[1]
+        for title in DOCUMENTS
+    }
+    assert documented == names | {"--version"}
 
 
 def test_every_type_is_known() -> None:
@@ -216,6 +220,19 @@ def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Pa
     assert trained.met == {"concept train", "trained", "stage", "failure"}
 
 
+def test_queue(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    words = ["rex", "--base", base, "--method", "textual-inversion", "--preview-every", "0"]
+    words += ["--set", "augmentation.crops=2", "--set", "embedding.steps=1"]
+    for _ in range(2):
+        assert compare(ask("queue", "add", *words), "concept queue add") == {"queued training"}
+    first, second = (each.id for each in rex.queue())
+    assert compare(ask("queue", "first", second), "concept queue first") == {"queued training"}
+    assert compare(ask("queue", "list"), "concept queue list") == {"queued training"}
+    assert compare(ask("queue", "rm", first), "concept queue rm") == {"queued training"}
+    assert compare(ask("queue", "run"), "concept queue run") == {"trained", "stage"}
+
+
 def test_mask(rex: Registry, ask: Ask, compare: Compare, tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny")
     assert compare(ask("mask", "rex", "--base", base), "concept mask") == {"found mask"}
@@ -306,6 +323,20 @@ def test_export_for_other_tools(rex: Registry, ask: Ask, compare: Compare, tmp_p
     done = ask("export", "rex", "mia", "pets", "--format", "diffusers")
     expected = {"merged concept", "exported file"}
     assert compare(done, "concept export NAME NAME FILE --format FORMAT") == expected
+
+
+def test_compress(rex: Registry, ask: Ask, compare: Compare, run: Run, tmp_path: Path) -> None:
+    taught = Taught(rex, load_base(str(write_tiny_base(tmp_path / "tiny"))), tmp_path)
+    taught.add(taught.vectors(2) | taught.deltas())
+    done = ask("compress", "rex@1", "--to", "1bit", "--alias", "small")
+    assert compare(done, "concept compress") == set()
+    assert done["bytes"] < done["of_bytes"]
+    assert rex.show("rex").versions[1].aliases == ["small"]
+    told = run("compress", "rex@1", "--to", "svd:4")
+    assert told.stdout == "rex@3\n"
+    assert "concept eval rex --versions 1,3" in told.stderr
+    assert run("compress", "rex@small").exit_code == 2
+    assert run("compress", "rex@1", "--to", "zip").exit_code == 2
 
 
 def test_backup(rex: Registry, ask: Ask, compare: Compare) -> None:

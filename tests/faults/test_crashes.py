@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from conceptry.registry import Registry
+from conceptry.adapters.formats.importing import ImportOptions, import_path
+from conceptry.registry import Registry, files
 from conceptry.registry.database import Database
+from conceptry.registry.errors import StorageError
 from drawing import draw_file
+from foreign_files import write_embedding
 from kill import PLANTS, run_kills
 from long import quick_for
 from sqlalchemy import event
@@ -57,6 +60,51 @@ def test_fault_02_sync_rename_sync_folder_commit(
     after = [path.rpartition(" -> ")[2] for kind, path in calls[positions[-1] + 1 :]]
     assert str(blobs / "stamp") in after
     assert {Path(path).parent for path in after} <= {blobs / "tmp", blobs, blobs.parent}
+
+
+@pytest.mark.parametrize("has_call", [True, False], ids=["together", "each"])
+def test_fault_02_many_files_are_synced_before_they_are_renamed_and_their_names_before_the_commit(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool
+) -> None:
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    for number in range(20):
+        write_embedding(folder / f"word-{number}.safetensors", seed=number)
+    calls: list[tuple[str, str]] = []
+    _record_file_calls(calls, monkeypatch)
+
+    def sync_all(_: int) -> int:
+        calls.append(("sync", "all"))
+        return 0
+
+    monkeypatch.setattr(files, "_syncfs", lambda: sync_all if has_call else None)
+    event.listen(registry._store.database._engine, "commit", lambda _: calls.append(("commit", "")))
+    found = import_path(registry, folder, ImportOptions())
+    assert {each.outcome for each in found} == {"imported"}
+    blobs = registry.location.blobs
+    kinds = [kind for kind, path in calls if f"{blobs}/tmp" in path or kind in ("sync", "commit")]
+    renames = [i for i, kind in enumerate(kinds) if kind == "rename"]
+    if has_call:
+        assert kinds[: renames[0]] == ["sync"]
+        assert kinds[renames[0] : kinds.index("commit")] == ["rename"] * 20 + ["sync"]
+    else:
+        assert kinds[: renames[0]] == ["fsync"] * 20
+        folders = {path for kind, path in calls if kind == "fsync"}
+        assert {str(blobs), *(str(path.parent) for path in blobs.glob("??/*"))} <= folders
+
+
+def test_fault_02_a_sync_that_fails_leaves_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    for number in range(20):
+        write_embedding(folder / f"word-{number}.safetensors", seed=number)
+    monkeypatch.setattr(files, "_syncfs", lambda: lambda _: -1)
+    with pytest.raises(StorageError):
+        import_path(registry, folder, ImportOptions())
+    assert registry.names() == []
+    assert [path for path in registry.location.blobs.glob("*/*") if path.is_file()] == []
 
 
 def test_fault_02_commits_are_durable(registry: Registry) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 SCHEMAS = sorted((Path(__file__).parents[1] / "registry/schemas").glob("*.sql"))
 PICTURE = "4" * 64
+NAMES = [step.name for step in MIGRATIONS]
 
 Change = Callable[[sqlite3.Connection], None]
 Rows = dict[str, list[dict[str, Any]]]
@@ -172,7 +173,7 @@ def test_fault_12_a_failed_migration_is_rolled_back_and_runs_again(
             assert registry.names() == ["mia", "rex"]
     assert runs == [1]
     assert [row["colour"] for row in named_rows(old)["concept"]] == ["grey!", "grey!"]
-    assert [row["name"] for row in named_rows(old)["migration"]] == ["initial", "colour"]
+    assert [row["name"] for row in named_rows(old)["migration"]] == [*NAMES, "colour"]
 
 
 def test_fault_12_what_came_before_the_failure_stays(
@@ -181,11 +182,13 @@ def test_fault_12_what_came_before_the_failure_stays(
     add_steps(monkeypatch, colour=colour, second=raise_midway)
     with pytest.raises(Midway):
         Registry.open(old)
-    assert [row["name"] for row in named_rows(old)["migration"]] == ["initial", "colour"]
+    assert [row["name"] for row in named_rows(old)["migration"]] == [*NAMES, "colour"]
     assert "extra" not in named_rows(old)
     add_steps(monkeypatch, colour=raise_midway, second=lambda connection: None)
     with Registry.open(old):
-        assert [row["position"] for row in named_rows(old)["migration"]] == [1, 2, 3]
+        assert [row["position"] for row in named_rows(old)["migration"]] == [
+            *range(1, len(NAMES) + 3)
+        ]
 
 
 def test_fault_12_the_database_is_copied_before(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

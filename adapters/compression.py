@@ -1,0 +1,200 @@
+"""`compress`: a small version of one that changes the base model's weights in full."""
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..registry import Registry
+from ..registry.errors import InvalidInput, quoted
+from ..registry.records import ArtifactRecord, Concept, VersionRecord, originals_of
+from ..registry.running import ADAPTER_FILE
+from .file_format import AdapterMetadata, CompressionMetadata, read_adapter, write_adapter
+from .formats.layouts import low_rank
+from .limits import MAX_RANK
+from .quantized import Kind, Quantized
+from .weight_delta import WeightDelta
+
+Progress = Callable[[int, int], None]
+_KINDS: dict[str, Kind] = {"1bit": "sign", "fp8": "fp8", "int8": "int8"}
+_SVD = re.compile(r"svd:(\d{1,4})(%?)", re.ASCII)
+WAYS = "svd:RANK, svd:SHARE%, 1bit, fp8 or int8"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How weights are compressed: by SVD to a `rank`, or to a `share` of the change; or in bits."""
+
+    name: Literal["svd", "1bit", "fp8", "int8"]
+    rank: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Way":
+        """`svd:32`, `svd:90%`, `1bit`, `fp8`, `int8`. Raises `InvalidInput`."""
+        if text in ("1bit", "fp8", "int8"):
+            return cls(text)
+        match = _SVD.fullmatch(text)
+        highest = 99 if match and match[2] else MAX_RANK
+        if not match or not 1 <= int(match[1]) <= highest:
+            raise InvalidInput(
+                f"{text[:40]!r} is no way to compress: {WAYS}, a rank up to {MAX_RANK}, a share up "
+                "to 99%",
+                hint="--to svd:32",
+            )
+        return cls("svd", share=int(match[1]) / 100) if match[2] else cls("svd", int(match[1]))
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"svd:{self.share:.0%}"
+        return f"svd:{self.rank}" if self.rank else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A version that was made of another one, the sizes of both files, and what it keeps.
+
+    `kept` is the share of the change of weights, by squared norm.
+    """
+
+    concept: str
+    version: int
+    of: int
+    way: str
+    bytes: int
+    of_bytes: int
+    kept: float
+
+
+def compress(
+    change: WeightDelta, way: Way, *, on_progress: Progress | None = None
+) -> tuple[WeightDelta, float]:
+    """A change of weights with its whole differences compressed, and the share that it keeps.
+
+    The share is 1 - ‖Δ - Δ'‖² / ‖Δ‖². By SVD the differences of biases and norms are left out, so
+    that a LoRA is left; else they stay as they are, as they are small.
+    """
+    if way.name == "svd":
+        ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
+        found, kept = low_rank(change, ranks, on_progress)
+        factors = {name: (up.half(), down.half()) for name, (up, down) in found.factors.items()}
+        return replace(found, factors=factors), kept
+    kind = _KINDS[way.name]
+    small, lost, total = WeightDelta({}, change.factors, change.magnitudes), 0.0, 0.0
+    for done, (name, delta) in enumerate(change.deltas.items(), 1):
+        if on_progress:
+            on_progress(done, len(change.deltas))
+        total += float(delta.float().square().sum())
+        if delta.ndim < 2:
+            small.deltas[name] = delta
+            continue
+        product = Quantized.of(delta, kind)
+        small.products[name] = product
+        lost += float((product.to(delta.device, torch.float32) - delta.float()).square().sum())
+    return small, 1 - lost / total if total else 1.0
+
+
+def _ranks_for(change: WeightDelta, share: float, on_progress: Progress | None) -> dict[str, int]:
+    """The rank of each layer with which all keep a share of the change, in the smallest file.
+
+    A singular value costs as many numbers as its matrix has rows and columns: those that keep most
+    for each number come first.
+    """
+    gains: list[tuple[float, float, str]] = []
+    total = 0.0
+    for done, (name, delta) in enumerate(change.deltas.items(), 1):
+        if on_progress:
+            on_progress(done, len(change.deltas))
+        if delta.ndim < 2:
+            total += float(delta.float().square().sum())
+            continue
+        matrix = delta.float().flatten(1)
+        squares = torch.linalg.svdvals(matrix).square().tolist()
+        total += sum(squares)
+        gains += [(each / sum(matrix.shape), each, name) for each in squares]
+    ranks = dict[str, int]()
+    kept = 0.0
+    for _, square, name in sorted(gains, reverse=True):
+        if kept >= share * total or ranks.get(name, 0) == MAX_RANK:
+            continue
+        ranks[name] = ranks.get(name, 0) + 1
+        kept += square
+    return ranks
+
+
+def compress_version(
+    registry: Registry,
+    concept: Concept,
+    version: VersionRecord,
+    way: Way,
+    *,
+    alias: str | None = None,
+    on_progress: Progress | None = None,
+) -> Compressed:
+    """Store a version in few bytes, as the concept's next version; the original stays.
+
+    Raises `InvalidInput` for a version without whole differences of weights, and what reading and
+    storing an adapter does.
+    """
+    name = f"{concept.name}@{version.number}"
+    if originals_of(version):
+        raise InvalidInput(
+            f"{name} was imported: it is kept as it came",
+            hint=f"concept export {name} FILE.safetensors --format original",
+        )
+    artifact = _adapter_of(version)
+    state, metadata = read_adapter(registry.path_of(artifact.sha256))
+    change = WeightDelta.from_state(state)
+    if metadata.compressed:
+        first = f"{concept.name}@{metadata.compressed.version}"
+        raise InvalidInput(
+            f"{name} is compressed already, by {metadata.compressed.way}",
+            hint=f"concept compress {quoted(first)} --to {way}",
+        )
+    if not change.deltas:
+        raise InvalidInput(
+            f"{name} has no whole differences of weights: there is nothing to compress",
+            hint=f"concept show {quoted(concept.name)}",
+        )
+    small, kept = compress(change, way, on_progress=on_progress)
+    others = {each: state[each] for each in state.keys() - change.state().keys()}
+    told = replace(
+        metadata,
+        compressed=CompressionMetadata(
+            version=version.number, sha256=artifact.sha256, way=str(way), kept=round(kept, 6)
+        ),
+    )
+    number = _stored(registry, concept, version, others | small.state(), told, alias)
+    (made,) = [each for each in registry.show(concept.id).versions if each.number == number]
+    size = _adapter_of(made).bytes
+    return Compressed(
+        concept.name, number, version.number, str(way), size, artifact.bytes, round(kept, 4)
+    )
+
+
+def _adapter_of(version: VersionRecord) -> ArtifactRecord:
+    (found,) = [each for each in version.artifacts if each.name == ADAPTER_FILE]
+    return found
+
+
+def _stored(
+    registry: Registry,
+    concept: Concept,
+    version: VersionRecord,
+    state: dict[str, torch.Tensor],
+    metadata: AdapterMetadata,
+    alias: str | None,
+) -> int:
+    """Store an adapter as a version that the original's run has made; returns its number."""
+    assert metadata.compressed
+    origin = {"compressed_from": version.number, "to": metadata.compressed.way}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ADAPTER_FILE
+        write_adapter(path, dict(sorted(state.items())), metadata)
+        return registry.add_version(
+            concept.id, {ADAPTER_FILE: path}, run=version.run, alias=alias, origin=origin
+        )

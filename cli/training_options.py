@@ -1,0 +1,218 @@
+"""What `concept train` and `concept queue add` take, and what of it does not go together."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..registry.errors import quoted
+from .arguments import complete_concept
+from .errors import usage
+
+if TYPE_CHECKING:
+    from ..methods.settings import TrainingSettings
+    from ..registry import Registry
+    from ..registry.records import RunRecord
+    from ..training.queued import TrainOptions
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME...",
+        help="Concept names.",
+        autocompletion=complete_concept,
+        show_default=False,
+    ),
+]
+Everything = Annotated[bool, typer.Option("--all", help="Every concept.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", "-t", metavar="TAG", help="With --all: those with this tag."),
+]
+MethodName = Annotated[
+    str, typer.Option("--method", metavar="METHOD", help="The method; concept methods lists them.")
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="PRESET",
+        help="Which settings; by default those for the base model, else the paper's.",
+        show_default=False,
+    ),
+]
+BaseName = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="BASE",
+        help="The base model; concept bases lists some. With --resume, the one it began with.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: stage3.steps=300."),
+]
+Photos = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--photo",
+        metavar="PHOTO",
+        help="Learn this photo, by number, hash or name; repeatable. All by default.",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="SEED", min=0, help="Seed of all random numbers.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
+PreviewEvery = Annotated[
+    int,
+    typer.Option(
+        "--preview-every",
+        metavar="N",
+        min=0,
+        help="Draw a strip of previews every N steps; 0 draws none.",
+    ),
+]
+KeepEvery = Annotated[
+    int,
+    typer.Option(
+        "--keep-every",
+        metavar="N",
+        min=0,
+        help="Keep a checkpoint every N steps of the last stage, for concept eval.",
+    ),
+]
+EvalEvery = Annotated[
+    int,
+    typer.Option(
+        "--eval-every",
+        metavar="N",
+        min=0,
+        help="Keep and score a checkpoint every N steps; the best one gets the alias best.",
+    ),
+]
+StopEarly = Annotated[bool, typer.Option("--stop-early", help="Stop when scores no longer rise.")]
+TensorboardFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard",
+        metavar="DIR",
+        help="Also write losses for TensorBoard.",
+        show_default=False,
+    ),
+]
+Together = Annotated[
+    int | None,
+    typer.Option(
+        "--together",
+        metavar="N",
+        min=1,
+        max=1024,
+        help="Train up to N concepts in one batch, with methods that keep the base model; by "
+        "default 8, or 1 with the presets 8gb and 8gb-sdxl.",
+        show_default=False,
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
+
+
+def given(context: typer.Context, *names: str) -> bool:
+    """Whether any of these options stands on the command line."""
+    sources = [context.get_parameter_source(name) for name in names]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def check_options(
+    context: typer.Context,
+    options: "TrainOptions",
+    names: list[str] | None,
+    tags: list[str],
+    *,
+    everything: bool,
+) -> None:
+    """Raise `Failure` for options that do not go together, before any registry is opened."""
+    call = context.command_path
+    if bool(names) == everything:
+        raise usage("name concepts, or ask for all", f"{call} rex, or {call} --all")
+    if options.resume and (
+        options.overrides or options.preset or options.photos or given(context, "method", "seed")
+    ):
+        raise usage("--resume keeps the settings it began with", f"{call} NAME --resume")
+    if options.stop_early and not options.eval_every:
+        raise usage("--stop-early needs scores", f"{call} NAME --eval-every 50 --stop-early")
+    if options.keep_every and options.eval_every:
+        raise usage("--eval-every keeps what it scores", "leave --keep-every out")
+    if tags and not everything:
+        raise usage("--tag goes with --all", f"{call} --all --tag {quoted(tags[0])}")
+    if options.photos and (everything or len(dict.fromkeys(names or [])) > 1):
+        raise usage("--photo is for one concept", f"{call} rex --photo 2")
+
+
+def chosen_concepts(
+    registry: "Registry", names: list[str] | None, tags: list[str], options: "TrainOptions"
+) -> list[int]:
+    """The ids of the named concepts, or of all with the tags."""
+    if names:
+        return [registry.show(name).id for name in dict.fromkeys(names)]
+    found = [registry.show(each.name).id for each in registry.find(tags=tags, limit=0).concepts]
+    if not found:
+        raise usage("no concept fits", "concept list --tag TAG")
+    if options.resume and not (found := [each for each in found if unfinished(registry, each)]):
+        raise usage("no concept has an unfinished training", "concept train --all")
+    return found
+
+
+def unfinished(registry: "Registry", concept: int) -> "RunRecord | None":
+    """The unfinished training of a concept, if there is one."""
+    from ..registry.errors import NotFound
+
+    try:
+        return registry.resumable_run(concept)
+    except NotFound:
+        return None
+
+
+def base_of_unfinished(registry: "Registry", concepts: list[int]) -> str:
+    """The base model that trainings began with."""
+    bases = {registry.resumable_run(each).base: each for each in concepts}
+    if len(bases) > 1:
+        (base, concept), *_ = bases.items()
+        raise usage(
+            f"trainings began with {' and '.join(bases)}: one base model at a time",
+            f"concept train {registry.show(concept).name} --resume --base {quoted(base)}",
+        )
+    (base,) = bases
+    return base
+
+
+def checked_settings(
+    registry: "Registry", concepts: list[int], options: "TrainOptions"
+) -> "TrainingSettings":
+    """The settings of a new training. Reports wrong options before anything is loaded."""
+    from ..generation.reference_syntax import find_photo
+    from ..methods.method import active_stages, find_method, resolve_settings
+    from ..models.bases import find_base
+    from .output import count
+
+    method = find_method(options.method)
+    base = find_base(options.base).name
+    settings = resolve_settings(
+        method, preset=options.preset, base=base, overrides=options.overrides
+    )
+    every = options.eval_every or options.keep_every
+    name, steps = f"the preset {options.preset or options.base}", 0
+    for stage, own in active_stages(method, settings):
+        name, steps = stage.name, own.steps
+    if every and not options.resume and every >= steps:
+        option = "--eval-every" if options.eval_every else "--keep-every"
+        raise usage(
+            f"{name} has {count(steps, 'step')}: none to keep every {every}",
+            f"{option} {max(1, steps // 4)}" if steps else f"leave {option} out",
+        )
+    for concept in concepts:
+        if options.resume:
+            registry.resumable_run(concept)
+        for photo in options.photos:
+            find_photo(registry.show(concept), photo)
+    return settings

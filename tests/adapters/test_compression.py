@@ -1,0 +1,141 @@
+"""Compressed versions: what is stored, what is kept, and that they are drawn with and exported."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conceptry.adapters.compression import Way, compress, compress_version
+from conceptry.adapters.file_format import read_adapter, write_adapter
+from conceptry.adapters.quantized import KINDS, Kind, Quantized
+from conceptry.adapters.weight_delta import WeightDelta
+from conceptry.models.loading import LoadedBase, load_base
+from conceptry.registry import Registry
+from conceptry.registry.errors import InvalidInput, InvalidWeights
+from exported import Taught
+from safetensors.torch import load_file
+from tiny_base import write_tiny_base
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
+    return load_base(str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny")))
+
+
+@pytest.fixture
+def taught(rex: Registry, base: LoadedBase, tmp_path: Path) -> Taught:
+    """Rex, whose version 1 is a difference of the whole U-Net."""
+    made = Taught(rex, base, tmp_path)
+    made.add(made.vectors(2) | made.deltas())
+    return made
+
+
+def compressed(taught: Taught, way: str, number: int = 1) -> int:
+    concept = taught.registry.show("rex")
+    (version,) = [each for each in concept.versions if each.number == number]
+    return compress_version(taught.registry, concept, version, Way.parse(way)).version
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(8, 5), (13, 3), (1, 1), (9, 4, 3, 3)], ids=str)
+def test_a_difference_in_few_bits_is_the_nearest(kind: Kind, shape: tuple[int, ...]) -> None:
+    delta = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    delta[0] = 0.0
+    found = Quantized.of(delta, kind)
+    assert found.shape == delta.shape
+    assert found.is_sound
+    back = found.to(CPU, torch.float32)
+    assert back[0].abs().max() == 0
+    rows = delta.flatten(1).abs()
+    if kind == "sign":
+        scale = rows.mean(1).bfloat16().float().reshape(-1, *(1,) * (delta.ndim - 1))
+        assert torch.equal(back, torch.where(delta > 0, scale, -scale))
+        assert found.values.numel() == -(-shape[0] // 8) * delta[0].numel()
+    else:
+        step = {"int8": 0.5 / 127 + 0.004, "fp8": 1 / 16 + 0.004}[kind]
+        bound = rows.amax(1) * step
+        assert ((back - delta).flatten(1).abs() <= bound[:, None]).all()
+
+
+@pytest.mark.parametrize("way", ["svd:3", "svd:60%", "1bit", "fp8", "int8"])
+def test_a_compressed_version_is_drawn_with_and_exported(taught: Taught, way: str) -> None:
+    concept = taught.registry.show("rex")
+    before = taught.drawn()
+    number = compressed(taught, way)
+    made = taught.registry.show("rex").versions
+    sizes = [version.artifacts[0].bytes for version in made]
+    assert (number, len(made)) == (2, 2)
+    assert sizes[1] < sizes[0]
+    assert made[0] == concept.versions[0], "the original stays"
+    assert made[1].run == made[0].run
+    event = taught.registry.history("rex")[-1].detail
+    assert (event["compressed_from"], event["to"]) == (1, way)
+    state, metadata = read_adapter(taught.registry.path_of(made[1].artifacts[0].sha256))
+    assert metadata.compressed
+    assert metadata.compressed.sha256 == made[0].artifacts[0].sha256
+    change = WeightDelta.from_state(state)
+    drawn = taught.drawn()
+    assert np.abs(drawn - before).mean() > 0
+    if way.startswith("svd"):
+        assert not change.deltas
+        taught.export("lora-kohya")
+        taught.export("lora-diffusers", "other.safetensors")
+        return
+    taught.export("diff")
+    whole = change.with_whole_products()
+    written = load_file(taught.folder / "rex.safetensors")
+    assert len(written) == len(whole.deltas)
+    total = sum(float(each.double().square().sum()) for each in whole.deltas.values())
+    of_file = sum(float(each.double().square().sum()) for each in written.values())
+    assert of_file == pytest.approx(total, rel=1e-5)
+    with pytest.raises(InvalidInput, match="a LoRA cannot hold"):
+        taught.export("lora-kohya", "no.safetensors")
+
+
+def test_more_is_kept_the_more_is_stored(taught: Taught) -> None:
+    change = WeightDelta.from_state(taught.deltas())
+    kept = [compress(change, Way.parse(way))[1] for way in ("1bit", "fp8", "int8")]
+    assert 0.5 < kept[0] < 0.7, "the share of normal numbers that signs keep is 2 / π"
+    assert kept[0] < kept[1] < kept[2] < 1
+    by_rank = [compress(change, Way.parse(f"svd:{rank}"))[1] for rank in (1, 4, 8)]
+    assert by_rank == sorted(by_rank)
+    by_share, kept_by_share = compress(change, Way.parse("svd:50%"))
+    assert kept_by_share == pytest.approx(0.5, abs=0.01)
+    assert len({len(down) for _, down in by_share.factors.values()}) > 1, "ranks of their own"
+
+
+@pytest.mark.parametrize("text", ["svd", "svd:0", "svd:100%", "svd:9999", "2bit", "SVD:4", ""])
+def test_what_is_no_way_is_told(text: str) -> None:
+    with pytest.raises(InvalidInput, match="no way to compress"):
+        Way.parse(text)
+
+
+def test_what_cannot_be_compressed_is_told(taught: Taught) -> None:
+    compressed(taught, "1bit")
+    with pytest.raises(InvalidInput, match="compressed already"):
+        compressed(taught, "fp8", 2)
+    taught.add(taught.vectors(2) | taught.factors())
+    with pytest.raises(InvalidInput, match="nothing to compress"):
+        compressed(taught, "fp8", 3)
+    assert len(taught.registry.show("rex").versions) == 3
+
+
+def test_a_file_whose_parts_do_not_fit_is_refused(taught: Taught, tmp_path: Path) -> None:
+    compressed(taught, "int8")
+    artifact = taught.registry.show("rex").versions[1].artifacts[0]
+    state, metadata = read_adapter(taught.registry.path_of(artifact.sha256))
+    name = next(each for each in state if each.startswith("int8.")).partition(".")[2]
+    for odd in (
+        {each: state[each] for each in state if each != f"scale.{name}"},
+        state | {f"delta.{name}": torch.zeros(2, 2)},
+        state | {f"int8.{name}": state[f"int8.{name}"].float()},
+    ):
+        write_adapter(tmp_path / "odd.safetensors", odd, metadata)
+        with pytest.raises(InvalidWeights):
+            read_adapter(tmp_path / "odd.safetensors")
+    for odd in (state[f"scale.{name}"][:-1], state[f"scale.{name}"][None]):
+        change = WeightDelta.from_state(state | {f"scale.{name}": odd})
+        with pytest.raises(InvalidWeights, match="another shape"):
+            change.check(taught.base.backbone)
