@@ -35,7 +35,7 @@ def _weight(match: re.Match[str], names: frozenset[str]) -> str | None:
     name = inside.strip("<>()[] ").lower()
     if name in names:
         return f"write <{name}:{min(float(weight), MAX_STRENGTH):g}>"
-    return "with --prompt-weights words have weights; concepts have strengths, as <NAME:0.8>"
+    return "words have no weights without --prompt-weights; a concept has a strength: <NAME:0.8>"
 
 
 def _always(advice: str) -> _Advice:
@@ -71,9 +71,9 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
     ),
     (
         re.compile(r"\(\([^()]+\)\)|\)\d+\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
-        _always("words have weights with --prompt-weights alone; leave the brackets out"),
+        _always("words have no weights without --prompt-weights; leave the brackets out"),
     ),
-    (re.compile(r"\\[()]"), _always("brackets need no backslash, but with --prompt-weights")),
+    (re.compile(r"\\[()]"), _always("brackets need no backslash without --prompt-weights")),
     (re.compile(r"\w+::\s*-?\d*\.?\d*"), _always("words have no weights; leave the colons out")),
     (
         re.compile(r"\{[^{}]*\|[^{}]*\}"),
@@ -105,7 +105,7 @@ _OF_WEIGHTS = [_PATTERNS[i][0] for i in (0, 3, 4)]
 _CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
     (
         re.compile(r"\bBREAK\b"),
-        "prompts are cut in parts with --prompt-weights alone; leave it out",
+        "prompts are not cut in parts without --prompt-weights; leave it out",
     ),
     (re.compile(r"\bAND\b"), "prompts are not added up; write and"),
 )

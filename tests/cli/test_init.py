@@ -102,7 +102,10 @@ def test_pictures_of_all_formats_are_drawn_again(ask: Ask, run: Run, tiny: str) 
 def test_words_have_weights_where_it_is_asked_for(run: Run, ask: Ask, tiny: str) -> None:
     words = ("--base", tiny, *WORDS)
     plain = run("generate", "a (red:1.5) cat", *words)
-    assert '"(red:1.5)" is drawn as plain words: with --prompt-weights' in plain.stderr
+    assert (
+        '"(red:1.5)" is drawn as plain words: words have no weights without --prompt-weights'
+        in plain.stderr
+    )
     weighed = run("generate", "a (red:1.5) cat", *words, "--prompt-weights", "--strict")
     assert (weighed.exit_code, "plain words" in weighed.stderr) == (0, False)
     long = "a photo of " + "a red cat " * 40
