@@ -54,7 +54,7 @@ class Candidate:
         self.gradients = torch.zeros(0)
         if way == "channels_last":
             for network in self.backbone.networks.values():
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if way == "compiled":
             torch._dynamo.config.recompile_limit = 64  # the blocks share their code
             for module in self.backbone.denoiser.modules():

@@ -27,7 +27,7 @@ from ..models.miniature.recipe.train import Context, Losses, Stage, train
 from ..models.miniature.world.identities import identity_seed, make_identity
 from ..models.miniature.world.scenes import Scene, Subject, render, sample_scene
 from .faces import FACED, SHIPPED, FaceFinder, FaceHead, load_faces
-from .judge import load_judge
+from .judge import Judge, load_judge
 
 Box = tuple[int, int, int, int]
 Spoil = Callable[[Image.Image, random.Random], Image.Image]
@@ -187,8 +187,10 @@ def _losses(
 ) -> Losses:
     """Binary cross-entropy; the judge's trunk stays as it is."""
     del generator
+    judge = modules["judge"]
+    assert isinstance(judge, Judge)
     with torch.no_grad():
-        features, _ = modules["judge"].trunk(context.pixels(batch.images))
+        features, _ = judge.trunk(context.pixels(batch.images))
     wanted = torch.tensor([float(each == FACE) for each in batch.captions], device=context.device)
     return {"face": F.binary_cross_entropy_with_logits(modules["head"](features), wanted)}
 
