@@ -186,9 +186,9 @@ def test_quiet_does_not_hide_errors(rex: Registry, run: Run) -> None:
 
 
 def test_version(run: Run) -> None:
-    assert run("--version").stdout == "conceptry 0.1.0\n"
+    assert run("--version").stdout == "conceptry 0.2.0\n"
     for arguments in (["--version", "--json"], ["--json", "--version"]):
-        assert json.loads(run(*arguments).stdout) == {"version": "0.1.0"}
+        assert json.loads(run(*arguments).stdout) == {"version": "0.2.0"}
 
 
 def test_a_value_that_looks_like_an_option_is_not_one(rex: Registry, run: Run) -> None:

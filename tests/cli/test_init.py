@@ -131,3 +131,36 @@ def test_the_like_of_another_tools_picture_is_drawn(run: Run, ask: Ask, tiny: st
     assert "\x1b[2J" not in done.stderr + told["message"]
     control = run("--json", "reproduce", "theirs.png", "--base", tiny, "--control", "begun.png")
     assert "drawn by another tool" in error_of(control)["message"]
+
+
+SCRIPT = """
+steps: 2
+init: begun.png
+scenes:
+- scene: red
+  prompt: a (red:1.2) cat
+  prompt_weights: yes
+- scene: part
+  prompt: a {cat|dog}
+  inpaint: mask.png
+  strength: 1
+"""
+
+
+def test_scenes_that_begin_with_a_picture_are_drawn_once(ask: Ask, tiny: str) -> None:
+    Path("day.yaml").write_text(SCRIPT)
+    words = ("generate", "--prompts", "day.yaml", "--base", tiny, "--out", "day")
+    assert ask(*words, "--format", "webp", "--dry-run")["to_draw"] == 3
+    drawn = ask(*words, "--format", "webp")["images"]
+    names = ["red-0.webp", "part-cat-0.webp", "part-dog-0.webp"]
+    assert [Path(each["path"]).name for each in drawn] == names
+    plan = ask(*words, "--format", "webp", "--dry-run")
+    assert [each["path"] for each in plan["planned"]] == [each["path"] for each in drawn]
+    assert plan["to_draw"] == 0
+    again = ask(*words, "--format", "webp")["images"]
+    assert [each["is_new"] for each in again] == [False, False, False]
+    assert ask(*words, "--dry-run")["to_draw"] == 3  # as PNGs
+    Image.open("mask.png").rotate(180).save("mask.png")
+    assert ask(*words, "--format", "webp", "--dry-run")["to_draw"] == 2
+    Image.open("begun.png").rotate(180).save("begun.png")
+    assert ask(*words, "--format", "webp", "--dry-run")["to_draw"] == 3

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -111,6 +112,12 @@ def test_every_migration_is_recorded(registry: Registry) -> None:
     assert [tuple(row) for row in rows] == [
         (step.name, position, step.needs) for position, step in enumerate(migrations.MIGRATIONS, 1)
     ]
+
+
+def test_no_migration_needs_a_program_that_there_is_not() -> None:
+    """An older program tells people to get that one."""
+    parts = [[int(part) for part in each.needs.split(".")] for each in migrations.MIGRATIONS]
+    assert max(parts) <= [int(part) for part in version("conceptry").split(".")]
 
 
 def test_a_script_runs_statement_by_statement() -> None:
