@@ -123,4 +123,4 @@ def test_scoring_imports_no_trainer() -> None:
         if name.startswith("evaluation.")
         and any("recipe" in target for target in imports(path, known))
     }
-    assert found == {"evaluation.judge_recipe"}
+    assert found == {"evaluation.faces_recipe", "evaluation.judge_recipe"}

@@ -17,7 +17,7 @@ WRONG_USAGE = [
     ["list", "--limit", "many"],
     ["list", "--limit", "-1"],
     ["list", "--page", "0"],
-    ["list", "--sort", "size"],
+    ["list", "--sort", "weight"],
     ["add", "rex"],
     ["add", "rex", "photos", "--category"],
     ["add", "rex", "photos", "--category", "<dog>"],
