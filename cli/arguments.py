@@ -28,6 +28,13 @@ ConceptNames = Annotated[
         metavar="NAME", help="Concept names.", autocompletion=complete_concept, show_default=False
     ),
 ]
+TagsOption = Annotated[
+    list[str] | None,
+    typer.Option("--tag", "-t", metavar="T", help="Only with this tag; may be repeated."),
+]
+CategoryOption = Annotated[
+    str | None, typer.Option("--category", "-c", metavar="WORD", help="Only of this category.")
+]
 
 SuiteName = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import complete_concept
+from .arguments import CategoryOption, TagsOption, complete_concept
 from .framework import Session, session_of
 from .output import count
 
@@ -31,13 +31,8 @@ def gallery(
             show_default=False,
         ),
     ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option("--tag", "-t", metavar="T", help="Only with this tag; may be repeated."),
-    ] = None,
-    category: Annotated[
-        str | None, typer.Option("--category", "-c", metavar="WORD", help="Only of this category.")
-    ] = None,
+    tag: TagsOption = None,
+    category: CategoryOption = None,
     status: Annotated[
         str | None,
         typer.Option(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .arguments import CategoryOption, TagsOption
 from .framework import session_of
 from .output import count, moment, size
 
@@ -26,13 +27,8 @@ def list_concepts(
             show_default=False,
         ),
     ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option("--tag", "-t", metavar="T", help="Only with this tag; may be repeated."),
-    ] = None,
-    category: Annotated[
-        str | None, typer.Option("--category", "-c", metavar="WORD", help="Only of this category.")
-    ] = None,
+    tag: TagsOption = None,
+    category: CategoryOption = None,
     sort: Annotated[
         SortKey,
         typer.Option(
