@@ -12,10 +12,11 @@ started again; a run that was killed ends bit-equal to one that was not, on a CP
 (The weights that ship are of an earlier recipe, at 64 pixels.)
 
 A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
-then goes on from what it knows:
+then goes on from what it knows. `vae` then teaches the encoder alone, and `decoder` need not wait
+for it:
 
     … vae --out runs/128 --latents-of runs/64/vae
-    … decoder --out runs/128
+    … decoder --out runs/128 --latents-of runs/64/vae
     … unet --out runs/128 --start runs/64/unet.safetensors
 """
 
@@ -78,8 +79,8 @@ MAX_SNR, MORE_SNR = 5.0, 0.25
 FOREGROUND_WEIGHT = 4.0
 FOREGROUND_NOISE_WEIGHT = 3.0
 LATENT_NOISE = 0.1
-LATENTS_WEIGHT = 2.0
 FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
+ENCODER, DECODER = ("vae.encoder", "vae.quant_conv"), ("vae.decoder", "vae.post_quant_conv")
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
 MANY_STEPS = 1_000_000
@@ -93,7 +94,7 @@ class Context:
     device: torch.device
     seed: int = 0
     latents_of: Path | None = None
-    """The folder of an autoencoder whose latent space a new one takes over."""
+    """The folder of an autoencoder whose latent space a new one takes over; it then teaches."""
     tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
 
     def generator(self, stage: str, step: int) -> torch.Generator:
@@ -282,29 +283,42 @@ def vae_losses(
 ) -> Losses:
     """How far what comes back is from what went in, and a touch of KL.
 
-    With `Context.latents_of`, also how far latents are from those of that autoencoder, as a share
-    of their own variance.
+    With `Context.latents_of`, instead how far the encoder is from that autoencoder's, in means and
+    in deviations, as a share of its latents' own variance.
     """
     pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
     with context.autocast():
         posterior = vae.encode(pixels).latent_dist
+        if context.latents_of is not None:
+            return _encoder_losses(posterior, earlier_latents(pixels, context))
         decoded = _decode_sample(vae, posterior, context, generator)
     kl = 1e-6 * posterior.kl().float().mean()
-    losses = _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
-    if context.latents_of is None:
-        return losses
+    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
+
+
+def _encoder_losses(
+    ours: "DiagonalGaussianDistribution", theirs: "DiagonalGaussianDistribution"
+) -> Losses:
+    scale = theirs.mean.float().var()
+    return {
+        "latents": (ours.mean - theirs.mean).float().square().mean() / scale,
+        "deviations": (ours.std - theirs.std).float().square().mean() / scale,
+    }
+
+
+@torch.no_grad()
+def earlier_latents(pixels: Tensor, context: Context) -> "DiagonalGaussianDistribution":
+    """What the autoencoder of `Context.latents_of` makes of pictures, reduced to its size."""
     earlier = context.earlier_vae
-    with torch.no_grad(), context.autocast():
-        reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
-        wanted = earlier.encode(reduced).latent_dist.mean.float()
-    error = (posterior.mean.float() - wanted).square().mean() / wanted.var()
-    return losses | {"latents": LATENTS_WEIGHT * error}
+    reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
+    return earlier.encode(reduced).latent_dist
 
 
 def build_decoder(context: Context) -> nn.ModuleDict:
     """The autoencoder as it is, and who tells its pictures from renders."""
     modules = build_vae(context)
-    context.load("vae", modules["vae"], "vae")
+    if context.latents_of is None:
+        context.load("vae", modules["vae"], "vae")
     modules["discriminator"] = Discriminator()
     return modules
 
@@ -321,7 +335,11 @@ def decoder_losses(
     pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
     with context.autocast():
         with torch.no_grad():
-            latents = vae.encode(pixels).latent_dist.mean
+            known = context.latents_of is not None
+            posterior = (
+                earlier_latents(pixels, context) if known else vae.encode(pixels).latent_dist
+            )
+            latents = posterior.mean
             noise = torch.randn(
                 latents.shape, generator=generator, device=latents.device, dtype=latents.dtype
             )
@@ -559,7 +577,7 @@ STAGES = {
         Stage(
             name="vae",
             images=112_000,
-            batch=16,
+            batch=8,
             learning_rate=2e-3,
             make_batch=scenes_batch,
             offset=2,
@@ -573,14 +591,14 @@ STAGES = {
         Stage(
             name="decoder",
             images=200_000,
-            batch=16,
+            batch=8,
             learning_rate=1e-3,
             make_batch=scenes_batch,
             offset=6,
             build=build_decoder,
             encode=keep_pictures,
             losses=decoder_losses,
-            learns=("vae.decoder", "vae.post_quant_conv", "discriminator"),
+            learns=(*DECODER, "discriminator"),
             slow={"discriminator": 0.4},
             weight_decay=0.0,
             warmup_steps=100,
@@ -1043,7 +1061,10 @@ def train(
     if recipe.references and references:
         recipe = dataclasses.replace(recipe, references=references)
     num_steps = (images or recipe.images) // recipe.batch
-    context = Context(folder, chosen, seed, latents_of if recipe.name == "vae" else None)
+    if recipe.name == "vae" and latents_of:
+        recipe = dataclasses.replace(recipe, learns=ENCODER)
+    has_choice = recipe.name in ("vae", "decoder")
+    context = Context(folder, chosen, seed, latents_of if has_choice else None)
     training = Training(recipe, context, start=start, compiled=compiled)
     training.run(num_steps, num_workers, stop_at, seconds)
 
