@@ -30,6 +30,25 @@ AgainOption = Annotated[
         show_default=False,
     ),
 ]
+ReferencesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference-control",
+        metavar="IMAGE",
+        help="With --control: the control picture of a --reference's photo itself; repeatable, in "
+        "the order of the photos.",
+        show_default=False,
+    ),
+]
+ReferencesAgainOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference-control",
+        metavar="IMAGE",
+        help="A control picture of what it was drawn after, if none beside --control is it.",
+        show_default=False,
+    ),
+]
 ScaleOption = Annotated[
     float,
     typer.Option("--control-scale", metavar="X", min=0, max=2, help="How much --control counts."),
@@ -41,6 +60,20 @@ def parse(text: str | None, scale: float = 1.0) -> "ControlRequest | None":
     from ..generation.control_request import parse_control
 
     return None if text is None else parse_control(text, scale=scale)
+
+
+def find_layouts(
+    picture: Path,
+    made: "Provenance",
+    given: "Sequence[Path] | None",
+    control: "ControlRequest | None",
+) -> list[Path]:
+    """The control pictures of what a picture was drawn after. Raises as the registry's."""
+    from ..generation.frames import find_layouts
+
+    beside = control.picture if control else None
+    found = find_layouts(picture, made.layouts, given or (), beside=beside)
+    return [each.path for each in found.values()]
 
 
 def check_kinds(base: "Base", requests: "Sequence[Request]") -> None:

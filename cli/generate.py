@@ -182,6 +182,7 @@ def generate(
     inpaint: init_options.InpaintOption = None,
     control: control_options.ControlOption = None,
     control_scale: control_options.ScaleOption = 1.0,
+    reference_control: control_options.ReferencesOption = None,
     animate: frame_options.AnimateOption = False,
     controls: frame_options.ControlsOption = None,
     previous_frame: frame_options.PreviousOption = None,
@@ -226,7 +227,7 @@ def generate(
     from ..generation.layout import parse_layout
     from ..generation.prompt_entries import parse_size
     from ..generation.prompt_files import PromptDefaults
-    from ..generation.reference_syntax import parse_reference
+    from ..generation.reference_syntax import parse_reference, with_layouts
     from ..generation.request import SamplingSettings
     from ..models.bases import find_base
     from ..models.references import WEIGHT
@@ -247,7 +248,9 @@ def generate(
         prompt_weights=prompt_weights,
     )
     weight = PHOTO_WEIGHT if animate else WEIGHT
-    references = tuple(parse_reference(each, default=weight) for each in reference or ())
+    references = with_layouts(
+        [parse_reference(each, default=weight) for each in reference or ()], reference_control or ()
+    )
     points = [_point(each) for each in point or ()]
     if points and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
@@ -481,6 +484,7 @@ def reproduce(
     init: init_options.AgainOption = None,
     inpaint: init_options.MaskAgainOption = None,
     control: control_options.AgainOption = None,
+    reference_control: control_options.ReferencesAgainOption = None,
     frame: frame_options.AgainOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture goes.")] = _OUT,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
@@ -496,7 +500,7 @@ def reproduce(
     from ..generation.provenance import read_provenance
 
     if (foreign := read_foreign_picture(picture)) is not None:
-        if control or frame:
+        if control or frame or reference_control:
             raise usage(f"{picture} was drawn by another tool", "without --control and --frame")
         begun = init_options.parse(init, inpaint)
         _reproduce_foreign(session, foreign, base, begun, out, offline=offline)
@@ -509,6 +513,7 @@ def reproduce(
         is_known = _trace(registry, picture) is not None
         begun = init_options.again(picture, made, init, inpaint)
         asked = control_options.again(picture, made, control, is_known=is_known)
+        layouts = control_options.find_layouts(picture, made, reference_control, asked)
         session.output.note(f"drawing again: {made.work}")
         session.output.note(f"loading {wanted}")
         with quick_imports():
@@ -517,7 +522,14 @@ def reproduce(
 
             loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
-            registry, loaded, picture, out, control=asked, init=begun, frames=earlier
+            registry,
+            loaded,
+            picture,
+            out,
+            control=asked,
+            init=begun,
+            frames=earlier,
+            layouts=layouts,
         )
     _say_again(session, again, is_same, [])
 

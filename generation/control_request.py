@@ -55,28 +55,36 @@ def parse_control(text: str, *, scale: float = 1.0, folder: Path | None = None) 
     raise NotFound(f"there is no control picture {named or text}", hint="IMAGE or IMAGE:KIND")
 
 
-def read_control(path: Path) -> tuple[Image.Image, str]:
-    """A control picture as RGB, and the SHA-256 of its file. Raises `InvalidImage`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadControl:
+    """A control picture as RGB, and the SHA-256 of its file."""
+
+    path: Path
+    image: Image.Image
+    sha256: str
+
+    def fitted(self, size: tuple[int, int], of: str = "what is drawn") -> Image.Image:
+        """The picture in the size (width, height) of what it is for.
+
+        Raises `InvalidInput` for another shape.
+        """
+        if self.image.size == size:
+            return self.image
+        (width, height), (across, down) = self.image.size, size
+        if abs(width * down - height * across) > max(width, height, across, down):
+            raise InvalidInput(
+                f"the control picture {self.path} is {width}x{height}, which is another shape than "
+                f"the {across}x{down} of {of}",
+                hint="cut it" if of != "what is drawn" else "cut it, or choose another --size",
+            )
+        return self.image.resize(size, Image.Resampling.LANCZOS)
+
+
+def read_control(path: Path) -> ReadControl:
+    """A control picture from its file. Raises `InvalidImage`."""
     data = read_file(path)
     with strict_decoding():
-        return read_photo(data, str(path)), sha256_of(data)
-
-
-def fitted(image: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
-    """A control picture in the size (width, height) of what is drawn.
-
-    Raises `InvalidInput` for another shape.
-    """
-    if image.size == size:
-        return image
-    (width, height), (across, down) = image.size, size
-    if abs(width * down - height * across) > max(width, height, across, down):
-        raise InvalidInput(
-            f"the control picture {path} is {width}x{height}, which is another shape than the "
-            f"{across}x{down} of what is drawn",
-            hint="cut it, or choose another --size",
-        )
-    return image.resize(size, Image.Resampling.LANCZOS)
+        return ReadControl(path, read_photo(data, str(path)), sha256_of(data))
 
 
 def check_same_control(
@@ -92,8 +100,7 @@ def check_same_control(
             f"{picture} was drawn with a control picture for the ControlNet {used.network}",
             hint=f"--control IMAGE; the SHA-256 of its file begins with {used.image_sha256[:12]}",
         )
-    _, sha256 = read_control(asked.picture)
-    if sha256 != used.image_sha256:
+    if read_control(asked.picture).sha256 != used.image_sha256:
         raise InvalidInput(
             f"{picture} was drawn with another control picture than {asked.picture}",
             hint=f"the SHA-256 of its file begins with {used.image_sha256[:12]}",

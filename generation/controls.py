@@ -13,9 +13,10 @@ from ..models.bases import Base, find_control
 from ..models.conditioning import Control
 from ..models.control import LoadedControl, load_control
 from ..models.loading import LoadedBase
-from ..models.pixels import to_pixels
+from ..models.pixels import control_pixels
 from ..models.sd import cross_attention_of
-from .control_request import ControlRequest, UsedControl, fitted, read_control
+from ..registry.errors import InvalidInput
+from .control_request import ControlRequest, UsedControl, read_control
 from .injection import InjectedConcept
 from .request import Request
 
@@ -46,18 +47,29 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
     checked: set[tuple[Path, tuple[int, int]]] = set()
     for request in requests:
         if (asked := request.control) is None:
+            _check_none_follow(request)
             continue
         find_control(base, asked.kind)
         wanted = request.settings.size or (size, size)
         if (key := (asked.picture, wanted)) in checked:
             continue
         checked.add(key)
-        image, _ = read_control(asked.picture)
-        if fitted(image, wanted, asked.picture).size != image.size:
-            width, height = image.size
+        read = read_control(asked.picture)
+        if read.fitted(wanted).size != read.image.size:
+            width, height = read.image.size
             line = f"{asked.picture} is {width}x{height}: resized to {wanted[0]}x{wanted[1]}"
             notes.setdefault(line)
     return list(notes)
+
+
+def _check_none_follow(request: Request) -> None:
+    """Raise `InvalidInput` if a reference has a control picture, and what is drawn has none."""
+    for each in request.references:
+        if each.control is not None:
+            raise InvalidInput(
+                f"the reference {each.name} has a control picture, and what is drawn has none",
+                hint="--control IMAGE as well, or without --reference-control",
+            )
 
 
 class Controls:
@@ -73,7 +85,7 @@ class Controls:
                     self._loaded[source.name] = load_control(source, base)
 
     def of(self, request: Request) -> PreparedControl | None:
-        """A request's control, if it has one. Raises as `read_control` and `fitted` do."""
+        """A request's control, if it has one. Raises as reading and fitting it do."""
         if (asked := request.control) is None:
             return None
         return self._prepared(asked, request.settings.size)
@@ -81,11 +93,11 @@ class Controls:
     def _prepared(self, asked: ControlRequest, size: tuple[int, int] | None) -> PreparedControl:
         backbone = self._base.backbone
         loaded = self._loaded[find_control(self._base.base, asked.kind).name]
-        image, sha256 = read_control(asked.picture)
-        image = fitted(image, size or (backbone.size, backbone.size), asked.picture)
-        pixels = (to_pixels([image]) / 2 + 0.5).to(backbone.device)
-        used = UsedControl(sha256, loaded.name, loaded.sha256, asked.scale, asked.transfers)
-        return PreparedControl(Control(loaded.network, pixels, asked.scale), used)
+        read = read_control(asked.picture)
+        pixels = control_pixels(read.fitted(size or (backbone.size, backbone.size)))
+        used = UsedControl(read.sha256, loaded.name, loaded.sha256, asked.scale, asked.transfers)
+        control = Control(loaded.network, pixels.to(backbone.device), asked.scale)
+        return PreparedControl(control, used)
 
 
 @contextmanager

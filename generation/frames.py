@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,7 @@ from ..registry.files import entries, open_file
 from ..registry.hashes import sha256_of
 from ..registry.images import SUFFIXES, read_file, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
-from .control_request import ControlRequest
+from .control_request import ControlRequest, ReadControl, read_control
 from .provenance import DrawnFrame
 from .request import Request
 
@@ -52,6 +52,8 @@ class ChosenFrame:
 
     drawn: DrawnFrame
     image: Image.Image
+    control: ReadControl | None = None
+    """Its own control picture."""
 
 
 def parse_controls(text: str, *, scale: float = 1.0) -> list[ControlRequest]:
@@ -137,12 +139,7 @@ def find_frames(picture: Path, wanted: Sequence[DrawnFrame], given: Sequence[Pat
     """
     if given and not wanted:
         raise InvalidInput(f"{picture} was not drawn after another frame", hint="leave it out")
-    hashes = {each.sha256 for each in wanted}
-    found: dict[str, Path] = {}
-    for path, sha256 in _hashed(picture, given) if hashes else ():
-        found.setdefault(sha256, path)
-        if hashes <= found.keys():
-            break
+    found = _by_hash({each.sha256 for each in wanted}, picture, given, "frame")
     for each in wanted:
         if each.sha256 not in found:
             raise NotFound(
@@ -152,15 +149,51 @@ def find_frames(picture: Path, wanted: Sequence[DrawnFrame], given: Sequence[Pat
     return [found[each.sha256] for each in wanted]
 
 
-def _hashed(picture: Path, given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Files with their hashes: those given, then PNGs beside the picture, its neighbours first."""
+def find_layouts(
+    picture: Path, wanted: Collection[str], given: Sequence[Path], *, beside: Path | None
+) -> dict[str, ReadControl]:
+    """The control pictures of what a picture was drawn after, by their hashes.
+
+    They are among those that are `given`, or lie `beside` the picture's own. Raises `InvalidInput`
+    for files where none are wanted, and `NotFound`.
+    """
+    if given and not wanted:
+        raise InvalidInput(
+            f"{picture} was not drawn after a reference with a control picture", hint="leave it out"
+        )
+    found = _by_hash(wanted, beside, given, "control picture")
+    for sha256 in wanted:
+        if sha256 not in found:
+            raise NotFound(
+                f"{picture} was drawn after a reference with a control picture of its own",
+                hint=f"--reference-control FILE; the SHA-256 of that begins with {sha256[:12]}",
+            )
+    return {sha256: read_control(found[sha256]) for sha256 in wanted}
+
+
+def _by_hash(
+    wanted: Collection[str], beside: Path | None, given: Sequence[Path], noun: str
+) -> dict[str, Path]:
+    """The files among some pictures that have wanted hashes."""
+    found: dict[str, Path] = {}
+    for path, sha256 in _hashed(beside, given, noun) if wanted else ():
+        found.setdefault(sha256, path)
+        if found.keys() >= set(wanted):
+            break
+    return found
+
+
+def _hashed(picture: Path | None, given: Sequence[Path], noun: str) -> Iterator[tuple[Path, str]]:
+    """Files with their hashes: those given, then those beside a picture, its neighbours first."""
     for path in given:
         if not os.path.isfile(path):
-            raise NotFound(f"there is no frame {path}", hint=f"ls {quoted(path.parent)}")
+            raise NotFound(f"there is no {noun} {path}", hint=f"ls {quoted(path.parent)}")
         yield path, sha256_of(read_file(path))
+    if picture is None:
+        return
     folder = Path(os.path.realpath(picture.parent))
-    beside = [each for each in entries(folder, folder) if each.is_file]
-    pictures = [folder / each.name for each in beside if each.name.endswith(".png")]
+    beside = [Path(each.name) for each in entries(folder, folder) if each.is_file]
+    pictures = [folder / each for each in beside if each.suffix.lower() in SUFFIXES]
     paths = sorted(pictures, key=_by_number)
     own = sum(_by_number(path) < _by_number(picture) for path in paths)
     for i in sorted(range(len(paths)), key=lambda i: abs(i - own)):
@@ -168,10 +201,13 @@ def _hashed(picture: Path, given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             yield paths[i], sha256_of(file)
 
 
-def read_frame(path: Path, drawn: DrawnFrame) -> ChosenFrame:
-    """A frame from its file. Raises `InvalidImage`, and `NotFound` for a file with another hash."""
+def read_frame(path: Path, drawn: DrawnFrame, control: ReadControl | None = None) -> ChosenFrame:
+    """A frame from its file, with its control picture.
+
+    Raises `InvalidImage`, and `NotFound` for a file with another hash.
+    """
     data = read_file(path)
     if sha256_of(data) != drawn.sha256:
         raise NotFound(f"{path} has changed while it was looked at")
     with strict_decoding():
-        return ChosenFrame(drawn, read_photo(data, str(path)))
+        return ChosenFrame(drawn, read_photo(data, str(path)), control)

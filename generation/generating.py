@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from ..registry.errors import (
 )
 from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, region_row, words_of
-from .control_request import ControlRequest, check_same_control
+from .control_request import ControlRequest, ReadControl, check_same_control, read_control
 from .controls import Controls, PreparedControl, check_controls, following
 from .foreign_pictures import ForeignPicture, request_like
 from .frames import (
@@ -40,6 +40,7 @@ from .frames import (
     check_frames,
     durations,
     find_frames,
+    find_layouts,
     read_frame,
 )
 from .in_regions import draw_in_regions
@@ -458,9 +459,25 @@ class _Record:
             }
             before = found.get(picture.sha256)
             total = weight + (before.drawn.weight if before else 0)
-            drawn = DrawnFrame(picture.sha256, replaced(picture.prompt, words), total)
-            found[picture.sha256] = ChosenFrame(drawn, picture.image)
+            control = self._layout_of(frame.request)
+            drawn = DrawnFrame(
+                picture.sha256,
+                replaced(picture.prompt, words),
+                total,
+                control=control and control.sha256,
+            )
+            found[picture.sha256] = ChosenFrame(drawn, picture.image, control)
         return list(found.values())
+
+    def _layout_of(self, frame: Request) -> ReadControl | None:
+        """The control picture of an earlier frame, if it is for the same ControlNet as this one's.
+
+        A reference follows a ControlNet too, by its own layout (DreamTuner, project page).
+        """
+        own, other = self.request.control, frame.control
+        if own is None or other is None or own.kind != other.kind:
+            return None
+        return read_control(other.picture)
 
     def draw(
         self,
@@ -541,7 +558,7 @@ class _Record:
             | ({"control": control.record} if control else {})
             | ({"init": init.record} if init else {})
             | ({"regions": seen.regions} if seen.regions else {})
-            | ({"frames": [asdict(each.drawn) for each in self.frames]} if self.frames else {}),
+            | ({"frames": [each.drawn.record for each in self.frames]} if self.frames else {}),
         }
         versions = [
             {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
@@ -679,22 +696,28 @@ def reproduce(
     control: ControlRequest | None = None,
     init: InitRequest | None = None,
     frames: Sequence[Path] = (),
+    layouts: Sequence[Path] = (),
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
     They are the same on the same machine with the same packages. `control` names the control
     picture, if one was used, and its ControlNet; the scale is the picture's. So with `init`, what
     the picture began with, and its strength. `frames` are files of frames that it was drawn after,
-    where those do not lie beside it. Raises `InvalidInput` for another base model, picture or
+    where those do not lie beside it; `layouts` are control pictures of what it was drawn after,
+    where those do not lie beside its own. Raises `InvalidInput` for another base model, picture or
     ControlNet, `NotFound` for versions that are gone or have other weights now, and what
-    `read_provenance` and `find_frames` raise.
+    `read_provenance`, `find_frames` and `find_layouts` raise.
     """
     registry.check_outside(folder)
     made = read_provenance(path)
     check_same_control(path, made.control, control)
     check_same_init(path, made.init, init)
     found = find_frames(path, made.frames, frames)
-    earlier = [read_frame(*each) for each in zip(found, made.frames, strict=True)]
+    own = find_layouts(path, made.layouts, layouts, beside=control and control.picture)
+    earlier = [
+        read_frame(found_at, each, own.get(each.control or ""))
+        for found_at, each in zip(found, made.frames, strict=True)
+    ]
     if made.base_sha256 != base.sha256:
         raise InvalidInput(
             f"{path} was drawn by another base model than {base.base.name}",
@@ -727,7 +750,10 @@ def reproduce(
             f"{path} was drawn with another ControlNet than {now.used.network} is now",
             hint="--control IMAGE:KIND",
         )
-    after = [_reference_now(registry, path, each) for each in made.references]
+    after = [
+        replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
+        for each in made.references
+    ]
     texts = read_texts(path)
     file_format = texts.file_format if texts else "png"
     wanted = _Wanted(made.with_maps, made.with_leaks, made.points, file_format)

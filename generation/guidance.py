@@ -208,7 +208,7 @@ def _guided(
         share, scale = settings.reference_share, settings.reference_guidance
         return Interleaved(
             *backbone.encode_guided(prompts, negatives, width, height),
-            ReferencePass(backbone, references, sight),
+            ReferencePass(backbone, references, sight, control),
             seeds=seeds,
             scale=settings.guidance,
             reference_share=references[0].share if share is None else share,

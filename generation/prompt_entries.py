@@ -68,6 +68,12 @@ _References = Annotated[
 ]
 
 
+_Paths = Annotated[
+    list[str],
+    Field(max_length=MAX_REFERENCES, description="rex-pose.png, or one for each reference"),
+    BeforeValidator(_words),
+]
+
 _Layout = Annotated[
     dict[str, list[float]] | list[str],
     Field(description="auto, or rex=0,.3,.5,1 for each"),
@@ -92,6 +98,7 @@ class PromptSettings(Form):
     prompt_weights: _Switch | None = None
     control: str | None = None
     control_scale: _Number | None = None
+    reference_control: _Paths | None = None
     init: str | None = None
     inpaint: str | None = None
     strength: _Number | None = None

@@ -17,7 +17,7 @@ from .control_request import ControlRequest, parse_control
 from .init_request import InitRequest, parse_init
 from .layout import parse_layout
 from .prompt_entries import PromptEntry, seeds_of
-from .reference_syntax import ReferenceRequest, parse_reference
+from .reference_syntax import ReferenceRequest, parse_reference, with_layouts
 from .request import Request, SamplingSettings
 from .scripts import script_entries
 
@@ -56,10 +56,10 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     `prompt`, and may have `n`, `seed` or `seeds`, `scene`, `steps`, `guidance`, `negative`,
     `scheduler`, `size`, `reference` (one, or a list; in a table with spaces between), `layout` (as
     `--layout`, or names and their boxes), `prompt_weights` (yes or no), `control` (the path of a
-    picture, from the file's folder on), `control_scale`, `init` and `inpaint` (paths too) and
-    `strength`. A YAML mapping with `scenes` is a script (`script_entries`). The CSV
-    separator (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and
-    `InvalidInput` that names the line.
+    picture, from the file's folder on), `control_scale`, `reference_control` (of each reference),
+    `init` and `inpaint` (paths too) and `strength`. A YAML mapping with `scenes` is a script
+    (`script_entries`). The CSV separator (comma, semicolon or tab) is taken from the header. Raises
+    `NotFound`, and `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -115,6 +115,9 @@ def _request(
         if (references := own.pop("reference", None)) is not None:
             weight = defaults.reference_weight
             changed["references"] = tuple(parse_reference(e, default=weight) for e in references)
+        if (layouts := own.pop("reference_control", None)) is not None:
+            photos = changed.get("references", defaults.references)
+            changed["references"] = with_layouts(photos, [folder / Path(each) for each in layouts])
         if control is not None:
             changed["control"] = parse_control(control, scale=scale, folder=folder)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:

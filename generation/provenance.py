@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -117,7 +117,10 @@ def read_texts(path: Path) -> PictureTexts | None:
 
 @dataclass(frozen=True, slots=True)
 class DrawnAfter:
-    """A reference of a picture: hashes of photo and mask, and how it was described and counted."""
+    """A reference of a picture: hashes of photo and mask, and how it was described and counted.
+
+    `control` is the hash of its own control picture, if it had one.
+    """
 
     concept: str
     photo: str
@@ -126,6 +129,7 @@ class DrawnAfter:
     weight: float
     share: float
     guidance: float
+    control: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,12 @@ class DrawnFrame:
     weight: float
     share: float = SHARE
     guidance: float = GUIDANCE
+    control: str | None = None
+
+    @property
+    def record(self) -> dict[str, object]:
+        """As metadata."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,11 @@ class Provenance:
     frames: tuple[DrawnFrame, ...] = ()
     subject_encoder: str | None = None
     """The hash of its file."""
+
+    @property
+    def layouts(self) -> set[str]:
+        """The hashes of control pictures of what it was drawn after."""
+        return {each.control for each in (*self.references, *self.frames) if each.control}
 
     @property
     def work(self) -> str:
@@ -190,6 +205,7 @@ class _AfterPart(_Part):
     weight: Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
     share: _Share
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+    control: _Sha256 | None = None
 
 
 class _ReferencePart(_AfterPart):

@@ -15,7 +15,7 @@ from .attention_maps import overlaid
 from .pictures import SheetRow
 from .prediction import Guidance
 from .sampler import Step
-from .self_subject_attention import by_size
+from .self_subject_attention import in_groups
 
 Point = tuple[float, float]
 """A place in a picture, as shares of its width and height from the top left."""
@@ -33,7 +33,7 @@ class ReferenceMapCollector:
         factor = backbone.latent_factor
         self._points = points or [CENTRE]
         self._size = (height // factor, width // factor)
-        self._groups = list(by_size([each for each in backbone.references if each.weight]))
+        self._groups = list(in_groups([each for each in backbone.references if each.weight]))
         self._pictures = [
             backbone.decode_latents(each.latents[None].to(backbone.device))[0]
             for group in self._groups

@@ -1,14 +1,18 @@
 """References as they are asked for: `rex`, `rex=PHOTO`, `rex:2.5`. Loads no weights."""
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
 
 from ..models.references import GUIDANCE, MAX_WEIGHT, PROMPT, SHARE, WEIGHT
 from ..registry import Registry
 from ..registry.documents import shown
-from ..registry.errors import InvalidInput, NotFound
+from ..registry.errors import InvalidInput, NotFound, quoted
 from ..registry.records import Concept, ImageRecord
+from .control_request import ReadControl, read_control
 
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:=(.+?))?(?::(\d+(?:\.\d+)?|\.\d+))?")
 _SHORTEST_HASH = 6
@@ -19,12 +23,14 @@ _AS_WRITTEN = "rex, rex=PHOTO, rex:2.5 or rex=PHOTO:2.5"
 class ReferenceRequest:
     """A photo of a concept to draw after, by number, hash or file name; the first one if None.
 
-    `weight` is ω, how much its subject counts.
+    `weight` is ω, how much its subject counts. `control` is a control picture of the photo itself,
+    for pictures that follow a ControlNet: what that says of the photo, the picture need not repeat.
     """
 
     name: str
     photo: str | None = None
     weight: float = WEIGHT
+    control: Path | None = None
 
 
 def parse_reference(text: str, *, default: float = WEIGHT) -> ReferenceRequest:
@@ -45,6 +51,25 @@ def parse_reference(text: str, *, default: float = WEIGHT) -> ReferenceRequest:
     return ReferenceRequest(name, photo, value)
 
 
+def with_layouts(
+    references: Sequence[ReferenceRequest], paths: Sequence[Path]
+) -> tuple[ReferenceRequest, ...]:
+    """References with control pictures of their own, the first of the first, and so on.
+
+    Raises `InvalidInput` for more of these than references, and `NotFound` for one without a file.
+    """
+    if len(paths) > len(references):
+        raise InvalidInput(
+            f"{len(paths)} control pictures of references, and {len(references)} references",
+            hint="--reference-control is for photos that --reference names, in their order",
+        )
+    for path in paths:
+        if not os.path.isfile(path):
+            raise NotFound(f"there is no control picture {path}", hint=f"ls {quoted(path.parent)}")
+    pairs = zip_longest(references, paths)
+    return tuple(replace(each, control=path or each.control) for each, path in pairs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenReference:
     """A photo to draw after: its concept and mask, how it is described, and how much it counts.
@@ -60,6 +85,7 @@ class ChosenReference:
     weight: float
     share: float = SHARE
     guidance: float = GUIDANCE
+    control: ReadControl | None = None
 
 
 def resolve_references(
@@ -67,13 +93,14 @@ def resolve_references(
 ) -> list[ChosenReference]:
     """The photos that references name, each described by its caption or as a photo of its concept.
 
-    Raises `ConceptNotFound`, and `NotFound` for a photo that is not there.
+    Raises `ConceptNotFound`, `NotFound` for a photo that is not there, and `InvalidImage`.
     """
     return [_resolved(registry.show(each.name), each) for each in requests]
 
 
 def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
-    return choose_reference(concept, find_photo(concept, request.photo), request.weight)
+    chosen = choose_reference(concept, find_photo(concept, request.photo), request.weight)
+    return replace(chosen, control=request.control and read_control(request.control))
 
 
 def described(references: Sequence[ChosenReference]) -> list[dict[str, object]]:
@@ -87,6 +114,7 @@ def described(references: Sequence[ChosenReference]) -> list[dict[str, object]]:
             "weight": each.weight,
             "share": each.share,
             "guidance": each.guidance,
+            **({"control": each.control.sha256} if each.control else {}),
         }
         for each in references
     ]

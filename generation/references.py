@@ -8,11 +8,12 @@ from ..adapters.references import References
 from ..adapters.subject_encoding import SubjectEncoding
 from ..models.backbone import Backbone
 from ..models.loading import LoadedBase
-from ..models.pixels import on_white, share_of_mask
+from ..models.pixels import control_pixels, on_white, share_of_mask
 from ..models.references import Reference
 from ..models.subject_encoder_file import LoadedSubjectEncoder
 from ..registry import Registry
 from ..registry.errors import InvalidInput
+from .control_request import ReadControl
 from .frames import ChosenFrame
 from .photo_regions import regions_of_photos
 from .reference_syntax import ChosenReference
@@ -69,6 +70,7 @@ def _loaded(
             share=chosen.share,
             guidance=chosen.guidance,
             subject=chosen.name,
+            control=chosen.control,
         )
         return reference, photo, mask
     except InvalidInput as error:
@@ -87,12 +89,13 @@ def make_reference(
     guidance: float,
     size: tuple[int, int] | None = None,
     subject: str = "",
+    control: ReadControl | None = None,
 ) -> Reference:
     """A reference of a photo and its mask, white on the subject.
 
     The photo keeps its shape, with about as many pixels as the base model's own pictures, or gets a
-    `size` (width, height). Raises `InvalidInput` for an empty mask and, without a size, for a photo
-    more than four times as long as wide.
+    `size` (width, height). Raises `InvalidInput` for an empty mask, for a control picture of
+    another shape and, without a size, for a photo more than four times as long as wide.
     """
     backbone = base.backbone
     size = size or _fitting_size(photo.size, backbone)
@@ -103,7 +106,8 @@ def make_reference(
         raise InvalidInput(
             "its mask is empty", hint="a mask is white on the subject: concept add --masks"
         )
-    return Reference(found, inside, prompt, weight, share, guidance, subject)
+    layout = control and control_pixels(control.fitted(size, "the reference"))[0]
+    return Reference(found, inside, prompt, weight, share, guidance, subject, layout)
 
 
 def frame_reference(
@@ -130,6 +134,7 @@ def frame_reference(
         share=frame.drawn.share,
         guidance=frame.drawn.guidance,
         size=size or (backbone.size, backbone.size),
+        control=frame.control,
     )
 
 

@@ -95,7 +95,7 @@ def _asked(
     }
     if request.control:
         network = find_control(base, request.control.kind).name
-        _, sha256 = read_control(request.control.picture)
+        sha256 = read_control(request.control.picture).sha256
         found["control"] = [sha256, network, request.control.scale, request.control.transfers]
     return found
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..kernels.observation import FurtherKeys
 from ..models.backbone import Backbone
-from ..models.conditioning import Conditioning
+from ..models.conditioning import Conditioning, Control
 from ..models.latents import layer_size
 from ..models.references import Reference
 from ..models.seeds import seed_of
@@ -24,13 +25,18 @@ class ReferencePass:
     own prompts; each self-attention's input states are kept. The pictures' pass then attends
     softmax(q · [k, k_r]ᵀ/√d + log [1, ω m_r]) · [v, v_r], with k_r and v_r those of the states by
     the layer's own projections, and the subject's mask m_r at the layer's size (eq. 2 and 3). One
-    pass serves all pictures of a batch.
+    pass serves all pictures of a batch. References with a layout of their own follow the pictures'
+    ControlNet by it, at the same scale.
     """
 
     def __init__(
-        self, backbone: Backbone, references: Sequence[Reference], sight: Sight | None = None
+        self,
+        backbone: Backbone,
+        references: Sequence[Reference],
+        sight: Sight | None = None,
+        control: Control | None = None,
     ) -> None:
-        self._groups = [_Group(backbone, each, sight) for each in by_size(references)]
+        self._groups = [_Group(backbone, each, sight, control) for each in in_groups(references)]
 
     @contextmanager
     def seen_at(
@@ -45,21 +51,26 @@ class ReferencePass:
             yield
 
 
-def by_size(references: Sequence[Reference]) -> Iterator[list[Reference]]:
-    """References in groups whose latents have one size, which pass the denoiser together."""
-    groups: dict[torch.Size, list[Reference]] = defaultdict(list)
+def in_groups(references: Sequence[Reference]) -> Iterator[list[Reference]]:
+    """References that pass the denoiser together: of one size, all with layouts or all without."""
+    groups: dict[tuple[torch.Size, bool], list[Reference]] = defaultdict(list)
     for each in references:
-        groups[each.latents.shape].append(each)
+        groups[each.latents.shape, each.control is None].append(each)
     yield from groups.values()
 
 
 class _Group:
-    """References of one size, which pass the denoiser together."""
+    """References that pass the denoiser together; see `in_groups`."""
 
     def __init__(
-        self, backbone: Backbone, references: Sequence[Reference], sight: Sight | None
+        self,
+        backbone: Backbone,
+        references: Sequence[Reference],
+        sight: Sight | None,
+        control: Control | None,
     ) -> None:
         self._sight = sight
+        self._control = control and _own(control, references)
         self._subjects = [each.subject for each in references]
         *_, height, width = references[0].latents.shape
         factor = backbone.latent_factor
@@ -91,7 +102,7 @@ class _Group:
         )
         conditioning = Conditioning.cat([self._conditioning] * count)
         with backbone.redrawing(None), backbone.attention.record() as states:
-            backbone.denoise(noisy.to(self._dtype), times, conditioning)
+            backbone.denoise(noisy.to(self._dtype), times, conditioning, self._control)
         sees = torch.stack(list(rows), 1).repeat_interleave(len(self._latents), 1)  # (B, S)
         hidden = torch.where(sees, 0.0, -torch.inf)[..., None]
         biases = {
@@ -117,3 +128,9 @@ class _Group:
             bias = torch.where(is_inside, self._log_weights, -torch.inf)
             self._biases[positions] = bias.to(self._latents.device)
         return self._biases[positions]
+
+
+def _own(control: Control, references: Sequence[Reference]) -> Control | None:
+    """The control of references by their own layouts, if they have any."""
+    layouts = [each.control for each in references if each.control is not None]
+    return replace(control, pixels=torch.stack(layouts).to(control.pixels)) if layouts else None

@@ -15,6 +15,11 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def control_pixels(image: Image.Image) -> Tensor:
+    """A control picture as a ControlNet sees it (1, 3, H, W), in 0..1."""
+    return to_pixels([image]) / 2 + 0.5
+
+
 def share_of_mask(mask: Image.Image, size: tuple[int, int]) -> Tensor:
     """How much of each place of a grid (h, w) a mask covers, 0 to 1."""
     pixels = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)

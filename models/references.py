@@ -27,7 +27,9 @@ class Reference:
     subject in each of them, 0 to 1; `prompt` describes it, as detailed as it may be; `weight` is ω,
     how much more its subject's features count than those of the picture itself. `share` and
     `guidance` are p_r and ω_r of interleaved guidance; of several references, those of the first.
-    Of a picture with regions, it is seen from that of its `subject`, if that has one.
+    Of a picture with regions, it is seen from that of its `subject`, if that has one. Where the
+    picture follows a ControlNet, so does the reference, by a layout of its own: `control` (3, H, W)
+    in 0..1, of its size in pixels.
     """
 
     latents: "Tensor"
@@ -37,3 +39,4 @@ class Reference:
     share: float = SHARE
     guidance: float = GUIDANCE
     subject: str = ""
+    control: "Tensor | None" = None

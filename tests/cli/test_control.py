@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conceptry.registry import Registry
+from conceptry.registry.hashes import sha256_of
 from program import Ask, Run, error_of
 from tiny_control import control_picture, write_base_and_control
 
@@ -42,6 +44,46 @@ def test_a_picture_is_drawn_with_a_control_and_again(
     assert f"{picture}:{net}" in error_of(unknown)["hint"]
     again = ("reproduce", drawn["path"], "--base", tiny, "--control", f"{picture}:{net}")
     assert ask(*again)["is_same"]
+
+
+def test_a_reference_has_a_control_picture_of_its_own(
+    ask: Ask, run: Run, rex: Registry, folders: tuple[str, str], picture: str
+) -> None:
+    tiny, net = folders
+    own = control_picture(Path("own.png"), (64, 64)).rename("away.png")
+    words = ("--base", tiny, "--reference", "rex", *WORDS)
+    asked = (*words, "--control", f"{picture}:{net}")
+    plain = ask("generate", PROMPT, *asked)["images"][0]
+    drawn = ask("generate", PROMPT, *asked, "--reference-control", own)["images"][0]
+    assert drawn["sha256"] != plain["sha256"]
+    (told,) = rex.trace(drawn["sha256"]).settings["references"]
+    assert told["control"] == sha256_of(own.read_bytes())
+    Path("wanted.csv").write_text(
+        f"prompt,control,reference_control\n{PROMPT},{picture}:{net},away.png\n"
+    )
+    again = ask("generate", "--prompts", "wanted.csv", *words)["images"][0]
+    assert again["sha256"] == drawn["sha256"]
+    Path("elsewhere").mkdir()
+    moved = own.rename("elsewhere/own.png")
+    back = ("reproduce", drawn["path"], "--control", picture)
+    lost = error_of(run("--json", *back))
+    assert "a control picture of its own" in lost["message"]
+    assert ask(*back, "--reference-control", moved)["is_same"]
+    for more, exit_code, text in (
+        ((*words, "--reference-control", moved), 2, "what is drawn has none"),
+        ((*asked, *("--reference-control", moved) * 2), 2, "2 control pictures of references"),
+        ((*asked, "--reference-control", "gone.png"), 3, "no control picture gone.png"),
+        ((*asked, "--reference-control", "wanted.csv"), 2, "wanted.csv"),
+        (
+            (*asked, "--reference-control", str(control_picture(Path("wide.png"), (64, 32)))),
+            2,
+            "64x32, which is another shape than the 16x16 of the reference",
+        ),
+    ):
+        result = run("--json", "generate", PROMPT, *more, "--out", "album")
+        assert result.exit_code == exit_code, result.output
+        assert text in error_of(result)["message"]
+    assert not Path("album").exists()
 
 
 def test_another_size_is_said(run: Run, folders: tuple[str, str], tmp_path: Path) -> None:

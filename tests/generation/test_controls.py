@@ -21,7 +21,7 @@ from conceptry.generation import (
 )
 from conceptry.generation.control_request import (
     ControlRequest,
-    fitted,
+    ReadControl,
     parse_control,
 )
 from conceptry.generation.controls import check_controls, transferred
@@ -123,9 +123,10 @@ def test_a_control_picture_of_the_shape_is_resized_and_said_to_be(
     assert check_controls(base.base, 16, [*wanted, request(control=control)]) == [
         f"{large} is 48x48: resized to 16x16"
     ]
-    assert fitted(Image.new("RGB", (101, 67)), (50, 33), large).size == (50, 33)
+    read = ReadControl(large, Image.new("RGB", (101, 67)), "")
+    assert read.fitted((50, 33)).size == (50, 33)
     with pytest.raises(InvalidInput, match="another shape"):
-        fitted(Image.new("RGB", (101, 67)), (50, 40), large)
+        read.fitted((50, 40))
 
 
 def test_transparency_becomes_white_and_grey_is_read(

@@ -34,6 +34,7 @@ from conceptry.generation.references import frame_reference
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
+from conceptry.registry.hashes import sha256_of
 from conceptry.training import train
 from PIL import Image
 from tiny_control import control_picture, write_tiny_control
@@ -225,6 +226,35 @@ def test_frames_follow_their_control_pictures(
     again = ControlRequest(picture=tmp_path / "walk/2.png", kind=str(net))
     _, is_same = reproduce(rex, base, found[2].path, tmp_path, control=again)
     assert is_same
+
+
+def test_earlier_frames_follow_the_control_net_by_their_own_control_pictures(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    net = write_tiny_control(tmp_path / "net", base.backbone.pipeline.unet)
+    one = control_picture(tmp_path / "one.png")
+    Image.open(one).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "two.png")
+    (tmp_path / "away").mkdir()
+    moved = (tmp_path / "two.png").rename(tmp_path / "away/two.png")
+    asked = request(references=AFTER_REX)
+    controls = [ControlRequest(picture=each, kind=str(net)) for each in (moved, one)]
+    wanted = [replace(asked, control=each) for each in controls]
+    _, second = animate(rex, base, wanted, tmp_path)
+    (before,) = read_provenance(second.path).frames
+    assert before.control == sha256_of(moved.read_bytes())
+    with pytest.raises(NotFound, match="a control picture of its own"):
+        reproduce(rex, base, second.path, tmp_path, control=controls[1])
+    given = {"control": controls[1], "layouts": [moved]}
+    assert reproduce(rex, base, second.path, tmp_path, **given)[1]
+    with pytest.raises(NotFound, match=r"no control picture gone\.png"):
+        reproduce(rex, base, second.path, tmp_path, **given | {"layouts": [Path("gone.png")]})
+    (alone,) = animate(rex, base, [wanted[0]], tmp_path)
+    with pytest.raises(InvalidInput, match="not drawn after a reference with a control picture"):
+        reproduce(rex, base, alone.path, tmp_path, control=controls[0], layouts=[moved])
+    elsewhere = write_tiny_control(tmp_path / "other", base.backbone.pipeline.unet)
+    other = replace(controls[0], kind=str(elsewhere))
+    _, third = animate(rex, base, [replace(asked, control=other), wanted[1]], tmp_path)
+    assert read_provenance(third.path).frames[0].control is None
 
 
 # --- the animation --------------------------------------------------------------------------------

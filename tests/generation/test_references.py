@@ -25,11 +25,13 @@ from conceptry.generation.sampler import draw_batch
 from conceptry.generation.self_subject_attention import ReferencePass
 from conceptry.kernels.observation import AttentionStack, FurtherKeys
 from conceptry.models.backbone import Backbone
+from conceptry.models.conditioning import Control
 from conceptry.models.loading import LoadedBase
 from conceptry.models.references import Reference
 from conceptry.registry import Registry
 from conceptry.registry.errors import ConceptNotFound, InvalidInput, NotFound
 from PIL import Image
+from tiny_control import make_tiny_control
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=3, guidance=3.0)
@@ -44,14 +46,20 @@ def some_reference(backbone: Backbone, weight: float = 3.0, *, seed: int = 0) ->
     return Reference(latents, mask, "a photo of a dog", weight)
 
 
-def noise_in(backbone: Backbone, references: list[Reference], settings: SamplingSettings) -> Tensor:
+def noise_in(
+    backbone: Backbone,
+    references: list[Reference],
+    settings: SamplingSettings,
+    control: Control | None = None,
+) -> Tensor:
     """What two pictures' guidance predicts in the middle."""
     side = backbone.size // backbone.latent_factor
     shape = (2, backbone.latent_channels, side, side)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     with torch.no_grad(), injected(backbone, [References(references)]):
         prompts = ["a red dog on the beach", "a cat"]
-        guidance = guidance_for(backbone, prompts, settings, [3, 4], backbone.size, backbone.size)
+        size = backbone.size
+        guidance = guidance_for(backbone, prompts, settings, [3, 4], size, size, control=control)
         return guidance.predict(backbone, latents, torch.tensor(500))
 
 
@@ -110,6 +118,28 @@ def test_an_empty_mask_or_no_weight_is_plain_attention(exact: Backbone, share: f
         unguided = noise_in(exact, [], replace(SETTINGS, guidance=1.0))
         assert float((empty - unguided).abs().max()) < 1e-12
     assert float((noise_in(exact, [replace(one, weight=0.0)], settings) - plain).abs().max()) == 0
+
+
+def test_each_reference_follows_a_control_net_by_its_own_layout(exact: Backbone) -> None:
+    """Their order is the same to a softmax over all of them."""
+    side = exact.size
+    one = some_reference(exact)
+    here, there = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    network = make_tiny_control(exact.denoiser).double()
+    control = Control(network, torch.full((1, 3, side, side), 0.5), 0.7)
+
+    def noise(*layouts: Tensor | None, control: Control | None = control) -> Tensor:
+        references = [replace(one, control=each) for each in layouts]
+        return noise_in(exact, references, SETTINGS, control)
+
+    assert float((noise(here, there) - noise(there, here)).abs().max()) < 1e-12
+    assert float((noise(here, None) - noise(None, here)).abs().max()) < 1e-12
+    found = [noise(here, there), noise(here, here), noise(here, None), noise(None, None)]
+    for i, each in enumerate(found):
+        for other in found[:i]:
+            assert float((each - other).abs().max()) > 1e-6
+    none = noise(None, None, control=None)
+    assert float((noise(here, there, control=None) - none).abs().max()) == 0
 
 
 def test_scales_of_one_are_the_conditional_prediction(exact: Backbone) -> None:
