@@ -10,6 +10,7 @@ the bare categories. Scores are those of `concept eval`, with `leak` the mean ov
 present      share of the concepts that are recognised: within the concept's region the picture is
              nearer to the individual than to each of 20 others of its category (chance: 0.048)
 all_there    share of pictures in which all are recognised and the judge sees every category
+relation     of pairs: share of pictures in which they stand to each other as the prompt says
 
 Interrupted, it goes on where it was. Intervals are from resampling pairs or triples. Writes
 bench/results/company.json, and company.png: a pair for each row, two photos, then a picture of two
@@ -125,7 +126,17 @@ def _presence(
             sees_all = each.scores["seen_category"] and each.scores["seen_second"]
             present.append(statistics.fmean(known))
             all_there.append(float(all(known) and bool(sees_all)))
-    return {"present": statistics.fmean(present), "all_there": statistics.fmean(all_there)}
+    stands = [
+        each.scores["seen_relation"]
+        for told in found.prompts
+        for each in told.pictures
+        if "seen_relation" in each.scores
+    ]
+    return {
+        "present": statistics.fmean(present),
+        "all_there": statistics.fmean(all_there),
+        **({"relation": statistics.fmean(stands)} if stands else {}),
+    }
 
 
 def main() -> None:

@@ -154,6 +154,9 @@ def _verdicts(scene: Scene, prompt: str, seen: Any) -> Iterator[tuple[str, bool]
         yield "both of two present", categories <= set(seen.categories)
     else:
         yield "all of three present", categories <= set(seen.categories)
+    if len(categories) == 2 and scene.relation != "and" and f" {scene.relation} " in prompt:
+        first, second = (subject.identity.category for subject in scene.subjects)
+        yield "relation of two", seen.stands(scene.relation, first, second)
     if scene.place in prompt:
         yield "place", seen.place == scene.place
     yield "style", seen.style == scene.style

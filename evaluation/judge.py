@@ -26,14 +26,20 @@ SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
 COLOUR_NAMES = tuple(COLOURS)
 NOTHING = "nothing"
 WORN = (NOTHING, *ACCESSORIES)
+APART = 0.15
+"""How far the middles of two things are from each other at least, as a share of the picture.
+
+Figures that stand by each other in renders are 0.4 apart, on each other 0.3.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What the judge predicts for a picture.
 
-    `categories` are those present, `colours` and `patterns` those of each of them; `confidence` is
-    the probability of every category.
+    `categories` are those present, `colours` and `patterns` those of each of them, and `where`
+    their middles (x, y), as shares of width and height from the upper left; `confidence` is the
+    probability of every category.
     """
 
     categories: tuple[str, ...]
@@ -44,6 +50,21 @@ class Prediction:
     style: str
     accessory: str
     confidence: dict[str, float]
+    where: dict[str, tuple[float, float]]
+
+    def stands(self, relation: str, first: str, second: str) -> bool:
+        """Whether a category stands to another as a relation says, by their middles.
+
+        `next to`, `to the left of` or `on top of`; False unless both are there.
+        """
+        if first not in self.where or second not in self.where:
+            return False
+        (x, y), (other_x, other_y) = self.where[first], self.where[second]
+        right, down = other_x - x, other_y - y
+        is_level = abs(right) > max(APART, abs(down))
+        if relation == "on top of":
+            return down > max(APART, abs(right))
+        return is_level and (relation == "next to" or right > 0)
 
 
 class Judge(nn.Module):
@@ -120,7 +141,16 @@ def _prediction(logits: dict[str, Tensor]) -> Prediction:
         style=STYLES[int(logits["style"].argmax())],
         accessory=WORN[int(logits["accessory"].argmax())],
         confidence={name: float(belief[i]) for i, name in enumerate(CATEGORIES)},
+        where={CATEGORIES[i]: _middle(logits["where"][i]) for i in chosen},
     )
+
+
+def _middle(where: Tensor) -> tuple[float, float]:
+    """The mean place (x, y), 0..1, of log probabilities over square places, row by row."""
+    side = round(len(where) ** 0.5)
+    shares = where.exp().view(side, side)
+    places = (torch.arange(side) + 0.5) / side
+    return float(shares.sum(0) @ places), float(shares.sum(1) @ places)
 
 
 def load_judge(path: Path | None = None) -> Judge:

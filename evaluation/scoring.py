@@ -11,7 +11,8 @@ recognised…  with several concepts: whether the region is more like the photos
              like those of the others
 replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
 seen         share of what the prompt asks for that the judge predicts (miniature): categories,
-             style and, where named, place, accessory and colour (seen_place, …)
+             style and, where named, place, accessory, colour and how the first stands to the
+             second (seen_place, …, seen_relation)
 focus        share of the concept's token map that falls on its region
 drift        identity score of pictures of the plain category, drawn with what a version changes
              beside its token; drift_base without it (see `evaluating.py`)
@@ -211,6 +212,9 @@ class Scorer:
                 found[name] = getattr(prediction, name) == prompt.sees[name]
         if "colour" in prompt.sees:
             found["colour"] = prediction.colours.get(category) == prompt.sees["colour"]
+        other = next((word for word in (*others, second) if word), None)
+        if "relation" in prompt.sees and other:
+            found["relation"] = prediction.stands(prompt.sees["relation"], category, other)
         if second or others:
             found["second"] = all(
                 word in prediction.categories for word in (second, *others) if word

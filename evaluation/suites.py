@@ -10,7 +10,8 @@ A suite is a YAML file,
 or a text file with a prompt per line. `{}` is where the concept goes. `looks: other` marks prompts
 that change the subject's appearance. `{other}` is a second concept, `{third}` a third one. In
 suites for the miniature, `{second}` is the first word of `second` that is not the concept's own
-category, and `sees` is what else the judge should predict.
+category, and `sees` is what else the judge should predict: place, accessory, colour, style, and
+the `relation` of the concept to the other thing in the picture.
 """
 
 import os
@@ -29,6 +30,7 @@ from ..registry.validation import Form, Lines, Text, validated
 
 SHIPPED = Path(__file__).parent / "suites"
 _SLOTS, _SECOND = ("{}", "{other}", "{third}"), "{second}"
+_SLOT = re.compile(r"\{[a-z]*\}")
 _BRACKET = re.compile(r"<[^<>]*>|<[a-z]\S*")
 MAX_PROMPTS = 10_000
 _Words = Annotated[Lines, Field(examples=["[mug, house]"])]
@@ -134,10 +136,16 @@ class _Top(Form):
 def _seen(word: str, info: ValidationInfo) -> str:
     """Check a word against the judge's classes."""
     from ..models.miniature.world.identities import COLOURS
-    from ..models.miniature.world.scenes import ACCESSORIES, PLACES, STYLES
+    from ..models.miniature.world.scenes import ACCESSORIES, PLACES, RELATIONS, STYLES
 
     thing = str(info.field_name)
-    words = {"place": PLACES, "accessory": ACCESSORIES, "colour": COLOURS, "style": STYLES}[thing]
+    words = {
+        "place": PLACES,
+        "accessory": ACCESSORIES,
+        "colour": COLOURS,
+        "style": STYLES,
+        "relation": [each for each in RELATIONS if each != "and"],
+    }[thing]
     if word not in words:
         known = ", ".join(words)
         raise InvalidInput(f"the judge knows no {thing} {shown(word)}", hint=known)
@@ -152,6 +160,7 @@ class _Sees(Form):
     accessory: _Seen = ""
     colour: _Seen = ""
     style: _Seen = ""
+    relation: _Seen = ""
 
 
 class _Entry(Form):
@@ -186,6 +195,11 @@ def _prompt(where: str, entry: object) -> SuitePrompt:
     given = entry if isinstance(entry, Mapping) else {"text": entry}
     checked = validated(_Entry, given, at=where)
     _check_slots(where, checked.text, checked.second)
+    if checked.sees.relation and not {"{other}", _SECOND} & set(_SLOT.findall(checked.text)):
+        raise InvalidInput(
+            f"{where}: a relation is to {{other}} or {{second}}, and the text has neither",
+            hint=f"a {{}} {checked.sees.relation} a {{other}}",
+        )
     return SuitePrompt(
         text=checked.text,
         tests=checked.tests,

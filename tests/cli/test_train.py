@@ -198,6 +198,7 @@ loop._Loop._step = told
 """
 
 
+@pytest.mark.long
 def test_row_54_a_dry_run_tells_what_is_kept_and_not_used(
     rex: Registry, run: Run, tiny: str
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from conceptry.evaluation import judge, judge_recipe
 from conceptry.models.miniature.recipe import train
 from conceptry.models.miniature.world.identities import CATEGORIES, split_of
-from conceptry.models.miniature.world.scenes import render, sample_scene
+from conceptry.models.miniature.world.scenes import RELATIONS, render, sample_scene
 
 
 def test_targets_are_the_ground_truth() -> None:
@@ -27,6 +27,23 @@ def test_targets_are_the_ground_truth() -> None:
                 assert judge.COLOUR_NAMES[colour] == who.colour
             else:
                 assert colour == judge_recipe.IGNORED
+
+
+def test_it_sees_how_two_things_stand_to_each_other() -> None:
+    """In renders, as they were made: on top of each other is never side by side."""
+    scenes = [sample_scene(seed, "held-out", num_subjects=2) for seed in range(90)]
+    seen = judge.load_judge().classify([render(scene, 128).image for scene in scenes])
+    right: list[bool] = []
+    for scene, each in zip(scenes, seen, strict=True):
+        first, second = (subject.identity.category for subject in scene.subjects)
+        if {first, second} <= set(each.categories):
+            is_upper = scene.relation == "on top of"
+            is_left = not is_upper and scene.subjects[0].x < scene.subjects[1].x
+            found = [each.stands(relation, first, second) for relation in RELATIONS[:3]]
+            right.append(found == [not is_upper, is_left, is_upper])
+    assert len(right) > 70
+    assert sum(right) / len(right) > 0.95
+    assert not seen[0].stands("next to", "a thing", "another")
 
 
 def test_the_judge_never_meets_an_identity_of_the_base_model() -> None:
@@ -68,6 +85,7 @@ def _verdict(targets: dict[str, torch.Tensor], row: int, wrong: bool) -> judge.P
         "style": _one_hot(targets["style"][row], len(judge.STYLES)),
         "accessory": _one_hot(targets["accessory"][row], len(judge.WORN)),
         "count": _one_hot(targets["count"][row], judge.MAX_SUBJECTS),
+        "where": torch.zeros(len(CATEGORIES), 256),
     }
     return judge._prediction(logits)
 

@@ -7,7 +7,7 @@ from conceptry.evaluation.suites import SuitePrompt, find_suite, shipped_suites,
 from conceptry.generation.prompt_syntax import mentions
 from conceptry.models.miniature.world.identities import CATEGORIES, COLOURS
 from conceptry.models.miniature.world.places import ACCESSORIES, PLACES
-from conceptry.models.miniature.world.scenes import STYLES
+from conceptry.models.miniature.world.scenes import RELATIONS, STYLES
 from conceptry.registry.errors import InvalidInput, NotFound
 
 LENGTHS = {"miniature": 16, "miniature-pairs": 8, "miniature-triples": 8}
@@ -31,6 +31,7 @@ def test_shipped_suites_are_whole(name: str) -> None:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_the_judge_knows_what_the_drawn_suites_ask_for(name: str) -> None:
     known = {"place": PLACES, "accessory": ACCESSORIES, "colour": COLOURS, "style": STYLES}
+    known["relation"] = RELATIONS
     for prompt in find_suite(name).prompts:
         for what, value in prompt.sees.items():
             assert value in known[what]
@@ -107,6 +108,8 @@ def test_own_files(tmp_path: Path) -> None:
         ("prompts: [{text: 'a {} and a {second}'}]", "go together"),
         ("prompts: ['a {}', 'a {} and a {other}']", "stands in some prompts only"),
         ("prompts: [3]", "prompt 1: text is 3: expected a text"),
+        ("prompts: [{text: 'a {}', sees: {relation: and}}]", "knows no relation 'and'"),
+        ("prompts: [{text: 'a {}', sees: {relation: next to}}]", "the text has neither"),
         ("prompts: [{text: 'a {}', sees: rain}]", "sees is a group of keys, not 'rain'"),
         ("prompts: [{text: 'a {}', fits: [a, 3]}]", 'no key "fits"'),
         ("{fits: [a, 3], prompts: ['a {}']}", "fits.1. is 3: expected a text"),
