@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from ..registry.names import printable
-from .record import Evaluation
+from .record import Evaluation, distinct_labels
 
 COLOURS = ("#2f6fde", "#d1582b", "#2c8f5b", "#8b4fc4", "#b58a12", "#c43b76", "#3a9ea5", "#6b6b6b")
 _WIDTH, _HEIGHT, _EDGE = 520, 320, 44
@@ -24,11 +24,11 @@ def escape(text: str) -> str:
 
 
 def scatter(found: Sequence[Evaluation]) -> str:
-    """Identity against prompt score, a point with its intervals for each evaluation."""
+    """Identity against prompt score, a point with its intervals and label for each evaluation."""
     axes = [each.chosen_by for each in found]
     points = [
-        (each.label, each.scores[x], each.scores[y])
-        for each, (x, y) in zip(found, axes, strict=True)
+        (label, each.scores[x], each.scores[y])
+        for label, each, (x, y) in zip(distinct_labels(found), found, axes, strict=True)
         if x in each.scores and y in each.scores
     ]
     points = [(label, x, y) for label, x, y in points if _is_drawn(*astuple(x), *astuple(y))]

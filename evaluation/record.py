@@ -143,6 +143,13 @@ class Evaluation:
         return " and ".join(self.labels)
 
     @property
+    def drawn_with(self) -> dict[str, object]:
+        """Its seeds, and the settings that it was drawn with."""
+        settings = self.made_by.get("settings")
+        found = settings if isinstance(settings, dict) else {}
+        return {"seeds": self.made_by.get("seeds")} | found
+
+    @property
     def labels(self) -> list[str]:
         """Of each subject: `rex@2`."""
         return [f"{self.concept}@{self.checkpoint or self.version}", *self.others]
@@ -240,3 +247,24 @@ def mean_scores(pictures: Sequence[PictureScores]) -> dict[str, float]:
         for name, value in picture.scores.items():
             found[name].append(value)
     return {name: round(statistics.fmean(values), 4) for name, values in found.items()}
+
+
+def distinct_labels(found: Sequence[Evaluation]) -> list[str]:
+    """The label of each, with what it was drawn with where others of the suite have its label.
+
+    `rex@2, guidance 3`; numbered where that is the same, too.
+    """
+    labels: list[str] = []
+    for each in found:
+        alike = [e.drawn_with for e in found if (e.label, e.suite) == (each.label, each.suite)]
+        names = dict.fromkeys(name for other in alike for name in other)
+        own = each.drawn_with
+        differing = [
+            f"{name.replace('_', ' ')} {own.get(name)}"
+            for name in names
+            if any(other.get(name) != own.get(name) for other in alike)
+        ]
+        label = ", ".join([each.label, *differing])
+        earlier = sum(other == label for other in labels) if len(alike) > 1 else 0
+        labels.append(f"{label} ({earlier + 1})" if earlier else label)
+    return labels

@@ -23,7 +23,15 @@ from ..registry.names import printable
 from .charts import curves, scatter
 from .pages import ShownRegion, template
 from .picture_cache import PictureCache
-from .record import DRIFT, REPLAY_ABOVE, Evaluation, PictureScores, harmonic_mean, metrics_of
+from .record import (
+    DRIFT,
+    REPLAY_ABOVE,
+    Evaluation,
+    PictureScores,
+    distinct_labels,
+    harmonic_mean,
+    metrics_of,
+)
 from .scoring import SUFFIXES, ObservedPicture
 
 NUM_WORST = 12
@@ -109,18 +117,23 @@ class _Row:
 
 def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
     pictures = PictureCache.of(registry)
-    shown = [list(_shown(each, number, pictures)) for number, each in enumerate(found)]
+    labels = distinct_labels(found)
+    shown = [
+        list(_shown(each, label, number, pictures))
+        for number, (each, label) in enumerate(zip(found, labels, strict=True))
+    ]
     metrics = metrics_of({name for each in found for name in each.scores})
     return template("report.html.j2").render(
         title=", ".join(dict.fromkeys(each.label for each in found)),
         evaluations=found,
+        labels=labels,
         legends=[
             [ShownRegion.of(i, label, [], (1, 1)) for i, label in enumerate(each.labels)]
             for each in found
             if each.others
         ],
         metrics=metrics,
-        rows=_rows(found, shown),
+        rows=_rows(found, labels, shown),
         worst=sorted((one for each in shown for one in each), key=lambda one: one.worth)[
             :NUM_WORST
         ],
@@ -130,17 +143,19 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
     )
 
 
-def _rows(found: Sequence[Evaluation], shown: Sequence[Sequence[_Shown]]) -> list[_Row]:
+def _rows(
+    found: Sequence[Evaluation], labels: Sequence[str], shown: Sequence[Sequence[_Shown]]
+) -> list[_Row]:
     """A row for each prompt, the worst first."""
     rows: dict[tuple[str, int, str], _Row] = {}
-    for each, pictures in zip(found, shown, strict=True):
+    for each, label, pictures in zip(found, labels, shown, strict=True):
         left = iter(pictures)
         for number, prompt in enumerate(each.all_prompts):
             own = [next(left) for _ in prompt.pictures]
             new = _Row(_plain(prompt.prompt, found), prompt.tests)
             drifting = new.prompt if prompt.tests == DRIFT else ""  # it names a category
             row = rows.setdefault((each.suite, number, drifting), new)
-            row.cells[each.label] = own
+            row.cells[label] = own
             row.worths += [one.worth for one in own]
     return sorted(rows.values(), key=lambda row: sum(row.worths) / max(1, len(row.worths)))
 
@@ -151,14 +166,14 @@ def _plain(prompt: str, found: Sequence[Evaluation]) -> str:
     return re.sub(r"<([^<>@]+)@[^<>]*>", r"<\1>" if is_one else "<…>", prompt)
 
 
-def _shown(each: Evaluation, number: int, pictures: PictureCache) -> Iterator[_Shown]:
+def _shown(each: Evaluation, label: str, number: int, pictures: PictureCache) -> Iterator[_Shown]:
     for row, prompt in enumerate(each.all_prompts):
         for picture in prompt.pictures:
             kept = pictures.get(picture.picture, num_subjects=1 + len(each.others))
             heats = [overlaid(kept.image, own[1]) for own in kept.maps] if kept else []
             yield _Shown(
                 id=f"p{number}-{row}-{picture.seed}",
-                version=each.label,
+                version=label,
                 prompt=_plain(prompt.prompt, [each]),
                 seed=picture.seed,
                 source=_as_source(kept.image) if kept else "",

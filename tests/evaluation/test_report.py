@@ -1,5 +1,6 @@
 """The report is one page that needs nothing else."""
 
+import copy
 import csv
 import json
 import math
@@ -10,13 +11,14 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conceptry.evaluation.charts import curves, scatter
 from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import evaluate
 from conceptry.evaluation.picture_cache import PictureCache
-from conceptry.evaluation.record import Evaluation, Interval
+from conceptry.evaluation.record import Evaluation, Interval, distinct_labels
 from conceptry.evaluation.report import write_report
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
@@ -101,6 +103,20 @@ def test_it_shows_the_photos_of_both_concepts(
     text = write_report(taught, [found], tmp_path / "report").read_text(encoding="utf-8")
     assert "Photos of rex" in text
     assert "Photos of mia" in text
+
+
+def test_one_version_drawn_in_two_ways_has_two_columns(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    one = found[0]
+    made_by: Any = copy.deepcopy(one.made_by)
+    made_by["settings"]["guidance"] = 1.5
+    other = replace(one, made_by=made_by)
+    assert distinct_labels([one, one]) == [one.label, f"{one.label} (2)"]
+    labels = distinct_labels([one, other])
+    assert labels[1] == f"{one.label}, guidance 1.5"
+    text = write_report(taught, [one, other], tmp_path / "report").read_text(encoding="utf-8")
+    assert all(text.count(f"<b>{label}</b>") >= len(one.all_prompts) for label in labels)
 
 
 def test_the_numbers_are_beside_it(
