@@ -42,6 +42,7 @@ from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.kernels import observe
+from conceptry.models.bases import DEFAULT_BASE
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world.identities import (
@@ -91,9 +92,9 @@ def judge() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def autoencoder() -> dict[str, Any]:
+def autoencoder(weights: str) -> dict[str, Any]:
     """Encode and decode held-out pictures, and ask the judge for what they show."""
-    backbone, network = load_base().backbone, load_judge()
+    backbone, network = load_base(weights).backbone, load_judge()
     vae = backbone.pipeline.vae
     scenes = [
         sample_scene(seed, "held-out", style="photo")
@@ -125,9 +126,9 @@ def autoencoder() -> dict[str, Any]:
     }
 
 
-def prompts() -> dict[str, Any]:
+def prompts(weights: str) -> dict[str, Any]:
     """Draw one picture for each prompt and ask the judge for what the prompt names."""
-    base, network = load_base(), load_judge()
+    base, network = load_base(weights), load_judge()
     scenes = [sample_scene(seed, "held-out") for seed in range(7_000_000, 7_000_000 + NUM_PROMPTS)]
     right: defaultdict[str, list[bool]] = defaultdict(list)
     started = time.perf_counter()
@@ -179,9 +180,9 @@ def _names_colour(subject: Subject, prompt: str) -> bool:
 
 
 @torch.no_grad()
-def attention() -> dict[str, Any]:
+def attention(weights: str) -> dict[str, Any]:
     """Average over layers, heads and the middle third of the steps; see where the peak lies."""
-    base = load_base()
+    base = load_base(weights)
     inside: list[bool] = []
     area: list[float] = []
     for seed in range(8_000_000, 8_000_000 + NUM_ATTENTION):
@@ -238,7 +239,7 @@ def _column(tokenizer: Any, ids: Tensor, subject: Subject) -> int | None:
 # --- sharpness ------------------------------------------------------------------------------------
 
 
-def sharpness() -> dict[str, Any]:
+def sharpness(weights: str) -> dict[str, Any]:
     """Pictures of an animal beside renders of such scenes: outlines, and faces.
 
     `outlines` is the mean gradient of luminance, 0..1 a pixel at 128 pixels, over the twentieth of
@@ -246,7 +247,7 @@ def sharpness() -> dict[str, Any]:
     fall behind for that, as blurred ones do. `face` is the share in which the judge's head finds
     two eyes and a nose.
     """
-    base, finder = load_base(), load_faces()
+    base, finder = load_base(weights), load_faces()
     rng = random.Random("sharpness")
     rendered: list[Image.Image] = []
     drawn: list[Image.Image] = []
@@ -322,14 +323,14 @@ def identity() -> dict[str, Any]:
     }
 
 
-def diversity() -> dict[str, Any]:
+def diversity(weights: str) -> dict[str, Any]:
     """How many of 64 pictures of a bare prompt show individuals that are clearly different.
 
     Two are not if they are more alike than half of the pairs that show one individual in two
     scenes; as a stricter count, than 5 % of them. Beside it the same for renders of 64 individuals,
     of whom some are alike too, and for renders of one.
     """
-    base, encoder = load_base(), load_identity_encoder()
+    base, encoder = load_base(weights), load_identity_encoder()
     same, rng = _pairs()[0], random.Random("diversity")
     thresholds = {"half": float(same.quantile(0.5)), "strict": float(same.quantile(0.05))}
     counts: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in thresholds}
@@ -378,9 +379,9 @@ def _num_different(alike: Tensor, threshold: float) -> int:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def seconds() -> dict[str, Any]:
+def seconds(weights: str) -> dict[str, Any]:
     """Medians of five: 4 pictures of 25 steps after loading, and the whole command."""
-    base = load_base()
+    base = load_base(weights)
     prompt = "a photo of a red teapot in the snow"
     after_loading, cold = [], []
     for seed in range(6):
@@ -419,11 +420,11 @@ SHOWN = (
 )
 
 
-def sheets() -> dict[str, Any]:
+def sheets(weights: str) -> dict[str, Any]:
     """Pictures of the world and by the model, the first seeds of each: nothing is picked."""
     world = [[render(sample_scene(8 * row + i)).image for i in range(8)] for row in range(4)]
     contact_sheet([("", row) for row in world], side=96).save(RESULTS / "miniature-world.png")
-    base = load_base()
+    base = load_base(weights)
     rows = [
         (prompt, [drawn.image for drawn in draw(base, prompt, range(8), SETTINGS, batch=8)])
         for prompt in SHOWN
@@ -433,16 +434,19 @@ def sheets() -> dict[str, Any]:
 
 
 PARTS = {
-    "judge": judge,
+    "judge": lambda _: judge(),
     "autoencoder": autoencoder,
     "prompts": prompts,
     "attention": attention,
     "sharpness": sharpness,
-    "identity": identity,
+    "identity": lambda _: identity(),
     "diversity": diversity,
     "time": seconds,
     "sheets": sheets,
 }
+
+OF_OTHERS = ("autoencoder", "prompts", "attention", "sharpness", "diversity")
+"""What there is to measure of other weights."""
 
 
 def main() -> None:
@@ -450,12 +454,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
-    wanted = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--base", help="other weights of it: a folder, whose results are its own")
+    options = parser.parse_args()
+    wanted = options.parts or list(OF_OTHERS if options.base else PARTS)
     path = RESULTS / "miniature.json"
+    if options.base:
+        path = RESULTS / f"miniature-{Path(options.base).name}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results["environment"] = describe_machine()
     for name in wanted:
-        results[name] = PARTS[name]()
+        results[name] = PARTS[name](options.base or DEFAULT_BASE)
         print(name, json.dumps(results[name], indent=2))
         path.write_text(json.dumps(results, indent=2) + "\n")
 

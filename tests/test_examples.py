@@ -92,7 +92,7 @@ def test_the_notebook_runs() -> None:
     names: dict[str, Any] = {}
     for cell in cells:
         exec("".join(cell["source"]), names)
-    assert names["drawn"].image.size == (64, 64)
+    assert names["drawn"].image.size == (128, 128)
     assert names["sheet"].size == (3 * 130, 3 * 130)
     dog, _, house = names["maps_at"](500)
     assert dog.argmax() != house.argmax()

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conceptry.registry import Registry
@@ -56,7 +57,8 @@ def test_a_reference_has_a_control_picture_of_its_own(
     plain = ask("generate", PROMPT, *asked)["images"][0]
     drawn = ask("generate", PROMPT, *asked, "--reference-control", own)["images"][0]
     assert drawn["sha256"] != plain["sha256"]
-    (told,) = rex.trace(drawn["sha256"]).settings["references"]
+    settings: Any = rex.trace(drawn["sha256"]).settings
+    (told,) = settings["references"]
     assert told["control"] == sha256_of(own.read_bytes())
     Path("wanted.csv").write_text(
         f"prompt,control,reference_control\n{PROMPT},{picture}:{net},away.png\n"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +245,10 @@ def test_earlier_frames_follow_the_control_net_by_their_own_control_pictures(
     assert before.control == sha256_of(moved.read_bytes())
     with pytest.raises(NotFound, match="a control picture of its own"):
         reproduce(rex, base, second.path, tmp_path, control=controls[1])
-    given = {"control": controls[1], "layouts": [moved]}
-    assert reproduce(rex, base, second.path, tmp_path, **given)[1]
+    again = partial(reproduce, rex, base, second.path, tmp_path, control=controls[1])
+    assert again(layouts=[moved])[1]
     with pytest.raises(NotFound, match=r"no control picture gone\.png"):
-        reproduce(rex, base, second.path, tmp_path, **given | {"layouts": [Path("gone.png")]})
+        again(layouts=[Path("gone.png")])
     (alone,) = animate(rex, base, [wanted[0]], tmp_path)
     with pytest.raises(InvalidInput, match="not drawn after a reference with a control picture"):
         reproduce(rex, base, alone.path, tmp_path, control=controls[0], layouts=[moved])

@@ -9,7 +9,6 @@ encoder), `clip-tune` (the picture encoder anew, against the text encoder that t
 `identity`, `control` (a ControlNet for layouts) and `subject-encoder` (DreamTuner's); for the last
 two the U-Net stays as it is. Each writes a resume point every few minutes and goes on from it when
 started again; a run that was killed ends bit-equal to one that was not, on a CPU of the same kind.
-(The weights that ship are of an earlier recipe, at 64 pixels.)
 
 A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
 then goes on from what it knows. `vae` then teaches the encoder alone, and `decoder` need not wait
