@@ -25,7 +25,6 @@ from ..registry import Registry
 from ..registry.errors import (
     InvalidInput,
     NotFound,
-    quoted,
 )
 from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, region_row, words_of
@@ -718,11 +717,8 @@ def reproduce(
         read_frame(found_at, each, own.get(each.control or ""))
         for found_at, each in zip(found, made.frames, strict=True)
     ]
-    if made.base_sha256 != base.sha256:
-        raise InvalidInput(
-            f"{path} was drawn by another base model than {base.base.name}",
-            hint=f"--base {quoted(made.base)}",
-        )
+    then = "--base FOLDER, where its weights of then are"
+    base.check_is(made.base_sha256, made.base, f"{path} was drawn by", otherwise=then)
     pinned = {
         name: (_name_now(registry, name, *version), version[0])
         for name, version in made.versions.items()

@@ -26,7 +26,6 @@ from ..models.subject_encoder_file import load_subject_attention
 from ..registry.errors import (
     InvalidInput,
     InvalidWeights,
-    quoted,
 )
 from ..registry.records import IMPORT
 from .prompt_syntax import ChosenVersion, Mention, replaced
@@ -219,17 +218,10 @@ def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:
 
 
 def _check_base(base: LoadedBase, chosen: ChosenVersion, metadata: AdapterMetadata) -> None:
-    if metadata.base_sha256 != base.sha256:
-        trained_on = next(
-            (run.base for run in chosen.concept.runs if run.base_sha256 == metadata.base_sha256),
-            None,
-        )
-        raise InvalidInput(
-            f"{chosen.label} was trained on another base model than {base.base.name}",
-            hint=f"--base {quoted(trained_on)}"
-            if trained_on
-            else f"concept train {chosen.concept.name}",
-        )
+    wanted, runs = metadata.base_sha256, chosen.concept.runs
+    trained_on = next((run.base for run in runs if run.base_sha256 == wanted), None)
+    again = f"concept train {chosen.concept.name}"
+    base.check_is(wanted, trained_on, f"{chosen.label} was trained on", otherwise=again)
 
 
 def _embedding(

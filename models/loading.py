@@ -23,7 +23,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from ..registry.errors import InvalidInput, InvalidWeights, NotFound
+from ..registry.errors import InvalidInput, InvalidWeights, NotFound, quoted
 from .backbone import Backbone
 from .bases import DEFAULT_BASE, Base, find_base
 from .compatibility import (
@@ -58,6 +58,21 @@ class LoadedBase:
     backbone: Backbone
     sha256: str
     offline: bool = False
+
+    def check_is(self, sha256: str, name: str | None, made: str, *, otherwise: str) -> None:
+        """Raise `InvalidInput` unless what was `made` with a base model was made with this one.
+
+        `name` is what that was called, if it is known; under the same name it may have had other
+        weights. `made` begins the message: `rex@1 was trained on`.
+        """
+        if sha256 == self.sha256:
+            return
+        if name == self.base.name:
+            raise InvalidInput(f"{made} {name} when that had other weights", hint=otherwise)
+        raise InvalidInput(
+            f"{made} another base model than {self.base.name}",
+            hint=f"--base {quoted(name)}" if name else otherwise,
+        )
 
 
 FAMILIES: tuple[type[Backbone], ...] = (StableDiffusion, StableDiffusionXL)

@@ -49,7 +49,6 @@ from ..registry.errors import (
     StorageError,
     TrainingFailed,
     TrainingInterrupted,
-    quoted,
 )
 from ..registry.hashes import sha256_of, sha256_of_json
 from ..registry.names import check_category
@@ -212,11 +211,12 @@ def resume_many(
 
     def begin(concept: Concept) -> _RunPlan:
         record = registry.resumable_run(concept.id)
-        if record.base_sha256 != base.sha256:
-            raise InvalidInput(
-                f"run {record.run} of {concept.name} began on another base model",
-                hint=f"--base {quoted(record.base)}",
-            )
+        base.check_is(
+            record.base_sha256,
+            record.base,
+            f"run {record.run} of {concept.name} began on",
+            otherwise=f"concept train {concept.name}",
+        )
         method = find_method(record.method)
         data, config = _recorded_data_of(record, concept.name)
         concept = _restored(registry, concept, data)

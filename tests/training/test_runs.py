@@ -113,12 +113,21 @@ def test_there_may_be_nothing_to_go_on_with(rex: Registry, base: LoadedBase) -> 
 def test_another_base_model_is_refused(rex: Registry, base: LoadedBase) -> None:
     with pytest.raises(TrainingInterrupted):
         teach(rex, base, hooks=stop_after(1))
-    other = replace(base, sha256="0" * 64)
-    with pytest.raises(InvalidInput, match="began on another base model"):
+    former = replace(base, sha256="0" * 64)
+    other = replace(former, base=replace(base.base, name="other"))
+    with pytest.raises(InvalidInput, match="began on another base model") as refused:
         resume(rex, "rex", other)
+    assert refused.value.hint == f"--base {base.base.name}"
+    with pytest.raises(InvalidInput, match="when that had other weights") as refused:
+        resume(rex, "rex", former)
+    assert refused.value.hint == "concept train rex"
     resume(rex, "rex", base)
-    with pytest.raises(InvalidInput, match="rex@1 was trained on another base model"):
+    with pytest.raises(InvalidInput, match="rex@1 was trained on another base model") as refused:
         pixels(rex, other, "a photo of <rex>")
+    assert refused.value.hint == f"--base {base.base.name}"
+    with pytest.raises(InvalidInput, match="when that had other weights") as refused:
+        pixels(rex, former, "a photo of <rex>")
+    assert refused.value.hint == "concept train rex"
 
 
 def test_one_training_at_a_time(rex: Registry, base: LoadedBase) -> None:
