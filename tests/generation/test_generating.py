@@ -106,8 +106,14 @@ def test_what_cannot_be_drawn_again_is_told(
     ):
         with pytest.raises(error):
             reproduce(taught, base, path, tmp_path)
-    with pytest.raises(InvalidInput, match="another base model"):
-        reproduce(taught, replace(base, sha256="0" * 64), picture.path, tmp_path)
+    former = replace(base, sha256="0" * 64)
+    with pytest.raises(InvalidInput, match="when that had other weights") as refused:
+        reproduce(taught, former, picture.path, tmp_path)
+    assert "--base FOLDER" in str(refused.value.hint)
+    other = replace(former, base=replace(base.base, name="other"))
+    with pytest.raises(InvalidInput, match="by another base model than other") as refused:
+        reproduce(taught, other, picture.path, tmp_path)
+    assert refused.value.hint == f"--base {base.base.name}"
     taught.remove(["rex"])
     with pytest.raises(NotFound):
         reproduce(taught, base, picture.path, tmp_path)
