@@ -501,7 +501,8 @@ def reproduce(
 
     if (foreign := read_foreign_picture(picture)) is not None:
         if control or frame or reference_control:
-            raise usage(f"{picture} was drawn by another tool", "without --control and --frame")
+            others = "without --control, --reference-control and --frame"
+            raise usage(f"{picture} was drawn by another tool", others)
         begun = init_options.parse(init, inpaint)
         _reproduce_foreign(session, foreign, base, begun, out, offline=offline)
         return

@@ -63,7 +63,13 @@ class ReadControl:
     image: Image.Image
     sha256: str
 
-    def fitted(self, size: tuple[int, int], of: str = "what is drawn") -> Image.Image:
+    def fitted(
+        self,
+        size: tuple[int, int],
+        of: str = "what is drawn",
+        *,
+        hint: str = "cut it, or choose another --size",
+    ) -> Image.Image:
         """The picture in the size (width, height) of what it is for.
 
         Raises `InvalidInput` for another shape.
@@ -75,7 +81,7 @@ class ReadControl:
             raise InvalidInput(
                 f"the control picture {self.path} is {width}x{height}, which is another shape than "
                 f"the {across}x{down} of {of}",
-                hint="cut it" if of != "what is drawn" else "cut it, or choose another --size",
+                hint=hint,
             )
         return self.image.resize(size, Image.Resampling.LANCZOS)
 

@@ -117,7 +117,9 @@ def _request(
             changed["references"] = tuple(parse_reference(e, default=weight) for e in references)
         if (layouts := own.pop("reference_control", None)) is not None:
             photos = changed.get("references", defaults.references)
-            changed["references"] = with_layouts(photos, [folder / Path(each) for each in layouts])
+            changed["references"] = with_layouts(
+                photos, [folder / Path(each).expanduser() for each in layouts]
+            )
         if control is not None:
             changed["control"] = parse_control(control, scale=scale, folder=folder)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:

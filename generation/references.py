@@ -106,7 +106,7 @@ def make_reference(
         raise InvalidInput(
             "its mask is empty", hint="a mask is white on the subject: concept add --masks"
         )
-    layout = control and control_pixels(control.fitted(size, "the reference"))[0]
+    layout = control and control_pixels(control.fitted(size, "the reference", hint="cut it"))[0]
     return Reference(found, inside, prompt, weight, share, guidance, subject, layout)
 
 
