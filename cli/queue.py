@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..registry.errors import quoted
+from ..registry.records import TO_DO
 from .arguments import ClipName, DinoName, SuiteName
 from .errors import ExitCode, usage
 from .framework import Session, session_of
@@ -180,7 +181,7 @@ def list_queue(context: typer.Context) -> None:
         ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
         or "nothing is in the queue: concept queue add NAME"
     )
-    if "waiting" in states or "interrupted" in states:
+    if any(each in TO_DO for each in states):
         session.output.note("concept queue run works off what waits, and goes on with the rest")
     if "failed" in states:
         session.output.note("concept queue run --failed tries again; concept queue rm ID forgets")
@@ -341,7 +342,7 @@ def rm(
     if bool(ids) + everything + failed != 1:
         raise usage("say which trainings", "concept queue rm 3, or concept queue rm --all")
     with session.registry() as registry:
-        states = ("failed",) if failed else ("failed", "waiting", "interrupted")
+        states = ("failed",) if failed else ("failed", *TO_DO)
         found = [each.id for each in registry.queue() if each.state in states]
         removed = registry.dequeue(ids or found)
     lines = [f"removed {each.id}  {each.concept}" for each in removed]

@@ -99,13 +99,15 @@ def end_run(store: Store, uid: str, status: str, *, error: str | None) -> None:
     error = plain_text(error) if error is not None else None
     with store.database.write() as session:
         run = _run_row(session, uid)
-        _end(session, session.get_one(Concept, run.concept_id), run, status, error)
+        _end(session, store, session.get_one(Concept, run.concept_id), run, status, error)
     begun_here.discard(uid)
 
 
-def _end(session: Session, concept: Concept, run: Run, status: str, error: str | None) -> None:
+def _end(
+    session: Session, store: Store, concept: Concept, run: Run, status: str, error: str | None
+) -> None:
     run.status, run.error, run.finished = status, error, now()
-    note_ended(session, run, status, error)
+    note_ended(session, store, run, status, error)
     record_event(session, concept, "trained", run=run.uid, status=status)
 
 
@@ -191,7 +193,7 @@ def finish_run(store: Store, uid: str, files: Mapping[str, Path], *, kind: str) 
                 raise InvalidInput(f"the run {uid} is done already")
             concept = session.get_one(Concept, run.concept_id)
             version = _insert_version(session, concept, stored, run, {})
-            _end(session, concept, run, "done", None)
+            _end(session, store, concept, run, "done", None)
     begun_here.discard(uid)
     return version.number
 

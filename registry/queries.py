@@ -294,7 +294,7 @@ def began_here(database: Database, run: str) -> bool:
 
 _QUEUE_SQL = """
     SELECT queue.id AS id, concept.name AS concept, concept.id AS concept_id, state, options,
-        queue.error AS error, added, run.uid AS run, run.config AS config,
+        queue.error AS error, added, run.uid AS run, run.config AS config, run.status AS status,
         (SELECT count(*) FROM (SELECT DISTINCT stage, step FROM metric
             WHERE run_id = queue.run_id)) AS steps_done
     FROM queue JOIN concept ON concept.id = queue.concept_id LEFT JOIN run ON run.id = run_id
@@ -311,7 +311,7 @@ def _queued(database: Database, row: sqlite3.Row) -> QueuedTraining:
     if state == "running" and not is_queue_alive(Location(database.path), row["concept_id"]):
         state = "waiting"
     if state == "waiting" and is_begun:
-        state = "interrupted"
+        state = "trained" if row["status"] == "done" else "interrupted"
     return QueuedTraining(
         id=row["id"],
         concept=row["concept"],

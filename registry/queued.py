@@ -2,8 +2,9 @@
 
 What is taken is held by a lock on its concept, which dies with its holder: what a kill leaves as
 running counts as interrupted, and is taken first by whoever comes next. The run that is begun for a
-queued training is noted in the transaction that begins it, and the training leaves the queue in the
-one that ends the run (see `lineage`): it is neither lost nor done twice.
+queued training is noted in the transaction that begins it, and that it is trained in the one that
+ends the run (see `lineage`): it is neither lost nor done twice. Whoever took it then lets it leave
+the queue, once all that was asked for with it is done.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from .errors import ConceptryError, InvalidInput, NotFound, RegistryBusy
 from .locks import is_queue_alive, is_training, queue_lock
 from .names import plain_text
 from .queries import queue, to_json
-from .records import ConceptKey, QueuedTraining
+from .records import TO_DO, ConceptKey, QueuedTraining
 from .store import Store
 from .tables import Concept, Queued, Run
 
@@ -102,6 +103,13 @@ def retry(store: Store) -> None:
             row.state, row.error = "waiting", None
 
 
+def finish(store: Store, training: int) -> None:
+    """Let a training leave the queue; see `Registry.finish_queued`."""
+    with store.database.write() as session:
+        if row := session.get(Queued, training):
+            session.delete(row)
+
+
 def _those(store: Store, ids: Sequence[int]) -> list[QueuedTraining]:
     """Queued trainings by their ids, each once; raises `NotFound`."""
     known = {each.id: each for each in queue(store.database)}
@@ -121,7 +129,7 @@ def claim(
             for each in queue(store.database):
                 if taken and not (len(taken) < how_many(taken[0]) and _go_together(taken[0], each)):
                     break
-                if each.state in ("waiting", "interrupted") and _is_taken(locks, store, each):
+                if each.state in TO_DO and _is_taken(locks, store, each):
                     taken.append(each)
             yield taken
         finally:
@@ -176,10 +184,10 @@ def note_begun(session: Session, store: Store, run: Run) -> None:
             row.run_id = run.id
 
 
-def note_ended(session: Session, run: Run, status: str, error: str | None) -> None:
-    """Take the training that a run was begun for out of the queue, if it is done."""
+def note_ended(session: Session, store: Store, run: Run, status: str, error: str | None) -> None:
+    """Take the training that a run was begun for out of the queue, if it was done by hand."""
     for row in session.exec(select(Queued).where(Queued.run_id == run.id)):
-        if status == "done":
+        if status == "done" and store.claimed.get(run.concept_id) != row.id:
             session.delete(row)
         elif status == "failed":
             row.state, row.error = "failed", error

@@ -67,12 +67,17 @@ class RunRecord:
     error: str | None
 
 
+TO_DO = ("waiting", "interrupted", "trained")
+"""The states in which nobody is at a queued training, and there is something to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueuedTraining:
     """A training in the queue, in its turn; `options` are those of `concept train`.
 
-    `state`: waiting, running, interrupted (it goes on where it was) or failed. `steps_done` are
-    those on record, of `steps` in all; None until its run has begun.
+    `state`: waiting, running, interrupted (it goes on where it was), trained (the version is there;
+    what was to be done with it is not) or failed. `steps_done` are those on record, of `steps` in
+    all; None until its run has begun.
     """
 
     id: int

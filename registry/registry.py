@@ -404,10 +404,14 @@ class Registry:
         """Take the next training that nobody works on, and hold it until the block ends.
 
         With it come those behind it with the same options, up to as many as `how_many` says of the
-        first. A run that begins in the block on one of their concepts is begun for it; a training
-        whose run is done has left the queue. Empty if there is nothing to take.
+        first. A run that begins in the block on one of their concepts is begun for it. Empty if
+        there is nothing to take.
         """
         return queued.claim(self._store, how_many)
+
+    def finish_queued(self, training: int) -> None:
+        """Let a training that was taken leave the queue: all that was asked for is done."""
+        queued.finish(self._store, training)
 
     def fail_queued(self, training: int, message: str) -> None:
         """Record that a queued training cannot be done, and why; no run was begun for it."""

@@ -106,13 +106,17 @@ def train_queued(
 ) -> "Iterator[list[Outcome]]":
     """Train what was taken from a queue; those that were begun go on. See `train_queue`.
 
-    `on_batch` gets the concepts, and whether they go on.
+    `on_batch` gets the concepts, and whether they go on. Of those that are trained, first of all,
+    only the outcome is told.
     """
     from .callbacks import Hooks
     from .queue import train_queue
 
-    going_on = [each.concept_id for each in trainings if options.resume or goes_on(registry, each)]
-    anew = [each.concept_id for each in trainings if each.concept_id not in going_on]
+    if trained := [each for each in trainings if each.state == "trained"]:
+        yield [_outcome_before(registry, each) for each in trained]
+    left = [each for each in trainings if each not in trained]
+    going_on = [each.concept_id for each in left if options.resume or goes_on(registry, each)]
+    anew = [each.concept_id for each in left if each.concept_id not in going_on]
     for concepts, resume in ((going_on, True), (anew, False)):
         if concepts:
             yield from train_queue(
@@ -140,6 +144,15 @@ def goes_on(registry: Registry, training: QueuedTraining) -> bool:
         return False
 
 
+def _outcome_before(registry: Registry, training: QueuedTraining) -> "Outcome":
+    """Of a training that a process which is gone has ended."""
+    from .queue import Outcome
+    from .runs import trained_before
+
+    found = trained_before(registry, training.concept_id, training.run or "")
+    return Outcome(training.concept_id, found.concept, trained=found)
+
+
 def work_off(
     registry: Registry,
     train: Train,
@@ -152,15 +165,17 @@ def work_off(
 
     Other processes may do so at the same time: none takes what another one has. What fails is
     marked with its reason and stays in the queue; what is done leaves it. What `should_stop` stops,
-    a kill or a reboot goes on with the next call. Ends when nothing is left to take or, with
-    `watch`, when `should_stop` is true; `on_wait` is called whenever it begins to wait.
+    a kill or a reboot goes on with the next call. Trainings with `eval_every` leave when the caller
+    asks for the next outcomes, so that one whose best version was not chosen is told again. Ends
+    when nothing is left to take or, with `watch`, when `should_stop` is true; `on_wait` is called
+    whenever it begins to wait.
     """
     is_waiting = False
     while not should_stop():
         with registry.claim_queued(_how_many) as taken:
             if taken:
                 is_waiting = False
-                yield from _trained(registry, train, taken)
+                yield from _trained(registry, train, taken, should_stop)
                 continue
         if not watch:
             return
@@ -183,15 +198,25 @@ def _how_many(training: QueuedTraining) -> int:
 
 
 def _trained(
-    registry: Registry, train: Train, taken: Sequence[QueuedTraining]
+    registry: Registry,
+    train: Train,
+    taken: Sequence[QueuedTraining],
+    should_stop: Callable[[], bool],
 ) -> "Iterator[list[Outcome]]":
     left = {each.concept_id: each for each in taken}
     try:
         options = TrainOptions.from_mapping(taken[0].options)
         for outcomes in train(taken, options):
+            done = list[int]()
             for each in outcomes:
-                _note(registry, left.pop(each.concept_id), each.error)
+                training = left.pop(each.concept_id)
+                _note(registry, training, each.error)
+                done += [training.id] if each.trained else []
+            if not options.eval_every:
+                _finish(registry, done)
             yield [_in_queue(each) for each in outcomes]
+            if options.eval_every and not should_stop():
+                _finish(registry, done)
     except ConceptryError as error:
         yield _failed(registry, left, error)
     except Exception as error:  # noqa: BLE001 (of one training; the others wait)
@@ -199,6 +224,11 @@ def _trained(
         names = " ".join(each.concept for each in left.values())
         hint = f"concept train {names} --debug, and report the trace"
         yield _failed(registry, left, TrainingFailed(f"unexpected {what}", hint=hint))
+
+
+def _finish(registry: Registry, done: Sequence[int]) -> None:
+    for training in done:
+        registry.finish_queued(training)
 
 
 def _in_queue(outcome: "Outcome") -> "Outcome":

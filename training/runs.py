@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -99,6 +100,20 @@ class Trained:
     stages: list[StageSummary]
     previews: Path | None
     """The sheet of preview strips; None without `Hooks.preview_every`."""
+
+
+def trained_before(registry: Registry, concept: ConceptKey, run: str) -> Trained:
+    """What a run made that has ended; raises `NotFound` if its version is gone."""
+    found = registry.show(concept)
+    made = next((each for each in found.versions if each.run == run), None)
+    if made is None:
+        raise NotFound(f"the version of {found.name} that was trained is gone")
+    record = next(each for each in found.runs if each.run == run)
+    began, ended = (
+        datetime.fromisoformat(each) for each in (record.started, record.finished or record.started)
+    )
+    seconds = (ended - began).total_seconds()
+    return Trained(found.name, run, made.number, record.method, seconds, 1, [], None)
 
 
 def train(

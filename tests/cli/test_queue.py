@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conceptry.cli.trainings_shown import TrainingsShown
 from conceptry.registry import Registry
 from conceptry.training import queued
 from drawing import draw_folder
@@ -210,3 +211,26 @@ def test_a_kill_loses_nothing_and_the_next_run_goes_on(
         ):
             assert nothing == [], "two runs do not take the same"
     assert states(three) == [("rex", "interrupted")]
+
+
+def test_what_is_trained_but_not_scored_is_scored_by_the_next_run(
+    three: Registry, run: Run, ask: Ask, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("one.txt").write_text("a photo of a {}")
+    scored = ("--eval-every", "1", "--suite", "one.txt", "--clip", "miniature", "--dino", "none")
+    ask("queue", "add", "rex", "--base", tiny, *SHORT, *scored)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingsShown, "choose", interrupt)
+        assert run("queue", "run").exit_code == 130
+    assert states(three) == [("rex", "trained")]
+    assert "1 trained" in run("queue", "list").stderr
+    done = ask("queue", "run")
+    assert [each["version"] for each in done["runs"]] == [1]
+    assert [each["concept"] for each in done["best"]] == ["rex"]
+    rex = three.show("rex")
+    assert (len(rex.runs), three.queue()) == (1, [])
+    assert any("best" in each.aliases for each in rex.versions)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
