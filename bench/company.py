@@ -60,13 +60,20 @@ WAYS = [
 MIXED = "mixed"
 SUITES = {2: "miniature-pairs", 3: "miniature-triples"}
 SHOWN = (0, 6)
-AT_ONCE, SEPARATE, AUTO, BOXES = MODES = ("at once", "separate", "auto", "boxes")
+MODES = ("at once", "separate", "auto", "boxes", "boxes, control")
+AT_ONCE, SEPARATE, AUTO, BOXES, CONTROLLED = MODES
 HEADLINES = ("seen", "leak", "present", "all_there")
 LABELS = [*(way.label for way in WAYS), MIXED]
 COMPARED = [
     (f"{label} {one}", f"{label} {other}")
     for label in LABELS
-    for one, other in ((SEPARATE, AT_ONCE), (AUTO, SEPARATE), (AUTO, AT_ONCE), (BOXES, AUTO))
+    for one, other in (
+        (SEPARATE, AT_ONCE),
+        (AUTO, SEPARATE),
+        (AUTO, AT_ONCE),
+        (BOXES, AUTO),
+        (CONTROLLED, BOXES),
+    )
 ]
 COMPARED += [(f"{label} {AUTO}", BARE_WAY.label) for label in LABELS]
 
@@ -87,10 +94,10 @@ def ways_of(label: str, size: int) -> list[Way]:
 
 def settings_of(mode: str, people: Sequence[Individual]) -> SamplingSettings:
     """How a cast is drawn."""
-    if mode == BOXES:
+    if mode in (BOXES, CONTROLLED):
         share = 1 / len(people)
         layout = {who.name: (i * share, 0.25, (i + 1) * share, 1.0) for i, who in enumerate(people)}
-        return SamplingSettings(layout=layout)
+        return SamplingSettings(layout=layout, layout_control=mode == CONTROLLED)
     return SamplingSettings(separate=mode == SEPARATE, layout=FOUND if mode == AUTO else None)
 
 

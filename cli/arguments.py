@@ -68,6 +68,14 @@ LayoutOption = Annotated[
         show_default=False,
     ),
 ]
+LayoutControlOption = Annotated[
+    bool,
+    typer.Option(
+        "--layout-control",
+        help="Show the boxes of --layout to the base model's ControlNet for layouts; the miniature "
+        "has one.",
+    ),
+]
 StepsOption = Annotated[
     int | None,
     typer.Option(

@@ -78,10 +78,9 @@ def find_layouts(
 
 def check_kinds(base: "Base", requests: "Sequence[Request]") -> None:
     """Find the ControlNets, before anything is loaded. Raises `NotFound` and `InvalidInput`."""
-    from ..models.bases import find_control
+    from ..generation.request import check_kinds
 
-    for kind in {each.control.kind for each in requests if each.control}:
-        find_control(base, kind)
+    check_kinds(base, requests)
 
 
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
@@ -107,7 +106,7 @@ def again(
     from ..registry.errors import InvalidInput, quoted
 
     asked = parse(text)
-    check_same_control(picture, made.control, asked)
+    check_same_control(picture, made.control_picture, asked)
     if asked is None or made.control is None or asked.kind is not None:
         return asked
     named = made.control.network

@@ -12,6 +12,7 @@ from .arguments import (
     ConceptNames,
     DinoName,
     GuidanceOption,
+    LayoutControlOption,
     LayoutOption,
     StepsOption,
     SuiteName,
@@ -79,6 +80,7 @@ def evaluate(
         bool, typer.Option("--separate", help="Keep the concepts of a picture apart.")
     ] = False,
     layout: LayoutOption = None,
+    layout_control: LayoutControlOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Draw a suite of prompts with versions of concepts, and score the pictures.
@@ -104,6 +106,7 @@ def evaluate(
             guidance=guidance,
             separate=separate,
             layout=parse_layout(layout or ()),
+            layout_control=layout_control,
         ),
         clip=clip,
         dino=dino,

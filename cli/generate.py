@@ -16,7 +16,7 @@ from . import control as control_options
 from . import frames as frame_options
 from . import init as init_options
 from . import script as script_options
-from .arguments import GuidanceOption, LayoutOption, StepsOption
+from .arguments import GuidanceOption, LayoutControlOption, LayoutOption, StepsOption
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -139,6 +139,7 @@ def generate(
         bool, typer.Option("--separate", help="Keep the concepts of a prompt apart; takes longer.")
     ] = False,
     layout: LayoutOption = None,
+    layout_control: LayoutControlOption = False,
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -242,6 +243,7 @@ def generate(
         size=parse_size(size) if size else None,
         separate=separate,
         layout=parse_layout(layout or ()),
+        layout_control=layout_control,
         reference_share=reference_share,
         reference_guidance=reference_guidance,
         encoder_strength=encoder_strength,

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from ..adapters.file_format import acts_unnamed
 from ..adapters.formats.recognising import changes_weights
 from ..generation.attention_maps import MapCollector
+from ..generation.controls import Controls, following
 from ..generation.in_regions import draw_in_regions
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regional_plan import plan_regions
 from ..generation.regions import all_columns, by_subject, subject_columns
+from ..generation.request import Request
 from ..generation.sampler import draw
 from ..generation.separation import separating
 from ..models.loading import LoadedBase
@@ -390,12 +392,21 @@ class _PictureSource:
         named = {each.mention.text: each.mention.name for each in injected}
         names = [named.get(subject.phrase, subject.category) for subject in self._subjects]
         plain = {each: each for each in names if each not in named.values()}
+        kinds = dict(zip(names, (each.category for each in self._subjects), strict=True))
         layout, settings = self._plan.settings.layout, self._plan.settings
         assert layout is not None
         text = self.prompt_text(prompt)
         plan = plan_regions(self._base.backbone, text, injected, layout, plain)
         assert plan is not None
-        drawing = draw_in_regions(self._base, plan, injected, seeds, settings, batch=len(seeds))
         order = [plan.subjects.index(name) for name in names]
-        for seen in drawing:
-            yield ObservedPicture(seen.drawn.image, seen.maps[order], seen.regions[order])
+        control = self._controls.of(Request(prompt=text, seeds=seeds, settings=settings), kinds)
+        with following(control, injected) as added:
+            drawing = draw_in_regions(
+                self._base, plan, injected, seeds, settings, batch=len(seeds), control=added
+            )
+            for seen in drawing:
+                yield ObservedPicture(seen.drawn.image, seen.maps[order], seen.regions[order])
+
+    @cached_property
+    def _controls(self) -> Controls:
+        return Controls(self._base, [])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..generation.layout import settled
 from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
-from ..generation.request import SamplingSettings
+from ..generation.request import Request, SamplingSettings, check_kinds
 from ..models.bases import Base, find_base, read_aliases
 from ..models.hashes import hash_of_base
 from ..registry import Registry
@@ -195,6 +195,7 @@ class _Task:
 
     def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
         settings = request.settings_for(self.base)
+        check_kinds(self.base, [Request(prompt="", seeds=(0,), settings=settings)])
         return Plan(
             chosen=self.chosen,
             suite=self.suite,

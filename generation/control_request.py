@@ -14,6 +14,8 @@ from ..registry.images import read_file, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
 
 MAX_SCALE = 2.0
+LAYOUT = "layout"
+"""The short name of a base model's ControlNet for layouts, which boxes can be drawn for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

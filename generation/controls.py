@@ -1,11 +1,12 @@
 """Control pictures and ControlNets of what is drawn, and how concepts change the latter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..adapters.timestep_tokens import routed
@@ -13,12 +14,16 @@ from ..models.bases import Base, find_control
 from ..models.conditioning import Control
 from ..models.control import LoadedControl, load_control
 from ..models.loading import LoadedBase
+from ..models.miniature.world.layouts import LAYOUT_COLOURS, layout_picture
 from ..models.pixels import control_pixels
 from ..models.sd import cross_attention_of
+from ..registry.documents import shown
 from ..registry.errors import InvalidInput
-from .control_request import ControlRequest, UsedControl, read_control
+from ..registry.hashes import sha256_of
+from .control_request import LAYOUT, UsedControl, read_control
 from .injection import InjectedConcept
-from .request import Request
+from .layout import Box
+from .request import Request, check_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,11 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
     """
     notes: dict[str, None] = {}
     checked: set[tuple[Path, tuple[int, int]]] = set()
+    check_kinds(base, requests)
     for request in requests:
         if (asked := request.control) is None:
             _check_none_follow(request)
             continue
-        find_control(base, asked.kind)
         wanted = request.settings.size or (size, size)
         if (key := (asked.picture, wanted)) in checked:
             continue
@@ -64,6 +69,8 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
 
 def _check_none_follow(request: Request) -> None:
     """Raise `InvalidInput` if a reference has a control picture, and what is drawn has none."""
+    if request.settings.layout_control:
+        return
     for each in request.references:
         if each.control is not None:
             raise InvalidInput(
@@ -79,25 +86,72 @@ class Controls:
         self._base = base
         self._loaded: dict[str, LoadedControl] = {}
         for request in requests:
-            if request.control is not None:
-                source = find_control(base.base, request.control.kind)
-                if source.name not in self._loaded:
-                    self._loaded[source.name] = load_control(source, base)
+            if request.settings.layout_control:
+                self._load(LAYOUT)
+            elif request.control is not None:
+                self._load(request.control.kind)
 
-    def of(self, request: Request) -> PreparedControl | None:
-        """A request's control, if it has one. Raises as reading and fitting it do."""
-        if (asked := request.control) is None:
+    def _load(self, kind: str | None) -> LoadedControl:
+        source = find_control(self._base.base, kind)
+        if source.name not in self._loaded:
+            self._loaded[source.name] = load_control(source, self._base)
+        return self._loaded[source.name]
+
+    def of(
+        self, request: Request, categories: Mapping[str, str] | None = None
+    ) -> PreparedControl | None:
+        """A request's control, if it has one. Raises as reading and fitting it do.
+
+        `categories` are those of the concepts that a layout has boxes for, by name.
+        """
+        settings, asked = request.settings, request.control
+        side = self._base.backbone.size
+        size = settings.size or (side, side)
+        if boxes := settings.shown_boxes:
+            picture = boxes_picture(boxes, categories or {}, size)
+            return self._prepared(picture, sha256_of(picture.tobytes()), LAYOUT)
+        if asked is None:
             return None
-        return self._prepared(asked, request.settings.size)
-
-    def _prepared(self, asked: ControlRequest, size: tuple[int, int] | None) -> PreparedControl:
-        backbone = self._base.backbone
-        loaded = self._loaded[find_control(self._base.base, asked.kind).name]
         read = read_control(asked.picture)
-        pixels = control_pixels(read.fitted(size or (backbone.size, backbone.size)))
-        used = UsedControl(read.sha256, loaded.name, loaded.sha256, asked.scale, asked.transfers)
-        control = Control(loaded.network, pixels.to(backbone.device), asked.scale)
-        return PreparedControl(control, used)
+        fitted = read.fitted(size)
+        return self._prepared(fitted, read.sha256, asked.kind, asked.scale, asked.transfers)
+
+    def _prepared(
+        self,
+        picture: Image.Image,
+        sha256: str,
+        kind: str | None,
+        scale: float = 1.0,
+        transfers: bool = True,
+    ) -> PreparedControl:
+        loaded = self._load(kind)
+        used = UsedControl(sha256, loaded.name, loaded.sha256, scale, transfers)
+        pixels = control_pixels(picture).to(self._base.backbone.device)
+        return PreparedControl(Control(loaded.network, pixels, scale), used)
+
+
+def boxes_picture(
+    layout: Mapping[str, Box], categories: Mapping[str, str], size: tuple[int, int]
+) -> Image.Image:
+    """The control picture (width, height) of a layout's boxes, for a ControlNet for layouts.
+
+    A subject without a category is one itself. Raises `InvalidInput` for one that such ControlNets
+    do not know.
+    """
+    boxes = list(zip(categories_in(layout, categories), layout.values(), strict=True))
+    square = layout_picture(boxes, max(size))
+    return square if square.size == size else square.resize(size, Image.Resampling.NEAREST)
+
+
+def categories_in(layout: Mapping[str, Box], categories: Mapping[str, str]) -> list[str]:
+    """The categories of a layout's subjects. Raises as `boxes_picture`."""
+    found = [categories.get(name, name) for name in layout]
+    if unknown := [each for each in found if each not in LAYOUT_COLOURS]:
+        raise InvalidInput(
+            f"the ControlNet {LAYOUT} knows no {shown(unknown[0])}",
+            hint=f"without --layout-control; it knows {', '.join(LAYOUT_COLOURS)}",
+        )
+    return found
 
 
 @contextmanager

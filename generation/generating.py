@@ -29,7 +29,7 @@ from ..registry.errors import (
 from ..registry.records import Concept, ImageRecord
 from .attention_maps import MapCollector, heat_row, region_row, words_of
 from .control_request import ControlRequest, ReadControl, check_same_control, read_control
-from .controls import Controls, PreparedControl, check_controls, following
+from .controls import Controls, PreparedControl, categories_in, check_controls, following
 from .foreign_pictures import ForeignPicture, request_like
 from .frames import (
     FRAME_RATE,
@@ -256,7 +256,11 @@ def _records(
     ]
     check_controls(base.base, base.backbone.size, requests)
     controls = Controls(base, requests)
-    return [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
+    records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
+    for each in records:
+        if boxes := each.request.settings.shown_boxes:
+            categories_in(boxes, each.categories)
+    return records
 
 
 def _drawn(
@@ -408,6 +412,17 @@ class _Record:
         """The categories of concepts that the request is drawn after, by name."""
         return {each.name: each.concept.category for each in self.references}
 
+    @property
+    def control(self) -> PreparedControl | None:
+        """The control of its pictures, if any. Raises what `Controls.of` raises."""
+        return self.controls.of(self.request, self.categories)
+
+    @property
+    def categories(self) -> dict[str, str]:
+        """Those of its subjects, by name."""
+        own = {each.mention.name: each.concept.category for each in self.chosen}
+        return self.referenced | own
+
     def plan(self, concepts: Sequence[InjectedConcept]) -> RegionalPlan | None:
         """Who is drawn where, if there is a layout, and more than one subject in it."""
         request = self.request
@@ -502,7 +517,7 @@ class _Record:
         batch: int,
         kept: Sequence[int] | None,
     ) -> Iterator[Picture]:
-        control, plan = self.controls.of(self.request), self.plan(concepts)
+        control, plan = self.control, self.plan(concepts)
         start, used = self._start()
         parameters = self._parameters(concepts, used)
         alone = [each.change for each in concepts if each.change and each.is_apart]
@@ -709,7 +724,7 @@ def reproduce(
     """
     registry.check_outside(folder)
     made = read_provenance(path)
-    check_same_control(path, made.control, control)
+    check_same_control(path, made.control_picture, control)
     check_same_init(path, made.init, init)
     found = find_frames(path, made.frames, frames)
     own = find_layouts(path, made.layouts, layouts, beside=control and control.picture)
@@ -739,13 +754,8 @@ def reproduce(
         control=control,
         init=init,
     )
+    check_controls(base.base, base.backbone.size, [request])
     controls = Controls(base, [request])
-    now = controls.of(request)
-    if now and made.control and now.used.network_sha256 != made.control.network_sha256:
-        raise InvalidInput(
-            f"{path} was drawn with another ControlNet than {now.used.network} is now",
-            hint="--control IMAGE:KIND",
-        )
     after = [
         replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
         for each in made.references
@@ -756,6 +766,12 @@ def reproduce(
     record = _Record(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
+    now = record.control
+    if now and made.control and now.used.network_sha256 != made.control.network_sha256:
+        raise InvalidInput(
+            f"{path} was drawn with another ControlNet than {now.used.network} is now",
+            hint="--control IMAGE:KIND" if control else then,
+        )
     (references,) = _loaded_references([record]).values()
     if encoding := references.encoding:
         check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)

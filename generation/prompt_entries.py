@@ -95,6 +95,7 @@ class PromptSettings(Form):
     size: _Size | None = None
     reference: _References | None = None
     layout: _Layout | None = None
+    layout_control: _Switch | None = None
     prompt_weights: _Switch | None = None
     control: str | None = None
     control_scale: _Number | None = None

@@ -55,11 +55,11 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     In text files empty lines and those that begin with # are skipped. Entries of other files have a
     `prompt`, and may have `n`, `seed` or `seeds`, `scene`, `steps`, `guidance`, `negative`,
     `scheduler`, `size`, `reference` (one, or a list; in a table with spaces between), `layout` (as
-    `--layout`, or names and their boxes), `prompt_weights` (yes or no), `control` (the path of a
-    picture, from the file's folder on), `control_scale`, `reference_control` (of each reference),
-    `init` and `inpaint` (paths too) and `strength`. A YAML mapping with `scenes` is a script
-    (`script_entries`). The CSV separator (comma, semicolon or tab) is taken from the header. Raises
-    `NotFound`, and `InvalidInput` that names the line.
+    `--layout`, or names and their boxes), `layout_control` and `prompt_weights` (yes or no),
+    `control` (the path of a picture, from the file's folder on), `control_scale`,
+    `reference_control` (of each reference), `init` and `inpaint` (paths too) and `strength`. A YAML
+    mapping with `scenes` is a script (`script_entries`). The CSV separator (comma, semicolon or
+    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

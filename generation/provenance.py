@@ -173,6 +173,11 @@ class Provenance:
     """The hash of its file."""
 
     @property
+    def control_picture(self) -> UsedControl | None:
+        """Its control picture, if that was a file: boxes of a layout are drawn again."""
+        return None if self.settings.layout_control else self.control
+
+    @property
     def layouts(self) -> set[str]:
         """The hashes of control pictures of what it was drawn after."""
         return {each.control for each in (*self.references, *self.frames) if each.control}
@@ -249,6 +254,7 @@ class _SettingsPart(_Part):
     reference_guidance: float | None = None
     encoder_strength: float = 0.0
     layout: Layout | None = None
+    layout_control: bool = False
     prompt_weights: bool = False
     subject_encoder: _Sha256 | None = None
     references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)

@@ -1,19 +1,19 @@
 """A request for pictures: prompt, seeds and settings. Loads no library that loads weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
 
-from ..models.bases import Base, Scheduler, scheduler_of
+from ..models.bases import Base, Scheduler, find_control, scheduler_of
 from ..models.references import MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
-from .control_request import ControlRequest
+from .control_request import LAYOUT, ControlRequest
 from .init_request import InitRequest, check_steps, read_init
-from .layout import Layout, settled
+from .layout import Box, Layout, settled
 from .prompt_syntax import mentions
 from .reference_syntax import ReferenceRequest
 
@@ -53,7 +53,8 @@ class SamplingSettings:
     with references: the share of steps that references guide instead of the prompt, and how
     strongly; the references' own by default. `encoder_strength` is β of the base model's subject
     encoder, which then sees the photos that references name. `layout` keeps each subject in a box,
-    or in the region where it is found. With `prompt_weights`, `(word:1.2)` weighs words of the
+    or in the region where it is found; with `layout_control`, the base model's ControlNet for
+    layouts is shown the boxes. With `prompt_weights`, `(word:1.2)` weighs words of the
     prompts, which may be longer than the text encoder reads at once. Raises `InvalidInput`.
     """
 
@@ -67,6 +68,7 @@ class SamplingSettings:
     reference_guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     encoder_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 0.0
     layout: Layout | None = None
+    layout_control: bool = False
     prompt_weights: bool = False
 
     @classmethod
@@ -91,6 +93,12 @@ class SamplingSettings:
             **others,
         )
 
+    @property
+    def shown_boxes(self) -> Mapping[str, Box] | None:
+        """What a ControlNet for layouts is shown, if it is."""
+        shows = self.layout_control and isinstance(self.layout, Mapping)
+        return self.layout if shows else None
+
     def to_mapping(self) -> dict[str, object]:
         """The settings as pictures and the registry keep them.
 
@@ -103,6 +111,7 @@ class SamplingSettings:
             "reference_guidance": None,
             "encoder_strength": 0,
             "layout": None,
+            "layout_control": False,
             "prompt_weights": False,
         }
         return {
@@ -166,4 +175,30 @@ def check_encoder(request: Request) -> None:
         raise InvalidInput(
             "a subject encoder sees the photos of references: none is named",
             hint="--reference NAME, or without --encoder-strength",
+        )
+
+
+def check_kinds(base: Base, requests: Sequence[Request]) -> None:
+    """Find the ControlNets of requests. Raises `NotFound` and `InvalidInput`."""
+    for request in requests:
+        if request.settings.layout_control:
+            _check_layout_control(base, request)
+        elif request.control:
+            find_control(base, request.control.kind)
+
+
+def _check_layout_control(base: Base, request: Request) -> None:
+    if request.settings.shown_boxes is None:
+        raise InvalidInput(
+            "--layout-control shows a ControlNet the boxes of a layout: there are none",
+            hint='--layout "rex=0,.3,.5,1" for each subject',
+        )
+    if request.control is not None:
+        raise InvalidInput(
+            "--control and --layout-control do not go together", hint="leave one of them out"
+        )
+    if LAYOUT not in {each.name for each in base.controls}:
+        raise InvalidInput(
+            f"{base.name} has no ControlNet for layouts of boxes",
+            hint="without --layout-control; the miniature has one",
         )

@@ -135,6 +135,8 @@ def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, objec
     assert isinstance(told, dict)
     settings = {name: value for name, value in told.items() if name not in _BY_CHANCE}
     control, versions = settings.pop("control", None), metadata["versions"]
+    if settings.get("layout_control"):  # made from what the settings say
+        control = None
     assert isinstance(versions, list)
     names = ("image_sha256", "network", "scale")
     return {

@@ -24,11 +24,13 @@ from conceptry.generation.control_request import (
     ReadControl,
     parse_control,
 )
-from conceptry.generation.controls import check_controls, transferred
+from conceptry.generation.controls import boxes_picture, check_controls, transferred
 from conceptry.generation.injection import InjectedConcept, inject_concepts
 from conceptry.generation.prompt_syntax import Mention, resolve_prompt
 from conceptry.models.backbone import Backbone
+from conceptry.models.bases import ControlSource
 from conceptry.models.loading import LoadedBase
+from conceptry.models.miniature.world.layouts import LAYOUT_COLOURS, NOTHING
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidImage, InvalidInput, NotFound
 from conceptry.training import train
@@ -167,6 +169,72 @@ def test_concepts_are_kept_apart_under_the_control(
     list(generate(rex, base, [apart], tmp_path))
     assert len(passes) > 6
     assert all(passes)
+
+
+# --- boxes of a layout ----------------------------------------------------------------------------
+
+BOXES = {"cat": (0.0, 0.25, 0.5, 1.0), "dog": (0.5, 0.25, 1.0, 1.0)}
+IN_BOXES = replace(SETTINGS, layout=BOXES, layout_control=True)
+
+
+def knowing_layouts(base: LoadedBase, folder: Path) -> LoadedBase:
+    """The base model with a ControlNet for layouts."""
+    own = ControlSource("layout", "folder", str(folder))
+    return replace(base, base=replace(base.base, controls=(own,)))
+
+
+def test_a_control_net_is_shown_the_boxes_of_a_layout(
+    registry: Registry, base: LoadedBase, folder: Path, tmp_path: Path
+) -> None:
+    knowing = knowing_layouts(base, folder)
+    wanted = [
+        Request(prompt="a cat and a dog", seeds=(3,), settings=settings)
+        for settings in (IN_BOXES, replace(IN_BOXES, layout_control=False))
+    ]
+    picture, plain = generate(registry, knowing, wanted, tmp_path)
+    assert picture.image.tobytes() != plain.image.tobytes()
+    made = read_provenance(picture.path)
+    assert (made.settings, made.control_picture) == (IN_BOXES, None)
+    assert made.control is not None
+    assert made.control.network == "layout"
+    again, is_same = reproduce(registry, knowing, picture.path, tmp_path)
+    assert is_same
+    assert again.path.read_bytes() == picture.path.read_bytes()
+    asked = ControlRequest(picture=control_picture(tmp_path / "control.png"))
+    with pytest.raises(InvalidInput, match="drawn without a control picture"):
+        reproduce(registry, knowing, picture.path, tmp_path, control=asked)
+    other = write_tiny_control(tmp_path / "other", base.backbone.pipeline.unet, seed=2)
+    with pytest.raises(InvalidInput, match="another ControlNet than layout"):
+        reproduce(registry, knowing_layouts(base, other), picture.path, tmp_path)
+
+
+def test_boxes_have_the_colours_of_their_categories() -> None:
+    layout = {"rex": (0.0, 0.0, 0.5, 1.0), "car": (0.25, 0.5, 1.0, 1.0)}
+    drawn = boxes_picture(layout, {"rex": "dog"}, (32, 16))
+    assert drawn.size == (32, 16)
+    places = {(4, 8): LAYOUT_COLOURS["dog"], (12, 12): LAYOUT_COLOURS["car"], (24, 4): NOTHING}
+    assert {place: drawn.getpixel(place) for place in places} == places
+
+
+def test_boxes_that_no_control_net_can_be_shown_are_told(
+    registry: Registry, base: LoadedBase, folder: Path, tmp_path: Path
+) -> None:
+    knowing = knowing_layouts(base, folder)
+    picture = ControlRequest(picture=control_picture(tmp_path / "control.png"), kind=str(folder))
+    sun = {**BOXES, "sun": (0.0, 0.0, 0.5, 0.25)}
+    for given, text, loaded in (
+        ({"settings": replace(IN_BOXES, layout=None)}, "there are none", knowing),
+        ({"settings": replace(IN_BOXES, layout="auto")}, "there are none", knowing),
+        ({"control": picture}, "do not go together", knowing),
+        ({}, "no ControlNet for layouts of boxes", base),
+        ({"settings": replace(IN_BOXES, layout=sun)}, "layout knows no 'sun'", knowing),
+    ):
+        wrong = replace(
+            Request(prompt="a cat, a dog and a sun", seeds=(3,), settings=IN_BOXES), **given
+        )
+        with pytest.raises(InvalidInput, match=text):
+            next(generate(registry, loaded, [request(), wrong], tmp_path / "out"))
+    assert not (tmp_path / "out").exists(), "all are checked before the first is drawn"
 
 
 # --- asking ---------------------------------------------------------------------------------------
