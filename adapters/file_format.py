@@ -129,6 +129,12 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], AdapterMetadata]:
     return state, metadata
 
 
+def read_adapter_metadata(path: Path) -> AdapterMetadata:
+    """Read an adapter's metadata alone. Raises `InvalidWeights`."""
+    with _opened(path) as opened:
+        return _described(opened)[1]
+
+
 def _is_finite(tensor: Tensor) -> bool:
     is_small = tensor.dtype == torch.float8_e4m3fn  # of which torch does not say it
     return bool((tensor.float() if is_small else tensor).isfinite().all())

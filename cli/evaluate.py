@@ -97,6 +97,7 @@ def evaluate(
         names=list(dict.fromkeys(names)),
         versions=versions,
         all_checkpoints=checkpoints,
+        marks_best=best or checkpoints,
         suite=suite,
         base=base,
         num_seeds=seeds,
@@ -116,7 +117,7 @@ def evaluate(
     if best and versions is None and not checkpoints:
         raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
     with session.registry() as registry:
-        registry.check_outside(report)  # before hours are spent
+        registry.check_folder(report)  # before hours are spent
         found = _scored(session, registry, request, offline)
         marked = running.mark_best(registry, found) if best or checkpoints else []
         page = _reported(registry, found, report) if report else None

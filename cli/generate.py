@@ -240,7 +240,7 @@ def generate(
         guidance=guidance,
         negative=negative,
         scheduler=scheduler,
-        size=parse_size(size) if size else None,
+        size=None if size is None else parse_size(size),
         separate=separate,
         layout=parse_layout(layout or ()),
         layout_control=layout_control,
@@ -430,7 +430,26 @@ def _most_concepts(requests: "list[Request]") -> int:
 
 
 def _unused(requests: "list[Request]", *, leak: bool) -> list[str]:
-    """What was asked for in vain, as no prompt has several subjects."""
+    """What was asked for in vain."""
+    return [*_without_references(requests), *_with_one_subject(requests, leak=leak)]
+
+
+def _without_references(requests: "list[Request]") -> list[str]:
+    """As nothing is drawn after a photo: neither `--reference`, nor what a version holds."""
+    if _most_concepts(requests) or any(each.references for each in requests):
+        return []
+    asked = {
+        "--reference-share": any(each.settings.reference_share is not None for each in requests),
+        "--reference-guidance": any(
+            each.settings.reference_guidance is not None for each in requests
+        ),
+        "--encoder-strength": any(each.settings.encoder_strength for each in requests),
+    }
+    return [f"{name} is for pictures with a --reference" for name, on in asked.items() if on]
+
+
+def _with_one_subject(requests: "list[Request]", *, leak: bool) -> list[str]:
+    """As no prompt has several subjects."""
     if max(len(each.references) for each in requests) + _most_concepts(requests) > 1:
         return []
     is_auto = any(each.settings.layout == "auto" for each in requests)

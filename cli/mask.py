@@ -54,7 +54,7 @@ def mask(
     """
     session = session_of(context)
     with session.registry() as registry:
-        registry.check_outside(out)
+        registry.check_folder(out)
         concept = registry.show(name)
         if not concept.images:
             raise usage(f"{name} has no photos", f"concept add {name} PHOTO…")

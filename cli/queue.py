@@ -108,7 +108,7 @@ def add(
     )
     check_options(context, options, names, tag or [], everything=everything)
     with session.registry() as registry:
-        registry.check_outside(tensorboard)
+        registry.check_folder(tensorboard)
         chosen = chosen_concepts(registry, names, tag or [], options)
         if resume and not given(context, "base"):
             options = replace(options, base=base_of_unfinished(registry, chosen))
@@ -283,7 +283,7 @@ class _Worker:
         """Train some concepts with the same options; see `train_queued`."""
         from ..training.queued import train_queued
 
-        self._registry.check_outside(options.tensorboard)
+        self._registry.check_folder(options.tensorboard)
         ids = [each.concept_id for each in trainings]
         settings = checked_settings(self._registry, ids, options)
         base = self._base(options)

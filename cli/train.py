@@ -109,7 +109,7 @@ def train(
     )
     check_options(context, options, names, tag or [], everything=everything)
     with session.registry() as registry:
-        registry.check_outside(tensorboard)
+        registry.check_folder(tensorboard)
         chosen = chosen_concepts(
             registry, names, tag or [], options
         )  # by id: they may be renamed during the training

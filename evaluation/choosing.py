@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from ..generation.injection import InjectedConcept
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.errors import InvalidInput
 from ..registry.records import ConceptKey
 from ..training.callbacks import Checkpoint, Hooks
 from ..training.distributed import is_main_process
@@ -26,7 +25,7 @@ from .evaluating import EvalSubject, Evaluator, masks_of
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
-from .running import EvalRequest, mark_best, score, suite_of
+from .running import EvalRequest, check_can_choose, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
 
@@ -123,7 +122,7 @@ class CheckpointScorer:
         concept = self.registry.show(name)
         self._names = encoder_names_for(self.base.base, clip=request.clip, dino=request.dino)
         self._suite = suite_of(request, self._names, concept)
-        self._check_suite()
+        check_can_choose(self._suite, self._names)
         self.encoders = self.encoders or load_encoders(self._names, offline=self.offline)
         self.encoders.to(self.base.backbone.device)
         self._subject = EvalSubject.of(self.registry, as_chosen(concept, name="", run=None))
@@ -131,16 +130,6 @@ class CheckpointScorer:
         self._references = [
             embed_references(self.encoders, concept.category, self._subject.photos, masks)
         ]
-
-    def _check_suite(self) -> None:
-        """Raise `InvalidInput` before the training if the suite cannot compare checkpoints."""
-        suite, prompts = self._suite, self._suite.prompts
-        has_identity = not self._names.is_miniature or any(each.keeps_looks for each in prompts)
-        if suite.num_subjects > 1 or not has_identity:
-            raise InvalidInput(
-                f"the suite {suite.name} cannot say which checkpoint is best",
-                hint="take one for single concepts, whose prompts keep the subject's appearance",
-            )
 
     def hooks(self, hooks: Hooks) -> Hooks:
         """The hooks, which also score checkpoints."""

@@ -105,7 +105,7 @@ def write_gallery(
     that there is not, `AlreadyExists` for a page of that name that is none of ours, `RegistryBusy`
     if another process writes the same gallery, and `StorageError`.
     """
-    registry.check_outside(folder)
+    registry.check_folder(folder)
     if request.status is not None and request.status not in STATUSES:
         raise InvalidInput(f"{request.status!r} is no status", hint=" or ".join(STATUSES))
     concepts, left_out = _chosen(registry, request)

@@ -40,7 +40,7 @@ class Plan:
         if self.settings.layout is not None and self.suite.num_subjects == 1:
             raise InvalidInput(
                 f"the suite {self.suite.name} has one concept in a picture, a layout several",
-                hint="--suite pairs, or without --layout",
+                hint="without --layout, or with the --suite of several concepts",
             )
         if self.chosen and len(self.chosen) != self.suite.num_subjects:
             names = " and ".join(each.concept.name for each in self.chosen)

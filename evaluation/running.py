@@ -40,12 +40,14 @@ class EvalRequest:
     `<rex>` in a prompt refers to. `suite` and `base` default to those of the concept's category and
     of its training. `clip` and `dino` are encoders as `encoder_names_for` takes them.
     `settings` may follow from the base model, as they do by default. `all_checkpoints` scores,
-    instead of `versions`, the kept checkpoints and final versions of all trainings.
+    instead of `versions`, the kept checkpoints and final versions of all trainings. `marks_best`
+    refuses suites that cannot say which version is best, before anything is drawn.
     """
 
     names: Sequence[ConceptKey]
     versions: str | None = None
     all_checkpoints: bool = False
+    marks_best: bool = False
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
@@ -79,6 +81,8 @@ def score(
     tasks = [
         _Task.of(registry, request, chosen, trusted) for chosen in _subjects(registry, request)
     ]
+    for each in tasks if request.marks_best else ():
+        check_can_choose(each.suite, each.encoders)
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -109,7 +113,7 @@ def score(
 
 def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVersion, ...]]:
     """The versions in each evaluation: single ones, or combinations for suites with several."""
-    suite = find_suite(request.suite) if request.suite else None
+    suite = find_suite(request.suite) if request.suite is not None else None
     for word in (*map(str, request.names), request.versions or ""):
         if ":" in word:
             raise InvalidInput(
@@ -168,7 +172,8 @@ def _versions(registry: Registry, key: ConceptKey, versions: str | None) -> list
         words = [] if versions == "all" else [word.strip() for word in versions.split(",")]
     if not all(words):
         raise InvalidInput(f'"{versions}" names no versions', hint="--versions all, 1,2 or best")
-    return [resolve_version(registry, concept, word) for word in words or [None]]
+    found = [resolve_version(registry, concept, word) for word in words or [None]]
+    return list({each.version.number: each for each in found}.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +214,7 @@ class _Task:
 
 def suite_of(request: EvalRequest, encoders: EncoderNames, concept: Concept) -> Suite:
     """The requested suite, else the one that fits."""
-    if request.suite:
+    if request.suite is not None:
         return find_suite(request.suite)
     return find_suite("miniature") if encoders.is_miniature else suite_for(concept.category)
 
@@ -245,6 +250,16 @@ def _loaded(
 
 
 # --- the best -------------------------------------------------------------------------------------
+
+
+def check_can_choose(suite: Suite, encoders: EncoderNames) -> None:
+    """Raise `InvalidInput` if the scores of a suite cannot say which version is best."""
+    has_identity = not encoders.is_miniature or any(each.keeps_looks for each in suite.prompts)
+    if suite.num_subjects > 1 or not has_identity:
+        raise InvalidInput(
+            f"the suite {suite.name} cannot say which version is best",
+            hint="take one for single concepts, whose prompts keep the subject's appearance",
+        )
 
 
 def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluation]:

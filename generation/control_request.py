@@ -48,12 +48,19 @@ class UsedControl:
 
 
 def parse_control(text: str, *, scale: float = 1.0, folder: Path | None = None) -> ControlRequest:
-    """`IMAGE` or `IMAGE:KIND`; a relative path begins at `folder`. Raises `NotFound`."""
+    """`IMAGE` or `IMAGE:KIND`; a relative path begins at `folder`.
+
+    Raises `NotFound`, and `InvalidInput` for a colon without a kind.
+    """
     named, _, kind = text.rpartition(":")
     for name, of in ((text, None), (named, kind)):
         path = (folder or Path()) / Path(name).expanduser()
         if name and of != "" and os.path.isfile(path):
             return ControlRequest(picture=path, kind=of, scale=scale)
+    if named and not kind and os.path.isfile((folder or Path()) / Path(named).expanduser()):
+        raise InvalidInput(
+            f"{text} names no ControlNet after the colon", hint=f"{named}, or {named}:KIND"
+        )
     raise NotFound(f"there is no control picture {named or text}", hint="IMAGE or IMAGE:KIND")
 
 

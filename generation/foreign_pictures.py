@@ -25,7 +25,8 @@ from .prompt_syntax import MAX_STRENGTH
 from .provenance import read_texts
 from .request import MAX_SEED, Request, SamplingSettings
 
-_TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>]+)(?::([^:<>]*))?[^<>]*>")
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>]++)(?::([^:<>]*+))?+[^<>]*+>")
+_NUMBER = re.compile(r"\d{1,20}(?:\.\d{1,20})?|\.\d{1,20}")
 _MAX_TAGS = 64
 _OF_TEXT = ("Version", "Model", "Model hash", "Hashes", "Lora hashes", "TI hashes", "RNG")
 _USED = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Schedule type", "Denoising strength")
@@ -158,16 +159,18 @@ def _prompt(registry: Registry, parameters: Parameters, unused: list[str]) -> st
     wanted = {name: loras.get(name, "") for name in dict.fromkeys(tag[2] for tag in tags)}
     wanted |= {name: embeddings[name] for name in embeddings}
     known = _Known(registry, wanted) if wanted else None
+    used = set[str]()
     for tag in tags:
         kind, name, weight = tag[1], tag[2], tag[3] or "1"
         found = known.find(name) if known and kind != "hypernet" else None
-        strength = float(weight) if re.fullmatch(r"\d*\.?\d+", weight) else -1.0
+        strength = float(weight) if _NUMBER.fullmatch(weight) else -1.0
         if found is None:
             digest = f" [{printable(wanted[name])}]" if wanted[name] else ""
             unused.append(f"{printable(tag[0])}{digest}, which is not in this registry")
         elif not 0 <= strength <= MAX_STRENGTH:
             unused.append(f"{printable(tag[0])}: a strength lies between 0 and {MAX_STRENGTH:g}")
-        elif f"<{found.name}" not in prompt:
+        elif found.name not in used:
+            used.add(found.name)
             prompt = _with(prompt, found, f":{strength:g}" if strength != 1 else "")
     for name in embeddings:
         if not _word(name).search(prompt):
@@ -175,7 +178,8 @@ def _prompt(registry: Registry, parameters: Parameters, unused: list[str]) -> st
         found = known.find(name) if known else None
         if found is None:
             unused.append(f"the embedding {printable(name)}, which is not in this registry")
-        elif f"<{found.name}" not in prompt:
+        elif found.name not in used:
+            used.add(found.name)
             prompt = _word(name).sub(f"<{found.name}>", prompt)
     return prompt or "a picture"
 

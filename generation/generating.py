@@ -44,7 +44,7 @@ from .frames import (
 )
 from .in_regions import draw_in_regions
 from .init_request import InitRequest, UsedInit, check_same_init, read_init
-from .injection import InjectedConcept, expand_prompt, inject_concepts
+from .injection import InjectedConcept, expand_prompt, inject_concepts, stand_ins
 from .layout import AUTO
 from .outlines import Outlines, outlined
 from .parameters import Parameters, parameters_of
@@ -58,6 +58,7 @@ from .prompt_syntax import (
     resolve_prompt,
 )
 from .provenance import (
+    MAX_POINTS,
     DrawnAfter,
     DrawnFrame,
     read_provenance,
@@ -84,7 +85,7 @@ from .regions import (
     subject_columns,
 )
 from .request import Request, check_encoder, with_layout, with_size
-from .sampler import DrawnPicture, draw
+from .sampler import DrawnPicture, check_prompts, draw
 from .separation import separating
 from .starts import Start
 
@@ -201,6 +202,7 @@ def animate(
         )
     wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
+    check_frames([each.request for each in records])
     frames = [
         replace(record, request=replace(record.request, seeds=[seed]), number=number)
         for seed in requests[0].seeds
@@ -240,7 +242,12 @@ def _records(
     wanted: _Wanted,
 ) -> "list[_Record]":
     """Requests whose prompts, references and control pictures have been looked up and checked."""
-    registry.check_outside(folder)
+    registry.check_folder(folder)
+    if len(wanted.points) > MAX_POINTS:
+        raise InvalidInput(
+            f"maps show {MAX_POINTS} places at most, not {len(wanted.points):,}",
+            hint="fewer of --point",
+        )
     for request in requests:
         check_negative(request.settings.negative)
         check_encoder(request)
@@ -258,8 +265,7 @@ def _records(
     controls = Controls(base, requests)
     records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
     for each in records:
-        if boxes := each.request.settings.shown_boxes:
-            categories_in(boxes, each.categories)
+        each.check()
     return records
 
 
@@ -411,6 +417,17 @@ class _Record:
     def referenced(self) -> dict[str, str]:
         """The categories of concepts that the request is drawn after, by name."""
         return {each.name: each.concept.category for each in self.references}
+
+    def check(self) -> None:
+        """Raise what can be told before weights are loaded: `InvalidInput` and `InvalidWeights`."""
+        settings = self.request.settings
+        if boxes := settings.shown_boxes:
+            categories_in(boxes, self.categories)
+        concepts = stand_ins(self.base, self.chosen)
+        with self.base.backbone.weighing_words(settings.prompt_weights):
+            plan = self.plan(concepts)
+            prompt = expand_prompt(self.request.prompt, concepts)
+            check_prompts(self.base.backbone, prompt, settings, plan)
 
     @property
     def control(self) -> PreparedControl | None:
@@ -722,7 +739,7 @@ def reproduce(
     ControlNet, `NotFound` for versions that are gone or have other weights now, and what
     `read_provenance`, `find_frames` and `find_layouts` raise.
     """
-    registry.check_outside(folder)
+    registry.check_folder(folder)
     made = read_provenance(path)
     check_same_control(path, made.control_picture, control)
     check_same_init(path, made.init, init)

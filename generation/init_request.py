@@ -15,6 +15,8 @@ from ..registry.images import read_file, read_mask, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
 
 STRENGTH = 0.8
+HALF = 128
+"""A mask redraws what is at least so light."""
 _MULTIPLE = 8
 """Of pixels, that sides have to be."""
 _MAX_SIDES = 2
@@ -103,12 +105,12 @@ def read_init(asked: InitRequest, size: tuple[int, int] | None, side: int) -> Re
     with strict_decoding():
         image = read_photo(data, str(asked.picture))
     target = size or _own_size(image.size, side)
-    if size and _differs(image.size, size):
-        (width, height), (across, down) = image.size, size
+    if _differs(image.size, target):
+        (width, height), (across, down) = image.size, target
         raise InvalidInput(
             f"the picture {asked.picture} to begin with is {width}x{height}, which is another "
             f"shape than the {across}x{down} of what is drawn",
-            hint="cut it, or leave --size out",
+            hint="cut it to that shape",
         )
     used, mask = UsedInit(sha256_of(data), asked.strength), None
     if asked.mask is not None:
@@ -116,6 +118,12 @@ def read_init(asked: InitRequest, size: tuple[int, int] | None, side: int) -> Re
         with strict_decoding():
             grey = read_mask(mask_data, str(asked.mask), image.size)
         mask = _fitted(Image.open(io.BytesIO(grey)).convert("L"), target)
+        if mask.getextrema()[1] < HALF:
+            raise InvalidInput(
+                f"the mask {asked.mask} redraws nothing: what is white in it vanishes when it is "
+                f"reduced to {target[0]}x{target[1]}",
+                hint="paint more of it, or give a larger --size",
+            )
         used = replace(used, mask_sha256=sha256_of(mask_data))
     return ReadInit(image.size, _fitted(image, target), mask, used)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
-from ..adapters.file_format import AdapterMetadata, read_adapter
+from ..adapters.file_format import AdapterMetadata, read_adapter, read_adapter_metadata
 from ..adapters.formats.description import GENERAL_CATEGORY, PLACE, read_description
 from ..adapters.formats.reading import read_foreign
 from ..adapters.formats.recognising import FAMILIES
@@ -29,6 +29,9 @@ from ..registry.errors import (
 )
 from ..registry.records import IMPORT
 from .prompt_syntax import ChosenVersion, Mention, replaced
+
+_WORD = "a"
+"""One token, of any tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,34 @@ def _naming(chosen: ChosenVersion) -> Iterator[None]:
             f"{chosen.label} cannot be drawn with: {error.message}",
             hint="concept import FILE" if chosen.originals else f"concept train {name}",
         ) from error
+
+
+def stand_ins(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> list[InjectedConcept]:
+    """What `inject_concepts` will make of versions, with a common word for each token.
+
+    So that prompts can be checked before weights are loaded; an imported embedding counts as one
+    word. Raises what can be told of the files' headers.
+    """
+    found: list[InjectedConcept] = []
+    for each in chosen:
+        if each.originals:
+            assert each.run
+            with _naming(each):
+                description = read_description(each.run.config)
+            category, phrase = description.category, description.phrase.replace(PLACE, _WORD)
+            is_general = category == GENERAL_CATEGORY
+        else:
+            with _naming(each):
+                metadata = read_adapter_metadata(Path(each.path))
+            _check_base(base, each, metadata)
+            words = [_WORD] * metadata.num_tokens
+            category, is_general = metadata.category, False
+            phrase = phrase_of(words, category, names_category=metadata.names_category)
+        is_subject = bool(phrase) and not is_general
+        found.append(
+            InjectedConcept(each.mention, category, (), phrase, each.label, is_subject=is_subject)
+        )
+    return found
 
 
 def expand_prompt(prompt: str, concepts: Sequence[InjectedConcept]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -34,7 +34,28 @@ Boxes = Annotated[
     dict[str, Annotated[Box, AfterValidator(_has_area)]],
     Field(min_length=1, max_length=MAX_SUBJECTS),
 ]
-Layout = Boxes | Literal["auto", "none"]
+
+
+def _with_whole_boxes(layout: object) -> object:
+    """Raise `InvalidInput` for what is no box, in words of layouts."""
+    if not isinstance(layout, Mapping):
+        return layout
+    for name, box in layout.items():
+        is_box = isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_share, box))
+        if not is_box:
+            raise InvalidInput(
+                f"{shown(box)} is no box for {shown(name)}: left, top, right and bottom, each 0 to "
+                "1",
+                hint=_EXAMPLE,
+            )
+    return {name: tuple(box) for name, box in layout.items()}
+
+
+def _is_share(side: object) -> bool:
+    return isinstance(side, (int, float)) and not isinstance(side, bool) and 0 <= side <= 1
+
+
+Layout = Annotated[Boxes | Literal["auto", "none"], BeforeValidator(_with_whole_boxes)]
 """A box for each subject by its name, or `auto`: where it would be by itself.
 
 With `none` all is drawn at once, and changes of weights are added up. Without a layout, requests

@@ -22,8 +22,10 @@ class OtherToolSyntax:
 _Advice = Callable[[re.Match[str], frozenset[str]], str | None]
 """(match, names of all concepts) -> advice; None if the match is ordinary text."""
 
-_QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
+_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
 _MENTION = re.compile(r"<[^<>]*>")
+_MOST = 50
+"""Pieces of a prompt that are told: no person reads more."""
 _SCRIPTS = "the scenes of a script, concept generate --prompts FILE"
 _PLACES = "concept generate --prompts takes .csv, .yaml and .jsonl"
 
@@ -60,23 +62,29 @@ def _switch(match: re.Match[str], _names: frozenset[str]) -> str:
 
 _KNOWN = "|".join(word for words in _SWITCHES for word in words)
 _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
-    (re.compile(r"\((?P<inside>[^():]+):\s*(?P<weight>\d*\.?\d+)\s*\)"), _weight),
+    (re.compile(r"\((?P<inside>[^():]++):\s*+(?P<weight>\d++(?:\.\d++)?+|\.\d++)\s*+\)"), _weight),
     (
-        re.compile(r"\[[^\[\]]*[^\W\d][^\[\]]*:[^\[\]]*\d\]|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]"),
+        re.compile(
+            r"\[(?:(?![\[\]])[\W\d])*+[^\W\d][^\[\]:]*+:[^\[\]]*+(?<=\d)\]"
+            r"|\[[^\[\]:]*+:(?:[^\[\]:]*+:)++\s*+\d*+\.?+\d*+(?<=\d)\]"
+        ),
         _always("prompts do not change on the way; write what is wanted in the end"),
     ),
     (
-        re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"),
+        re.compile(r"\[[^\[\]|]*+\|[^\[\]]*+\]"),
         _always("prompts do not change on the way; write one of them"),
     ),
     (
-        re.compile(r"\(\([^()]+\)\)|\)\d+\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
+        re.compile(r"\(\([^()]++\)\)|\)\d++\.\d+|\)\+|\)\.(?:and|blend|swap)\("),
         _always("words have no weights without --prompt-weights; leave the brackets out"),
     ),
     (re.compile(r"\\[()]"), _always("brackets need no backslash without --prompt-weights")),
-    (re.compile(r"\w+::\s*-?\d*\.?\d*"), _always("words have no weights; leave the colons out")),
     (
-        re.compile(r"\{[^{}]*\|[^{}]*\}"),
+        re.compile(r"(?<!\w)\w++::\s*-?\d*\.?\d*"),
+        _always("words have no weights; leave the colons out"),
+    ),
+    (
+        re.compile(r"\{[^{}|]*+\|[^{}]*+\}"),
         _always(f"choices are for {_SCRIPTS}"),
     ),
     (
@@ -84,7 +92,7 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], _Advice]] = (
         _always("braces mean nothing; a concept is <NAME>"),
     ),
     (
-        re.compile(r"(?<!\w)__[\w/*-]*\w__(?!\w)"),
+        re.compile(r"(?<!\w)__[\w/*-]{0,100}\w__(?!\w)"),
         _always(f"places are for {_SCRIPTS}"),
     ),
     (
@@ -112,6 +120,17 @@ _CAPITALS: Sequence[tuple[re.Pattern[str], str]] = (
 _RARE = re.compile(r"\b(?:sks|ohwx)\b")
 
 
+def _advised(
+    prompt: str, names: frozenset[str], has_weights: bool
+) -> Iterator[tuple[re.Match[str], str]]:
+    for pattern, advise in _PATTERNS:
+        if has_weights and pattern in _OF_WEIGHTS:
+            continue
+        for match in pattern.finditer(prompt):
+            if advice := advise(match, names):
+                yield match, advice
+
+
 def find_other_tool_syntax(
     prompt: str,
     names: Iterable[str] = (),
@@ -127,16 +146,13 @@ def find_other_tool_syntax(
     plain = _MENTION.sub(lambda match: " " * len(match[0]), prompt)
     known = frozenset(names)
     reported: list[tuple[int, int]] = []
-    for pattern, advise in _PATTERNS:
-        if has_weights and pattern in _OF_WEIGHTS:
-            continue
-        for match in pattern.finditer(prompt):
-            start, end = match.span()
-            if any(start < last and end > first for first, last in reported):
-                continue
-            if advice := advise(match, known):
-                reported.append((start, end))
-                yield OtherToolSyntax(match[0].strip(), advice)
+    for match, advice in _advised(prompt, known, has_weights):
+        start, end = match.span()
+        if not any(start < last and end > first for first, last in reported):
+            reported.append((start, end))
+            yield OtherToolSyntax(match[0].strip(), advice)
+        if len(reported) == _MOST:
+            return
     if plain != plain.upper():
         unquoted = _QUOTED.sub("", plain)
         for pattern, advice in _CAPITALS[1 if has_weights else 0 :]:
@@ -145,10 +161,10 @@ def find_other_tool_syntax(
     if match := _RARE.search(plain):
         yield OtherToolSyntax(match[0], "a concept is <NAME>; concept list says which there are")
     for match in re.finditer(r"(?<![\w<:@-])[a-z0-9][a-z0-9_-]*(?![\w>-])", plain.lower()):
+        if match[0] not in known or len(match[0]) <= 2 or f"<{match[0]}" in prompt:
+            continue
         is_reported = any(first <= match.start() < last for first, last in reported)
-        is_named = f"<{match[0]}" in prompt
-        is_meant = match[0] in known and len(match[0]) > 2 and not (is_reported or is_named)
-        if is_meant and not is_category(match[0]):
+        if not is_reported and not is_category(match[0]):
             yield OtherToolSyntax(
                 prompt[match.start() : match.end()], f"the concept is <{match[0]}>"
             )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..registry.errors import RegistryCorrupt
 from ..registry.files import open_file, write_file
@@ -57,8 +57,8 @@ def contact_sheet(rows: Sequence[SheetRow], *, side: int | None = None) -> Image
     instead. `side` is the size of a picture on the sheet in pixels; by default that of the largest,
     128 at least.
     """
-    tall = max(image.height for _, images in rows for image in images)
-    side = side or max(tall, 128)
+    longest = max(max(image.size) for _, images in rows for image in images)
+    side = side or max(longest, 128)
     text_size = max(11, side // 9)
     font = ImageFont.load_default(text_size)
     line = round(text_size * 1.5)
@@ -81,8 +81,9 @@ def contact_sheet(rows: Sequence[SheetRow], *, side: int | None = None) -> Image
                 pen.text(place, text, _INK, font)
         top += room
         for column, image in enumerate(images):
-            scaled = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (_GAP + column * (side + _GAP), top))
+            scaled = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+            left = _GAP + column * (side + _GAP) + (side - scaled.width) // 2
+            sheet.paste(scaled, (left, top + (side - scaled.height) // 2))
         top += side + _GAP
     return sheet
 

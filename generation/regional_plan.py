@@ -9,7 +9,7 @@ from ..models.backbone import Backbone
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .injection import InjectedConcept
-from .layout import AUTO, Box
+from .layout import AUTO, MAX_SUBJECTS, Box
 from .prompt_syntax import split_prompt
 from .regions import SubjectColumns, columns_of
 
@@ -84,6 +84,11 @@ def plan_regions(
         boxes = None
         if len(subjects) < 2:
             return None
+        if len(subjects) > MAX_SUBJECTS:
+            raise InvalidInput(
+                f"a picture keeps {MAX_SUBJECTS} subjects apart at most, not {len(subjects)}",
+                hint="--layout none, or fewer concepts and references",
+            )
     else:
         assert not isinstance(layout, str)
         subjects, boxes = list(layout), list(layout.values())

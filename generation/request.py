@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, Field
 
 from ..models.bases import Base, Scheduler, find_control, scheduler_of
-from ..models.references import MAX_STRENGTH
+from ..models.references import MAX_REFERENCES, MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from ..registry.validation import form_of, validated
@@ -129,8 +129,8 @@ class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
     `init` is a picture that it begins with. That of a `scene` names its pictures' files by it, and
-    each is drawn once: see `resuming`. Raises `InvalidInput` for seeds beyond 63 bits, and for a
-    strength that leaves no steps.
+    each is drawn once: see `resuming`. Raises `InvalidInput` for seeds beyond 63 bits, for too many
+    references, and for a strength that leaves no steps.
     """
 
     prompt: str
@@ -147,6 +147,12 @@ class Request:
         for seed in (min(self.seeds), max(self.seeds)):
             if not 0 <= seed <= MAX_SEED:
                 raise InvalidInput(f"the seed {seed} does not fit into 63 bits", hint="--seed 0")
+        if len(self.references) > MAX_REFERENCES:
+            raise InvalidInput(
+                f"a picture is drawn after {MAX_REFERENCES} photos at most, "
+                f"not {len(self.references):,}",
+                hint="leave some out",
+            )
 
 
 def with_layout(request: Request) -> Request:

@@ -92,11 +92,7 @@ def draw(
     Raises `InvalidInput` at the call for a prompt that the text encoder would truncate, and
     `NotFinite` instead of a black picture.
     """
-    for each in [*([part.prompt for part in plan.parts] if plan else [prompt]), settings.negative]:
-        if settings.prompt_weights:
-            tokens_in_chunks(base.backbone.text_encoders[0], each)
-        else:
-            check_length(base.backbone, each)
+    check_prompts(base.backbone, prompt, settings, plan)
     return _drawing(base, prompt, seeds, settings, batch, observers, names, control, plan, start)
 
 
@@ -243,6 +239,17 @@ def _sampled(
                 step = Step(backbone, guidance, timesteps, scale, i, latents)
                 latents = observer.after_step(step)
     return latents
+
+
+def check_prompts(
+    backbone: Backbone, prompt: str, settings: SamplingSettings, plan: RegionalPlan | None = None
+) -> None:
+    """Raise `InvalidInput` for a prompt that the text encoder would truncate, or a negative one."""
+    for each in [*([part.prompt for part in plan.parts] if plan else [prompt]), settings.negative]:
+        if settings.prompt_weights:
+            tokens_in_chunks(backbone.text_encoders[0], each)
+        else:
+            check_length(backbone, each)
 
 
 def check_length(backbone: Backbone, prompt: str) -> None:

@@ -92,7 +92,7 @@ def _parsed(text: str) -> object:
     """A value as YAML reads it, but 1e-4 is a number, and no, off and nothing are texts."""
     if text.strip().lower() in ("", "yes", "no", "on", "off"):
         return text.strip()
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+    if re.fullmatch(r"[-+]?(\d++\.?\d*+|\.\d++)[eE][-+]?\d+", text):
         return float(text)
     try:
         return parse_yaml(text)

@@ -26,7 +26,9 @@ _BACK_TO_COMMA = 20
 _AFTER_TOKENS = 3
 """Words that are not parted from placeholder tokens before them: their category's."""
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
-_MARKS = re.compile(r"\\[\\()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|[:\\]")
+_MARKS = re.compile(
+    r"\\[\\()\[\]]|:\s*+([+-]?(?:\d++(?:\.\d++)?+|\.\d++))\s*+\)|[()\[\]]|[^\\()\[\]:]+|[:\\]"
+)
 _LEAST_MEAN = 1e-3
 """Of the mean of absolute values."""
 _PLACEHOLDER = re.compile(r"<[^<>\s]*#\d+[^<>\s]*>")

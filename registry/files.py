@@ -54,6 +54,19 @@ def below(root: Path, *names: str) -> Path:
     return root.joinpath(*names)
 
 
+def check_can_write(folder: Path) -> None:
+    """Raise `StorageError` if nothing can be written into a folder, which need not be there yet."""
+    whole = folder.absolute()
+    there = next(each for each in (whole, *whole.parents) if os.path.exists(each))
+    number = 0
+    if not there.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    if number:
+        raise StorageError(f"cannot write into {folder}: {os.strerror(number)}")
+
+
 # --- without following links ----------------------------------------------------------------------
 
 

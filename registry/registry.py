@@ -11,7 +11,7 @@ from . import locks, queries, running
 from .blobs import DEFAULT_GRACE, BlobStore
 from .database import Database
 from .errors import ConceptryError, RegistryCorrupt, RegistryMissing, StorageError
-from .files import PRIVATE
+from .files import PRIVATE, check_can_write
 from .location import Location, locate, plain_path
 from .locks import RegistryLock
 from .records import (
@@ -122,6 +122,15 @@ class Registry:
         """Raise `InvalidInput` if an output path, unless None, is one of the registry's own."""
         if path is not None:
             self.location.check_outside(plain_path(path))
+
+    def check_folder(self, path: AnyPath | None) -> None:
+        """Raise for an output folder, unless None, into which nothing can be written.
+
+        `InvalidInput` if it is one of the registry's own, else `StorageError`.
+        """
+        if path is not None:
+            self.check_outside(path)
+            check_can_write(plain_path(path))
 
     # --- concepts -------------------------------------------------------------------------------
 

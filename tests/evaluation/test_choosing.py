@@ -118,7 +118,7 @@ def test_a_suite_that_cannot_choose_is_refused_before_the_training(
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"prompts: [{{text: '{text}', looks: other}}]")
-    with pytest.raises(InvalidInput, match="the suite mine cannot say which checkpoint is best"):
+    with pytest.raises(InvalidInput, match="the suite mine cannot say which version is best"):
         CheckpointScorer(rex, base, EvalRequest(names=["rex"], suite=str(path)), 1)
 
 

@@ -323,6 +323,7 @@ def test_a_suite_that_asks_for_other_looks_alone_cannot_choose(
         ({"versions": ""}, InvalidInput, "names no versions"),
         ({"suite": "nothing"}, NotFound, "there is no suite"),
         ({"suite": "multi-subject"}, InvalidInput, "for 2 concepts"),
+        ({"suite": ""}, NotFound, "there is no suite"),
         ({"clip": "nobody/clip"}, NotFound, "nobody/clip is not on this machine"),
         ({"dino": "nobody/dino"}, NotFound, "nobody/dino is not on this machine"),
     ],
@@ -335,6 +336,15 @@ def test_nothing_is_left_of_a_wish_that_cannot_be(
         list(score(taught, request(base, "rex", **options), offline=True))
     assert taught.evaluations("rex") == []
     assert not (taught.location.cache / "evaluations").exists()
+
+
+def test_what_cannot_choose_is_refused_before_anything_is_drawn(
+    taught: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("prompts: [{text: 'a sketch of a {}', looks: other}]")
+    asked = request(base, "rex", suite=str(tmp_path / "mine.yaml"), versions="all")
+    with pytest.raises(InvalidInput, match="the suite mine cannot say which version is best"):
+        next(score(taught, replace(asked, marks_best=True)))
 
 
 def test_every_call_that_is_promised_is_there() -> None:

@@ -379,6 +379,27 @@ def test_ordinary_prompts_are_left_alone(prompt: str) -> None:
     assert not list(find_other_tool_syntax(prompt, NAMES, is_category=lambda word: word == "dog"))
 
 
+LONG = 20_000
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        ("[" + "a" * LONG + ":" * LONG + "b" * LONG, 1),
+        ("[" * LONG + "a:" * LONG, 0),
+        ("(a:" + "1" * LONG, 0),
+        ("{" + "|" * LONG, 0),
+        ("a" * LONG + ":", 0),
+        ("/__" * LONG, 0),
+        ("“" * LONG + " a", 0),
+        ("(cat:1.2) " * LONG, 50),
+    ],
+)
+def test_a_long_prompt_is_read_once(prompt: str, count: int) -> None:
+    """Time grew with the square or the cube of its length: minutes for one of these."""
+    assert len(list(find_other_tool_syntax(prompt, NAMES))) == count
+
+
 def test_a_strict_call_refuses_them_before_anything_is_loaded(database: Path) -> None:
     """Faults, row 50."""
     words = ("--registry", database, "generate", "a (cat:1.2)", "--strict")

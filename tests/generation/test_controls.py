@@ -247,9 +247,11 @@ def test_an_image_and_a_kind(tmp_path: Path) -> None:
     assert parse_control(str(odd)) == ControlRequest(picture=odd)
     assert parse_control(f"{odd}:canny").kind == "canny"
     assert parse_control("a.png:canny", folder=tmp_path).picture == plain
-    for text in ("gone.png", "gone.png:canny", f"{plain}:", ":canny", ""):
+    for text in ("gone.png", "gone.png:canny", ":canny", ""):
         with pytest.raises(NotFound, match="no control picture"):
             parse_control(text)
+    with pytest.raises(InvalidInput, match="names no ControlNet after the colon"):
+        parse_control(f"{plain}:")
     for scale in (-0.1, 2.1, float("nan")):
         with pytest.raises(InvalidInput, match="scale"):
             ControlRequest(picture=plain, scale=scale)

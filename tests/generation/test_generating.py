@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conceptry.generation import (
     Request,
     SamplingSettings,
     generate,
+    generating,
     read_provenance,
     reproduce,
     save_grid,
@@ -17,10 +19,11 @@ from conceptry.generation import (
 from conceptry.generation.attention_maps import CollectedMaps, MapCollector, words_of
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
+from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidImage, InvalidInput, NotFound
+from conceptry.registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from conceptry.training import train
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -65,6 +68,64 @@ def test_a_file_of_prompts_is_checked_before_anything_is_drawn(
     with pytest.raises(NotFound):
         next(generate(taught, base, [request("<rex>"), request("<rex@9>")], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layout", "message"),
+    [
+        ("a cat " * 60, None, "the text encoder reads"),
+        ("<rex> and a cat", {"rex": (0, 0, 0.5, 1), "mug": (0.5, 0, 1, 1)}, "does not name"),
+        ("<rex> and a cat", {"cat": (0.5, 0, 1, 1)}, "no box for rex"),
+    ],
+)
+def test_no_picture_is_drawn_before_a_later_prompt_that_cannot_be(
+    taught: Registry, base: LoadedBase, tmp_path: Path, prompt: str, layout: Any, message: str
+) -> None:
+    later = replace(request(prompt), settings=replace(SETTINGS, layout=layout))
+    with pytest.raises(InvalidInput, match=message):
+        next(generate(taught, base, [request("a cat"), later], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokens_of_a_concept_count_before_they_are_there(
+    taught: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """Two of rex, and its category's word, beside those of the prompt."""
+    room = base.backbone.text_encoders[0].tokenizer.model_max_length - 2 - 3
+    fits, does_not = (request("<rex>" + " a" * count) for count in (room, room + 1))
+    with pytest.raises(InvalidInput, match="the text encoder reads"):
+        next(generate(taught, base, [request("a cat"), does_not], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert next(generate(taught, base, [fits], tmp_path))
+
+
+def test_a_version_of_another_base_model_is_told_before_anything_is_drawn(
+    taught: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    other = replace(base, sha256="0" * 64)
+    with pytest.raises(InvalidInput, match="rex@2 was trained on"):
+        next(generate(taught, other, [request("a cat"), request("<rex>")], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_none_is_told_before_anything_is_drawn(
+    taught: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(generating, "draw", None)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="Not a directory"):
+            next(generate(taught, base, [request("a cat")], folder))
+
+
+def test_more_than_metadata_hold_is_refused(
+    taught: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    places = [(0.5, 0.5)] * 17
+    with pytest.raises(InvalidInput, match="16 places at most, not 17"):
+        next(generate(taught, base, [request("a cat")], tmp_path, with_maps=True, points=places))
+    with pytest.raises(InvalidInput, match="64 photos at most, not 65"):
+        replace(request("a cat"), references=(ReferenceRequest("rex"),) * 65)
 
 
 @pytest.mark.parametrize("with_maps", [False, True])

@@ -206,6 +206,16 @@ def test_trigger_words_become_the_concept_and_unknown_files_are_told(taught: Tau
     assert "sampler LCM" in lines
 
 
+def test_a_name_that_begins_another_s_is_another(taught: Taught) -> None:
+    digest = of_tensors(taught.folder / "max.safetensors")[:12]
+    taught.registry.rename("rex", "max2")
+    text = f'a dog <lora:max2:0.5> <lora:max:1>\nSteps: 2, Seed: 1, Lora hashes: "max: {digest}"'
+    found = read_foreign_picture(theirs(taught.folder / "a.png", text))
+    assert found is not None
+    like = request_like(taught.registry, found, taught.base.base, taught.base.sha256)
+    assert "<max>" in like.request.prompt
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -58,6 +58,13 @@ def test_a_sheet_shows_every_picture_under_its_caption() -> None:
     assert bare.size == (2 * 136 + 8, 2 * 136 + 8)
 
 
+def test_a_sheet_keeps_the_shape_of_pictures() -> None:
+    wide = Image.new("RGB", (192, 96), (255, 0, 0))
+    sheet = np.asarray(contact_sheet([("wide", [wide])]))
+    is_red = (sheet == (255, 0, 0)).all(2)
+    assert (is_red.any(0).sum(), is_red.any(1).sum()) == (192, 96)
+
+
 def test_captions_that_differ_at_their_end_read_differently() -> None:
     rows = [(["textual-inversion, 2 tokens", "textual-inversion, 4 tokens"], [RED, RED])]
     sheet = np.asarray(contact_sheet(rows, side=96))

@@ -272,7 +272,9 @@ def test_a_plan_has_a_prediction_for_each_who_changes_weights(
         ({"rex": LEFT}, "the layout has no box for mia"),
         ({"rex": LEFT, "mia": RIGHT, "tree": ALL}, "'tree', which the prompt does not name"),
         ({"rex": (0.5, 0.0, 0.5, 1.0), "mia": RIGHT}, "the box 0.5,0,0.5,1 of a layout is empty"),
-        ({"rex": (0.5, 0.0, 1.5, 1.0), "mia": RIGHT}, "layout"),
+        ({"rex": (0.5, 0.0, 1.5, 1.0), "mia": RIGHT}, "no box for 'rex': left, top, right"),
+        ({"rex": (0.5, 0.0, float("nan"), 1.0), "mia": RIGHT}, "no box for 'rex'"),
+        ({"rex": (0.5, 0.0), "mia": RIGHT}, "no box for 'rex'"),
     ],
 )
 def test_a_wrong_layout_is_told_before_anything_is_drawn(

@@ -326,7 +326,6 @@ def test_subjects_keep_their_boxes_or_are_looked_for(base: LoadedBase, begun: Pa
         ((21, 18), None, (16, 16)),
         ((64, 32), None, (32, 16)),
         ((64, 32), (16, 8), (16, 8)),
-        ((4, 40), None, (8, 32)),
     ],
 )
 def test_the_size_is_that_of_the_picture(
@@ -351,6 +350,23 @@ def test_what_cannot_begin_is_told(tmp_path: Path, begun: Path) -> None:
         Request(
             prompt="a", seeds=[1], settings=settings, init=InitRequest(picture=begun, strength=0.2)
         )
+
+
+def test_a_mask_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    picture((512, 512)).save(tmp_path / "large.png")
+    dot = Image.new("L", (512, 512))
+    dot.putpixel((100, 100), 255)
+    dot.save(tmp_path / "dot.png")
+    asked = InitRequest(picture=tmp_path / "large.png", mask=tmp_path / "dot.png")
+    with pytest.raises(InvalidInput, match=r"redraws nothing: .* reduced to 32x32"):
+        read_init(asked, None, 16)
+    assert read_init(asked, None, 256).mask is not None
+
+
+def test_a_picture_too_thin_is_refused(tmp_path: Path) -> None:
+    picture((1000, 10)).save(tmp_path / "thin.png")
+    with pytest.raises(InvalidInput, match="another shape than the 32x8"):
+        read_init(InitRequest(picture=tmp_path / "thin.png"), None, 16)
 
 
 def test_prompt_files_have_them(tmp_path: Path, begun: Path, mask: Path) -> None:

@@ -28,7 +28,7 @@ from ..shipped import CLIP
 from ..tokenizer import make_tokenizer
 from .train import DECODER, STAGES, Context, parameters_of, scaling_factor
 
-MAX_BYTES = 36_000_000
+MAX_BYTES = 45_000_000
 LAYOUT = "layout"
 """The folder of the ControlNet for layouts, and its short name in `bases.yaml`."""
 
