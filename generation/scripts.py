@@ -95,8 +95,10 @@ def script_entries(
     asked = validated(_Script, script, at="the script", noun="setting")
     common = {key: value for key, value in script.items() if key not in _OF_SCRIPT}
     wildcards = Wildcards(_wildcard_folder(asked.wildcards, folder))
+    counted = {key: getattr(asked, key) for key in _COUNTS}
+    seeds = seeds_of("the script", **counted, usual=usual)
     scenes = [
-        _Planned.of(f"scene {number}", each, asked, common, wildcards, usual)
+        _Planned.of(f"scene {number}", each, asked, common, wildcards, seeds)
         for number, each in enumerate(asked.scenes, 1)
     ]
     named = {role for each in scenes for role in each.named}
@@ -139,12 +141,12 @@ class _Planned:
         script: _Script,
         common: Mapping[str, object],
         wildcards: Wildcards,
-        usual: range,
+        usual: Sequence[int],
     ) -> "_Planned":
         given = {"prompt": given} if isinstance(given, str) else given
         asked = validated(_Scene, given, at=place, noun="setting")
-        counted = asked if any(getattr(asked, key) is not None for key in _COUNTS) else script
-        seeds = seeds_of(place, n=counted.n, seed=counted.seed, seeds=counted.seeds, usual=usual)
+        counted = {key: getattr(asked, key) for key in _COUNTS}
+        seeds = seeds_of(place, **counted, usual=usual)
         names = (script.concepts or {}) | (asked.concepts or {})
         named = frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", asked.prompt)) & names.keys()
         for role in (asked.concepts or {}).keys() - named:
@@ -162,7 +164,11 @@ class _Planned:
                 f"{place} has wildcards with weights, but each is drawn", hint="choose: one"
             )
         ways = math.prod(each.count for each in patterns) if script.choose == "each" else 1
-        own = {key: value for key, value in given.items() if key not in (*_COUNTS, "concepts")}
+        own = {
+            key: value
+            for key, value in given.items()
+            if value is not None and key not in (*_COUNTS, "concepts")
+        }
         entry = {key: value for key, value in common.items() if key not in _COUNTS} | own
         scene = asked.scene or ""
         return cls(place, scene, entry, prompt, roles, named, seeds, ways * len(seeds))

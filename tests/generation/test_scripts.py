@@ -144,6 +144,35 @@ def test_one_of_the_choices_for_each_seed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("script", "scene", "seeds"),
+    [
+        ("seed: 100", "n: 2", [100, 101]),
+        ("n: 2", "seed: 100", [100, 101]),
+        ("{seed: 5, n: 3}", "n: 2", [5, 6]),
+        ("{seed: 5, n: 3}", "seed: 8", [8, 9, 10]),
+        ("seed: 100", "seeds: [3, 1]", [3, 1]),
+        ("n: 2", "steps: 3", [0, 1]),
+        ("seeds: [100, 101]", "steps: 3", [100, 101]),
+        ("seeds: [100, 101]", "n: 1", [100]),
+        ("seeds: [100, 101]", "seed: 7", [7, 8]),
+        ("seeds: [100, 101]", "{seed: 7, n: 3}", [7, 8, 9]),
+        ("seeds: [100, 101]", "seeds: [2]", [2]),
+    ],
+)
+def test_seeds_of_a_scene_and_of_its_script_go_together(
+    folder: Path, script: str, scene: str, seeds: list[int]
+) -> None:
+    common, own = script.strip("{}").replace(", n", "\nn"), scene.strip("{}")
+    (found,) = read(folder, f"{common}\nscenes: [{{prompt: a, {own}}}]")
+    assert list(found.seeds) == seeds
+
+
+def test_what_a_scene_leaves_empty_is_as_the_script_says(folder: Path) -> None:
+    (found,) = read(folder, "steps: 7\nscenes: [{prompt: a, steps: null}]")
+    assert found.settings.steps == 7
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("scenes: []", "scenes is an empty list"),
@@ -156,6 +185,8 @@ def test_one_of_the_choices_for_each_seed(folder: Path) -> None:
         ("scenes: [{prompt: '{2::a|b}'}]", "wildcards with weights"),
         ("scenes: [{prompt: a, seeds: [1], n: 2}]", "seeds says them all"),
         ("scenes: [{prompt: a, seeds: [1, 1]}]", "listed twice"),
+        ("seeds: [1]\nn: 2\nscenes: [{prompt: a, n: 1}]", "the script: seeds says them all"),
+        ("seeds: [1, 2]\nscenes: [{prompt: a, n: 3}]", "n is 3, but 2 seeds are listed"),
         ("scenes: [{prompt: '" + "{a|b|c|d}" * 9 + "'}]", "more than 10,000 pictures"),
         ("scenes: [{prompt: a, n: 9999}, {prompt: b, n: 9999}]", "more than 10,000 pictures"),
         ("wildcards: ../words\nscenes: [{prompt: a}]", "has to lie in the script's folder"),
