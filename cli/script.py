@@ -166,7 +166,6 @@ def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
 
     from ..generation.generating import Picture
 
-    maps = kept.path.with_name(f"{kept.path.stem}-maps.png")
     with Image.open(kept.path) as image:
         own = image.convert("RGB")
     return Picture(
@@ -174,6 +173,6 @@ def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
         shot.seed,
         kept.sha256,
         shot.request.prompt,
-        maps if maps.is_file() else None,
+        kept.maps,
         own,
     )

@@ -339,3 +339,44 @@ def test_scenes_are_drawn_once_and_shown_on_a_page(
     Path(first["page"]).write_text("mine")
     assert error_of(run("--json", *words))["code"] == "already_exists"
     assert run(*words, "--leak").exit_code == 2
+
+
+def test_a_sheet_of_heat_maps_belongs_to_its_picture_and_is_made_again(
+    ask: Ask, tiny: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "day.yaml"
+    scenes = ("{scene: same, prompt: a cat}", "{scene: same, prompt: a dog}")
+    script.write_text(f"steps: 1\nscenes: [{', '.join(scenes)}]")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story", "--maps")
+    first = ask(*words)["images"]
+    assert [(Path(each["path"]).name, Path(each["maps"]).name) for each in first] == [
+        ("same-0.png", "same-0-maps.png"),
+        ("same-0-2.png", "same-0-maps-2.png"),
+    ]
+    assert ask(*words)["images"] == [{**each, "is_new": False} for each in first]
+    Path(first[1]["maps"]).unlink()
+    assert ask(*words, "--dry-run")["to_draw"] == 1
+    again = ask(*words)["images"]
+    assert [each["is_new"] for each in again] == [False, True]
+    assert Path(again[1]["maps"]).name == "same-0-maps-2.png"
+    assert ask(*words, "--format", "webp")["images"][0]["is_new"]
+    webp = ask(*words, "--format", "webp")["images"]
+    assert [(Path(each["path"]).suffix, each["is_new"]) for each in webp] == [(".webp", False)] * 2
+    assert all(each["maps"] for each in webp)
+
+
+def test_the_folder_that_a_user_names_may_be_a_link(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    script = tmp_path / "day.yaml"
+    script.write_text("steps: 1\nscenes: [a cat, a dog]")
+    Path("away").mkdir()
+    Path("story").symlink_to("away")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story")
+    first = ask(*words)
+    assert [each["path"] for each in first["images"]] == ["story/a-cat-0.png", "story/a-dog-0.png"]
+    assert [each["path"] for each in ask(*words)["images"] if not each["is_new"]] == [
+        "story/a-cat-0.png",
+        "story/a-dog-0.png",
+    ]
+    Path("story/a-dog-0.png").rename("elsewhere.png")
+    Path("story/a-dog-0.png").symlink_to(Path("elsewhere.png").absolute())
+    assert [each["is_new"] for each in ask(*words)["images"]] == [False, True]
