@@ -16,7 +16,7 @@ from ..registry.validation import validated
 from .control_request import ControlRequest, parse_control
 from .init_request import InitRequest, parse_init
 from .layout import parse_layout
-from .prompt_entries import PromptEntry, seeds_of
+from .prompt_entries import MAX_PICTURES, PromptEntry, seeds_of
 from .reference_syntax import ReferenceRequest, parse_reference, with_layouts
 from .request import Request, SamplingSettings
 from .scripts import script_entries
@@ -61,7 +61,8 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     `control` (the path of a picture, from the file's folder on), `control_scale`,
     `reference_control` (of each reference), `init` and `inpaint` (paths too) and `strength`. A YAML
     mapping with `scenes` is a script (`script_entries`). The CSV separator (comma, semicolon or
-    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
+    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line, or for
+    more than `MAX_PICTURES` pictures.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -73,9 +74,16 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
         entries = [each for found in reader(text) for each in _prompts(found, path, defaults)]
     except InvalidInput as error:
         raise InvalidInput(f"{path}, {error.message}", hint=error.hint) from None
-    requests = [
-        _request(f"{path}, {place}", entry, defaults, path.parent) for place, entry in entries
-    ]
+    requests: list[Request] = []
+    num_pictures = 0
+    for place, entry in entries:
+        requests.append(_request(f"{path}, {place}", entry, defaults, path.parent))
+        num_pictures += len(requests[-1].seeds)
+        if num_pictures > MAX_PICTURES:
+            raise InvalidInput(
+                f"{path} stands for more than {MAX_PICTURES:,} pictures",
+                hint="a smaller n, or fewer prompts",
+            )
     if not requests:
         raise InvalidInput(f"{path} has no prompts")
     return requests

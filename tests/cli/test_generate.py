@@ -380,3 +380,59 @@ def test_the_folder_that_a_user_names_may_be_a_link(ask: Ask, tiny: str, tmp_pat
     Path("story/a-dog-0.png").rename("elsewhere.png")
     Path("story/a-dog-0.png").symlink_to(Path("elsewhere.png").absolute())
     assert [each["is_new"] for each in ask(*words)["images"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("a (red:1.3) cat", "--strict"), "(red:1.3)"),
+        (("a cat", "--negative", "a (red:1.3) dog", "--strict"), "(red:1.3)"),
+        (("a cat", "--negative", "<rex>"), "a negative prompt names no concept"),
+        (("é" * 7_000, "--format", "jpg"), "too long for what a JPEG says"),
+        (("a cat", "--encoder-strength", "1"), "none is named"),
+    ],
+)
+@pytest.mark.parametrize("has_registry", [False, True])
+def test_a_dry_run_refuses_what_is_refused(
+    run: Run, tiny: str, database: Path, has_registry: bool, words: tuple[str, ...], text: str
+) -> None:
+    if has_registry:
+        Registry.open(database, create=True).close()
+    for more in (["--dry-run"], []):
+        refused = run("--json", "generate", *words, "--base", tiny, *more)
+        assert (refused.exit_code, error_of(refused)["code"]) in {
+            (2, "usage"),
+            (2, "invalid_input"),
+        }
+        assert text in error_of(refused)["message"]
+
+
+def test_a_dry_run_names_the_files_of_frames(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "day.txt").write_text("a cat\na dog\n")
+    words = ("generate", "--prompts", tmp_path / "day.txt", "--animate", "--base", tiny)
+    words = (*words, "-n", "2", "--seed", "7", "--steps", "1")
+    plan = ask(*words, "--dry-run")
+    paths = [each["path"] for each in plan["planned"]]
+    assert paths == [f"pictures/a-{n}.png" for n in FRAMES]
+    assert [each["path"] for each in ask(*words)["images"]] == paths
+
+
+FRAMES = ("cat-7-frame-001", "dog-7-frame-002", "cat-8-frame-001", "dog-8-frame-002")
+
+
+def test_a_dry_run_names_each_file_once_and_counts_what_is_drawn(
+    ask: Ask, tiny: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "day.yaml"
+    cat, dog = ("{scene: same, prompt: a %s}" % each for each in ("cat", "dog"))  # noqa: UP031
+    script.write_text(f"steps: 1\nscenes: [{cat}, {dog}, {cat}]")
+    Path("story").mkdir()
+    Path("story/same-0-2.png").write_text("mine")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story")
+    plan = ask(*words, "--dry-run")
+    paths = [each["path"] for each in plan["planned"]]
+    assert (plan["to_draw"], paths) == (
+        2,
+        ["story/same-0.png", "story/same-0-3.png", "story/same-0.png"],
+    )
+    assert [each["path"] for each in ask(*words)["images"]] == paths

@@ -95,6 +95,9 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
         ("a.csv", "prompt,steps\na cat,many\n", "line 2: "),
         ("a.csv", "prompt\na cat, a dog\n", "line 2 has more cells"),
         ("a.csv", 'prompt\n"a cat\n', "not CSV"),
+        ("a.csv", "prompt,n\n" + "a,5000\n" * 3, "stands for more than 10,000 pictures"),
+        ("a.txt", "a\n" * 5001, "stands for more than 10,000 pictures"),
+        ("a.jsonl", '{"prompt": "a", "n": 10000}\n"b"', "stands for more than 10,000 pictures"),
         ("a.csv", "steps\n3\n", "line 2: there is no prompt"),
     ],
 )
