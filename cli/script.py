@@ -34,6 +34,7 @@ class Script:
     `shots` are all of its pictures in order, and `left` the requests that are still to draw.
     """
 
+    file: Path
     title: str
     requests: "Sequence[Request]"
     out: Path
@@ -87,7 +88,7 @@ class Script:
             (shot.request.scene, shot.request.prompt, shot.seed, Path(path))
             for shot, path in zip(self.shots, paths, strict=True)
         ]
-        write_page(self.page, self.title, panels)
+        write_page(self.page, self.file.name, self.title, panels)
         return str(self.page)
 
 
@@ -107,7 +108,7 @@ def script_of(
     from ..generation.scripts import title_of
     from ..generation.story_page import page_path
 
-    return Script(title_of(file), requests, out, page_path(out, file.stem))
+    return Script(file, title_of(file), requests, out, page_path(out, file.name))
 
 
 def show_plan(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -436,3 +437,42 @@ def test_a_dry_run_names_each_file_once_and_counts_what_is_drawn(
         ["story/same-0.png", "story/same-0-3.png", "story/same-0.png"],
     )
     assert [each["path"] for each in ask(*words)["images"]] == paths
+
+
+def test_every_script_has_a_page_of_its_own(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    names = ("日.yaml", "本.yaml", "My Day.yaml", "my-day.yaml", "my-day.yml")
+    pages: dict[str, str] = {}
+    for name in (*names, *names):
+        (tmp_path / name).write_text(f"title: {name} <&>\nsteps: 1\nscenes: [a cat]")
+        words = ("--prompts", tmp_path / name, "--base", tiny, "--out", "story")
+        page = ask("generate", *words)["page"]
+        assert pages.setdefault(name, page) == page, "the same one again"
+    assert [Path(each).name for each in pages.values()] == [
+        "picture.html",
+        "picture-2.html",
+        "my-day.html",
+        "my-day-2.html",
+        "my-day-3.html",
+    ]
+    for name, page in pages.items():
+        assert f"<h1>{name} &lt;&amp;&gt;</h1>" in Path(page).read_text()
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "folder", "large"])
+def test_what_is_no_page_is_not_read(run: Run, tiny: str, tmp_path: Path, what: str) -> None:
+    (tmp_path / "day.yaml").write_text("steps: 1\nscenes: [a cat]")
+    page = Path("story/day.html")
+    page.parent.mkdir()
+    if what == "fifo":
+        os.mkfifo(page)
+    elif what == "link":
+        page.symlink_to("elsewhere.html")
+    elif what == "folder":
+        page.mkdir()
+    else:
+        with page.open("wb") as file:
+            file.truncate(1 << 40)
+    words = ("--prompts", tmp_path / "day.yaml", "--base", tiny, "--out", "story")
+    refused = run("--json", "generate", *words)
+    assert error_of(refused)["code"] == "already_exists"
+    assert [each.name for each in page.parent.iterdir()] == ["day.html"]
