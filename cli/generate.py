@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..generation.foreign_pictures import ForeignPicture
     from ..generation.generating import Leak, Picture
     from ..generation.init_request import InitRequest
+    from ..generation.picture_texts import FileFormat
     from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
@@ -276,10 +277,21 @@ def generate(
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}
     if dry_run:
-        script_options.show_plan(session, requests, found, out, is_plain=is_plain, **looked)
+        script_options.show_plan(
+            session,
+            requests,
+            found,
+            out,
+            is_plain=is_plain,
+            is_animated=animate,
+            check=partial(
+                _check, session, requests=requests, file_format=file_format, strict=strict
+            ),
+            **looked,
+        )
         return
     with session.registry(create=is_plain) as registry:
-        _check(session, registry, requests, strict=strict)
+        _check(session, registry, requests, file_format, strict=strict)
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..generation import generating
@@ -326,17 +338,26 @@ def _say_what_was_drawn(
 
 
 def _check(
-    session: Session, registry: "Registry", requests: "list[Request]", *, strict: bool
+    session: Session,
+    registry: "Registry | None",
+    requests: "list[Request]",
+    file_format: "FileFormat",
+    *,
+    strict: bool,
 ) -> None:
     """Find what prompts name before anything is loaded, and say what may not be meant."""
-    from ..generation.prompt_syntax import resolve_prompt
+    from ..generation.picture_texts import check_room
+    from ..generation.prompt_syntax import check_negative, resolve_prompt
     from ..generation.reference_syntax import resolve_references
     from ..generation.request import check_encoder
 
     for request in requests:
-        resolve_prompt(registry, request.prompt)
-        resolve_references(registry, request.references)
+        if registry is not None:
+            resolve_prompt(registry, request.prompt)
+            resolve_references(registry, request.references)
+        check_negative(request.settings.negative)
         check_encoder(request)
+        check_room(request.prompt, request.settings.negative, file_format)
     _warn_of_other_syntax(session, registry, requests, strict)
     _say_where_concepts_are(session, requests)
 
@@ -381,15 +402,15 @@ def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults")
 
 
 def _warn_of_other_syntax(
-    session: Session, registry: "Registry", requests: "list[Request]", strict: bool
+    session: Session, registry: "Registry | None", requests: "list[Request]", strict: bool
 ) -> None:
     """Warn of other tools' syntax in prompts, once for each piece."""
     from ..generation.other_tools import find_other_tool_syntax
 
     def is_category(word: str) -> bool:
-        return registry.find(category=word, limit=1).total > 0
+        return registry is not None and registry.find(category=word, limit=1).total > 0
 
-    names = registry.names()
+    names = registry.names() if registry is not None else []
     found: dict[str, str] = {}
     wanted = dict.fromkeys(
         (each.prompt, each.settings.negative, each.settings.prompt_weights) for each in requests

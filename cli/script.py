@@ -1,6 +1,7 @@
 """Scripts of `concept generate`: which pictures are there, what is still to draw, and the page."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ class Script:
     `shots` are all of its pictures in order, and `left` the requests that are still to draw.
     """
 
+    file: Path
     title: str
     requests: "Sequence[Request]"
     out: Path
@@ -86,7 +88,7 @@ class Script:
             (shot.request.scene, shot.request.prompt, shot.seed, Path(path))
             for shot, path in zip(self.shots, paths, strict=True)
         ]
-        write_page(self.page, self.title, panels)
+        write_page(self.page, self.file.name, self.title, panels)
         return str(self.page)
 
 
@@ -106,7 +108,7 @@ def script_of(
     from ..generation.scripts import title_of
     from ..generation.story_page import page_path
 
-    return Script(title_of(file), requests, out, page_path(out, file.stem))
+    return Script(file, title_of(file), requests, out, page_path(out, file.name))
 
 
 def show_plan(
@@ -116,31 +118,43 @@ def show_plan(
     out: Path,
     *,
     is_plain: bool,
+    is_animated: bool,
+    check: "Callable[[Registry | None], None]",
     file_format: "FileFormat" = "png",
     **options: Any,
 ) -> None:
-    """Print what would be drawn."""
+    """Print what would be drawn, after what is checked before drawing."""
     from ..generation.resuming import find_shots
     from ..registry.errors import RegistryMissing
 
     options["file_format"] = file_format
     try:
         with session.registry() as registry:
+            registry.check_outside(out)
+            check(registry)
             shots = find_shots(registry, base, requests, out, **options)
     except RegistryMissing:
         if not is_plain:
             raise
+        check(None)
         shots = find_shots(None, base, requests, out, **options)
-    to_draw = sum(shot.kept is None for shot in shots)
+    planned = _frames(shots, len(requests), out) if is_animated else _pictures(shots, out)
+    names = _Names(file_format)
+    paths: dict[int, Path] = {}
+    for each in planned:
+        paths.setdefault(
+            each.drawing, each.shot.kept.path if each.shot.kept else names.next(each.stem)
+        )
+    to_draw = len({each.drawing for each in planned if each.shot.kept is None})
     pictures = [
         {
-            "scene": shot.request.scene,
-            "prompt": shot.request.prompt,
-            "seed": shot.seed,
-            "path": str(shot.kept.path if shot.kept else _path(out, shot, file_format)),
-            "is_there": shot.kept is not None,
+            "scene": each.shot.request.scene,
+            "prompt": each.shot.request.prompt,
+            "seed": each.shot.seed,
+            "path": str(paths[each.drawing]),
+            "is_there": each.shot.kept is not None,
         }
-        for shot in shots
+        for each in planned
     ]
     lines = [
         f"{'there' if each['is_there'] else 'draw '}  {each['path']}: {each['prompt']}"
@@ -151,10 +165,64 @@ def show_plan(
     session.output.note(f"{count(len(shots), 'picture')}, {to_draw:,} to draw")
 
 
-def _path(out: Path, shot: "Shot", file_format: "FileFormat") -> Path:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A picture of a plan; scenes that say the same share a `drawing`."""
+
+    shot: "Shot"
+    stem: Path
+    drawing: int
+
+
+def _pictures(shots: "Sequence[Shot]", out: Path) -> list[_Planned]:
     from ..generation.pictures import file_stem
 
-    return out / f"{file_stem(shot.request.scene or shot.request.prompt, shot.seed)}.{file_format}"
+    first: dict[str, int] = {}
+    return [
+        _Planned(
+            shot,
+            out / file_stem(shot.request.scene or shot.request.prompt, shot.seed),
+            first.setdefault(shot.key, i) if shot.request.scene else i,
+        )
+        for i, shot in enumerate(shots)
+    ]
+
+
+def _frames(shots: "Sequence[Shot]", num_frames: int, out: Path) -> list[_Planned]:
+    """All frames of the first seed, then those of the others; shots have them by frame."""
+    from ..generation.pictures import file_stem
+
+    num_seeds = len(shots) // num_frames
+    return [
+        _Planned(
+            shot,
+            out / f"{file_stem(shot.request.prompt, shot.seed)}-frame-{i // num_seeds + 1:03d}",
+            i,
+        )
+        for start in range(num_seeds)
+        for i, shot in list(enumerate(shots))[start::num_seeds]
+    ]
+
+
+class _Names:
+    """The paths that pictures would get: `rex-7.png`, or where that is taken `rex-7-2.png`."""
+
+    def __init__(self, file_format: "FileFormat") -> None:
+        self._ending = f".{file_format}"
+        self._taken: set[Path] = set()
+        self._numbers: dict[Path, int] = {}
+
+    def next(self, stem: Path) -> Path:
+        """The first that is free, which then is taken."""
+        number = self._numbers.get(stem, 0)
+        while True:
+            number += 1
+            ending = f"-{number}{self._ending}" if number > 1 else self._ending
+            path = stem.with_name(stem.name + ending)
+            if path not in self._taken and not os.path.lexists(path):
+                self._numbers[stem] = number
+                self._taken.add(path)
+                return path
 
 
 def _is_of(request: "Request", shot: "Shot") -> bool:
@@ -166,7 +234,6 @@ def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
 
     from ..generation.generating import Picture
 
-    maps = kept.path.with_name(f"{kept.path.stem}-maps.png")
     with Image.open(kept.path) as image:
         own = image.convert("RGB")
     return Picture(
@@ -174,6 +241,6 @@ def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
         shot.seed,
         kept.sha256,
         shot.request.prompt,
-        maps if maps.is_file() else None,
+        kept.maps,
         own,
     )

@@ -16,7 +16,7 @@ from ..registry.validation import validated
 from .control_request import ControlRequest, parse_control
 from .init_request import InitRequest, parse_init
 from .layout import parse_layout
-from .prompt_entries import PromptEntry, seeds_of
+from .prompt_entries import MAX_PICTURES, PromptEntry, seeds_of
 from .reference_syntax import ReferenceRequest, parse_reference, with_layouts
 from .request import Request, SamplingSettings
 from .scripts import script_entries
@@ -24,6 +24,8 @@ from .scripts import script_entries
 _SEPARATORS = (",", ";", "\t")
 _SCRIPT = "script"
 """Where the whole of a script is."""
+_MAY_BE_EMPTY = ("negative", "reference", "control", "init", "inpaint")
+"""Where an empty text asks for none, whatever the command line says; not in cells of tables."""
 
 Entry = tuple[str, Mapping[str, object]]
 """(place in the file, such as `line 3`; its keys and values)."""
@@ -59,7 +61,8 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     `control` (the path of a picture, from the file's folder on), `control_scale`,
     `reference_control` (of each reference), `init` and `inpaint` (paths too) and `strength`. A YAML
     mapping with `scenes` is a script (`script_entries`). The CSV separator (comma, semicolon or
-    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line.
+    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line, or for
+    more than `MAX_PICTURES` pictures.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -71,9 +74,16 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
         entries = [each for found in reader(text) for each in _prompts(found, path, defaults)]
     except InvalidInput as error:
         raise InvalidInput(f"{path}, {error.message}", hint=error.hint) from None
-    requests = [
-        _request(f"{path}, {place}", entry, defaults, path.parent) for place, entry in entries
-    ]
+    requests: list[Request] = []
+    num_pictures = 0
+    for place, entry in entries:
+        requests.append(_request(f"{path}, {place}", entry, defaults, path.parent))
+        num_pictures += len(requests[-1].seeds)
+        if num_pictures > MAX_PICTURES:
+            raise InvalidInput(
+                f"{path} stands for more than {MAX_PICTURES:,} pictures",
+                hint="a smaller n, or fewer prompts",
+            )
     if not requests:
         raise InvalidInput(f"{path} has no prompts")
     return requests
@@ -104,13 +114,17 @@ def make_request(prompt: str, defaults: PromptDefaults) -> Request:
 def _request(
     place: str, entry: Mapping[str, object], defaults: PromptDefaults, folder: Path
 ) -> Request:
-    given = {key: value for key, value in entry.items() if value not in (None, "")}
+    given = {
+        key: value
+        for key, value in entry.items()
+        if value is not None and (value != "" or key in _MAY_BE_EMPTY)
+    }
     own = validated(PromptEntry, given, at=place, noun="setting").model_dump(exclude_unset=True)
     prompt, scene = own.pop("prompt"), own.pop("scene", "")
     usual = range(defaults.seed, defaults.seed + defaults.n)
     counted = {key: own.pop(key, None) for key in ("n", "seed", "seeds")}
     changed: dict[str, Any] = {}
-    control, scale = own.pop("control", None), own.pop("control_scale", defaults.control_scale)
+    control, scale = own.pop("control", None), own.pop("control_scale", None)
     try:
         if (references := own.pop("reference", None)) is not None:
             weight = defaults.reference_weight
@@ -120,8 +134,14 @@ def _request(
             changed["references"] = with_layouts(
                 photos, [folder / Path(each).expanduser() for each in layouts]
             )
-        if control is not None:
-            changed["control"] = parse_control(control, scale=scale, folder=folder)
+        if control:
+            changed["control"] = parse_control(
+                control, scale=defaults.control_scale if scale is None else scale, folder=folder
+            )
+        elif control == "":
+            changed["control"] = None
+        elif defaults.control is not None and scale is not None:
+            changed["control"] = replace(defaults.control, scale=scale)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:
             changed["init"] = _init(begun, defaults.init, folder)
         if isinstance(layout := own.get("layout"), list):
@@ -137,17 +157,18 @@ def _request(
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
 
 
-def _init(own: Mapping[str, Any], default: InitRequest | None, folder: Path) -> InitRequest:
+def _init(own: Mapping[str, Any], default: InitRequest | None, folder: Path) -> InitRequest | None:
     """What an entry's picture begins with: what it says, and for all else the default."""
+    if own.get("init") == "" or (default is None and own == {"inpaint": ""}):
+        return None
     picture = own.get("init") or (str(default.picture.absolute()) if default else None)
     if picture is None:
         raise InvalidInput(f"{next(iter(own))} is for a picture with an init", hint="init: IMAGE")
-    has_own = "init" in own or default is None
     mask = own.get("inpaint")
-    if mask is None and not has_own and default and default.mask:
+    if mask is None and default and default.mask:
         mask = str(default.mask.absolute())
     strength = own.get("strength", default.strength if default else None)
-    return parse_init(picture, strength=strength, mask=mask, folder=folder)
+    return parse_init(picture, strength=strength, mask=mask or None, folder=folder)
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -164,7 +185,7 @@ def _json_lines(text: str) -> Iterator[Entry]:
         if not line.strip():
             continue
         try:
-            yield _entry(f"line {number}", parse_json(line))
+            yield _entry(f"line {number}", parse_json(line, has_unique_keys=True))
         except InvalidInput as error:
             raise InvalidInput(f"line {number} is {error.message}") from None
 
@@ -202,7 +223,7 @@ def _csv(text: str) -> Iterator[Entry]:
                 raise InvalidInput(f"{line()} has more cells than there are headings")
             if any(cell.strip() for cell in row):
                 cells = zip(headings, row, strict=False)
-                yield line(), {key: cell.strip() for key, cell in cells}
+                yield line(), {key: cell.strip() for key, cell in cells if cell.strip()}
     except csv.Error as error:
         raise InvalidInput(f"{line()} is not CSV: {error}") from None
 

@@ -1,6 +1,8 @@
 """Which pictures of scenes are there already: drawn by the same words, settings and weights."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +28,11 @@ _USUAL_SIDE = 512
 
 @dataclass(frozen=True, slots=True)
 class KeptPicture:
-    """A picture that is there: its file and that one's hash."""
+    """A picture that is there: its file, that one's hash, and the file of its heat-maps."""
 
     path: Path
     sha256: str
+    maps: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,16 @@ def find_shots(
 
     Those are files that the registry knows by their hash, and whose metadata say the same: prompt,
     seed, settings, base model, weights of concepts, photos, control picture and what it begins
-    with. Without `base_sha256` and `side`, those of a base model that is loaded, its name has to be
-    the same. Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
+    with. With heat-maps, the sheet of these has to be there too. Without `base_sha256` and `side`,
+    those of a base model that is loaded, its name has to be the same. Raises what `resolve_prompt`,
+    `resolve_references` and `read_init` raise.
     """
     there: dict[str, KeptPicture] = {}
     if registry:
-        kept = _there(registry, folder, f".{file_format}", with_base=base_sha256 is not None)
-        there.update(kept)
+        with_base = base_sha256 is not None
+        there.update(
+            _there(registry, folder, f".{file_format}", with_base=with_base, with_maps=with_maps)
+        )
     native = native_of(base)
     side = side or (native.size if native else _USUAL_SIDE)
     shots: list[Shot] = []
@@ -108,25 +114,47 @@ def _init(request: Request, side: int) -> dict[str, object] | None:
 
 
 def _there(
-    registry: Registry, folder: Path, ending: str, *, with_base: bool
+    registry: Registry, folder: Path, ending: str, *, with_base: bool, with_maps: bool
 ) -> Iterator[tuple[str, KeptPicture]]:
-    """The pictures in a folder that the registry knows, by what was asked for."""
+    """The pictures in a folder that the registry knows, by what was asked for.
+
+    The user's folder may be a link, nothing in it. With maps, only pictures that have these.
+    """
     if not folder.is_dir():
         return
-    for entry in entries(folder, folder):
-        path = folder / entry.name
-        if not (entry.is_file and path.suffix == ending):
+    real = Path(os.path.realpath(folder))
+    names = [each.name for each in entries(real, real) if each.is_file]
+    sheets = _sheets(real, names) if with_maps else {}
+    for name in names:
+        if Path(name).suffix != ending:
             continue
-        with open_file(folder, path) as file:
+        with open_file(real, real / name) as file:
             sha256 = sha256_of(file)
         try:
             registry.trace(sha256)
-            metadata = read_metadata(path)
+            metadata = read_metadata(real / name)
         except (NotFound, ConceptryError):
             continue
         if metadata and "settings" in metadata:
             said = _said(metadata, with_base=with_base)
-            yield sha256_of_json([said, metadata["seed"]]), KeptPicture(path, sha256)
+            sheet = sheets.get(sha256_of_json(metadata)) if with_maps else None
+            if with_maps and sheet is None:
+                continue
+            maps = folder / sheet if sheet else None
+            key = sha256_of_json([said, metadata["seed"]])
+            yield key, KeptPicture(folder / name, sha256, maps)
+
+
+def _sheets(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names of sheets of heat-maps, by the metadata of the pictures that they are of."""
+    found: dict[str, str] = {}
+    for name in names:
+        if Path(name).suffix == ".png":
+            with suppress(ConceptryError):
+                metadata = read_metadata(folder / name)
+                if metadata and "maps_of" in metadata:
+                    found.setdefault(sha256_of_json(metadata["maps_of"]), name)
+    return found
 
 
 def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, object]:

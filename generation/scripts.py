@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -54,6 +54,8 @@ class _Script(PromptSettings):
     ]
 
 
+_MAX_DRAWS = 1000
+"""Of concepts for roles, until nobody takes two."""
 _OF_SCRIPT = ("title", "wildcards", "choose", "concepts", "scenes")
 _COUNTS = ("n", "seed", "seeds")
 
@@ -95,8 +97,10 @@ def script_entries(
     asked = validated(_Script, script, at="the script", noun="setting")
     common = {key: value for key, value in script.items() if key not in _OF_SCRIPT}
     wildcards = Wildcards(_wildcard_folder(asked.wildcards, folder))
+    counted = {key: getattr(asked, key) for key in _COUNTS}
+    seeds = seeds_of("the script", **counted, usual=usual)
     scenes = [
-        _Planned.of(f"scene {number}", each, asked, common, wildcards, usual)
+        _Planned.of(f"scene {number}", each, asked, common, wildcards, seeds)
         for number, each in enumerate(asked.scenes, 1)
     ]
     named = {role for each in scenes for role in each.named}
@@ -107,8 +111,9 @@ def script_entries(
             f"the script stands for more than {MAX_PICTURES:,} pictures",
             hint="choose: one, fewer wildcards, or fewer seeds",
         )
+    chosen = _Chosen(scenes) if asked.choose == "one" else None
     for each in scenes:
-        yield from each.entries(chooses=asked.choose == "one")
+        yield from each.every() if chosen is None else each.one(chosen)
 
 
 def title_of(path: Path) -> str:
@@ -127,6 +132,8 @@ class _Planned:
     entry: Mapping[str, object]
     prompt: Pattern
     roles: Mapping[str, Pattern]
+    own: frozenset[str]
+    """Those of its roles that are not the script's."""
     named: frozenset[str]
     seeds: Sequence[int]
     count: int
@@ -139,12 +146,12 @@ class _Planned:
         script: _Script,
         common: Mapping[str, object],
         wildcards: Wildcards,
-        usual: range,
+        usual: Sequence[int],
     ) -> "_Planned":
         given = {"prompt": given} if isinstance(given, str) else given
         asked = validated(_Scene, given, at=place, noun="setting")
-        counted = asked if any(getattr(asked, key) is not None for key in _COUNTS) else script
-        seeds = seeds_of(place, n=counted.n, seed=counted.seed, seeds=counted.seeds, usual=usual)
+        counted = {key: getattr(asked, key) for key in _COUNTS}
+        seeds = seeds_of(place, **counted, usual=usual)
         names = (script.concepts or {}) | (asked.concepts or {})
         named = frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", asked.prompt)) & names.keys()
         for role in (asked.concepts or {}).keys() - named:
@@ -162,24 +169,42 @@ class _Planned:
                 f"{place} has wildcards with weights, but each is drawn", hint="choose: one"
             )
         ways = math.prod(each.count for each in patterns) if script.choose == "each" else 1
-        own = {key: value for key, value in given.items() if key not in (*_COUNTS, "concepts")}
+        own = {
+            key: value
+            for key, value in given.items()
+            if value is not None and key not in (*_COUNTS, "concepts")
+        }
         entry = {key: value for key, value in common.items() if key not in _COUNTS} | own
         scene = asked.scene or ""
-        return cls(place, scene, entry, prompt, roles, named, seeds, ways * len(seeds))
+        mine = frozenset(asked.concepts or {})
+        return cls(place, scene, entry, prompt, roles, mine, named, seeds, ways * len(seeds))
 
-    def entries(self, *, chooses: bool) -> Iterator[tuple[str, dict[str, object]]]:
-        if chooses:
-            for seed in self.seeds:
-                roles = [_chosen(pattern, f"{seed} {role}") for role, pattern in self.roles.items()]
-                prompt = self.prompt.one(random.Random(f"{seed} {self.entry['prompt']}"))
-                yield self._entry(_cast(self.place, self.roles, roles), prompt, [seed])
-            return
+    def one(self, chosen: "_Chosen") -> Iterator[tuple[str, dict[str, object]]]:
+        """An entry for each seed."""
+        for seed in self.seeds:
+            yield self._entry(chosen.cast(self, seed), self.chosen_prompt(seed), [seed])
+
+    def chosen_prompt(self, seed: int) -> Expansion:
+        return self.prompt.one(random.Random(f"{seed} {self.entry['prompt']}"))
+
+    def every(self) -> Iterator[tuple[str, dict[str, object]]]:
+        """An entry for each combination in which nobody is there twice."""
+        is_empty = True
         for roles in product(*(list(each.every()) for each in self.roles.values())):
             cast = _cast(self.place, self.roles, roles)
-            names = [cast.name(role) for role in cast.roles]
-            if len(set(names)) == len(names):  # nobody takes two roles of a scene
-                for prompt in self.prompt.every():
+            names = {cast.name(role) for role in cast.roles}
+            if len(names) < len(cast.roles):
+                continue
+            for prompt in self.prompt.every():
+                if not names & self.called(prompt):
+                    is_empty = False
                     yield self._entry(cast, prompt, self.seeds)
+        if is_empty:
+            raise _nobody_left(self.place, self.roles)
+
+    def called(self, prompt: Expansion) -> frozenset[str]:
+        """The concepts that a prompt calls by their own names."""
+        return frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", prompt.text)) - self.roles.keys()
 
     def _entry(
         self, cast: _Cast, prompt: Expansion, seeds: Sequence[int]
@@ -193,15 +218,111 @@ class _Planned:
             "scene": " ".join([self.scene, *chosen]) if self.scene else text,
         }
         if (layout := made.get("layout")) is not None:
-            made["layout"] = _renamed(layout, cast)
+            made["layout"] = named = _renamed(layout, cast)
+            if (
+                isinstance(layout, Mapping)
+                and isinstance(named, Mapping)
+                and len(named) < len(layout)
+            ):
+                raise InvalidInput(
+                    f"{self.place}: the layout has two boxes for one concept", hint="a box for each"
+                )
         if (reference := made.get("reference")) is not None:
             words = reference.split() if isinstance(reference, str) else reference
             made["reference"] = _renamed(words, cast)
         return self.place, made
 
 
-def _chosen(pattern: Pattern, of: str) -> Expansion:
-    return pattern.one(random.Random(of))
+class _Chosen:
+    """Who takes the roles of scenes with each seed; those of the script in all of its scenes."""
+
+    def __init__(self, scenes: Sequence[_Planned]) -> None:
+        self._scenes: dict[int, list[_Planned]] = {}
+        for scene in scenes:
+            for seed in scene.seeds:
+                self._scenes.setdefault(seed, []).append(scene)
+        self._taken: dict[int, dict[str, Expansion]] = {}
+
+    def cast(self, scene: _Planned, seed: int) -> _Cast:
+        """Raises `InvalidInput` if somebody would be in the scene twice."""
+        if seed not in self._taken:
+            self._taken[seed] = self._common(seed)
+        common = {role: self._taken[seed][role] for role in scene.roles if role not in scene.own}
+        others = {_name(each) for each in common.values()} | scene.called(scene.chosen_prompt(seed))
+        own = {role: pattern for role, pattern in scene.roles.items() if role in scene.own}
+        found = _distinct(scene.place, own, seed, {role: {*others} for role in own}, {*own})
+        taken = common | found
+        return _cast(scene.place, scene.roles, [taken[role] for role in scene.roles])
+
+    def _common(self, seed: int) -> dict[str, Expansion]:
+        """Who takes the script's roles."""
+        roles: dict[str, Pattern] = {}
+        others: dict[str, set[str]] = {}
+        together = list[set[str]]()
+        for scene in self._scenes[seed]:
+            called = scene.called(scene.chosen_prompt(seed))
+            fixed = {
+                _name(next(scene.roles[x].every())) for x in scene.own if scene.roles[x].count == 1
+            }
+            common = {role: each for role, each in scene.roles.items() if role not in scene.own}
+            roles |= common
+            together.append({*common})
+            for role in common:
+                others.setdefault(role, set()).update(called, fixed)
+        place = self._scenes[seed][0].place if len(self._scenes[seed]) == 1 else "the script"
+        return _distinct(place, roles, seed, others, *together)
+
+
+def _distinct(
+    place: str,
+    roles: Mapping[str, Pattern],
+    seed: int,
+    others: Mapping[str, set[str]],
+    *together: set[str],
+) -> dict[str, Expansion]:
+    """A concept for each role, drawn until those `together` are different, and none of `others`."""
+    draws = 0
+
+    def drawn(role: str) -> Iterator[Expansion]:
+        """Each concept once, those that are drawn often first."""
+        nonlocal draws
+        rng, seen = random.Random(f"{seed} {role}"), set[str]()
+        while draws < _MAX_DRAWS and len(seen) < roles[role].count:
+            draws += 1
+            found = roles[role].one(rng)
+            if (name := _name(found)) not in seen:
+                seen.add(name)
+                yield found
+
+    def fill(left: Sequence[str], taken: dict[str, Expansion]) -> dict[str, Expansion] | None:
+        if not left:
+            return taken
+        role, *rest = left
+        beside = {each for group in together if role in group for each in group}
+        names = others[role] | {_name(taken[each]) for each in beside & taken.keys()}
+        for found in drawn(role):
+            if _name(found) not in names and (whole := fill(rest, taken | {role: found})):
+                return whole
+        return None
+
+    found = fill(list(roles), {})
+    if found is None:
+        raise _nobody_left(f"{place}, with the seed {seed}", roles)
+    return found
+
+
+def _nobody_left(place: str, roles: Iterable[str]) -> InvalidInput:
+    return InvalidInput(
+        f"{place}: no other concept is left for one of {', '.join(roles)}, "
+        "and nobody is in a scene twice",
+        hint="hero: {rex|mia}",
+    )
+
+
+def _name(found: Expansion) -> str:
+    """The name of a concept that takes a role, or what is written in place of one."""
+    text = found.text.strip()
+    return _parts(text)[0] if _CAST.fullmatch(text) else text
 
 
 def _cast(place: str, roles: Mapping[str, Pattern], found: Sequence[Expansion]) -> _Cast:

@@ -1,5 +1,8 @@
 """The page of a story: its scenes in order, as HTML that needs no network."""
 
+import errno
+import itertools
+import os
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -7,11 +10,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..registry.errors import AlreadyExists, StorageError
-from ..registry.files import write_file
+from ..registry.files import open_file, write_file
 from ..registry.names import printable
 from .pictures import file_stem
 
-_MARK = '<meta name="generator" content="conceptry story">'
+_MARK = '<meta name="generator" content="conceptry story of {}">'
+"""Of the script's file."""
+_ANY_MARK = _MARK.partition("{")[0]
+_HEAD = 4096
+"""Bytes of a page, in the first of which its mark is."""
 _STYLE = """
 body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif;
   color: #282828; background: #fff; }
@@ -28,22 +35,44 @@ Panel = tuple[str, str, int, Path]
 """(scene, prompt, seed, picture in the page's folder)."""
 
 
-def page_path(folder: Path, title: str) -> Path:
-    """Where the page is. Raises `AlreadyExists` if something else is there."""
-    path = folder / f"{file_stem(title, 0)[:-2]}.html"
+def page_path(folder: Path, script: str) -> Path:
+    """Where the page of a script, the name of its file, is: `day.html`, or `day-2.html`.
+
+    Another script's page is left alone. Raises `AlreadyExists` if something else is there.
+    """
+    stem = file_stem(Path(script).stem, 0)[:-2]
+    for number in itertools.count(1):
+        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.html"
+        head = _head(path)
+        if head is None or _mark(script) in head:
+            return path
+        if _ANY_MARK not in head:
+            break
+    raise AlreadyExists(f"{path} is no page of a script: it is not replaced", hint="--out DIR")
+
+
+def _head(path: Path) -> str | None:
+    """How a file begins; None if there is none, nothing of a link and of what is no file."""
+    folder = Path(os.path.realpath(path.parent))
     try:
-        is_ours = _MARK in path.read_text("utf-8", "replace") if path.exists() else True
+        with open_file(folder, folder / path.name) as file:
+            return file.read(_HEAD).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return ""
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    if not is_ours:
-        raise AlreadyExists(f"{path} is no page of a script: it is not replaced", hint="--out DIR")
-    return path
 
 
-def write_page(path: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Write the page in place of an earlier one. Raises `StorageError`."""
+def _mark(script: str) -> str:
+    return _MARK.format(_text(script))
+
+
+def write_page(path: Path, script: str, title: str, panels: Sequence[Panel]) -> None:
+    """Write the page of a script in place of an earlier one. Raises `StorageError`."""
     parts = [
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_MARK}\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_mark(script)}\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{_text(title)}</h1>\n"

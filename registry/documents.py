@@ -48,10 +48,13 @@ def read_text(path: Path) -> str:
         raise InvalidInput(f"{path} cannot be read: it is not UTF-8 text") from None
 
 
-def parse_json(text: str) -> object:
-    """The value of a JSON document. Raises `InvalidInput`."""
+def parse_json(text: str, *, has_unique_keys: bool = False) -> object:
+    """The value of a JSON document. Raises `InvalidInput`, if asked to for a key that is twice."""
+    mapping = _unique if has_unique_keys else dict[str, object]
     try:
-        value = json.loads(text, parse_int=_whole, parse_constant=_no_constant)
+        value = json.loads(
+            text, parse_int=_whole, parse_constant=_no_constant, object_pairs_hook=mapping
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"not JSON that can be read: {_described(error)}") from None
     if _is_too_deep(value):
@@ -86,6 +89,15 @@ def _whole(digits: str) -> int:
     if len(digits) > MAX_NUMBER:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'the key "{key[:MAX_NUMBER]}" twice')
+        found[key] = value
+    return found
 
 
 def _no_constant(word: str) -> None:

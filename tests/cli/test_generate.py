@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -339,3 +340,139 @@ def test_scenes_are_drawn_once_and_shown_on_a_page(
     Path(first["page"]).write_text("mine")
     assert error_of(run("--json", *words))["code"] == "already_exists"
     assert run(*words, "--leak").exit_code == 2
+
+
+def test_a_sheet_of_heat_maps_belongs_to_its_picture_and_is_made_again(
+    ask: Ask, tiny: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "day.yaml"
+    scenes = ("{scene: same, prompt: a cat}", "{scene: same, prompt: a dog}")
+    script.write_text(f"steps: 1\nscenes: [{', '.join(scenes)}]")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story", "--maps")
+    first = ask(*words)["images"]
+    assert [(Path(each["path"]).name, Path(each["maps"]).name) for each in first] == [
+        ("same-0.png", "same-0-maps.png"),
+        ("same-0-2.png", "same-0-maps-2.png"),
+    ]
+    assert ask(*words)["images"] == [{**each, "is_new": False} for each in first]
+    Path(first[1]["maps"]).unlink()
+    assert ask(*words, "--dry-run")["to_draw"] == 1
+    again = ask(*words)["images"]
+    assert [each["is_new"] for each in again] == [False, True]
+    assert Path(again[1]["maps"]).name == "same-0-maps-2.png"
+    assert ask(*words, "--format", "webp")["images"][0]["is_new"]
+    webp = ask(*words, "--format", "webp")["images"]
+    assert [(Path(each["path"]).suffix, each["is_new"]) for each in webp] == [(".webp", False)] * 2
+    assert all(each["maps"] for each in webp)
+
+
+def test_the_folder_that_a_user_names_may_be_a_link(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    script = tmp_path / "day.yaml"
+    script.write_text("steps: 1\nscenes: [a cat, a dog]")
+    Path("away").mkdir()
+    Path("story").symlink_to("away")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story")
+    first = ask(*words)
+    assert [each["path"] for each in first["images"]] == ["story/a-cat-0.png", "story/a-dog-0.png"]
+    assert [each["path"] for each in ask(*words)["images"] if not each["is_new"]] == [
+        "story/a-cat-0.png",
+        "story/a-dog-0.png",
+    ]
+    Path("story/a-dog-0.png").rename("elsewhere.png")
+    Path("story/a-dog-0.png").symlink_to(Path("elsewhere.png").absolute())
+    assert [each["is_new"] for each in ask(*words)["images"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("a (red:1.3) cat", "--strict"), "(red:1.3)"),
+        (("a cat", "--negative", "a (red:1.3) dog", "--strict"), "(red:1.3)"),
+        (("a cat", "--negative", "<rex>"), "a negative prompt names no concept"),
+        (("é" * 7_000, "--format", "jpg"), "too long for what a JPEG says"),
+        (("a cat", "--encoder-strength", "1"), "none is named"),
+    ],
+)
+@pytest.mark.parametrize("has_registry", [False, True])
+def test_a_dry_run_refuses_what_is_refused(
+    run: Run, tiny: str, database: Path, has_registry: bool, words: tuple[str, ...], text: str
+) -> None:
+    if has_registry:
+        Registry.open(database, create=True).close()
+    for more in (["--dry-run"], []):
+        refused = run("--json", "generate", *words, "--base", tiny, *more)
+        assert (refused.exit_code, error_of(refused)["code"]) in {
+            (2, "usage"),
+            (2, "invalid_input"),
+        }
+        assert text in error_of(refused)["message"]
+
+
+def test_a_dry_run_names_the_files_of_frames(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "day.txt").write_text("a cat\na dog\n")
+    words = ("generate", "--prompts", tmp_path / "day.txt", "--animate", "--base", tiny)
+    words = (*words, "-n", "2", "--seed", "7", "--steps", "1")
+    plan = ask(*words, "--dry-run")
+    paths = [each["path"] for each in plan["planned"]]
+    assert paths == [f"pictures/a-{n}.png" for n in FRAMES]
+    assert [each["path"] for each in ask(*words)["images"]] == paths
+
+
+FRAMES = ("cat-7-frame-001", "dog-7-frame-002", "cat-8-frame-001", "dog-8-frame-002")
+
+
+def test_a_dry_run_names_each_file_once_and_counts_what_is_drawn(
+    ask: Ask, tiny: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "day.yaml"
+    cat, dog = ("{scene: same, prompt: a %s}" % each for each in ("cat", "dog"))  # noqa: UP031
+    script.write_text(f"steps: 1\nscenes: [{cat}, {dog}, {cat}]")
+    Path("story").mkdir()
+    Path("story/same-0-2.png").write_text("mine")
+    words = ("generate", "--prompts", script, "--base", tiny, "--out", "story")
+    plan = ask(*words, "--dry-run")
+    paths = [each["path"] for each in plan["planned"]]
+    assert (plan["to_draw"], paths) == (
+        2,
+        ["story/same-0.png", "story/same-0-3.png", "story/same-0.png"],
+    )
+    assert [each["path"] for each in ask(*words)["images"]] == paths
+
+
+def test_every_script_has_a_page_of_its_own(ask: Ask, tiny: str, tmp_path: Path) -> None:
+    names = ("日.yaml", "本.yaml", "My Day.yaml", "my-day.yaml", "my-day.yml")
+    pages: dict[str, str] = {}
+    for name in (*names, *names):
+        (tmp_path / name).write_text(f"title: {name} <&>\nsteps: 1\nscenes: [a cat]")
+        words = ("--prompts", tmp_path / name, "--base", tiny, "--out", "story")
+        page = ask("generate", *words)["page"]
+        assert pages.setdefault(name, page) == page, "the same one again"
+    assert [Path(each).name for each in pages.values()] == [
+        "picture.html",
+        "picture-2.html",
+        "my-day.html",
+        "my-day-2.html",
+        "my-day-3.html",
+    ]
+    for name, page in pages.items():
+        assert f"<h1>{name} &lt;&amp;&gt;</h1>" in Path(page).read_text()
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "folder", "large"])
+def test_what_is_no_page_is_not_read(run: Run, tiny: str, tmp_path: Path, what: str) -> None:
+    (tmp_path / "day.yaml").write_text("steps: 1\nscenes: [a cat]")
+    page = Path("story/day.html")
+    page.parent.mkdir()
+    if what == "fifo":
+        os.mkfifo(page)
+    elif what == "link":
+        page.symlink_to("elsewhere.html")
+    elif what == "folder":
+        page.mkdir()
+    else:
+        with page.open("wb") as file:
+            file.truncate(1 << 40)
+    words = ("--prompts", tmp_path / "day.yaml", "--base", tiny, "--out", "story")
+    refused = run("--json", "generate", *words)
+    assert error_of(refused)["code"] == "already_exists"
+    assert [each.name for each in page.parent.iterdir()] == ["day.html"]

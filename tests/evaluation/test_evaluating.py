@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conceptry import evaluation
-from conceptry.evaluation import evaluating
+from conceptry.evaluation import evaluating, running
 from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import EvalSubject, Evaluator, evaluate
 from conceptry.evaluation.picture_cache import PictureCache
@@ -338,13 +338,18 @@ def test_nothing_is_left_of_a_wish_that_cannot_be(
     assert not (taught.location.cache / "evaluations").exists()
 
 
-def test_what_cannot_choose_is_refused_before_anything_is_drawn(
-    taught: Registry, base: LoadedBase, tmp_path: Path
+def test_whether_it_can_choose_is_asked_before_anything_is_drawn(
+    taught: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.yaml").write_text("prompts: [{text: 'a sketch of a {}', looks: other}]")
-    asked = request(base, "rex", suite=str(tmp_path / "mine.yaml"), versions="all")
-    with pytest.raises(InvalidInput, match="the suite mine cannot say which version is best"):
+    asked = request(base, "rex", versions="all")
+    monkeypatch.setattr(running, "check_can_choose", cannot)
+    assert next(score(taught, asked))
+    with pytest.raises(InvalidInput, match="objects cannot choose"):
         next(score(taught, replace(asked, marks_best=True)))
+
+
+def cannot(suite: Suite, _: object) -> None:
+    raise InvalidInput(f"{suite.name} cannot choose")
 
 
 def test_every_call_that_is_promised_is_there() -> None:

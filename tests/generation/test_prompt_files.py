@@ -1,9 +1,12 @@
 """Files of prompts: what each format says, and what is told where one is wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
+from conceptry.generation.control_request import ControlRequest
+from conceptry.generation.init_request import InitRequest
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.registry.errors import InvalidInput, NotFound
 
@@ -62,6 +65,8 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"prompt": "a cat", "step": 3}', 'line 1: there is no setting "step"'),
         ("a.jsonl", '{"prompt": "a cat", "n": [1]}', "line 1: "),
         ("a.jsonl", '{"prompt": "a cat", "n": 0}', "line 1: n is 0: expected 1 to 10,000"),
+        ("a.jsonl", '{"prompt": "a", "n": 1, "n": 2}', 'line 1 is not JSON .* the key "n" twice'),
+        ("a.jsonl", '{"prompt": "a", "layout": {"b": [0], "b": [1]}}', 'the key "b" twice'),
         ("a.csv", "prompt,steps\na cat,0\n", "line 2: steps is 0: expected 1 to 1,000"),
         ("a.csv", "prompt;guidance\na cat;2,5\n", "line 2: guidance is '2,5': expected a number"),
         (
@@ -90,6 +95,9 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
         ("a.csv", "prompt,steps\na cat,many\n", "line 2: "),
         ("a.csv", "prompt\na cat, a dog\n", "line 2 has more cells"),
         ("a.csv", 'prompt\n"a cat\n', "not CSV"),
+        ("a.csv", "prompt,n\n" + "a,5000\n" * 3, "stands for more than 10,000 pictures"),
+        ("a.txt", "a\n" * 5001, "stands for more than 10,000 pictures"),
+        ("a.jsonl", '{"prompt": "a", "n": 10000}\n"b"', "stands for more than 10,000 pictures"),
         ("a.csv", "steps\n3\n", "line 2: there is no prompt"),
     ],
 )
@@ -109,3 +117,55 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_prompts(tmp_path / "bytes.txt", DEFAULTS)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> PromptDefaults:
+    """A command line that says all that entries may do without."""
+    for name in ("mine", "own"):
+        (tmp_path / f"{name}.png").touch()
+    mine = tmp_path / "mine.png"
+    return replace(
+        DEFAULTS,
+        settings=SamplingSettings(steps=10, negative="blurry"),
+        references=(ReferenceRequest("rex"),),
+        control=ControlRequest(picture=mine, kind="pose"),
+        init=InitRequest(picture=mine, mask=mine),
+    )
+
+
+EMPTY = {
+    "a.yaml": "- {prompt: a, negative: '', reference: '', control: '', init: ''}",
+    "a.jsonl": '{"prompt": "a", "negative": "", "reference": "", "control": "", "init": ""}',
+    "a.csv": "prompt,negative,reference,control,init\na,,, ,\n",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_text_asks_for_none_and_an_empty_cell_for_nothing(
+    tmp_path: Path, name: str, begun: PromptDefaults
+) -> None:
+    (tmp_path / name).write_text(EMPTY[name])
+    (found,) = read_prompts(tmp_path / name, begun)
+    said = (found.settings.negative, found.references, found.control, found.init)
+    if name == "a.csv":
+        assert said == ("blurry", begun.references, begun.control, begun.init)
+    else:
+        assert said == ("", (), None, None)
+
+
+def test_an_entry_changes_only_what_it_says_of_pictures(
+    tmp_path: Path, begun: PromptDefaults
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "- {prompt: a, control_scale: 0.3}\n- {prompt: b, init: own.png}\n"
+        "- {prompt: c, inpaint: ''}\n"
+    )
+    first, second, third = read_prompts(path, begun)
+    assert begun.control
+    assert begun.init
+    assert first.control == replace(begun.control, scale=0.3)
+    assert second.control == begun.control
+    assert second.init == replace(begun.init, picture=tmp_path / "own.png")
+    assert third.init == replace(begun.init, mask=None)

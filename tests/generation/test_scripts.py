@@ -143,6 +143,98 @@ def test_one_of_the_choices_for_each_seed(folder: Path) -> None:
     assert len({each.prompt for each in many[:30]}) == 6
 
 
+NEXT_TO = """
+choose: CHOOSE
+concepts: {hero: "{rex|mia}", friend: FRIEND}
+seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+scenes:
+- prompt: <hero> next to <friend>
+  layout: {hero: [0, .3, .5, 1], friend: [.5, .3, 1, 1]}
+- <hero> alone
+"""
+
+
+@pytest.mark.parametrize(
+    ("friend", "pairs"),
+    [
+        ("'{rex|mia}'", {"<rex> next to <mia>", "<mia> next to <rex>"}),
+        ("'{rex|mia@2}'", {"<rex> next to <mia@2>", "<mia> next to <rex>"}),
+        ("rex", {"<mia> next to <rex>"}),
+    ],
+)
+@pytest.mark.parametrize("choose", ["one", "each"])
+def test_nobody_takes_two_roles(folder: Path, choose: str, friend: str, pairs: set[str]) -> None:
+    requests = read(folder, NEXT_TO.replace("CHOOSE", choose).replace("FRIEND", friend))
+    both = [each for each in requests if "next to" in each.prompt]
+    assert {each.prompt for each in both} == pairs
+    layouts = [each.settings.layout for each in both]
+    assert all(isinstance(each, dict) and {*each} == {"rex", "mia"} for each in layouts)
+    if choose == "one":  # and a role is taken by the same one in all scenes of a seed
+        heroes = [each.prompt.split()[0] for each in requests]
+        assert heroes[:10] == heroes[10:]
+
+
+@pytest.mark.parametrize("choose", ["one", "each"])
+def test_roles_of_a_scene_alone_and_names_count_too(folder: Path, choose: str) -> None:
+    text = NEXT_TO.replace("CHOOSE", choose).replace(", friend: FRIEND", "")
+    own = text.replace("  layout:", "  concepts: {friend: '{rex|mia}'}\n  layout:")
+    requests = read(folder, own)
+    assert {each.prompt for each in requests if "next" in each.prompt} == {
+        "<rex> next to <mia>",
+        "<mia> next to <rex>",
+    }
+    fixed = read(folder, own.replace("'{rex|mia}'", "mia"))
+    assert {each.prompt for each in fixed if "next" in each.prompt} == {"<rex> next to <mia>"}
+    called = read(folder, text.replace("to <friend>", "to <mia>").replace("friend:", "mia:"))
+    assert {each.prompt for each in called if "next" in each.prompt} == {"<rex> next to <mia>"}
+
+
+@pytest.mark.parametrize("choose", ["one", "each"])
+@pytest.mark.parametrize(
+    ("concepts", "prompt"),
+    [
+        ("{hero: rex, friend: rex}", "<hero> next to <friend>"),
+        ("{hero: rex, friend: rex@2}", "<hero> next to <friend>"),
+        ("{hero: rex}", "<hero> next to <rex>"),
+    ],
+)
+def test_a_scene_that_stands_for_nothing_is_told(
+    folder: Path, choose: str, concepts: str, prompt: str
+) -> None:
+    text = f"choose: {choose}\nconcepts: {concepts}\nscenes: [a cat, {prompt}]"
+    with pytest.raises(InvalidInput, match="no other concept is left for one of hero"):
+        read(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("script", "scene", "seeds"),
+    [
+        ("seed: 100", "n: 2", [100, 101]),
+        ("n: 2", "seed: 100", [100, 101]),
+        ("{seed: 5, n: 3}", "n: 2", [5, 6]),
+        ("{seed: 5, n: 3}", "seed: 8", [8, 9, 10]),
+        ("seed: 100", "seeds: [3, 1]", [3, 1]),
+        ("n: 2", "steps: 3", [0, 1]),
+        ("seeds: [100, 101]", "steps: 3", [100, 101]),
+        ("seeds: [100, 101]", "n: 1", [100]),
+        ("seeds: [100, 101]", "seed: 7", [7, 8]),
+        ("seeds: [100, 101]", "{seed: 7, n: 3}", [7, 8, 9]),
+        ("seeds: [100, 101]", "seeds: [2]", [2]),
+    ],
+)
+def test_seeds_of_a_scene_and_of_its_script_go_together(
+    folder: Path, script: str, scene: str, seeds: list[int]
+) -> None:
+    common, own = script.strip("{}").replace(", n", "\nn"), scene.strip("{}")
+    (found,) = read(folder, f"{common}\nscenes: [{{prompt: a, {own}}}]")
+    assert list(found.seeds) == seeds
+
+
+def test_what_a_scene_leaves_empty_is_as_the_script_says(folder: Path) -> None:
+    (found,) = read(folder, "steps: 7\nscenes: [{prompt: a, steps: null}]")
+    assert found.settings.steps == 7
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -156,12 +248,19 @@ def test_one_of_the_choices_for_each_seed(folder: Path) -> None:
         ("scenes: [{prompt: '{2::a|b}'}]", "wildcards with weights"),
         ("scenes: [{prompt: a, seeds: [1], n: 2}]", "seeds says them all"),
         ("scenes: [{prompt: a, seeds: [1, 1]}]", "listed twice"),
+        ("seeds: [1]\nn: 2\nscenes: [{prompt: a, n: 1}]", "the script: seeds says them all"),
+        ("seeds: [1, 2]\nscenes: [{prompt: a, n: 3}]", "n is 3, but 2 seeds are listed"),
         ("scenes: [{prompt: '" + "{a|b|c|d}" * 9 + "'}]", "more than 10,000 pictures"),
         ("scenes: [{prompt: a, n: 9999}, {prompt: b, n: 9999}]", "more than 10,000 pictures"),
         ("wildcards: ../words\nscenes: [{prompt: a}]", "has to lie in the script's folder"),
         ("wildcards: /etc\nscenes: [{prompt: a}]", "has to lie in the script's folder"),
         ("wildcards: away\nscenes: [{prompt: a}]", "is a link"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nscenes: [*b]", "the script: "),
+        (
+            "concepts: {hero: rex}\nscenes: [{prompt: <hero>, layout: {hero: [0, 0, 1, 1], "
+            "rex: [0, 0, 1, 1]}}]",
+            "scene 1: the layout has two boxes for one concept",
+        ),
         ("scenes:\n- prompt: a\n  size: 64x64\n  layout: [3]", "scene 1"),
     ],
 )
