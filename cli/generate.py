@@ -637,8 +637,9 @@ def _check_work(registry: "Registry", picture: Path, made: "Provenance") -> None
 def _trace(registry: "Registry", picture: Path) -> "Lineage | None":
     """What the registry knows of a picture, if it does."""
     from ..registry.errors import NotFound
+    from ..registry.files import open_given
 
-    with picture.open("rb") as file, suppress(NotFound):
+    with open_given(picture) as file, suppress(NotFound):
         return registry.trace(sha256_of(file))
     return None
 

@@ -118,7 +118,7 @@ def read_init(asked: InitRequest, size: tuple[int, int] | None, side: int) -> Re
         with strict_decoding():
             grey = read_mask(mask_data, str(asked.mask), image.size)
         mask = _fitted(Image.open(io.BytesIO(grey)).convert("L"), target)
-        if mask.getextrema()[1] < HALF:
+        if not mask.point(lambda grey: grey >= HALF).getbbox():
             raise InvalidInput(
                 f"the mask {asked.mask} redraws nothing: what is white in it vanishes when it is "
                 f"reduced to {target[0]}x{target[1]}",

@@ -96,8 +96,8 @@ class SamplingSettings:
     @property
     def shown_boxes(self) -> Mapping[str, Box] | None:
         """What a ControlNet for layouts is shown, if it is."""
-        shows = self.layout_control and isinstance(self.layout, Mapping)
-        return self.layout if shows else None
+        layout = self.layout if self.layout_control else None
+        return layout if isinstance(layout, Mapping) else None
 
     def to_mapping(self) -> dict[str, object]:
         """The settings as pictures and the registry keep them.

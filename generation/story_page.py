@@ -47,8 +47,10 @@ def page_path(folder: Path, script: str) -> Path:
         if head is None or _mark(script) in head:
             return path
         if _ANY_MARK not in head:
-            break
-    raise AlreadyExists(f"{path} is no page of a script: it is not replaced", hint="--out DIR")
+            raise AlreadyExists(
+                f"{path} is no page of a script: it is not replaced", hint="--out DIR"
+            )
+    raise AssertionError("there is no last number")
 
 
 def _head(path: Path) -> str | None:

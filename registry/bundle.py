@@ -502,6 +502,9 @@ def _check_concept(concept: _ConceptPart) -> None:
     for version in concept.versions:
         if version.run is not None and version.run not in runs:
             raise InvalidInput(f"version {version.number} of {concept.name} has an unknown run")
+        files = [artifact.name for artifact in version.artifacts]
+        if len(set(files)) != len(files):
+            raise InvalidInput(f"version {version.number} of {concept.name} has a file twice")
 
 
 def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:

@@ -6,13 +6,13 @@ it that is larger than the file.
 """
 
 import json
-import stat
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import yaml
 
 from .errors import InvalidInput, NotFound
+from .files import open_given
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
@@ -32,9 +32,7 @@ def read_text(path: Path) -> str:
     Raises `NotFound` if there is no such file, `InvalidInput` if it is too large or no text.
     """
     try:
-        with path.open("rb") as file:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise InvalidInput(f"{path} is not a regular file")
+        with open_given(path) as file:
             data = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise NotFound(f"{path} is no file") from None

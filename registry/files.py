@@ -125,6 +125,18 @@ def open_file(root: Path, path: Path) -> BufferedReader:
         return os.fdopen(_opened(handle, path), "rb")
 
 
+def open_given(path: Path) -> BufferedReader:
+    """Open a file that the user named, who may have links; raises `OSError` for what is no file.
+
+    Opened as usual, a pipe would wait for who writes into it.
+    """
+    descriptor = os.open(path, _READ & ~_NO_LINK | getattr(os, "O_CLOEXEC", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def create_file(root: Path, path: Path) -> BinaryIO:
     """Make a file below `root` for writing; raises `FileExistsError`, also for a link."""
     with _entered(root, path.parent) as handle:

@@ -6,6 +6,7 @@ and every pixel has been decoded.
 
 import contextlib
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from .bands import open_large_png, png_size, reduced_png
 from .colour import conversion_of, to_srgb
 from .depth import to_8_bits
 from .errors import InvalidImage
+from .files import open_given
 from .formats import Beside
 from .masks import to_mask
 
@@ -232,10 +234,12 @@ def distances(phash: str, others: np.ndarray) -> np.ndarray:
 def read_file(path: Path) -> bytes:
     """The bytes of a photo, mask or caption file; raises `InvalidImage` if it cannot be read."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        with open_given(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
+        if max(size, len(data)) > MAX_FILE_BYTES:
             raise InvalidImage(f"{path} has {size:,} bytes; {MAX_FILE_BYTES:,} is the limit")
-        return path.read_bytes()
+        return data
     except OSError as error:
         raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
 

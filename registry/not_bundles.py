@@ -108,7 +108,7 @@ def _of_safetensors(path: Path, head: bytes) -> tuple[str, str]:
     if b"lora_" in head or b'"emb_params"' in head or b'"string_to_param' in head:
         return (
             "a LoRA or an embedding of another tool",
-            "concept train learns the same from photos; other tools' weights are not read",
+            f"concept import {quoted(path.with_suffix('.safetensors'))}, once it is named so",
         )
     return (
         "weights in safetensors",

@@ -22,6 +22,7 @@ from .blobs import CHUNK, Staging
 from .clock import now
 from .edits import record_event
 from .errors import AlreadyExists, ConceptryError, InvalidInput, InvalidWeights, NotFound
+from .files import open_given
 from .names import MAX_NAME, check_category, check_name, check_text, plain_file_name, plain_text
 from .queries import names, search_text, to_json
 from .records import IMPORT, ORIGINAL, PREVIEW
@@ -218,7 +219,7 @@ def _receive(original: Original, staging: Staging, known: _Known) -> _Received:
 
 def _receive_file(path: Path, header: Header, staging: Staging, known: _Known) -> HashedFile:
     try:
-        with path.open("rb") as file:
+        with open_given(path) as file:
             before = os.fstat(file.fileno())
             first = file.read(_READ_WHOLE)
             of_tensors = _hash_of_tensors(first, file, header)

@@ -15,6 +15,7 @@ from .errors import (
     NotFound,
     quoted,
 )
+from .files import open_given
 from .images import SUFFIXES
 from .names import check_text
 from .records import PhotoWarning
@@ -233,9 +234,11 @@ def _caption_files(folder: Path) -> dict[str, list[Path]]:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
+        with open_given(path) as file:
+            data = file.read(_MAX_TEXT_BYTES + 1)
+        if len(data) > _MAX_TEXT_BYTES:
             raise InvalidInput(f"{path} has more than {_MAX_TEXT_BYTES:,} bytes, the limit")
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInput(f"the caption file {path} is not UTF-8 text") from None
     except OSError as error:
@@ -245,7 +248,7 @@ def _read_text(path: Path) -> str:
 def _read_metadata(path: Path) -> dict[str, str]:
     """Captions by file name, of an image folder as the datasets library has it."""
     found: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

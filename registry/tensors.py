@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from .documents import parse_json
 from .errors import InvalidWeights, NotFound
+from .files import open_given
 
 ADAPTER_FORMAT = "conceptry-adapter 1"
 """The metadata key of an adapter's description; see `adapters.file_format`."""
@@ -41,7 +42,7 @@ def read_header(path: Path) -> Header:
     Raises `InvalidWeights` for a file that is no safetensors, or a pickle, and `NotFound`.
     """
     try:
-        with path.open("rb") as file:
+        with open_given(path) as file:
             size = int.from_bytes(file.read(8), "little")
             data = file.read(min(size, MAX_HEADER_BYTES))
     except FileNotFoundError:
@@ -65,7 +66,7 @@ def read_header(path: Path) -> Header:
             for name, each in found.items()
         }
         said = {key: text for key, text in metadata.items() if isinstance(text, str)}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
         raise InvalidWeights(
             f"{path.name} is not a sound safetensors file: its header cannot be read"
         ) from None
@@ -119,7 +120,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def _looks_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_given(path) as file:
         return file.read(4).startswith(_PICKLE_STARTS)
 
 

@@ -118,7 +118,8 @@ def estimate_many(
             if isinstance(learned, TrainingFailed):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())
-            disk_bytes.append(kept * path.stat().st_size + size)
+            saved = path.stat().st_size if path.exists() else 0  # without a step nothing is saved
+            disk_bytes.append(kept * saved + size)
     stages = [
         StageEstimate(
             stage.name,

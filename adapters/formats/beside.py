@@ -49,7 +49,7 @@ def read_beside(path: Path) -> Beside:
     unread: list[str] = []
     for ending in _DOCUMENTS:
         document = path.with_name(path.stem + ending)
-        if not _is_file(document):
+        if not is_plain_file(document):
             continue
         try:
             found = parse_json(read_text(document))
@@ -65,7 +65,7 @@ def read_beside(path: Path) -> Beside:
             (x for each in said if (x := _weight(each.get("preferred weight"))) is not None), None
         ),
         next((text for each in said if (text := _notes(each))), ""),
-        next((each for each in _pictures(path) if _is_file(each)), None),
+        next((each for each in _pictures(path) if is_plain_file(each)), None),
         tuple(unread),
     )
 
@@ -78,7 +78,7 @@ def trigger_word(text: object) -> str:
     return line.replace("<", "").replace(">", "").strip(" ,")[:_MAX_WORD]
 
 
-def _is_file(path: Path) -> bool:
+def is_plain_file(path: Path) -> bool:
     """Whether there is a regular file; a link is none."""
     return os.path.isfile(path) and not os.path.islink(path)
 

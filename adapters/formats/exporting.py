@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AddedToken
 
 from ...models.backbone import TextEncoder
-from ...models.bases import find_base
+from ...models.bases import find_base, read_aliases
 from ...models.compatibility import as_invalid_weights
 from ...models.hashes import hash_of_folder
 from ...models.loading import LoadedBase, load_base, without_bars
@@ -72,7 +72,7 @@ def export_version(
     `StorageError`.
     """
     command = f"concept export {concept.name}@{version.number} {quoted(path)}"
-    export = _read_export(concept, version, adapter, path, options, on_progress)
+    export = _read_export(registry, concept, version, adapter, path, options, on_progress)
     _check_holds(options.format, export.name, path, export.metadata, export.change)
     _check_options(options, export.change)
     _check_path(registry, path, options, f"{command} --format {options.format}")
@@ -101,7 +101,7 @@ def export_merged(
     labels = [f"{concept.name}@{version.number}" for concept, version, _ in versions]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InvalidInput(f"{twice[0]} is named twice", hint="name each concept once")
-    exports = [_read_export(*each, path, options) for each in versions]
+    exports = [_read_export(registry, *each, path, options) for each in versions]
     changing = [each for each in exports if each.change.names]
     form = options.format
     if not changing and form.name != "diffusers":
@@ -137,6 +137,7 @@ def export_merged(
 
 
 def _read_export(
+    registry: Registry,
     concept: Concept,
     version: VersionRecord,
     adapter: Path,
@@ -168,7 +169,21 @@ def _read_export(
         vectors=[state[each] for each in sorted(state) if each.startswith(("token.", "staged."))],
         run=next((each for each in concept.runs if each.run == version.run), None),
         on_progress=on_progress,
+        bases=_believed_bases(registry, concept),
     )
+
+
+def _believed_bases(registry: Registry, concept: Concept) -> dict[str, str]:
+    """The base models of a concept's trainings by their hashes: aliases, or of what began here.
+
+    What a bundle says must not make us read a folder or download a repository.
+    """
+    aliases = read_aliases()
+    return {
+        run.base_sha256: run.base
+        for run in concept.runs
+        if run.base in aliases or registry.began_here(run.run)
+    }
 
 
 # --- before anything is written -------------------------------------------------------------------
@@ -278,6 +293,7 @@ class _Export:
     vectors: list[Tensor]
     run: RunRecord | None
     on_progress: Callable[[int, int], None] | None
+    bases: Mapping[str, str]
     loaded: LoadedBase | None = None
 
     @property
@@ -317,7 +333,7 @@ class _Export:
         )
 
     def _native(self) -> Native | None:
-        named = self.options.base or (self.run.base if self.run else None)
+        named = self.options.base or self.bases.get(self.metadata.base_sha256)
         with suppress(ConceptryError):  # it may be gone; nothing of it is needed
             return native_of(find_base(named)) if named else None
         return None
@@ -404,11 +420,12 @@ class _Export:
         if self.loaded is not None:
             return self.loaded
         if (named := self.options.base) is None:
-            of_runs = {run.base_sha256: run.base for run in self.concept.runs}
-            named = of_runs.get(self.metadata.base_sha256)
+            named = self.bases.get(self.metadata.base_sha256)
         if named is None:
+            says = f", which says it was {self.run.base}" if self.run else ""
             raise InvalidInput(
-                f"it is not known what base model {self.name} was trained on", hint="--base NAME"
+                f"it is not known here what base model {self.name} was trained on{says}",
+                hint="--base NAME",
             )
         base = load_base(named, device="cpu")
         if base.sha256 != self.metadata.base_sha256:

@@ -24,7 +24,7 @@ from ...registry.errors import (
 from ...registry.names import MAX_NAME, check_category, check_name
 from ...registry.originals import Original, TakenIn
 from ...registry.tensors import Header, pickled, read_header
-from .beside import Beside, read_beside, trigger_word
+from .beside import Beside, is_plain_file, read_beside, trigger_word
 from .description import GENERAL_CATEGORY, MAX_CONFIG, MAX_SCALE, PLACE, ImportDescription
 from .recognising import (
     FAMILIES,
@@ -393,7 +393,7 @@ def _peft_config(path: Path, header: Header) -> str:
     if not any(name.startswith(_PEFT) for name in header.tensors):
         return ""
     config = path.with_name(PEFT_CONFIG)
-    if not os.path.isfile(config):
+    if not is_plain_file(config):
         raise InvalidWeights(
             f"{path.name} does not say how much it counts: {config.name} is not beside it",
             hint="get both files that PEFT wrote",
@@ -438,13 +438,13 @@ _NETWORKS = {"unet": "unet.", "text.0": "text_encoder.", "text.1": "text_encoder
 def _scale_of(layer: Layer, configs: Mapping[str, Mapping[str, object]]) -> float:
     """Alpha / rank, or with rsLoRA alpha / √rank."""
     config = configs.get("") or configs.get(_NETWORKS.get(layer[0], "")) or {}
-    kind = config.get("peft_type", "LORA")
+    kind = str(config.get("peft_type", "LORA"))
     if kind not in _PEFT_KINDS:
-        raise InvalidWeights(f"it was trained by {str(kind)[:40]}, which is not read")
+        raise InvalidWeights(f"it was trained by {kind[:40]}, which is not read")
     if not config:
         return 1.0
     rank = _number(_of_pattern(config.get("rank_pattern"), layer[1], config.get("r")))
-    alpha = config.get(_PEFT_KINDS[str(kind)])
+    alpha = config.get(_PEFT_KINDS[kind])
     alpha = _number(_of_pattern(config.get("alpha_pattern"), layer[1], alpha))
     return alpha / (rank**0.5 if config.get("use_rslora") is True else rank)
 

@@ -138,7 +138,11 @@ def recognise(name: str, header: Header) -> Contents:
     """
     _check_kind(name, header)
     tensors = dict(header.tensors)
-    unused = [each for each in tensors if each.removesuffix(_FOR_OUTPUT) in tensors.keys() - {each}]
+    unused = {
+        each: None
+        for each in tensors
+        if each.endswith(_FOR_OUTPUT) and each.removesuffix(_FOR_OUTPUT) in tensors
+    }
     bundled = defaultdict[str, dict[int, str]](dict)
     layers = defaultdict[Layer, dict[str, str]](dict)
     left: list[str] = []
@@ -170,7 +174,7 @@ def recognise(name: str, header: Header) -> Contents:
     for (_, path), parts in layers.items():
         _check_whole(name, path, {part: tensors[own].shape for part, own in parts.items()})
     _check_vectors(name, [[tensors[each] for each in word] for word in vectors])
-    return Contents(_kind(layers), vectors, dict(layers), unused, tuple(bundled))
+    return Contents(_kind(layers), vectors, dict(layers), list(unused), tuple(bundled))
 
 
 def changes_weights(path: Path) -> bool:

@@ -83,9 +83,11 @@ def check_new_files(
     path = paths[0]
     check_line(path.name, "file name")
     if path.suffix != ENDING:
+        before, *rest = command.partition(" --")
+        after = "".join(rest)
         raise InvalidInput(
             f"{path} does not end in {ENDING}, by which other tools know such files",
-            hint=command.replace(quoted(path), quoted(path.with_suffix(ENDING)), 1),
+            hint=f"{before.removesuffix(quoted(path))}{quoted(path.with_suffix(ENDING))}{after}",
         )
     for each in paths:
         if os.path.isdir(each):

@@ -46,6 +46,12 @@ def export_original(
     paths = [path, embedding_beside(path)][: len(files)]
     config = path.with_name(PEFT_CONFIG) if description.peft_config else None
     check_new_files(registry, [*paths, *([config] if config else [])], options, command)
+    if len(paths) != len(files):
+        raise InvalidInput(
+            f"{concept.name}@{version.number} holds {len(files)} original files: a file and an "
+            "embedding are all that can be",
+            hint=f"concept rm {concept.name}, and import its file anew",
+        )
     try:
         written = [_write(registry, *each, run) for each in zip(files, paths, strict=True)]
         if config:

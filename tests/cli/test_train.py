@@ -219,6 +219,13 @@ def test_row_54_a_dry_run_tells_what_is_kept_and_not_used(
     assert "not used without" not in run(*line, *captions, *masks).stderr
 
 
+def test_a_dry_run_of_what_takes_no_step(rex: Registry, run: Run, tiny: str) -> None:
+    line = ("train", "rex", "--base", tiny, "--method", "dreamtuner", "--preset", "instant")
+    result = run(*line, "--set", "reference.encoder_strength=0", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert not rex.show("rex").versions
+
+
 @pytest.mark.parametrize("dry", [True, False])
 def test_what_is_asked_for_and_not_there_is_told(
     dry: bool, rex: Registry, run: Run, tiny: str

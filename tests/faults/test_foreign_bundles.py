@@ -56,6 +56,12 @@ def refused(registry: Registry, path: Path) -> str:
     return caught.value.message
 
 
+def test_a_version_has_each_file_once(registry: Registry, parts: Parts, tmp_path: Path) -> None:
+    (version,) = parts.manifest["concepts"][0]["versions"]
+    version["artifacts"] *= 2
+    assert "has a file twice" in refused(registry, packed(tmp_path, parts))
+
+
 # --- the zip itself -------------------------------------------------------------------------------
 
 

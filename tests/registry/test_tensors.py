@@ -1,10 +1,20 @@
 """Weights files that are sound are accepted, whatever they hold. The others: `test_hostile.py`."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conceptry.registry import InvalidWeights, NotFound, tensors
+from conceptry.registry import (
+    InvalidImage,
+    InvalidInput,
+    InvalidWeights,
+    NotFound,
+    documents,
+    images,
+    tensors,
+)
 from conceptry.registry.tensors import Tensor, check_weights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +126,27 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path, what: str) -> None:
         path.mkdir()
     with pytest.raises((InvalidWeights, NotFound), match=r"gone\.safetensors"):
         check_weights(path)
+
+
+def test_a_side_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    header = b'{"t": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 0]}}'
+    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InvalidWeights, match="its header cannot be read"):
+        tensors.read_header(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [
+        (tensors.read_header, InvalidWeights),
+        (documents.read_text, InvalidInput),
+        (images.read_file, InvalidImage),
+    ],
+)
+def test_nobody_waits_for_who_writes_into_a_pipe(
+    tmp_path: Path, read: Callable[[Path], object], error: type[Exception]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match="not a regular file"):
+        read(tmp_path / "pipe")
