@@ -15,8 +15,6 @@ from ..registry.images import read_file, read_mask, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
 
 STRENGTH = 0.8
-HALF = 128
-"""A mask redraws what is at least so light."""
 _MULTIPLE = 8
 """Of pixels, that sides have to be."""
 _MAX_SIDES = 2
@@ -118,7 +116,7 @@ def read_init(asked: InitRequest, size: tuple[int, int] | None, side: int) -> Re
         with strict_decoding():
             grey = read_mask(mask_data, str(asked.mask), image.size)
         mask = _fitted(Image.open(io.BytesIO(grey)).convert("L"), target)
-        if not mask.point(lambda grey: grey >= HALF).getbbox():
+        if not hard(mask).getbbox():
             raise InvalidInput(
                 f"the mask {asked.mask} redraws nothing: what is white in it vanishes when it is "
                 f"reduced to {target[0]}x{target[1]}",
@@ -126,6 +124,11 @@ def read_init(asked: InitRequest, size: tuple[int, int] | None, side: int) -> Re
             )
         used = replace(used, mask_sha256=sha256_of(mask_data))
     return ReadInit(image.size, _fitted(image, target), mask, used)
+
+
+def hard(mask: Image.Image) -> Image.Image:
+    """A grey mask in black and white: what is lighter than the middle is redrawn."""
+    return mask.point([0] * 128 + [255] * 128)
 
 
 def resized(asked: InitRequest, size: tuple[int, int] | None, side: int) -> str | None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..models.backbone import Backbone, Posterior, SamplingScheduler
 from ..models.sd import GREY
-from .init_request import HALF, ReadInit
+from .init_request import ReadInit, hard
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ class Start:
         posterior = backbone.encode_images([image])
         if read.mask is None:
             return cls(image, read.used.strength, posterior)
-        hard = read.mask.point([0] * HALF + [255] * (256 - HALF))
-        redrawn = hard.filter(ImageFilter.GaussianBlur(factor / 2))
+        redrawn = hard(read.mask).filter(ImageFilter.GaussianBlur(factor / 2))
         pixels = torch.from_numpy(np.array(redrawn, dtype=np.float32) / 255)[None, None]
         cells = (F.max_pool2d(pixels, factor) > 0).float()
         surroundings = None
