@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .arguments import ClipName, DinoName, SuiteName
+from .errors import usage
 from .framework import Session, session_of
 from .output import Output, count, size, unused_in_training
 from .quick_start import quick_imports
@@ -108,6 +109,9 @@ def train(
         offline=offline,
     )
     check_options(context, options, names, tag or [], everything=everything)
+    if dry_run and (resume or processes > 1):
+        option = "--resume" if resume else "--processes"
+        raise usage("--dry-run estimates a whole training in one process", f"without {option}")
     with session.registry() as registry:
         registry.check_folder(tensorboard)
         chosen = chosen_concepts(

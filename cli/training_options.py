@@ -141,6 +141,8 @@ def check_options(
         raise usage("--resume keeps the settings it began with", f"{call} NAME --resume")
     if options.stop_early and not options.eval_every:
         raise usage("--stop-early needs scores", f"{call} NAME --eval-every 50 --stop-early")
+    if not options.eval_every and given(context, "suite", "clip", "dino"):
+        raise usage("--suite, --clip and --dino are for scores", f"{call} NAME --eval-every 50")
     if options.keep_every and options.eval_every:
         raise usage("--eval-every keeps what it scores", "leave --keep-every out")
     if tags and not everything:

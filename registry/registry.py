@@ -441,6 +441,7 @@ class Registry:
     ) -> str:
         """Record that a training of a concept's present photos begins; returns the run's id.
 
+        If the settings list `photos`, by hash, it is of these alone.
         Hold the `training_lock` until it ends, or other processes take the run for interrupted.
         """
         return lineage.begin_run(

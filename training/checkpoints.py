@@ -15,6 +15,7 @@ from ..registry.documents import parse_json
 from ..registry.errors import InvalidWeights, StorageError
 
 FORMAT = "conceptry-resume 1"
+_ANEW = "concept train NAME begins anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,8 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, TrainingPosition]]:
             if place is None:
                 raise InvalidWeights(f"{path} does not say how far the training had come")
             yield opened, place
-    except InvalidWeights:
-        raise
+    except InvalidWeights as error:
+        raise InvalidWeights(error.message, hint=error.hint or _ANEW) from error
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InvalidWeights(f"{path} is not a sound resume point: {error}") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InvalidWeights(f"{path} is not a sound resume point: {why}", hint=_ANEW) from error

@@ -768,7 +768,13 @@ class _Metrics:
             self.flush()
 
     def flush(self) -> None:
-        self.registry.log_metrics(self.run, self._rows)
+        try:
+            self.registry.log_metrics(self.run, self._rows)
+        except NotFound:
+            raise NotFound(
+                "the concept was removed while it was trained: nothing of that is kept",
+                hint="concept list",
+            ) from None
         self._rows.clear()
 
     def summary(self) -> list[StageSummary]:

@@ -22,7 +22,7 @@ PLACE = "{}"
 """Stands for an embedding's words in a phrase."""
 MAX_CONFIG = 1 << 18
 _MAX_LAYERS = 20_000
-_MAX_PHRASE = 1_000
+MAX_PHRASE = 1_000
 
 _Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE)]
 
@@ -33,7 +33,7 @@ def _line(text: str) -> str:
     return check_text(text, "phrase")
 
 
-_Line = Annotated[str, Field(max_length=_MAX_PHRASE), AfterValidator(_line)]
+_Line = Annotated[str, Field(max_length=MAX_PHRASE), AfterValidator(_line)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

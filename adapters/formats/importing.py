@@ -25,7 +25,14 @@ from ...registry.names import MAX_NAME, check_category, check_name
 from ...registry.originals import Original, TakenIn
 from ...registry.tensors import Header, pickled, read_header
 from .beside import Beside, is_plain_file, read_beside, trigger_word
-from .description import GENERAL_CATEGORY, MAX_CONFIG, MAX_SCALE, PLACE, ImportDescription
+from .description import (
+    GENERAL_CATEGORY,
+    MAX_CONFIG,
+    MAX_PHRASE,
+    MAX_SCALE,
+    PLACE,
+    ImportDescription,
+)
 from .recognising import (
     FAMILIES,
     HASH_KEY,
@@ -161,10 +168,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """The files of weights in a folder and below it, by path."""
     for place, folders, names in os.walk(folder):
         folders.sort()
-        seconds = {second.stem for name in names if (second := _pair(Path(place) / name))}
+        seconds = {second.name for name in names if (second := _pair(Path(place) / name))}
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
-            if Path(name).stem in seconds:
+            if name in seconds:
                 continue  # comes with the first
             if suffix in (_ENDING, *_PICKLES, *_OTHERS):
                 yield Path(place) / name
@@ -280,6 +287,17 @@ def _planned(path: Path, options: ImportOptions) -> _Plan:
     named = [each.stem for each, _ in files]
     named += [header.metadata.get("modelspec.title", ""), *contents[0].words]
     phrase = _phrase(words, named, has_vectors, options)
+    if PLACE in phrase and not has_vectors:
+        raise InvalidInput(
+            f"{path.name} has no words of its own, which {PLACE} would stand for",
+            hint=f"--trigger {quoted(phrase.replace(PLACE, '').strip() or 'WORDS')}",
+        )
+    if len(phrase) > MAX_PHRASE:
+        raise InvalidInput(
+            f"what prompts would say for {path.name} has {len(phrase):,} characters, more than "
+            f"{MAX_PHRASE:,}",
+            hint="a shorter --trigger",
+        )
     peft = _peft_config(path, header)
     scale, scales = _scales(path, contents[0], header, peft)
     description = ImportDescription(
@@ -316,12 +334,13 @@ def _check_suffix(path: Path) -> None:
 
 
 def _pair(path: Path, header: Header | None = None) -> Path | None:
-    """The embedding that goes with weights, if there is one and the weights say so."""
+    """The embedding that goes with weights that are read, if there is one and they say so."""
     second = embedding_beside(path)
     if not os.path.isfile(second) or os.path.islink(second):
         return None
     try:
         header = header or read_header(path)
+        recognise(path.name, header)
     except (InvalidInput, NotFound):
         return None
     said = header.metadata.get("modelspec.trigger_phrase", "")

@@ -77,8 +77,14 @@ _WHOLE_CHANGES = (
     {"delta"},
 )
 """Which parts make a change of a layer's weight."""
-_RANKS = (("kw1_a", 1, "kw1_b", 0),)
-"""(part, dimension, part, dimension) of one size; where there are more, they are multiplied out."""
+_RANKS = (
+    ("down", 0, "up", 1, ""),
+    ("w1_a", 1, "w1_b", 0, "t1"),
+    ("w2_a", 1, "w2_b", 0, "t2"),
+    ("kw1_a", 1, "kw1_b", 0, ""),
+    ("kw2_a", 1, "kw2_b", 0, "kt2"),
+)
+"""(part, dimension, part, dimension, core) of one size, unless there is a core between them."""
 _OTHER_METHODS = {
     "oft_": "OFT",
     "on_input": "(IA)³",
@@ -278,8 +284,8 @@ def _check_whole(name: str, path: str, shapes: Mapping[str, tuple[int, ...]]) ->
         raise InvalidWeights(f"{name} has magnitudes (DoRA) of what is no LoRA: they are not read")
     if not all(
         shapes[first][i:] and shapes[second][j:] and shapes[first][i] == shapes[second][j]
-        for first, i, second, j in _RANKS
-        if {first, second} <= parts
+        for first, i, second, j, core in _RANKS
+        if {first, second} <= parts and core not in parts
     ):
         raise InvalidWeights(f"{name}: the change of {path[:80]} has ranks that differ")
 

@@ -18,6 +18,7 @@ from conceptry.registry.errors import InvalidInput
 from conceptry.registry.tensors import Header
 from conceptry.registry.tensors import Tensor as HeaderTensor
 from exported import SETTINGS, Taught, add_embedding, plain
+from foreign_files import write_embedding
 from full_size import UNETS, make_full_size
 from long import quick_for
 from safetensors.torch import save_file
@@ -401,7 +402,6 @@ LARGE = {
     },
     "a Kronecker product": {"lokr_w1": (3000, 3000), "lokr_w2": (3000, 3000)},
     "ranks of none": {"lokr_w1": (0, 4), "lokr_w2": (3, 3)},
-    "a row": {"hada_w1_a": (3,), "hada_w1_b": (3,), "hada_w2_a": (3,), "hada_w2_b": (3,)},
     "a difference": {"diff": (64, 32, 3, 3)},
     "two numbers as alpha": {
         "alpha": (2,),
@@ -429,3 +429,37 @@ def test_what_fits_no_layer_is_refused_before_it_is_multiplied_out(
     with pytest.raises(InvalidInput, match=r"large@1, .* does not fit"):
         drawn(taught, "a <large>")
     assert all(each.equal(before[n]) for n, each in taught.base.backbone.weights().items())
+
+
+UNEQUAL = {
+    "a LoRA": {"lora_up.weight": (32, 8), "lora_down.weight": (4, 32, 3, 3)},
+    "a row": {"hada_w1_a": (3,), "hada_w1_b": (3,), "hada_w2_a": (3,), "hada_w2_b": (3,)},
+    "a Hadamard product": {
+        "hada_w1_a": (32, 2),
+        "hada_w1_b": (3, 288),
+        "hada_w2_a": (32, 2),
+        "hada_w2_b": (2, 288),
+    },
+}
+
+
+@pytest.mark.parametrize("case", UNEQUAL)
+def test_factors_of_different_ranks_are_refused(taught: Taught, case: str) -> None:
+    path = taught.folder / "unequal.safetensors"
+    save_file(zeros(**UNEQUAL[case]), path)
+    with pytest.raises(InvalidInput, match="ranks that differ"):
+        brought(taught, path)
+
+
+def test_trigger_words_have_room_for_no_embedding(taught: Taught) -> None:
+    path = taught.folder / "man.safetensors"
+    save_file(zeros(**{"lora_up.weight": (32, 4), "lora_down.weight": (4, 32, 3, 3)}), path)
+    with pytest.raises(InvalidInput, match="no words of its own") as caught:
+        brought(taught, path, trigger="{} man")
+    assert caught.value.hint == "--trigger man"
+
+
+def test_trigger_words_and_the_embedding_s_are_not_too_long(taught: Taught) -> None:
+    path = write_embedding(taught.folder / "long.safetensors", 1)
+    with pytest.raises(InvalidInput, match="has 1,002 characters, more than 1,000"):
+        brought(taught, path, trigger="x" * 999)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,57 @@ def test_what_needs_photos_or_another_base_model_says_so(
     assert result.exit_code in (2, 3)
     assert message in result.stderr
     assert result.stderr.count("error: ") == 1
+
+
+def test_an_embedding_beside_what_is_not_read_comes_by_itself(
+    registry: Registry, tmp_path: Path, run: Run
+) -> None:
+    said = {"modelspec.trigger_phrase": "whole-embedding dog"}
+    name = "model.diffusion_model.x"
+    header = {
+        "__metadata__": said,
+        name: {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]},
+    }
+    (tmp_path / "bought").mkdir()
+    (tmp_path / "bought/whole.safetensors").write_bytes(framed(header, b"\0\0"))
+    write_embedding(tmp_path / "bought/whole-embedding.safetensors", 1)
+    result = run("import", str(tmp_path / "bought"))
+    assert registry.names() == ["whole-embedding"]
+    assert "whole.safetensors" in result.stderr
+
+
+def test_a_kind_that_is_no_word_refuses_its_file_alone(
+    registry: Registry, tmp_path: Path, run: Run
+) -> None:
+    write_lora(tmp_path / "bought/plain.safetensors", 1)
+    path = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    parts = {
+        f"{path}.lora_A.weight": ("F32", (1, 320), bytes(4 * 320)),
+        f"{path}.lora_B.weight": ("F32", (320, 1), bytes(4 * 320)),
+    }
+    (tmp_path / "bought/peft").mkdir()
+    file = tmp_path / "bought/peft/adapter_model.safetensors"
+    file.write_bytes(raw_safetensors(parts))
+    (file.parent / "adapter_config.json").write_text('{"peft_type": ["LORA"], "r": 1}')
+    result = run("import", str(tmp_path / "bought"))
+    assert "it was trained by ['LORA'], which is not read" in result.stderr
+    assert registry.names() == ["plain"]
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="the system has no links")
+def test_a_link_beside_a_file_of_peft_is_not_followed(
+    registry: Registry, tmp_path: Path, run: Run
+) -> None:
+    path = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    parts = {
+        f"{path}.lora_A.weight": ("F32", (1, 320), bytes(4 * 320)),
+        f"{path}.lora_B.weight": ("F32", (320, 1), bytes(4 * 320)),
+    }
+    (tmp_path / "peft").mkdir()
+    file = tmp_path / "peft/adapter_model.safetensors"
+    file.write_bytes(raw_safetensors(parts))
+    (tmp_path / "elsewhere.json").write_text('{"peft_type": "LORA", "r": 1, "token": "secret"}')
+    (file.parent / "adapter_config.json").symlink_to(tmp_path / "elsewhere.json")
+    result = run("import", str(file))
+    assert "adapter_config.json is not beside it" in result.stderr
+    assert registry.names() == []

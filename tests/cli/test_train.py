@@ -331,6 +331,10 @@ def test_what_is_kept_is_scored_and_the_best_is_marked(
     [
         (["--stop-early"], "needs scores"),
         (["--keep-every", "2", "--eval-every", "2"], "keeps what it scores"),
+        (["--suite", "objects"], "are for scores"),
+        (["--dino", "none", "--keep-every", "2"], "are for scores"),
+        (["--dry-run", "--resume"], "a whole training in one process"),
+        (["--dry-run", "--processes", "2"], "a whole training in one process"),
     ],
     ids=str,
 )
