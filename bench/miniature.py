@@ -9,6 +9,7 @@ prompts    pictures of 500 held-out prompts: is there what the prompt says?
 attention  is the peak of a category's token map inside its subject? On noised renders
 identity   does the identity encoder tell one individual from another of its category?
 sharpness  outlines as sharp, and faces as whole, as the renderer's?
+settling   renders that are noised and drawn from there: from which timestep are faces lost?
 diversity  how many different individuals 64 seeds of one bare prompt give
 time       seconds for 4 pictures, and for the whole command from a cold start
 sheets     no numbers: the drawn world, and what the miniature makes of a few prompts
@@ -38,9 +39,11 @@ import torch
 from conceptry.evaluation.faces import FACED, load_faces
 from conceptry.evaluation.judge import load_judge
 from conceptry.evaluation.judge_recipe import measure
+from conceptry.generation.init_request import ReadInit, UsedInit
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
+from conceptry.generation.starts import Start
 from conceptry.kernels import observe
 from conceptry.models.bases import DEFAULT_BASE
 from conceptry.models.loading import load_base
@@ -64,7 +67,8 @@ NUM_RECONSTRUCTED = 500
 NUM_ATTENTION = 400
 NUM_IDENTITIES = 1500
 NUM_SEEDS = 64
-NUM_ANIMALS = 192
+NUM_ANIMALS, NUM_SETTLED = 192, 96
+STRENGTHS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 SHARP_SIDE, OUTLINE = 128, 0.05
 SETTINGS = SamplingSettings(steps=25, guidance=5.0)
 Share = dict[str, Any]
@@ -248,15 +252,10 @@ def sharpness(weights: str) -> dict[str, Any]:
     two eyes and a nose.
     """
     base, finder = load_base(weights), load_faces()
-    rng = random.Random("sharpness")
     rendered: list[Image.Image] = []
     drawn: list[Image.Image] = []
-    for i in range(NUM_ANIMALS):
-        who = make_identity(identity_seed(rng, "held-out"), FACED[i % len(FACED)])
-        scene = sample_scene(i, "held-out", identity=who, num_subjects=1, style="photo")
-        alone = Scene(i, (replace(scene.subjects[0], accessory=None),), scene.place, "photo")
-        rendered.append(render(alone, SHARP_SIDE).image)
-        prompt = f"a photo of a {who.colour} {who.category} {scene.place}"
+    for i, (picture, prompt) in enumerate(_animals(NUM_ANIMALS)):
+        rendered.append(picture)
         drawn += [each.image for each in draw(base, prompt, [i], SETTINGS)]
     told: dict[str, Any] = {"n": NUM_ANIMALS}
     for name, pictures in (("rendered", rendered), ("drawn", drawn)):
@@ -267,6 +266,35 @@ def sharpness(weights: str) -> dict[str, Any]:
         "face": round(told["drawn"]["face"]["mean"] / told["rendered"]["face"]["mean"], 3),
     }
     return told
+
+
+def settling(weights: str) -> dict[str, Any]:
+    """The faces that are left of renders, noised to some timesteps and drawn from there.
+
+    That of a strength is `1000 * strength`; 1 begins with noise.
+    """
+    base, finder = load_base(weights), load_faces()
+    animals = list(_animals(NUM_SETTLED))
+    found: dict[str, Share] = {}
+    for strength in STRENGTHS:
+        drawn: list[Image.Image] = []
+        for i, (picture, prompt) in enumerate(animals):
+            read = ReadInit(picture.size, picture, None, UsedInit("", strength))
+            start = Start.of(base.backbone, read)
+            drawn += [each.image for each in draw(base, prompt, [i], SETTINGS, start=start)]
+        found[f"{strength:g}"] = share(finder.has_face(drawn))
+    return found
+
+
+def _animals(count: int) -> Iterator[tuple[Image.Image, str]]:
+    """Renders of held-out animals that wear nothing, and prompts for the like."""
+    rng = random.Random("sharpness")
+    for i in range(count):
+        who = make_identity(identity_seed(rng, "held-out"), FACED[i % len(FACED)])
+        scene = sample_scene(i, "held-out", identity=who, num_subjects=1, style="photo")
+        alone = Scene(i, (replace(scene.subjects[0], accessory=None),), scene.place, "photo")
+        prompt = f"a photo of a {who.colour} {who.category} {scene.place}"
+        yield render(alone, SHARP_SIDE).image, prompt
 
 
 def _outline_gradient(image: Image.Image) -> float:
@@ -439,6 +467,7 @@ PARTS = {
     "prompts": prompts,
     "attention": attention,
     "sharpness": sharpness,
+    "settling": settling,
     "identity": lambda _: identity(),
     "diversity": diversity,
     "time": seconds,

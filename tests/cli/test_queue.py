@@ -154,6 +154,7 @@ def test_paths_and_photos_are_kept_as_they_are_now(
     here = Path.cwd()
     monkeypatch.chdir(Path(tiny).parent)
     words = ("--photo", "2", "--suite", here / "one.txt", "--tensorboard", "events")
+    words += ("--eval-every", "1")
     (added,) = ask("queue", "add", "rex", "--base", "tiny", *words)["added"]
     assert added["options"]["base"] == tiny
     assert added["options"]["photos"] == [rex.show("rex").images[1].sha256]

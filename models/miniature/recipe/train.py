@@ -76,8 +76,9 @@ CONTROL_CAPTION_DROPOUT = 0.5
 """So that the ControlNet learns what a layout says without words (Zhang et al. 2023, 3.3)."""
 MAX_SNR, MORE_SNR = 5.0, 0.25
 STRUCTURE = 400
-"""Below this timestep, how a picture is made up is settled: see `unet_losses`."""
-STRUCTURE_SHARE = 0.5
+"""Below this timestep it is settled what is where: see `settling` of `bench/miniature.py`."""
+CONTROL_STRUCTURE = 0.5
+"""The share of timesteps that a ControlNet for layouts has from there on alone."""
 FOREGROUND_WEIGHT = 4.0
 FOREGROUND_NOISE_WEIGHT = 3.0
 LATENT_NOISE = 0.1
@@ -433,6 +434,7 @@ def unet_losses(
     generator: torch.Generator,
     control: Control | None = None,
     dropout: float = CAPTION_DROPOUT,
+    structure: float = 0.0,
 ) -> Losses:
     """The diffusion loss on noise (Ho et al. 2020, eq. 14), some captions left out.
 
@@ -440,16 +442,13 @@ def unet_losses(
     attention from what they show (Hang et al. 2023, section 3.4), and the noisiest steps, where it
     is decided which colour goes where, count as much as those in between. The foreground weighs
     four times: a fifth of the picture, most of what a caption says. `control` is what a ControlNet
-    adds.
-
-    Half of the timesteps are drawn from those above `STRUCTURE` alone: a U-Net that had learned
-    from all alike kept 13 of 16 faces of renders noised to timestep 400, and 5 of 16 from 720.
+    adds; a share of timesteps, `structure`, is drawn from `STRUCTURE` on.
     """
     device, latents = context.device, scenes["latents"]
     count = len(latents)
     is_left_out = torch.rand(count, generator=generator, device=device) < dropout
     tokens = torch.where(is_left_out[:, None], context.no_words, scenes["tokens"])
-    timesteps = _timesteps(count, generator, device)
+    timesteps = _timesteps(count, structure, generator, device)
     noise = torch.randn(latents.shape, generator=generator, device=device)
     signal = context.signal[timesteps]
     share = signal[:, None, None, None]
@@ -464,10 +463,12 @@ def unet_losses(
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
 
 
-def _timesteps(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(count,) of 0..999, half of them from `STRUCTURE` on."""
+def _timesteps(
+    count: int, structure: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """(count,) of 0..999, a share of them from `STRUCTURE` on."""
     drawn = torch.rand(2, count, generator=generator, device=device)
-    first = STRUCTURE * (drawn[0] < STRUCTURE_SHARE)
+    first = STRUCTURE * (drawn[0] < structure)
     return (first + drawn[1] * (1000 - first)).long()
 
 
@@ -505,7 +506,9 @@ def control_losses(
             "mid_block_additional_residual": middle,
         }
 
-    return unet_losses(modules, scenes, context, generator, control, CONTROL_CAPTION_DROPOUT)
+    return unet_losses(
+        modules, scenes, context, generator, control, CONTROL_CAPTION_DROPOUT, CONTROL_STRUCTURE
+    )
 
 
 def build_identity(context: Context) -> nn.ModuleDict:
