@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,7 +268,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """Files among the named ones that are no photos but belong to one: mask to photo, captions."""
+    """What is no photo but belongs to a named one: masks, by their photo, and named captions."""
 
     masks: dict[Path, Path]
     captions: set[Path]
@@ -278,7 +278,7 @@ def _beside(files: Collection[Path]) -> _Beside:
     by_stem = {path.with_suffix(""): path for path in files if path.suffix.lower() in SUFFIXES}
     masks = {
         path: by_stem[photo]
-        for path in files
+        for path in [*files, *(label for photo in by_stem.values() for label in _labels_of(photo))]
         if path.stem.endswith(_MASK_LABEL)
         and (photo := path.with_name(path.stem.removesuffix(_MASK_LABEL))) in by_stem
     }
@@ -289,6 +289,14 @@ def _beside(files: Collection[Path]) -> _Beside:
         or (path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") in by_stem)
     }
     return _Beside(masks, captions if by_stem else set())
+
+
+def _labels_of(photo: Path) -> Iterator[Path]:
+    """Masks that lie beside a photo."""
+    for suffix in SUFFIXES:
+        label = photo.with_name(f"{photo.stem}{_MASK_LABEL}{suffix}")
+        if label.is_file():
+            yield label
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,6 +307,15 @@ def test_row_46_a_mask_label_beside_its_photo_is_its_mask_and_no_photo() -> None
     assert found == {"a.jpg": "a-masklabel.png", "b-masklabel.png": None}
 
 
+def test_a_mask_label_is_found_beside_a_photo_that_is_named() -> None:
+    touch("photos/a.jpg", "photos/a-masklabel.png", "photos/b.jpg", "photos/b-masklabel.png")
+    for named in ("photos/a.jpg", "photos/a*.jpg"):
+        (found,) = collect([named])
+        assert found.mask == Path("photos/a-masklabel.png")
+    (told,) = collect(["photos/b-masklabel.png"])
+    assert (told.path.name, told.mask) == ("b-masklabel.png", None), "named, it is a photo"
+
+
 def test_row_46_masks_may_lie_among_the_photos() -> None:
     touch("masks/a.jpg", "masks/a.jpg.png", "masks/b.jpg", "masks/b-masklabel.png", "masks/c.jpg")
     assert masks_of("masks") == {
