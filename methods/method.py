@@ -1,6 +1,6 @@
 """The interface of a method: its stages and settings. `training/loop.py` runs the stages."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -174,10 +174,11 @@ def resolve_settings(
 
     `base` is the base model's name; see `find_preset`. Without any steps a version is ready at once
     if it holds references. Raises `NotFound`, and `InvalidInput` also for settings that contradict
-    each other.
+    each other, and for overrides that others leave nothing to do.
     """
     settings = find_preset(method, preset, base).settings.with_overrides(overrides)
     settings.check_together()
+    _check_used(method, settings, overrides)
     if settings.fused_backward and method.keeps_base:
         raise InvalidInput(
             f"fused_backward saves the gradients of the base model's weights, which {method.name} "
@@ -197,6 +198,53 @@ def resolve_settings(
                 hint=f"--set {stage.name}.rank=0",
             )
     return settings
+
+
+_ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[TrainingSettings], bool]], ...] = (
+    (("captions.dropout",), "captions.share=0.5", lambda s: s.captions.share > 0),
+    (("mask.background",), "mask.use=auto", lambda s: s.mask.use != "none"),
+    (
+        ("schedule.cycles",),
+        "schedule.kind=cosine_with_restarts",
+        lambda s: s.schedule.kind == "cosine_with_restarts",
+    ),
+    (("schedule.power",), "schedule.kind=polynomial", lambda s: s.schedule.kind == "polynomial"),
+    (
+        ("schedule.rules",),
+        "schedule.kind=piecewise_constant",
+        lambda s: s.schedule.kind == "piecewise_constant",
+    ),
+    (
+        ("noise.logit_mean", "noise.logit_std"),
+        "noise.density=logit-normal",
+        lambda s: s.noise.density == "logit-normal",
+    ),
+    (("loss.huber_c", "loss.huber_schedule"), "loss.kind=huber", lambda s: s.loss.kind == "huber"),
+    (
+        ("loss.subject_wise_reduction",),
+        "loss.subject_wise=0.1",
+        lambda s: s.loss.subject_wise > 0,
+    ),
+)
+"""Settings that do nothing but with another one."""
+
+
+def _check_used(method: Method, settings: TrainingSettings, overrides: Sequence[str]) -> None:
+    """Raise `InvalidInput` for an override, other than the usual value, that does nothing."""
+    usual, now = dict(method.settings().flat()), dict(settings.flat())
+    given = {word.partition("=")[0].strip() for word in overrides}
+    changed = {name for name in given if now.get(name) != usual.get(name)}
+    if method.keeps_base and "rank" in changed:
+        raise InvalidInput(
+            f"rank is for LoRA, but {method.name} trains tokens alone", hint="--set rank=0"
+        )
+    for names, fitting, is_used in _ONLY_WITH:
+        for name in names:
+            if name in changed and not is_used(settings):
+                raise InvalidInput(
+                    f"{name} does nothing without {fitting.partition('=')[0]}",
+                    hint=f"--set {fitting}, or leave {name} out",
+                )
 
 
 def _check_quantized(method: Method, settings: TrainingSettings) -> None:

@@ -89,12 +89,31 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
         (("optimizer=schedule-free", "ema=0.9"), "schedule-free has its own average"),
         (("quantize=8bit",), "freezes the U-Net's weights, which stage2 trains"),
         (("quantize=4bit", "rank=4", "lora.dora=true"), "lora.dora needs whole weights"),
+        (("captions.dropout=0.5",), "captions.dropout does nothing without captions.share"),
+        (("mask.background=0",), "mask.background does nothing without mask.use"),
+        (("schedule.cycles=3", "schedule.kind=cosine"), "does nothing without schedule.kind"),
+        (("schedule.rules=1:10,0.1",), "schedule.rules does nothing without schedule.kind"),
+        (("noise.logit_std=2",), "noise.logit_std does nothing without noise.density"),
+        (("loss.huber_c=0.5",), "loss.huber_c does nothing without loss.kind"),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(InvalidInput, match=message) as error:
         resolve_settings(METHOD, base="", overrides=words)
     assert "--set" in str(error.value.hint)
+
+
+def test_usual_values_may_be_given_wherever_they_count() -> None:
+    words = ("captions.dropout=0", "schedule.cycles=1", "loss.huber_c=0.1", "rank=0")
+    assert resolve_settings(METHOD, base="", overrides=words)
+    words = ("loss.kind=huber", "loss.huber_c=0.5")
+    assert resolve_settings(METHOD, base="", overrides=words).loss.huber_c == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name, each in all_methods().items() if each.keeps_base])
+def test_a_method_without_changes_of_weights_has_no_rank(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"rank is for LoRA, but {name} trains tokens alone"):
+        resolve_settings(find_method(name), base="", overrides=("rank=16",))
 
 
 def test_tokens_alone_can_be_trained_over_few_bits() -> None:
