@@ -84,8 +84,9 @@ def begin_run(
         session.add(run)
         session.flush()
         query = select(Image.sha256).where(Image.concept_id == concept.id)
-        chosen = config.get("photos")
-        photos = [each for each in session.exec(query) if chosen is None or each in chosen]
+        photos = session.exec(query).all()
+        if isinstance(chosen := config.get("photos"), (list, tuple)):
+            photos = [each for each in photos if each in chosen]
         session.add_all(RunImage(run_id=run.id, sha256=sha256) for sha256 in photos)
         note_begun(session, store, run)
         record_event(session, concept, "train", run=uid, method=method)

@@ -329,6 +329,24 @@ def test_photos_added_after_a_training_did_not_teach_it(mia: Registry, tmp_path:
     assert mia.trace(PICTURE).sources[0].images == before
 
 
+def test_photos_that_a_training_left_out_did_not_teach_it(mia: Registry, tmp_path: Path) -> None:
+    chosen = photo_hashes(mia)[1:2]
+    run = mia.begin_run(
+        "mia",
+        method="sefi",
+        config={"photos": chosen},
+        base="miniature",
+        base_sha256="b" * 64,
+        seed=1,
+        packages={},
+    )
+    mia.end_run(run, "done")
+    weights = weights_file(tmp_path / "weights.safetensors", 1)
+    number = mia.add_version("mia", {"token.safetensors": weights}, run=run)
+    draw_with(mia, PICTURE, ("mia", number))
+    assert mia.trace(PICTURE).sources[0].images == chosen
+
+
 def test_a_removed_photo_is_still_known(mia: Registry, tmp_path: Path) -> None:
     before = photo_hashes(mia)
     draw_with(mia, PICTURE, ("mia", train(mia, "mia", tmp_path)))
