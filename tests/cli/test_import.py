@@ -277,18 +277,24 @@ def test_an_embedding_beside_what_is_not_read_comes_by_itself(
     assert "whole.safetensors" in result.stderr
 
 
-def test_a_kind_that_is_no_word_refuses_its_file_alone(
-    registry: Registry, tmp_path: Path, run: Run
-) -> None:
-    write_lora(tmp_path / "bought/plain.safetensors", 1)
+def write_peft(folder: Path) -> Path:
+    """The weights of a layer as PEFT writes them, without their configuration."""
     path = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     parts = {
         f"{path}.lora_A.weight": ("F32", (1, 320), bytes(4 * 320)),
         f"{path}.lora_B.weight": ("F32", (320, 1), bytes(4 * 320)),
     }
-    (tmp_path / "bought/peft").mkdir()
-    file = tmp_path / "bought/peft/adapter_model.safetensors"
+    folder.mkdir()
+    file = folder / "adapter_model.safetensors"
     file.write_bytes(raw_safetensors(parts))
+    return file
+
+
+def test_a_kind_that_is_no_word_refuses_its_file_alone(
+    registry: Registry, tmp_path: Path, run: Run
+) -> None:
+    write_lora(tmp_path / "bought/plain.safetensors", 1)
+    file = write_peft(tmp_path / "bought/peft")
     (file.parent / "adapter_config.json").write_text('{"peft_type": ["LORA"], "r": 1}')
     result = run("import", str(tmp_path / "bought"))
     assert "it was trained by ['LORA'], which is not read" in result.stderr
@@ -299,14 +305,7 @@ def test_a_kind_that_is_no_word_refuses_its_file_alone(
 def test_a_link_beside_a_file_of_peft_is_not_followed(
     registry: Registry, tmp_path: Path, run: Run
 ) -> None:
-    path = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    parts = {
-        f"{path}.lora_A.weight": ("F32", (1, 320), bytes(4 * 320)),
-        f"{path}.lora_B.weight": ("F32", (320, 1), bytes(4 * 320)),
-    }
-    (tmp_path / "peft").mkdir()
-    file = tmp_path / "peft/adapter_model.safetensors"
-    file.write_bytes(raw_safetensors(parts))
+    file = write_peft(tmp_path / "peft")
     (tmp_path / "elsewhere.json").write_text('{"peft_type": "LORA", "r": 1, "token": "secret"}')
     (file.parent / "adapter_config.json").symlink_to(tmp_path / "elsewhere.json")
     result = run("import", str(file))
