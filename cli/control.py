@@ -76,11 +76,11 @@ def find_layouts(
     return [each.path for each in found.values()]
 
 
-def check_kinds(base: "Base", requests: "Sequence[Request]") -> None:
+def check_control_kinds(base: "Base", requests: "Sequence[Request]") -> None:
     """Find the ControlNets, before anything is loaded. Raises `NotFound` and `InvalidInput`."""
-    from ..generation.request import check_kinds
+    from ..generation.request import check_control_kinds
 
-    check_kinds(base, requests)
+    check_control_kinds(base, requests)
 
 
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:

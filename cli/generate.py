@@ -272,7 +272,7 @@ def generate(
     requests = _requests(prompt, prompts, defaults)
     if film:
         requests = film.frames(requests)
-    control_options.check_kinds(found, requests)
+    control_options.check_control_kinds(found, requests)
     script = script_options.script_of(prompts, requests, out, is_animated=animate, leak=leak)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}

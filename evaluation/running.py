@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..generation.layout import settled
 from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
-from ..generation.request import Request, SamplingSettings, check_kinds
-from ..models.bases import Base, find_base, read_aliases
+from ..generation.request import Request, SamplingSettings, check_control_kinds
+from ..models.bases import Base, find_base, is_believed
 from ..models.hashes import hash_of_base
 from ..registry import Registry
 from ..registry.errors import (
@@ -200,7 +200,7 @@ class _Task:
 
     def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
         settings = request.settings_for(self.base)
-        check_kinds(self.base, [Request(prompt="", seeds=(0,), settings=settings)])
+        check_control_kinds(self.base, [Request(prompt="", seeds=(0,), settings=settings)])
         return Plan(
             chosen=self.chosen,
             suite=self.suite,
@@ -227,8 +227,7 @@ def _trained_on(registry: Registry, chosen: ChosenVersion, trusted: Sequence[str
     run = next((run for run in chosen.concept.runs if run.run == chosen.version.run), None)
     if run is None:
         return "miniature"
-    is_known = run.base in read_aliases() or run.base in trusted
-    if not is_known and not registry.began_here(run.run):
+    if run.base not in trusted and not is_believed(registry, run):
         raise InvalidInput(
             f"{chosen.label} was imported, and says it was trained on {run.base}: name its base",
             hint=f"concept eval {chosen.concept.name} --base …",

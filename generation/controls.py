@@ -23,7 +23,7 @@ from ..registry.hashes import sha256_of
 from .control_request import LAYOUT, UsedControl, read_control
 from .injection import InjectedConcept
 from .layout import Box
-from .request import Request, check_kinds
+from .request import Request, check_control_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
     """
     notes: dict[str, None] = {}
     checked: set[tuple[Path, tuple[int, int]]] = set()
-    check_kinds(base, requests)
+    check_control_kinds(base, requests)
     for request in requests:
         if (asked := request.control) is None:
             _check_none_follow(request)

@@ -184,7 +184,7 @@ def check_encoder(request: Request) -> None:
         )
 
 
-def check_kinds(base: Base, requests: Sequence[Request]) -> None:
+def check_control_kinds(base: Base, requests: Sequence[Request]) -> None:
     """Find the ControlNets of requests. Raises `NotFound` and `InvalidInput`."""
     for request in requests:
         if request.settings.layout_control:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ from ..registry.errors import InvalidInput, NotFound, suggest
 from ..registry.names import check_line
 from ..registry.validation import Form, Line, Text, validated
 from .folder import CONFIG_FILE, PICKLES, PIPELINE_FILE, how_to_convert, kind_of_folder
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+    from ..registry.records import RunRecord
 
 DEFAULT_BASE = "miniature"
 SHIPPED = Path(__file__).parent / "miniature" / "weights"
@@ -110,6 +114,14 @@ def find_base(name: str) -> Base:
         return Base(name, "hub", name)
     near = suggest(name, aliases).replace("concept list", "concept bases")
     raise NotFound(f'there is no base model "{name}"', hint=near)
+
+
+def is_believed(registry: "Registry", run: "RunRecord") -> bool:
+    """Whether a run's base model may be looked for: an alias, or that of a run that began here.
+
+    What a bundle says must not make us read a folder or download a repository.
+    """
+    return run.base in read_aliases() or registry.began_here(run.run)
 
 
 def find_control(base: Base, name: str | None = None) -> ControlSource:

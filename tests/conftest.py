@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 from conceptry.registry import Registry
+from copies import copied, made_with_rex
 from drawing import draw_folder
 
 # Before anything imports Triton or torch:
@@ -88,8 +89,14 @@ def photos(tmp_path: Path) -> Path:
     return draw_folder(tmp_path / "photos", 3)
 
 
+@pytest.fixture(scope="session")
+def with_rex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three photos, and a registry in which they are the dog rex."""
+    return made_with_rex(tmp_path_factory.mktemp("with_rex"))
+
+
 @pytest.fixture
-def rex(registry: Registry, photos: Path) -> Registry:
-    """A registry with one concept, rex, a dog with three photos."""
-    registry.add("rex", [photos], category="dog", tags=["pets"])
-    return registry
+def rex(with_rex: Path, tmp_path: Path) -> Iterator[Registry]:
+    """A registry with one concept, rex, a dog with three photos, and them as a folder."""
+    with copied(with_rex, tmp_path) as registry:
+        yield registry

@@ -12,6 +12,11 @@ from PIL import Image
 from tiny_base import write_tiny_base
 
 
+def own_copy(base: LoadedBase) -> LoadedBase:
+    """The same base model with weights of its own, which is quicker than loading it again."""
+    return replace(base, backbone=backbone_of(copy.deepcopy(base.backbone.pipeline)))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights; not to be changed."""
@@ -26,7 +31,7 @@ def _one_base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
 @pytest.fixture
 def base(_one_base: LoadedBase) -> LoadedBase:
     """A tiny Stable Diffusion of random weights, each test's own."""
-    return replace(_one_base, backbone=backbone_of(copy.deepcopy(_one_base.backbone.pipeline)))
+    return own_copy(_one_base)
 
 
 @pytest.fixture

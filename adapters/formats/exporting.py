@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AddedToken
 
 from ...models.backbone import TextEncoder
-from ...models.bases import find_base, read_aliases
+from ...models.bases import find_base, is_believed
 from ...models.compatibility import as_invalid_weights
 from ...models.hashes import hash_of_folder
 from ...models.loading import LoadedBase, load_base, without_bars
@@ -169,21 +169,8 @@ def _read_export(
         vectors=[state[each] for each in sorted(state) if each.startswith(("token.", "staged."))],
         run=next((each for each in concept.runs if each.run == version.run), None),
         on_progress=on_progress,
-        bases=_believed_bases(registry, concept),
+        bases={each.base_sha256: each.base for each in concept.runs if is_believed(registry, each)},
     )
-
-
-def _believed_bases(registry: Registry, concept: Concept) -> dict[str, str]:
-    """The base models of a concept's trainings by their hashes: aliases, or of what began here.
-
-    What a bundle says must not make us read a folder or download a repository.
-    """
-    aliases = read_aliases()
-    return {
-        run.base_sha256: run.base
-        for run in concept.runs
-        if run.base in aliases or registry.began_here(run.run)
-    }
 
 
 # --- before anything is written -------------------------------------------------------------------

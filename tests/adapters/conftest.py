@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conceptry.models.loading import load_base
+from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from exported import Taught
 from tiny_base import make_tiny_base, make_tiny_sdxl
-from tiny_fixtures import _one_base, backbone, base, pictures, pipeline
+from tiny_fixtures import _one_base, backbone, base, own_copy, pictures, pipeline
 
 __all__ = ["_one_base", "backbone", "base", "pictures", "pipeline"]
 
@@ -32,6 +32,11 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def loaded(bases: dict[str, Path]) -> dict[str, LoadedBase]:
+    return {kind: load_base(str(folder)) for kind, folder in bases.items()}
+
+
 @pytest.fixture
-def taught(rex: Registry, bases: dict[str, Path], kind: str, tmp_path: Path) -> Taught:
-    return Taught(rex, load_base(str(bases[kind])), tmp_path)
+def taught(rex: Registry, loaded: dict[str, LoadedBase], kind: str, tmp_path: Path) -> Taught:
+    return Taught(rex, own_copy(loaded[kind]), tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.formats import exporting
 from conceptry.adapters.formats.exporting import export_version
 from conceptry.adapters.formats.layouts import difference_tensors, kohya_tensors, low_rank
 from conceptry.adapters.formats.options import ExportOptions, parse_format
@@ -481,7 +482,6 @@ def test_unfit_paths_are_refused(taught: Taught, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["SD"])
 def test_files_that_fail_leave_nothing(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conceptry.adapters.formats import exporting
     from conceptry.registry.errors import StorageError
 
     taught.add(taught.vectors(2) | taught.factors())
@@ -548,3 +548,19 @@ def test_another_base_model_is_refused(
         taught.export("checkpoint", base=str(other))
     with pytest.raises(InvalidInput, match="contain the base model"):
         taught.export("diff", base=str(other))
+
+
+@pytest.mark.parametrize("kind", ["SD"])
+def test_a_base_model_that_a_bundle_names_is_not_looked_for(
+    taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught.add(taught.vectors(2) | taught.deltas())
+    taught.registry.export_bundle(["rex"], tmp_path / "rex.concept")
+    asked: list[str] = []
+    monkeypatch.setattr(exporting, "load_base", lambda name, **_: asked.append(name))
+    with Registry.open(tmp_path / "other" / "concepts.db", create=True) as other:
+        other.import_bundle(tmp_path / "rex.concept")
+        there = Taught(other, taught.base, tmp_path)
+        with pytest.raises(InvalidInput, match="which says it was"):
+            there.export("checkpoint")
+    assert not asked

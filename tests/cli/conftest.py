@@ -1,34 +1,14 @@
 """Fixtures that run commands on the test's registry."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conceptry.registry import Registry
-from drawing import draw_folder
 from program import Ask, Run, invoke
 from safetensors.numpy import save_file
-
-
-@pytest.fixture(scope="session")
-def with_rex(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three photos, and a registry in which they are the dog rex."""
-    folder = tmp_path_factory.mktemp("with_rex")
-    with Registry.open(folder / "registry/concepts.db", create=True) as made:
-        made.add("rex", [draw_folder(folder / "photos", 3)], category="dog", tags=["pets"])
-    return folder
-
-
-@pytest.fixture
-def rex(with_rex: Path, tmp_path: Path, database: Path) -> Iterator[Registry]:
-    """The same as for all tests, but copied: most tests here begin with it."""
-    shutil.copytree(with_rex, tmp_path, dirs_exist_ok=True)
-    with Registry.open(database, timeout=600) as opened:
-        yield opened
 
 
 @pytest.fixture

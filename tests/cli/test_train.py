@@ -311,6 +311,7 @@ def test_a_training_goes_on_with_the_base_it_began_with(rex: Registry, run: Run,
     assert run("train", "--all", "--resume").exit_code == 2
 
 
+@pytest.mark.long
 def test_what_is_kept_is_scored_and_the_best_is_marked(
     rex: Registry, run: Run, ask: Ask, tiny: str
 ) -> None:

@@ -115,7 +115,8 @@ def test_fault_30_a_concept_is_renamed_while_it_trains(
     assert [run.status for run in rex.show("max").runs] == ["done"]
 
 
-@pytest.mark.parametrize("method", quick_for(1, ["sefi", "attndreambooth"]))
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["sefi", "attndreambooth"])
 def test_fault_30_a_renamed_training_goes_on_bit_equal(
     tiny: str, rex: Registry, database: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -142,7 +143,7 @@ def test_fault_30_a_renamed_training_goes_on_bit_equal(
     assert all(whole[name].equal(gone_on[name]) for name in whole)
 
 
-@pytest.mark.parametrize("change", ["rename", "remove"])
+@pytest.mark.parametrize("change", quick_for(1, ["rename", "remove"]))
 def test_fault_30_a_concept_is_renamed_or_removed_while_it_is_drawn(
     lines: dict[str, list[str]], tiny: str, rex: Registry, change: str
 ) -> None:

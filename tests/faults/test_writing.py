@@ -23,15 +23,6 @@ SHARED_MEMORY = 32 << 10
 ROOM = SHARED_MEMORY + (8 << 10)
 
 
-@pytest.fixture(scope="session")
-def with_rex(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three photos and a registry in which they are the dog rex."""
-    folder = tmp_path_factory.mktemp("with_rex")
-    with Registry.open(folder / "registry/concepts.db", create=True) as made:
-        made.add("rex", [draw_folder(folder / "photos", 3)], category="dog")
-    return folder
-
-
 @pytest.fixture
 def rex_alone(with_rex: Path, tmp_path: Path, database: Path) -> Path:
     """A registry with rex that nobody has open."""

@@ -1,5 +1,6 @@
 """Pictures from prompts that name concepts: files, heat-maps, and the same again."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from conceptry.training import train
+from copies import copied, made_with_rex
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -32,12 +34,20 @@ SETTINGS = SamplingSettings(steps=2, guidance=3.0)
 SHORT = ("augmentation.crops=2", "num_tokens=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
 
 
+@pytest.fixture(scope="module")
+def made(_one_base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def teach(registry: Registry, _: Path) -> None:
+        for seed in (1, 2):
+            train(registry, "rex", _one_base, overrides=SHORT, seed=seed)
+
+    return made_with_rex(tmp_path_factory.mktemp("made"), teach)
+
+
 @pytest.fixture
-def taught(rex: Registry, base: LoadedBase) -> Registry:
+def taught(made: Path, tmp_path: Path) -> Iterator[Registry]:
     """rex has two versions."""
-    for seed in (1, 2):
-        train(rex, "rex", base, overrides=SHORT, seed=seed)
-    return rex
+    with copied(made, tmp_path) as registry:
+        yield registry
 
 
 def request(prompt: str, *seeds: int) -> Request:

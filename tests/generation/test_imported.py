@@ -1,5 +1,6 @@
 """Imported versions beside others: drawn again, in company, scored, and refused where they fail."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +9,34 @@ import pytest
 from conceptry.adapters.formats.importing import ImportOptions, import_path
 from conceptry.generation import Request, generate, reproduce
 from conceptry.generation.prompt_syntax import resolve_version
-from conceptry.models.loading import load_base
+from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, InvalidWeights, NotFound
 from conceptry.registry.originals import Original
 from conceptry.registry.tensors import read_header
+from copies import copied, made_with_rex
 from exported import SETTINGS, Taught
 from foreign_files import write_embedding, write_lora
-from tiny_base import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def made(_one_base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+
+    def fill(registry: Registry, _: Path) -> None:
+        taught = Taught(registry, _one_base, folder)
+        taught.add(taught.vectors(2) | taught.factors())
+        taught.export("lora-kohya", "max.safetensors")
+        import_path(registry, folder / "max.safetensors", ImportOptions())
+
+    return made_with_rex(folder, fill)
 
 
 @pytest.fixture
-def taught(rex: Registry, tmp_path: Path) -> Taught:
+def taught(made: Path, base: LoadedBase, tmp_path: Path) -> Iterator[Taught]:
     """A tiny base model, and max, who was imported: a LoRA with a word."""
-    made = Taught(rex, load_base(str(write_tiny_base(tmp_path / "tiny"))), tmp_path)
-    made.add(made.vectors(2) | made.factors())
-    made.export("lora-kohya", "max.safetensors")
-    import_path(rex, tmp_path / "max.safetensors", ImportOptions())
-    return made
+    with copied(made, tmp_path) as registry:
+        yield Taught(registry, base, tmp_path)
 
 
 def draw(taught: Taught, prompt: str, **options: Any) -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from conceptry.generation.generating import animate, reproduce_foreign
 from conceptry.generation.parameters import Parameters, parse_parameters
 from conceptry.generation.picture_texts import FILE_FORMATS, FileFormat, encode_picture
 from conceptry.generation.provenance import read_texts
-from conceptry.models.loading import load_base
+from conceptry.models.loading import LoadedBase
 from conceptry.registry import InvalidImage, InvalidInput, Registry
+from copies import copied, made_with_rex
 from exported import Taught
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
-from tiny_base import write_tiny_base
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0, scheduler="ddim", negative="two (blue) dogs")
 A1111 = """a (red:1.2) cat, <lora:{lora}:0.8> by ohwx
@@ -32,19 +33,29 @@ Model hash: 0123456789, Model: dreams, Clip skip: 2, Lora hashes: "{lora}: {dige
 Version: v1.10.1"""
 
 
+@pytest.fixture(scope="module")
+def made(_one_base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+
+    def fill(registry: Registry, _: Path) -> None:
+        taught = Taught(registry, _one_base, folder)
+        taught.add(taught.vectors(1) | taught.factors(), num_tokens=1)
+        taught.export("lora-kohya", "max.safetensors")
+        (folder / "max-embedding.safetensors").unlink()
+        save_file(load_file(folder / "max.safetensors"), folder / "max.safetensors")
+        taught.add(taught.vectors(2))
+        taught.export("embedding", "moritz.safetensors")
+        import_path(registry, folder / "max.safetensors", ImportOptions(trigger="ohwx dog"))
+        import_path(registry, folder / "moritz.safetensors", ImportOptions())
+
+    return made_with_rex(folder, fill)
+
+
 @pytest.fixture
-def taught(rex: Registry, tmp_path: Path) -> Taught:
+def taught(made: Path, base: LoadedBase, tmp_path: Path) -> Iterator[Taught]:
     """A tiny base model, and two imported concepts: the LoRA max and the embedding moritz."""
-    made = Taught(rex, load_base(str(write_tiny_base(tmp_path / "tiny"))), tmp_path)
-    made.add(made.vectors(1) | made.factors(), num_tokens=1)
-    made.export("lora-kohya", "max.safetensors")
-    (tmp_path / "max-embedding.safetensors").unlink()
-    save_file(load_file(tmp_path / "max.safetensors"), tmp_path / "max.safetensors")
-    made.add(made.vectors(2))
-    made.export("embedding", "moritz.safetensors")
-    import_path(rex, tmp_path / "max.safetensors", ImportOptions(trigger="ohwx dog"))
-    import_path(rex, tmp_path / "moritz.safetensors", ImportOptions())
-    return made
+    with copied(made, tmp_path) as registry:
+        yield Taught(registry, base, tmp_path)
 
 
 def drawn(taught: Taught, prompt: str, file_format: FileFormat = "png", **settings: object) -> Path:

@@ -1,6 +1,6 @@
 """Several subjects in a picture, each in its region: words, references, weights and LoRA."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from conceptry.models.references import Reference
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput
 from conceptry.training import train
+from copies import copied, made_with_rex
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0)
@@ -35,15 +36,24 @@ LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1
 SHORT = ("augmentation.crops=2", "num_tokens=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
 
 
+@pytest.fixture(scope="module")
+def made(_one_base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def teach(registry: Registry, photos: Path) -> None:
+        for name, category in (("mia", "cat"), ("tom", "bear")):
+            registry.add(name, [photos], category=category)
+        words = ("embedding.steps=1",)
+        train(registry, "rex", _one_base, overrides=SHORT)
+        train(registry, "mia", _one_base, overrides=(*SHORT, "rank=2"))
+        train(registry, "tom", _one_base, method="textual-inversion", overrides=words)
+
+    return made_with_rex(tmp_path_factory.mktemp("made"), teach)
+
+
 @pytest.fixture
-def both(rex: Registry, base: LoadedBase, photos: Path) -> Registry:
+def both(made: Path, tmp_path: Path) -> Iterator[Registry]:
     """rex changes all weights, mia has LoRA, tom only words."""
-    for name, category in (("mia", "cat"), ("tom", "bear")):
-        rex.add(name, [photos], category=category)
-    train(rex, "rex", base, overrides=SHORT)
-    train(rex, "mia", base, overrides=(*SHORT, "rank=2"))
-    train(rex, "tom", base, method="textual-inversion", overrides=("embedding.steps=1",))
-    return rex
+    with copied(made, tmp_path) as registry:
+        yield registry
 
 
 def asked(prompt: str, layout: Any, *seeds: int, **others: Any) -> Request:

@@ -1,7 +1,7 @@
 """SeFi-IDE: the subject-wise attention loss, and concepts that are taught in one batch."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from conceptry.training.callbacks import Hooks, LearnedAdapters, StepReport
 from conceptry.training.checkpoints import read_position
 from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
+from copies import copied, made_with_rex
 from long import quick_for
 from PIL import Image
 from torch import Tensor
@@ -355,13 +356,22 @@ def two(rex: Registry, pictures: list[Image.Image], tmp_path: Path) -> Registry:
     return rex
 
 
+@pytest.fixture(scope="module")
+def made(_one_base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def teach(registry: Registry, photos: Path) -> None:
+        registry.add("mia", [photos / "00.png"], category="cat")
+        words = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
+        train(registry, "rex", _one_base, method="sefi", overrides=SHORT)
+        train(registry, "mia", _one_base, overrides=words)
+
+    return made_with_rex(tmp_path_factory.mktemp("made"), teach)
+
+
 @pytest.fixture
-def pair(two: Registry, base: LoadedBase) -> Registry:
+def pair(made: Path, tmp_path: Path) -> Iterator[Registry]:
     """rex by sefi, mia by AttnDreamBooth."""
-    train(two, "rex", base, method="sefi", overrides=SHORT)
-    words = ("augmentation.crops=2", *(f"stage{i}.steps=1" for i in (1, 2, 3)))
-    train(two, "mia", base, overrides=words)
-    return two
+    with copied(made, tmp_path) as registry:
+        yield registry
 
 
 def test_methods_meet_in_a_prompt(pair: Registry, base: LoadedBase, tmp_path: Path) -> None:

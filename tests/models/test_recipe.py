@@ -183,6 +183,27 @@ def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
     assert torch.allclose(decoder[f"vae.{name}"], encoder[f"vae.{name}"], atol=0.01)
 
 
+@pytest.mark.parametrize("stage", ["control", "subject-encoder"])
+def test_late_stages_see_by_the_autoencoder_that_is_there(
+    stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be later, and of another shape, than the one that the U-Net learned with."""
+    monkeypatch.setattr(train, "SIZE", SMALL)
+    monkeypatch.setattr(train, "make_vae", small_vae)
+    monkeypatch.setattr(train, "make_unet", small_unet)
+    monkeypatch.setattr(train, "scaling_factor", lambda *_: 0.2)
+    begin(stage, context, tmp_path)
+    learned = load_file(tmp_path / "unet.safetensors")
+    earlier = {f"vae.{n}": p for n, p in small_vae(SMALL // 2).state_dict().items()}
+    others = {name: each for name, each in learned.items() if not name.startswith("vae.")}
+    save_file(others | earlier, tmp_path / "unet.safetensors")
+    modules = train.STAGES[stage].build(train.Context(tmp_path, torch.device("cpu")))
+    for part, file in (("vae", "vae"), ("unet", "unet"), ("text", "unet")):
+        expected = train.parameters_of(load_file(tmp_path / f"{file}.safetensors"), part)
+        found = modules[part].state_dict()
+        assert all(found[name].equal(value) for name, value in expected.items())
+
+
 @pytest.mark.long
 def test_every_stage_takes_a_step_at_full_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,7 +72,7 @@ def joined(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], first.wait(), out, err)
 
 
-WAYS_TO_START = [joined, pytest.param(launched, marks=pytest.mark.long)]
+WAYS_TO_START = [joined, launched]
 
 
 def address() -> dict[str, str]:
@@ -137,6 +137,7 @@ def test_two_processes_teach_several_concepts(
     torch.testing.assert_close(together["staged.0"], alone["staged.0"], atol=2e-4, rtol=2e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", WAYS_TO_START)
 def test_a_batch_that_is_too_small_is_told(start: Start, rex: Registry, tiny: str) -> None:
     done = start("--base", tiny, *WORDS, "--set", "stage3.batch=1")

@@ -161,22 +161,20 @@ def test_live_counts_what_is_alive() -> None:
     assert live.peak == 4096 + 512
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
-    quick_for(
-        1,
-        [
-            ("attndreambooth", "8gb", "SD 1.x", 8),
-            ("dreambooth", "8gb-sdxl", "SDXL", 8),
-            ("attndreambooth", "8gb-sdxl", "SDXL", 8),
-            ("sefi", "8gb-sdxl", "SDXL", 8),
-            ("textual-inversion", "8gb-sdxl", "SDXL", 8),
-            ("attndreambooth", "8gb", "SD 2.x", 8),
-            ("attndreambooth", "12gb", "SDXL", 12),
-            ("attndreambooth", "24gb", "SDXL", 24),
-            ("dreambooth", "8gb", "SDXL", 12),
-        ],
-    ),
+    [
+        ("attndreambooth", "8gb", "SD 1.x", 8),
+        ("dreambooth", "8gb-sdxl", "SDXL", 8),
+        ("attndreambooth", "8gb-sdxl", "SDXL", 8),
+        ("sefi", "8gb-sdxl", "SDXL", 8),
+        ("textual-inversion", "8gb-sdxl", "SDXL", 8),
+        ("attndreambooth", "8gb", "SD 2.x", 8),
+        ("attndreambooth", "12gb", "SDXL", 12),
+        ("attndreambooth", "24gb", "SDXL", 24),
+        ("dreambooth", "8gb", "SDXL", 12),
+    ],
     ids=str,
 )
 def test_presets_fit_their_cards(case: tuple[str, str, str, int]) -> None:

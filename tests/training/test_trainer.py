@@ -366,9 +366,8 @@ def test_what_lora_adapts_is_what_is_drawn_afterwards(
         torch.testing.assert_close(predicted(), in_training, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "method", quick_for(1, ["attndreambooth", "dreambooth", "sefi", "textual-inversion"])
-)
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["attndreambooth", "dreambooth", "sefi", "textual-inversion"])
 def test_what_is_learned_over_8_bits_is_nearly_what_is_learned_over_all(
     method: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:

@@ -472,11 +472,17 @@ def _timesteps(
     return (first + drawn[1] * (1000 - first)).long()
 
 
-def build_control(context: Context) -> nn.ModuleDict:
-    """The ControlNet from the U-Net's encoder, and all of the U-Net's stage, frozen."""
+def learned_unet(context: Context) -> nn.ModuleDict:
+    """All of the U-Net's stage as it was left, with the autoencoder that is there by now."""
     modules = build_unet(context)
     for part in ("unet", "text"):
         context.load("unet", modules[part], part)
+    return modules
+
+
+def build_control(context: Context) -> nn.ModuleDict:
+    """The ControlNet from the U-Net's encoder, and all of the U-Net's stage, frozen."""
+    modules = learned_unet(context)
     unet = modules["unet"]
     assert isinstance(unet, UNet2DConditionModel)
     modules["control"] = make_control(unet, SIZE // LATENT_SIZE)
@@ -534,9 +540,7 @@ def identity_losses(
 
 def build_subject_encoder(context: Context) -> nn.ModuleDict:
     """A subject encoder that has not learned, and all that draws and sees as it is."""
-    modules = build_unet(context)
-    for part, module in modules.items():
-        context.load("unet", module, part)
+    modules = learned_unet(context)
     clip = make_clip(context.tokenizer)
     context.load("clip-tune", clip, "clip")
     half = (0.5, 0.5, 0.5)
