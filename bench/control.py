@@ -1,6 +1,6 @@
 """Whether the miniature draws its subjects where a layout asks for them.
 
-    python bench/control.py                     # both parts, with the ControlNet that ships
+    python bench/control.py                     # all parts, with the ControlNet that ships
     python bench/control.py finder              # needs no ControlNet
     python bench/control.py layouts --layout runs/layout   # a diffusers folder
 
@@ -10,6 +10,8 @@ finder     the box of a subject in a picture is where the judge looks for its ca
 layouts    held-out prompts, each drawn from one seed with a layout of silhouettes, with one of
            boxes, and without any: the share of subjects whose box has an IoU of 0.5 or more with
            the one that was asked for. One that the judge does not see is not there
+sides      the same of single subjects, which no training has seen anywhere but near the middle,
+           asked for at the left and at the right in turn
 
 Shares come with 95 % Wilson intervals. Writes bench/results/control.json.
 """
@@ -17,6 +19,8 @@ Shares come with 95 % Wilson intervals. Writes bench/results/control.json.
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from conceptry.models.loading import load_base
 from conceptry.models.miniature.architecture import SMALL_SIZE
 from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import Box, categories_of, layout_picture
-from conceptry.models.miniature.world.scenes import describe, render, sample_scene
+from conceptry.models.miniature.world.scenes import Scene, describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
 from environment import describe as describe_machine
 from miniature import SETTINGS, share
@@ -40,6 +44,7 @@ from PIL import Image
 RESULTS = Path(__file__).parent / "results" / "control.json"
 NUM_RENDERS = 2000
 NUM_PROMPTS = 300
+SIDES = (0.3, 0.7)
 LEVEL = 0.05
 ENOUGH = 0.5
 
@@ -104,6 +109,24 @@ def finder() -> dict[str, Any]:
 
 def layouts(folder: Path | None) -> dict[str, Any]:
     """Draw held-out prompts with layouts and without."""
+    seeds = range(7_500_000, 7_500_000 + NUM_PROMPTS)
+    return _drawn([sample_scene(seed, "held-out") for seed in seeds], folder)
+
+
+def sides(folder: Path | None) -> dict[str, Any]:
+    """Draw held-out prompts of one subject, with layouts that have it at a side and without."""
+    seeds = range(7_600_000, 7_600_000 + NUM_PROMPTS // 3)
+    scenes = [sample_scene(seed, "held-out", num_subjects=1) for seed in seeds]
+    return _drawn([_at_a_side(scene, i) for i, scene in enumerate(scenes)], folder)
+
+
+def _at_a_side(scene: Scene, number: int) -> Scene:
+    (subject,) = scene.subjects
+    return replace(scene, subjects=(replace(subject, x=SIDES[number % len(SIDES)]),))
+
+
+def _drawn(scenes: Sequence[Scene], folder: Path | None) -> dict[str, Any]:
+    """How many subjects of some scenes are where layouts say, and where none says it."""
     base, judge = load_base(), load_judge()
     source = find_control(find_base("miniature"), "layout")
     if folder is not None:
@@ -112,8 +135,7 @@ def layouts(folder: Path | None) -> dict[str, Any]:
     right: dict[str, defaultdict[str, list[bool]]] = {
         way: defaultdict(list) for way in ("silhouettes", "boxes", "without")
     }
-    for seed in range(7_500_000, 7_500_000 + NUM_PROMPTS):
-        scene = sample_scene(seed, "held-out")
+    for scene in scenes:
         asked = list(zip(categories_of(scene), render(scene).boxes(), strict=True))
         for way, subjects in right.items():
             control = None
@@ -122,7 +144,7 @@ def layouts(folder: Path | None) -> dict[str, Any]:
                 picture = layout_picture(scene, side, boxes=way == "boxes")
                 pixels = (to_pixels([picture]) / 2 + 0.5).to(base.backbone.device)
                 control = Control(loaded.network, pixels)
-            (drawn,) = draw(base, describe(scene), [seed], SETTINGS, control=control)
+            (drawn,) = draw(base, describe(scene), [scene.seed], SETTINGS, control=control)
             found = find_boxes(judge, drawn.image)
             for name, box in asked:
                 is_right = name in found and iou(found[name], box) >= ENOUGH
@@ -131,7 +153,7 @@ def layouts(folder: Path | None) -> dict[str, Any]:
     return {
         "control_sha256": loaded.sha256,
         "base_sha256": base.sha256,
-        "num_prompts": NUM_PROMPTS,
+        "num_prompts": len(scenes),
         **{
             way: {name: share(values) for name, values in sorted(subjects.items())}
             for way, subjects in right.items()
@@ -139,17 +161,24 @@ def layouts(folder: Path | None) -> dict[str, Any]:
     }
 
 
+PARTS: Mapping[str, Callable[[Path | None], dict[str, Any]]] = {
+    "finder": lambda _: finder(),
+    "layouts": layouts,
+    "sides": sides,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=["finder", "layouts", []], default=[])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--layout", type=Path, help="a diffusers folder")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["environment"] = describe_machine()
-    for name in options.parts or ["finder", "layouts"]:
-        results[name] = finder() if name == "finder" else layouts(options.layout)
+    for name in options.parts or PARTS:
+        results[name] = PARTS[name](options.layout)
         print(name, json.dumps(results[name], indent=2))
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -14,15 +14,21 @@ from conceptry.evaluation import judge, judge_recipe
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models import bases, hashes
+from conceptry.models.conditioning import Control
+from conceptry.models.control import load_control
 from conceptry.models.loading import load_base
 from conceptry.models.miniature import shipped
+from conceptry.models.miniature.architecture import SMALL_SIZE
 from conceptry.models.miniature.recipe.export import LAYOUT, MAX_BYTES, restore
 from conceptry.models.miniature.recipe.train import STAGES
+from conceptry.models.miniature.world.identities import CATEGORIES
+from conceptry.models.miniature.world.layouts import layout_picture
 from conceptry.models.miniature.world.scenes import describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
 from conceptry.models.subject_encoder_file import FILE
 from conceptry.registry import InvalidWeights
 from long import quick_for
+from PIL import Image
 from safetensors.torch import load_file
 
 MANIFEST = json.loads((bases.SHIPPED / "manifest.json").read_text())
@@ -69,6 +75,29 @@ def test_plain_diffusers_loads_and_runs_it() -> None:
     (ours,) = draw(load_base(), "a photo of a red cat on the beach", [1], settings)
     gap = np.asarray(picture, dtype=int) - np.asarray(ours.image, dtype=int)
     assert np.abs(gap).max() <= 1
+
+
+def test_a_subject_is_drawn_where_a_layout_has_it() -> None:
+    base = load_base()
+    network = load_control(bases.find_control(base.base, LAYOUT), base).network
+    found: list[float] = []
+    for left in (0.05, 0.5):
+        picture = layout_picture([("dog", (left, 0.35, left + 0.45, 0.9))], base.backbone.size)
+        control = Control(network, to_pixels([picture]) / 2 + 0.5)
+        settings = SamplingSettings(steps=12)
+        (drawn,) = draw(base, "a photo of a dog on the beach", [1], settings, control=control)
+        found.append(middle_of(drawn.image, "dog"))
+    assert found[0] < 0.45
+    assert found[1] > 0.55
+
+
+@torch.no_grad()
+def middle_of(image: Image.Image, category: str) -> float:
+    """Where the judge looks for a category, as a share of the picture's width."""
+    small = image.resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
+    where = judge.load_judge()(to_pixels([small]))["where"][0, CATEGORIES.index(category)]
+    columns = where.exp().unflatten(-1, (16, 16)).sum(0)
+    return float((columns * (torch.arange(16) + 0.5)).sum() / columns.sum() / 16)
 
 
 @pytest.mark.parametrize("place", quick_for(1, ["on the beach", "in the snow", "in space"]))
