@@ -281,7 +281,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     """Seen in AdamW's first moment, a tenth of the gradient; what it does hides a factor."""
     gradients: dict[str, dict[str, Tensor]] = {}
     for parts in ("1", "3"):
-        overrides = (*THREE, f"gradient_accumulation={parts}", "stage1.steps=0")
+        words = (each for each in THREE if not each.startswith("stage1."))
+        overrides = (*words, f"gradient_accumulation={parts}", "stage1.steps=0")
         with pytest.raises(TrainingInterrupted):
             train(backbone, pictures, tmp_path / parts, overrides, should_stop=stops_after(1))
         point = read_resume_point(tmp_path / parts / "resume.safetensors")
