@@ -288,9 +288,10 @@ def _training_data_of(
         "photos": [image.sha256 for image in concept.images],
         "category": concept.category,
     }
-    if settings.mask.use != "none":
+    has_references = bool(settings.reference.photos)
+    if settings.mask.use != "none" or settings.augmentation.white_background or has_references:
         data["photo_masks"] = [image.mask for image in concept.images]
-    if settings.captions.share:
+    if settings.captions.share or has_references:
         data["photo_captions"] = [image.caption for image in concept.images]
     if settings.reference.encoder_strength:
         data["subject_encoder"] = hash_of_subject_encoder(base)

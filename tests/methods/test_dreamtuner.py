@@ -12,9 +12,10 @@ from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.regions import subject_columns
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput
-from conceptry.training import train
+from conceptry.registry.errors import InvalidInput, TrainingInterrupted
+from conceptry.training import resume, train
 from conceptry.training.callbacks import Hooks
+from PIL import Image
 
 SETTINGS = SamplingSettings(steps=3, guidance=3.0)
 
@@ -134,3 +135,29 @@ def test_one_photo_of_several(rex: Registry, base: LoadedBase) -> None:
         read_adapter(Path(resolve_prompt(rex, f"<rex@{number}>")[0].path))[0] for number in (1, 2)
     ]
     assert not torch.equal(states[0]["reference.0.latents"], states[1]["reference.0.latents"])
+
+
+@pytest.mark.parametrize("method", ["dreamtuner", "attndreambooth"])
+def test_a_run_goes_on_with_the_masks_and_captions_that_it_began_with(
+    method: str, rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """References and photos on white show them, whatever `mask.use` and `captions.share` are."""
+    names = ("unet",) if method == "dreamtuner" else ("stage1", "stage2", "stage3")
+    short = ["augmentation.crops=2", "reference.photos=1", *(f"{each}.steps=2" for each in names)]
+    short += ["prior.num_images=2"] if method == "dreamtuner" else []
+    photo = rex.show("rex").images[0]
+    rex.edit("rex", captions={photo.sha256: "a {} on a sofa"})
+    train(rex, "rex", base, method=method, overrides=short)
+    hooks = Hooks(should_stop=lambda: True)
+    with pytest.raises(TrainingInterrupted):
+        train(rex, "rex", base, method=method, overrides=short, hooks=hooks)
+    rex.edit("rex", captions={photo.sha256: "a {} in the snow"})
+    mask = Image.new("L", (photo.width, photo.height))
+    mask.paste(255, (0, 0, photo.width // 2, photo.height))
+    rex.set_masks(rex.show("rex").id, {photo.sha256: mask})
+    resume(rex, "rex", base)
+    whole, resumed = (
+        read_adapter(Path(resolve_prompt(rex, f"<rex@{number}>")[0].path)) for number in (1, 2)
+    )
+    assert resumed[1] == whole[1]
+    assert all(torch.equal(resumed[0][name], tensor) for name, tensor in whole[0].items())
