@@ -68,7 +68,7 @@ from .distributed import broadcast, is_main_process, join, num_processes
 from .photo_masks import masks_for_training
 from .previews import add_strip
 from .trainer import Trainer
-from .training import Subject, Training, training_resolution
+from .training import Subject, Training, check_fitting, training_resolution
 
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
@@ -181,6 +181,7 @@ def train_many(
     )
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
+    check_fitting(base.backbone, chosen, settings)
 
     def begin(concept: Concept) -> _RunPlan:
         concept = _with_images(concept)
@@ -554,11 +555,9 @@ class _Batch:
             raise TrainingInterrupted(f"{self._names()}: {error.message}; saved") from None
         except torch.OutOfMemoryError as error:
             self._end("failed", "out of memory")
-            fewer = "--together 1, " if len(self._plans) > 1 else ""
             raise TrainingFailed(
                 f"{self._names()}: the GPU has too little memory for these settings",
-                hint=f"{fewer}--preset 8gb, or --set gradient_accumulation=4 "
-                "--set fused_backward=false",
+                hint=self._less_memory(),
             ) from error
         except NotFinite as error:
             self._end("failed", error.message)
@@ -572,6 +571,14 @@ class _Batch:
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _less_memory(self) -> str:
+        """What to type to need less memory; batches of one picture cannot be split."""
+        settings = self._plans[0].settings
+        fewer = "--together 1, " if len(self._plans) > 1 else ""
+        if all(each.batch == 1 for each in settings.stages().values() if each.steps):
+            return f"{fewer}--preset 8gb, or --set gradient_checkpointing=true"
+        return f"{fewer}--preset 8gb, or --set gradient_accumulation=4 --set fused_backward=false"
 
     def _on_base(self, who: str, error: ConceptryError) -> str:
         return f"{who} on {self._base.base.name}: {error.message}"
@@ -682,13 +689,14 @@ def _training(
         registry, base, plan.concept, plan.settings.reference, encoder=encoder
     )
     subject = replace(subject, references=references)
-    if prior.weight and any(active_stages(method, plan.settings)):
+    training = Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+    if prior.weight and any(active_stages(method, plan.settings)):  # last, as it takes long
         after = references if prior.after_references else References(())
         pictures = class_pictures(
             registry, base, category, prior.num_images, after=after, hooks=hooks
         )
-        subject = replace(subject, class_pictures=pictures)
-    return Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+        training.subject = replace(subject, class_pictures=pictures)
+    return training
 
 
 def subject_of(
