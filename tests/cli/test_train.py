@@ -290,6 +290,54 @@ def test_a_step_that_never_comes_is_told_before(rex: Registry, run: Run, tiny: s
     assert not rex.show("rex").runs
 
 
+def test_a_step_that_never_comes_again_is_told_before(rex: Registry, run: Run, tiny: str) -> None:
+    config = {"stage2": {"steps": 9}, "stage3": {"steps": 5}}
+    rex.begin_run(
+        "rex",
+        method="attndreambooth",
+        config=config,
+        base=tiny,
+        base_sha256="0" * 64,
+        seed=0,
+        packages={},
+    )
+    result = run("train", "rex", "--resume", "--keep-every", "5")
+    assert result.exit_code == 2
+    assert "stage3 has 5 steps: none to keep every 5 -> --keep-every 1" in result.stderr
+    assert "loading" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rex", "--together", "2"], "attndreambooth changes the base model: --together is for"),
+        (
+            ["rex", "--method", "sefi", "--together", "2", "--set", "augmentation.buckets=true"],
+            "--together is without augmentation.buckets",
+        ),
+        (
+            ["rex", "--method", "dreamtuner", "--preset", "instant", "--preview-every", "5"],
+            "nothing to show -> leave --preview-every out",
+        ),
+        (["rex", "--eval-every", "1", "--suite", "nobody"], "nobody"),
+        (["rex", "--set", "optimizer=came"], "optimizer=came needs the package"),
+        (["bare"], "bare has no photos -> concept add bare PHOTO…"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told_before_the_base_model_is_loaded(
+    rex: Registry, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    rex.add("bare", [draw_folder(Path("bare"), 1)], category="dog")
+    rex.edit("bare", remove_images=[rex.show("bare").images[0].sha256])
+    monkeypatch.setattr("conceptry.training.packages.find_spec", lambda _: None)
+    result = run("train", *words)
+    assert result.exit_code in (2, 3)
+    assert message in result.stderr
+    assert "loading" not in result.stderr
+    assert not rex.show("rex").runs
+
+
 def test_a_training_goes_on_with_the_base_it_began_with(rex: Registry, run: Run, tiny: str) -> None:
     rex.add("mia", [draw_folder(Path("cats"), 1)], category="cat")
     begun = run("train", "rex", "--base", tiny, *SHORT)
