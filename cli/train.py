@@ -250,6 +250,7 @@ def _print_estimates(
             method=options.method,
             preset=options.preset,
             overrides=options.overrides,
+            photos=options.photos,
         )
     ]
     document = {

@@ -217,6 +217,9 @@ def _missing(concept: "Concept", settings: "TrainingSettings") -> Iterator[str]:
     if settings.captions.share and not any(image.caption for image in concept.images):
         hint = f"concept caption {name}"
         yield f"{name} has no captions: captions.share changes nothing ({hint})"
+    if settings.reference.photos > len(concept.images):
+        photos = count(len(concept.images), "photo")
+        yield f"{name} has {photos}: reference.photos={settings.reference.photos} holds no more"
 
 
 def _enlarged(concept: "Concept", side: int) -> Iterator[str]:

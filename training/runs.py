@@ -184,10 +184,7 @@ def train_many(
     check_fitting(base.backbone, chosen, settings)
 
     def begin(concept: Concept) -> _RunPlan:
-        concept = _with_images(concept)
-        if photos:
-            images = dict.fromkeys(find_photo(concept, word) for word in photos)
-            concept = replace(concept, images=list(images))
+        concept = with_photos(concept, photos)
         run = registry.begin_run(
             concept.id,
             method=chosen.name,
@@ -276,6 +273,17 @@ class _TrainingData:
     masks: list[str | None] | None = None
     captions: list[str | None] | None = None
     subject_encoder: str | None = None
+
+
+def with_photos(concept: Concept, words: Sequence[str]) -> Concept:
+    """The concept with the photos that are to be learned: all, or those that are named.
+
+    Raises `InvalidInput` for a concept without photos, and `NotFound`.
+    """
+    concept = _with_images(concept)
+    if not words:
+        return concept
+    return replace(concept, images=list(dict.fromkeys(find_photo(concept, word) for word in words)))
 
 
 def _training_data_of(
@@ -374,7 +382,7 @@ def _run_all(
     join()
     if not is_main_process():
         while batch := broadcast():
-            encoder = _encoder_for(base, batch[0][0].settings)
+            encoder = encoder_for(base, batch[0][0].settings)
             Trainer(
                 [_training(registry, base, plan, hooks, encoder) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
@@ -513,7 +521,7 @@ class _Batch:
     def _prepared(self) -> tuple[list["_RunRecorder"], list[Training]]:
         recorders: list[_RunRecorder] = []
         trainings: list[Training] = []
-        encoder = _encoder_for(self._base, self._plans[0].settings)
+        encoder = encoder_for(self._base, self._plans[0].settings)
         for plan in self._plans:
             try:
                 recorder = _RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
@@ -670,7 +678,7 @@ class _RunRecorder:
         self._hooks.on_checkpoint(checkpoint)
 
 
-def _encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
+def encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
     """The subject encoder for a batch of trainings, which have the same settings."""
     return load_subject_encoder(base) if settings.reference.encoder_strength else None
 

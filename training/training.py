@@ -75,6 +75,12 @@ def lora_of(method: Method, settings: TrainingSettings) -> Lora:
     )
 
 
+def has_lora(method: Method, settings: TrainingSettings) -> bool:
+    """Whether any stage trains LoRA: one that trains tokens alone needs none."""
+    stages = (stage for stage, _ in active_stages(method, settings))
+    return bool(settings.rank) and any(stage.learns != "embedding" for stage in stages)
+
+
 def check_fitting(backbone: Backbone, method: Method, settings: TrainingSettings) -> None:
     """Raise `InvalidInput` for settings that do not fit the base model, or what is installed."""
     check_packages(settings)
@@ -241,7 +247,7 @@ class Training:
         keep_on_device(backbone, self.accelerator.device, [DENOISER])
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
-        if settings.rank and not self.method.keeps_base:
+        if has_lora(self.method, settings):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
                 backbone.add_lora(lora_of(self.method, settings))
@@ -375,7 +381,8 @@ class Training:
 
     def load_learned(self, point: ResumePoint) -> None:
         """Load what was learned up to a resume point."""
-        copy_values(point.learned, self.all_learning())
+        if point.done or point.stage:
+            copy_values(point.learned, self.all_learning())
 
     def learned(self) -> LearnedAdapters:
         """What has been learned so far, as adapters."""

@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from conceptry.adapters.file_format import read_adapter
+from conceptry.cli.trainings_shown import notes_on
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.regions import subject_columns
+from conceptry.methods.dreamtuner import METHOD
+from conceptry.methods.method import resolve_settings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput, TrainingInterrupted
-from conceptry.training import resume, train
+from conceptry.registry.errors import InvalidInput, NotFound, TrainingInterrupted
+from conceptry.training import estimate, resume, train
 from conceptry.training.callbacks import Hooks
 from PIL import Image
 
@@ -135,6 +138,25 @@ def test_one_photo_of_several(rex: Registry, base: LoadedBase) -> None:
         read_adapter(Path(resolve_prompt(rex, f"<rex@{number}>")[0].path))[0] for number in (1, 2)
     ]
     assert not torch.equal(states[0]["reference.0.latents"], states[1]["reference.0.latents"])
+
+
+def test_an_estimate_is_of_the_references_too(rex: Registry, base: LoadedBase) -> None:
+    found = estimate(rex, "rex", base, method="dreamtuner", preset="instant", photos=["2"])
+    train(rex, "rex", base, method="dreamtuner", preset="instant", photos=["2"])
+    state, _ = read_adapter(Path(chosen(rex).path))
+    assert found.disk_bytes == sum(tensor.nbytes for tensor in state.values()) > 0
+    with pytest.raises(NotFound, match="no photo '9'"):
+        estimate(rex, "rex", base, method="dreamtuner", preset="instant", photos=["9"])
+
+
+def test_references_that_are_not_there_are_told(rex: Registry) -> None:
+    words = ("reference.photos=9",)
+    settings = resolve_settings(METHOD, preset="instant", base="", overrides=words)
+    concept = rex.show("rex")
+    notes = list(notes_on(concept, settings, 16))
+    assert "reference.photos=9 holds no more" in notes[0]
+    usual = resolve_settings(METHOD, preset="instant", base="")
+    assert not list(notes_on(concept, usual, 16))
 
 
 @pytest.mark.parametrize("method", ["dreamtuner", "attndreambooth"])
