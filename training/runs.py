@@ -723,8 +723,10 @@ def subject_of(
     side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
-    masks = masks_for_training(registry, base, concept, photos, settings.mask.use)
-    if settings.augmentation.white_background:
+    is_trained = any(active_stages(method, settings))
+    use = settings.mask.use if is_trained else "none"
+    masks = masks_for_training(registry, base, concept, photos, use)
+    if settings.augmentation.white_background and is_trained:
         cut = masks_for_training(registry, base, concept, photos, "auto")
         photos = Photos([partial(_on_white, photos, cut, i) for i in range(len(images))])
     num_tokens = method.count_tokens(base.backbone, settings)
