@@ -152,10 +152,20 @@ class TrainingsShown:
 
     def fail(self, names: "Sequence[str]", error: Exception) -> None:
         """Print an error of one or several concepts once."""
-        failure = explain(error)
+        failure = explain(self._with_options(error))
         self._failed += [(name, failure) for name in names]
         if not self._output.as_json:
             self._output.error(failure.message, failure.hint)
+
+    def _with_options(self, error: Exception) -> Exception:
+        """An error whose command that goes on has the options that are not kept with a run."""
+        from ..registry.errors import TrainingInterrupted, quoted
+
+        hint = error.hint if isinstance(error, TrainingInterrupted) else None
+        if not hint or not hint.startswith("concept train "):
+            return error
+        words = [hint, *map(quoted, self._options.words_beside_run())]
+        return TrainingInterrupted(str(error), hint=" ".join(words))
 
     def choose(self, outcomes: "Sequence[Outcome]") -> None:
         """With --eval-every: score kept checkpoints, and mark the best version of each concept."""

@@ -271,9 +271,12 @@ def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny
     for name in ("mia", "leo"):
         rex.add(name, [draw_folder(Path(name), 1)], category="cat")
     words = ["--json", "train", "rex", "mia", "leo", "--base", tiny, *SHORT]
+    words += ["--preview-every", "0", "--keep-every", "500", "--offline"]
     told = interrupted(*words, "--set", "stage3.steps=2000", "--seed", "7")
     failed = {each["concept"]: each for each in json.loads(told)["failed"]}
-    assert failed["rex"]["hint"] == "concept train rex --resume"
+    beside = " --preview-every 0 --keep-every 500 --offline"
+    assert failed["rex"]["hint"] == f"concept train rex --resume{beside}"
+    assert failed["mia"]["hint"].endswith(beside)
     assert failed["mia"] == failed["leo"] | {"concept": "mia"}
     assert failed["mia"]["message"] == "mia, leo: not begun"
     assert failed["mia"]["hint"].startswith(f"concept train mia leo --base {tiny} --method")
