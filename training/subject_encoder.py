@@ -148,8 +148,8 @@ def _check_begun(
     """Raise `InvalidInput` if a folder's training was begun with something else."""
     path = folder / "begun.json"
     seen = [(each.path.name, each.path.stat().st_size, each.caption) for each in sources]
-    now = dataclasses.asdict(metadata) | {"pictures": len(sources)} | asked
-    now["pictures_sha256"] = sha256_of_json(seen)
+    pictures = {"pictures": len(sources), "pictures_sha256": sha256_of_json(seen)}
+    now = {**dataclasses.asdict(metadata), **pictures, **asked}
     if not path.exists():
         write_file(path, (json.dumps(now, indent=2) + "\n").encode())
         return
