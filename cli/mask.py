@@ -10,6 +10,7 @@ from .errors import usage
 from .framework import Session, session_of
 from .output import count
 from .quick_start import quick_imports
+from .training_options import given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +64,9 @@ def mask(
         lacking = [image for image in concept.images if replace or image.mask is None]
         found: dict[str, Image.Image] = {}
         if lacking:
-            finder = _finder(session, model, base, offline)
+            finder, has_base = _finder(session, model, base, offline)
+            if not has_base and given(context, "base"):
+                session.output.warn(f"{model} needs no base model: --base is unused")
             with session.output.progress("looking") as advance:
                 found = find_masks(registry, concept, finder, replace=replace, on_progress=advance)
         files, kept = write_masks(concept, found, out, replace=replace)
@@ -79,21 +82,25 @@ def mask(
         session.output.warn(f"no {concept.category} was seen in {', '.join(without)}")
 
 
-def _finder(session: Session, model: str | None, base: str, offline: bool) -> "MaskFinder":
-    """What finds masks; the base model is loaded only if it is needed."""
+def _finder(
+    session: Session, model: str | None, base: str, offline: bool
+) -> "tuple[MaskFinder, bool]":
+    """What finds masks, and whether the base model is needed for it, which is loaded then."""
+    needed: list[LoadedBase] = []
     session.output.note(f"loading {model or base}")
     with quick_imports():
         from ..models.loading import load_base
         from ..training.photo_masks import ByAttention
 
         def loaded() -> "LoadedBase":
-            return load_base(base, offline=offline)
+            needed.append(load_base(base, offline=offline))
+            return needed[-1]
 
         if model is None:
-            return ByAttention(loaded())
+            return ByAttention(loaded()), True
         from ..training.mask_models import load_mask_model
 
-        return load_mask_model(model, loaded, offline=offline)
+        return load_mask_model(model, loaded, offline=offline), bool(needed)
 
 
 def _document(

@@ -114,7 +114,6 @@ def add(
             options = replace(options, base=base_of_unfinished(registry, chosen))
         checked_settings(registry, chosen, options)
         _check_photos(registry, chosen)
-        _check_suite(options)
         options = _with_hashes(registry, chosen, options)
         added = registry.enqueue(chosen, options.to_mapping(), first=first)
         waiting = len(registry.queue())
@@ -145,14 +144,6 @@ def _check_photos(registry: "Registry", concepts: Sequence[int]) -> None:
             raise InvalidInput(
                 f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
             )
-
-
-def _check_suite(options: "TrainOptions") -> None:
-    """Raise for a suite that is not there, as the training would in the end."""
-    if options.suite is not None:
-        from ..evaluation.suites import find_suite
-
-        find_suite(options.suite)
 
 
 def _with_hashes(

@@ -120,6 +120,8 @@ def train(
         if resume and not given(context, "base"):
             options = replace(options, base=base_of_unfinished(registry, chosen))
         settings = checked_settings(registry, chosen, options)
+        if not resume:
+            _end_without_photos(session, registry, chosen, dry_run=dry_run)
         if processes > 1 and num_processes() == 1 and not dry_run:
             sys.exit(launch(sys.argv[1:], processes))
         if not is_main_process():
@@ -163,6 +165,25 @@ def train(
         shown.exit_if_failed()
         if len(shown.done) == 1:
             session.output.note(f'next: concept generate "a photo of <{shown.done[0].name}>"')
+
+
+def _end_without_photos(
+    session: Session, registry: "Registry", concepts: list[int], *, dry_run: bool
+) -> None:
+    """Fail before the base model is loaded, or fetched, if no concept has a photo."""
+    from ..registry.errors import InvalidInput
+
+    found = [registry.show(concept) for concept in concepts]
+    if any(each.images for each in found):
+        return
+    with TrainingsShown(session, registry) as shown:
+        for name in (each.name for each in found):
+            error = InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
+            if dry_run:
+                raise error
+            shown.fail([name], error)
+        session.output.lines(shown.document(), [])
+        shown.exit_if_failed()
 
 
 def _counted_memory(
@@ -229,6 +250,7 @@ def _print_estimates(
             method=options.method,
             preset=options.preset,
             overrides=options.overrides,
+            photos=options.photos,
         )
     ]
     document = {

@@ -8,8 +8,10 @@ import typer
 from ..registry.errors import quoted
 from .arguments import complete_concept
 from .errors import usage
+from .output import count
 
 if TYPE_CHECKING:
+    from ..methods.method import Method
     from ..methods.settings import TrainingSettings
     from ..registry import Registry
     from ..registry.records import RunRecord
@@ -193,28 +195,89 @@ def checked_settings(
 ) -> "TrainingSettings":
     """The settings of a new training. Reports wrong options before anything is loaded."""
     from ..generation.reference_syntax import find_photo
-    from ..methods.method import active_stages, find_method, resolve_settings
+    from ..methods.method import find_method, resolve_settings
     from ..models.bases import find_base
-    from .output import count
+    from ..training.packages import check_packages
 
     method = find_method(options.method)
     base = find_base(options.base).name
     settings = resolve_settings(
         method, preset=options.preset, base=base, overrides=options.overrides
     )
+    if options.suite is not None:
+        from ..evaluation.suites import find_suite
+
+        find_suite(options.suite)
+    if options.resume:
+        _check_kept_of_unfinished(registry, concepts, options)
+        return settings
+    check_packages(settings)
+    _check_together(method, settings, options)
+    name, steps = _last_stage(method, settings) or (f"the preset {options.preset or base}", 0)
+    _check_kept(options, name, steps)
+    usual = type(options)().preview_every
+    if not steps and (options.tensorboard or options.preview_every not in (0, usual)):
+        option = "--tensorboard" if options.tensorboard else "--preview-every"
+        raise usage(f"{name} has 0 steps: nothing to show", f"leave {option} out")
+    for concept in concepts:
+        for photo in options.photos:
+            find_photo(registry.show(concept), photo)
+    return settings
+
+
+def _last_stage(method: "Method", settings: "TrainingSettings") -> tuple[str, int] | None:
+    """Its name and steps; None if no stage has any."""
+    from ..methods.method import active_stages
+
+    stages = [(stage.name, own.steps) for stage, own in active_stages(method, settings)]
+    return stages[-1] if stages else None
+
+
+def _check_together(
+    method: "Method", settings: "TrainingSettings", options: "TrainOptions"
+) -> None:
+    """Raise `Failure` for a number of concepts that could never share a batch."""
+    if (options.together or 1) == 1:
+        return
+    if not method.keeps_base:
+        raise usage(
+            f"{method.name} changes the base model: --together is for methods that keep it",
+            "--method sefi, or leave --together out",
+        )
+    if settings.augmentation.buckets:
+        raise usage(
+            "crops of a batch have one shape: --together is without augmentation.buckets",
+            "leave --together out",
+        )
+
+
+def _check_kept(options: "TrainOptions", name: str, steps: int) -> None:
+    """Raise `Failure` if no step of the last stage is one whose checkpoint is kept."""
     every = options.eval_every or options.keep_every
-    name, steps = f"the preset {options.preset or options.base}", 0
-    for stage, own in active_stages(method, settings):
-        name, steps = stage.name, own.steps
-    if every and not options.resume and every >= steps:
+    if every and every >= steps:
         option = "--eval-every" if options.eval_every else "--keep-every"
         raise usage(
             f"{name} has {count(steps, 'step')}: none to keep every {every}",
             f"{option} {max(1, steps // 4)}" if steps else f"leave {option} out",
         )
-    for concept in concepts:
-        if options.resume:
-            registry.resumable_run(concept)
-        for photo in options.photos:
-            find_photo(registry.show(concept), photo)
-    return settings
+
+
+def _check_kept_of_unfinished(
+    registry: "Registry", concepts: list[int], options: "TrainOptions"
+) -> None:
+    """The same of trainings that go on; raises `NotFound` for a concept that has none."""
+    runs = [registry.resumable_run(concept) for concept in concepts]
+    lasts = [_last_stage_of_run(run) for run in runs]
+    _check_kept(options, *max(lasts, key=lambda each: each[1]))
+
+
+def _last_stage_of_run(run: "RunRecord") -> tuple[str, int]:
+    from ..methods.method import find_method
+
+    for stage in reversed(find_method(run.method).stages):
+        match run.config.get(stage.name):
+            case {"steps": int(steps)} if steps:
+                return stage.name, steps
+            case _:
+                pass
+    return f"run {run.run}", 0

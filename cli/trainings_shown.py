@@ -152,10 +152,20 @@ class TrainingsShown:
 
     def fail(self, names: "Sequence[str]", error: Exception) -> None:
         """Print an error of one or several concepts once."""
-        failure = explain(error)
+        failure = explain(self._with_options(error))
         self._failed += [(name, failure) for name in names]
         if not self._output.as_json:
             self._output.error(failure.message, failure.hint)
+
+    def _with_options(self, error: Exception) -> Exception:
+        """An error whose command that goes on has the options that are not kept with a run."""
+        from ..registry.errors import TrainingInterrupted, quoted
+
+        hint = error.hint if isinstance(error, TrainingInterrupted) else None
+        if not hint or not hint.startswith("concept train "):
+            return error
+        words = [hint, *map(quoted, self._options.words_beside_run())]
+        return TrainingInterrupted(str(error), hint=" ".join(words))
 
     def choose(self, outcomes: "Sequence[Outcome]") -> None:
         """With --eval-every: score kept checkpoints, and mark the best version of each concept."""
@@ -217,6 +227,9 @@ def _missing(concept: "Concept", settings: "TrainingSettings") -> Iterator[str]:
     if settings.captions.share and not any(image.caption for image in concept.images):
         hint = f"concept caption {name}"
         yield f"{name} has no captions: captions.share changes nothing ({hint})"
+    if settings.reference.photos > len(concept.images):
+        photos = count(len(concept.images), "photo")
+        yield f"{name} has {photos}: reference.photos={settings.reference.photos} holds no more"
 
 
 def _enlarged(concept: "Concept", side: int) -> Iterator[str]:

@@ -204,6 +204,34 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[TrainingSettings], bool]
     (("captions.dropout",), "captions.share=0.5", lambda s: s.captions.share > 0),
     (("mask.background",), "mask.use=auto", lambda s: s.mask.use != "none"),
     (
+        ("augmentation.rotation",),
+        "augmentation.rotation_probability=0.75",
+        lambda s: s.augmentation.rotation_probability > 0,
+    ),
+    (
+        ("prior.num_images", "prior.after_references"),
+        "prior.weight=1",
+        lambda s: s.prior.weight > 0,
+    ),
+    (
+        ("reference.weight", "reference.share", "reference.guidance"),
+        "reference.photos=1",
+        lambda s: s.reference.photos > 0,
+    ),
+    (
+        ("gradient_accumulation",),
+        "STAGE.batch=8",
+        lambda s: any(each.steps and each.batch > 1 for each in s.stages().values()),
+    ),
+    (
+        ("loss_reduction",),
+        "STAGE.mean_weight=2",
+        lambda s: any(
+            each.steps and (each.mean_weight or each.variance_weight)
+            for each in s.stages().values()
+        ),
+    ),
+    (
         ("schedule.cycles",),
         "schedule.kind=cosine_with_restarts",
         lambda s: s.schedule.kind == "cosine_with_restarts",
@@ -233,17 +261,47 @@ def _check_used(method: Method, settings: TrainingSettings, overrides: Sequence[
     """Raise `InvalidInput` for an override, other than the usual value, that does nothing."""
     usual, now = dict(method.settings().flat()), dict(settings.flat())
     given = {word.partition("=")[0].strip() for word in overrides}
-    changed = {name for name in given if now.get(name) != usual.get(name)}
-    if method.keeps_base and "rank" in changed:
-        raise InvalidInput(
-            f"rank is for LoRA, but {method.name} trains tokens alone", hint="--set rank=0"
-        )
+    changed = [
+        name
+        for name, value in now.items()
+        if value != usual[name] and any(f"{name}.".startswith(f"{each}.") for each in given)
+    ]
+    _check_trained(method, settings, changed)
     for names, fitting, is_used in _ONLY_WITH:
         for name in names:
             if name in changed and not is_used(settings):
                 raise InvalidInput(
                     f"{name} does nothing without {fitting.partition('=')[0]}",
                     hint=f"--set {fitting}, or leave {name} out",
+                )
+
+
+def _check_trained(method: Method, settings: TrainingSettings, changed: Sequence[str]) -> None:
+    """Raise `InvalidInput` for changed settings of what is not trained."""
+    active = [stage for stage, _ in active_stages(method, settings)]
+    trained = [stage.name for stage in active]
+    for name in changed:
+        group, _, last = name.rpartition(".")
+        is_of_stage = group in settings.stages()
+        if last == "steps" and is_of_stage:
+            continue
+        if is_of_stage and group not in trained:
+            raise InvalidInput(
+                f"{name} does nothing: {group} has 0 steps",
+                hint=f"--set {group}.steps=N, or leave {name} out",
+            )
+        if not active and group != "reference":
+            raise InvalidInput(
+                f"{name} does nothing: no stage has steps",
+                hint=f"--set STAGE.steps=N, or leave {name} out",
+            )
+    if active and all(stage.learns == "embedding" for stage in active):
+        who = method.name if method.keeps_base else trained[0]
+        for name in changed:
+            if name == "rank" or name.startswith("lora."):
+                fitting = "--set rank=0" if name == "rank" else f"leave {name} out"
+                raise InvalidInput(
+                    f"{name} is for LoRA, but {who} trains tokens alone", hint=fitting
                 )
 
 

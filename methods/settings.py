@@ -131,7 +131,13 @@ class StageSettings(Settings):
     @property
     def has_several_rates(self) -> bool:
         """Whether tokens or encoders are trained beside the denoiser."""
-        return bool(self.embedding_rate or self.text_encoder_rate or self.subject_encoder_rate)
+        return len(self.rates()) > 1
+
+    def rates(self) -> list[tuple[str, float]]:
+        """(name, value) of the learning rate, and of those that other parts have, if not 0."""
+        others = ("embedding_rate", "text_encoder_rate", "subject_encoder_rate")
+        found = [(name, getattr(self, name)) for name in others]
+        return [("learning_rate", self.learning_rate), *(each for each in found if each[1])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,11 +404,12 @@ class TrainingSettings(Settings):
                     f"{name}.warmup is {stage.warmup}: the stage has {stage.steps} steps",
                     hint=f"--set {name}.warmup={stage.steps // 10}",
                 )
-            if kind == "polynomial" and stage.learning_rate <= POLYNOMIAL_END:
+            low = [rate for rate, value in stage.rates() if value <= POLYNOMIAL_END]
+            if kind == "polynomial" and low:
                 raise InvalidInput(
-                    f"{name}.learning_rate is {stage.learning_rate:g}: "
+                    f"{name}.{low[0]} is {getattr(stage, low[0]):g}: "
                     f"schedule.kind=polynomial ends at {POLYNOMIAL_END:g}",
-                    hint=f"--set {name}.learning_rate=… higher, or --set schedule.kind=linear",
+                    hint=f"--set {name}.{low[0]}=… higher, or --set schedule.kind=linear",
                 )
 
     def _check_optimizer(self, stages: Mapping[str, StageSettings]) -> None:

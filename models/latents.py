@@ -48,15 +48,23 @@ def decoded(pipeline: "DiffusionPipeline", latents: Tensor) -> Tensor:
 
 
 def _decoded(vae: "ModelMixin", latents: Tensor) -> Tensor:
+    latents = latents.to(vae.dtype)
+    middle, spread = latent_statistics(vae, latents)
+    scaled = latents * spread / vae.config.scaling_factor + middle
+    return vae.decode(scaled, return_dict=False)[0]
+
+
+def latent_statistics(vae: "ModelMixin", like: Tensor) -> tuple[Tensor, Tensor]:
+    """(middle, spread), each (1, C or 1, 1, 1), of what an autoencoder encodes.
+
+    Latents of the U-Net are that minus `middle`, times its scaling factor, divided by `spread`.
+    """
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    latents = latents.to(vae.dtype)
-    if mean and std:
-        spread, middle = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (std, mean))
-        scaled = latents * spread / config.scaling_factor + middle
-    else:
-        scaled = latents / config.scaling_factor
-    return vae.decode(scaled, return_dict=False)[0]
+    if not (mean and std):
+        mean, std = [getattr(config, "shift_factor", None) or 0.0], [1.0]
+    middle, spread = (like.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+    return middle, spread
 
 
 def needs_float32(vae: "ModelMixin") -> bool:

@@ -6,27 +6,15 @@
 once it has drawn on a CPU with bf16.
 """
 
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from ..registry.errors import InvalidInput
-
 Bits = Literal["8bit", "4bit"]
 _BLOCK = 64
 """Weights that share a scale in 4 bits."""
-
-
-def check_installed(bits: str) -> None:
-    """Raise `InvalidInput` if these bits need a package that is not installed."""
-    if bits == "4bit" and find_spec("bitsandbytes") is None:
-        raise InvalidInput(
-            "quantize=4bit needs the package bitsandbytes",
-            hint="pip install bitsandbytes, or --set quantize=8bit",
-        )
 
 
 def quantize(network: nn.Module, bits: Bits) -> dict[str, nn.Linear]:

@@ -31,7 +31,13 @@ from .backbone import (
     TrainingScheduler,
 )
 from .conditioning import Conditioning, Control
-from .latents import decoded, in_float32, needs_float32, non_finite_parameter
+from .latents import (
+    decoded,
+    in_float32,
+    latent_statistics,
+    needs_float32,
+    non_finite_parameter,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -208,9 +214,11 @@ class StableDiffusion(Backbone):
                 posterior = vae.encode(pixels).latent_dist
                 means.append(posterior.mean.float())
                 stds.append(posterior.std.float())
+        middle, spread = latent_statistics(vae, torch.cat(means))
         scale = vae.config.scaling_factor
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        found = Posterior((torch.cat(means) - shift) * scale, torch.cat(stds) * scale)
+        found = Posterior(
+            (torch.cat(means) - middle) * scale / spread, torch.cat(stds) * scale / spread
+        )
         if not (torch.isfinite(found.mean).all() and torch.isfinite(found.std).all()):
             raise NotFinite(
                 "the base model cannot see the photos: what its VAE encodes is not finite",

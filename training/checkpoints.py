@@ -78,10 +78,11 @@ def read_resume_point(path: Path) -> ResumePoint:
 def copy_values(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into those of the same names.
 
-    Raises `InvalidWeights` for a missing name or another shape.
+    Raises `InvalidWeights` for a name that only one of them has, or another shape.
     """
-    for name, value in values.items():
-        if name not in into or into[name].shape != value.shape:
+    for name in sorted(values.keys() | into.keys()):
+        value = values.get(name)
+        if value is None or name not in into or into[name].shape != value.shape:
             raise InvalidWeights(
                 f"the saved state of the training does not fit: {name}",
                 hint="concept train NAME starts over",

@@ -120,7 +120,7 @@ def _varied(
     share = rng.uniform(settings.smallest, 1.0)
     width, height = shape
     whole = min(photo.width * height, photo.height * width)  # the largest cut, times the other side
-    cut = (round(whole / height * share), round(whole / width * share))
+    cut = (max(1, round(whole / height * share)), max(1, round(whole / width * share)))
     left = rng.randint(0, photo.width - cut[0])
     top = rng.randint(0, photo.height - cut[1])
     if degrees:

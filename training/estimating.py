@@ -19,7 +19,7 @@ from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
 from .optimizers import moments_per_weight
-from .runs import subject_of
+from .runs import encoder_for, references_of, subject_of, with_photos
 from .trainer import Trainer
 from .training import Training
 
@@ -60,10 +60,11 @@ def estimate(
     method: str = DEFAULT_METHOD,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    photos: Sequence[str] = (),
 ) -> Estimate:
     """What `train` would take; see `estimate_many`."""
     (found,) = estimate_many(
-        registry, [name], base, method=method, preset=preset, overrides=overrides
+        registry, [name], base, method=method, preset=preset, overrides=overrides, photos=photos
     )
     return found
 
@@ -76,6 +77,7 @@ def estimate_many(
     method: str = DEFAULT_METHOD,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    photos: Sequence[str] = (),
 ) -> list[Estimate]:
     """Run three steps of each stage of a batch, and extrapolate; nothing is recorded.
 
@@ -89,7 +91,15 @@ def estimate_many(
     )
     if settings.augmentation.buckets and len(names) > 1:  # they are taught one after another
         found = (
-            estimate(registry, name, base, method=method, preset=preset, overrides=overrides)
+            estimate(
+                registry,
+                name,
+                base,
+                method=method,
+                preset=preset,
+                overrides=overrides,
+                photos=photos,
+            )
             for name in names
         )
         return list(found)
@@ -105,13 +115,13 @@ def estimate_many(
 
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}-{RESUME_FILE}" for i in range(len(names))]
-        concepts = [registry.show(name) for name in names]
+        concepts = [with_photos(registry.show(name), photos) for name in names]
         trainings = [
             _trial(registry, concept, base, chosen, trial, Hooks(on_step=on_step))
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        kept = 1 + moments_per_weight(settings.optimizer)
+        kept = 1 + moments_per_weight(settings.optimizer) + bool(settings.ema)
         with reporting_broken_base(base):
             outcomes = Trainer(trainings, paths).run()
         for path, learned in zip(paths, outcomes, strict=True):
@@ -146,7 +156,11 @@ def _trial(
     hooks: Hooks,
 ) -> Training:
     subject = subject_of(registry, base, concept, method, settings)
-    subject = replace(subject, class_pictures=[_square(subject.photos[0], base)] * 2)
+    references = references_of(
+        registry, base, concept, settings.reference, encoder=encoder_for(base, settings)
+    )
+    pictures = [_square(subject.photos[0], base)] * 2
+    subject = replace(subject, references=references, class_pictures=pictures)
     return Training(base.backbone, method, settings, subject, seed=0, hooks=hooks)
 
 

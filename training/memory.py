@@ -29,7 +29,7 @@ from ..models.sd import add_lora
 from ..models.shapes import Shapes, shapes_of
 from .optimizers import bytes_of_state
 from .precision import best_precision
-from .training import lora_of
+from .training import has_lora, lora_of
 
 CARDS = (8, 12, 16, 24)
 """Gigabytes of GPUs that people have."""
@@ -145,7 +145,7 @@ class _Counted:
             network.requires_grad_(False)
         if settings.quantize != "none":
             quantize(self.denoiser, settings.quantize)
-        if settings.rank and not method.keeps_base:
+        if has_lora(method, settings):
             add_lora(self.denoiser, self.encoders, lora_of(method, settings))
         self.learning = list(self._learning(stage, own))
         for parameter in self.learning:

@@ -1,7 +1,6 @@
 """Optimisers and learning rates of a stage, and what resume points keep of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -9,15 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..methods.settings import Schedule, StageSettings, TrainingSettings
-from ..registry.errors import InvalidInput, InvalidWeights
+from ..registry.errors import InvalidWeights
 
-_PACKAGES = {
-    "adamw8bit": ("bitsandbytes", "bitsandbytes"),
-    "came": ("pytorch_optimizer", "pytorch-optimizer"),
-    "prodigy": ("pytorch_optimizer", "pytorch-optimizer"),
-    "schedule-free": ("pytorch_optimizer", "pytorch-optimizer"),
-}
-"""(module, package to install) of optimisers that need one."""
 _GROUP = "group"
 """In resume points, the name of what an optimiser counts for all parameters together."""
 _COUNTED = {
@@ -28,16 +20,6 @@ _COUNTED = {
 """What optimisers count there; schedules need nothing, as rates follow from the step."""
 
 Shapes = dict[str, torch.Size]
-
-
-def check_installed(optimizer: str) -> None:
-    """Raise `InvalidInput` if the optimiser needs a package that is not installed."""
-    module, package = _PACKAGES.get(optimizer, ("torch", "torch"))
-    if find_spec(module) is None:
-        raise InvalidInput(
-            f"optimizer={optimizer} needs the package {package}",
-            hint=f"pip install {package}, or --set optimizer=adamw",
-        )
 
 
 def make_optimizer(

@@ -74,8 +74,15 @@ class TrainOptions:
 
     def words(self) -> list[str]:
         """The words of a command line that say so, without the concepts."""
+        return self._words(self.to_mapping())
+
+    def words_beside_run(self) -> list[str]:
+        """Those of what no run records, as previews: `--resume` needs them again."""
+        told = self.to_mapping()
+        return self._words({name: each for name, each in told.items() if name not in _OF_A_RUN})
+
+    def _words(self, told: Mapping[str, Any]) -> list[str]:
         flags = ("resume", "stop_early", "offline")
-        told: dict[str, Any] = self.to_mapping()
         found: list[str] = []
         for name, each in told.items():
             option = "--" + _OPTIONS.get(name, name.replace("_", "-"))
@@ -90,6 +97,7 @@ class TrainOptions:
 
 
 _OPTIONS = {"overrides": "set", "photos": "photo"}
+_OF_A_RUN = ("base", "method", "preset", "overrides", "photos", "seed", "resume")
 Train = Callable[[Sequence[QueuedTraining], TrainOptions], "Iterator[list[Outcome]]"]
 """Trains some concepts with the same options; see `train_queued`."""
 

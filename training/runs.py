@@ -68,7 +68,7 @@ from .distributed import broadcast, is_main_process, join, num_processes
 from .photo_masks import masks_for_training
 from .previews import add_strip
 from .trainer import Trainer
-from .training import Subject, Training, training_resolution
+from .training import Subject, Training, check_fitting, training_resolution
 
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
 METRICS_EVERY = 50
@@ -181,12 +181,10 @@ def train_many(
     )
     if len(names) > 1 and not chosen.keeps_base:
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
+    check_fitting(base.backbone, chosen, settings)
 
     def begin(concept: Concept) -> _RunPlan:
-        concept = _with_images(concept)
-        if photos:
-            images = dict.fromkeys(find_photo(concept, word) for word in photos)
-            concept = replace(concept, images=list(images))
+        concept = with_photos(concept, photos)
         run = registry.begin_run(
             concept.id,
             method=chosen.name,
@@ -277,6 +275,17 @@ class _TrainingData:
     subject_encoder: str | None = None
 
 
+def with_photos(concept: Concept, words: Sequence[str]) -> Concept:
+    """The concept with the photos that are to be learned: all, or those that are named.
+
+    Raises `InvalidInput` for a concept without photos, and `NotFound`.
+    """
+    concept = _with_images(concept)
+    if not words:
+        return concept
+    return replace(concept, images=list(dict.fromkeys(find_photo(concept, word) for word in words)))
+
+
 def _training_data_of(
     base: LoadedBase, concept: Concept, settings: TrainingSettings
 ) -> dict[str, object]:
@@ -288,9 +297,10 @@ def _training_data_of(
         "photos": [image.sha256 for image in concept.images],
         "category": concept.category,
     }
-    if settings.mask.use != "none":
+    has_references = bool(settings.reference.photos)
+    if settings.mask.use != "none" or settings.augmentation.white_background or has_references:
         data["photo_masks"] = [image.mask for image in concept.images]
-    if settings.captions.share:
+    if settings.captions.share or has_references:
         data["photo_captions"] = [image.caption for image in concept.images]
     if settings.reference.encoder_strength:
         data["subject_encoder"] = hash_of_subject_encoder(base)
@@ -372,7 +382,7 @@ def _run_all(
     join()
     if not is_main_process():
         while batch := broadcast():
-            encoder = _encoder_for(base, batch[0][0].settings)
+            encoder = encoder_for(base, batch[0][0].settings)
             Trainer(
                 [_training(registry, base, plan, hooks, encoder) for plan, hooks in batch],
                 [registry.run_folder(plan.run) / RESUME_FILE for plan, _ in batch],
@@ -511,7 +521,7 @@ class _Batch:
     def _prepared(self) -> tuple[list["_RunRecorder"], list[Training]]:
         recorders: list[_RunRecorder] = []
         trainings: list[Training] = []
-        encoder = _encoder_for(self._base, self._plans[0].settings)
+        encoder = encoder_for(self._base, self._plans[0].settings)
         for plan in self._plans:
             try:
                 recorder = _RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
@@ -553,11 +563,9 @@ class _Batch:
             raise TrainingInterrupted(f"{self._names()}: {error.message}; saved") from None
         except torch.OutOfMemoryError as error:
             self._end("failed", "out of memory")
-            fewer = "--together 1, " if len(self._plans) > 1 else ""
             raise TrainingFailed(
                 f"{self._names()}: the GPU has too little memory for these settings",
-                hint=f"{fewer}--preset 8gb, or --set gradient_accumulation=4 "
-                "--set fused_backward=false",
+                hint=self._less_memory(),
             ) from error
         except NotFinite as error:
             self._end("failed", error.message)
@@ -571,6 +579,14 @@ class _Batch:
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _less_memory(self) -> str:
+        """What to type to need less memory; batches of one picture cannot be split."""
+        settings = self._plans[0].settings
+        fewer = "--together 1, " if len(self._plans) > 1 else ""
+        if all(each.batch == 1 for each in settings.stages().values() if each.steps):
+            return f"{fewer}--preset 8gb, or --set gradient_checkpointing=true"
+        return f"{fewer}--preset 8gb, or --set gradient_accumulation=4 --set fused_backward=false"
 
     def _on_base(self, who: str, error: ConceptryError) -> str:
         return f"{who} on {self._base.base.name}: {error.message}"
@@ -662,7 +678,7 @@ class _RunRecorder:
         self._hooks.on_checkpoint(checkpoint)
 
 
-def _encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
+def encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
     """The subject encoder for a batch of trainings, which have the same settings."""
     return load_subject_encoder(base) if settings.reference.encoder_strength else None
 
@@ -681,13 +697,14 @@ def _training(
         registry, base, plan.concept, plan.settings.reference, encoder=encoder
     )
     subject = replace(subject, references=references)
-    if prior.weight and any(active_stages(method, plan.settings)):
+    training = Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+    if prior.weight and any(active_stages(method, plan.settings)):  # last, as it takes long
         after = references if prior.after_references else References(())
         pictures = class_pictures(
             registry, base, category, prior.num_images, after=after, hooks=hooks
         )
-        subject = replace(subject, class_pictures=pictures)
-    return Training(base.backbone, method, plan.settings, subject, seed=plan.seed, hooks=hooks)
+        training.subject = replace(subject, class_pictures=pictures)
+    return training
 
 
 def subject_of(
@@ -706,8 +723,10 @@ def subject_of(
     side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
     images = _with_images(concept).images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
-    masks = masks_for_training(registry, base, concept, photos, settings.mask.use)
-    if settings.augmentation.white_background:
+    is_trained = any(active_stages(method, settings))
+    use = settings.mask.use if is_trained else "none"
+    masks = masks_for_training(registry, base, concept, photos, use)
+    if settings.augmentation.white_background and is_trained:
         cut = masks_for_training(registry, base, concept, photos, "auto")
         photos = Photos([partial(_on_white, photos, cut, i) for i in range(len(images))])
     num_tokens = method.count_tokens(base.backbone, settings)

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from ..models.vision import LoadedVision, load_vision
 from ..registry.documents import parse_json, read_text
 from ..registry.errors import ConceptryError, InvalidInput, NotFound
 from ..registry.files import write_file
+from ..registry.hashes import sha256_of_json
 from ..registry.images import inspect, open_stored_mask, read_file, read_mask, read_photo
 from ..registry.sources import Source, collect
 from .precision import cast
@@ -92,11 +93,12 @@ def pretrain(
     The base model's denoiser is frozen, and on a GPU left in bfloat16. `stop_at` ends sooner, with
     a resume point.
 
-    Raises `InvalidInput` for pictures without masks, and for a folder of another training.
+    Raises `InvalidInput` for a folder of another training: of other pictures, settings or seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = metadata_for(base, vision)
-    _check_begun(folder, metadata, len(sources))
+    asked = {"steps": num_steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    _check_begun(folder, metadata, sources, asked)
     backbone, device = base.backbone, base.backbone.device
     backbone.denoiser.requires_grad_(False)
     if device.type == "cuda":
@@ -137,18 +139,26 @@ def _plainly(backbone: Backbone) -> Denoise:
     )
 
 
-def _check_begun(folder: Path, metadata: SubjectEncoderMetadata, num_pictures: int) -> None:
+def _check_begun(
+    folder: Path,
+    metadata: SubjectEncoderMetadata,
+    sources: Sequence[Source],
+    asked: Mapping[str, float],
+) -> None:
     """Raise `InvalidInput` if a folder's training was begun with something else."""
     path = folder / "begun.json"
-    now = dataclasses.asdict(metadata) | {"pictures": num_pictures}
+    seen = [(each.path.name, each.path.stat().st_size, each.caption) for each in sources]
+    pictures = {"pictures": len(sources), "pictures_sha256": sha256_of_json(seen)}
+    now = {**dataclasses.asdict(metadata), **pictures, **asked}
     if not path.exists():
         write_file(path, (json.dumps(now, indent=2) + "\n").encode())
         return
     begun = parse_json(read_text(path))
     begun = begun if isinstance(begun, dict) else {}
     for name, value in now.items():
-        if name != "base" and begun.get(name) != value:
-            what = name.removesuffix("_sha256")
+        is_older = name in ("pictures_sha256", *asked) and name not in begun
+        if name != "base" and not is_older and begun.get(name) != value:
+            what = name.removesuffix("_sha256").replace("_", " ")
             raise InvalidInput(
                 f"the training in {folder} was begun with another {what}", hint="--out NEW_FOLDER"
             )
@@ -275,6 +285,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--offline", action="store_true")
     options = parser.parse_args()
+    if not 0 < options.batch <= options.images:
+        parser.exit(2, f"--batch is {options.batch}: expected 1 to --images {options.images}\n")
     try:
         sources = pictures_with_masks(options.pictures, options.masks)
         base = load_base(options.base, device=options.device, offline=options.offline)

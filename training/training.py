@@ -16,15 +16,15 @@ from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone, Lora
-from ..models.quantized import check_installed as check_bits
 from ..models.seeds import seed_of
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import ResumePoint, copy_values
 from .crops import Crop, bucket_step, varied_crops
+from .distributed import num_processes
 from .latents import LatentPool, encode_pictures, loss_weights
-from .optimizers import check_installed
+from .packages import check_packages
 from .placement import AUTOENCODER, DENOISER, keep_on_device
 from .precision import cast, dtype_of, make_accelerator
 from .sources import Captions, SampleSource
@@ -75,6 +75,41 @@ def lora_of(method: Method, settings: TrainingSettings) -> Lora:
     )
 
 
+def has_lora(method: Method, settings: TrainingSettings) -> bool:
+    """Whether any stage trains LoRA: one that trains tokens alone needs none."""
+    stages = (stage for stage, _ in active_stages(method, settings))
+    return bool(settings.rank) and any(stage.learns != "embedding" for stage in stages)
+
+
+def check_fitting(backbone: Backbone, method: Method, settings: TrainingSettings) -> None:
+    """Raise `InvalidInput` for settings that do not fit the base model, or what is installed."""
+    check_packages(settings)
+    size, factor = training_resolution(backbone, settings), backbone.latent_factor
+    if size % factor or size < 2 * factor:
+        raise InvalidInput(
+            f"resolution is {size}: expected a multiple of {factor}",
+            hint=f"--set resolution={max(2, round(size / factor)) * factor}",
+        )
+    _check_batches(method, settings)
+
+
+def _check_batches(method: Method, settings: TrainingSettings) -> None:
+    """Each process needs a share of each step, or the others would wait for it."""
+    processes = num_processes()
+    if processes > 1 and settings.fused_backward:
+        raise InvalidInput(
+            "fused_backward updates weights before processes have exchanged gradients",
+            hint="--set fused_backward=false, or --processes 1",
+        )
+    shares = processes * settings.gradient_accumulation
+    for stage, own in active_stages(method, settings):
+        if processes > 1 and own.batch < shares:
+            raise InvalidInput(
+                f"a batch of {own.batch} in {stage.name} is too small for {processes} processes",
+                hint=f"--set {stage.name}.batch={shares}",
+            )
+
+
 class Training:
     """The training of one concept on one base model.
 
@@ -99,6 +134,7 @@ class Training:
         self.subject = subject
         self.seed = seed
         self.hooks = hooks or Hooks()
+        check_fitting(backbone, method, settings)
         self.accelerator = make_accelerator(settings.mixed_precision)
         self.size = training_resolution(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
@@ -106,38 +142,32 @@ class Training:
         if any(self._captions):
             self.prompts += [self.phrase, *dict.fromkeys(filter(None, self._captions))]
         self.class_prompt = class_prompt(subject.category)
-        self._check_resolution()
-        self._check_batches()
-        check_installed(settings.optimizer)
-        check_bits(settings.quantize)
+        self._check_prompts()
         self.noise_scheduler = backbone.training_scheduler()
         self._original: dict[str, Tensor] = {}
         self._dtypes = [(network, dtype_of(network)) for network in backbone.networks.values()]
 
-    def _check_resolution(self) -> None:
-        factor = self.backbone.latent_factor
-        if self.size % factor or self.size < 2 * factor:
-            raise InvalidInput(
-                f"resolution is {self.size}: expected a multiple of {factor}",
-                hint=f"--set resolution={max(2, round(self.size / factor)) * factor}",
-            )
+    def _check_prompts(self) -> None:
+        """Raise `InvalidInput` for prompts that are too long, or that a loss cannot be had of."""
+        category = self.subject.category
+        for prompt in (*self.prompts, self.class_prompt):
+            check_length(self.backbone, self._counted(prompt))
+        for stage, own in active_stages(self.method, self.settings):
+            name = "mean_weight" if own.mean_weight else "variance_weight"
+            for prompt in self.prompts if getattr(own, name) else ():
+                *_, after = prompt.partition(self.phrase)
+                if not self.method.names_category and category not in after:
+                    raise InvalidInput(
+                        f"{stage.name}.{name} compares the concept with its category, which the "
+                        f"training prompt {shown(self._counted(prompt))} does not name after it",
+                        hint=f"--set {stage.name}.{name}=0",
+                    )
 
-    def _check_batches(self) -> None:
-        """Each process needs a share of each step, or the others would wait for it."""
-        processes = self.accelerator.num_processes
-        if processes > 1 and self.settings.fused_backward:
-            raise InvalidInput(
-                "fused_backward updates weights before processes have exchanged gradients",
-                hint="--set fused_backward=false, or --processes 1",
-            )
-        shares = processes * self.settings.gradient_accumulation
-        for stage, stage_settings in active_stages(self.method, self.settings):
-            if processes > 1 and stage_settings.batch < shares:
-                raise InvalidInput(
-                    f"a batch of {stage_settings.batch} in {stage.name} is too small for "
-                    f"{processes} processes",
-                    hint=f"--set {stage.name}.batch={shares}",
-                )
+    def _counted(self, prompt: str) -> str:
+        """A prompt before its tokens are injected: any word is as long."""
+        for token in self.subject.tokens:
+            prompt = prompt.replace(token, "a")
+        return prompt
 
     def _caption_prompts(self) -> list[str | None]:
         """The caption of each photo as a training prompt, None without; none if none is used.
@@ -150,11 +180,8 @@ class Training:
 
     def _caption_prompt(self, caption: str) -> str:
         prompt = caption_prompt(caption, self.phrase, self.subject.category)
-        counted = prompt
-        for token in self.subject.tokens:  # they are not injected yet: any word is as long
-            counted = counted.replace(token, "a")
         try:
-            check_length(self.backbone, counted)
+            check_length(self.backbone, self._counted(prompt))
         except InvalidInput as error:
             raise InvalidInput(
                 f"the caption {shown(caption)}: {error.message}",
@@ -209,8 +236,6 @@ class Training:
         """
         backbone, settings = self.backbone, self.settings
         keep_on_device(backbone, self.accelerator.device, [AUTOENCODER])
-        for prompt in (*self.prompts, self.class_prompt):
-            check_length(backbone, prompt)
         for encoder in backbone.text_encoders:
             cast(encoder.network, torch.float32)
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
@@ -222,7 +247,7 @@ class Training:
         keep_on_device(backbone, self.accelerator.device, [DENOISER])
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
-        if settings.rank and not self.method.keeps_base:
+        if has_lora(self.method, settings):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
                 backbone.add_lora(lora_of(self.method, settings))
@@ -356,7 +381,8 @@ class Training:
 
     def load_learned(self, point: ResumePoint) -> None:
         """Load what was learned up to a resume point."""
-        copy_values(point.learned, self.all_learning())
+        if point.done or point.stage:
+            copy_values(point.learned, self.all_learning())
 
     def learned(self) -> LearnedAdapters:
         """What has been learned so far, as adapters."""

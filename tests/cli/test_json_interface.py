@@ -206,7 +206,7 @@ def test_generate(ask: Ask, compare: Compare, tmp_path: Path) -> None:
 
 def test_train(rex: Registry, ask: Ask, run: Run, compare: Compare, tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny")
-    words = ["rex", "--base", base, "--set", "augmentation.crops=2", "--set", "prior.num_images=2"]
+    words = ["rex", "--base", base, "--set", "augmentation.crops=2"]
     words += [word for i in (1, 2, 3) for word in ("--set", f"stage{i}.steps=1")]
     estimated = Comparison(whole=False)
     estimated.document(ask("train", *words, "--dry-run"), "concept train")

@@ -74,6 +74,26 @@ def test_masks_are_corrected_as_files(rex: Registry, run: Run, ask: Ask, tiny: s
     assert stored.tobytes() == painted.tobytes()
 
 
+class Everything:
+    """Sees a subject wherever it looks."""
+
+    def find(self, photo: Image.Image, category: str) -> Image.Image:
+        """See `MaskFinder`."""
+        del category
+        return Image.new("L", photo.size, 255)
+
+
+def test_a_base_model_that_is_not_used_is_told(
+    rex: Registry, run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "conceptry.training.mask_models.load_mask_model"
+    monkeypatch.setattr(where, lambda *_, **__: Everything())
+    told = run("mask", "rex", "--model", "any", "--base", tiny, "--preview")
+    assert (told.exit_code, "any needs no base model: --base is unused" in told.stderr) == (0, True)
+    assert "--base" not in run("mask", "rex", "--model", "any").stderr
+    assert all(masks(rex))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

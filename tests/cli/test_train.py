@@ -271,9 +271,12 @@ def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny
     for name in ("mia", "leo"):
         rex.add(name, [draw_folder(Path(name), 1)], category="cat")
     words = ["--json", "train", "rex", "mia", "leo", "--base", tiny, *SHORT]
+    words += ["--preview-every", "0", "--keep-every", "500", "--offline"]
     told = interrupted(*words, "--set", "stage3.steps=2000", "--seed", "7")
     failed = {each["concept"]: each for each in json.loads(told)["failed"]}
-    assert failed["rex"]["hint"] == "concept train rex --resume"
+    beside = " --preview-every 0 --keep-every 500 --offline"
+    assert failed["rex"]["hint"] == f"concept train rex --resume{beside}"
+    assert failed["mia"]["hint"].endswith(beside)
     assert failed["mia"] == failed["leo"] | {"concept": "mia"}
     assert failed["mia"]["message"] == "mia, leo: not begun"
     assert failed["mia"]["hint"].startswith(f"concept train mia leo --base {tiny} --method")
@@ -287,6 +290,54 @@ def test_a_step_that_never_comes_is_told_before(rex: Registry, run: Run, tiny: s
         result = run("train", "rex", "--base", tiny, *SHORT, option, "2")
         assert result.exit_code == 2
         assert f"stage3 has 2 steps: none to keep every 2 -> {option} 1" in result.stderr
+    assert not rex.show("rex").runs
+
+
+def test_a_step_that_never_comes_again_is_told_before(rex: Registry, run: Run, tiny: str) -> None:
+    config = {"stage2": {"steps": 9}, "stage3": {"steps": 5}}
+    rex.begin_run(
+        "rex",
+        method="attndreambooth",
+        config=config,
+        base=tiny,
+        base_sha256="0" * 64,
+        seed=0,
+        packages={},
+    )
+    result = run("train", "rex", "--resume", "--keep-every", "5")
+    assert result.exit_code == 2
+    assert "stage3 has 5 steps: none to keep every 5 -> --keep-every 1" in result.stderr
+    assert "loading" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rex", "--together", "2"], "attndreambooth changes the base model: --together is for"),
+        (
+            ["rex", "--method", "sefi", "--together", "2", "--set", "augmentation.buckets=true"],
+            "--together is without augmentation.buckets",
+        ),
+        (
+            ["rex", "--method", "dreamtuner", "--preset", "instant", "--preview-every", "5"],
+            "nothing to show -> leave --preview-every out",
+        ),
+        (["rex", "--eval-every", "1", "--suite", "nobody"], "nobody"),
+        (["rex", "--set", "optimizer=came"], "optimizer=came needs the package"),
+        (["bare"], "bare has no photos -> concept add bare PHOTO…"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told_before_the_base_model_is_loaded(
+    rex: Registry, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    rex.add("bare", [draw_folder(Path("bare"), 1)], category="dog")
+    rex.edit("bare", remove_images=[rex.show("bare").images[0].sha256])
+    monkeypatch.setattr("conceptry.training.packages.find_spec", lambda _: None)
+    result = run("train", *words)
+    assert result.exit_code in (2, 3)
+    assert message in result.stderr
+    assert "loading" not in result.stderr
     assert not rex.show("rex").runs
 
 

@@ -5,16 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from conceptry.adapters.file_format import read_adapter
+from conceptry.cli.trainings_shown import notes_on
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.regions import subject_columns
+from conceptry.methods.dreamtuner import METHOD
+from conceptry.methods.method import resolve_settings
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput
-from conceptry.training import train
+from conceptry.registry.errors import InvalidInput, NotFound, TrainingInterrupted
+from conceptry.training import estimate, resume, train
 from conceptry.training.callbacks import Hooks
+from PIL import Image
 
 SETTINGS = SamplingSettings(steps=3, guidance=3.0)
 
@@ -134,3 +138,48 @@ def test_one_photo_of_several(rex: Registry, base: LoadedBase) -> None:
         read_adapter(Path(resolve_prompt(rex, f"<rex@{number}>")[0].path))[0] for number in (1, 2)
     ]
     assert not torch.equal(states[0]["reference.0.latents"], states[1]["reference.0.latents"])
+
+
+def test_an_estimate_is_of_the_references_too(rex: Registry, base: LoadedBase) -> None:
+    found = estimate(rex, "rex", base, method="dreamtuner", preset="instant", photos=["2"])
+    train(rex, "rex", base, method="dreamtuner", preset="instant", photos=["2"])
+    state, _ = read_adapter(Path(chosen(rex).path))
+    assert found.disk_bytes == sum(tensor.nbytes for tensor in state.values()) > 0
+    with pytest.raises(NotFound, match="no photo '9'"):
+        estimate(rex, "rex", base, method="dreamtuner", preset="instant", photos=["9"])
+
+
+def test_references_that_are_not_there_are_told(rex: Registry) -> None:
+    words = ("reference.photos=9",)
+    settings = resolve_settings(METHOD, preset="instant", base="", overrides=words)
+    concept = rex.show("rex")
+    notes = list(notes_on(concept, settings, 16))
+    assert "reference.photos=9 holds no more" in notes[0]
+    usual = resolve_settings(METHOD, preset="instant", base="")
+    assert not list(notes_on(concept, usual, 16))
+
+
+@pytest.mark.parametrize("method", ["dreamtuner", "attndreambooth"])
+def test_a_run_goes_on_with_the_masks_and_captions_that_it_began_with(
+    method: str, rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """References and photos on white show them, whatever `mask.use` and `captions.share` are."""
+    names = ("unet",) if method == "dreamtuner" else ("stage1", "stage2", "stage3")
+    short = ["augmentation.crops=2", "reference.photos=1", *(f"{each}.steps=2" for each in names)]
+    short += ["prior.num_images=2"] if method == "dreamtuner" else []
+    photo = rex.show("rex").images[0]
+    rex.edit("rex", captions={photo.sha256: "a {} on a sofa"})
+    train(rex, "rex", base, method=method, overrides=short)
+    hooks = Hooks(should_stop=lambda: True)
+    with pytest.raises(TrainingInterrupted):
+        train(rex, "rex", base, method=method, overrides=short, hooks=hooks)
+    rex.edit("rex", captions={photo.sha256: "a {} in the snow"})
+    mask = Image.new("L", (photo.width, photo.height))
+    mask.paste(255, (0, 0, photo.width // 2, photo.height))
+    rex.set_masks(rex.show("rex").id, {photo.sha256: mask})
+    resume(rex, "rex", base)
+    whole, resumed = (
+        read_adapter(Path(resolve_prompt(rex, f"<rex@{number}>")[0].path)) for number in (1, 2)
+    )
+    assert resumed[1] == whole[1]
+    assert all(torch.equal(resumed[0][name], tensor) for name, tensor in whole[0].items())

@@ -95,6 +95,30 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
         (("schedule.rules=1:10,0.1",), "schedule.rules does nothing without schedule.kind"),
         (("noise.logit_std=2",), "noise.logit_std does nothing without noise.density"),
         (("loss.huber_c=0.5",), "loss.huber_c does nothing without loss.kind"),
+        (("captions={dropout: 0.5}",), "captions.dropout does nothing without captions.share"),
+        (("prior.num_images=3",), "prior.num_images does nothing without prior.weight"),
+        (("reference.share=0.5",), "reference.share does nothing without reference.photos"),
+        (
+            ("augmentation.rotation=20", "augmentation.rotation_probability=0"),
+            "augmentation.rotation does nothing without augmentation.rotation_probability",
+        ),
+        (
+            ("gradient_accumulation=4", *(f"stage{i}.batch=1" for i in (1, 2, 3))),
+            "gradient_accumulation does nothing without STAGE.batch",
+        ),
+        (
+            (
+                "loss_reduction=mean",
+                *(f"stage{i}.{word}_weight=0" for i in (1, 2, 3) for word in ("mean", "variance")),
+            ),
+            "loss_reduction does nothing without STAGE.mean_weight",
+        ),
+        (("stage2.steps=0", "stage2.batch=2"), "stage2.batch does nothing: stage2 has 0 steps"),
+        (("stage2.steps=0", "stage3.steps=0", "rank=4"), "rank is for LoRA, but stage1 trains"),
+        (
+            ("schedule.kind=polynomial", "stage2.text_encoder_rate=1e-8"),
+            "stage2.text_encoder_rate is 1e-08: schedule.kind=polynomial ends at 1e-07",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(words: tuple[str, ...], message: str) -> None:
@@ -114,6 +138,15 @@ def test_usual_values_may_be_given_wherever_they_count() -> None:
 def test_a_method_without_changes_of_weights_has_no_rank(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"rank is for LoRA, but {name} trains tokens alone"):
         resolve_settings(find_method(name), base="", overrides=("rank=16",))
+
+
+def test_without_a_training_only_references_have_settings() -> None:
+    method = find_method("dreamtuner")
+    for words in (("rank=16",), ("unet.batch=2",), ("prior.num_images=3",), ("mask.use=auto",)):
+        with pytest.raises(InvalidInput, match=r"does nothing: (no stage has|unet has 0) steps"):
+            resolve_settings(method, preset="instant", base="", overrides=words)
+    words = ("reference.photos=2", "reference.weight=1.5")
+    assert resolve_settings(method, preset="instant", base="", overrides=words)
 
 
 def test_tokens_alone_can_be_trained_over_few_bits() -> None:

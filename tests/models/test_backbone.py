@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conceptry.models.backbone import Backbone
+from conceptry.models.latents import decoded
 from conceptry.models.loading import backbone_of
 from conceptry.models.sd import StableDiffusion
 from conceptry.models.sdxl import StableDiffusionXL
 from conceptry.registry import InvalidInput
 from diffusers import DDPMPipeline
+from PIL import Image
 from tiny_base import make_tiny_base, make_tiny_sdxl
 from torch import Tensor
 
@@ -64,6 +66,32 @@ def test_a_pipeline_computes_what_it_did(pipeline: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"latents_mean": [0.5, -1.0, 0.0, 2.0], "latents_std": [2.0, 0.5, 1.0, 4.0]},
+        {"shift_factor": 0.25},
+    ],
+    ids=["plain", "mean and std", "shift"],
+)
+def test_what_is_encoded_is_decoded_as_it_was(pipeline: Any, config: dict[str, Any]) -> None:
+    """As diffusers has it: z = (E(x) - mean) · scale / std, and x = D(z · std / scale + mean)."""
+    vae, backbone = pipeline.vae, backbone_of(pipeline)
+    vae.register_to_config(**config)
+    picture = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
+    pixels = pipeline.image_processor.preprocess([picture])
+    with torch.no_grad():
+        encoded = vae.encode(pixels).latent_dist.mean
+        expected = vae.decode(encoded, return_dict=False)[0]
+    latents = backbone.encode_images([picture]).mean
+    middle = torch.tensor(config.get("latents_mean", [config.get("shift_factor", 0.0)]))
+    spread = torch.tensor(config.get("latents_std", [1.0]))
+    scaled = (encoded - middle[:, None, None]) * vae.config.scaling_factor / spread[:, None, None]
+    torch.testing.assert_close(latents, scaled)
+    torch.testing.assert_close(decoded(pipeline, latents), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_two_backbones_of_a_pipeline_share_who_watches(pipeline: Any) -> None:
     one, other = backbone_of(pipeline), backbone_of(pipeline)
     with one.attention.observe(columns=[1]) as seen:

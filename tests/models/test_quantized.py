@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.models import quantized
 from conceptry.models.loading import LoadedBase
-from conceptry.models.quantized import QuantizedLinear, check_installed, quantize
-from conceptry.registry.errors import InvalidInput
+from conceptry.models.quantized import QuantizedLinear, quantize
 from conceptry.training.memory import Live
 from tiny_fixtures import tree
 from torch import nn
@@ -122,12 +120,3 @@ def test_a_base_model_is_the_same_afterwards(bits: Any, base: LoadedBase) -> Non
     backbone.unquantize()
     backbone.unquantize()
     assert tree(backbone) == before
-
-
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
-    for bits in ("none", "8bit"):
-        check_installed(bits)
-    with pytest.raises(InvalidInput, match="needs the package bitsandbytes") as error:
-        check_installed("4bit")
-    assert "pip install bitsandbytes" in str(error.value.hint)

@@ -66,6 +66,14 @@ def test_row_47_crops_that_are_not_turned_are_what_they_were() -> None:
     assert apart(draw(1, (400, 300)), 64, Augmentation(crops=6, rotation_probability=0)) == 0
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 400)])
+def test_crops_of_the_smallest_photos_are_not_empty(size: tuple[int, int]) -> None:
+    for turned in (0.0, 1.0):
+        settings = Augmentation(crops=20, smallest=0.1, rotation_probability=turned)
+        found = varied_crops([Image.new("RGB", size, "red")], 8, settings, seed=0)
+        assert {each.image.getpixel((4, 4)) for each in found} == {(255, 0, 0)}
+
+
 def test_row_37_each_photo_is_decoded_once_and_alone() -> None:
     asked: list[int] = []
 

@@ -26,6 +26,7 @@ from conceptry.training.optimizers import (
     moments_per_weight,
     saved_state,
 )
+from conceptry.training.packages import PACKAGES
 from conceptry.training.trainer import Trainer, run_one
 from conceptry.training.training import Subject, Training
 from diffusers.optimization import get_scheduler
@@ -41,7 +42,7 @@ STAGE3 = ("augmentation.crops=2", "stage1.steps=0", "stage2.steps=0", "stage3.ba
 
 def made(kind: Any, rate: float = 1e-2) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     """Parameters of many shapes, one of which gets no gradient, and their optimiser."""
-    if optimizers._PACKAGES.get(kind):
+    if ("optimizer", kind) in PACKAGES:
         pytest.importorskip("pytorch_optimizer")
     generator = torch.Generator().manual_seed(0)
     learning = {

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 SHORT = ("augmentation.crops=4", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
+PROMPTS = 'prompts=["a photo of a {}"]'
 DRAWING = SamplingSettings(steps=2, guidance=3.0)
 
 
@@ -177,11 +178,49 @@ def test_wrong_settings_are_told(
     base: LoadedBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("conceptry.training.optimizers.find_spec", lambda _: None)  # no extras
+    monkeypatch.setattr("conceptry.training.packages.find_spec", lambda _: None)  # no extras
     if options.get("overrides") == ("optimizer=adamw8bit",):
         options = {"overrides": (*SHORT, "optimizer=adamw8bit")}
     with pytest.raises((InvalidInput, NotFound), match=message):
         teach(rex, base, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("quantize=4bit", "rank=2"), "quantize=4bit needs the package bitsandbytes"),
+        (("optimizer=came",), "optimizer=came needs the package pytorch-optimizer"),
+        (("resolution=17",), "expected a multiple of 2"),
+        ((f'prompts=["{"so " * 90}{{}}"]',), "the text encoder reads"),
+        (("captions.share=1",), "the caption 'so so"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_told_before_class_pictures_are_drawn(
+    words: tuple[str, ...],
+    message: str,
+    rex: Registry,
+    base: LoadedBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conceptry.training.packages.find_spec", lambda _: None)
+    photo = rex.show("rex").images[0].sha256
+    rex.edit("rex", captions={photo: "so " * 90})
+    drawn: list[object] = []
+    hooks = Hooks(on_class_picture=lambda *each: drawn.append(each))
+    with pytest.raises(InvalidInput, match=message):
+        teach(rex, base, method="dreambooth", overrides=words, hooks=hooks)
+    assert drawn == []
+
+
+def test_attention_to_the_category_needs_prompts_that_name_it(
+    rex: Registry, base: LoadedBase
+) -> None:
+    words = ["embedding.mean_weight=1", "embedding.steps=1", "augmentation.crops=2"]
+    with pytest.raises(InvalidInput, match=r"mean_weight compares .* 'a photo of a a' does not"):
+        teach(rex, base, method="textual-inversion", overrides=[*words, PROMPTS])
+    named = 'prompts=["a photo of a {} dog"]'
+    assert teach(rex, base, method="textual-inversion", overrides=[*words, named]).version == 1
 
 
 def test_rates_are_read_as_numbers(rex: Registry, base: LoadedBase) -> None:

@@ -114,6 +114,15 @@ def test_it_does_not_go_on_with_something_else(
     trained(base, vision, album, tmp_path / "run", stop_at=1)
     with pytest.raises(InvalidInput, match="was begun with another vision"):
         trained(base, load_vision("miniature"), album, tmp_path / "run")
+    for name, value in (("batch", 1), ("steps", 9), ("learning_rate", 0.1), ("seed", 7)):
+        changed: Any = {"num_steps" if name == "steps" else name: value}
+        with pytest.raises(InvalidInput, match=f"was begun with another {name.replace('_', ' ')}"):
+            trained(base, vision, album, tmp_path / "run", **changed)
+    photo = (album / "1.png").read_bytes()
+    (album / "1.png").write_bytes(photo + b"\0")
+    with pytest.raises(InvalidInput, match="was begun with another pictures"):
+        trained(base, vision, album, tmp_path / "run")
+    (album / "1.png").write_bytes(photo)
     (album / "2.png").unlink()
     with pytest.raises(InvalidInput, match="was begun with another pictures"):
         trained(base, vision, album, tmp_path / "run")

@@ -52,7 +52,7 @@ def trained(
     method: str = "dreamtuner",
     hooks: Hooks | None = None,
 ) -> Path:
-    short = SHORT if method == "dreamtuner" else ()
+    short = SHORT if method == "dreamtuner" and "unet.steps=0" not in overrides else ()
     made = train(registry, "rex", base, method=method, overrides=[*short, *overrides], hooks=hooks)
     return version(registry, made.version)
 

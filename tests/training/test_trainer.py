@@ -281,7 +281,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     """Seen in AdamW's first moment, a tenth of the gradient; what it does hides a factor."""
     gradients: dict[str, dict[str, Tensor]] = {}
     for parts in ("1", "3"):
-        overrides = (*THREE, f"gradient_accumulation={parts}", "stage1.steps=0")
+        words = (each for each in THREE if not each.startswith("stage1."))
+        overrides = (*words, f"gradient_accumulation={parts}", "stage1.steps=0")
         with pytest.raises(TrainingInterrupted):
             train(backbone, pictures, tmp_path / parts, overrides, should_stop=stops_after(1))
         point = read_resume_point(tmp_path / parts / "resume.safetensors")
@@ -484,6 +485,33 @@ def test_a_resolution_that_does_not_fit_is_told(
 ) -> None:
     with pytest.raises(InvalidInput, match="expected a multiple of 2"):
         train(backbone, pictures, tmp_path, (*THREE, f"resolution={resolution}"))
+
+
+@pytest.mark.parametrize("part", ["learned", "average"])
+def test_a_resume_point_that_lacks_something_is_refused(
+    part: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """What it lacks would begin again, without a word."""
+    overrides = (*THREE, "ema=0.9")
+    with pytest.raises(TrainingInterrupted):
+        train(backbone, pictures, tmp_path, overrides, should_stop=stops_after(2))
+    path = tmp_path / "resume.safetensors"
+    point = read_resume_point(path)
+    write_resume_point(path, replace(point, **{part: dict(list(getattr(point, part).items())[1:])}))
+    with pytest.raises(InvalidWeights, match="does not fit"):
+        train(backbone, pictures, tmp_path, overrides)
+
+
+def test_tokens_alone_leave_no_lora(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    method = find_method("attndreambooth")
+    words = ("stage1.steps=1", "stage2.steps=0", "stage3.steps=0", *SMALL)
+    settings = resolve_settings(method, preset="8gb", base="", overrides=words)
+    assert settings.rank == 16
+    subject = Subject(photos=pictures, category="dog", tokens=("<t>",))
+    learned = run_one(
+        Training(backbone, method, settings, subject, seed=0), tmp_path / "resume.safetensors"
+    )
+    assert learned.state().keys() == {"token.0"}
 
 
 @pytest.mark.parametrize("text", [b"", b"not weights"])
