@@ -430,15 +430,17 @@ def _scales(
     Raises `InvalidWeights` if that is damaged.
     """
     if peft:
-        configs = {"": _mapping(PEFT_CONFIG, peft)}
+        configs = {"": _PeftConfig.of(_mapping(PEFT_CONFIG, peft))}
     elif said := header.metadata.get("lora_adapter_metadata"):
         whole = _mapping("lora_adapter_metadata", said)
         configs = {
-            prefix: {
-                key.removeprefix(prefix): each
-                for key, each in whole.items()
-                if key.startswith(prefix)
-            }
+            prefix: _PeftConfig.of(
+                {
+                    key.removeprefix(prefix): each
+                    for key, each in whole.items()
+                    if key.startswith(prefix)
+                }
+            )
             for prefix in ("unet.", "text_encoder.", "text_encoder_2.")
         }
     else:
@@ -454,27 +456,51 @@ def _scales(
 _NETWORKS = {"unet": "unet.", "text.0": "text_encoder.", "text.1": "text_encoder_2."}
 
 
-def _scale_of(layer: Layer, configs: Mapping[str, Mapping[str, object]]) -> float:
+_Patterns = Mapping[str, tuple[int, object]]
+"""Values for layers whose path is, or ends with, a key; with their places in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PeftConfig:
+    settings: Mapping[str, object]
+    ranks: _Patterns
+    alphas: _Patterns
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> "_PeftConfig":
+        ranks, alphas = (settings.get(f"{each}_pattern") for each in ("rank", "alpha"))
+        return cls(settings, _patterns(ranks), _patterns(alphas))
+
+
+def _scale_of(layer: Layer, configs: Mapping[str, _PeftConfig]) -> float:
     """Alpha / rank, or with rsLoRA alpha / √rank."""
-    config = configs.get("") or configs.get(_NETWORKS.get(layer[0], "")) or {}
+    found = configs.get("") or configs.get(_NETWORKS.get(layer[0], ""))
+    config = found.settings if found else {}
     kind = str(config.get("peft_type", "LORA"))
     if kind not in _PEFT_KINDS:
         raise InvalidWeights(f"it was trained by {kind[:40]}, which is not read")
-    if not config:
+    if not found or not config:
         return 1.0
-    rank = _number(_of_pattern(config.get("rank_pattern"), layer[1], config.get("r")))
-    alpha = config.get(_PEFT_KINDS[kind])
-    alpha = _number(_of_pattern(config.get("alpha_pattern"), layer[1], alpha))
+    rank = _number(_of_pattern(found.ranks, layer[1], config.get("r")))
+    alpha = _number(_of_pattern(found.alphas, layer[1], config.get(_PEFT_KINDS[kind])))
     return alpha / (rank**0.5 if config.get("use_rslora") is True else rank)
 
 
-def _of_pattern(patterns: object, path: str, usual: object) -> object:
-    """The value for a layer whose path is, or ends with, a key; else the usual one."""
-    for key, value in patterns.items() if isinstance(patterns, dict) else ():
+def _patterns(found: object) -> _Patterns:
+    patterns: dict[str, tuple[int, object]] = {}
+    for place, (key, value) in enumerate(found.items() if isinstance(found, dict) else ()):
         own = str(key).lstrip("^").rstrip("$").replace(".", "_").removeprefix("text_model_")
-        if path == own or path.endswith(f"_{own}"):
-            return value
-    return usual
+        patterns.setdefault(own, (place, value))
+    return patterns
+
+
+def _of_pattern(patterns: _Patterns, path: str, usual: object) -> object:
+    """The value of the first key that a layer's path is, or ends with; else the usual one."""
+    if not patterns:
+        return usual
+    ends = [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == "_")]
+    found = [patterns[each] for each in ends if each in patterns]
+    return min(found, key=lambda each: each[0])[1] if found else usual
 
 
 def _number(value: object) -> float:
