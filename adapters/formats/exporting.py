@@ -489,6 +489,7 @@ def _merged_paths(path: Path, exports: "Sequence[_Export]") -> list[Path]:
 def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> MergedReport:
     first = exports[0]
     path, options = first.path, first.options
+    abouts = [each.about() for each in exports]  # before anything takes long
     base = first.load_base_model()
     for each in exports:
         each.check(base)
@@ -510,12 +511,12 @@ def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> Merged
         _, *beside = paths = _merged_paths(path, exports)
         words = [each.stem for each in beside]
         triggers = [each.phrase(word) for each, word in zip(exports, words, strict=True)]
-        about = replace(whole.about(), title=", ".join(labels))
+        about = replace(abouts[0], title=", ".join(labels))
         hint = f"Load {', '.join(each.name for each in beside)} too: prompts name them"
         weights, kept = whole.weights(about, ", ".join(triggers), hint)
         embeddings = [
-            ("embedding", each.embedding(each.about(), word))
-            for each, word in zip(exports, words, strict=True)
+            ("embedding", each.embedding(about_it, word))
+            for each, about_it, word in zip(exports, abouts, words, strict=True)
         ]
         files = _written(zip(paths, [("weights", weights), *embeddings], strict=True))
     told = [
