@@ -8,7 +8,7 @@ model of its shape. Loads no deep-learning library.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -199,7 +199,11 @@ def _imported(
     def take_in() -> None:
         taken = registry.import_originals([each.original for each in waiting], on_progress=advance)
         for plan, outcome in zip(waiting, taken, strict=True):
-            found[plan.path] = plan.outcome(outcome)
+            became = plan.outcome(outcome)
+            if isinstance(became, ImportedFile) and became.outcome == "known":
+                unused = _not_used(registry, became.concept, plan, options)
+                became = replace(became, warnings=[*became.warnings, *unused])
+            found[plan.path] = became
         waiting.clear()
 
     size = headers = 0
@@ -219,6 +223,23 @@ def _imported(
             size = headers = 0
     take_in()
     return found
+
+
+def _not_used(
+    registry: Registry, name: str | None, plan: "_Plan", options: ImportOptions
+) -> Iterator[str]:
+    """What options say of a file that is there already, where the concept has something else."""
+    if name is None or (options.category is None and options.trigger is None and not options.tags):
+        return
+    concept = registry.show(name)
+    edit = f"concept edit {concept.name}"
+    if options.category is not None and check_category(options.category) != concept.category:
+        yield f"keeps the category {concept.category} -> {edit} --category WORD"
+    if missing := [each for each in options.tags if each not in concept.tags]:
+        yield f"gets no tag {missing[0]} -> {edit} --tag {missing[0]}"
+    said = {phrase for run in concept.runs if isinstance(phrase := run.config.get("phrase"), str)}
+    if options.trigger is not None and plan.description.phrase not in said:
+        yield f"keeps what prompts say for it -> concept rm {concept.name}, and import it again"
 
 
 def _refused(path: Path, error: ConceptryError) -> ImportedFile:
