@@ -84,7 +84,7 @@ def export(
         export = _export_version if len(concepts) == 1 else _export_merged
         export(session, concepts, Path(file), options)
         return
-    if base or half or thumbnail:
+    if base is not None or half or thumbnail:
         raise usage(
             "a bundle takes no --base, --half or --thumbnail", "--format checkpoint or diffusers"
         )
@@ -194,7 +194,7 @@ def import_(
         options = ImportOptions(name=new_name, category=category, trigger=trigger, tags=tag or [])
         _import_originals(session, file, options)
         return
-    if category or trigger or tag:
+    if category is not None or trigger is not None or tag:
         raise usage(
             "a bundle takes no --category, --trigger or --tag: its concepts have them",
             f"concept import {quoted(file)}",

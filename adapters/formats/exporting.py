@@ -234,9 +234,9 @@ def _check_holds(
 
 def _check_options(options: ExportOptions, change: WeightDelta) -> None:
     has_base = options.format.name in ("checkpoint", "diffusers")
-    if options.base and options.format.name == "diff" and change.magnitudes:
+    if options.base is not None and options.format.name == "diff" and change.magnitudes:
         return  # which are of the base model's weights
-    for is_given, name in ((options.base, "--base"), (options.half, "--half")):
+    for is_given, name in ((options.base is not None, "--base"), (options.half, "--half")):
         if is_given and not has_base:
             raise InvalidInput(
                 f"{name} is for formats that contain the base model, which {options.format} does "
