@@ -65,6 +65,8 @@ LINES = [
     ["queue", "rm", "1"],
     ["queue", "run"],
     ["compress", "nobody"],
+    ["compress", "rex", "--to", "svd:0"],
+    ["compress", "rex", "--alias", "2"],
     ["mask", "nobody"],
     ["caption", "nobody"],
     ["suites"],
