@@ -99,13 +99,16 @@ def _export_merged(
 ) -> None:
     """Write several concepts as one model."""
     with session.registry() as registry:
+        from ..adapters.formats.report import check_target
         from ..generation.prompt_syntax import resolve_version
 
-        chosen = []
+        chosen, written = [], []
         for label in labels:
             name, has_version, version = label.partition("@")
             found = resolve_version(registry, registry.show(name), version if has_version else None)
             chosen.append((found.concept, found.version, Path(found.path)))
+            written.append(found.label)
+        check_target(registry, written, path, options)
         session.output.note("merging changes of weights")
         from ..adapters.formats.exporting import export_merged
 
@@ -124,6 +127,7 @@ def _export_version(
     name, has_version, version = label.partition("@")
     with session.registry() as registry:
         concept = registry.show(name)
+        from ..adapters.formats.report import check_target
         from ..adapters.formats.returning import export_original
         from ..generation.prompt_syntax import resolve_version
 
@@ -131,6 +135,7 @@ def _export_version(
         if options.format.name == "original":
             done = export_original(registry, concept, chosen.version, path, options)
         else:
+            check_target(registry, [chosen.label], path, options)
             from ..adapters.formats.exporting import export_version
 
             adapter = Path(chosen.path)
