@@ -1,57 +1,26 @@
 """`compress`: a small version of one that changes the base model's weights in full."""
 
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from ..registry import Registry
 from ..registry.errors import InvalidInput, quoted
+from ..registry.names import check_alias
 from ..registry.records import ArtifactRecord, Concept, VersionRecord, originals_of
 from ..registry.running import ADAPTER_FILE
 from .file_format import AdapterMetadata, CompressionMetadata, read_adapter, write_adapter
 from .formats.layouts import low_rank
 from .limits import MAX_RANK
 from .quantized import Kind, Quantized
+from .ways import Way
 from .weight_delta import WeightDelta
 
 Progress = Callable[[int, int], None]
 _KINDS: dict[str, Kind] = {"1bit": "sign", "fp8": "fp8", "int8": "int8"}
-_SVD = re.compile(r"svd:(\d{1,4})(%?)", re.ASCII)
-WAYS = "svd:RANK, svd:SHARE%, 1bit, fp8 or int8"
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How weights are compressed: by SVD to a `rank`, or to a `share` of the change; or in bits."""
-
-    name: Literal["svd", "1bit", "fp8", "int8"]
-    rank: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Way":
-        """`svd:32`, `svd:90%`, `1bit`, `fp8`, `int8`. Raises `InvalidInput`."""
-        if text in ("1bit", "fp8", "int8"):
-            return cls(text)
-        match = _SVD.fullmatch(text)
-        highest = 99 if match and match[2] else MAX_RANK
-        if not match or not 1 <= int(match[1]) <= highest:
-            raise InvalidInput(
-                f"{text[:40]!r} is no way to compress: {WAYS}, a rank up to {MAX_RANK}, a share up "
-                "to 99%",
-                hint="--to svd:32",
-            )
-        return cls("svd", share=int(match[1]) / 100) if match[2] else cls("svd", int(match[1]))
-
-    def __str__(self) -> str:
-        if self.share is not None:
-            return f"svd:{self.share:.0%}"
-        return f"svd:{self.rank}" if self.rank else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +110,8 @@ def compress_version(
     storing an adapter does.
     """
     name = f"{concept.name}@{version.number}"
+    if alias is not None:
+        check_alias(alias)
     if originals_of(version):
         raise InvalidInput(
             f"{name} was imported: it is kept as it came",

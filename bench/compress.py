@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conceptry.adapters.compression import Way as Compression
 from conceptry.adapters.compression import compress_version
+from conceptry.adapters.ways import Way as Compression
 from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
 from laboratory import (

@@ -12,9 +12,9 @@ def main() -> None:
     try:
         with quick_start.quick_imports():
             from .app import app
-    except KeyboardInterrupt:  # while it was still loading
+        app()
+    except KeyboardInterrupt:  # before a command had begun, which says more
         sys.exit(130)
-    app()
 
 
 def _open_streams() -> None:

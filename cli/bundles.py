@@ -84,7 +84,7 @@ def export(
         export = _export_version if len(concepts) == 1 else _export_merged
         export(session, concepts, Path(file), options)
         return
-    if base or half or thumbnail:
+    if base is not None or half or thumbnail:
         raise usage(
             "a bundle takes no --base, --half or --thumbnail", "--format checkpoint or diffusers"
         )
@@ -99,13 +99,16 @@ def _export_merged(
 ) -> None:
     """Write several concepts as one model."""
     with session.registry() as registry:
+        from ..adapters.formats.report import check_target
         from ..generation.prompt_syntax import resolve_version
 
-        chosen = []
+        chosen, written = [], []
         for label in labels:
             name, has_version, version = label.partition("@")
             found = resolve_version(registry, registry.show(name), version if has_version else None)
             chosen.append((found.concept, found.version, Path(found.path)))
+            written.append(found.label)
+        check_target(registry, written, path, options)
         session.output.note("merging changes of weights")
         from ..adapters.formats.exporting import export_merged
 
@@ -124,6 +127,7 @@ def _export_version(
     name, has_version, version = label.partition("@")
     with session.registry() as registry:
         concept = registry.show(name)
+        from ..adapters.formats.report import check_target
         from ..adapters.formats.returning import export_original
         from ..generation.prompt_syntax import resolve_version
 
@@ -131,6 +135,7 @@ def _export_version(
         if options.format.name == "original":
             done = export_original(registry, concept, chosen.version, path, options)
         else:
+            check_target(registry, [chosen.label], path, options)
             from ..adapters.formats.exporting import export_version
 
             adapter = Path(chosen.path)
@@ -194,7 +199,7 @@ def import_(
         options = ImportOptions(name=new_name, category=category, trigger=trigger, tags=tag or [])
         _import_originals(session, file, options)
         return
-    if category or trigger or tag:
+    if category is not None or trigger is not None or tag:
         raise usage(
             "a bundle takes no --category, --trigger or --tag: its concepts have them",
             f"concept import {quoted(file)}",

@@ -41,14 +41,19 @@ def compress(
     The new version is drawn with, scored and exported like any other; the original stays.
     """
     session = session_of(context)
+    from ..adapters.ways import Way
+    from ..registry.names import check_alias
+
+    way = Way.parse(to)
+    if alias is not None:
+        check_alias(alias)
     word, has_version, version = name.partition("@")
     with session.registry() as registry:
         concept = registry.show(word)  # before torch is loaded
         with quick_imports():
-            from ..adapters.compression import Way, compress_version
+            from ..adapters.compression import compress_version
             from ..generation.prompt_syntax import resolve_version
 
-            way = Way.parse(to)
         chosen = resolve_version(registry, concept, version if has_version else None)
         with session.output.progress("compressing") as advance:
             done = compress_version(

@@ -49,6 +49,7 @@ def edit(
     if all(change is None for change in changes):
         raise usage("say what to change", f"concept edit {name} --notes TEXT")
     with session.registry() as registry:
+        before = registry.show(name).tags
         concept = registry.edit(
             name,
             category=category,
@@ -58,6 +59,8 @@ def edit(
             captions=captions,
             remove_images=remove_image or [],
         )
+    for missing in [each for each in dict.fromkeys(untag or []) if each not in before]:
+        session.output.warn(f"{concept.name} had no tag {missing}")
     tags = f", tags {' '.join(concept.tags)}" if concept.tags else ""
     photos = count(len(concept.images), "photo")
     session.output.result(asdict(concept), f"{concept.name} ({concept.category}): {photos}{tags}")

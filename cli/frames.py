@@ -137,6 +137,7 @@ def parse(
     is_animated: bool,
     has_prompts: bool,
     has_control: bool,
+    batch: int | None,
     **options: Any,
 ) -> Animation | None:
     """What the options of an animation ask for; `options` are those that only animations have.
@@ -155,6 +156,8 @@ def parse(
             "an animation has to know its frames",
             "--controls FOLDER, a picture for each; or --prompts FILE, a prompt for each",
         )
+    if batch not in (None, 1):
+        raise usage("frames are drawn one at a time, each after the one before", "without --batch")
     if controls is not None and (has_prompts or has_control):
         other = "--prompts" if has_prompts else "--control"
         raise usage(f"--controls and {other} do not go together", "leave one of them out")

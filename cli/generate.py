@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _OUT = Path("pictures")
 _MOST_NOTES = 5
+_BATCH = 4
 
 
 class _Document(TypedDict):
@@ -107,8 +108,15 @@ def generate(
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, max=256, help="Pictures in a batch.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=256,
+            help="Pictures in a batch; 4 by default. Frames are drawn one at a time.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = _OUT,
     file_format: Annotated[
         Literal["png", "webp", "jpg"],
@@ -220,6 +228,7 @@ def generate(
         is_animated=animate,
         has_prompts=prompts is not None,
         has_control=control is not None,
+        batch=batch,
         previous_frame=previous_frame,
         first_frame=first_frame,
         frame_rate=frame_rate,
@@ -303,7 +312,7 @@ def generate(
                 session.output.note(line)
         wanted = script.look(registry, loaded, **looked) if script else requests
         total = sum(len(request.seeds) for request in wanted)
-        draw = film.draw if film else partial(generating.generate, batch=batch)
+        draw = film.draw if film else partial(generating.generate, batch=batch or _BATCH)
         drawing = draw(registry, loaded, wanted, out, with_leaks=leak, **looked)
         whole = script.whole(drawing) if script else ((each, True) for each in drawing)
         images, leaks, for_grid = _drawn(session, whole, total, grid=grid)

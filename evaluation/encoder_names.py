@@ -7,6 +7,7 @@ from pathlib import Path
 from ..models import bases
 from ..models.bases import Base
 from ..models.hashes import MANIFEST
+from ..registry.errors import InvalidInput
 
 SHIPPED = "miniature"
 """The name of the encoders that ship with the program."""
@@ -39,8 +40,11 @@ def encoder_names_for(
 ) -> EncoderNames:
     """The encoders for a base model: the shipped ones on the miniature, else `CLIP` and `DINO`.
 
-    `clip` and `dino` override them; `none` omits DINO.
+    `clip` and `dino` override them; `none` omits DINO. Raises `InvalidInput` for an empty name.
     """
+    for option, name in (("--clip", clip), ("--dino", dino)):
+        if name is not None and not name.strip():
+            raise InvalidInput(f"{option} names no encoder", hint=f"{option} ID, or leave it out")
     is_miniature = Path(base.source) == bases.SHIPPED
     chosen = dino or ("none" if is_miniature else DINO)
     return EncoderNames(

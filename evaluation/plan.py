@@ -37,11 +37,17 @@ class Plan:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
-        if self.settings.layout is not None and self.suite.num_subjects == 1:
-            raise InvalidInput(
-                f"the suite {self.suite.name} has one concept in a picture, a layout several",
-                hint="without --layout, or with the --suite of several concepts",
-            )
+        asked = {
+            "--layout": self.settings.layout is not None,
+            "--separate": self.settings.separate,
+        }
+        for option in [name for name, is_on in asked.items() if is_on]:
+            if self.suite.num_subjects == 1:
+                raise InvalidInput(
+                    f"the suite {self.suite.name} has one concept in a picture: {option} is for "
+                    "several",
+                    hint=f"without {option}, or with the --suite of several concepts",
+                )
         if self.chosen and len(self.chosen) != self.suite.num_subjects:
             names = " and ".join(each.concept.name for each in self.chosen)
             raise InvalidInput(

@@ -81,8 +81,10 @@ def score(
     tasks = [
         _Task.of(registry, request, chosen, trusted) for chosen in _subjects(registry, request)
     ]
-    for each in tasks if request.marks_best else ():
-        check_can_choose(each.suite, each.encoders)
+    for each in tasks:
+        each.plan(request, "")  # which is refused before anything is loaded
+        if request.marks_best:
+            check_can_choose(each.suite, each.encoders)
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -136,7 +138,7 @@ def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVers
         return [some for few in combinations(each, suite.num_subjects) for some in product(*few)]
     names = dict.fromkeys(request.names)
     if request.all_checkpoints:
-        base = find_base(request.base).name if request.base else None
+        base = None if request.base is None else find_base(request.base).name
         return [(chosen,) for name in names for chosen in _with_checkpoints(registry, name, base)]
     return [(chosen,) for name in names for chosen in _versions(registry, name, request.versions)]
 
@@ -193,7 +195,8 @@ class _Task:
         chosen: tuple[ChosenVersion, ...],
         trusted: Sequence[str],
     ) -> "_Task":
-        base = find_base(request.base or _trained_on(registry, chosen[0], trusted))
+        base = request.base
+        base = find_base(_trained_on(registry, chosen[0], trusted) if base is None else base)
         encoders = encoder_names_for(base, clip=request.clip, dino=request.dino)
         suite = suite_of(request, encoders, chosen[0].concept)
         return cls(chosen, suite, base, encoders)

@@ -700,6 +700,8 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
         for image in concept.images:
             if image.sha256 == drawn_after.photo:
                 found.setdefault(image.mask, (concept, image))
+        if drawn_after.mask in found:
+            break
     if drawn_after.mask not in found:
         other = ", with the mask that it had then," if found else ""
         raise NotFound(

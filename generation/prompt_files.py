@@ -121,7 +121,10 @@ def _request(
     }
     own = validated(PromptEntry, given, at=place, noun="setting").model_dump(exclude_unset=True)
     prompt, scene = own.pop("prompt"), own.pop("scene", "")
-    usual = range(defaults.seed, defaults.seed + defaults.n)
+    first, number = defaults.seed, defaults.n
+    if scene:
+        first, number = defaults.scene_seed, defaults.scene_n
+    usual = range(first, first + number)
     counted = {key: own.pop(key, None) for key in ("n", "seed", "seeds")}
     changed: dict[str, Any] = {}
     control, scale = own.pop("control", None), own.pop("control_scale", None)

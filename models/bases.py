@@ -108,7 +108,7 @@ def find_base(name: str) -> Base:
     if name in aliases:
         return aliases[name]
     path = _at_home(name)
-    if os.path.exists(path) or _looks_like_a_file(name):
+    if name and (os.path.exists(path) or _looks_like_a_file(name)):
         return _from_path(name, path)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return Base(name, "hub", name)

@@ -14,7 +14,7 @@ import shlex
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -55,6 +55,7 @@ from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, T
 from .tables import Concept as ConceptRow
 from .tensors import check_weights
 from .validation import problem
+from .zips import BYTES_OF_FILE, MAX_DIRECTORY_BYTES, opened_zip
 
 FORMAT = "conceptry-bundle"
 FORMAT_VERSION = 1
@@ -244,12 +245,12 @@ def export_bundle(
     with store.lock.shared():
         manifest = _describe(store, list(dict.fromkeys(names)))
         text = manifest.model_dump_json().encode()
-        if _is_too_large(text):
+        blobs = manifest.blobs()
+        if _is_too_large(text) or (len(blobs) + 1) * BYTES_OF_FILE > MAX_DIRECTORY_BYTES:
             raise InvalidInput(
                 f"what is known of {len(manifest.concepts)} concepts is too much for one file",
                 hint="export them in several",
             )
-        blobs = manifest.blobs()
         try:
             with new_file(path.parent) as unfinished:
                 with zipfile.ZipFile(unfinished.file, "w", zipfile.ZIP_STORED) as bundle:
@@ -356,9 +357,9 @@ def _describe_version(session: Session, version: Version, uids: Mapping[int, str
 
 def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept]:
     """Read concepts from a bundle; see `Registry.import_bundle`."""
-    with _reading(path):
-        bundle = zipfile.ZipFile(path)
-    with bundle:
+    with ExitStack() as stack:
+        with _reading(path):
+            bundle = stack.enter_context(opened_zip(path))
         entries = _checked_entries(bundle, path)
         manifest = _read_manifest(bundle, path)
         if name is not None:

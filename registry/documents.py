@@ -6,6 +6,7 @@ it that is larger than the file.
 """
 
 import json
+import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ MAX_NUMBER = 40
 """Characters of a number."""
 _VALUE = 16
 _MAX_COMPLAINT = 200
+_DECIMAL = re.compile(r"[-+]?[0-9][0-9_]*(?<!_)")
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -173,10 +175,17 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number of no more characters than any that is used here."""
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        """A number of no more characters than any that is used here, as YAML 1.2 reads it.
+
+        010 is ten, and 1:30 a text; in YAML 1.1 they are eight and ninety.
+        """
         if len(node.value) > MAX_NUMBER:
             self._refuse(node, f"a number of {len(node.value):,} digits")
+        if ":" in node.value:
+            return node.value
+        if _DECIMAL.fullmatch(node.value):
+            return int(node.value)
         kind = node.tag.rpartition(":")[2]
         return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
 

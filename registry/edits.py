@@ -40,9 +40,10 @@ def edit(
             detail["category"] = concept.category = check_category(category)
         if notes is not None:
             detail["notes"] = concept.notes = check_text(notes, "notes")
-        if tag or untag:
-            set_tags(session, concept, add=[check_name(t, "tag") for t in tag], remove=untag)
-            detail |= {"tag": list(tag), "untag": list(untag)}
+        new, gone = set_tags(
+            session, concept, add=[check_name(t, "tag") for t in tag], remove=untag
+        )
+        detail |= {"tag": new, "untag": gone} if new or gone else {}
         captioned: dict[str, str | None] = {}
         for image, caption in captions.items():
             row = _image_row(session, concept, image)
@@ -57,8 +58,9 @@ def edit(
             session.delete(row)
         if leaving:
             detail["removed_images"] = list(leaving)
-        refresh(session, concept)
-        record_event(session, concept, "edit", **detail)
+        if detail:
+            refresh(session, concept)
+            record_event(session, concept, "edit", **detail)
     return show_concept(store.database, name)
 
 
@@ -114,16 +116,19 @@ def existing_row(session: Session, database: Database, key: ConceptKey) -> Conce
 
 def set_tags(
     session: Session, concept: Concept, *, add: Sequence[str], remove: Sequence[str] = ()
-) -> list[str]:
-    """Add and remove tags; one that is there already, or missing, is no error. Returns the new."""
+) -> tuple[list[str], list[str]]:
+    """Add and remove tags; one that is there already, or missing, is no error.
+
+    Returns those that came, and those that went.
+    """
     rows = session.exec(select(Tag).where(Tag.concept_id == concept.id))
     present = {row.tag: row for row in rows}
-    for tag in remove:
-        if tag in present and tag not in add:
-            session.delete(present[tag])
+    gone = [tag for tag in dict.fromkeys(remove) if tag in present and tag not in add]
+    for tag in gone:
+        session.delete(present[tag])
     new = [tag for tag in dict.fromkeys(add) if tag not in present]
     session.add_all(Tag(concept_id=concept.id, tag=tag) for tag in new)
-    return new
+    return new, gone
 
 
 def refresh(session: Session, concept: Concept) -> None:

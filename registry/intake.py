@@ -72,7 +72,8 @@ def add(
             concept = concept or _new_concept(session, name, category)
             added, duplicates = _insert(session, concept, received)
             changes = _changes(concept, added, duplicates, notes)
-            if new_tags := set_tags(session, concept, add=tags):
+            new_tags, _ = set_tags(session, concept, add=tags)
+            if new_tags:
                 changes["tag"] = new_tags
             if changes:
                 concept.notes = concept.notes if notes is None else notes

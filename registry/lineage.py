@@ -16,9 +16,9 @@ from .errors import InvalidInput, NotFound
 from .hashes import is_sha256
 from .locks import begun_here
 from .names import (
+    check_alias,
     check_category,
     check_file_name,
-    check_name,
     check_text,
     findable,
     plain_line,
@@ -172,7 +172,7 @@ def add_version(
 ) -> int:
     """Store weights as the next version of a concept; see `Registry.add_version`."""
     if alias is not None:
-        _check_alias(alias)
+        check_alias(alias)
     with store.receive() as staging:
         stored = _stored(staging, files, kind)
         with store.database.write() as session:
@@ -266,16 +266,10 @@ def _next_number(session: Session, concept: Concept) -> int:
 
 def set_alias(store: Store, key: ConceptKey, number: int, alias: str) -> None:
     """Let `alias` stand for a version; see `Registry.set_alias`."""
-    _check_alias(alias)
+    check_alias(alias)
     with store.database.write() as session:
         concept = existing_row(session, store.database, key)
         _set_alias(session, concept, _version_row(session, concept, number), alias)
-
-
-def _check_alias(alias: str) -> None:
-    check_name(alias, "alias")
-    if alias.isdigit():
-        raise InvalidInput(f'"{alias}" would be taken for a version number')
 
 
 def _set_alias(session: Session, concept: Concept, version: Version, alias: str) -> None:

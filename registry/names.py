@@ -115,3 +115,11 @@ def printable(text: str) -> str:
 
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs")
+
+
+def check_alias(alias: str) -> str:
+    """Return an alias of versions, or raise `InvalidInput`."""
+    check_name(alias, "alias")
+    if alias.isdigit():
+        raise InvalidInput(f'"{alias}" would be taken for a version number', hint=f"v{alias}")
+    return alias

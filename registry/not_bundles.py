@@ -7,6 +7,7 @@ from .errors import (
     InvalidBundle,
     quoted,
 )
+from .zips import opened_zip
 
 _HEAD = 1 << 20
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -69,7 +70,7 @@ def _of_folder(path: Path) -> tuple[str, str]:
 
 def _of_zip(path: Path) -> tuple[str, str] | None:
     try:
-        with zipfile.ZipFile(path) as opened:
+        with opened_zip(path) as opened:
             names = opened.namelist()
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return None

@@ -1,7 +1,6 @@
 """`concept export` in the formats of other tools: what fits is written, or nothing."""
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from ...models.native import Native, native_of
 from ...models.single_file import original_tensors, unet_names
 from ...registry import Registry
 from ...registry.errors import (
-    AlreadyExists,
     ConceptryError,
     InvalidInput,
     InvalidWeights,
@@ -30,7 +28,6 @@ from ...registry.errors import (
 )
 from ...registry.files import replacing, replacing_folder
 from ...registry.hashes import sha256_of
-from ...registry.names import check_line
 from ...registry.records import Concept, RunRecord, VersionRecord, originals_of
 from ..adapter import injected
 from ..file_format import AdapterMetadata, read_adapter
@@ -44,13 +41,13 @@ from .metadata import About, Kind, describe, describe_training, thumbnail_of
 from .options import MERGING, ExportOptions, Format
 from .recognising import HASH_KEY
 from .report import (
-    ENDING,
     ExportedFile,
     ExportReport,
     MergedConcept,
     MergedReport,
-    check_new_files,
-    embedding_beside,
+    check_target,
+    merged_paths,
+    paths_of,
 )
 
 
@@ -71,11 +68,10 @@ def export_version(
     `AlreadyExists`, `InvalidWeights` for a broken adapter, what `load_base` raises, and
     `StorageError`.
     """
-    command = f"concept export {concept.name}@{version.number} {quoted(path)}"
+    check_target(registry, [f"{concept.name}@{version.number}"], path, options)
     export = _read_export(registry, concept, version, adapter, path, options, on_progress)
     _check_holds(options.format, export.name, path, export.metadata, export.change)
     _check_options(options, export.change)
-    _check_path(registry, path, options, f"{command} --format {options.format}")
     try:
         return export.write()
     except OSError as error:
@@ -101,6 +97,7 @@ def export_merged(
     labels = [f"{concept.name}@{version.number}" for concept, version, _ in versions]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InvalidInput(f"{twice[0]} is named twice", hint="name each concept once")
+    check_target(registry, labels, path, options)
     exports = [_read_export(registry, *each, path, options) for each in versions]
     changing = [each for each in exports if each.change.names]
     form = options.format
@@ -122,11 +119,6 @@ def export_merged(
         raise InvalidInput(f"--half is for formats that contain the base model, unlike {form}")
     if options.thumbnail and form.name == "diffusers":
         raise InvalidInput("a folder has no thumbnail", hint="leave out --thumbnail")
-    command = f"concept export {' '.join(labels)} {quoted(path)} --format {form}"
-    if form.name == "diffusers":
-        _check_path(registry, path, options, command)
-    else:
-        check_new_files(registry, _merged_paths(path, exports), options, command)
     try:
         return _write_merged(exports, labels)
     except OSError as error:
@@ -234,9 +226,9 @@ def _check_holds(
 
 def _check_options(options: ExportOptions, change: WeightDelta) -> None:
     has_base = options.format.name in ("checkpoint", "diffusers")
-    if options.base and options.format.name == "diff" and change.magnitudes:
+    if options.base is not None and options.format.name == "diff" and change.magnitudes:
         return  # which are of the base model's weights
-    for is_given, name in ((options.base, "--base"), (options.half, "--half")):
+    for is_given, name in ((options.base is not None, "--base"), (options.half, "--half")):
         if is_given and not has_base:
             raise InvalidInput(
                 f"{name} is for formats that contain the base model, which {options.format} does "
@@ -245,25 +237,6 @@ def _check_options(options: ExportOptions, change: WeightDelta) -> None:
             )
     if options.thumbnail and options.format.name == "diffusers":
         raise InvalidInput("a folder has no thumbnail", hint="leave out --thumbnail")
-
-
-def _check_path(registry: Registry, path: Path, options: ExportOptions, command: str) -> None:
-    """Raise `InvalidInput` and `AlreadyExists` unless the files may be written."""
-    if options.format.name != "diffusers":
-        check_new_files(registry, _paths(path, options.format), options, command)
-        return
-    check_line(path.name, "file name")
-    is_ours = os.path.isfile(path / "model_index.json") and not os.path.islink(path)
-    if options.overwrite and os.path.lexists(path) and not is_ours:
-        raise AlreadyExists(
-            f"{path} is no diffusers folder: it is not replaced", hint="name another folder"
-        )
-    registry.location.check_new(path, overwrite=options.overwrite, command=command)
-
-
-def _paths(path: Path, form: Format) -> list[Path]:
-    """Of the weights, and of the embedding beside them."""
-    return [path] if form.name.startswith("embedding") else [path, embedding_beside(path)]
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -297,7 +270,7 @@ class _Export:
         about = self.about()
         if self.form.startswith("embedding"):
             return self._write_files({"embedding": self.embedding(about, self.path.stem)})
-        beside = _paths(self.path, self.options.format)[1]
+        beside = paths_of(self.path, self.options.format)[1]
         hint = f"Load the embedding {beside.name} too: prompts name it"
         contents, kept = self.weights(about, self.phrase(beside.stem), hint)
         embedding = self.embedding(about, beside.stem)
@@ -434,7 +407,7 @@ class _Export:
         self, contents: "Mapping[str, _Contents]", kept: float | None = None
     ) -> ExportReport:
         """Write files of one export: all, or none."""
-        paths = _paths(self.path, self.options.format)
+        paths = paths_of(self.path, self.options.format)
         files = _written(zip(paths, contents.items(), strict=True))
         return self._report(self.phrase(paths[-1].stem), files, kept)
 
@@ -480,15 +453,10 @@ def _saved(base: LoadedBase, path: Path, options: ExportOptions) -> ExportedFile
     return ExportedFile(str(path), "pipeline", size, hash_of_folder(path), None, None)
 
 
-def _merged_paths(path: Path, exports: "Sequence[_Export]") -> list[Path]:
-    """Of the weights, and of each concept's embedding beside them."""
-    beside = [path.with_name(f"{path.stem}-{each.concept.name}{ENDING}") for each in exports]
-    return [path, *beside]
-
-
 def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> MergedReport:
     first = exports[0]
     path, options = first.path, first.options
+    abouts = [each.about() for each in exports]  # before anything takes long
     base = first.load_base_model()
     for each in exports:
         each.check(base)
@@ -507,15 +475,15 @@ def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> Merged
             _add_words(base, word, each.vectors)
         files, kept = [_saved(base, path, options)], None
     else:
-        _, *beside = paths = _merged_paths(path, exports)
+        _, *beside = paths = merged_paths(path, [each.concept.name for each in exports])
         words = [each.stem for each in beside]
         triggers = [each.phrase(word) for each, word in zip(exports, words, strict=True)]
-        about = replace(whole.about(), title=", ".join(labels))
+        about = replace(abouts[0], title=", ".join(labels))
         hint = f"Load {', '.join(each.name for each in beside)} too: prompts name them"
         weights, kept = whole.weights(about, ", ".join(triggers), hint)
         embeddings = [
-            ("embedding", each.embedding(each.about(), word))
-            for each, word in zip(exports, words, strict=True)
+            ("embedding", each.embedding(about_it, word))
+            for each, about_it, word in zip(exports, abouts, words, strict=True)
         ]
         files = _written(zip(paths, [("weights", weights), *embeddings], strict=True))
     told = [

@@ -8,7 +8,7 @@ model of its shape. Loads no deep-learning library.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -199,7 +199,11 @@ def _imported(
     def take_in() -> None:
         taken = registry.import_originals([each.original for each in waiting], on_progress=advance)
         for plan, outcome in zip(waiting, taken, strict=True):
-            found[plan.path] = plan.outcome(outcome)
+            became = plan.outcome(outcome)
+            if isinstance(became, ImportedFile) and became.outcome == "known":
+                unused = _not_used(registry, became.concept, plan, options)
+                became = replace(became, warnings=[*became.warnings, *unused])
+            found[plan.path] = became
         waiting.clear()
 
     size = headers = 0
@@ -219,6 +223,23 @@ def _imported(
             size = headers = 0
     take_in()
     return found
+
+
+def _not_used(
+    registry: Registry, name: str | None, plan: "_Plan", options: ImportOptions
+) -> Iterator[str]:
+    """What options say of a file that is there already, where the concept has something else."""
+    if name is None or (options.category is None and options.trigger is None and not options.tags):
+        return
+    concept = registry.show(name)
+    edit = f"concept edit {concept.name}"
+    if options.category is not None and check_category(options.category) != concept.category:
+        yield f"keeps the category {concept.category} -> {edit} --category WORD"
+    if missing := [each for each in options.tags if each not in concept.tags]:
+        yield f"gets no tag {missing[0]} -> {edit} --tag {missing[0]}"
+    said = {phrase for run in concept.runs if isinstance(phrase := run.config.get("phrase"), str)}
+    if options.trigger is not None and plan.description.phrase not in said:
+        yield f"keeps what prompts say for it -> concept rm {concept.name}, and import it again"
 
 
 def _refused(path: Path, error: ConceptryError) -> ImportedFile:
@@ -430,15 +451,17 @@ def _scales(
     Raises `InvalidWeights` if that is damaged.
     """
     if peft:
-        configs = {"": _mapping(PEFT_CONFIG, peft)}
+        configs = {"": _PeftConfig.of(_mapping(PEFT_CONFIG, peft))}
     elif said := header.metadata.get("lora_adapter_metadata"):
         whole = _mapping("lora_adapter_metadata", said)
         configs = {
-            prefix: {
-                key.removeprefix(prefix): each
-                for key, each in whole.items()
-                if key.startswith(prefix)
-            }
+            prefix: _PeftConfig.of(
+                {
+                    key.removeprefix(prefix): each
+                    for key, each in whole.items()
+                    if key.startswith(prefix)
+                }
+            )
             for prefix in ("unet.", "text_encoder.", "text_encoder_2.")
         }
     else:
@@ -454,27 +477,51 @@ def _scales(
 _NETWORKS = {"unet": "unet.", "text.0": "text_encoder.", "text.1": "text_encoder_2."}
 
 
-def _scale_of(layer: Layer, configs: Mapping[str, Mapping[str, object]]) -> float:
+_Patterns = Mapping[str, tuple[int, object]]
+"""Values for layers whose path is, or ends with, a key; with their places in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PeftConfig:
+    settings: Mapping[str, object]
+    ranks: _Patterns
+    alphas: _Patterns
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> "_PeftConfig":
+        ranks, alphas = (settings.get(f"{each}_pattern") for each in ("rank", "alpha"))
+        return cls(settings, _patterns(ranks), _patterns(alphas))
+
+
+def _scale_of(layer: Layer, configs: Mapping[str, _PeftConfig]) -> float:
     """Alpha / rank, or with rsLoRA alpha / √rank."""
-    config = configs.get("") or configs.get(_NETWORKS.get(layer[0], "")) or {}
+    found = configs.get("") or configs.get(_NETWORKS.get(layer[0], ""))
+    config = found.settings if found else {}
     kind = str(config.get("peft_type", "LORA"))
     if kind not in _PEFT_KINDS:
         raise InvalidWeights(f"it was trained by {kind[:40]}, which is not read")
-    if not config:
+    if not found or not config:
         return 1.0
-    rank = _number(_of_pattern(config.get("rank_pattern"), layer[1], config.get("r")))
-    alpha = config.get(_PEFT_KINDS[kind])
-    alpha = _number(_of_pattern(config.get("alpha_pattern"), layer[1], alpha))
+    rank = _number(_of_pattern(found.ranks, layer[1], config.get("r")))
+    alpha = _number(_of_pattern(found.alphas, layer[1], config.get(_PEFT_KINDS[kind])))
     return alpha / (rank**0.5 if config.get("use_rslora") is True else rank)
 
 
-def _of_pattern(patterns: object, path: str, usual: object) -> object:
-    """The value for a layer whose path is, or ends with, a key; else the usual one."""
-    for key, value in patterns.items() if isinstance(patterns, dict) else ():
+def _patterns(found: object) -> _Patterns:
+    patterns: dict[str, tuple[int, object]] = {}
+    for place, (key, value) in enumerate(found.items() if isinstance(found, dict) else ()):
         own = str(key).lstrip("^").rstrip("$").replace(".", "_").removeprefix("text_model_")
-        if path == own or path.endswith(f"_{own}"):
-            return value
-    return usual
+        patterns.setdefault(own, (place, value))
+    return patterns
+
+
+def _of_pattern(patterns: _Patterns, path: str, usual: object) -> object:
+    """The value of the first key that a layer's path is, or ends with; else the usual one."""
+    if not patterns:
+        return usual
+    ends = [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == "_")]
+    found = [patterns[each] for each in ends if each in patterns]
+    return min(found, key=lambda each: each[0])[1] if found else usual
 
 
 def _number(value: object) -> float:

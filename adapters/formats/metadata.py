@@ -120,7 +120,7 @@ def describe_training(about: About, ranks: Sequence[int], name: str) -> dict[str
 def thumbnail_of(path: Path) -> str:
     """A picture as ModelSpec has it: a data URI of a small JPEG without metadata.
 
-    Raises `InvalidImage` and `NotFound` for a file that is no picture.
+    Raises `InvalidImage` for a file that is no picture.
     """
     image = read_photo(read_file(path), str(path), at_least=_THUMBNAIL_SIDE)
     image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...registry import Registry
 from ...registry.errors import AlreadyExists, InvalidInput, quoted
 from ...registry.names import check_line
-from .options import ExportOptions
+from .options import ExportOptions, Format
 
 ENDING = ".safetensors"
 _BESIDE = "-embedding"
@@ -93,3 +93,36 @@ def check_new_files(
         if os.path.isdir(each):
             raise AlreadyExists(f"{each} is a folder", hint="name another file")
         registry.location.check_new(each, overwrite=options.overwrite, command=command)
+
+
+def check_target(
+    registry: Registry, labels: Sequence[str], path: Path, options: ExportOptions
+) -> None:
+    """Raise `InvalidInput` and `AlreadyExists` unless versions, as `rex@2`, may be written there.
+
+    Several are written as one model.
+    """
+    command = f"concept export {' '.join(labels)} {quoted(path)} --format {options.format}"
+    if options.format.name != "diffusers":
+        names = [each.partition("@")[0] for each in labels]
+        several = len(labels) > 1
+        paths = merged_paths(path, names) if several else paths_of(path, options.format)
+        check_new_files(registry, paths, options, command)
+        return
+    check_line(path.name, "file name")
+    is_ours = os.path.isfile(path / "model_index.json") and not os.path.islink(path)
+    if options.overwrite and os.path.lexists(path) and not is_ours:
+        raise AlreadyExists(
+            f"{path} is no diffusers folder: it is not replaced", hint="name another folder"
+        )
+    registry.location.check_new(path, overwrite=options.overwrite, command=command)
+
+
+def paths_of(path: Path, form: Format) -> list[Path]:
+    """Of the weights, and of the embedding beside them."""
+    return [path] if form.name.startswith("embedding") else [path, embedding_beside(path)]
+
+
+def merged_paths(path: Path, names: Sequence[str]) -> list[Path]:
+    """Of the weights, and of each concept's embedding beside them."""
+    return [path, *(path.with_name(f"{path.stem}-{name}{ENDING}") for name in names)]

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conceptry.adapters.compression import Way, compress, compress_version
+from conceptry.adapters.compression import compress, compress_version
 from conceptry.adapters.file_format import read_adapter, write_adapter
 from conceptry.adapters.quantized import KINDS, Kind, Quantized
+from conceptry.adapters.ways import Way
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
@@ -110,6 +111,17 @@ def test_more_is_kept_the_more_is_stored(taught: Taught) -> None:
 def test_what_is_no_way_is_told(text: str) -> None:
     with pytest.raises(InvalidInput, match="no way to compress"):
         Way.parse(text)
+
+
+def test_a_word_that_is_no_alias_is_told_before_anything_is_read(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = "conceptry.adapters.compression.read_adapter"
+    monkeypatch.setattr(read, lambda _: pytest.fail("it was read"))
+    (version,) = taught.registry.show("rex").versions
+    concept, way = taught.registry.show("rex"), Way.parse("1bit")
+    with pytest.raises(InvalidInput, match="would be taken for a version number"):
+        compress_version(taught.registry, concept, version, way, alias="2")
 
 
 def test_what_cannot_be_compressed_is_told(taught: Taught) -> None:

@@ -1,12 +1,19 @@
 """Other tools' files, imported: the same pictures as plain diffusers draws with them."""
 
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conceptry.adapters.formats.importing import ImportedFile, ImportOptions, import_path
+from conceptry.adapters.formats.importing import (
+    ImportedFile,
+    ImportOptions,
+    _of_pattern,
+    _patterns,
+    import_path,
+)
 from conceptry.adapters.formats.layouts import diffusers_tensors, kohya_tensors
 from conceptry.adapters.formats.reading import _Layers
 from conceptry.adapters.formats.recognising import recognise
@@ -45,6 +52,32 @@ def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
 
 def assert_changed(taught: Taught, found: np.ndarray, prompt: str) -> None:
     assert np.abs(found - plain(taught.reloaded(), prompt)).max() > 4 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("patterns", "value"),
+    [
+        ({}, 4),
+        ({"to_q": 7}, 4),
+        ({"to_k": 1, "attn2.to_k": 2}, 1),
+        ({"attn2.to_k": 2, "to_k": 1}, 2),
+        ({"2_to_k": 1}, 4),
+        ({"^blocks.0.attn2.to_k$": 3}, 3),
+        ({"text_model.to_k": 5}, 5),
+    ],
+)  # fmt: skip
+def test_the_first_of_peft_s_patterns_that_fits_counts(
+    patterns: dict[str, int], value: int
+) -> None:
+    assert _of_pattern(_patterns(patterns), "blocks_0_attn2_to_k", 4) == value
+
+
+def test_many_patterns_of_peft_take_no_longer_for_each_layer() -> None:
+    patterns = _patterns({f"layers.{i}.to_k": i for i in range(30_000)})
+    began = process_time()
+    found = [_of_pattern(patterns, f"blocks_0_layers_{i}_to_k", 4) for i in range(30_000)]
+    assert found == list(range(30_000))
+    assert process_time() - began < 10
 
 
 # --- what we export -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from conceptry.adapters.formats.options import ExportOptions, parse_format
 from conceptry.adapters.merging import merged
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.generation.prompt_syntax import resolve_version
-from conceptry.registry import InvalidInput
+from conceptry.registry import InvalidImage, InvalidInput
 from diffusers import StableDiffusionPipeline
 from drawing import draw_file
 from exported import Taught, add_embedding, plain
@@ -116,6 +116,17 @@ def test_weights_have_an_embedding_for_each_concept(two: Taught, form: str) -> N
         assert opened.metadata()["modelspec.trigger_phrase"] == "pets-rex dog, pets-mia dog"
     for name in names[1:]:
         add_embedding(two.reloaded(), two.folder / name, "<it>")
+
+
+def test_a_thumbnail_that_is_none_is_told_before_anything_is_merged(
+    two: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.add(two.vectors(2) | two.factors())
+    two.add(two.vectors(2) | two.factors(), to="mia")
+    load = "conceptry.adapters.formats.exporting.load_base"
+    monkeypatch.setattr(load, lambda *_, **__: pytest.fail("a base model was loaded"))
+    with pytest.raises(InvalidImage, match=r"none\.png"):
+        export(two, "diff", "pets.safetensors", thumbnail=two.folder / "none.png")
 
 
 def test_what_cannot_be_one_model_is_refused(two: Taught) -> None:

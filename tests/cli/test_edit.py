@@ -16,6 +16,12 @@ def test_edit_in_json_is_the_concept(rex: Registry, ask: Ask) -> None:
     assert rex.show("rex").tags == ["old"]
 
 
+def test_a_tag_that_is_not_there_is_told(rex: Registry, run: Run) -> None:
+    result = run("edit", "rex", "--untag", "pest", "--untag", "pets")
+    assert result.stderr == "warning: rex had no tag pest\n"
+    assert rex.show("rex").tags == []
+
+
 def test_photos_are_captioned_by_name_or_hash(rex: Registry, run: Run) -> None:
     sha256 = rex.show("rex").images[1].sha256
     by_hash = f"{sha256[:8]}=a dog = a friend"

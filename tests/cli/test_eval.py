@@ -82,6 +82,11 @@ def test_a_picture_like_a_photo_is_told(
         (["eval", "rex", "--mark-best"], 2, "--mark-best compares versions"),
         (["eval", "rex", "--clip", "no/body", "--offline"], 3, "no/body is not on this machine"),
         (["eval", "rex", "--base", "nobody"], 3, "there is no base model"),
+        (["eval", "rex", "--base", ""], 3, 'there is no base model ""'),
+        (["eval", "rex", "--clip", ""], 2, "--clip names no encoder"),
+        (["eval", "rex", "--dino", " "], 2, "--dino names no encoder"),
+        (["eval", "rex", "--separate"], 2, "--separate is for several"),
+        (["eval", "rex", "--layout", "rex=0,0,1,1"], 2, "--layout is for several"),
         (["suites", "odd"], 3, 'there is no suite "odd"'),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -95,6 +100,15 @@ def test_wrong_words_get_a_line_and_leave_nothing(
     assert done.exit_code == exit_code
     assert message in error_of(done)["message"]
     assert taught.evaluations("rex") == []
+
+
+def test_what_does_not_go_together_is_told_before_weights_are_loaded(
+    taught: Registry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = "conceptry.evaluation.running._loaded"
+    monkeypatch.setattr(load, lambda *_: pytest.fail("weights were loaded"))
+    done = run("eval", "rex", "--separate", "--clip", "openai/clip-vit-base-patch32")
+    assert done.exit_code == 2, done.output
 
 
 def test_an_untrained_concept_says_so(rex: Registry, run: Run) -> None:

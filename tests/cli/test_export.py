@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
+from drawing import draw_file
 from exported import Taught
 from program import Ask, Run
 from tiny_base import write_tiny_base
@@ -78,6 +79,26 @@ def test_wrong_usage_is_one_line(taught: Taught, run: Run, words: str) -> None:
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(Path().glob("a.*"))
+
+
+@pytest.mark.parametrize(
+    "words", [["rex@2"], ["rex@2", "--force", "--half"], ["rex@2", "mia"]], ids=" ".join
+)
+def test_a_place_that_is_taken_is_told_before_weights_are_read(
+    taught: Taught, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    read = "conceptry.adapters.formats.exporting.read_adapter"
+    monkeypatch.setattr(read, lambda _: pytest.fail("it was read"))
+    taught.registry.add("mia", [draw_file(Path("mia.png"), 9)], category="dog")
+    taught.add(taught.vectors(2), to="mia")
+    (Path("out") / "mine.txt").parent.mkdir()
+    Path("out/mine.txt").touch()
+    names = [each for each in words if not each.startswith("--")]
+    options = [each for each in words if each.startswith("--")]
+    result = run("export", *names, "out", "--format", "diffusers", *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: out ")
+    assert [each.name for each in Path("out").iterdir()] == ["mine.txt"]
 
 
 def test_an_untrained_concept_is_refused(rex: Registry, run: Run) -> None:

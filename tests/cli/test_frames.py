@@ -89,6 +89,7 @@ def test_a_frame_needs_the_one_before_it(
         (["--frame-rate", "9"], 2, "--frame-rate is for animations"),
         (["--animation", "gif"], 2, "--animation is for animations"),
         (["--animate", "--controls", "walk", "--control", "one.png"], 2, "do not go together"),
+        (["--animate", "--controls", "walk", "--batch", "2"], 2, "drawn one at a time"),
         (["--animate", "--controls", "gone:pose"], 3, "no folder gone of control pictures"),
         (["--animate", "--controls", "empty"], 2, "no picture in the folder empty"),
         (["--animate", "--controls", "walk:gone"], 3, 'no ControlNet "gone"'),

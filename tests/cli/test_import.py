@@ -158,6 +158,21 @@ def test_equal_tensors_under_another_header_are_found(registry: Registry, run: R
     assert run("import", "b.safetensors").stderr == "b.safetensors is there already, as a\n"
 
 
+def test_what_a_known_file_does_not_take_is_told(registry: Registry, run: Run) -> None:
+    write_lora(Path("a.safetensors"), 1)
+    said = ("--trigger", "ohwx man", "--category", "man", "--tag", "bought")
+    run("import", "a.safetensors", *said)
+    known = "a.safetensors is there already, as a\n"
+    assert run("import", "a.safetensors", *said).stderr == known
+    said = ("--trigger", "ohwx dog", "--category", "dog", "--tag", "bought", "--tag", "old")
+    assert run("import", "a.safetensors", *said).stderr == known + (
+        "warning: a.safetensors keeps the category man -> concept edit a --category WORD\n"
+        "warning: a.safetensors gets no tag old -> concept edit a --tag old\n"
+        "warning: a.safetensors keeps what prompts say for it"
+        " -> concept rm a, and import it again\n"
+    )
+
+
 def test_names(registry: Registry, run: Run) -> None:
     write_lora(Path("one/Rex.safetensors"), 1)
     write_lora(Path("two/rex.safetensors"), 2)

@@ -65,6 +65,8 @@ LINES = [
     ["queue", "rm", "1"],
     ["queue", "run"],
     ["compress", "nobody"],
+    ["compress", "rex", "--to", "svd:0"],
+    ["compress", "rex", "--alias", "2"],
     ["mask", "nobody"],
     ["caption", "nobody"],
     ["suites"],
@@ -91,6 +93,20 @@ def test_no_command_loads_a_deep_learning_library_without_need(tmp_path: Path) -
     assert "error" not in output.partition("Exit codes")[2]
     assert json.loads(output.splitlines()[-1]) == {" ".join(line): [] for line in LINES}
     assert {command_named(line)[1] for line in LINES} >= {name for name, _, _ in COMMANDS}
+
+
+def test_an_interrupt_before_a_command_begins_is_an_exit_code() -> None:
+    program = """
+from conceptry.cli import app as module, main
+def interrupted():
+    raise KeyboardInterrupt
+module.app = interrupted
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code)
+"""
+    assert run_python(program).splitlines() == ["130"]
 
 
 def test_help_loads_no_database_library() -> None:

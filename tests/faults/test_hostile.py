@@ -543,6 +543,24 @@ def test_fault_15_a_giant_manifest_is_not_read(
     assert "the manifest is too large" in refused(library, path)
 
 
+def test_fault_15_a_giant_directory_is_not_read(library: Registry, tmp_path: Path) -> None:
+    path, size = tmp_path / "hostile.concept", 1 << 30
+    with path.open("wb") as file:
+        file.write(b"PK")
+        file.seek(size)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, size, 0, 0))
+    assert "its directory has 1,073,741,824 bytes" in refused(library, path)
+
+
+def test_fault_15_what_no_import_would_read_is_not_written(
+    library: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conceptry.registry.bundle.MAX_DIRECTORY_BYTES", 200)
+    with pytest.raises(InvalidInput, match="too much for one file"):
+        library.export_bundle(library.names(), tmp_path / "rex.concept")
+    assert not (tmp_path / "rex.concept").exists()
+
+
 @pytest.mark.parametrize("depth", [100, 1_000, 20_000])
 def test_fault_15_a_deep_config_is_refused_or_harmless(
     parts: Parts, registry: Registry, tmp_path: Path, depth: int

@@ -29,6 +29,7 @@ from conceptry.generation.frames import (
     find_frames,
     parse_controls,
 )
+from conceptry.generation.init_request import InitRequest
 from conceptry.generation.provenance import DrawnFrame
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.references import frame_reference
@@ -310,6 +311,53 @@ def test_a_frame_is_drawn_again_from_the_one_beside_it(
     with pytest.raises(NotFound, match="whose file is not beside it") as failure:
         reproduce(rex, base, elsewhere, tmp_path / "again", frames=given[:1])
     assert f"begins with {frames[0].sha256[:12]}" in (failure.value.hint or "")
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A picture to begin with."""
+    path = tmp_path / "begun.png"
+    Image.radial_gradient("L").resize((16, 16)).convert("RGB").save(path)
+    return path
+
+
+def test_frames_may_begin_with_a_picture_and_are_drawn_again(
+    rex: Registry, base: LoadedBase, tmp_path: Path, places: list[Request], begun: Path
+) -> None:
+    size = replace(SETTINGS, size=(16, 16))
+    plain = [replace(each, settings=size) for each in places]
+    asked = [replace(each, init=InitRequest(picture=begun, strength=0.6)) for each in places]
+    frames = list(animate(rex, base, asked, tmp_path / "album"))
+    assert frames_of(frames[2]) == [(frames[1].sha256, 1.0)]
+    assert pixels(frames) != pixels(list(animate(rex, base, plain, tmp_path / "plain")))
+    used = read_provenance(frames[2].path).init
+    assert used is not None
+    assert used.strength == 0.6
+    again = InitRequest(picture=begun)
+    for frame in frames:
+        found, is_same = reproduce(rex, base, frame.path, tmp_path / "again", init=again)
+        assert is_same
+        assert read_provenance(found.path) == read_provenance(frame.path)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_a_part_is_redrawn_after_a_photo_and_again(
+    rex: Registry, base: LoadedBase, tmp_path: Path, begun: Path, strength: float
+) -> None:
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (8, 0, 16, 16))
+    mask.save(tmp_path / "mask.png")
+    init = InitRequest(picture=begun, strength=strength, mask=tmp_path / "mask.png")
+    asked = request(init=init, references=AFTER_REX, seeds=(3, 4))
+    drawn = list(generate(rex, base, [asked], tmp_path / "album"))
+    plain = generate(rex, base, [replace(asked, references=())], tmp_path / "plain")
+    assert not set(pixels(drawn)) & set(pixels(list(plain)))
+    with Image.open(begun) as before:
+        for each in drawn:
+            kept, was = (np.asarray(image)[:, 0] for image in (each.image, before))
+            assert np.array_equal(kept, was)
+    _, is_same = reproduce(rex, base, drawn[1].path, tmp_path / "again", init=init)
+    assert is_same
 
 
 def test_files_that_are_not_the_frame(

@@ -53,9 +53,26 @@ def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
     assert read_prompts(path, DEFAULTS) == expected
 
 
+def test_a_scene_has_the_seeds_of_scenes_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,scene,n\na cat,noon,\na dog,night,2\na bird,,\n")
+    noon, night, plain = read_prompts(tmp_path / "a.csv", DEFAULTS)
+    assert (noon.seeds, night.seeds) == (range(1), range(2))
+    assert plain.seeds == range(DEFAULTS.seed, DEFAULTS.seed + DEFAULTS.n)
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"), [("010", 10), ("-0", 0), ("1_000", 1000), ("0x10", 16), ("+7", 7)]
+)
+def test_numbers_of_yaml_are_what_people_mean(tmp_path: Path, text: str, seed: int) -> None:
+    (tmp_path / "a.yaml").write_text(f"- {{prompt: a cat, seed: {text}, n: 1}}\n")
+    [request] = read_prompts(tmp_path / "a.yaml", DEFAULTS)
+    assert list(request.seeds) == [seed]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.yaml", "- {prompt: a cat, seed: 1:30}", "entry 1: seed is '1:30': expected a whole"),
         ("a.txt", "# nothing\n", "has no prompts"),
         ("a.doc", "a cat", "not have the suffix of a prompt file"),
         ("a.yaml", "prompt: a cat", "a list of prompts"),

@@ -330,6 +330,26 @@ def test_a_picture_says_what_it_was_drawn_after(
         assert read_provenance(again.path).references[0].concept == "max"
 
 
+def test_a_photo_is_not_looked_for_in_all_concepts(
+    rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request(
+        prompt="a dog", seeds=(3,), settings=SETTINGS, references=(ReferenceRequest("rex"),)
+    )
+    (picture,) = generate(rex, base, [asked], tmp_path)
+    rex.add("ada", [rex.path_of(rex.show("rex").images[1].sha256)], category="dog")
+    show, shown = Registry.show, list[object]()
+
+    def noted(registry: Registry, name: str | int) -> object:
+        shown.append(name)
+        return show(registry, name)
+
+    monkeypatch.setattr(Registry, "show", noted)
+    _, is_same = reproduce(rex, base, picture.path, tmp_path)
+    assert is_same
+    assert shown == ["rex"]
+
+
 def test_a_reference_that_is_gone_or_has_another_mask_now(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:

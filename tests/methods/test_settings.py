@@ -14,6 +14,7 @@ METHOD = find_method("attndreambooth")
     [
         ("stage3.steps=300", "stage3.steps", 300),
         ("stage3.learning_rate=1e-4", "stage3.learning_rate", 1e-4),
+        ("stage3.steps=010", "stage3.steps", 10),
         ("stage3.learning_rate=1", "stage3.learning_rate", 1),
         ("mixed_precision=no", "mixed_precision", "no"),
         ("mixed_precision= bf16", "mixed_precision", "bf16"),

@@ -138,6 +138,7 @@ def test_bad_notes_are_refused(mia: Registry) -> None:
 
 def test_an_edit_is_in_the_history(mia: Registry) -> None:
     (sha256, *_) = (image.sha256 for image in mia.show("mia").images)
+    mia.edit("mia", tag=["b"])
     mia.edit("mia", notes="n", category="lion", tag=["a"], untag=["b"], captions={"00.png": "c"})
     event = mia.history("mia")[-1]
     assert event.action == "edit"
@@ -148,6 +149,15 @@ def test_an_edit_is_in_the_history(mia: Registry) -> None:
         "untag": ["b"],
         "captions": {sha256: "c"},
     }
+
+
+def test_only_what_an_edit_changed_is_in_the_history(mia: Registry) -> None:
+    mia.edit("mia", tag=["old"])
+    before = mia.show("mia"), mia.history("mia")
+    mia.edit("mia", tag=["old"], untag=["never-there"])
+    assert (mia.show("mia"), mia.history("mia")) == before
+    mia.edit("mia", tag=["old", "new"], untag=["never-there"])
+    assert mia.history("mia")[-1].detail == {"tag": ["new"], "untag": []}
 
 
 def test_an_unknown_concept_is_not_edited(mia: Registry) -> None:
