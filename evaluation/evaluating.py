@@ -359,6 +359,7 @@ class _PictureSource:
                 "settings": self._plan.settings.to_mapping(),
             }
             | ({"unnamed": self._unnamed} if self._unnamed else {})
+            | ({"control": self._plan.control_sha256} if self._plan.control_sha256 else {})
         )
 
     def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:

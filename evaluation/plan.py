@@ -35,6 +35,8 @@ class Plan:
     base_sha256: str
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     settings: SamplingSettings = field(default_factory=SamplingSettings)
+    control_sha256: str | None = None
+    """Of the ControlNet that is shown boxes, if one is."""
 
     def __post_init__(self) -> None:
         asked = {
@@ -85,6 +87,8 @@ class Plan:
             "encoders": hashes,
             "chosen_by": self.metrics,
         }
+        if self.control_sha256:
+            made_by["control_sha256"] = self.control_sha256
         return json.loads(json.dumps(made_by))
 
     def evaluation(

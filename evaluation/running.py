@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
+from ..generation.control_request import LAYOUT
 from ..generation.layout import settled
 from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
 from ..generation.request import Request, SamplingSettings, check_control_kinds
-from ..models.bases import Base, find_base, is_believed
+from ..models.bases import Base, find_base, find_control, is_believed
 from ..models.hashes import hash_of_base
 from ..registry import Registry
 from ..registry.errors import (
@@ -92,7 +93,9 @@ def score(
             if each.base not in at_rest:
                 at_rest[each.base] = hash_of_base(each.base)
             sha256 = at_rest[each.base]
-            if sha256 and (found := each.plan(request, sha256).recorded(registry, hashes)):
+            if sha256 and (
+                found := each.plan(request, sha256, offline=offline).recorded(registry, hashes)
+            ):
                 yield found
                 continue
         key = (each.base, each.encoders)
@@ -100,7 +103,7 @@ def score(
             loaded.clear()  # one base model at a time
             loaded[key] = _loaded(each, base, offline)
         at_hand, encoders = loaded[key]
-        plan = each.plan(request, at_hand.sha256)
+        plan = each.plan(request, at_hand.sha256, offline=offline)
         found = plan.recorded(registry, encoders.hashes())
         if found is None:
             from .evaluating import evaluate
@@ -201,9 +204,11 @@ class _Task:
         suite = suite_of(request, encoders, chosen[0].concept)
         return cls(chosen, suite, base, encoders)
 
-    def plan(self, request: EvalRequest, base_sha256: str) -> Plan:
+    def plan(self, request: EvalRequest, base_sha256: str, *, offline: bool = False) -> Plan:
+        """The plan; with no hash of the base model, only to be checked."""
         settings = request.settings_for(self.base)
         check_control_kinds(self.base, [Request(prompt="", seeds=(0,), settings=settings)])
+        shows_boxes = settings.layout_control and bool(base_sha256)
         return Plan(
             chosen=self.chosen,
             suite=self.suite,
@@ -212,7 +217,13 @@ class _Task:
             base_sha256=base_sha256,
             seeds=tuple(range(request.num_seeds)),
             settings=replace(settings, layout=settled(settings.layout, len(self.chosen))),
+            control_sha256=self._control_sha256(offline) if shows_boxes else None,
         )
+
+    def _control_sha256(self, offline: bool) -> str:
+        from ..models.control import hash_of_control
+
+        return hash_of_control(find_control(self.base, LAYOUT), offline=offline)
 
 
 def suite_of(request: EvalRequest, encoders: EncoderNames, concept: Concept) -> Suite:

@@ -39,8 +39,7 @@ def load_control(source: ControlSource, base: LoadedBase) -> LoadedControl:
     none, `InvalidWeights` if its files are damaged, `InvalidInput` if it is none, or one of another
     base model.
     """
-    folder = Path(source.source) if source.kind == "folder" else _fetched(source, base.offline)
-    _check_is_there(source, folder)
+    folder = _folder_of(source, base.offline)
     config = read_object(folder / CONFIG_FILE)
     _check_kind(source, config)
     _check_fits(source, config, base)
@@ -60,6 +59,19 @@ def load_control(source: ControlSource, base: LoadedBase) -> LoadedControl:
             )
     network.to(base.backbone.device).requires_grad_(False).eval()
     return LoadedControl(source.name, cast("ControlNetModel", network), _hash(source, files))
+
+
+def hash_of_control(source: ControlSource, *, offline: bool = False) -> str:
+    """The `sha256` that a ControlNet has once it is loaded. Raises as `load_control`."""
+    files, _ = weights_in(_folder_of(source, offline), "diffusers")
+    with as_invalid_weights(source):
+        return _hash(source, files)
+
+
+def _folder_of(source: ControlSource, offline: bool) -> Path:
+    folder = Path(source.source) if source.kind == "folder" else _fetched(source, offline)
+    _check_is_there(source, folder)
+    return folder
 
 
 def _check_is_there(source: ControlSource, folder: Path) -> None:

@@ -20,6 +20,7 @@ from conceptry.generation.injection import inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
+from conceptry.models.bases import ControlSource
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
@@ -28,6 +29,7 @@ from drawing import draw_file
 from long import quick_for
 from PIL import Image
 from safetensors.torch import save
+from tiny_control import write_tiny_control
 from to_score import ALONE, TOGETHER, plan_of
 
 
@@ -287,6 +289,30 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
     mine = [each for each in found if each.concept == "rex"]
     best = max(mine, key=lambda each: (each.harmonic_mean, each.version))
     assert resolve_prompt(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
+
+
+def test_another_control_net_for_boxes_draws_other_pictures(
+    taught: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = {"rex": (0.0, 0.25, 0.5, 1.0), "mia": (0.5, 0.25, 1.0, 1.0)}
+    settings = SamplingSettings(steps=1, guidance=1.0, layout=boxes, layout_control=True)
+    suite = tmp_path / "two.yaml"
+    suite.write_text("prompts: ['a photo of a {} and a {other}']\n")
+    drawn: list[Evaluation] = []
+    for seed in (1, 2, 1):
+        folder = write_tiny_control(tmp_path / str(seed), base.backbone.pipeline.unet, seed=seed)
+        own = replace(base.base, controls=(ControlSource("layout", "folder", str(folder)),))
+        monkeypatch.setattr(running, "find_base", lambda _, own=own: own)
+        wanted = replace(request(base, "rex", "mia", suite=str(suite)), settings=settings)
+        drawn += score(taught, wanted, base=replace(base, base=own))
+    one, other, again = (
+        [picture.picture for prompt in each.prompts for picture in prompt.pictures]
+        for each in drawn
+    )
+    assert one == again
+    assert not set(one) & set(other)
+    assert drawn[0] == drawn[2]
+    assert drawn[0].made_by != drawn[1].made_by
 
 
 @pytest.mark.parametrize(("name", "versions"), [("rex:0.5", None), ("rex", "1:0.5,2")])
