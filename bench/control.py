@@ -43,7 +43,7 @@ from PIL import Image
 
 RESULTS = Path(__file__).parent / "results" / "control.json"
 NUM_RENDERS = 2000
-NUM_PROMPTS = 300
+NUM_PROMPTS = 100
 SIDES = (0.3, 0.7)
 LEVEL = 0.05
 ENOUGH = 0.5
@@ -107,15 +107,15 @@ def finder() -> dict[str, Any]:
     }
 
 
-def layouts(folder: Path | None) -> dict[str, Any]:
+def layouts(folder: Path | None, prompts: int) -> dict[str, Any]:
     """Draw held-out prompts with layouts and without."""
-    seeds = range(7_500_000, 7_500_000 + NUM_PROMPTS)
+    seeds = range(7_500_000, 7_500_000 + prompts)
     return _drawn([sample_scene(seed, "held-out") for seed in seeds], folder)
 
 
-def sides(folder: Path | None) -> dict[str, Any]:
+def sides(folder: Path | None, prompts: int) -> dict[str, Any]:
     """Draw held-out prompts of one subject, with layouts that have it at a side and without."""
-    seeds = range(7_600_000, 7_600_000 + NUM_PROMPTS // 3)
+    seeds = range(7_600_000, 7_600_000 + prompts)
     scenes = [sample_scene(seed, "held-out", num_subjects=1) for seed in seeds]
     return _drawn([_at_a_side(scene, i) for i, scene in enumerate(scenes)], folder)
 
@@ -161,8 +161,8 @@ def _drawn(scenes: Sequence[Scene], folder: Path | None) -> dict[str, Any]:
     }
 
 
-PARTS: Mapping[str, Callable[[Path | None], dict[str, Any]]] = {
-    "finder": lambda _: finder(),
+PARTS: Mapping[str, Callable[[Path | None, int], dict[str, Any]]] = {
+    "finder": lambda *_: finder(),
     "layouts": layouts,
     "sides": sides,
 }
@@ -174,13 +174,15 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--layout", type=Path, help="a diffusers folder")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
     results["environment"] = describe_machine()
     for name in options.parts or PARTS:
-        results[name] = PARTS[name](options.layout)
+        results[name] = PARTS[name](options.layout, options.prompts)
         print(name, json.dumps(results[name], indent=2))
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

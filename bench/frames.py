@@ -1,12 +1,10 @@
 """Whether frames look more alike with the previous frame as a reference beside the photo.
 
-    python bench/frames.py --out runs/frames                      # all parts that can be drawn
-    python bench/frames.py --out runs/frames --parts places       # needs no ControlNet
-    python bench/frames.py --out runs/frames --layout runs/layout # a diffusers folder
+    python bench/frames.py --out runs/frames
+    python bench/frames.py --out runs/frames --parts walk --layout runs/layout # a diffusers folder
 
 places     a frame for each of eight places, which the prompt names
-walk       a walk from left to right, by layout pictures; left out where the miniature's ControlNet
-           has no weights yet, unless `--layout` has some
+walk       a walk from left to right, by layout pictures
 
 Individuals that no training has seen, each from one photo with weight 10; ways differ in nothing
 but the weights of earlier frames. Subjects are cut out by the map of their category's word.
@@ -23,18 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conceptry.generation.control_request import LAYOUT
 from conceptry.generation.frames import PHOTO_WEIGHT, FrameWeights, parse_controls
 from conceptry.generation.generating import animate
 from conceptry.generation.photo_regions import grey_outside, regions_of_photos
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.request import Request, SamplingSettings
-from conceptry.models.bases import find_control
-from conceptry.models.control import load_control
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import walk
 from conceptry.models.miniature.world.scenes import PLACES
-from conceptry.registry.errors import NotFound
 from environment import describe
 from laboratory import Individual, Laboratory, differences, embed, opened, parser, summary
 from PIL import Image
@@ -98,12 +94,6 @@ def cut_out(base: LoadedBase, images: Sequence[Image.Image], category: str) -> T
     return embed([each.resize((64, 64), Image.Resampling.BOX) for each in cut])
 
 
-def layout_kind(laboratory: Laboratory, folder: Path | None) -> str:
-    """The ControlNet of the walk. Raises `NotFound` while the miniature has none."""
-    source = find_control(laboratory.base.base, str(folder) if folder else "layout")
-    return load_control(source, laboratory.base).name
-
-
 def main() -> None:
     asked = parser(__doc__)
     asked.set_defaults(seeds=2)
@@ -113,11 +103,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with opened(options) as laboratory:
         for part in options.parts:
-            try:
-                kind = "" if part == "places" else layout_kind(laboratory, options.layout)
-            except NotFound as error:
-                print(f"{part} is left out: {error.message}; --layout FOLDER names a ControlNet")
-                continue
+            kind = "" if part == "places" else str(options.layout or LAYOUT)
             rows = [
                 row_of(
                     laboratory,

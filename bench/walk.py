@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from conceptry.generation.frames import PHOTO_WEIGHT, parse_controls
+from conceptry.generation.frames import parse_controls
 from conceptry.generation.generating import animate
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.request import Request, SamplingSettings
@@ -25,6 +25,8 @@ from PIL import Image
 RESULT = Path(__file__).parent / "results" / "walk.webp"
 NUM_FRAMES = 16
 MILLISECONDS = 160
+WEIGHT = 3.0
+"""ω of the photo."""
 PLACE = "in the snow"
 
 
@@ -44,7 +46,7 @@ def frames(layout: str, folder: Path) -> list[Image.Image]:
                 prompt=f"a photo of a {who.identity.category} {PLACE}",
                 seeds=(0,),
                 settings=SamplingSettings.for_base(base.base),
-                references=(ReferenceRequest(who.name, None, PHOTO_WEIGHT),),
+                references=(ReferenceRequest(who.name, None, WEIGHT),),
                 control=control,
             )
             for control in parse_controls(f"{places}:{layout}")

@@ -79,8 +79,9 @@ def _check_is_there(source: ControlSource, folder: Path) -> None:
         return
     if source.is_shipped:
         raise NotFound(
-            f"the miniature's ControlNet {source.name} is not there yet: its weights do not ship",
-            hint="name another: IMAGE:FOLDER",
+            f"the miniature's ControlNet {source.name} is not there: its weights ship with the "
+            "program",
+            hint="install it again, or name another: IMAGE:FOLDER",
         )
     raise NotFound(f"the ControlNet {source.name} should be at {folder}: there is none")
 

@@ -308,15 +308,14 @@ def test_one_that_is_not_there_is_told(tmp_path: Path, base: LoadedBase) -> None
 # --- the miniature's ------------------------------------------------------------------------------
 
 
-def test_the_layout_is_loaded_or_said_to_be_missing(
+def test_the_layout_is_compared_with_the_manifest_or_said_to_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it ships, its hash is compared with the manifest's."""
     base = load_base("miniature")
     monkeypatch.setattr("conceptry.models.bases.SHIPPED", tmp_path)
     monkeypatch.setattr("conceptry.models.control.SHIPPED", tmp_path)
     source = ControlSource("layout", "folder", str(tmp_path / "layout"))
-    with pytest.raises(NotFound, match="ControlNet layout is not there yet"):
+    with pytest.raises(NotFound, match="ControlNet layout is not there: its weights ship"):
         load_control(source, base)
     factor, size = base.backbone.latent_factor, base.backbone.size
     make_control(make_unet(), factor).save_pretrained(tmp_path / "layout")

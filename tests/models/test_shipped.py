@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conceptry.adapters.adapter import injected
+from conceptry.adapters.subject_encoding import SubjectEncoding
 from conceptry.evaluation import judge, judge_recipe
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
@@ -25,12 +27,13 @@ from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import layout_picture
 from conceptry.models.miniature.world.scenes import describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
-from conceptry.models.subject_encoder_file import FILE
+from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
 from conceptry.registry import InvalidWeights
 from long import quick_for
 from PIL import Image
 from safetensors.torch import load_file
 
+SAMPLE = bases.SHIPPED.parent / "sample"
 MANIFEST = json.loads((bases.SHIPPED / "manifest.json").read_text())
 
 
@@ -89,6 +92,21 @@ def test_a_subject_is_drawn_where_a_layout_has_it() -> None:
         found.append(middle_of(drawn.image, "dog"))
     assert found[0] < 0.45
     assert found[1] > 0.55
+
+
+@pytest.mark.long
+def test_with_the_subject_encoder_pictures_are_more_like_the_photo() -> None:
+    base, identity = load_base(), shipped.load_identity_encoder()
+    photo = Image.open(SAMPLE / "00.png").convert("RGB")
+    settings = SamplingSettings(steps=12)
+    like: list[float] = []
+    for strength in (0.0, 0.5):
+        encoding = SubjectEncoding.of(load_subject_encoder(base), [photo], strength)
+        with injected(base.backbone, [encoding]):
+            drawn = draw(base, "a photo of a dog", range(4), settings)
+        vectors = identity.embed([photo, *(each.image for each in drawn)])
+        like.append(float((vectors[1:] @ vectors[0]).mean()))
+    assert like[1] > like[0]
 
 
 @torch.no_grad()

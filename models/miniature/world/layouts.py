@@ -38,8 +38,8 @@ PALETTE = np.array([NOTHING, *(LAYOUT_COLOURS[name] for name in CATEGORIES)], dt
 LEFT_OUT = 0.1
 """The share of subjects that a random layout leaves to the prompt."""
 _JITTER = 0.03
-_WAY, _GROUND, _BOB, _HEIGHT = (0.27, 0.73), 0.92, 0.03, 0.5
-"""Of `walk`, as shares of the picture, within what scenes of one or two subjects have."""
+_WAY, _GROUND, _BOB, _HEIGHT = (0.35, 0.65), 0.92, 0.03, 0.5
+"""Of `walk`, as shares of the picture: farther out, scenes have a second subject."""
 _COARSE = (6, 12)
 _TWICE = [min(255, 2 * value) for value in range(256)]
 
