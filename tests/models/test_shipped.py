@@ -103,17 +103,20 @@ def test_with_the_subject_encoder_pictures_are_more_like_the_photo() -> None:
     for strength in (0.0, 0.5):
         encoding = SubjectEncoding.of(load_subject_encoder(base), [photo], strength)
         with injected(base.backbone, [encoding]):
-            drawn = draw(base, "a photo of a dog", range(4), settings)
-        vectors = identity.embed([photo, *(each.image for each in drawn)])
+            drawn = list(draw(base, "a photo of a dog", range(4), settings))
+        vectors = identity.embed([small(each) for each in (photo, *(one.image for one in drawn))])
         like.append(float((vectors[1:] @ vectors[0]).mean()))
     assert like[1] > like[0]
+
+
+def small(image: Image.Image) -> Image.Image:
+    return image.resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
 
 
 @torch.no_grad()
 def middle_of(image: Image.Image, category: str) -> float:
     """Where the judge looks for a category, as a share of the picture's width."""
-    small = image.resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
-    where = judge.load_judge()(to_pixels([small]))["where"][0, CATEGORIES.index(category)]
+    where = judge.load_judge()(to_pixels([small(image)]))["where"][0, CATEGORIES.index(category)]
     columns = where.exp().unflatten(-1, (16, 16)).sum(0)
     return float((columns * (torch.arange(16) + 0.5)).sum() / columns.sum() / 16)
 

@@ -132,7 +132,14 @@ def test_a_training_goes_on_with_the_encoder_that_it_began_with(
 ) -> None:
     stopping = Hooks(should_stop=lambda: True)
     with pytest.raises(TrainingInterrupted):
-        trained(rex, seeing, SEEN, "prior.weight=0", hooks=stopping)
+        train(
+            rex,
+            "rex",
+            seeing,
+            method="dreamtuner",
+            overrides=[*(each for each in SHORT if "prior" not in each), SEEN, "prior.weight=0"],
+            hooks=stopping,
+        )
     change_encoder(seeing)
     with pytest.raises(InvalidInput, match=r"run .* of rex was made with another subject encoder"):
         resume(rex, "rex", seeing)
