@@ -7,10 +7,11 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ class Individual:
     photos: list[Image.Image]
     whole: Recogniser
     inside: Recogniser
+
+    def with_photos(self, count: int) -> "Individual":
+        """The same with no more than the first photos."""
+        return replace(self, scenes=self.scenes[:count], photos=self.photos[:count])
 
 
 def individuals(split: str, count: int) -> Iterator[Individual]:
@@ -182,10 +187,17 @@ WITH_LOSS = [
 ]
 
 
-def ways(names: Sequence[str], overrides: Sequence[str]) -> list[Way]:
-    """The ways of some names; `all` are all methods, the base model and those `WITH_LOSS`."""
+INSTANT = Way("dreamtuner, instant", "dreamtuner", preset="instant")
+"""Drawn after a photo, without any training."""
+
+
+def ways(names: Sequence[str], overrides: Sequence[str], photos: int = NUM_PHOTOS) -> list[Way]:
+    """The ways of some names; `all` are all methods, the base model and some variants.
+
+    Those are `INSTANT`, with one photo, and those `WITH_LOSS`, with more.
+    """
     every = [BARE_WAY, *(Way(name, name, tuple(overrides)) for name in all_methods())]
-    every += WITH_LOSS
+    every += [INSTANT] if photos == 1 else WITH_LOSS
     if list(names) == ["all"]:
         return every
     for name in names:
@@ -213,6 +225,9 @@ class Laboratory:
         """Add the photos of those who are not in the registry."""
         for who in self.subjects:
             if who.name in self.registry.names():
+                there, wanted = len(self.registry.show(who.name).images), len(who.photos)
+                if there != wanted:
+                    sys.exit(f"{folder} has {who.name} with {there} photos, not {wanted}")
                 continue
             photos = folder / "photos" / who.name
             photos.mkdir(parents=True, exist_ok=True)
@@ -378,14 +393,18 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--concepts", type=int, default=len(CATEGORIES))
     made.add_argument("--seeds", type=int, default=4)
+    made.add_argument("--photos", type=int, default=NUM_PHOTOS, help="of each, the first ones")
     return made
 
 
 @contextmanager
 def opened(options: argparse.Namespace, split: str = "measured") -> Iterator[Laboratory]:
-    """The laboratory in the folder `--out`, which is made if need be."""
+    """The laboratory in the folder `--out`, which is made if need be.
+
+    Exits if its individuals are taught from another number of photos.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    subjects = list(individuals(split, options.concepts))
+    subjects = [who.with_photos(options.photos) for who in individuals(split, options.concepts)]
     base = load_base()
     with Registry.open(options.out / "concepts.db", create=True) as registry:
         laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))

@@ -7,9 +7,14 @@ To choose settings, on other individuals:
 
     python bench/methods.py --out runs/a --split tuning --methods dreambooth --set unet.steps=300
 
+With one photo each (a folder for itself):
+
+    python bench/methods.py --out runs/one-photo --photos 1 --seeds 2
+
 Individuals, one of each category in turn, are taught from five renders by each method with its
-`miniature` preset, by Textual Inversion also with SeFi-IDE's loss, and drawn for the suite
-`miniature`; the base model gets the category's name alone. Interrupted, it goes on where it was; a
+`miniature` preset, and drawn for the suite `miniature`; the base model gets the category's name
+alone. With five photos Textual Inversion is taught with SeFi-IDE's loss as well; with one, subjects
+are also drawn after it without any training. Interrupted, it goes on where it was; a
 second process on the same folder takes over individuals that nobody teaches (`--teach` leaves the
 scoring to the first). Scores are those of `concept eval`, and
 
@@ -20,8 +25,8 @@ recognised   share of those pictures that are nearer to the individual than to e
 both         harmonic mean of `seen` and `recognised`
 
 Intervals are from resampling individuals. What a training takes is measured by itself, afterwards,
-with all cores. Writes bench/results/methods.json and, beside it,
-methods.png: an individual for each row, its photos, then a picture by each method.
+with all cores. Writes bench/results/methods.json (with one photo one-photo.json, and no costs) and,
+beside it, a picture: an individual for each row, its photos, then a picture by each method.
 """
 
 import json
@@ -41,6 +46,8 @@ from conceptry.registry import Registry
 from conceptry.training import train
 from environment import describe as describe_machine
 from laboratory import (
+    INSTANT,
+    NUM_PHOTOS,
     WITH_LOSS,
     Laboratory,
     Row,
@@ -56,12 +63,16 @@ from laboratory import (
 )
 
 RESULTS = Path(__file__).parent / "results"
+FILES = {NUM_PHOTOS: "methods", 1: "one-photo"}
+"""What results are called, by the number of photos; of others they go into --out alone."""
 SHOWN = (0, 4, 8, 10, 12)
 HEADLINES = ("seen", "likeness", "recognised", "both")
 COMPARED = (
     (DEFAULT_METHOD, ()),
     ("sefi", ("textual-inversion",)),
     *((way.label, ("textual-inversion",)) for way in WITH_LOSS),
+    ("dreamtuner", ("dreambooth", INSTANT.label)),
+    (INSTANT.label, ("dreambooth",)),
 )
 """Which ways are compared with which others, on the same individuals; () are all."""
 
@@ -112,7 +123,7 @@ def main() -> None:
         return
     if options.overrides and options.split == "measured":
         sys.exit("what is measured are the presets: --set goes with --split tuning")
-    chosen = ways(options.methods, options.overrides)
+    chosen = ways(options.methods, options.overrides, options.photos)
     with opened(options, options.split) as laboratory:
         subjects = laboratory.subjects
         for way in chosen:
@@ -124,19 +135,23 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     cast = [[who] for who in subjects]
     save_sheet(rows, cast, options.out / "methods.png")
-    if options.split == "measured" and len(subjects) >= len(CATEGORIES):
-        save_sheet(rows, cast, RESULTS / "methods.png")
+    file = FILES.get(options.photos)
+    if file and options.split == "measured" and len(subjects) >= len(CATEGORIES):
+        save_sheet(rows, cast, RESULTS / f"{file}.png")
+        measured = chosen if options.photos == NUM_PHOTOS else []
         document = {
             "environment": describe_machine(),
             "base_sha256": laboratory.base.sha256,
             "seeds": options.seeds,
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
-            "cost": {way.label: cost_of(way.label) for way in chosen if way.label in all_methods()},
+            "cost": {
+                way.label: cost_of(way.label) for way in measured if way.label in all_methods()
+            },
             "methods": result,
             "differences": differences(rows, _compared(result), HEADLINES),
             "rows": without_pictures(rows),
         }
-        (RESULTS / "methods.json").write_text(json.dumps(document, indent=1) + "\n")
+        (RESULTS / f"{file}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _scored(laboratory: Laboratory, chosen: Sequence[Way]) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
     python bench/references.py --out runs/references              # hours on two cores
     python bench/references.py suns --out runs/references         # one part
+    python bench/references.py taught --out runs/methods          # only where it is asked for
     python bench/references.py ways --out runs/a --split tuning --concepts 2 --seeds 1
 
 ways    individuals of bench/methods.py, each drawn after one photo (or the first two or three) with
@@ -10,19 +11,22 @@ ways    individuals of bench/methods.py, each drawn after one photo (or the firs
         the community pipeline are as `relatives.py` says. Ways with β need a subject encoder:
         the one beside the miniature, or --encoder and, trained without a ControlNet,
         --without-control; without one they are left out
+taught  the folder is one of bench/methods.py: individuals as AttnDreamBooth has taught them there,
+        drawn after the first photo too, at weights ω; without interleaved guidance as well
 suns    why pictures that are drawn after references have a second sun now and then: pictures of the
         beach and the desert, which have one each, are drawn after a photo in the kitchen, with one
         setting changed at a time, in the same place, and on white. `twice` is the share of
         pictures in which a sun is seen twice, of those in which it is seen; `counter` is the same
         of renders, where it is the share of errors
 
-Interrupted, both go on where they were. Intervals are from resampling individuals. With all
+Interrupted, they go on where they were. Intervals are from resampling individuals. With all
 individuals of the split `measured`, writes bench/results/references.json, references.png (the first
 photo of an individual, then a prompt by each way) and references-ablation.png (the paper's figure
 8); else the same into the folder --out. About six hours of one core.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +36,8 @@ from typing import Any
 
 import numpy as np
 from conceptry.adapters.adapter import injected
+from conceptry.adapters.file_format import read_adapter_metadata
+from conceptry.adapters.prompt_encoding import phrase_of
 from conceptry.adapters.references import References
 from conceptry.adapters.subject_encoding import SubjectEncoding
 from conceptry.evaluation.suites import find_suite
@@ -39,6 +45,7 @@ from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.references import make_reference
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
+from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.figures import Colour
 from conceptry.models.miniature.world.identities import CATEGORIES
@@ -54,6 +61,7 @@ from laboratory import (
     Individual,
     Laboratory,
     Row,
+    Way,
     differences,
     interval,
     opened,
@@ -141,13 +149,15 @@ def photo_of(scene: Scene, size: int, place: str) -> tuple[Image.Image, Image.Im
     return picture, shown.masks[0]
 
 
-def references_of(base: LoadedBase, who: Individual, way: ReferenceWay) -> References:
-    """The references that a way draws after."""
+def references_of(
+    base: LoadedBase, who: Individual, way: ReferenceWay, prompt: str = ""
+) -> References:
+    """The references that a way draws after; without a prompt they are of the category."""
     made = [
         make_reference(
             base,
             *photo_of(scene, base.backbone.size, way.place),
-            prompt=PROMPT.format(who.identity.category),
+            prompt=prompt or PROMPT.format(who.identity.category),
             weight=way.weight,
             share=way.share,
             guidance=way.guidance,
@@ -245,6 +255,55 @@ def measure_ways(laboratory: Laboratory, encoders: Encoders, out: Path) -> dict[
         "differences": differences(rows, [(OURS.label, each) for each in others], HEADLINES),
         "rows": without_pictures(rows),
     }
+
+
+# --- individuals that were taught, drawn after a photo as well ------------------------------------
+
+TAUGHT = Way(DEFAULT_METHOD, DEFAULT_METHOD)
+TAUGHT_WAYS = (
+    *(ReferenceWay(label=f"weight {each:g}", weight=each) for each in (0.0, 1.0, 3.0, 10.0)),
+    *(
+        ReferenceWay(label=f"weight {each:g}, share 0", weight=each, share=0.0)
+        for each in (1.0, 3.0)
+    ),
+)
+
+
+def taught_row(laboratory: Laboratory, who: Individual, way: ReferenceWay) -> Row:
+    """Scores of one taught individual, drawn after photos, which its own words describe."""
+    chosen = laboratory.chosen(who, TAUGHT)
+    metadata = read_adapter_metadata(Path(chosen.path))
+    words = phrase_of(
+        chosen.tokens(metadata.num_tokens),
+        metadata.category,
+        names_category=metadata.names_category,
+    )
+    references = references_of(laboratory.base, who, way, PROMPT.format(words))
+    described = asdict(way) | {"label": "", "individual": who.name, "version": chosen.sha256}
+    own = replace(
+        laboratory,
+        drawing=injected(laboratory.base.backbone, [references]),
+        kept=f"after-{sha256_of_json(described)[:16]}",
+    )
+    return own.row(who, TAUGHT, SHOWN) | {"method": way.label}
+
+
+def measure_taught(laboratory: Laboratory, out: Path) -> dict[str, Any]:
+    """Draw and score all taught individuals with references and without, and save a sheet."""
+    rows: list[Row] = []
+    for who in laboratory.subjects:
+        if laboratory.version(who, TAUGHT) is None:
+            sys.exit(f"{TAUGHT.label} has not taught {who.name} -> python bench/methods.py")
+        own = [laboratory.row(who, TAUGHT, SHOWN)]
+        own += [taught_row(laboratory, who, way) for way in TAUGHT_WAYS]
+        for row in own:
+            shown = {name: round(row["scores"][name], 3) for name in HEADLINES}
+            print(who.name, row["method"], shown, flush=True)
+        rows += own
+    labels = [TAUGHT.label, *(way.label for way in TAUGHT_WAYS)]
+    sheet(rows, laboratory.subjects, labels).save(out / "references-taught.png", optimize=True)
+    pairs = [(way.label, TAUGHT.label) for way in TAUGHT_WAYS]
+    return {"ways": summary(rows), "differences": differences(rows, pairs, HEADLINES)}
 
 
 # --- suns that are seen twice ---------------------------------------------------------------------
@@ -372,7 +431,7 @@ def _scene(seed: int, place: str) -> Scene:
 
 def main() -> None:
     asked = parser(__doc__)
-    asked.add_argument("parts", nargs="*", choices=["ways", "suns", []], default=[])
+    asked.add_argument("parts", nargs="*", choices=["ways", "taught", "suns", []], default=[])
     asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
     asked.add_argument("--encoder", metavar="PATH", help="a subject encoder")
     asked.add_argument("--without-control", metavar="PATH", help="one trained without a ControlNet")
@@ -388,6 +447,8 @@ def main() -> None:
             encoders = load_encoders(laboratory.base, sources)
             pictures = RESULTS if is_whole else options.out
             result |= measure_ways(laboratory, encoders, pictures)
+        if "taught" in parts:
+            result["taught"] = measure_taught(laboratory, RESULTS if is_whole else options.out)
         if "suns" in parts:
             result["suns"] = measure_suns(laboratory, options.out)
         print(json.dumps({name: result[name] for name in result if name != "rows"}, indent=1))
