@@ -49,8 +49,7 @@ def caption(
     editor = _editor(name) if edit else []
     with session.registry() as registry:
         concept = registry.show(name)
-        if not concept.images:
-            raise usage(f"{name} has no photos", f"concept add {name} PHOTO…")
+        concept.check_photos()
         drafts = _drafts(session, registry, concept, model, offline)
         captions = _edited(concept, drafts, editor) if edit else drafts
         stored = {} if preview else _stored(session, registry, concept, captions)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import ConceptName
-from .errors import usage
 from .framework import Session, session_of
 from .output import count
 from .quick_start import quick_imports
@@ -57,8 +56,7 @@ def mask(
     with session.registry() as registry:
         registry.check_folder(out)
         concept = registry.show(name)
-        if not concept.images:
-            raise usage(f"{name} has no photos", f"concept add {name} PHOTO…")
+        concept.check_photos()
         from ..training.photo_masks import find_masks, sheet_of_masks, write_masks
 
         lacking = [image for image in concept.images if replace or image.mask is None]

@@ -113,7 +113,8 @@ def add(
         if resume and not given(context, "base"):
             options = replace(options, base=base_of_unfinished(registry, chosen))
         checked_settings(registry, chosen, options)
-        _check_photos(registry, chosen)
+        for concept in chosen:
+            registry.show(concept).check_photos()
         options = _with_hashes(registry, chosen, options)
         added = registry.enqueue(chosen, options.to_mapping(), first=first)
         waiting = len(registry.queue())
@@ -134,16 +135,6 @@ def _is_path(word: str) -> bool:
     from ..models.bases import read_aliases
 
     return os.path.exists(os.path.expanduser(word)) and word not in read_aliases()
-
-
-def _check_photos(registry: "Registry", concepts: Sequence[int]) -> None:
-    from ..registry.errors import InvalidInput
-
-    for concept in map(registry.show, concepts):
-        if not concept.images:
-            raise InvalidInput(
-                f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
-            )
 
 
 def _with_hashes(

@@ -177,11 +177,13 @@ def _end_without_photos(
     if any(each.images for each in found):
         return
     with TrainingsShown(session, registry) as shown:
-        for name in (each.name for each in found):
-            error = InvalidInput(f"{name} has no photos", hint=f"concept add {name} PHOTO…")
-            if dry_run:
-                raise error
-            shown.fail([name], error)
+        for concept in found:
+            try:
+                concept.check_photos()
+            except InvalidInput as error:
+                if dry_run:
+                    raise
+                shown.fail([concept.name], error)
         session.output.lines(shown.document(), [])
         shown.exit_if_failed()
 

@@ -72,10 +72,7 @@ class EvalSubject:
     def of(cls, registry: Registry, chosen: ChosenVersion) -> "EvalSubject":
         """A version and its concept's photos. Raises `InvalidInput` if there are none."""
         concept = chosen.concept
-        if not concept.images:
-            raise InvalidInput(
-                f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
-            )
+        concept.check_photos()
         return cls(
             concept.category,
             Photos([partial(registry.read_photo, i, at_least=SIDE) for i in concept.images]),

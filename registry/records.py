@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from .errors import InvalidInput
+
 IMPORT = "import"
 """The method of the run that made an imported version."""
 ORIGINAL = "original"
@@ -132,6 +134,11 @@ class Concept:
     created: str
     updated: str
     size: int = field(compare=False)
+
+    def check_photos(self) -> None:
+        """Raise `InvalidInput` if it has none."""
+        if not self.images:
+            raise InvalidInput(f"{self.name} has no photos", hint=f"concept add {self.name} PHOTO…")
 
 
 def originals_of(version: VersionRecord) -> list[ArtifactRecord]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import hypothesis
 import pytest
+from conceptry.models import bases
 from conceptry.registry import Registry
 from copies import copied, made_with_rex
 from drawing import draw_folder
@@ -25,6 +26,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     )  # workers that share cores wait for each other's threads
 
 
+FEW_STEPS = 4
+"""In which pictures of other base models than the miniature are drawn, if nothing else is asked."""
+
+
 # A machine may be busy, and its checkout read-only.
 hypothesis.settings.register_profile(
     "any machine",
@@ -33,6 +38,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
+
+
+# Whether they are good is asked of the miniature, which says itself in how many.
+object.__setattr__(bases.Base("", "folder", "").sampling, "steps", FEW_STEPS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,11 +55,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         random.Random(seed).shuffle(items)
 
 
+gc.disable()  # while modules are imported, which leaves none
+
+
 def pytest_collection_finish() -> None:
     """Every stage of a training collects garbage: let it look at what is new, not at all there is.
 
     What is old is collected whenever Python finds that there is much of it.
     """
+    gc.enable()
     gc.freeze()
     if memory := sys.modules.get("accelerate.utils.memory"):
         vars(memory)["gc"] = SimpleNamespace(collect=partial(gc.collect, 1))

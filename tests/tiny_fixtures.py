@@ -1,20 +1,14 @@
 """A base model that is quick to train on, and photos for it."""
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conceptry.models.backbone import Backbone
-from conceptry.models.loading import LoadedBase, backbone_of, load_base
+from conceptry.models.loading import LoadedBase, load_base
+from copied_bases import own_copy
 from PIL import Image
 from tiny_base import write_tiny_base
-
-
-def own_copy(base: LoadedBase) -> LoadedBase:
-    """The same base model with weights of its own, which is quicker than loading it again."""
-    return replace(base, backbone=backbone_of(copy.deepcopy(base.backbone.pipeline)))
 
 
 @pytest.fixture(scope="session")

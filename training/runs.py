@@ -252,14 +252,6 @@ def _only(outcomes: Sequence[Trained | ConceptryError]) -> Trained:
     return outcome
 
 
-def _with_images(concept: Concept) -> Concept:
-    if not concept.images:
-        raise InvalidInput(
-            f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…"
-        )
-    return concept
-
-
 @dataclass(frozen=True, slots=True)
 class _TrainingData:
     """What a run keeps of its concept, as later edits must not change it.
@@ -280,7 +272,7 @@ def with_photos(concept: Concept, words: Sequence[str]) -> Concept:
 
     Raises `InvalidInput` for a concept without photos, and `NotFound`.
     """
-    concept = _with_images(concept)
+    concept.check_photos()
     if not words:
         return concept
     return replace(concept, images=list(dict.fromkeys(find_photo(concept, word) for word in words)))
@@ -721,7 +713,8 @@ def subject_of(
     no photos.
     """
     side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
-    images = _with_images(concept).images
+    concept.check_photos()
+    images = concept.images
     photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
     is_trained = any(active_stages(method, settings))
     use = settings.mask.use if is_trained else "none"

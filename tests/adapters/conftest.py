@@ -6,11 +6,12 @@ import pytest
 import torch
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
+from copied_bases import _loaded_once, own_copy
 from exported import Taught
 from tiny_base import make_tiny_base, make_tiny_sdxl
-from tiny_fixtures import _one_base, backbone, base, own_copy, pictures, pipeline
+from tiny_fixtures import _one_base, backbone, base, pictures, pipeline
 
-__all__ = ["_one_base", "backbone", "base", "pictures", "pipeline"]
+__all__ = ["_loaded_once", "_one_base", "backbone", "base", "pictures", "pipeline"]
 
 
 @pytest.fixture(scope="module")

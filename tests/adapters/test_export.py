@@ -209,9 +209,7 @@ def test_half_is_half_as_large(taught: Taught) -> None:
 
 
 @pytest.mark.parametrize("kind", ["SD"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(e, marks=pytest.mark.long if "XL" in e else ()) for e in UNETS]
-)
+@pytest.mark.parametrize("name", quick_for(1, sorted(UNETS)))
 def test_other_tools_know_the_names_of_all_layers(name: str, kind: str) -> None:
     with torch.device("meta"):
         shapes = {key: each.shape for key, each in make_full_unet(name).named_parameters()}

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conceptry.registry import Registry
+from copied_bases import _loaded_once
 from program import Ask, Run, invoke
 from safetensors.numpy import save_file
+
+__all__ = ["_loaded_once"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
 from drawing import draw_folder, draw_masks
 from forked import Forked
+from long import quick_for
 from PIL import Image
 from program import Ask, Run, error_of, wait_until
 from tiny_base import write_tiny_base
@@ -226,7 +227,7 @@ def test_a_dry_run_of_what_takes_no_step(rex: Registry, run: Run, tiny: str) -> 
     assert not rex.show("rex").versions
 
 
-@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("dry", quick_for(1, [False, True]))
 def test_what_is_asked_for_and_not_there_is_told(
     dry: bool, rex: Registry, run: Run, tiny: str
 ) -> None:

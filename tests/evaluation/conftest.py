@@ -6,8 +6,11 @@ import pytest
 from conceptry.evaluation.encoders import Encoders, load_encoders
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
+from copied_bases import _loaded_once
 from tiny_base import write_tiny_base
 from to_score import MINIATURE, write_bundle
+
+__all__ = ["_loaded_once"]
 
 
 @pytest.fixture(scope="session")

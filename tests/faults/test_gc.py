@@ -20,6 +20,7 @@ from conceptry.registry import (
     upkeep,
 )
 from conceptry.registry.locks import begun_here
+from copies import copied
 from drawing import draw_file, draw_folder
 from fake_training import begin, train
 from forked import run_forked
@@ -29,13 +30,21 @@ from snapshot import files_below
 SMALL = (64, 64)
 
 
+@pytest.fixture(scope="module")
+def _old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    with Registry.open(folder / "registry/concepts.db", create=True) as registry:
+        registry.add("rex", [draw_folder(folder / "photos", 3, size=SMALL)], category="dog")
+        train(registry, "rex", folder)
+    age(folder / "registry")
+    return folder
+
+
 @pytest.fixture
-def rex(registry: Registry, tmp_path: Path) -> Registry:
+def rex(_old: Path, tmp_path: Path) -> Iterator[Registry]:
     """Rex, a dog with three photos and a version; everything is old."""
-    registry.add("rex", [draw_folder(tmp_path / "photos", 3, size=SMALL)], category="dog")
-    train(registry, "rex", tmp_path)
-    age(registry.location.database.parent)
-    return registry
+    with copied(_old, tmp_path) as registry:
+        yield registry
 
 
 def age(folder: Path) -> None:

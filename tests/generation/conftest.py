@@ -6,10 +6,11 @@ import pytest
 import torch
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import backbone_of
+from copied_bases import _loaded_once
 from tiny_base import make_tiny_base, make_tiny_sdxl
 from tiny_fixtures import _one_base, backbone, base, pictures, pipeline, tiny_base
 
-__all__ = ["_one_base", "backbone", "base", "pictures", "pipeline", "tiny_base"]
+__all__ = ["_loaded_once", "_one_base", "backbone", "base", "pictures", "pipeline", "tiny_base"]
 
 
 @pytest.fixture(params=[make_tiny_base, make_tiny_sdxl], ids=["SD", "SDXL"])

@@ -18,6 +18,7 @@ from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound, TrainingInterrupted
 from conceptry.training import estimate, resume, train
 from conceptry.training.callbacks import Hooks
+from long import quick_for
 from PIL import Image
 
 SETTINGS = SamplingSettings(steps=3, guidance=3.0)
@@ -159,7 +160,7 @@ def test_references_that_are_not_there_are_told(rex: Registry) -> None:
     assert not list(notes_on(concept, usual, 16))
 
 
-@pytest.mark.parametrize("method", ["dreamtuner", "attndreambooth"])
+@pytest.mark.parametrize("method", quick_for(1, ["dreamtuner", "attndreambooth"]))
 def test_a_run_goes_on_with_the_masks_and_captions_that_it_began_with(
     method: str, rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:

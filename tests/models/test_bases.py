@@ -1,9 +1,17 @@
 """Which base model a word means."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conceptry.models.bases import SHIPPED, Base, cached_bases, find_base, read_aliases
+from conceptry.models.bases import (
+    SHIPPED,
+    Base,
+    SamplingDefaults,
+    cached_bases,
+    find_base,
+    read_aliases,
+)
 from conceptry.registry import InvalidInput, NotFound
 
 
@@ -35,9 +43,10 @@ house: {source: models/house.safetensors, config: models/house}
 folder: {source: ./models/folder}
 """
     )
-    assert find_base("sd21") == Base("sd21", "hub", "me/mirror", "mine")
+    base = partial(Base, sampling=SamplingDefaults())
+    assert find_base("sd21") == base("sd21", "hub", "me/mirror", "mine")
     beside = own_bases.parent / "models"
-    assert find_base("house") == Base(
+    assert find_base("house") == base(
         "house", "file", str(beside / "house.safetensors"), "", str(beside / "house")
     )
     assert find_base("folder").source == str(beside / "folder")

@@ -98,7 +98,7 @@ def test_each_stage_changes_what_it_names_and_nothing_else(
     assert not changed(denoiser, networks[0]), "the denoiser has its own weights back"
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", quick_for(1, [0, 2]))
 def test_small_steps_are_not_lost_in_half_precision(
     rank: int, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
@@ -128,12 +128,12 @@ NOISE = ("noise.offset=0.1", "noise.density=logit-normal", "loss.kind=huber")
 @pytest.mark.parametrize(
     "extra",
     quick_for(
-        4,
+        2,
         [
             (),
+            ("rank=2", "quantize=8bit", "ema=0.9"),
             ("ema=0.9",),
             ("rank=2",),
-            ("rank=2", "quantize=8bit"),
             ("prior.weight=1",),
             ("rank=2", "quantize=4bit", "gradient_checkpointing=true", "mixed_precision=bf16"),
             ("schedule.kind=cosine", *WARM, "loss.min_snr_gamma=5"),
@@ -253,7 +253,9 @@ def test_threads_take_sums_in_the_same_order(
         assert all(other[name].equal(value) for name, value in results[0].items())
 
 
-@pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "attndreambooth"])
+@pytest.mark.parametrize(
+    "method", quick_for(1, ["attndreambooth", "dreambooth", "textual-inversion"])
+)
 def test_every_method_learns(
     method: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
@@ -368,7 +370,9 @@ def test_what_lora_adapts_is_what_is_drawn_afterwards(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["attndreambooth", "dreambooth", "sefi", "textual-inversion"])
+@pytest.mark.parametrize(
+    "method", quick_for(2, ["attndreambooth", "sefi", "dreambooth", "textual-inversion"])
+)
 def test_what_is_learned_over_8_bits_is_nearly_what_is_learned_over_all(
     method: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:
