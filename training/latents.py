@@ -17,7 +17,7 @@ class LatentPool:
 
     `weights` (P, 1, h, w) are those of their positions in the diffusion loss; None if all are 1.
     `captions` (P,) are the numbers of their own prompts, -1 where there is none; None if no picture
-    has one. `sizes` (P, 6) are what SDXL is told of them; None if nothing was cut off.
+    has one. `sizes` (P, 6) are what SDXL is told of them; None if nothing is known of them.
     """
 
     mean: Tensor

@@ -127,8 +127,9 @@ class Minibatch:
             own = source.pool_of_batch(generator)
             is_one = len(source.prompts) == 1
             prompts = torch.zeros_like(prompts) if is_one else index(len(source.prompts))
-            latents = own.sample(index(len(own)), noise(own))
-            samples.append(Samples(prompts, latents, added(own), times()))
+            chosen = index(len(own))
+            latents, sizes = own.sample(chosen, noise(own)), _at(own.sizes, chosen)
+            samples.append(Samples(prompts, latents, added(own), times(), sizes=sizes))
         if subject.captions and pool.captions is not None:
             captions = pool.captions[pictures]
             prompts = subject.captions.put_in(samples[0].prompts, captions, generator)

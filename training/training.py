@@ -314,8 +314,11 @@ class Training:
             return
         if not self.subject.class_pictures:
             raise InvalidInput("prior preservation needs class pictures")
-        sized = [each.resize((self.size, self.size)) for each in self.subject.class_pictures]
-        pool = encode_pictures(self.backbone, sized)
+        pictures = self.subject.class_pictures
+        whole = [Crop(each.resize((self.size, self.size)), 0, (0, 0)) for each in pictures]
+        sizes = [crop.sizes(each.size) for crop, each in zip(whole, pictures, strict=True)]
+        sized = [crop.image for crop in whole]
+        pool = encode_pictures(self.backbone, sized, sizes=torch.tensor(sizes))
         yield SampleSource("prior", [pool], [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:

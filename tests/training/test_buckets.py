@@ -39,7 +39,7 @@ def seen_by_unet(backbone: Backbone, path: Path, words: tuple[str, ...] = WORDS)
         category="dog",
         tokens=("<v>", "<w>"),
         sizes=[(10 * width, 10 * height) for width, height in SIZES],
-        class_pictures=[draw(9, (16, 16))],
+        class_pictures=[draw(9, (24, 24))],
         captions=["a dog on a chair", None, "a dog"],
     )
     training = Training(backbone, method, settings, subject, seed=3)
@@ -82,4 +82,4 @@ def test_sdxl_is_told_of_sizes_and_corners(tmp_path: Path, buckets: str) -> None
     corners = torch.cat([told[:, 2:4] for _, told in calls[::2]])
     assert (corners > 0).any() or buckets == "true", "squares leave out a part"
     for _, told in calls[1::2]:
-        assert told.eq(torch.tensor([16, 16, 0, 0, 16, 16])).all()
+        assert told.eq(torch.tensor([24, 24, 0, 0, 16, 16])).all(), "they are made smaller, whole"
