@@ -818,14 +818,14 @@ def class_pictures(
     *,
     after: References | None = None,
     hooks: Hooks | None = None,
-) -> list[Image.Image]:
+) -> Photos:
     """`count` pictures of a category for prior preservation, drawn once as the base model draws.
 
     Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
     the subject (section 3.3). All concepts of the category share the others in the registry's
     cache; the same batches are drawn whatever `count` is, and after an interruption. Raises
-    `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses;
-    finished pictures are kept.
+    `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses, or if
+    one is gone when it is read; finished pictures are kept.
     """
     hooks = hooks or Hooks()
     whole = (after or References(())).unmasked().in_words(category)
@@ -834,7 +834,7 @@ def class_pictures(
     kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
     size = (base.backbone.size, base.backbone.size)
-    pictures: list[Image.Image] = []
+    readers: list[Callable[[], Image.Image]] = []
     for first in range(0, count, CLASS_PICTURES_AT_ONCE):
         numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
         paths = [folder / f"{i:05}.png" for i in numbers]
@@ -849,8 +849,15 @@ def class_pictures(
             hooks.on_class_picture(done, count)
             if hooks.should_stop():
                 raise TrainingInterrupted(f"stopped after class picture {done} of {count}")
-        pictures += [picture for picture in found if picture]
-    return pictures[:count]
+        readers += [partial(_class_picture, folder, path, size) for path in paths]
+    return Photos(readers[:count])
+
+
+def _class_picture(folder: Path, path: Path, size: tuple[int, int]) -> Image.Image:
+    picture = kept_picture(folder, path, size)
+    if picture is None:
+        raise StorageError(f"{path} is gone", hint="train again, which draws it again")
+    return picture
 
 
 def _class_folder(base: str, category: str) -> str:

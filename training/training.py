@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import ResumePoint, copy_values
-from .crops import Crop, bucket_step, varied_crops
+from .crops import Crop, Photos, bucket_step, varied_crops
 from .distributed import num_processes
 from .latents import LatentPool, encode_pictures, loss_weights
 from .packages import check_packages
@@ -38,8 +39,9 @@ class Subject:
 
     `sizes` are the photos' own (width, height), which may have been decoded smaller. `masks`, if
     any, are as large as their photos and white on the subject; `captions`, if any, are those of the
-    photos. `class_pictures` show other members of the category, for prior preservation;
-    `references` are what the version is drawn after, with {} for the concept in their prompts.
+    photos. `class_pictures`, of one size, show other members of the category, for prior
+    preservation; `references` are what the version is drawn after, with {} for the concept in their
+    prompts.
     """
 
     photos: Sequence[Image.Image]
@@ -50,6 +52,10 @@ class Subject:
     captions: Sequence[str | None] = ()
     class_pictures: Sequence[Image.Image] = ()
     references: References = field(default_factory=lambda: References(()))
+
+
+def _scaled(pictures: Sequence[Image.Image], number: int, side: int) -> Image.Image:
+    return pictures[number].resize((side, side))
 
 
 def training_resolution(backbone: Backbone, settings: TrainingSettings) -> int:
@@ -314,11 +320,10 @@ class Training:
             return
         if not self.subject.class_pictures:
             raise InvalidInput("prior preservation needs class pictures")
-        pictures = self.subject.class_pictures
-        whole = [Crop(each.resize((self.size, self.size)), 0, (0, 0)) for each in pictures]
-        sizes = [crop.sizes(each.size) for crop, each in zip(whole, pictures, strict=True)]
-        sized = [crop.image for crop in whole]
-        pool = encode_pictures(self.backbone, sized, sizes=torch.tensor(sizes))
+        pictures, side = self.subject.class_pictures, self.size
+        sized = Photos([partial(_scaled, pictures, i, side) for i in range(len(pictures))])
+        told = torch.tensor([Crop(sized[0], 0, (0, 0)).sizes(pictures[0].size)])
+        pool = encode_pictures(self.backbone, sized, sizes=told.expand(len(pictures), -1))
         yield SampleSource("prior", [pool], [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:

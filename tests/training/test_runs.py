@@ -13,9 +13,15 @@ from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput, NotFound, RegistryBusy, TrainingInterrupted
+from conceptry.registry.errors import (
+    InvalidInput,
+    NotFound,
+    RegistryBusy,
+    StorageError,
+    TrainingInterrupted,
+)
 from conceptry.training.callbacks import Hooks
-from conceptry.training.runs import Trained, resume, train
+from conceptry.training.runs import Trained, class_pictures, resume, train
 from drawing import draw_file
 from long import quick_for
 from PIL import Image
@@ -149,6 +155,16 @@ def test_class_pictures_are_drawn_once(
     assert first.read_bytes() == whole[first], "a damaged one is drawn again"
     monkeypatch.setattr("conceptry.training.runs.replace_picture", _never)
     teach(rex, base, method="dreambooth", overrides=overrides)
+
+
+def test_class_pictures_are_read_when_they_are_needed(rex: Registry, base: LoadedBase) -> None:
+    pictures = class_pictures(rex, base, "dog", 3)
+    assert len(pictures) == 3
+    paths = sorted(rex.location.cache.rglob("*.png"))
+    paths[1].unlink()
+    assert pictures[2].tobytes() == Image.open(paths[2]).convert("RGB").tobytes()
+    with pytest.raises(StorageError, match="is gone"):
+        pictures[1].load()
 
 
 def _never(*_: object) -> None:
