@@ -217,7 +217,7 @@ def test_every_stage_takes_a_step_at_full_size(
         assert (tmp_path / f"{stage}.safetensors").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [name for name in DRAWING if name != "control"])
 def test_some_steps_of_a_stage_lower_its_loss_at_full_size(
     stage: str, large_workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
