@@ -14,6 +14,7 @@ METHODS = {
     "DreamBooth": "dreambooth",
     "SeFi-IDE": "sefi",
     "Textual Inversion": "textual-inversion",
+    "DreamTuner": "dreamtuner",
 }
 _CELL = re.compile(r"([\d.]+)( %)? \(([\d.]+) to ([\d.]+)\)")
 _ROUNDED = 0.0056
@@ -46,6 +47,8 @@ def key_of(label: str) -> str:
     method, _, rest = label.partition(", ")
     if weight := re.search(r"λ ([\d.]+)", rest):
         return f"{METHODS[method]}, λ {weight[1]}"
+    if rest == "`instant`":
+        return "dreamtuner, instant"
     return f"separate {METHODS[method]}" if "--separate" in rest else METHODS[method]
 
 
@@ -62,6 +65,15 @@ def test_methods() -> None:
             seconds = int(cells[3].split(" s")[0])
             assert abs(seconds - cost["seconds"]) <= 0.5
             assert f", {gigabytes:.2f} GB" in cells[3]
+
+
+def test_from_one_photo() -> None:
+    found = measured("one-photo.json")["methods"]
+    shown = rows("From one photo")
+    assert {key_of(label) for label in shown} == set(found)
+    for label, cells in shown.items():
+        for cell, name in zip(cells, ("seen", "identity", "likeness", "recognised"), strict=True):
+            assert is_shown(cell, found[key_of(label)]["scores"][name]), f"{label}: {name}"
 
 
 @pytest.mark.parametrize(("suite", "first"), [("miniature-pairs", 0), ("miniature-triples", 3)])
