@@ -393,18 +393,19 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--concepts", type=int, default=len(CATEGORIES))
     made.add_argument("--seeds", type=int, default=4)
-    made.add_argument("--photos", type=int, default=NUM_PHOTOS, help="of each, the first ones")
     return made
 
 
 @contextmanager
-def opened(options: argparse.Namespace, split: str = "measured") -> Iterator[Laboratory]:
+def opened(
+    options: argparse.Namespace, split: str = "measured", photos: int = NUM_PHOTOS
+) -> Iterator[Laboratory]:
     """The laboratory in the folder `--out`, which is made if need be.
 
-    Exits if its individuals are taught from another number of photos.
+    Its individuals are taught from their first `photos`; exits if it has others of them.
     """
     options.out.mkdir(parents=True, exist_ok=True)
-    subjects = [who.with_photos(options.photos) for who in individuals(split, options.concepts)]
+    subjects = [who.with_photos(photos) for who in individuals(split, options.concepts)]
     base = load_base()
     with Registry.open(options.out / "concepts.db", create=True) as registry:
         laboratory = Laboratory(registry, base, subjects, tuple(range(options.seeds)))

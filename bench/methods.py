@@ -114,6 +114,7 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
     asked.add_argument("--methods", nargs="*", default=["all"])
+    asked.add_argument("--photos", type=int, default=NUM_PHOTOS, help="of each, the first ones")
     asked.add_argument("--teach", action="store_true", help="teach, and score nothing")
     asked.add_argument("--cost-of", metavar="METHOD", help="print what a training takes")
     asked.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
@@ -124,7 +125,7 @@ def main() -> None:
     if options.overrides and options.split == "measured":
         sys.exit("what is measured are the presets: --set goes with --split tuning")
     chosen = ways(options.methods, options.overrides, options.photos)
-    with opened(options, options.split) as laboratory:
+    with opened(options, options.split, options.photos) as laboratory:
         subjects = laboratory.subjects
         for way in chosen:
             laboratory.teach(way)
