@@ -287,7 +287,7 @@ def test_a_word_is_seen_from_where_its_group_says(backend: str) -> None:
 
 
 def test_the_same_inputs_give_the_same_bits(backend: str) -> None:
-    case = Case(queries=65, batch=1, heads=1, extra=(40,), columns="repeated")
+    case = Case(queries=65, extra=(40,), columns="repeated")
     first, second = (
         with_gradients(ours(given), given) for given in [make(case).to(torch.float32)] * 2
     )
