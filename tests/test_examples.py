@@ -49,6 +49,7 @@ def test_teach_and_draw(
         assert grid.width > 16
 
 
+@pytest.mark.long
 def test_many_subjects(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_many_subjects(
     assert categories == {"leo": "cat", "max": "dog", "mia": "cat", "rex": "dog"}
 
 
+@pytest.mark.long
 def test_compare_methods(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

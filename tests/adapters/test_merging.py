@@ -16,6 +16,7 @@ from conceptry.registry import InvalidImage, InvalidInput
 from diffusers import StableDiffusionPipeline
 from drawing import draw_file
 from exported import Taught, add_embedding, plain
+from long import quick_for
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -101,7 +102,7 @@ def test_a_folder_draws_each(two: Taught) -> None:
     assert (mia != dog).any()
 
 
-@pytest.mark.parametrize("form", ["diff", "svd:4", "checkpoint"])
+@pytest.mark.parametrize("form", quick_for(1, ["diff", "svd:4", "checkpoint"]))
 def test_weights_have_an_embedding_for_each_concept(two: Taught, form: str) -> None:
     two.add(two.vectors(2) | two.factors())
     two.add(two.vectors(2) | two.deltas(), to="mia")

@@ -43,6 +43,7 @@ def test_people_get_a_table(taught: Registry, run: Run) -> None:
     assert best.aliases == ["best"]
 
 
+@pytest.mark.long
 def test_the_second_time_no_weights_are_loaded(taught: Registry, ask: Ask) -> None:
     words = ("eval", "rex", "--suite", "mine.txt", *QUICK)
     first = ask(*words)

@@ -81,6 +81,7 @@ def test_a_method_that_keeps_the_base_shares_batches(three: Registry, ask: Ask, 
     ]
 
 
+@pytest.mark.long
 def test_what_fails_is_marked_and_the_rest_goes_on(
     three: Registry, run: Run, ask: Ask, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +195,7 @@ def test_ctrl_c_leaves_the_current_one_resumable_and_the_rest_waiting(
     assert states(three)[0] == ("rex", "interrupted"), "what was begun goes first"
 
 
+@pytest.mark.long
 def test_a_kill_loses_nothing_and_the_next_run_goes_on(
     three: Registry, ask: Ask, tiny: str
 ) -> None:

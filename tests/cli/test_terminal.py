@@ -230,6 +230,7 @@ def test_rm_takes_no_for_an_answer(rex: Registry, at_terminal: AtTerminal, answe
     assert rex.names() == ["rex"]
 
 
+@pytest.mark.long
 def test_rm_is_interrupted_while_it_asks(rex: Registry, at_terminal: AtTerminal) -> None:
     terminal = at_terminal("rm", "rex")
     terminal.read_until(b"[y/N]")

@@ -268,6 +268,7 @@ def test_ctrl_c_saves_and_the_training_goes_on(rex: Registry, run: Run, tiny: st
     assert run("train", "rex", "--base", tiny, "--resume", "--seed", "1").exit_code == 2
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_queue_tells_who_was_not_begun(rex: Registry, run: Run, tiny: str) -> None:
     for name in ("mia", "leo"):
         rex.add(name, [draw_folder(Path(name), 1)], category="cat")
@@ -342,6 +343,7 @@ def test_what_cannot_be_is_told_before_the_base_model_is_loaded(
     assert not rex.show("rex").runs
 
 
+@pytest.mark.long
 def test_a_training_goes_on_with_the_base_it_began_with(rex: Registry, run: Run, tiny: str) -> None:
     rex.add("mia", [draw_folder(Path("cats"), 1)], category="cat")
     begun = run("train", "rex", "--base", tiny, *SHORT)

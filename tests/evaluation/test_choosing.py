@@ -69,6 +69,7 @@ def test_a_checkpoint_is_what_a_shorter_training_ends_with(
     assert kept(rex, short) == kept(rex, plain) == []
 
 
+@pytest.mark.long
 def test_scoring_on_the_way_changes_nothing(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_scoring_on_the_way_changes_nothing(
     assert not (rex.location.cache / "evaluations").exists()
 
 
+@pytest.mark.long
 def test_what_is_drawn_on_the_way_is_what_the_checkpoint_draws(
     rex: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:

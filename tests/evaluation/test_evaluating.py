@@ -93,6 +93,7 @@ def test_drift_is_what_a_version_does_to_its_category(
     assert base.backbone.references == []
 
 
+@pytest.mark.long
 def test_prompts_that_bend_the_category_show_no_drift(
     taught: Registry, base: LoadedBase, encoders: Encoders
 ) -> None:
@@ -104,6 +105,7 @@ def test_prompts_that_bend_the_category_show_no_drift(
     assert evaluate(taught, base, encoders, plan_of(taught, base, "<rex@1>", alone)).drift == []
 
 
+@pytest.mark.long
 def test_tokens_alone_do_not_drift(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
     words = ["embedding.steps=1", "augmentation.crops=2"]
     train(taught, "mia", base, method="textual-inversion", overrides=words)
@@ -170,6 +172,7 @@ def test_maps_that_are_not_ours_are_drawn_again(
     assert path.read_bytes() == sound
 
 
+@pytest.mark.long
 def test_a_picture_of_another_size_is_drawn_again(
     taught: Registry, base: LoadedBase, encoders: Encoders
 ) -> None:
@@ -183,7 +186,7 @@ def test_a_picture_of_another_size_is_drawn_again(
 
 @pytest.mark.parametrize(
     "change",
-    quick_for(3, ["version", "seeds", "photos", "settings", "suite", "category", "encoders"]),
+    quick_for(1, ["version", "seeds", "photos", "settings", "suite", "category", "encoders"]),
 )
 def test_what_scores_depend_on_is_part_of_the_record(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path, change: str
@@ -291,6 +294,7 @@ def test_the_best_version_gets_the_alias(taught: Registry, base: LoadedBase) -> 
     assert resolve_prompt(taught, "<rex@best>")[0].version.number == best.version == marked["rex"]
 
 
+@pytest.mark.long
 def test_another_control_net_for_boxes_draws_other_pictures(
     taught: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

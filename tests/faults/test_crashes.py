@@ -28,6 +28,7 @@ def test_fault_01_kills_break_no_promise(kills: int, at_least: int, tmp_path: Pa
     assert inside_add >= at_least, outcome.moments
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plant", quick_for(1, PLANTS))
 def test_fault_01_the_harness_sees_a_planted_wrong_order(plant: str, tmp_path: Path) -> None:
     outcome = run_kills(40, tmp_path, plant=PLANTS[plant], stop_at_first=True)

@@ -98,6 +98,7 @@ def test_fault_29_gc_without_grace_takes_files_of_the_future(rex: Registry, data
 # --- row 30: held by id ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_fault_30_a_concept_is_renamed_while_it_trains(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:
@@ -143,6 +144,7 @@ def test_fault_30_a_renamed_training_goes_on_bit_equal(
     assert all(whole[name].equal(gone_on[name]) for name in whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", quick_for(1, ["rename", "remove"]))
 def test_fault_30_a_concept_is_renamed_or_removed_while_it_is_drawn(
     lines: dict[str, list[str]], tiny: str, rex: Registry, change: str
@@ -276,6 +278,7 @@ Staging.publish = die
 # --- row 34: one transaction ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", quick_for(1, ["_insert_version", "_end", "record_event"]))
 def test_fault_34_a_version_and_the_end_of_its_run_are_one(
     lines: dict[str, list[str]], rex: Registry, where: str
@@ -346,6 +349,7 @@ def test_fault_51_a_training_whose_terminal_closes_is_saved(
     assert run_forked(*lines["go on"]).returncode == 0
 
 
+@pytest.mark.long
 def test_fault_51_a_training_that_was_started_to_outlive_its_terminal_goes_on(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:
@@ -358,6 +362,7 @@ def test_fault_51_a_training_that_was_started_to_outlive_its_terminal_goes_on(
     assert rex.show("rex").runs[0].status == "done"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("is_ignored", "status"), [(False, "interrupted"), (True, "done")])
 def test_fault_51_nothing_can_be_written_to_a_terminal_that_is_gone(
     lines: dict[str, list[str]], rex: Registry, is_ignored: bool, status: str
@@ -375,6 +380,7 @@ def test_fault_51_nothing_can_be_written_to_a_terminal_that_is_gone(
     assert [run.status for run in rex.show("rex").runs] == [status]
 
 
+@pytest.mark.long
 def test_fault_51_a_dead_run_is_shown_as_interrupted(
     lines: dict[str, list[str]], rex: Registry, database: Path
 ) -> None:

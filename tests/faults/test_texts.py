@@ -423,6 +423,7 @@ def test_a_strict_call_refuses_them_before_anything_is_loaded(database: Path) ->
 # --- row 53 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
 @pytest.mark.parametrize("flags", quick_for(1, [["--json"], []]), ids=str)
 def test_an_output_that_cannot_be_written(flags: list[str]) -> None:

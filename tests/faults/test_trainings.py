@@ -158,6 +158,7 @@ def test_fault_22_a_second_ctrl_c_ends_at_once(lines: dict[str, list[str]], rex:
     assert rex.check(read_data=True).ok
 
 
+@pytest.mark.long
 def test_fault_23_a_loss_that_is_not_finite_ends_with_5_and_keeps_the_last_point(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
@@ -171,6 +172,7 @@ def test_fault_23_a_loss_that_is_not_finite_ends_with_5_and_keeps_the_last_point
     assert result_of(rex) == whole
 
 
+@pytest.mark.long
 def test_fault_07_a_disk_that_is_full_while_a_training_saves(
     lines: dict[str, list[str]], rex: Registry, whole: tuple[str, list[Any]]
 ) -> None:
@@ -229,6 +231,7 @@ def test_fault_25_invalid_utf8_on_the_command_line_is_told(rex: Registry, databa
     assert "not plain text" in error_of(done)["message"]
 
 
+@pytest.mark.long
 def test_fault_25_a_concept_beyond_the_encoders_limit_is_never_cut(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:

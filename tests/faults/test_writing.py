@@ -87,6 +87,7 @@ def test_fault_07_disk_full_in_the_middle_of_a_blob(rex_alone: Path) -> None:
     assert_works(rex_alone, *line)
 
 
+@pytest.mark.long
 def test_fault_07_disk_full_in_a_real_process(rex_alone: Path) -> None:
     line = ("--registry", rex_alone, "add", "rex", noise(Path("new/a.png"), 100_000), "--json")
     before = stored_files(rex_alone)
@@ -106,6 +107,7 @@ def test_fault_07_disk_full_in_the_middle_of_the_commit(rex_alone: Path) -> None
     assert_works(rex_alone, *line)
 
 
+@pytest.mark.long
 def test_fault_07_disk_full_in_the_middle_of_a_checkpoint(rex_alone: Path) -> None:
     photos = draw_folder(Path("some"), 60, size=(32, 32))
     size = rex_alone.stat().st_size

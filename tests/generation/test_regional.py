@@ -29,6 +29,7 @@ from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput
 from conceptry.training import train
 from copies import copied, made_with_rex
+from long import quick_for
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0)
@@ -321,7 +322,9 @@ def test_what_is_no_layout_is_told(words: list[str]) -> None:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["auto", {"rex": LEFT, "mia": RIGHT, "tom": ALL}], ids=str)
+@pytest.mark.parametrize(
+    "layout", quick_for(1, ["auto", {"rex": LEFT, "mia": RIGHT, "tom": ALL}]), ids=str
+)
 def test_a_picture_of_several_is_drawn_again(
     both: Registry, base: LoadedBase, tmp_path: Path, layout: Any
 ) -> None:

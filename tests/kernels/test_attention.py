@@ -29,7 +29,6 @@ WIDTHS = (32, 40, 64, 80, 160)
 FAST = ("torch", "triton")
 
 QUICK = [
-    Case(queries=1, keys=77),
     Case(queries=63, keys=111, batch=1),
     Case(width=WIDTHS[-1], queries=33),
     Case(columns="repeated"),
@@ -51,7 +50,7 @@ SMALL = [
     Case(extra=(20, 1, 33), bias=True, queries=65),
 ]
 MORE = [
-    *(Case(queries=1, keys=m) for m in (5, 64, 111)),
+    *(Case(queries=1, keys=m) for m in (5, 64, 77, 111)),
     *(Case(queries=63, keys=m, batch=1) for m in (1, 77)),
     *(Case(queries=17, keys=m) for m in (1, 5, 64, 77, 111)),
     *(Case(queries=111, keys=m, batch=1) for m in (1, 5, 64, 77, 111)),

@@ -13,7 +13,7 @@ from torch import Tensor
 CASES = [
     *(Case(dtype=dtype) for dtype in ("float16", "bfloat16")),
     *(Case(width=width, queries=33) for width in (32, 160)),
-    *(Case(queries=n, keys=m) for n, m in ((1, 77), (17, 1), (65, 111))),
+    *(Case(queries=n, keys=m) for n, m in ((17, 1), (65, 111))),
 ]
 MORE = [
     *(Case(width=width, queries=33) for width in (64, 80)),

@@ -214,7 +214,7 @@ def test_a_large_weight_keeps_the_token_at_its_category(
 @pytest.mark.parametrize(
     "case",
     quick_for(
-        3,
+        2,
         [
             ("sefi", ("parametrisation=network", "embedding.learning_rate=1e-3")),
             ("sefi", ("ema=0.9", "embedding.batch=3", "gradient_accumulation=2")),

@@ -164,6 +164,7 @@ def control_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
             return float(train.control_losses(modules, scenes, context, generator)["noise"])
 
 
+@pytest.mark.long
 def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -491,6 +491,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc here")
 def test_row_48_a_photo_of_108_million_pixels_is_reduced_while_decoded(large: Path) -> None:
     found = measured(

@@ -307,7 +307,7 @@ def test_schedule_free_ends_in_its_average(
     torch.testing.assert_close(end.double(), average, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["prodigy", "schedule-free", "came", "adafactor"])
+@pytest.mark.parametrize("kind", quick_for(1, ["prodigy", "schedule-free", "came", "adafactor"]))
 def test_concepts_of_a_batch_have_optimisers_of_their_own(
     kind: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:

@@ -285,6 +285,7 @@ def test_previews_change_nothing_of_what_is_learned(rex: Registry, base: LoadedB
     assert one == two
 
 
+@pytest.mark.long
 def test_a_resumed_training_goes_on_with_its_previews(rex: Registry, base: LoadedBase) -> None:
     with pytest.raises(TrainingInterrupted):
         teach(rex, base, hooks=replace(stop_after(3), preview_every=1))
@@ -293,6 +294,7 @@ def test_a_resumed_training_goes_on_with_its_previews(rex: Registry, base: Loade
         assert 6 * 150 < sheet.height < 7 * 150  # all six strips, each once
 
 
+@pytest.mark.long
 def test_gc_keeps_the_resume_point_that_a_training_goes_on_from(
     rex: Registry, base: LoadedBase
 ) -> None:
@@ -304,6 +306,7 @@ def test_gc_keeps_the_resume_point_that_a_training_goes_on_from(
     assert rex.gc(grace=0).temporary == 0
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_category_that_it_began_with(
     rex: Registry, base: LoadedBase
 ) -> None:

@@ -112,6 +112,7 @@ def test_methods_that_keep_the_base_model_see_it_when_drawn_alone(
     assert "subject.tokens" in seen
 
 
+@pytest.mark.long
 def test_resume_is_exact(rex: Registry, seeing: LoadedBase) -> None:
     words = (SEEN, LEARNS, "unet.steps=4")
     whole = read_adapter(trained(rex, seeing, *words))[0]

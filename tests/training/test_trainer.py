@@ -296,7 +296,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         torch.testing.assert_close(gradients["3"][name], whole, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("extra", [(), ("quantize=8bit",), ("quantize=4bit",)], ids=str)
+@pytest.mark.parametrize(
+    "extra", quick_for(1, [("quantize=4bit",), (), ("quantize=8bit",)]), ids=str
+)
 def test_lora_leaves_thin_factors_and_the_layers_as_they_were(
     backbone: Backbone, pictures: Pictures, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
