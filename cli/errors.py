@@ -46,6 +46,15 @@ class Failure(Exception):
 
 
 _MAX_MESSAGE = 8000
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "float_parsing": "a number",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+}
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
 
 
@@ -70,6 +79,7 @@ def explain(error: BaseException) -> Failure:
         return error
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
+        error.message = _of_a_value(error) or error.message
         message = _one_line(error.format_message()).replace("Value error, ", "")
         return usage(message, f"{context.command_path} --help" if context else "concept --help")
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
@@ -89,6 +99,18 @@ def explain(error: BaseException) -> Failure:
             hint = _one_line(error.hint) if error.hint else None
             return Failure(exit_code, error.code, _one_line(error.message), hint)
     return _of_the_machine(error) or _bug(error)
+
+
+def _of_a_value(error: typer.TyperException) -> str | None:
+    """What an option or argument has to be, and what it is; None for errors of other kinds."""
+    find = getattr(error.__cause__, "errors", None)  # of pydantic, which is not imported for this
+    found = find(include_url=False)[0] if find else {}
+    wanted = _WANTED.get(found.get("type", ""))
+    if wanted is None:
+        return None
+    from ..registry.errors import quoted
+
+    return f"must be {wanted.format(**found.get('ctx', {}))}, not {quoted(found['input'])}"
 
 
 def _of_the_machine(error: BaseException) -> Failure | None:

@@ -49,6 +49,8 @@ def path(
         ]
     document = {"name": name, "images": _files(images), "previews": _files(previews)}
     session.output.lines(document, [str(path) for _, path in (*images, *previews)])
+    if not images and not previews:
+        session.output.note(f"{name} has no photos: concept add {name} PHOTO…")
 
 
 def _files(found: list[tuple[str, Path]]) -> list[dict[str, str]]:

@@ -156,8 +156,7 @@ def list_queue(context: typer.Context) -> None:
     session = session_of(context)
     with session.registry() as registry:
         found = registry.queue()
-    document = {"trainings": [_document(each) for each in found]}
-    session.output.result(document, *([] if session.output.as_json else [_table(found)]))
+    _show(session, found)
     states = [each.state for each in found]
     session.output.note(
         ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
@@ -167,6 +166,12 @@ def list_queue(context: typer.Context) -> None:
         session.output.note("concept queue run works off what waits, and goes on with the rest")
     if "failed" in states:
         session.output.note("concept queue run --failed tries again; concept queue rm ID forgets")
+
+
+def _show(session: Session, found: "Sequence[QueuedTraining]") -> None:
+    document = {"trainings": [_document(each) for each in found]}
+    shown = [_table(found)] if found and not session.output.as_json else []
+    session.output.result(document, *shown)
 
 
 def _table(found: "Sequence[QueuedTraining]") -> Any:
@@ -348,5 +353,4 @@ def first(
     with session.registry() as registry:
         registry.put_first(ids)
         found = registry.queue()
-    document = {"trainings": [_document(each) for each in found]}
-    session.output.result(document, *([] if session.output.as_json else [_table(found)]))
+    _show(session, found)

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -134,13 +135,17 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
         ],
         metrics=metrics,
         rows=_rows(found, labels, shown),
-        worst=sorted((one for each in shown for one in each), key=lambda one: one.worth)[
-            :NUM_WORST
-        ],
+        worst=_worst(shown),
         scatter=Markup(scatter(found)),  # noqa: S704 (drawn by us, with names escaped)
         curves=[(name, Markup(drawing)) for name, drawing in _curves(registry, found)],  # noqa: S704
         photos=list(_photos(registry, found)),
     )
+
+
+def _worst(shown: Sequence[Sequence[_Shown]]) -> list[_Shown]:
+    """The worst pictures of the suite's prompts, the worst first."""
+    judged = (one for each in shown for one in each if one.worth <= 1)
+    return sorted(judged, key=lambda one: one.worth)[:NUM_WORST]
 
 
 def _rows(
@@ -208,10 +213,10 @@ def _recognised(picture: PictureScores, suffix: str) -> str:
 def _worth(each: Evaluation, picture: PictureScores) -> float:
     """What a picture is ordered by: both of its scores, or the one that it has.
 
-    Those that show drift come last.
+    Those that show drift come last: they have neither.
     """
     if DRIFT in picture.scores:
-        return 1.0
+        return math.inf
     by_prompt, by_identity = each.chosen_by
     first = picture.scores.get(by_prompt, 0.0)
     second = picture.scores.get(by_identity)

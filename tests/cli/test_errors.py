@@ -57,6 +57,27 @@ def test_wrong_usage_in_json(rex: Registry, run: Run, arguments: list[str]) -> N
     assert error_of(result)["code"] in ("usage", "invalid_input")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["list", "--limit", "many"], "'--limit': must be a whole number, not many"),
+        (["list", "--limit", "1.5"], "'--limit': must be a whole number, not 1.5"),
+        (["list", "--limit", "-1"], "'--limit': must be at least 0, not -1"),
+        (["generate", "x", "--steps", "1001"], "'--steps': must be at most 1000, not 1001"),
+        (["generate", "x", "--guidance", "much"], "'--guidance': must be a number, not much"),
+        (["queue", "rm", "rex"], "must be a whole number, not rex"),
+        (["queue", "first", ""], "must be a whole number, not ''"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind_is_shown(
+    rex: Registry, run: Run, arguments: list[str], told: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
 def break_show(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def show(registry: Registry, name: str) -> None:
         raise error

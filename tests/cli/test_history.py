@@ -60,3 +60,10 @@ def test_path_of_photos(rex: Registry, run: Run, ask: Ask, photos: Path) -> None
         "images": [{"filename": f"{i:02}.png", "path": str(path)} for i, path in enumerate(stored)],
         "previews": [],
     }
+
+
+def test_where_there_are_no_photos_it_is_said(rex: Registry, run: Run) -> None:
+    rex.edit("rex", remove_images=[image.sha256 for image in rex.show("rex").images])
+    told = run("path", "rex")
+    assert (told.exit_code, told.stdout) == (0, "")
+    assert "rex has no photos: concept add rex PHOTO…" in told.stderr

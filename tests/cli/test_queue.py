@@ -66,7 +66,9 @@ def test_what_waits_is_worked_off_in_turn(three: Registry, run: Run, ask: Ask, t
     assert (done["failed"], done["waiting"]) == ([], [])
     assert three.queue() == []
     assert three.show("max").runs[0].seed == 3
-    assert "nothing is in the queue" in run("queue", "list").stderr
+    empty = run("queue", "list")
+    assert empty.stdout == ""
+    assert "nothing is in the queue" in empty.stderr
 
 
 def test_a_method_that_keeps_the_base_shares_batches(three: Registry, ask: Ask, tiny: str) -> None:

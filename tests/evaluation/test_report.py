@@ -117,6 +117,18 @@ def test_it_holds_every_picture_and_asks_no_network(
         assert f"{each.scores['seen'].mean:.3f}" in text
 
 
+def test_pictures_of_the_plain_category_are_not_among_the_worst(
+    taught: Registry, found: list[Evaluation], tmp_path: Path
+) -> None:
+    each = next(one for one in found if one.drift)
+    first = replace(each.prompts[0], pictures=each.prompts[0].pictures[:1])
+    text = write_report(taught, [replace(each, prompts=[first])], tmp_path / "report").read_text()
+    sources = _Page(text).sources
+    num_drift = sum(len(row.pictures) for row in each.drift)
+    num_worst, num_photos = 1, len(taught.show("rex").images)
+    assert len(sources) == 2 * (1 + num_drift) + num_worst + num_photos
+
+
 def test_it_shows_the_photos_of_both_concepts(
     taught: Registry, base: LoadedBase, encoders: Encoders, tmp_path: Path
 ) -> None:
