@@ -592,7 +592,12 @@ class _Record:
             | ({"frames": [each.drawn.record for each in self.frames]} if self.frames else {}),
         }
         versions = [
-            {"concept": each.mention.name, "version": each.version.number, "sha256": each.sha256}
+            {
+                "concept": each.mention.name,
+                "category": each.concept.category,
+                "version": each.version.number,
+                "sha256": each.sha256,
+            }
             for each in self.chosen
         ]
         stem = file_stem(self.request.scene or self.request.prompt, drawn.seed)
@@ -692,6 +697,11 @@ def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
     return name
 
 
+def _as_then(concept: Concept, category: str | None) -> Concept:
+    """A concept with the category that it had when a picture was drawn, if that is known."""
+    return replace(concept, category=category) if category else concept
+
+
 def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> ChosenReference:
     """The photo that a picture was drawn after, whatever its concept is called now."""
     found: dict[str | None, tuple[Concept, ImageRecord]] = {}
@@ -710,7 +720,7 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
         )
     concept, image = found[drawn_after.mask]
     return ChosenReference(
-        concept=concept,
+        concept=_as_then(concept, drawn_after.category),
         name=drawn_after.concept,
         image=image,
         prompt=drawn_after.prompt,
@@ -733,7 +743,8 @@ def reproduce(
 ) -> tuple[Picture, bool]:
     """Draw a picture again; returns it, and whether all pixels are the same.
 
-    They are the same on the same machine with the same packages. `control` names the control
+    They are the same on the same machine with the same packages, whatever its concepts are called
+    now, and whatever category they have. `control` names the control
     picture, if one was used, and its ControlNet; the scale is the picture's. So with `init`, what
     the picture began with, and its strength. `frames` are files of frames that it was drawn after,
     where those do not lie beside it; `layouts` are control pictures of what it was drawn after,
@@ -757,7 +768,10 @@ def reproduce(
         name: (_name_now(registry, name, *version), version[0])
         for name, version in made.versions.items()
     }
-    chosen = resolve_prompt(registry, made.prompt, pinned=pinned)
+    chosen = [
+        replace(each, concept=_as_then(each.concept, made.categories.get(each.mention.name)))
+        for each in resolve_prompt(registry, made.prompt, pinned=pinned)
+    ]
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")

@@ -170,7 +170,7 @@ def check_same_init(picture: Path, used: UsedInit | None, asked: InitRequest | N
         return
     if asked is None:
         raise InvalidInput(
-            f"{picture} began with another picture",
+            f"{picture} began with a picture, which has to be given again",
             hint=f"--init IMAGE; {_begins(used.image_sha256)}",
         )
     if (used.mask_sha256 is None) != (asked.mask is None):

@@ -4,12 +4,12 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..models.references import GUIDANCE, MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT, SHARE
 from ..registry.documents import parse_json
@@ -17,6 +17,7 @@ from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
 from ..registry.files import new_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file
+from ..registry.names import check_category
 from ..registry.validation import problem
 from .control_request import MAX_SCALE, UsedControl
 from .init_request import UsedInit
@@ -46,6 +47,8 @@ Regions = Annotated[
 ]
 """Outlines of where each subject of a picture is, by its name."""
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Category = Annotated[str, AfterValidator(check_category)]
+"""The word for a subject when a picture was drawn; older pictures have none."""
 
 
 def save_picture(
@@ -130,6 +133,7 @@ class DrawnAfter:
     share: float
     guidance: float
     control: str | None = None
+    category: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class Provenance:
     settings: SamplingSettings
     versions: Mapping[str, tuple[int, str]]
     """Concept name -> (version number, hash of its weights)."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """Concept name -> the category that it had then, of those in `versions`."""
     references: tuple[DrawnAfter, ...] = ()
     points: tuple[tuple[float, float], ...] = ()
     """Those of the picture whose heat-maps in references were asked for."""
@@ -215,6 +221,7 @@ class _AfterPart(_Part):
 
 class _ReferencePart(_AfterPart):
     concept: str
+    category: _Category | None = None
     photo: _Sha256
     mask: _Sha256 | None
 
@@ -270,6 +277,7 @@ class _SettingsPart(_Part):
 
 class _VersionPart(_Part):
     concept: str
+    category: _Category | None = None
     version: Annotated[int, Field(ge=1, le=MAX_SEED)]
     sha256: _Sha256
 
@@ -326,6 +334,7 @@ def _provenance(metadata: _Metadata) -> Provenance:
         with_leaks=with_leaks,
         settings=SamplingSettings(**drawn),
         versions={each.concept: (each.version, each.sha256) for each in metadata.versions},
+        categories={each.concept: each.category for each in metadata.versions if each.category},
         references=references,
         points=points,
         control=UsedControl(**control) if control else None,

@@ -108,6 +108,7 @@ def described(references: Sequence[ChosenReference]) -> list[dict[str, object]]:
     return [
         {
             "concept": each.concept.name,
+            "category": each.concept.category,
             "photo": each.image.sha256,
             "mask": each.image.mask,
             "prompt": each.prompt,

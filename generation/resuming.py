@@ -96,7 +96,7 @@ def _asked(
         "base": base_sha256 or base.name,
         "settings": with_layout(request).settings.to_mapping(),
         "versions": [[each.mention.name, each.version.number, each.sha256] for each in chosen],
-        "references": described(references),
+        "references": _without_category(described(references)),
         "control": None,
     }
     if request.control:
@@ -157,6 +157,11 @@ def _sheets(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _without_category(references: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """References as they are compared; older pictures do not tell categories."""
+    return [{k: v for k, v in each.items() if k != "category"} for each in references]
+
+
 def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, object]:
     """What a picture, which the registry knows, says was asked for."""
     told = metadata["settings"]
@@ -172,7 +177,7 @@ def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, objec
         "base": metadata["base_sha256" if with_base else "base"],
         "maps": settings.pop("maps", False),
         "points": settings.pop("points", []),
-        "references": settings.pop("references", []),
+        "references": _without_category(settings.pop("references", [])),
         "init": settings.pop("init", None),
         "control": control and [*(control[name] for name in names), control.get("transfers", True)],
         "versions": [[each["concept"], each["version"], each["sha256"]] for each in versions],

@@ -323,6 +323,9 @@ def test_a_picture_says_what_it_was_drawn_after(
         (images[0].sha256, 3.0),
     ]
     assert made.settings == asked.settings
+    rex.edit("rex", category="red cat")
+    other = next(generate(rex, base, [asked], tmp_path / "other"))
+    assert other.image.tobytes() != first.image.tobytes(), "its references are of red cats"
     rex.rename("rex", "max")
     for picture in (first, second):
         again, is_same = reproduce(rex, base, picture.path, tmp_path)

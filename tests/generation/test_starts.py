@@ -293,7 +293,7 @@ def test_a_picture_keeps_what_it_began_with_and_is_drawn_again(
     other = tmp_path / "other.png"
     picture((16, 16), 1).save(other)
     for wrong, told in (
-        (None, "began with another picture"),
+        (None, "has to be given again"),
         (InitRequest(picture=begun), "redrew a part"),
         (InitRequest(picture=other, mask=mask), "another picture than"),
         (InitRequest(picture=begun, mask=other), "another mask than"),
