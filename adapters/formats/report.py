@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...models.bases import find_base
 from ...registry import Registry
 from ...registry.errors import AlreadyExists, InvalidInput, quoted
 from ...registry.names import check_line
@@ -100,8 +101,10 @@ def check_target(
 ) -> None:
     """Raise `InvalidInput` and `AlreadyExists` unless versions, as `rex@2`, may be written there.
 
-    Several are written as one model.
+    Several are written as one model. Raises `NotFound` for a base model that is not there.
     """
+    if options.base is not None:
+        find_base(options.base)
     command = f"concept export {' '.join(labels)} {quoted(path)} --format {options.format}"
     if options.format.name != "diffusers":
         names = [each.partition("@")[0] for each in labels]

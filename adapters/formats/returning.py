@@ -37,7 +37,7 @@ def export_original(
             f"{name} was trained: it is no file of another tool",
             hint=f"concept export {name} {quoted(path)} --format embedding or lora-kohya",
         )
-    if options.base or options.half or options.thumbnail:
+    if options.base is not None or options.half or options.thumbnail:
         raise InvalidInput(
             "original files are not changed",
             hint="leave out --base, --half and --thumbnail",

@@ -64,6 +64,14 @@ WRONG = {
     "half of a LoRA": (["rex@2", "a.safetensors", "--format", "diff", "--half"], "--half is for"),
     "no version": (["rex@9", "a.safetensors", "--format", "diff"], "rex has no version 9"),
     "no concept": (["rxe", "a.safetensors", "--format", "diff"], 'no concept is named "rxe"'),
+    "no base": (
+        ["rex", "a.safetensors", "--format", "checkpoint", "--base", ""],
+        'there is no base model ""',
+    ),
+    "another base": (
+        ["rex", "a.safetensors", "--format", "checkpoint", "--base", "minature"],
+        "did you mean miniature",
+    ),
     "no thumbnail": (
         ["rex", "a.safetensors", "--format", "diff", "--thumbnail", "none.png"],
         "none.png",
