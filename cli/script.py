@@ -181,7 +181,7 @@ def _pictures(shots: "Sequence[Shot]", out: Path) -> list[_Planned]:
     return [
         _Planned(
             shot,
-            out / file_stem(shot.request.scene or shot.request.prompt, shot.seed),
+            out / file_stem(shot.request.title, shot.seed),
             first.setdefault(shot.key, i) if shot.request.scene else i,
         )
         for i, shot in enumerate(shots)
@@ -196,7 +196,7 @@ def _frames(shots: "Sequence[Shot]", num_frames: int, out: Path) -> list[_Planne
     return [
         _Planned(
             shot,
-            out / f"{file_stem(shot.request.prompt, shot.seed)}-frame-{i // num_seeds + 1:03d}",
+            out / file_stem(shots[0].request.title, shot.seed, i // num_seeds + 1),
             i,
         )
         for start in range(num_seeds)

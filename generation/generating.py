@@ -203,8 +203,9 @@ def animate(
     wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     check_frames([each.request for each in records])
+    title = records[0].title
     frames = [
-        replace(record, request=replace(record.request, seeds=[seed]), number=number)
+        replace(record, request=replace(record.request, seeds=[seed]), title=title, number=number)
         for seed in requests[0].seeds
         for number, record in enumerate(records, 1)
     ]
@@ -263,7 +264,9 @@ def _records(
     ]
     check_controls(base.base, base.backbone.size, requests)
     controls = Controls(base, requests)
-    records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
+    records = [
+        _Record(registry, base, *each, folder, controls, wanted, each[0].title) for each in resolved
+    ]
     for each in records:
         each.check()
     return records
@@ -388,7 +391,8 @@ def _leaks_between(own: Tensor, names: Sequence[str]) -> list[Leak]:
 class _Record:
     """Draws a request, and saves its pictures: the registry knows one before its file appears.
 
-    Of an animation's frame, `number` counts from 1, and `frames` are what it is drawn after.
+    Files are called after its `title`. Of an animation's frame that is the first one's, `number`
+    counts from 1, and `frames` are what it is drawn after.
     """
 
     registry: Registry
@@ -399,6 +403,7 @@ class _Record:
     folder: Path
     controls: Controls
     wanted: _Wanted
+    title: str
     number: int | None = None
     frames: Sequence[ChosenFrame] = ()
 
@@ -600,9 +605,7 @@ class _Record:
             }
             for each in self.chosen
         ]
-        stem = file_stem(self.request.scene or self.request.prompt, drawn.seed)
-        if self.number is not None:
-            stem = f"{stem}-frame-{self.number:03d}"
+        stem = file_stem(self.title, drawn.seed, self.number)
         metadata = made_by | {"versions": versions}
 
         def record(sha256: str) -> None:
@@ -797,7 +800,16 @@ def reproduce(
     file_format = texts.file_format if texts else "png"
     wanted = _Wanted(made.with_maps, made.with_leaks, made.points, file_format)
     record = _Record(
-        registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
+        registry,
+        base,
+        request,
+        chosen,
+        after,
+        folder,
+        controls,
+        wanted,
+        request.title,
+        frames=earlier,
     )
     now = record.control
     if now and made.control and now.used.network_sha256 != made.control.network_sha256:

@@ -44,10 +44,14 @@ def kept_picture(root: Path, path: Path, size: tuple[int, int] | None = None) ->
         return None
 
 
-def file_stem(prompt: str, seed: int) -> str:
-    """A file name for a picture: `a-photo-of-a-cat-on-the-beach-7`."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
-    return f"{words or 'picture'}-{seed}"
+def file_stem(title: str, seed: int, frame: int | None = None) -> str:
+    """A file name for a picture: `a-photo-of-a-cat-on-the-beach-7`.
+
+    That of the third frame of an animation ends with `-frame-003`.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower())[:60].strip("-")
+    stem = f"{words or 'picture'}-{seed}"
+    return stem if frame is None else f"{stem}-frame-{frame:03d}"
 
 
 def contact_sheet(rows: Sequence[SheetRow], *, side: int | None = None) -> Image.Image:

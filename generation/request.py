@@ -141,6 +141,11 @@ class Request:
     init: InitRequest | None = None
     scene: str = ""
 
+    @property
+    def title(self) -> str:
+        """What its pictures' files are called after."""
+        return self.scene or self.prompt
+
     def __post_init__(self) -> None:
         if self.init is not None:
             check_steps(self.settings.steps, self.init.strength)

@@ -418,7 +418,7 @@ def test_a_dry_run_names_the_files_of_frames(ask: Ask, tiny: str, tmp_path: Path
     assert [each["path"] for each in ask(*words)["images"]] == paths
 
 
-FRAMES = ("cat-7-frame-001", "dog-7-frame-002", "cat-8-frame-001", "dog-8-frame-002")
+FRAMES = ("cat-7-frame-001", "cat-7-frame-002", "cat-8-frame-001", "cat-8-frame-002")
 
 
 def test_a_dry_run_names_each_file_once_and_counts_what_is_drawn(

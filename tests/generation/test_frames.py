@@ -73,7 +73,7 @@ def test_each_frame_is_drawn_after_the_photo_and_the_frame_before(
 ) -> None:
     first, second, third = animate(rex, base, places, tmp_path)
     assert first.path.name == "a-dog-on-the-beach-3-frame-001.png"
-    assert third.path.name == "a-dog-in-the-forest-3-frame-003.png"
+    assert third.path.name == "a-dog-on-the-beach-3-frame-003.png", "so that they sort"
     assert {each.seed for each in (first, second, third)} == {3}
     assert frames_of(first) == []
     assert frames_of(second) == [(first.sha256, 1.0)]
