@@ -97,8 +97,11 @@ def bucket_of(size: tuple[int, int], side: int, step: int) -> tuple[int, int]:
     shape is weighed against what it leaves out of the photo, which is at most a tenth if any shape
     leaves out less.
     """
-    sides = range(step, side * side // step + 1, step)
-    shapes = [(width, height) for width in sides for height in sides if width * height <= side**2]
+    shapes = [
+        (width, height)
+        for width in range(step, side**2 // step + 1, step)
+        for height in range(step, side**2 // width + 1, step)
+    ]
 
     def left_out(shape: tuple[int, int]) -> float:
         ratio = size[0] * shape[1] / (size[1] * shape[0])
