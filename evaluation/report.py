@@ -144,7 +144,7 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
 
 def _worst(shown: Sequence[Sequence[_Shown]]) -> list[_Shown]:
     """The worst pictures of the suite's prompts, the worst first."""
-    judged = (one for each in shown for one in each if one.worth <= 1)
+    judged = (one for each in shown for one in each if one.worth < math.inf)
     return sorted(judged, key=lambda one: one.worth)[:NUM_WORST]
 
 

@@ -203,9 +203,9 @@ def animate(
     wanted = _Wanted(with_maps, with_leaks, tuple(points), file_format)
     records = _records(registry, base, requests, folder, wanted)
     check_frames([each.request for each in records])
-    title = records[0].title
+    first = records[0].request.title
     frames = [
-        replace(record, request=replace(record.request, seeds=[seed]), title=title, number=number)
+        replace(record, request=replace(record.request, seeds=[seed]), title=first, number=number)
         for seed in requests[0].seeds
         for number, record in enumerate(records, 1)
     ]
@@ -264,9 +264,7 @@ def _records(
     ]
     check_controls(base.base, base.backbone.size, requests)
     controls = Controls(base, requests)
-    records = [
-        _Record(registry, base, *each, folder, controls, wanted, each[0].title) for each in resolved
-    ]
+    records = [_Record(registry, base, *each, folder, controls, wanted) for each in resolved]
     for each in records:
         each.check()
     return records
@@ -391,8 +389,8 @@ def _leaks_between(own: Tensor, names: Sequence[str]) -> list[Leak]:
 class _Record:
     """Draws a request, and saves its pictures: the registry knows one before its file appears.
 
-    Files are called after its `title`. Of an animation's frame that is the first one's, `number`
-    counts from 1, and `frames` are what it is drawn after.
+    Of an animation's frame, `title` is the first one's, by which the files of all are called,
+    `number` counts from 1, and `frames` are what it is drawn after.
     """
 
     registry: Registry
@@ -403,7 +401,7 @@ class _Record:
     folder: Path
     controls: Controls
     wanted: _Wanted
-    title: str
+    title: str | None = None
     number: int | None = None
     frames: Sequence[ChosenFrame] = ()
 
@@ -605,7 +603,7 @@ class _Record:
             }
             for each in self.chosen
         ]
-        stem = file_stem(self.title, drawn.seed, self.number)
+        stem = file_stem(self.title or self.request.title, drawn.seed, self.number)
         metadata = made_by | {"versions": versions}
 
         def record(sha256: str) -> None:
@@ -747,13 +745,13 @@ def reproduce(
     """Draw a picture again; returns it, and whether all pixels are the same.
 
     They are the same on the same machine with the same packages, whatever its concepts are called
-    now, and whatever category they have. `control` names the control
-    picture, if one was used, and its ControlNet; the scale is the picture's. So with `init`, what
-    the picture began with, and its strength. `frames` are files of frames that it was drawn after,
-    where those do not lie beside it; `layouts` are control pictures of what it was drawn after,
-    where those do not lie beside its own. Raises `InvalidInput` for another base model, picture or
-    ControlNet, `NotFound` for versions that are gone or have other weights now, and what
-    `read_provenance`, `find_frames` and `find_layouts` raise.
+    now, and whatever category they have. `control` names the control picture, if one was used, and
+    its ControlNet; the scale is the picture's. So with `init`, what the picture began with, and its
+    strength. `frames` are files of frames that it was drawn after, where those do not lie beside
+    it; `layouts` are control pictures of what it was drawn after, where those do not lie beside its
+    own. Raises `InvalidInput` for another base model, picture or ControlNet, `NotFound` for
+    versions that are gone or have other weights now, and what `read_provenance`, `find_frames` and
+    `find_layouts` raise.
     """
     registry.check_folder(folder)
     made = read_provenance(path)
@@ -800,16 +798,7 @@ def reproduce(
     file_format = texts.file_format if texts else "png"
     wanted = _Wanted(made.with_maps, made.with_leaks, made.points, file_format)
     record = _Record(
-        registry,
-        base,
-        request,
-        chosen,
-        after,
-        folder,
-        controls,
-        wanted,
-        request.title,
-        frames=earlier,
+        registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
     now = record.control
     if now and made.control and now.used.network_sha256 != made.control.network_sha256:

@@ -27,6 +27,7 @@ from conceptry.generation.control_request import (
 from conceptry.generation.controls import boxes_picture, check_controls, transferred
 from conceptry.generation.injection import InjectedConcept, inject_concepts
 from conceptry.generation.prompt_syntax import Mention, resolve_prompt
+from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.models.backbone import Backbone
 from conceptry.models.bases import ControlSource
 from conceptry.models.loading import LoadedBase
@@ -206,6 +207,21 @@ def test_a_control_net_is_shown_the_boxes_of_a_layout(
     other = write_tiny_control(tmp_path / "other", base.backbone.pipeline.unet, seed=2)
     with pytest.raises(InvalidInput, match="another ControlNet than layout"):
         reproduce(registry, knowing_layouts(base, other), picture.path, tmp_path)
+
+
+def test_boxes_are_drawn_again_with_the_categories_of_then(
+    rex: Registry, base: LoadedBase, folder: Path, tmp_path: Path
+) -> None:
+    knowing = knowing_layouts(base, folder)
+    settings = replace(SETTINGS, layout={"rex": (0.0, 0.25, 0.5, 1.0)}, layout_control=True)
+    rex.edit("rex", category="cat")
+    asked = Request(
+        prompt="a cat", seeds=(3,), settings=settings, references=(ReferenceRequest("rex"),)
+    )
+    (picture,) = generate(rex, knowing, [asked], tmp_path)
+    rex.edit("rex", category="dog")
+    _, is_same = reproduce(rex, knowing, picture.path, tmp_path)
+    assert is_same
 
 
 def test_boxes_have_the_colours_of_their_categories() -> None:
