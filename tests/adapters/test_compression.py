@@ -14,6 +14,7 @@ from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, InvalidWeights
 from exported import Taught
+from long import quick_for
 from safetensors.torch import load_file
 from tiny_base import write_tiny_base
 
@@ -60,7 +61,7 @@ def test_a_difference_in_few_bits_is_the_nearest(kind: Kind, shape: tuple[int, .
         assert ((back - delta).flatten(1).abs() <= bound[:, None]).all()
 
 
-@pytest.mark.parametrize("way", ["svd:3", "svd:60%", "1bit", "fp8", "int8"])
+@pytest.mark.parametrize("way", quick_for(3, ["svd:60%", "1bit", "fp8", "svd:3", "int8"]))
 def test_a_compressed_version_is_drawn_with_and_exported(taught: Taught, way: str) -> None:
     concept = taught.registry.show("rex")
     before = taught.drawn()

@@ -162,7 +162,7 @@ def peft_config(way: str) -> Any:
 
 @pytest.mark.parametrize(
     "way",
-    quick_for(5, ["lora", "dora", "loha-core", "lokr-core", "ranks", "rslora", "loha", "lokr"]),
+    quick_for(3, ["lora", "dora", "loha-core", "lokr-core", "ranks", "rslora", "loha", "lokr"]),
 )
 def test_a_folder_of_peft_draws_as_peft_does(taught: Taught, way: str) -> None:
     from peft import get_peft_model

@@ -99,6 +99,7 @@ def test_pictures_of_all_formats_are_drawn_again(ask: Ask, run: Run, tiny: str) 
     assert "a JPEG loses some" in error_of(run("--json", "generate", *frames))["message"]
 
 
+@pytest.mark.long
 def test_words_have_weights_where_it_is_asked_for(run: Run, ask: Ask, tiny: str) -> None:
     words = ("--base", tiny, *WORDS)
     plain = run("generate", "a (red:1.5) cat", *words)

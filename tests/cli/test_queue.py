@@ -218,6 +218,7 @@ def test_a_kill_loses_nothing_and_the_next_run_goes_on(
     assert states(three) == [("rex", "interrupted")]
 
 
+@pytest.mark.long
 def test_what_is_trained_but_not_scored_is_scored_by_the_next_run(
     three: Registry, run: Run, ask: Ask, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

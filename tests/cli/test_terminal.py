@@ -246,6 +246,7 @@ def test_rm_with_yes_does_not_ask(rex: Registry, at_terminal: AtTerminal) -> Non
     assert rex.names() == []
 
 
+@pytest.mark.long
 def test_previews_are_shown_where_there_are_colours(
     rex: Registry, at_terminal: AtTerminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

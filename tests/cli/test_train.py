@@ -105,6 +105,7 @@ def test_previews_are_kept_until_the_concept_goes(
     assert not Path(done["previews"]).parent.exists()
 
 
+@pytest.mark.long
 def test_losses_are_written_for_tensorboard(
     rex: Registry, ask: Ask, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

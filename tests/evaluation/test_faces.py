@@ -22,6 +22,7 @@ def whole_faces(count: int) -> list[Image.Image]:
     return found
 
 
+@pytest.mark.long
 def test_a_face_is_found_and_a_spoiled_one_is_not() -> None:
     accuracy = faces_recipe.measure(load_faces(), 200)
     assert min(accuracy.values()) > 0.8

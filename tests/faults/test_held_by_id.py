@@ -335,6 +335,7 @@ def test_fault_34_a_version_its_scores_and_its_alias_are_one(
 # --- row 51: the terminal closes ------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_fault_51_a_training_whose_terminal_closes_is_saved(
     lines: dict[str, list[str]], rex: Registry
 ) -> None:

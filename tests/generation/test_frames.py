@@ -137,6 +137,7 @@ def test_an_earlier_frame_is_its_subject_at_the_size_that_was_drawn(base: Loaded
     assert float(whole.mask.min()) == 1
 
 
+@pytest.mark.long
 def test_concepts_may_change_from_frame_to_frame(
     rex: Registry, base: LoadedBase, tmp_path: Path, pictures: list[Image.Image]
 ) -> None:

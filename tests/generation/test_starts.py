@@ -33,6 +33,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
+from long import quick_for
 from PIL import Image, ImageDraw
 from tiny_base import make_tiny_base, make_tiny_sdxl
 
@@ -110,7 +111,7 @@ def theirs(pipeline: Any, settings: SamplingSettings, **inputs: Any) -> list[Ima
 # --- img2img --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strength", [0.4, 1.0])
+@pytest.mark.parametrize("strength", quick_for(1, [0.4, 1.0]))
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
 @pytest.mark.parametrize("kind", ["SD", "SDXL"])
 def test_it_is_what_diffusers_draws(
@@ -171,6 +172,7 @@ def test_with_strength_1_all_steps_are_taken_and_a_mask_begins_with_noise(
     assert not torch.equal(latents["nothing"], latents["all"])
 
 
+@pytest.mark.long
 def test_less_strength_stays_nearer(tmp_path: Path) -> None:
     backbone = load_base(device="cpu").backbone
     path = tmp_path / "begun.png"

@@ -214,7 +214,7 @@ def test_a_large_weight_keeps_the_token_at_its_category(
 @pytest.mark.parametrize(
     "case",
     quick_for(
-        2,
+        1,
         [
             ("sefi", ("parametrisation=network", "embedding.learning_rate=1e-3")),
             ("sefi", ("ema=0.9", "embedding.batch=3", "gradient_accumulation=2")),
@@ -401,7 +401,7 @@ def test_leaks_are_told_for_each_pair_and_direction(
     assert picture.leaks == []
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
+@pytest.mark.parametrize("scheduler", quick_for(1, ["ddim", "euler"]))
 def test_separation_changes_the_picture_and_is_recorded(
     scheduler: str, pair: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:
@@ -446,6 +446,7 @@ def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None
         assert separation.after_step(fifth) is latents
 
 
+@pytest.mark.long
 def test_separation_works_in_half_precision(
     pair: Registry, base: LoadedBase, tmp_path: Path
 ) -> None:

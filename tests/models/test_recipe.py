@@ -117,9 +117,8 @@ def begin(stage: str, context: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "stage", quick_for(1, [name for name in train.STAGES if name not in TOLD_BY_NOISE])
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [name for name in train.STAGES if name not in TOLD_BY_NOISE])
 def test_some_steps_of_a_stage_lower_its_loss(
     stage: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

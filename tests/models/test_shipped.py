@@ -80,6 +80,7 @@ def test_plain_diffusers_loads_and_runs_it() -> None:
     assert np.abs(gap).max() <= 1
 
 
+@pytest.mark.long
 def test_a_subject_is_drawn_where_a_layout_has_it() -> None:
     base = load_base()
     network = load_control(bases.find_control(base.base, LAYOUT), base).network
@@ -158,6 +159,7 @@ def test_a_corrupted_judge_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         judge.load_judge()
 
 
+@pytest.mark.long
 def test_the_judge_is_as_good_as_is_said_of_it() -> None:
     promised = json.loads(judge.SHIPPED.with_suffix(".json").read_text())["accuracy"]
     measured = judge_recipe.measure(judge.load_judge(), 300)

@@ -154,6 +154,7 @@ def test_two_subjects_each_add_theirs() -> None:
     assert unet(**inputs(unet)).sample.equal(plain)
 
 
+@pytest.mark.long
 def test_what_a_reference_shows_can_be_learned() -> None:
     """Two references, each with a prediction of its own, from the same noise and text."""
     unet = make_unet(make_tiny_base, torch.float32)

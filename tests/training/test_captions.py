@@ -135,20 +135,33 @@ def tensors(registry: Registry, number: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "overrides"),
-    [
-        ("attndreambooth", CAPTIONED),
-        ("dreambooth", ("unet.steps=2", "captions.share=1", "prior.num_images=2")),
-        ("textual-inversion", ("embedding.steps=2", "captions.share=1", "loss.subject_wise=0.1")),
-        (
-            "sefi",
-            ("embedding.steps=2", "embedding.batch=8", "captions.share=1", "captions.dropout=0.5"),
-        ),
-    ],
+    "case",
+    quick_for(
+        2,
+        [
+            ("attndreambooth", CAPTIONED),
+            ("dreambooth", ("unet.steps=2", "captions.share=1", "prior.num_images=2")),
+            (
+                "textual-inversion",
+                ("embedding.steps=2", "captions.share=1", "loss.subject_wise=0.1"),
+            ),
+            (
+                "sefi",
+                (
+                    "embedding.steps=2",
+                    "embedding.batch=8",
+                    "captions.share=1",
+                    "captions.dropout=0.5",
+                ),
+            ),
+        ],
+    ),
+    ids=str,
 )
 def test_every_method_takes_captions(
-    method: str, overrides: tuple[str, ...], captioned: Registry, base: LoadedBase
+    case: tuple[str, tuple[str, ...]], captioned: Registry, base: LoadedBase
 ) -> None:
+    method, overrides = case
     words = ("augmentation.crops=3", *overrides)
     without = [word for word in words if not word.startswith("captions.")]
     losses: dict[int, list[float]] = {}
@@ -162,7 +175,8 @@ def test_every_method_takes_captions(
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("steps", quick_for(1, [1, 4]))
+@pytest.mark.long
+@pytest.mark.parametrize("steps", [1, 4])
 def test_a_run_goes_on_with_the_captions_that_it_began_with(
     steps: int, captioned: Registry, base: LoadedBase
 ) -> None:

@@ -152,6 +152,7 @@ def test_only_what_is_masked_changes_a_training(masked: Registry, base: LoadedBa
     assert own != pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.long
 def test_masks_and_other_losses_go_together(masked: Registry, base: LoadedBase) -> None:
     seen: list[set[str]] = []
     train(

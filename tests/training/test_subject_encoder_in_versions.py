@@ -154,6 +154,7 @@ def test_a_base_model_without_one_is_told_before_a_run_begins(
     assert rex.show("rex").runs == []
 
 
+@pytest.mark.long
 def test_regular_images_are_seen_by_it_too(rex: Registry, seeing: LoadedBase) -> None:
     settings = resolve_settings(find_method("dreamtuner"), base="", overrides=(SEEN,))
     encoder = load_subject_encoder(seeing)

@@ -223,14 +223,8 @@ def test_weights_that_are_updated_during_the_backward_pass_are_the_same(
     assert not any(each._post_accumulate_grad_hooks for each in backbone.denoiser.parameters())
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "textual-inversion",
-        pytest.param("attndreambooth", marks=pytest.mark.long),
-        pytest.param("sefi", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["textual-inversion", "attndreambooth", "sefi"])
 def test_threads_take_sums_in_the_same_order(
     method: str, pictures: Pictures, tmp_path: Path
 ) -> None:
