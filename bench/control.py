@@ -136,7 +136,7 @@ def _drawn(scenes: Sequence[Scene], folder: Path | None) -> dict[str, Any]:
         way: defaultdict(list) for way in ("silhouettes", "boxes", "without")
     }
     for scene in scenes:
-        asked = list(zip(categories_of(scene), render(scene).boxes(), strict=True))
+        asked = list(zip(categories_of(scene), render(scene, SMALL_SIZE).boxes(), strict=True))
         for way, subjects in right.items():
             control = None
             if way != "without":

@@ -91,7 +91,7 @@ def cut_out(base: LoadedBase, images: Sequence[Image.Image], category: str) -> T
     """Unit vectors (B, d) of what a category's map finds in pictures, on grey."""
     regions = regions_of_photos(base, images, category)
     cut = [grey_outside(*pair) for pair in zip(images, regions, strict=True)]
-    return embed([each.resize((64, 64), Image.Resampling.BOX) for each in cut])
+    return embed(cut)
 
 
 def main() -> None:

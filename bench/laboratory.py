@@ -31,6 +31,7 @@ from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.methods import all_methods, find_method, resolve_settings
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.miniature.architecture import SIZE
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world.identities import (
     CATEGORIES,
@@ -109,7 +110,7 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
             f"{category}-{i}",
             identity,
             scenes,
-            [render(scene).image for scene in scenes],
+            [render(scene, SIZE).image for scene in scenes],
             whole=Recogniser(_whole(own), torch.stack([_mean(_whole(album)) for album in albums])),
             inside=Recogniser(
                 _inside(own), torch.stack([_mean(_inside(album)) for album in albums])
@@ -127,7 +128,7 @@ def _scenes(identity: Identity, rng: random.Random, count: int) -> list[Scene]:
 
 
 def _renders(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
-    return [render(scene) for scene in _scenes(identity, rng, count)]
+    return [render(scene, SIZE) for scene in _scenes(identity, rng, count)]
 
 
 def _whole(renders: Sequence[Rendered]) -> Tensor:

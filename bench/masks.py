@@ -33,6 +33,7 @@ from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
+from conceptry.models.miniature.architecture import SIZE
 from conceptry.models.miniature.world.identities import (
     CATEGORIES,
     identity_seed,
@@ -102,7 +103,7 @@ def sitters(part: str, count: int) -> Iterator[Sitter]:
             )
             worn = HAT if part == "hat" else None
             subjects = tuple(replace(each, accessory=worn) for each in scene.subjects)
-            photos.append(render(replace(scene, subjects=subjects)))
+            photos.append(render(replace(scene, subjects=subjects), SIZE))
             captions.append(f"a photo of a {' '.join(filter(None, (category, worn, place)))}")
         yield Sitter(f"{part}-{category}-{i}", category, places[0], photos, captions)
 

@@ -47,6 +47,7 @@ from conceptry.generation.starts import Start
 from conceptry.kernels import observe
 from conceptry.models.bases import DEFAULT_BASE
 from conceptry.models.loading import load_base
+from conceptry.models.miniature.architecture import SIZE
 from conceptry.models.miniature.shipped import load_identity_encoder
 from conceptry.models.miniature.world.identities import (
     CATEGORIES,
@@ -393,7 +394,7 @@ def _render_of(who: Identity, rng: random.Random) -> Image.Image:
     scene = sample_scene(
         rng.randrange(1 << 40), "held-out", identity=who, num_subjects=1, style="photo"
     )
-    return render(scene).image
+    return render(scene, SIZE).image
 
 
 def _num_different(alike: Tensor, threshold: float) -> int:
@@ -450,7 +451,7 @@ SHOWN = (
 
 def sheets(weights: str) -> dict[str, Any]:
     """Pictures of the world and by the model, the first seeds of each: nothing is picked."""
-    world = [[render(sample_scene(8 * row + i)).image for i in range(8)] for row in range(4)]
+    world = [[render(sample_scene(8 * row + i), SIZE).image for i in range(8)] for row in range(4)]
     contact_sheet([("", row) for row in world], side=96).save(RESULTS / "miniature-world.png")
     base = load_base(weights)
     rows = [

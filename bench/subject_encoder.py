@@ -130,8 +130,8 @@ def _scores(
     for reference, pictures in zip(references, drawn, strict=True):
         regions = regions_of_photos(base, pictures, who.category)
         cut = [grey_outside(*pair) for pair in zip(pictures, regions, strict=True)]
-        own = embed([_small(grey_outside(reference.picture, reference.mask))])
-        likeness += (embed([_small(each) for each in cut]) @ own[0]).tolist()
+        own = embed([grey_outside(reference.picture, reference.mask)])
+        likeness += (embed(cut) @ own[0]).tolist()
         overlaps += [overlap(region, reference.mask) for region in regions]
         centres.append([centre(region) for region in regions])
     moved = np.mean(centres[1]) - np.mean(centres[0])
@@ -141,10 +141,6 @@ def _scores(
         "overlap": float(np.mean(overlaps)),
         "follows": float(moved / apart),
     }
-
-
-def _small(image: Image.Image) -> Image.Image:
-    return image.resize((64, 64), Image.Resampling.BOX)
 
 
 def overlap(region: Image.Image, mask: Image.Image) -> float:

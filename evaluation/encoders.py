@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..models.miniature.architecture import SMALL_SIZE
 from ..models.miniature.shipped import load_clip, load_identity_encoder
-from ..models.pixels import to_pixels
+from ..models.pixels import reduced, to_pixels
 from ..registry.errors import InvalidInput, NotFound
 from .encoder_names import SHIPPED, EncoderNames, shipped_hash
 from .judge import Judge, load_judge
@@ -169,7 +170,7 @@ class MiniatureIdentityEncoder:
 
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """See `PictureEncoder`."""
-        return self._model.embed([_small(image) for image in images])
+        return self._model.embed(images)
 
 
 def _pooled(features: object) -> Tensor:
@@ -185,17 +186,12 @@ def _prepared(
     """Preprocessed pixels for a model, in chunks."""
     chunks = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
     prepared = [
-        to_pixels([_small(image) for image in chunk])
+        to_pixels([reduced(image, SMALL_SIZE) for image in chunk])
         if processor is None
         else processor(images=list(chunk), return_tensors="pt").pixel_values
         for chunk in chunks
     ]
     return [pixels.to(model.device, model.dtype) for pixels in prepared]
-
-
-def _small(image: Image.Image) -> Image.Image:
-    """A picture at 64x64, the size that the shipped encoders were trained on."""
-    return image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
 
 
 def _processor_of(source: str) -> BaseImageProcessor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from ..models.hashes import check_hash
 from ..models.miniature.architecture import SMALL_SIZE
 from ..models.miniature.trunk import Trunk
-from ..models.pixels import to_pixels
+from ..models.pixels import reduced, to_pixels
 from .judge import Judge, load_judge
 
 SHIPPED = Path(__file__).parent / "weights" / "faces.safetensors"
@@ -56,10 +56,7 @@ class FaceFinder:
     @torch.no_grad()
     def has_face(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each picture of an animal shows its face; pictures are scaled to 64x64."""
-        small = [
-            each.convert("RGB").resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
-            for each in images
-        ]
+        small = [reduced(each, SMALL_SIZE) for each in images]
         features, _ = self._judge.trunk(to_pixels(small))
         return [bool(each > 0) for each in self._head(features)]
 

@@ -20,7 +20,7 @@ from ..models.miniature.trunk import Gaze, Trunk
 from ..models.miniature.world.identities import CATEGORIES, COLOURS, PATTERNS
 from ..models.miniature.world.places import ACCESSORIES, PLACES
 from ..models.miniature.world.scenes import MAX_SUBJECTS, STYLES
-from ..models.pixels import to_pixels
+from ..models.pixels import reduced, to_pixels
 
 SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
 COLOUR_NAMES = tuple(COLOURS)
@@ -117,11 +117,8 @@ class Judge(nn.Module):
     @torch.no_grad()
     def classify(self, images: Sequence[Image.Image]) -> list[Prediction]:
         """Classify pictures, which are scaled to 64x64."""
-        resized = [
-            image.convert("RGB").resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
-            for image in images
-        ]
-        pixels = to_pixels(resized).to(self.kinds.device)
+        pixels = to_pixels([reduced(image, SMALL_SIZE) for image in images])
+        pixels = pixels.to(self.kinds.device)
         logits = {name: value.float().cpu() for name, value in self(pixels).items()}
         return [
             _prediction({name: value[i] for name, value in logits.items()})

@@ -15,6 +15,11 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """A picture at (side, side), each pixel the mean of what falls into it."""
+    return image.convert("RGB").resize((side, side), Image.Resampling.BOX)
+
+
 def control_pixels(image: Image.Image) -> Tensor:
     """A control picture as a ControlNet sees it (1, 3, H, W), in 0..1."""
     return to_pixels([image]) / 2 + 0.5

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
-from ..pixels import to_pixels
+from ..pixels import reduced, to_pixels
+from .architecture import SMALL_SIZE
 
 WIDTH = 64
 
@@ -46,5 +47,5 @@ class IdentityEncoder(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed pictures of 64x64."""
-        return self(to_pixels(images))
+        """Embed pictures, which are scaled to 64x64."""
+        return self(to_pixels([reduced(image, SMALL_SIZE) for image in images]))

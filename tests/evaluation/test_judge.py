@@ -106,7 +106,7 @@ def test_fifty_steps_lower_its_loss_and_it_can_be_loaded(
     first, *_, last = [sum(line[name] for name in names) for line in lines]
     assert last < first
     loaded = judge.load_judge(tmp_path / "judge.safetensors")
-    seen = loaded.classify([render(sample_scene(0)).image, render(sample_scene(1), 128).image])
+    seen = loaded.classify([render(sample_scene(0), 64).image, render(sample_scene(1), 128).image])
     assert len(seen) == 2
     assert seen[0].categories
     assert set(seen[0].confidence) == set(CATEGORIES)

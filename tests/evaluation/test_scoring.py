@@ -43,7 +43,7 @@ def white(images: list[Image.Image]) -> list[Image.Image]:
 
 
 def test_identical_pictures_score_one(encoders: Encoders) -> None:
-    (photo,) = [render(scene).image for scene in scenes(1)]
+    (photo,) = [render(scene, 64).image for scene in scenes(1)]
     scorer = Scorer(encoders, [embed_references(encoders, "dog", [photo], white([photo]))])
     (row,), _ = scorer.score(ANYTHING, [whole(photo)])
     assert row["clip_i"] == row["identity"] == row["replay"] == 1.0
@@ -53,9 +53,9 @@ def test_another_individual_scores_less_than_another_picture(encoders: Encoders)
     scene, other = scenes(2)
     who = scene.subjects[0].identity
     again = sample_scene(77, "held-out", identity=who, num_subjects=1, style="photo")
-    photos = [render(scene).image]
+    photos = [render(scene, 64).image]
     scorer = Scorer(encoders, [embed_references(encoders, who.category, photos, white(photos))])
-    pictures = [whole(render(each).image) for each in (again, other)]
+    pictures = [whole(render(each, 64).image) for each in (again, other)]
     (same, different), _ = scorer.score(ANYTHING, pictures)
     assert same["identity"] > different["identity"] + 0.2
     assert same["identity"] < 1
@@ -71,7 +71,7 @@ def test_shuffled_prompts_lower_clip_t(encoders: Encoders) -> None:
         for scene, said in zip(drawn, described, strict=True):
             category = said.subjects[0].identity.category
             text = describe(said).replace(f" {category}", " {}", 1)
-            image = render(scene).image
+            image = render(scene, 64).image
             scorer = Scorer(
                 encoders, [embed_references(encoders, category, [image], white([image]))]
             )
@@ -90,7 +90,7 @@ def test_the_judge_sees_in_renders_what_is_there(encoders: Encoders) -> None:
         (subject,) = scene.subjects
         sees = {"place": scene.place, "colour": subject.identity.colour}
         sees |= {"accessory": subject.accessory} if subject.accessory else {}
-        image = render(scene).image
+        image = render(scene, 64).image
         scorer = Scorer(
             encoders,
             [embed_references(encoders, subject.identity.category, [image], white([image]))],
@@ -105,7 +105,7 @@ def test_the_judge_sees_in_renders_what_is_there(encoders: Encoders) -> None:
 
 
 def test_identity_is_not_asked_of_other_looks(encoders: Encoders) -> None:
-    (photo,) = [render(scene).image for scene in scenes(1)]
+    (photo,) = [render(scene, 64).image for scene in scenes(1)]
     scorer = Scorer(encoders, [embed_references(encoders, "dog", [photo], white([photo]))])
     (row,), _ = scorer.score(SuitePrompt("a red {}", keeps_looks=False), [whole(photo)])
     assert "identity" not in row
@@ -118,7 +118,7 @@ def test_identity_is_not_asked_of_other_looks(encoders: Encoders) -> None:
 
 def test_what_is_outside_a_mask_does_not_count(encoders: Encoders) -> None:
     """The same subject on two backgrounds is one inside its mask, and two outside."""
-    drawn = render(scenes(1)[0])
+    drawn = render(scenes(1)[0], 64)
     mask = drawn.masks[0].point(SHARP)
     elsewhere = Image.composite(drawn.image, Image.new("RGB", (64, 64), "yellow"), mask)
     cut = [grey_outside(image, mask) for image in (drawn.image, elsewhere)]
@@ -166,7 +166,7 @@ def test_attention_finds_the_subject_of_photos() -> None:
     assert base.backbone.localising_layers == r"up_blocks\.1\..*\.attn2"
     overlaps: list[float] = []
     for scene in scenes(12, first=800):
-        drawn: Rendered = render(scene)
+        drawn: Rendered = render(scene, 64)
         category = scene.subjects[0].identity.category
         (found,) = regions_of_photos(base, [drawn.image], category)
         ours = found.resize((64, 64)).point(SHARP)

@@ -26,7 +26,7 @@ from conceptry.models.miniature.recipe.train import STAGES
 from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import layout_picture
 from conceptry.models.miniature.world.scenes import describe, render, sample_scene
-from conceptry.models.pixels import to_pixels
+from conceptry.models.pixels import reduced, to_pixels
 from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
 from conceptry.registry import InvalidWeights
 from long import quick_for
@@ -105,19 +105,17 @@ def test_with_the_subject_encoder_pictures_are_more_like_the_photo() -> None:
         encoding = SubjectEncoding.of(load_subject_encoder(base), [photo], strength)
         with injected(base.backbone, [encoding]):
             drawn = list(draw(base, "a photo of a dog", range(4), settings))
-        vectors = identity.embed([small(each) for each in (photo, *(one.image for one in drawn))])
+        vectors = identity.embed([photo, *(one.image for one in drawn)])
         like.append(float((vectors[1:] @ vectors[0]).mean()))
     assert like[1] > like[0]
-
-
-def small(image: Image.Image) -> Image.Image:
-    return image.resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
 
 
 @torch.no_grad()
 def middle_of(image: Image.Image, category: str) -> float:
     """Where the judge looks for a category, as a share of the picture's width."""
-    where = judge.load_judge()(to_pixels([small(image)]))["where"][0, CATEGORIES.index(category)]
+    where = judge.load_judge()(to_pixels([reduced(image, SMALL_SIZE)]))["where"][
+        0, CATEGORIES.index(category)
+    ]
     columns = where.exp().unflatten(-1, (16, 16)).sum(0)
     return float((columns * (torch.arange(16) + 0.5)).sum() / columns.sum() / 16)
 
@@ -170,7 +168,7 @@ def test_the_judge_is_as_good_as_is_said_of_it() -> None:
 def test_the_clip_pair_matches_pictures_with_their_sentences() -> None:
     clip, tokenizer = shipped.load_clip()
     scenes = [sample_scene(seed, "held-out") for seed in range(32)]
-    pixels = to_pixels([render(scene).image for scene in scenes])
+    pixels = to_pixels([render(scene, 64).image for scene in scenes])
     tokens = tokenizer(
         [describe(scene) for scene in scenes], padding="max_length", return_tensors="pt"
     )
@@ -189,9 +187,17 @@ def test_the_identity_encoder_knows_one_from_another() -> None:
         for i, scene in enumerate(scenes)
     ]
     first, second = (
-        encoder.embed([render(scene).image for scene in group]) for group in (scenes, again)
+        encoder.embed([render(scene, 64).image for scene in group]) for group in (scenes, again)
     )
     assert ((first @ second.T).argmax(-1) == torch.arange(24)).float().mean() > 0.7
+
+
+def test_the_identity_encoder_sees_the_same_at_any_size() -> None:
+    scene = sample_scene(0, "held-out", num_subjects=1, style="photo")
+    small, *others = shipped.load_identity_encoder().embed(
+        [render(scene, size).image for size in (64, 128, 512)]
+    )
+    assert all(float(small @ each) > 0.98 for each in others)
 
 
 def test_the_weights_can_be_trained_further(tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ def test_the_world_is_as_large_as_promised() -> None:
 def test_a_seed_is_one_picture(seed: int) -> None:
     scene = sample_scene(seed)
     assert scene == sample_scene(seed)
-    assert (pixels(render(scene)) == pixels(render(scene))).all()
+    assert (pixels(render(scene, 64)) == pixels(render(scene, 64))).all()
     assert describe(scene) == describe(scene)
 
 
 def test_other_seeds_are_other_pictures() -> None:
-    pictures = {render(sample_scene(seed)).image.tobytes() for seed in range(50)}
+    pictures = {render(sample_scene(seed), 64).image.tobytes() for seed in range(50)}
     assert len(pictures) == 50
 
 
@@ -61,7 +61,7 @@ def test_a_scene_can_be_drawn_at_any_size(size: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_masks_are_apart_and_boxes_hold_them(seed: int) -> None:
     scene = sample_scene(seed)
-    rendered = render(scene)
+    rendered = render(scene, 64)
     masks = np.stack([np.asarray(mask) for mask in rendered.masks]) / 255
     assert len(masks) == len(scene.subjects)
     assert (masks.sum(axis=0) <= 1.05).all(), "no pixel belongs to two subjects"
@@ -74,7 +74,7 @@ def test_masks_are_apart_and_boxes_hold_them(seed: int) -> None:
 
 def test_a_mask_is_where_the_subject_is() -> None:
     scene = sample_scene(11, num_subjects=1, place="on a white background", style="photo")
-    rendered = render(scene)
+    rendered = render(scene, 64)
     inside = np.asarray(rendered.masks[0]) > 200
     not_white = (pixels(rendered).min(axis=2) < 200) & (np.asarray(rendered.masks[0]) < 20)
     assert not_white.sum() < 0.1 * inside.sum() or scene.subjects[0].accessory is not None

@@ -150,7 +150,7 @@ _TOPS = {"car": 0.38, "mug": 0.30, "teapot": 0.34, "chair": 0.30, "house": 0.14,
 """Where the top of a category's figure is, in its square, for others to stand on."""
 
 
-def render(scene: Scene, size: int = 64) -> Rendered:
+def render(scene: Scene, size: int) -> Rendered:
     """Draw a scene as a (size, size) picture with the mask of each subject."""
     rng = random.Random(f"details {scene.seed}")
     side = size * SUPERSAMPLING
