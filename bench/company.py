@@ -2,15 +2,20 @@
 
     python bench/company.py --out runs/methods        # the folder of bench/methods.py, or a new one
 
-Individuals are those of bench/methods.py, each by SeFi-IDE, Textual Inversion and AttnDreamBooth
-(whose changes of weights are added up); 12 pairs and 12 triples are drawn for the suites
-`miniature-pairs` and `miniature-triples`, plainly and with `--separate`, and by the base model for
-the bare categories. Scores are those of `concept eval`, with `leak` the mean over the concepts, and
+Individuals are those of bench/methods.py, each by SeFi-IDE, Textual Inversion, AttnDreamBooth and
+DreamBooth's LoRA, by DreamTuner's preset `instant`, which sees the first photo alone, and mixed;
+12 pairs and 12 triples are drawn for the suites `miniature-pairs` and `miniature-triples` in five
+modes: at once, with `--separate`, with the layout that is found, and in boxes side by side, which
+a ControlNet may see too; and by the base model for the bare categories. Scores are those of
+`concept eval`, and
 
+leak         mean over the concepts; not where words are kept to regions, which decides it
 present      share of the concepts that are recognised: within the concept's region the picture is
-             nearer to the individual than to each of 20 others of its category (chance: 0.048)
+             nearer to the individual than to each of 20 others of its category (chance: 0.048).
+             The region is that of the word's map, within its box where there is one
 all_there    share of pictures in which all are recognised and the judge sees every category
-relation     of pairs: share of pictures in which they stand to each other as the prompt says
+relation     of pairs: share of pictures in which they stand to each other as the prompt says, which
+             boxes side by side give away ("to the left of") or rule out ("on top of")
 
 Interrupted, it goes on where it was. Intervals are from resampling pairs or triples. Writes
 bench/results/company.json, and company.png: a pair for each row, two photos, then a picture of two
@@ -31,8 +36,8 @@ from conceptry.generation.layout import AUTO as FOUND
 from conceptry.generation.photo_regions import as_mask, grey_outside
 from conceptry.generation.regions import region
 from conceptry.generation.request import SamplingSettings
-from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import (
     BARE_WAY,
     Individual,
@@ -108,10 +113,18 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], label: str, mod
         suite, people, ways_of(label, len(people)), settings=settings_of(mode, people)
     )
     scores = {name: score.mean for name, score in found.scores.items()}
-    scores["leak"] = statistics.fmean(v for k, v in scores.items() if k.startswith("leak"))
+    leaks = [name for name in scores if name.startswith("leak")]
+    leak = statistics.fmean(scores.pop(name) for name in leaks)
+    if mode in (AT_ONCE, SEPARATE):
+        scores["leak"] = leak
     scores |= _presence(laboratory, people, found)
     name = label if label == BARE_WAY.label else f"{label} {mode}"
-    print(name_of(people), name, {key: round(scores[key], 3) for key in HEADLINES}, flush=True)
+    print(
+        name_of(people),
+        name,
+        {key: round(scores[key], 3) for key in HEADLINES if key in scores},
+        flush=True,
+    )
     return laboratory.row_of(people, name, scores, found, SHOWN)
 
 
@@ -173,15 +186,13 @@ def main() -> None:
             save_sheet(rows, people, options.out / f"{SUITES[size]}.png")
     told = {
         suite: {
-            label: {name: each["scores"][name] for name in HEADLINES}
+            label: {name: each["scores"].get(name) for name in HEADLINES}
             for label, each in found["methods"].items()
         }
         for suite, found in results.items()
     }
     print(json.dumps(told, indent=1))
-    is_whole = options.split == "measured" and len(subjects) >= len(CATEGORIES)
-    is_whole = is_whole and options.ways == LABELS and options.modes == MODES
-    if is_whole and set(options.sizes) == set(SUITES):
+    if is_as_published(asked, options):
         shutil.copyfile(options.out / f"{SUITES[min(SUITES)]}.png", RESULTS / "company.png")
         document = {
             "environment": describe_machine(),

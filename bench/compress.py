@@ -21,8 +21,8 @@ from typing import Any
 
 from conceptry.adapters.compression import compress_version
 from conceptry.adapters.ways import Way as Compression
-from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import (
     Individual,
     Laboratory,
@@ -102,8 +102,7 @@ def main() -> None:
         "differences": differences(found, compared, HEADLINES),
         "rows": without_pictures(found),
     }
-    is_whole = options.split == "measured" and options.concepts >= len(CATEGORIES)
-    home = RESULTS if is_whole else options.out
+    home = RESULTS if is_as_published(asked, options) else options.out
     save_sheet(found, cast, home / "compress.png")
     (home / "compress.json").write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["ways"], indent=2))

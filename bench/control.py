@@ -38,6 +38,7 @@ from conceptry.models.miniature.world.layouts import Box, categories_of, layout_
 from conceptry.models.miniature.world.scenes import Scene, describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
 from environment import describe as describe_machine
+from environment import keep_part, results_file
 from miniature import SETTINGS, share
 from PIL import Image
 
@@ -175,14 +176,14 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--layout", type=Path, help="a diffusers folder")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    results["environment"] = describe_machine()
-    for name in options.parts or PARTS:
-        results[name] = PARTS[name](options.layout, options.prompts)
-        print(name, json.dumps(results[name], indent=2))
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+    parts, options.parts = options.parts or PARTS, []
+    path = results_file(parser, options, RESULTS)
+    for name in parts:
+        found = PARTS[name](options.layout, options.prompts)
+        print(name, json.dumps(found, indent=2))
+        keep_part(path, name, found, describe_machine())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""On what a measurement was made, and what keeps a machine busy beside it."""
+"""On what a measurement was made, where it goes, and what keeps a machine busy beside it."""
 
+import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +28,41 @@ def describe() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def is_as_published(
+    asked: argparse.ArgumentParser, options: argparse.Namespace, *, but: Collection[str] = ()
+) -> bool:
+    """Whether nothing was set but where it goes, and the options that `but` names.
+
+    Only then do results take the place of the published ones.
+    """
+    return not [
+        name
+        for name, value in vars(options).items()
+        if name not in {"out", *but} and _listed(value) != _listed(asked.get_default(name))
+    ]
+
+
+def results_file(
+    asked: argparse.ArgumentParser, options: argparse.Namespace, published: Path
+) -> Path:
+    """The file of --out, else the published one; exits if that is for other options."""
+    if options.out is None and not is_as_published(asked, options):
+        sys.exit(f"name --out FILE: {published.name} is measured with nothing else set")
+    return options.out or published
+
+
+def keep_part(path: Path, name: str, found: Any, about: Mapping[str, Any]) -> None:
+    """Put a part into a file of results; `measured` says of each part on what it was."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = found
+    results.setdefault("measured", {})[name] = dict(about)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 @contextmanager

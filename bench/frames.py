@@ -28,10 +28,9 @@ from conceptry.generation.photo_regions import grey_outside, regions_of_photos
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.request import Request, SamplingSettings
 from conceptry.models.loading import LoadedBase
-from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import walk
 from conceptry.models.miniature.world.scenes import PLACES
-from environment import describe
+from environment import describe, is_as_published
 from laboratory import Individual, Laboratory, differences, embed, opened, parser, summary
 from PIL import Image
 from torch import Tensor
@@ -96,7 +95,6 @@ def cut_out(base: LoadedBase, images: Sequence[Image.Image], category: str) -> T
 
 def main() -> None:
     asked = parser(__doc__)
-    asked.set_defaults(seeds=2)
     asked.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     asked.add_argument("--layout", type=Path, help="a diffusers folder")
     options = asked.parse_args()
@@ -123,7 +121,7 @@ def main() -> None:
             told = {name: each for name, each in results[part].items() if name != "rows"}
             print(part, json.dumps(told, indent=1), flush=True)
         base_sha256 = laboratory.base.sha256
-    if len(laboratory.subjects) >= len(CATEGORIES) and results:
+    if is_as_published(asked, options):
         document = {
             "environment": describe(),
             "base_sha256": base_sha256,

@@ -18,6 +18,7 @@ into --out. Interrupted, it goes on where it was.
 
 import json
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -26,10 +27,10 @@ from typing import Any
 
 from conceptry.methods import all_methods
 from conceptry.methods.method import active_stages, find_method
-from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.registry.running import ADAPTER_FILE
 from conceptry.training import Hooks, train
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import Individual, Laboratory, Way, interval, opened, parser
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,11 +95,11 @@ def teach(laboratory: Laboratory, who: Individual, way: Way, place: Path) -> Ite
     told = place / f"{_plain(way.label)}.json"
     if not told.exists():
         taken: dict[int, float] = {}
-        total = 0.0
+        total, began = 0.0, time.monotonic()
 
         def on_step(report: Any) -> None:
             nonlocal total
-            total += report.seconds
+            total = total + report.seconds if total else time.monotonic() - began
             if report.stage == stage:
                 taken[report.step] = total
 
@@ -244,8 +245,7 @@ def main() -> None:
                 front = front_of(laboratory, who, way, options.out / "fronts" / who.name)
                 fronts[way.label].append(front)
         result = compared(fronts)
-        whole = options.split == "measured" and len(laboratory.subjects) >= len(CATEGORIES)
-        place = RESULTS if whole else options.out
+        place = RESULTS if is_as_published(asked, options) else options.out
         document = {
             "environment": describe_machine(),
             "base_sha256": laboratory.base.sha256,

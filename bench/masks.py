@@ -44,6 +44,7 @@ from conceptry.models.miniature.world.scenes import Rendered, render, sample_sce
 from conceptry.registry import Registry
 from conceptry.training import train
 from environment import describe as describe_machine
+from environment import is_as_published, keep_part
 from laboratory import NUM_PHOTOS, interval
 from miniature import SETTINGS
 from PIL import Image
@@ -206,15 +207,15 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     base = load_base()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results |= {"environment": describe_machine(), "base_sha256": base.sha256}
+    about = describe_machine() | {"base_sha256": base.sha256, "seeds": options.seeds}
+    parts, options.parts = options.parts or PARTS, []
+    path = RESULTS if is_as_published(parser, options) else options.out / "masks.json"
     with Registry.open(options.out / "concepts.db", create=True) as registry:
-        for name in options.parts or PARTS:
+        for name in parts:
             is_found = name == "found"
-            results[name] = found(base) if is_found else part(name, registry, base, options)
-            shown = {key: value for key, value in results[name].items() if key != "rows"}
-            print(name, json.dumps(shown, indent=1))
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            told = found(base) if is_found else part(name, registry, base, options)
+            print(name, json.dumps({k: v for k, v in told.items() if k != "rows"}, indent=1))
+            keep_part(path, name, told, about)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from conceptry.generation.injection import InjectedConcept, inject_concepts
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import Individual, Laboratory, Way, embed, opened, parser
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,7 +89,7 @@ def main() -> None:
             "ways": found,
         }
     print(json.dumps(found, indent=1))
-    if options.concepts == NUM_PUBLISHED:
+    if is_as_published(asked, options):
         (RESULTS / "merging.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -9,14 +9,15 @@ To choose settings, on other individuals:
 
 With one photo each (a folder for itself):
 
-    python bench/methods.py --out runs/one-photo --photos 1 --seeds 2
+    python bench/methods.py --out runs/one-photo --photos 1
 
 Individuals, one of each category in turn, are taught from five renders by each method with its
 `miniature` preset, and drawn for the suite `miniature`; the base model gets the category's name
-alone. With five photos Textual Inversion is taught with SeFi-IDE's loss as well; with one, subjects
-are also drawn after it without any training. Interrupted, it goes on where it was; a
-second process on the same folder takes over individuals that nobody teaches (`--teach` leaves the
-scoring to the first). Scores are those of `concept eval`, and
+alone. With one photo subjects are drawn after it, without any training. `--methods all` measures
+more: with five photos DreamTuner, and Textual Inversion with SeFi-IDE's loss; with one, every
+method. Interrupted, it goes on where it was; a second process on the same folder takes over
+individuals that nobody teaches (`--teach` leaves the scoring to the first). Scores are those of
+`concept eval`, and
 
 likeness     cosine of the identity encoder between a picture and eight other renders of the
              individual, on prompts that leave its looks alone (no recolouring, no sketch)
@@ -26,7 +27,8 @@ both         harmonic mean of `seen` and `recognised`
 
 Intervals are from resampling individuals. What a training takes is measured by itself, afterwards,
 with all cores. Writes bench/results/methods.json (with one photo one-photo.json, and no costs) and,
-beside it, a picture: an individual for each row, its photos, then a picture by each method.
+beside it, a picture: an individual for each row, its photos, then a picture by each method. With
+other methods, individuals or seeds the same goes into `--out`.
 """
 
 import json
@@ -41,11 +43,12 @@ from conceptry.evaluation.suites import find_suite
 from conceptry.methods import all_methods
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import load_base
-from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.registry import Registry
 from conceptry.training import train
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import (
+    BARE_WAY,
     INSTANT,
     NUM_PHOTOS,
     WITH_LOSS,
@@ -65,6 +68,11 @@ from laboratory import (
 RESULTS = Path(__file__).parent / "results"
 FILES = {NUM_PHOTOS: "methods", 1: "one-photo"}
 """What results are called, by the number of photos; of others they go into --out alone."""
+PUBLISHED = {
+    NUM_PHOTOS: (BARE_WAY.label, "attndreambooth", "dreambooth", "sefi", "textual-inversion"),
+    1: (BARE_WAY.label, INSTANT.label),
+}
+"""Which ways, by the number of photos."""
 SHOWN = (0, 4, 8, 10, 12)
 HEADLINES = ("seen", "likeness", "recognised", "both")
 COMPARED = (
@@ -113,7 +121,7 @@ def tell_cost(method: str) -> None:
 def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
-    asked.add_argument("--methods", nargs="*", default=["all"])
+    asked.add_argument("--methods", nargs="*", help="all, or some; else those that are published")
     asked.add_argument("--photos", type=int, default=NUM_PHOTOS, help="of each, the first ones")
     asked.add_argument("--teach", action="store_true", help="teach, and score nothing")
     asked.add_argument("--cost-of", metavar="METHOD", help="print what a training takes")
@@ -124,7 +132,8 @@ def main() -> None:
         return
     if options.overrides and options.split == "measured":
         sys.exit("what is measured are the presets: --set goes with --split tuning")
-    chosen = ways(options.methods, options.overrides, options.photos)
+    names = options.methods or PUBLISHED.get(options.photos, ["all"])
+    chosen = ways(names, options.overrides, options.photos)
     with opened(options, options.split, options.photos) as laboratory:
         subjects = laboratory.subjects
         for way in chosen:
@@ -135,24 +144,22 @@ def main() -> None:
     result = summary(rows)
     print(json.dumps(result, indent=2))
     cast = [[who] for who in subjects]
-    save_sheet(rows, cast, options.out / "methods.png")
     file = FILES.get(options.photos)
-    if file and options.split == "measured" and len(subjects) >= len(CATEGORIES):
-        save_sheet(rows, cast, RESULTS / f"{file}.png")
-        measured = chosen if options.photos == NUM_PHOTOS else []
-        document = {
-            "environment": describe_machine(),
-            "base_sha256": laboratory.base.sha256,
-            "seeds": options.seeds,
-            "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
-            "cost": {
-                way.label: cost_of(way.label) for way in measured if way.label in all_methods()
-            },
-            "methods": result,
-            "differences": differences(rows, _compared(result), HEADLINES),
-            "rows": without_pictures(rows),
-        }
-        (RESULTS / f"{file}.json").write_text(json.dumps(document, indent=1) + "\n")
+    is_whole = file is not None and is_as_published(asked, options, but=("photos",))
+    path = (RESULTS if is_whole else options.out) / f"{file or 'methods'}.json"
+    save_sheet(rows, cast, path.with_suffix(".png"))
+    measured = chosen if is_whole and options.photos == NUM_PHOTOS else []
+    document = {
+        "environment": describe_machine(),
+        "base_sha256": laboratory.base.sha256,
+        "seeds": options.seeds,
+        "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
+        "cost": {way.label: cost_of(way.label) for way in measured if way.label in all_methods()},
+        "methods": result,
+        "differences": differences(rows, _compared(result), HEADLINES),
+        "rows": without_pictures(rows),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _scored(laboratory: Laboratory, chosen: Sequence[Way]) -> Iterator[Row]:

@@ -58,6 +58,7 @@ from conceptry.models.miniature.world.identities import (
 from conceptry.models.miniature.world.scenes import Scene, Subject, describe, render, sample_scene
 from conceptry.models.pixels import to_pixels
 from environment import describe as describe_machine
+from environment import keep_part
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
@@ -490,12 +491,12 @@ def main() -> None:
     path = RESULTS / "miniature.json"
     if options.base:
         path = RESULTS / f"miniature-{Path(options.base).name}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results["environment"] = describe_machine()
+    weights = options.base or DEFAULT_BASE
+    about = describe_machine() | {"base_sha256": load_base(weights).sha256}
     for name in wanted:
-        results[name] = PARTS[name](options.base or DEFAULT_BASE)
-        print(name, json.dumps(results[name], indent=2))
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        found = PARTS[name](weights)
+        print(name, json.dumps(found, indent=2))
+        keep_part(path, name, found, about)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.evaluation.suites import find_suite
 from conceptry.methods import find_method
-from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.sd import StableDiffusion
 from conceptry.training.runs import class_pictures
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import (
     BARE_WAY,
     Individual,
@@ -456,8 +456,9 @@ def main() -> None:
         seeds = range(options.training_seeds)
         rows = list(compared(school, peers, seeds, equal_seconds=options.equal_seconds))
         cast = [[who] for who in laboratory.subjects]
-        whole = options.split == "measured" and len(cast) >= len(CATEGORIES)
-        place = RESULTS if whole else options.out
+        is_whole = is_as_published(asked, options, but=("diffusers", "attndreambooth"))
+        is_whole = is_whole and bool(options.diffusers and options.attndreambooth)
+        place = RESULTS if is_whole else options.out
         save_sheet(rows, cast, place / "peers.png")
         pairs = [(peer.ours.label, f"{peer.label}{end}") for peer in peers for end in ENDS]
         document = {

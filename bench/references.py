@@ -48,7 +48,6 @@ from conceptry.generation.sampler import draw
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.figures import Colour
-from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.scenes import Scene, render, sample_scene
 from conceptry.models.pixels import on_white
 from conceptry.models.references import GUIDANCE, PROMPT, SHARE, WEIGHT
@@ -56,6 +55,7 @@ from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_sub
 from conceptry.registry.errors import ConceptryError
 from conceptry.registry.hashes import sha256_of_json
 from environment import describe as describe_machine
+from environment import is_as_published, keep_part
 from laboratory import (
     BARE_WAY,
     Individual,
@@ -204,7 +204,9 @@ def load_encoders(base: LoadedBase, sources: dict[str, str | None]) -> Encoders:
 
 def row_of(laboratory: Laboratory, who: Individual, way: ReferenceWay, encoders: Encoders) -> Row:
     """Scores of one individual by one way, and pictures of some prompts."""
-    described = asdict(way) | {"label": "", "individual": who.name}
+    described = asdict(way) | {"label": "", "individual": who.key}
+    if way.encoder:
+        described["encoder"] = encoders[way.encoder].sha256
     own = replace(
         laboratory,
         drawing=drawn_after(laboratory.base, who, way, encoders),
@@ -223,8 +225,7 @@ def sheet(
         [
             (
                 ["photo", *there],
-                [render(who.scenes[0], 128).image]
-                + [Image.open(by[who.name, label][number]) for label in there],
+                [who.photos[0]] + [Image.open(by[who.name, label][number]) for label in there],
             )
             for who in subjects
             for number in range(len(SHOWN))
@@ -279,13 +280,16 @@ def taught_row(laboratory: Laboratory, who: Individual, way: ReferenceWay) -> Ro
         names_category=metadata.names_category,
     )
     references = references_of(laboratory.base, who, way, PROMPT.format(words))
-    described = asdict(way) | {"label": "", "individual": who.name, "version": chosen.sha256}
+    described = asdict(way) | {"label": "", "individual": who.key, "version": chosen.sha256}
     own = replace(
         laboratory,
         drawing=injected(laboratory.base.backbone, [references]),
         kept=f"after-{sha256_of_json(described)[:16]}",
     )
-    return own.row(who, TAUGHT, SHOWN) | {"method": way.label}
+    row = own.row(who, TAUGHT, SHOWN)
+    drifts = {"drift", "drift_base"}  # of pictures that are drawn after the references as well
+    scores = {name: score for name, score in row["scores"].items() if name not in drifts}
+    return row | {"method": way.label, "scores": scores}
 
 
 def measure_taught(laboratory: Laboratory, out: Path) -> dict[str, Any]:
@@ -386,12 +390,13 @@ def measure_suns(laboratory: Laboratory, out: Path) -> dict[str, Any]:
     """Count suns by all ways; counts are kept in `out`."""
     kept = out / "suns.json"
     counts: dict[str, list[int]] = json.loads(kept.read_text()) if kept.exists() else {}
+    base = laboratory.base.sha256
     by_way: dict[str, list[list[int]]] = {way.label: [] for way in SUN_WAYS}
     for who in laboratory.subjects:
         for way in SUN_WAYS:
             own: list[int] = []
             for place in SUNS:
-                key = f"{way.label} {who.name} {place} {laboratory.seeds}"
+                key = f"{who.key} {base} {way.label}, {place}, {laboratory.seeds}"
                 if key not in counts:
                     counts[key] = counted(laboratory, who, place, way)
                     kept.write_text(json.dumps(counts))
@@ -416,11 +421,9 @@ def _counter(size: int) -> dict[str, Any]:
     """The same of renders, each of which has one sun, perhaps hidden."""
     return _told(
         [
-            [
-                count_suns(render(_scene(seed, place), size).image, sun)
-                for seed in range(8_000_000, 8_000_000 + _RENDERS)
-            ]
+            [count_suns(render(_scene(seed, place), size).image, sun)]
             for place, sun in SUNS.items()
+            for seed in range(8_000_000, 8_000_000 + _RENDERS)
         ]
     )
 
@@ -438,29 +441,27 @@ def main() -> None:
     options = asked.parse_args()
     parts = options.parts or ["ways", "suns"]
     with opened(options, options.split) as laboratory:
-        result: dict[str, Any] = {}
-        is_whole = options.split == "measured" and options.concepts >= len(CATEGORIES)
+        found: dict[str, Any] = {}
+        but = ("parts", "without_control")
+        home = RESULTS if is_as_published(asked, options, but=but) else options.out
         if "ways" in parts:
             sources: dict[str, str | None] = {"own": options.encoder}
             if options.without_control:
                 sources["without ControlNet"] = options.without_control
             encoders = load_encoders(laboratory.base, sources)
-            pictures = RESULTS if is_whole else options.out
-            result |= measure_ways(laboratory, encoders, pictures)
+            found["ways"] = measure_ways(laboratory, encoders, home)
         if "taught" in parts:
-            result["taught"] = measure_taught(laboratory, RESULTS if is_whole else options.out)
+            found["taught"] = measure_taught(laboratory, home)
         if "suns" in parts:
-            result["suns"] = measure_suns(laboratory, options.out)
-        print(json.dumps({name: result[name] for name in result if name != "rows"}, indent=1))
-        where = (RESULTS if is_whole else options.out) / "references.json"
-        document = json.loads(where.read_text()) if where.exists() else {}
-        document |= {
-            "environment": describe_machine(),
+            found["suns"] = measure_suns(laboratory, options.out)
+        about = describe_machine() | {
             "base_sha256": laboratory.base.sha256,
             "seeds": options.seeds,
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
         }
-        where.write_text(json.dumps(document | result, indent=1) + "\n")
+        for name, told in found.items():
+            print(name, json.dumps({k: v for k, v in told.items() if k != "rows"}, indent=1))
+            keep_part(home / "references.json", name, told, about)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from conceptry.models.pixels import on_white
 from conceptry.models.subject_encoder import SubjectEncoder
 from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
 from conceptry.models.vision import load_vision
-from environment import describe
+from environment import describe, results_file
 from laboratory import embed, interval
 from PIL import Image, ImageChops
 
@@ -209,8 +209,9 @@ def main() -> None:
     parser.add_argument("--individuals", type=int, default=len(CATEGORIES))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    path = results_file(parser, options, RESULT)
     base = load_base(options.base)
     seeds = range(options.seeds)
     found: dict[str, Any] = {}
@@ -228,7 +229,7 @@ def main() -> None:
         "prompts": PROMPTS,
         "encoders": found,
     }
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

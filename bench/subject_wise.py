@@ -26,8 +26,8 @@ import torch
 from conceptry.evaluation.suites import find_suite
 from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.regions import share_inside
-from conceptry.models.miniature.world.identities import CATEGORIES
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import (
     Individual,
     Laboratory,
@@ -134,7 +134,7 @@ def main() -> None:
     shown = [[who] for who in subjects[:4]]
     save_sheet(rows, shown, options.out / "subject-wise.png")
     write_chart(result, options.out / "subject-wise.svg")
-    if len(subjects) >= len(CATEGORIES):
+    if is_as_published(asked, options):
         save_sheet(rows, shown, RESULTS / "subject-wise.png")
         write_chart(result, RESULTS / "subject-wise.svg")
         document = {

@@ -23,6 +23,7 @@ from conceptry.models.loading import LoadedBase, load_base
 from conceptry.registry import Registry
 from conceptry.training import Trained, train, train_many
 from environment import describe as describe_machine
+from environment import is_as_published
 from laboratory import Laboratory, individuals
 from torch import Tensor
 
@@ -91,7 +92,8 @@ def main() -> None:
         "rounds": rounds,
     }
     print(json.dumps(document, indent=1))
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    if is_as_published(parser, options):
+        RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

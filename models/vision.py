@@ -45,15 +45,21 @@ def hidden_layers(depth: int) -> tuple[int, ...]:
 
 
 class VisionEncoder(nn.Module):
-    """A frozen CLIP picture encoder, and how its pictures are normalised.
+    """A frozen CLIP picture encoder, and how its pictures are scaled and normalised.
 
-    `mean` and `std` are those of the channels of pictures in 0..1.
+    `mean` and `std` are those of the channels of pictures in 0..1, `resampling` how it learned to
+    see larger ones.
     """
 
     def __init__(
-        self, network: CLIPVisionModel, mean: Sequence[float] = _MEAN, std: Sequence[float] = _STD
+        self,
+        network: CLIPVisionModel,
+        mean: Sequence[float] = _MEAN,
+        std: Sequence[float] = _STD,
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> None:
         super().__init__()
+        self._resampling = resampling
         self.network = network.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -74,7 +80,7 @@ class VisionEncoder(nn.Module):
         """Pictures as pixels (B, 3, size, size) in -1..1; what is not square gets white edges."""
         square = [_square(picture) for picture in pictures]
         size = (self.size, self.size)
-        return to_pixels([each.resize(size, Image.Resampling.BICUBIC) for each in square])
+        return to_pixels([each.resize(size, self._resampling) for each in square])
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -125,7 +131,8 @@ def load_vision(
         clip, _ = load_clip(own)
         half = (0.5, 0.5, 0.5)
         vision = cast("CLIPVisionModel", clip.vision_model)
-        return LoadedVision(name, VisionEncoder(vision, half, half), hash_of(own / CLIP))
+        encoder = VisionEncoder(vision, half, half, Image.Resampling.BOX)
+        return LoadedVision(name, encoder, hash_of(own / CLIP))
     folder = _fetched(name, offline) if is_foreign else _folder_of(name, offline)
     config = read_object(folder / "config.json")
     files, variant = weights_in(folder, "transformers")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...pixels import on_white
+from ...pixels import on_white, reduced
 from ..architecture import SMALL_SIZE
 from ..world.scenes import Scene, render, sample_scene
 from .data import Batch, batch_of
@@ -54,5 +54,4 @@ def _scene_of_reference(scene: Scene, split: str, references: str) -> Scene:
 def reference_in(scene: Scene, size: int) -> Image.Image:
     """The first subject of a scene that is rendered at a size, on white, 64x64."""
     rendered = render(scene, size)
-    small = (SMALL_SIZE, SMALL_SIZE)
-    return on_white(rendered.image, rendered.masks[0]).resize(small, Image.Resampling.BOX)
+    return reduced(on_white(rendered.image, rendered.masks[0]), SMALL_SIZE)
