@@ -26,10 +26,14 @@ from conceptry.evaluation.plan import BASE_MODEL, Plan
 from conceptry.evaluation.record import Evaluation, harmonic_mean
 from conceptry.evaluation.scoring import embed_references
 from conceptry.evaluation.suites import Suite, find_suite
+from conceptry.generation.control_request import LAYOUT
 from conceptry.generation.photo_regions import grey_outside
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
+from conceptry.generation.request import SamplingSettings
 from conceptry.methods import all_methods, find_method, resolve_settings
+from conceptry.models.bases import find_control
+from conceptry.models.control import hash_of_control
 from conceptry.models.loading import LoadedBase, load_base
 from conceptry.models.miniature.architecture import SIZE
 from conceptry.models.miniature.shipped import load_identity_encoder
@@ -323,6 +327,8 @@ class Laboratory:
         ways = [way] * len(people) if isinstance(way, Way) else way
         pairs = zip(people, ways, strict=True)
         chosen = [self.chosen(who, own) for who, own in pairs if own != BARE_WAY]
+        sampling = settings.get("settings", SamplingSettings())
+        control = find_control(self.base.base, LAYOUT) if sampling.layout_control else None
         plan = Plan(
             chosen=tuple(chosen),
             suite=suite,
@@ -330,6 +336,7 @@ class Laboratory:
             base=self.base.base.name,
             base_sha256=self.base.sha256,
             seeds=self.seeds,
+            control_sha256=hash_of_control(control) if control else None,
             **settings,
         )
         subjects = [
