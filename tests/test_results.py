@@ -102,14 +102,12 @@ def test_what_choosing_says() -> None:
         name: {key: f"{100 * each['mean']:.0f} %" for key, each in found["scores"].items()}
         for name, found in measured("methods.json")["methods"].items()
     }
-    sefi, dream, attention, inversion = (
-        scores[name] for name in ("sefi", "dreambooth", "attndreambooth", "textual-inversion")
-    )
+    sefi, dream, attention = (scores[name] for name in ("sefi", "dreambooth", "attndreambooth"))
     for sentence in (
         f"the colour is seen in {sefi['seen_colour']} of such pictures; DreamBooth "
         f"{dream['seen_colour']}, AttnDreamBooth {attention['seen_colour']}",
-        f"seen in {sefi['seen_second']}; Textual Inversion {inversion['seen_second']}, "
-        f"DreamBooth {dream['seen_second']}, AttnDreamBooth {attention['seen_second']}",
+        f"seen in {sefi['seen_second']}; DreamBooth {dream['seen_second']}, "
+        f"AttnDreamBooth {attention['seen_second']}",
         f"{sefi['seen']} of what prompts name is seen, {sefi['recognised']} of pictures",
     ):
         assert sentence in page
