@@ -36,7 +36,7 @@ from conceptry.models.miniature.architecture import SMALL_SIZE
 from conceptry.models.miniature.world.identities import CATEGORIES
 from conceptry.models.miniature.world.layouts import Box, categories_of, layout_picture
 from conceptry.models.miniature.world.scenes import Scene, describe, render, sample_scene
-from conceptry.models.pixels import to_pixels
+from conceptry.models.pixels import reduced, to_pixels
 from environment import describe as describe_machine
 from environment import keep_part, results_file
 from miniature import SETTINGS, share
@@ -60,7 +60,7 @@ def iou(one: Box, other: Box) -> float:
 @torch.no_grad()
 def find_boxes(judge: Judge, image: Image.Image) -> dict[str, Box]:
     """The box of each category that the judge sees in a picture."""
-    small = image.convert("RGB").resize((SMALL_SIZE, SMALL_SIZE), Image.Resampling.BOX)
+    small = reduced(image, SMALL_SIZE)
     found = judge(to_pixels([small]))
     where = found["where"][0].unflatten(-1, (16, 16)).exp()
     is_there = found["present"][0].sigmoid() > 0.5
@@ -178,9 +178,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    parts, options.parts = options.parts or PARTS, []
-    path = results_file(parser, options, RESULTS)
-    for name in parts:
+    path = results_file(parser, options, RESULTS, but=("parts",))
+    for name in options.parts or PARTS:
         found = PARTS[name](options.layout, options.prompts)
         print(name, json.dumps(found, indent=2))
         keep_part(path, name, found, describe_machine())

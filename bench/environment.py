@@ -45,10 +45,14 @@ def is_as_published(
 
 
 def results_file(
-    asked: argparse.ArgumentParser, options: argparse.Namespace, published: Path
+    asked: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    published: Path,
+    *,
+    but: Collection[str] = (),
 ) -> Path:
     """The file of --out, else the published one; exits if that is for other options."""
-    if options.out is None and not is_as_published(asked, options):
+    if options.out is None and not is_as_published(asked, options, but=but):
         sys.exit(f"name --out FILE: {published.name} is measured with nothing else set")
     return options.out or published
 

@@ -208,10 +208,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     base = load_base()
     about = describe_machine() | {"base_sha256": base.sha256, "seeds": options.seeds}
-    parts, options.parts = options.parts or PARTS, []
-    path = RESULTS if is_as_published(parser, options) else options.out / "masks.json"
+    is_whole = is_as_published(parser, options, but=("parts",))
+    path = RESULTS if is_whole else options.out / "masks.json"
     with Registry.open(options.out / "concepts.db", create=True) as registry:
-        for name in parts:
+        for name in options.parts or PARTS:
             is_found = name == "found"
             told = found(base) if is_found else part(name, registry, base, options)
             print(name, json.dumps({k: v for k, v in told.items() if k != "rows"}, indent=1))
