@@ -58,6 +58,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "gather_state_dict_for_save",
         "get_kv_heads_per_rank",
     ),
+    "transformers.models": (),
 }
 """The modules that have a stand-in, with the classes and functions that are imported of them."""
 ROOTS = tuple(name for name in NAMES if not any(name.startswith(f"{other}.") for other in NAMES))
@@ -65,6 +66,7 @@ ALONE = (
     "diffusers.models.autoencoders.",
     "diffusers.models.transformers.",
     "torch._dynamo._trace_wrapped_higher_order_op",
+    "transformers.models.",
 )
 """Beginnings of the names of modules that do not need what their package does when it is loaded."""
 
@@ -109,12 +111,17 @@ def install() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import libraries without garbage collection: they leave no garbage."""
+    """Import libraries without garbage collection: they leave no garbage.
+
+    The program's own process does not look through them later either.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            gc.freeze()
         if was_on:
             gc.enable()
 

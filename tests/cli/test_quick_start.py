@@ -71,7 +71,30 @@ betas = DDIMScheduler(num_train_timesteps=10)
 import scipy.stats
 assert scipy.stats.beta.ppf(0.5, 2, 2).round(6) == 0.5
 from scipy import optimize
+from transformers import AutoConfig
+from transformers.models.clip.configuration_clip import CLIPConfig
+assert isinstance(AutoConfig.for_model("clip"), CLIPConfig)
+assert type(sys.modules["transformers.models"]).__name__ == "_StandIn"
+from transformers.models import clip, vit
+assert clip.CLIPConfig is CLIPConfig and vit.ViTConfig().model_type == "vit"
+assert sys.modules["transformers.models"].clip is clip
 assert optimize.linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
 print("as they are")
 """
     assert run_python(program) == "as they are\n"
+
+
+def test_only_the_programs_own_process_leaves_what_it_imported_uncollected() -> None:
+    program = """
+import gc
+from conceptry.cli import quick_start
+def frozen():
+    with quick_start.quick_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    return gc.get_freeze_count() > 1_000
+print(frozen())
+quick_start.install()
+print(frozen())
+"""
+    assert run_python(program).split() == ["False", "True"]
