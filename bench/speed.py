@@ -9,7 +9,7 @@ own, and all take turns:
 
 channels_last   networks and latents in the layout that convolutions like best
 bfloat16        autocast of the U-Net
-compiled        ResBlocks and transformer blocks compiled one by one; `first` is their first pass
+compiled        as by --compile: ResBlocks and feed-forward layers; `first` is their first pass
 
 `ratio` is the median of each way's seconds divided by the plain ones' of the same round: of
 processor time on a CPU, which other programs do not disturb, else of the clock. `levels` is how far
@@ -32,8 +32,6 @@ from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
 from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from environment import describe
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
@@ -56,10 +54,7 @@ class Candidate:
             for network in self.backbone.networks.values():
                 network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if way == "compiled":
-            torch._dynamo.config.recompile_limit = 64  # the blocks share their code
-            for module in self.backbone.denoiser.modules():
-                if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
-                    module.compile(dynamic=False)
+            self.backbone.set_compiled(True)
 
     def timed(self, work: Callable[[], None]) -> float:
         """Seconds that some work takes."""

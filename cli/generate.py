@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
+    from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.records import Lineage
 
@@ -206,6 +207,14 @@ def generate(
             help="Let (word:1.2) weigh words, and prompts be longer than the text encoder reads.",
         ),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the denoiser's blocks: the first picture takes minutes, later ones less "
+            "on a GPU.",
+        ),
+    ] = False,
     dry_run: script_options.DryRunOption = False,
     strict: Annotated[
         bool,
@@ -304,9 +313,7 @@ def generate(
         session.output.note(f"loading {base}")
         with quick_imports():
             from ..generation import generating
-            from ..models.loading import load_base
-
-            loaded = load_base(base, offline=offline)
+        loaded = _load(base, offline=offline, compiled=compiled)
         for check in (init_options.check, control_options.check):
             for line in _first_of(check(loaded, requests)):
                 session.output.note(line)
@@ -369,6 +376,16 @@ def _check(
         check_room(request.prompt, request.settings.negative, file_format)
     _warn_of_other_syntax(session, registry, requests, strict)
     _say_where_concepts_are(session, requests)
+
+
+def _load(base: str, *, offline: bool, compiled: bool) -> "LoadedBase":
+    with quick_imports():
+        from ..models.loading import load_base
+
+        loaded = load_base(base, offline=offline)
+    if compiled:
+        loaded.backbone.set_compiled(True)
+    return loaded
 
 
 def _drawn(

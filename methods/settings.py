@@ -308,6 +308,8 @@ class TrainingSettings(Settings):
     """Weights are updated as soon as their gradients are there: less memory, without a prior."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """The U-Net's blocks are compiled: the first steps take minutes, later ones less on a GPU."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """Bits of the U-Net's frozen linear layers: less of a GPU's memory; 4bit needs bitsandbytes."""
     ema: float = setting(0.0, low=0, high=0.99999)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..kernels.observation import AttentionStack
+from .compiling import check_compiler, compile_blocks, run_uncompiled
 from .conditioning import Conditioning, Control
 from .quantized import Bits, quantize
 from .references import Reference
@@ -309,6 +310,18 @@ class Backbone(ABC):
     def weights(self) -> dict[str, nn.Parameter]:
         """All parameters that an adapter may change, by name."""
         return self.parameters("denoiser") | self.text_encoder_parameters()
+
+    def set_compiled(self, is_on: bool) -> None:
+        """Have the denoiser's blocks compiled when they first run, or run as they are.
+
+        Attention is not compiled: its kernels are already. Raises `InvalidInput` where torch cannot
+        compile.
+        """
+        if is_on:
+            check_compiler(self.device)
+            compile_blocks(self.denoiser)
+        else:
+            run_uncompiled(self.denoiser)
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
     python tests/anywhere.py                       # every condition, one after another: hours
     python tests/anywhere.py busy "no home"        # these
     python tests/anywhere.py "busy, no home"       # both at once
+    python tests/anywhere.py busy --long           # of them, what make test leaves to make test-all
     python tests/anywhere.py busy -- tests/cli     # of them, these tests
 
 Each condition is a change to the environment, to the words of pytest, or to the machine.
@@ -30,6 +31,7 @@ from environment import busy_loops, describe
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "suite.json"
 NOBODY = 65534
+LONG = "long and not grid and not slow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +87,11 @@ def all_of(name: str) -> Condition:
     )
 
 
-def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
+def run(name: str, tests: Sequence[str], *, is_long: bool) -> dict[str, Any]:
     """The row of a condition."""
     condition = all_of(name)
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal"]
+    words += ["-m", LONG] if is_long else []
     words += [*condition.words, *tests]
     started = time.monotonic()
     with busy_loops(condition.busy_loops), tempfile.TemporaryDirectory() as folder:
@@ -114,7 +117,7 @@ def run(name: str, tests: Sequence[str]) -> dict[str, Any]:
     *_, summary = re.findall(r"^.*\b(?:passed|failed|error).* in .*s", plain, re.MULTILINE)
     counts = {kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", summary)}
     return {
-        "condition": name,
+        "condition": f"{name}: what is long" if is_long else name,
         "command": _shown(condition, words),
         "exit_code": done.returncode,
         "passed": counts.get("passed", 0),
@@ -157,6 +160,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
+    parser.add_argument("--long", action="store_true", help="what make test-all adds, alone")
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:split])
@@ -166,7 +170,7 @@ def main() -> None:
             parser.error(f"there is no condition {min(unknown)!r}")
     failed = 0
     for name in options.conditions or CONDITIONS:
-        row = run(name, tests)
+        row = run(name, tests, is_long=options.long)
         failed += bool(row["exit_code"])
         print(*(f"{key} {value}" for key, value in row.items() if key != "command"), flush=True)
         if not tests:

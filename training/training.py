@@ -257,6 +257,8 @@ class Training:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(self.seed, "lora", 0))
                 backbone.add_lora(lora_of(self.method, settings))
+        if settings.compile:
+            backbone.set_compiled(True)
         for stage, _ in active_stages(self.method, settings):
             if stage.learns == "embedding":
                 continue
@@ -336,6 +338,8 @@ class Training:
         self.backbone.unquantize()
         if self.settings.gradient_checkpointing:
             self.backbone.set_gradient_checkpointing(False)
+        if self.settings.compile:
+            self.backbone.set_compiled(False)
         for network, dtype in self._dtypes:
             cast(network, dtype)
         self.backbone.to(self.accelerator.device)

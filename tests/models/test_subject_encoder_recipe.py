@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conceptry.models.compiling import compile_blocks
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.architecture import make_clip, make_unet, make_vae
 from conceptry.models.miniature.identity import IdentityEncoder
@@ -179,7 +180,7 @@ def test_transformer_blocks_with_hooks_are_not_compiled() -> None:
     """What is compiled would go on with the tokens of the first step."""
     unet = make_tiny_base().unet
     modules = torch.nn.ModuleDict({"unet": unet, "encoder": make_tiny_encoder(unet)})
-    train._compile_blocks(modules)
+    compile_blocks(modules, train._to_compile(modules))
     compiled = [each for each in modules.modules() if each._compiled_call_impl is not None]
     assert compiled
     assert not any(isinstance(each, BasicTransformerBlock) for each in compiled)

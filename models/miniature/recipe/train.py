@@ -47,6 +47,7 @@ from transformers import CLIPTokenizer
 
 from ....registry.files import replacing
 from ....registry.hashes import sha256_of
+from ...compiling import compile_blocks
 from ...reference_augmentation import augmented
 from ...seeds import seed_of
 from ...subject_encoder import SubjectEncoder, SubjectTokens
@@ -749,7 +750,7 @@ class Training:
         self.modules.requires_grad_(False)
         self.start = start
         if compiled:
-            _compile_blocks(self.modules)
+            compile_blocks(self.modules, _to_compile(self.modules))
         self.learning: dict[str, nn.Parameter] = {}
         for name, parameter in self.modules.named_parameters():
             if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
@@ -991,20 +992,15 @@ class _Window:
         return {name: value[chosen] for name, value in self._tensors.items()}
 
 
-def _compile_blocks(modules: nn.Module) -> None:
-    """Compile block by block.
+def _to_compile(modules: nn.Module) -> tuple[type[nn.Module], ...]:
+    """The kinds of blocks that may be compiled.
 
-    On a CPU a U-Net then learns half as fast again, and its gradients are nearer to float32, as
-    norms are fused in it. Whole networks must not be compiled: with torch 2.13 on a CPU, gradients
-    of the decoder then vanish below its last block. Where a subject encoder's hooks come and go,
-    compiled transformer blocks would not see them.
+    A compiled transformer block would go on with a subject encoder's first tokens. On a CPU that
+    computes in bfloat16 a U-Net learns half as fast again if they are, and its gradients are nearer
+    to float32, as norms are fused in it.
     """
-    torch._dynamo.config.recompile_limit = 64  # the blocks share their code
-    has_hooks = any(isinstance(module, SubjectEncoder) for module in modules.modules())
-    kinds = (ResnetBlock2D,) if has_hooks else (ResnetBlock2D, BasicTransformerBlock)
-    for module in modules.modules():
-        if isinstance(module, kinds):
-            module.compile()
+    has_hooks = any(isinstance(each, SubjectEncoder) for each in modules.modules())
+    return (ResnetBlock2D,) if has_hooks else (ResnetBlock2D, BasicTransformerBlock)
 
 
 class _Log:
