@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -112,6 +113,13 @@ def evaluate(
         clip=clip,
         dino=dino,
     )
+    for name in names:
+        concept, at, version = name.partition("@")
+        if at:
+            raise usage(
+                f"{name!r}: versions are chosen for all names at once",
+                f"concept eval {quote(concept)} --versions {quote(version or 'all')}",
+            )
     if checkpoints and versions:
         raise usage("--all-checkpoints takes all versions", "leave --versions out")
     if best and versions is None and not checkpoints:

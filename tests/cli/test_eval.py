@@ -81,6 +81,7 @@ def test_a_picture_like_a_photo_is_told(
         (["eval", "rex", "--suite", "slotless.txt"], 2, "prompt 2 has no slot"),
         (["eval", "rex", "--suite", "multi-subject"], 2, "2 concepts in a picture"),
         (["eval", "rex", "--mark-best"], 2, "--mark-best compares versions"),
+        (["eval", "rex@2"], 2, "versions are chosen for all names at once"),
         (["eval", "rex", "--clip", "no/body", "--offline"], 3, "no/body is not on this machine"),
         (["eval", "rex", "--base", "nobody"], 3, "there is no base model"),
         (["eval", "rex", "--base", ""], 3, 'there is no base model ""'),
@@ -101,6 +102,12 @@ def test_wrong_words_get_a_line_and_leave_nothing(
     assert done.exit_code == exit_code
     assert message in error_of(done)["message"]
     assert taught.evaluations("rex") == []
+
+
+def test_a_version_in_a_name_is_told_how_to_be_chosen(taught: Registry, run: Run) -> None:
+    for word, typed in (("2", "2"), ("", "all"), (";ls", "';ls'")):
+        done = run("--json", "eval", f"rex@{word}")
+        assert error_of(done)["hint"] == f"concept eval rex --versions {typed}"
 
 
 def test_what_does_not_go_together_is_told_before_weights_are_loaded(
