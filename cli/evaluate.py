@@ -113,13 +113,13 @@ def evaluate(
         clip=clip,
         dino=dino,
     )
-    for name in names:
-        concept, at, version = name.partition("@")
-        if at:
-            raise usage(
-                f"{name!r}: versions are chosen for all names at once",
-                f"concept eval {quote(concept)} --versions {quote(version or 'all')}",
-            )
+    parts = [name.partition("@") for name in names]
+    if wanted := [version for _, at, version in parts if at]:
+        concepts = " ".join(dict.fromkeys(quote(concept) for concept, _, _ in parts))
+        raise usage(
+            "versions are chosen for all names at once",
+            f"concept eval {concepts} --versions {quote(','.join(wanted) or 'all')}",
+        )
     if checkpoints and versions:
         raise usage("--all-checkpoints takes all versions", "leave --versions out")
     if best and versions is None and not checkpoints:

@@ -559,8 +559,9 @@ def reproduce(
 ) -> None:
     """Draw a picture again from the metadata in its file, and compare the pixels.
 
-    On the machine and with the packages that drew it they are the same; elsewhere nearly so. From
-    what A1111's web UI writes the like of a picture is drawn, and what was not used is said.
+    On the machine and with the packages that drew it they are the same; elsewhere, or of a picture
+    that was drawn with --compile, nearly so. From what A1111's web UI writes the like of a picture
+    is drawn, and what was not used is said.
     """
     session = session_of(context)
     from ..generation.foreign_pictures import read_foreign_picture

@@ -8,7 +8,7 @@ from torch import nn
 from ..registry.errors import InvalidInput
 
 BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, FeedForward)
-"""What has neither hooks nor attention, of which something may be observed at any time."""
+"""The parts of a denoiser without attention, of which something may be observed at any time."""
 MOST_KINDS = 512
 """How many kinds of a block are compiled, by channels and sizes; others run as they are."""
 

@@ -81,7 +81,8 @@ def estimate_many(
 ) -> list[Estimate]:
     """Run three steps of each stage of a batch, and extrapolate; nothing is recorded.
 
-    Does not count class pictures, which are drawn once for a category. Raises what `train` raises.
+    Does not count class pictures, which are drawn once for a category, nor what compiling takes.
+    Raises what `train` raises.
     """
     if num_processes() > 1:
         raise InvalidInput("estimates run in one process", hint="leave --processes out")
@@ -103,7 +104,7 @@ def estimate_many(
             for name in names
         )
         return list(found)
-    trial = settings.updated({"augmentation": {"crops": 2}})
+    trial = settings.updated({"augmentation": {"crops": 2}, "compile": False})
     for stage, stage_settings in active_stages(chosen, settings):
         steps = min(3, stage_settings.steps)
         warmup = min(steps, stage_settings.warmup)

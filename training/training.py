@@ -17,6 +17,7 @@ from ..methods.attention_losses import TrainingPrompts
 from ..methods.method import Method, Stage, active_stages
 from ..methods.settings import TrainingSettings
 from ..models.backbone import Backbone, Lora
+from ..models.compiling import check_compiler
 from ..models.seeds import seed_of
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput
@@ -90,6 +91,8 @@ def has_lora(method: Method, settings: TrainingSettings) -> bool:
 def check_fitting(backbone: Backbone, method: Method, settings: TrainingSettings) -> None:
     """Raise `InvalidInput` for settings that do not fit the base model, or what is installed."""
     check_packages(settings)
+    if settings.compile:
+        check_compiler(backbone.device)
     size, factor = training_resolution(backbone, settings), backbone.latent_factor
     if size % factor or size < 2 * factor:
         raise InvalidInput(

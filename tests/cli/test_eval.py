@@ -105,9 +105,14 @@ def test_wrong_words_get_a_line_and_leave_nothing(
 
 
 def test_a_version_in_a_name_is_told_how_to_be_chosen(taught: Registry, run: Run) -> None:
-    for word, typed in (("2", "2"), ("", "all"), (";ls", "';ls'")):
-        done = run("--json", "eval", f"rex@{word}")
-        assert error_of(done)["hint"] == f"concept eval rex --versions {typed}"
+    for words, typed in (
+        (["rex@2"], "rex --versions 2"),
+        (["rex@"], "rex --versions all"),
+        (["rex@;ls"], "rex --versions ';ls'"),
+        (["rex@1", "mia", "rex@best"], "rex mia --versions 1,best"),
+    ):
+        done = run("--json", "eval", *words)
+        assert error_of(done)["hint"] == f"concept eval {typed}"
 
 
 def test_what_does_not_go_together_is_told_before_weights_are_loaded(

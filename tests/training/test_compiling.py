@@ -18,8 +18,12 @@ from conceptry.generation.sampler import draw_batch
 from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.backbone import Backbone
 from conceptry.models.compiling import BLOCKS, check_compiler
+from conceptry.models.loading import LoadedBase
+from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput
+from conceptry.training import train as train_concept
 from conceptry.training.callbacks import Hooks
+from conceptry.training.estimating import estimate
 from conceptry.training.trainer import run_one
 from conceptry.training.training import Subject, Training
 from long import quick_for
@@ -121,6 +125,22 @@ def test_a_machine_that_cannot_compile_says_so(
     assert not list(tmp_path.glob("pictures/*"))
 
 
+def test_it_says_so_before_class_pictures_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    def fails(_: Any) -> None:
+        raise InvalidInput("torch cannot compile")
+
+    monkeypatch.setattr("conceptry.training.training.check_compiler", fails)
+    words = ("compile=true", "prior.weight=1", "prior.num_images=4", "stage3.steps=2")
+    with pytest.raises(InvalidInput, match="cannot compile"):
+        train_concept(rex, "rex", base, overrides=words)
+    assert not rex.show("rex").runs
+    assert not list(tmp_path.rglob("class-pictures"))
+    estimates = estimate(rex, "rex", base, overrides=("compile=true", *STEPS))
+    assert [each.name for each in estimates.stages] == ["stage1", "stage2", "stage3"]
+
+
 @pytest.mark.long
 @pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="needs a compiler of C++"
@@ -128,5 +148,5 @@ def test_a_machine_that_cannot_compile_says_so(
 def test_compiled_code_draws_the_same(backbone: Backbone) -> None:
     plain = drawn(backbone)
     backbone.set_compiled(True)
-    assert np.abs(drawn(backbone) - plain).max() <= 2
+    assert np.abs(drawn(backbone) - plain).max() <= 1
     torch._dynamo.reset()
