@@ -165,7 +165,8 @@ def generate(
             metavar="X",
             min=0,
             max=1,
-            help="Share of steps that references guide, not the prompt; 0.9 by default.",
+            help="Share of steps that references guide, not the prompt; 0.9 by default, 0 if the "
+            "prompt names their concepts.",
             show_default=False,
         ),
     ] = None,
@@ -370,7 +371,7 @@ def _check(
     for request in requests:
         if registry is not None:
             resolve_prompt(registry, request.prompt)
-            resolve_references(registry, request.references)
+            resolve_references(registry, request.references, request.prompt)
         check_negative(request.settings.negative)
         check_encoder(request)
         check_room(request.prompt, request.settings.negative, file_format)

@@ -258,7 +258,7 @@ def _records(
         (
             with_layout(request),
             resolve_prompt(registry, request.prompt),
-            resolve_references(registry, request.references),
+            resolve_references(registry, request.references, request.prompt),
         )
         for request in requests
     ]

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from ..models.references import GUIDANCE, MAX_WEIGHT, PROMPT, SHARE, WEIGHT
+from ..models.references import GUIDANCE, MAX_WEIGHT, PROMPT, SHARE, TAUGHT_SHARE, WEIGHT
 from ..registry import Registry
 from ..registry.documents import shown
 from ..registry.errors import InvalidInput, NotFound, quoted
 from ..registry.records import Concept, ImageRecord
 from .control_request import ReadControl, read_control
+from .prompt_syntax import mentions
 
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:=(.+?))?(?::(\d+(?:\.\d+)?|\.\d+))?")
 _SHORTEST_HASH = 6
@@ -89,13 +90,18 @@ class ChosenReference:
 
 
 def resolve_references(
-    registry: Registry, requests: Sequence[ReferenceRequest]
+    registry: Registry, requests: Sequence[ReferenceRequest], prompt: str
 ) -> list[ChosenReference]:
     """The photos that references name, each described by its caption or as a photo of its concept.
 
-    Raises `ConceptNotFound`, `NotFound` for a photo that is not there, and `InvalidImage`.
+    If the prompt names all of their concepts, they guide no steps by themselves. Raises
+    `ConceptNotFound`, `NotFound` for a photo that is not there, and `InvalidImage`.
     """
-    return [_resolved(registry.show(each.name), each) for each in requests]
+    named = {each.name for each in mentions(prompt)} if requests else set[str]()
+    concepts = [registry.show(each.name) for each in requests]
+    share = TAUGHT_SHARE if all(each.name in named for each in concepts) else SHARE
+    pairs = zip(concepts, requests, strict=True)
+    return [replace(_resolved(concept, each), share=share) for concept, each in pairs]
 
 
 def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:

@@ -90,7 +90,9 @@ def _asked(
 ) -> dict[str, object]:
     """What is asked for, in the words of pictures' metadata."""
     chosen = resolve_prompt(registry, request.prompt) if registry else []
-    references = resolve_references(registry, request.references) if registry else []
+    references = (
+        resolve_references(registry, request.references, request.prompt) if registry else []
+    )
     found: dict[str, object] = {
         "prompt": request.prompt,
         "base": base_sha256 or base.name,

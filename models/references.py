@@ -12,6 +12,8 @@ WEIGHT = 3.0
 """ω of natural pictures; 2.5 for drawn characters, 10 costs quality (section 4.1)."""
 SHARE = 0.9
 """p_r, the share of steps that references guide."""
+TAUGHT_SHARE = 0.0
+"""p_r of subjects that the prompt names, as they were taught: it asks for them by itself."""
 GUIDANCE = 2.5
 """ω_r, how strongly they do; the paper does not give it."""
 MAX_WEIGHT, MAX_GUIDANCE, MAX_STRENGTH = 100.0, 100.0, 10.0

@@ -296,13 +296,29 @@ def test_words_that_are_no_reference(text: str) -> None:
 def test_a_photo_is_found_by_number_hash_or_name(rex: Registry) -> None:
     images = rex.show("rex").images
     asked = ["rex", "rex=2", f"rex={images[2].sha256[:8]}", f"rex={images[1].filename}"]
-    found = resolve_references(rex, [parse_reference(each) for each in asked])
+    found = resolve_references(rex, [parse_reference(each) for each in asked], "a dog")
     assert [each.image for each in found] == [images[i] for i in (0, 1, 2, 1)]
     for text in ("rex=9", "rex=0", "rex=zzzzzz", "rex=../x"):
         with pytest.raises(NotFound, match="has no photo"):
-            resolve_references(rex, [parse_reference(text)])
+            resolve_references(rex, [parse_reference(text)], "a dog")
     with pytest.raises(ConceptNotFound):
-        resolve_references(rex, [parse_reference("max")])
+        resolve_references(rex, [parse_reference("max")], "a dog")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "share"),
+    [("a dog", 0.9), ("<rex>", 0.0), ("<rex@best:0.5> in snow", 0.0), ("<mia> and a dog", 0.9)],
+)
+def test_photos_of_what_the_prompt_names_lead_no_steps(
+    rex: Registry, photos: Path, prompt: str, share: float
+) -> None:
+    rex.add("mia", [photos], category="cat")
+    assert [each.share for each in resolve_references(rex, [parse_reference("rex")], prompt)] == [
+        share
+    ]
+    both = [parse_reference("rex"), parse_reference("mia")]
+    assert {each.share for each in resolve_references(rex, both, prompt)} == {0.9}
+    assert {each.share for each in resolve_references(rex, both, "<rex> and <mia>")} == {0.0}
 
 
 def test_a_picture_says_what_it_was_drawn_after(
