@@ -9,6 +9,7 @@ Only the program's own process has them, see `main`; whoever imports conceptry g
 as they are.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -107,6 +108,13 @@ def install() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     sys.meta_path.insert(0, _Finder(root for root in ROOTS if root not in sys.modules))
+    atexit.register(_collect_at_the_end)
+
+
+def _collect_at_the_end() -> None:
+    """Triton's binding complains, in dozens of lines, of what is still there when Python ends."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
 
 
 @contextmanager

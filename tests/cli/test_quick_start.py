@@ -98,3 +98,16 @@ quick_start.install()
 print(frozen())
 """
     assert run_python(program).split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("name", ["triton", "nothing"])
+def test_what_triton_holds_is_collected_at_the_end(name: str) -> None:
+    program = f"""
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+from conceptry.cli import quick_start
+quick_start.install()
+with quick_start.quick_imports():
+    sys.modules[{name!r}] = sys
+"""
+    assert run_python(program).split() == [str(name == "nothing")]
