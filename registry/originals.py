@@ -34,8 +34,8 @@ _READ_WHOLE = MAX_HEADER_BYTES + (1 << 20)
 """Bytes; larger files are read twice, if they are new."""
 _SYNCED_EACH = 16
 """Files that are synced one by one; more of them, together with all that the disk waits for."""
-_NUM_THREADS = 16
-"""Which wait for the disk, most of the time."""
+_NUM_THREADS = min(4, os.cpu_count() or 1)
+"""More of them wait for one another's turn in Python, and take twice as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

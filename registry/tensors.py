@@ -144,7 +144,7 @@ def _check_finite(path: Path, file_name: str, tensors: Mapping[str, Tensor]) -> 
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     start = 8 + header_bytes
-    whole = np.memmap(path, dtype=np.uint8, mode="r")
+    whole = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # parts of a memmap are slow
     for name, tensor in tensors.items():
         layout = _FLOAT_LAYOUTS.get(tensor.dtype)
         first, last = header[name]["data_offsets"]
