@@ -12,7 +12,8 @@ ways    individuals of bench/methods.py, each drawn after one photo (or the firs
         the one beside the miniature, or --encoder and, trained without a ControlNet,
         --without-control; without one they are left out
 taught  the folder is one of bench/methods.py: individuals as AttnDreamBooth has taught them there,
-        drawn after the first photo too, at weights ω; without interleaved guidance as well
+        drawn after the first photo too, at weights ω, as the program does where a prompt names who
+        is drawn; after three photos; and with the interleaved guidance of who was not taught
 suns    why pictures that are drawn after references have a second sun now and then: pictures of the
         beach and the desert, which have one each, are drawn after a photo in the kitchen, with one
         setting changed at a time, in the same place, and on white. `twice` is the share of
@@ -50,7 +51,7 @@ from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.figures import Colour
 from conceptry.models.miniature.world.scenes import Scene, render, sample_scene
 from conceptry.models.pixels import on_white
-from conceptry.models.references import GUIDANCE, PROMPT, SHARE, WEIGHT
+from conceptry.models.references import GUIDANCE, PROMPT, SHARE, TAUGHT_SHARE, WEIGHT
 from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
 from conceptry.registry.errors import ConceptryError
 from conceptry.registry.hashes import sha256_of_json
@@ -262,11 +263,12 @@ def measure_ways(laboratory: Laboratory, encoders: Encoders, out: Path) -> dict[
 
 TAUGHT = Way(DEFAULT_METHOD, DEFAULT_METHOD)
 TAUGHT_WAYS = (
-    *(ReferenceWay(label=f"weight {each:g}", weight=each) for each in (0.0, 1.0, 3.0, 10.0)),
     *(
-        ReferenceWay(label=f"weight {each:g}, share 0", weight=each, share=0.0)
-        for each in (1.0, 3.0)
+        ReferenceWay(label=f"weight {each:g}", weight=each, share=TAUGHT_SHARE)
+        for each in (0.0, 1.0, 3.0, 10.0)
     ),
+    ReferenceWay(label="3 photos", photos=3, share=TAUGHT_SHARE),
+    ReferenceWay(label=f"weight {WEIGHT:g}, share {SHARE:g}"),
 )
 
 
