@@ -311,10 +311,11 @@ def generate(
         return
     with session.registry(create=is_plain) as registry:
         _check(session, registry, requests, file_format, strict=strict)
-        session.output.note(f"loading {base}")
-        with quick_imports():
-            from ..generation import generating
-        loaded = _load(base, offline=offline, compiled=compiled)
+        loaded = _load(session, base, offline=offline)
+        from ..generation import generating
+
+        if compiled:
+            loaded.backbone.set_compiled(True)
         for check in (init_options.check, control_options.check):
             for line in _first_of(check(loaded, requests)):
                 session.output.note(line)
@@ -379,14 +380,12 @@ def _check(
     _say_where_concepts_are(session, requests)
 
 
-def _load(base: str, *, offline: bool, compiled: bool) -> "LoadedBase":
+def _load(session: Session, base: str, *, offline: bool) -> "LoadedBase":
+    session.output.note(f"loading {base}")
     with quick_imports():
         from ..models.loading import load_base
 
-        loaded = load_base(base, offline=offline)
-    if compiled:
-        loaded.backbone.set_compiled(True)
-    return loaded
+        return load_base(base, offline=offline)
 
 
 def _drawn(
@@ -586,12 +585,9 @@ def reproduce(
         asked = control_options.again(picture, made, control, is_known=is_known)
         layouts = control_options.find_layouts(picture, made, reference_control, asked)
         session.output.note(f"drawing again: {made.work}")
-        session.output.note(f"loading {wanted}")
-        with quick_imports():
-            from ..generation import generating
-            from ..models.loading import load_base
+        loaded = _load(session, wanted, offline=offline)
+        from ..generation import generating
 
-            loaded = load_base(wanted, offline=offline)
         again, is_same = generating.reproduce(
             registry,
             loaded,
@@ -616,12 +612,9 @@ def _reproduce_foreign(
 ) -> None:
     wanted = base or _named_base(foreign)
     with session.registry(create=True) as registry:
-        session.output.note(f"loading {wanted}")
-        with quick_imports():
-            from ..generation import generating
-            from ..models.loading import load_base
+        loaded = _load(session, wanted, offline=offline)
+        from ..generation import generating
 
-            loaded = load_base(wanted, offline=offline)
         again, is_same, unused = generating.reproduce_foreign(
             registry, loaded, foreign, out, init=init
         )
