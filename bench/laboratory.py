@@ -114,9 +114,9 @@ def individuals(split: str, count: int) -> Iterator[Individual]:
         others = [
             make_identity(identity_seed(rng, "held-out"), category) for _ in range(NUM_LOOKALIKES)
         ]
-        albums = [_renders(other, rng, NUM_OTHERS) for other in others]
+        albums = [renders_of(other, rng, NUM_OTHERS) for other in others]
         scenes = _scenes(identity, rng, NUM_PHOTOS)
-        own = _renders(identity, rng, NUM_OTHERS)
+        own = renders_of(identity, rng, NUM_OTHERS)
         yield Individual(
             f"{category}-{i}",
             identity,
@@ -138,7 +138,8 @@ def _scenes(identity: Identity, rng: random.Random, count: int) -> list[Scene]:
     ]
 
 
-def _renders(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
+def renders_of(identity: Identity, rng: random.Random, count: int) -> list[Rendered]:
+    """An individual in so many scenes of its own."""
     return [render(scene, SIZE) for scene in _scenes(identity, rng, count)]
 
 

@@ -12,9 +12,11 @@ hat     individuals in five photos with a hat on, whose captions name it, taught
         0 and 0.5: share of pictures with a hat that nobody asked for, and of those with one where
         it was asked for
 
-Each individual is taught by each way of a part; pictures are judged by the judge. Interrupted, it
-goes on where it was, but for pictures. Intervals are from resampling individuals (in `found`:
-renders). Writes bench/results/masks.json.
+Each individual is taught by each way of a part; pictures are judged by the judge. `likeness` is the
+identity encoder's mean cosine of pictures in which nothing is asked to be worn with renders of the
+individual in other scenes. Interrupted, it goes on where it was, but for pictures. Intervals are
+from resampling individuals (in `found`: renders). Writes bench/results/masks.json and, into
+`--out`, masks-place.png and masks-hat.png: for each individual a photo and a picture by each way.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import numpy as np
 from conceptry.evaluation.judge import load_judge
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.photo_regions import regions_of_photos
+from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.sampler import draw
 from conceptry.models.loading import LoadedBase, load_base
@@ -45,7 +48,17 @@ from conceptry.registry import Registry
 from conceptry.training import train
 from environment import describe as describe_machine
 from environment import is_as_published, keep_part
-from laboratory import NUM_PHOTOS, interval
+from laboratory import (
+    NUM_OTHERS,
+    NUM_PHOTOS,
+    Row,
+    differences,
+    embed,
+    interval,
+    renders_of,
+    summary,
+    without_pictures,
+)
 from miniature import SETTINGS
 from PIL import Image
 
@@ -53,6 +66,7 @@ RESULTS = Path(__file__).parent / "results" / "masks.json"
 NUM_RENDERS = 300
 HAT = "wearing a hat"
 PARTS = ("found", "place", "hat")
+SCORES = ("unasked", "asked", "likeness")
 WAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "place": {use: (f"mask.use={use}",) for use in ("none", "auto", "stored")},
     "hat": {f"captions-{share}": (f"captions.share={share / 100}",) for share in (0, 50)},
@@ -68,6 +82,8 @@ class Sitter:
     place: str
     photos: list[Rendered]
     captions: list[str]
+    elsewhere: list[Image.Image]
+    """Renders of it in other scenes."""
 
     def enter(self, registry: Registry, folder: Path) -> None:
         """Add its photos, masks and captions to a registry, once."""
@@ -106,7 +122,9 @@ def sitters(part: str, count: int) -> Iterator[Sitter]:
             subjects = tuple(replace(each, accessory=worn) for each in scene.subjects)
             photos.append(render(replace(scene, subjects=subjects), SIZE))
             captions.append(f"a photo of a {' '.join(filter(None, (category, worn, place)))}")
-        yield Sitter(f"{part}-{category}-{i}", category, places[0], photos, captions)
+        apart = random.Random(f"masks {part} {i} elsewhere")
+        elsewhere = [each.image for each in renders_of(identity, apart, NUM_OTHERS)]
+        yield Sitter(f"{part}-{category}-{i}", category, places[0], photos, captions, elsewhere)
 
 
 def found(base: LoadedBase) -> dict[str, Any]:
@@ -148,51 +166,67 @@ def drawn(
             yield [each.image for each in draw(base, words, list(seeds), SETTINGS)]
 
 
-def scores(
+def measured(
     registry: Registry, base: LoadedBase, who: Sitter, name: str, seeds: Sequence[int]
-) -> dict[str, float]:
-    """Shares of pictures that show what was not asked for, and what was."""
+) -> Row:
+    """Shares of pictures that show what was not asked for, and what was; and its likeness.
+
+    With the first picture.
+    """
     judge = load_judge()
     if who.name.startswith("hat"):
         prompts = [f"a photo of a {name} {place}" for place in PLACES[:4]]
         prompts += [f"a photo of a {name} {HAT}"]
-        *plain, asked = (
-            [each.accessory == HAT for each in judge.classify(images)]
-            for images in drawn(registry, base, prompts, seeds)
+        *plain, hatted = drawn(registry, base, prompts, seeds)
+        unasked, asked = (
+            [each.accessory == HAT for images in groups for each in judge.classify(images)]
+            for groups in (plain, [hatted])
         )
-        unasked = [value for values in plain for value in values]
-        return {"unasked": statistics.fmean(unasked), "asked": statistics.fmean(asked)}
-    places = [place for place in PLACES if place != who.place][:5]
-    prompts = [f"a photo of a {name} {place}" for place in places]
-    seen = [
-        (prediction.place == who.place, prediction.place == place)
-        for place, images in zip(places, drawn(registry, base, prompts, seeds), strict=True)
-        for prediction in judge.classify(images)
-    ]
-    own, asked_for = zip(*seen, strict=True)
-    return {"unasked": statistics.fmean(own), "asked": statistics.fmean(asked_for)}
+    else:
+        places = [place for place in PLACES if place != who.place][:5]
+        prompts = [f"a photo of a {name} {place}" for place in places]
+        plain = list(drawn(registry, base, prompts, seeds))
+        judged = [
+            (place, each.place)
+            for place, images in zip(places, plain, strict=True)
+            for each in judge.classify(images)
+        ]
+        unasked = [found == who.place for _, found in judged]
+        asked = [found == place for place, found in judged]
+    pictures = [image for images in plain for image in images]
+    likeness = embed(pictures) @ embed(who.elsewhere).T
+    scores = {
+        "unasked": statistics.fmean(unasked),
+        "asked": statistics.fmean(asked),
+        "likeness": float(likeness.mean()),
+    }
+    return {"scores": scores, "shown": pictures[0]}
 
 
 def part(
     name: str, registry: Registry, base: LoadedBase, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Shares of each way of the parts `place` and `hat`, and all rows."""
-    rows: list[dict[str, Any]] = []
+    """Scores by each way of the part `place` or `hat`, and all rows."""
+    rows: list[Row] = []
+    lines: list[tuple[list[str], list[Image.Image]]] = []
     for who in sitters(name, options.concepts):
         who.enter(registry, options.out)
         for way in WAYS[name]:
             called = taught(registry, base, who, way, options.method)
-            found = scores(registry, base, who, called, range(options.seeds))
-            rows.append({"individual": who.name, "way": way, "scores": found})
-            print(who.name, way, found, flush=True)
-    summary = {
-        way: {
-            score: interval([row["scores"][score] for row in rows if row["way"] == way])
-            for score in ("unasked", "asked")
-        }
-        for way in WAYS[name]
+            found = measured(registry, base, who, called, range(options.seeds))
+            rows.append({"individual": who.name, "method": way} | found)
+            print(who.name, way, found["scores"], flush=True)
+        own = rows[-len(WAYS[name]) :]
+        lines.append((["photo", *WAYS[name]], [who.photos[0].image, *(r["shown"] for r in own)]))
+    contact_sheet(lines, side=128).save(options.out / f"masks-{name}.png")
+    first, *others = WAYS[name]
+    return {
+        "method": options.method,
+        "seeds": options.seeds,
+        "ways": summary(rows),
+        "differences": differences(rows, [(each, first) for each in others], SCORES),
+        "rows": without_pictures(rows),
     }
-    return {"method": options.method, "seeds": options.seeds, "ways": summary, "rows": rows}
 
 
 def main() -> None:
