@@ -40,7 +40,7 @@ from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.evaluation.suites import find_suite
 from conceptry.methods import find_method
 from conceptry.models.sd import StableDiffusion
-from conceptry.training.runs import class_pictures
+from conceptry.training.class_pictures import class_pictures
 from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (

@@ -11,8 +11,8 @@ from .errors import usage
 
 if TYPE_CHECKING:
     from ..generation.control_request import ControlRequest
+    from ..generation.drawing import Picture
     from ..generation.frames import FrameWeights
-    from ..generation.generating import Picture
     from ..generation.request import Request
     from ..models.loading import LoadedBase
     from ..registry import Registry

@@ -23,9 +23,10 @@ from .output import count
 from .quick_start import quick_imports
 
 if TYPE_CHECKING:
+    from ..generation.drawing import Picture
     from ..generation.foreign_pictures import ForeignPicture
-    from ..generation.generating import Leak, Picture
     from ..generation.init_request import InitRequest
+    from ..generation.observing import Leak
     from ..generation.picture_texts import FileFormat
     from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
@@ -586,9 +587,9 @@ def reproduce(
         layouts = control_options.find_layouts(picture, made, reference_control, asked)
         session.output.note(f"drawing again: {made.work}")
         loaded = _load(session, wanted, offline=offline)
-        from ..generation import generating
+        from ..generation.reproducing import reproduce
 
-        again, is_same = generating.reproduce(
+        again, is_same = reproduce(
             registry,
             loaded,
             picture,
@@ -613,11 +614,9 @@ def _reproduce_foreign(
     wanted = base or _named_base(foreign)
     with session.registry(create=True) as registry:
         loaded = _load(session, wanted, offline=offline)
-        from ..generation import generating
+        from ..generation.reproducing import reproduce_foreign
 
-        again, is_same, unused = generating.reproduce_foreign(
-            registry, loaded, foreign, out, init=init
-        )
+        again, is_same, unused = reproduce_foreign(registry, loaded, foreign, out, init=init)
     _say_again(session, again, is_same, unused)
 
 

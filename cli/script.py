@@ -12,7 +12,7 @@ from .errors import usage
 from .output import count
 
 if TYPE_CHECKING:
-    from ..generation.generating import Picture
+    from ..generation.drawing import Picture
     from ..generation.picture_texts import FileFormat
     from ..generation.request import Request
     from ..generation.resuming import KeptPicture, Shot
@@ -232,7 +232,7 @@ def _is_of(request: "Request", shot: "Shot") -> bool:
 def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
     from PIL import Image
 
-    from ..generation.generating import Picture
+    from ..generation.drawing import Picture
 
     with Image.open(kept.path) as image:
         own = image.convert("RGB")

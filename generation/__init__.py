@@ -10,24 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .drawing import Picture
     from .frames import FrameWeights
-    from .generating import Picture, animate, generate, reproduce, save_animation, save_grid
+    from .generating import animate, generate, save_animation, save_grid
     from .prompt_files import PromptDefaults, read_prompts
     from .provenance import Provenance, read_provenance
+    from .reproducing import reproduce
     from .request import Request, SamplingSettings
 
 _HOMES = {
     "FrameWeights": ".frames",
     "PromptDefaults": ".prompt_files",
     "Provenance": ".provenance",
-    "Picture": ".generating",
+    "Picture": ".drawing",
     "Request": ".request",
     "SamplingSettings": ".request",
     "animate": ".generating",
     "generate": ".generating",
     "read_provenance": ".provenance",
     "read_prompts": ".prompt_files",
-    "reproduce": ".generating",
+    "reproduce": ".reproducing",
     "save_animation": ".generating",
     "save_grid": ".generating",
 }

@@ -11,28 +11,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .callbacks import Hooks, StepReport
+    from .class_pictures import class_pictures
     from .estimating import Estimate, estimate, estimate_many
     from .queue import Outcome, train_queue
     from .queued import TrainOptions, train_queued, work_off
-    from .runs import (
-        StageSummary,
-        Trained,
-        class_pictures,
-        resume,
-        resume_many,
-        train,
-        train_many,
-    )
+    from .run_recorder import StageSummary
+    from .runs import Trained, resume, resume_many, train, train_many
 
 _HOMES = {
     "Estimate": ".estimating",
     "Hooks": ".callbacks",
     "Outcome": ".queue",
-    "StageSummary": ".runs",
+    "StageSummary": ".run_recorder",
     "StepReport": ".callbacks",
     "TrainOptions": ".queued",
     "Trained": ".runs",
-    "class_pictures": ".runs",
+    "class_pictures": ".class_pictures",
     "estimate": ".estimating",
     "estimate_many": ".estimating",
     "resume": ".runs",

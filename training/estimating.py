@@ -19,7 +19,7 @@ from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
 from .optimizers import moments_per_weight
-from .runs import encoder_for, references_of, subject_of, with_photos
+from .subjects import encoder_for, references_of, subject_of, with_photos
 from .trainer import Trainer
 from .training import Training
 

@@ -13,7 +13,8 @@ from ..registry.errors import ConceptryError, TrainingInterrupted
 from ..registry.records import Concept, ConceptKey
 from .callbacks import Hooks, ignore, never
 from .distributed import num_processes
-from .runs import Trained, name_now, resume_many, train_many
+from .run_recorder import name_now
+from .runs import Trained, resume_many, train_many
 
 TOGETHER = 8
 """Concepts trained in one batch, by methods that keep the base model."""

@@ -3,87 +3,47 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
 
-from ..adapters.adapter import injected
-from ..adapters.file_format import AdapterMetadata, write_adapter
-from ..adapters.prompt_encoding import class_prompt
 from ..adapters.references import References
-from ..generation.pictures import kept_picture, replace_picture
-from ..generation.reference_syntax import choose_reference, find_photo
-from ..generation.references import load_references
-from ..generation.request import SamplingSettings
-from ..generation.sampler import draw, reporting_broken_base
-from ..methods.method import (
-    DEFAULT_METHOD,
-    Method,
-    active_stages,
-    find_method,
-    resolve_settings,
-)
-from ..methods.settings import ReferenceSettings, TrainingSettings
+from ..generation.sampler import reporting_broken_base
+from ..methods.method import DEFAULT_METHOD, active_stages, find_method, resolve_settings
 from ..models.loading import LoadedBase
-from ..models.pixels import on_white
-from ..models.seeds import seed_of
 from ..models.subject_encoder_file import (
     LoadedSubjectEncoder,
     check_same_encoder,
     hash_of_subject_encoder,
-    load_subject_encoder,
 )
 from ..registry import Registry
 from ..registry.errors import (
-    ConceptNotFound,
     ConceptryError,
     InvalidInput,
     NotFinite,
     NotFound,
-    RegistryCorrupt,
-    StorageError,
     TrainingFailed,
     TrainingInterrupted,
 )
-from ..registry.hashes import sha256_of, sha256_of_json
-from ..registry.names import check_category
-from ..registry.records import Concept, ConceptKey, RunRecord
-from ..registry.running import (
-    ADAPTER_FILE,
-    CHECKPOINT_PREFIX,
-    CLASS_PICTURES,
-    PREVIEWS_FILE,
-    RESUME_FILE,
-)
-from .callbacks import Checkpoint, Hooks, LearnedAdapters, StepReport
-from .checkpoints import TrainingPosition, read_position
-from .crops import Photos, needed_side
+from ..registry.records import Concept, ConceptKey
+from ..registry.running import RESUME_FILE
+from .callbacks import Hooks
+from .checkpoints import read_position
+from .class_pictures import class_pictures
 from .distributed import broadcast, is_main_process, join, num_processes
-from .photo_masks import masks_for_training
-from .previews import add_strip
+from .run_data import recorded_data_of, restored_concept, training_data_of
+from .run_recorder import RunPlan, RunRecorder, StageSummary, name_now
+from .subjects import encoder_for, references_of, subject_of, with_photos
 from .trainer import Trainer
-from .training import Subject, Training, check_fitting, training_resolution
+from .training import Training, check_fitting
 
 PACKAGES = ("accelerate", "conceptry", "diffusers", "peft", "torch", "transformers")
-METRICS_EVERY = 50
-CLASS_PICTURES_AT_ONCE = 8
 
 Key = TypeVar("Key", bound=ConceptKey)
-
-
-@dataclass(frozen=True, slots=True)
-class StageSummary:
-    """A stage of a run: its number of steps, and the mean total loss of the last tenth of them."""
-
-    name: str
-    steps: int
-    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +143,18 @@ def train_many(
         raise InvalidInput(f"{method} changes the base model: one concept at a time")
     check_fitting(base.backbone, chosen, settings)
 
-    def begin(concept: Concept) -> _RunPlan:
+    def begin(concept: Concept) -> RunPlan:
         concept = with_photos(concept, photos)
         run = registry.begin_run(
             concept.id,
             method=chosen.name,
-            config=settings.to_mapping() | _training_data_of(base, concept, settings),
+            config=settings.to_mapping() | training_data_of(base, concept, settings),
             base=base.base.name,
             base_sha256=base.sha256,
             seed=seed,
             packages={package: installed_version(package) for package in PACKAGES},
         )
-        return _RunPlan(concept, run, chosen.name, settings, seed)
+        return RunPlan(concept, run, chosen.name, settings, seed)
 
     return _run_all(registry, base, names, begin, hooks or {})
 
@@ -222,7 +182,7 @@ def resume_many(
     Those with the same settings, at the same step, share a batch.
     """
 
-    def begin(concept: Concept) -> _RunPlan:
+    def begin(concept: Concept) -> RunPlan:
         record = registry.resumable_run(concept.id)
         base.check_is(
             record.base_sha256,
@@ -231,8 +191,8 @@ def resume_many(
             otherwise=f"concept train {concept.name}",
         )
         method = find_method(record.method)
-        data, config = _recorded_data_of(record, concept.name)
-        concept = _restored(registry, concept, data)
+        data, config = recorded_data_of(record, concept.name)
+        concept = restored_concept(registry, concept, data)
         settings = method.settings().updated({**method.former, **config})
         if settings.reference.encoder_strength:
             what, now = f"run {record.run} of {concept.name}", hash_of_subject_encoder(base)
@@ -240,7 +200,7 @@ def resume_many(
         path = registry.run_folder(record.run) / RESUME_FILE
         position = read_position(path) if path.exists() else None
         registry.resume_run(record.run)
-        return _RunPlan(concept, record.run, method.name, settings, record.seed, position)
+        return RunPlan(concept, record.run, method.name, settings, record.seed, position)
 
     return _run_all(registry, base, names, begin, hooks or {})
 
@@ -252,122 +212,11 @@ def _only(outcomes: Sequence[Trained | ConceptryError]) -> Trained:
     return outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _TrainingData:
-    """What a run keeps of its concept, as later edits must not change it.
-
-    Photos, masks and the subject encoder are hashes. What is not of all trainings is kept where it
-    is used.
-    """
-
-    photos: list[str]
-    category: str
-    masks: list[str | None] | None = None
-    captions: list[str | None] | None = None
-    subject_encoder: str | None = None
-
-
-def with_photos(concept: Concept, words: Sequence[str]) -> Concept:
-    """The concept with the photos that are to be learned: all, or those that are named.
-
-    Raises `InvalidInput` for a concept without photos, and `NotFound`.
-    """
-    concept.check_photos()
-    if not words:
-        return concept
-    return replace(concept, images=list(dict.fromkeys(find_photo(concept, word) for word in words)))
-
-
-def _training_data_of(
-    base: LoadedBase, concept: Concept, settings: TrainingSettings
-) -> dict[str, object]:
-    """`_TrainingData` as the run's record has it, beside the settings.
-
-    Raises what `hash_of_subject_encoder` does.
-    """
-    data: dict[str, object] = {
-        "photos": [image.sha256 for image in concept.images],
-        "category": concept.category,
-    }
-    has_references = bool(settings.reference.photos)
-    if settings.mask.use != "none" or settings.augmentation.white_background or has_references:
-        data["photo_masks"] = [image.mask for image in concept.images]
-    if settings.captions.share or has_references:
-        data["photo_captions"] = [image.caption for image in concept.images]
-    if settings.reference.encoder_strength:
-        data["subject_encoder"] = hash_of_subject_encoder(base)
-    return data
-
-
-def _recorded_data_of(record: RunRecord, name: str) -> tuple[_TrainingData, dict[str, object]]:
-    """What a run began with, and its settings, from its record."""
-    config = dict(record.config)
-    photos, category = config.pop("photos", None), config.pop("category", None)
-    if isinstance(photos, list) and isinstance(category, str):
-        with suppress(InvalidInput, ValueError):
-            masks, captions = (
-                _of_photos(config.pop(key, None), len(photos))
-                for key in ("photo_masks", "photo_captions")
-            )
-            hashes = [str(photo) for photo in photos]
-            encoder = config.pop("subject_encoder", None)
-            encoder = None if encoder is None else str(encoder)
-            category = check_category(category)
-            return _TrainingData(hashes, category, masks, captions, encoder), config
-    raise RegistryCorrupt(
-        f"the record of run {record.run} of {name} is damaged", hint=f"concept train {name}"
-    )
-
-
-def _of_photos(value: object, count: int) -> list[str | None] | None:
-    """A recorded text or None of each of `count` photos. Raises `ValueError`."""
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != count:
-        raise ValueError("expected one for each photo")
-    return [None if each is None else str(each) for each in value]
-
-
-def _restored(registry: Registry, concept: Concept, data: _TrainingData) -> Concept:
-    """The concept with the photos, masks, captions and the category that a run began with."""
-    by_hash = {image.sha256: image for image in concept.images}
-    if missing := [sha256 for sha256 in data.photos if sha256 not in by_hash]:
-        raise InvalidInput(
-            f"{len(missing)} of the photos that the run of {concept.name} began with are gone",
-            hint=f"concept train {concept.name}",
-        )
-    images = [by_hash[sha256] for sha256 in data.photos]
-    if data.masks is not None:
-        images = [replace(i, mask=mask) for i, mask in zip(images, data.masks, strict=True)]
-        if lost := [mask for mask in data.masks if mask and not registry.path_of(mask).exists()]:
-            raise InvalidInput(
-                f"{len(lost)} of the masks that the run of {concept.name} began with are gone",
-                hint=f"concept train {concept.name}",
-            )
-    if data.captions is not None:
-        pairs = zip(images, data.captions, strict=True)
-        images = [replace(image, caption=caption) for image, caption in pairs]
-    return replace(concept, images=images, category=data.category)
-
-
-@dataclass(frozen=True, slots=True)
-class _RunPlan:
-    """A recorded run: all that a process needs to take part in it."""
-
-    concept: Concept
-    run: str
-    method: str
-    settings: TrainingSettings
-    seed: int
-    position: TrainingPosition | None = None
-    """Where it resumes; None from the beginning."""
-
-
 def _run_all(
     registry: Registry,
     base: LoadedBase,
     keys: Sequence[Key],
-    begin: Callable[[Concept], _RunPlan],
+    begin: Callable[[Concept], RunPlan],
     hooks: Mapping[Key, Hooks],
 ) -> list[Trained | ConceptryError]:
     """Begin and run trainings; the other processes follow the main one."""
@@ -383,7 +232,7 @@ def _run_all(
     outcomes: dict[str, Trained | ConceptryError] = {}
     begun: dict[Key, str | ConceptryError] = {}
     with ExitStack() as locks:
-        plans: list[_RunPlan] = []
+        plans: list[RunPlan] = []
         hooks_of: dict[str, Hooks] = {}
         for key in keys:
             try:
@@ -395,7 +244,7 @@ def _run_all(
                 continue
             begun[key] = run = plans[-1].run
             hooks_of[run] = hooks.get(key) or Hooks()
-        batch, waiting = list[_RunPlan](), list(plans)
+        batch, waiting = list[RunPlan](), list(plans)
         try:
             for batch in _batches(plans):
                 waiting = [plan for plan in waiting if plan not in batch]
@@ -411,16 +260,8 @@ def _run_all(
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
-def name_now(registry: Registry, concept: Concept) -> str:
-    """The concept's present name; its last known one, if it was removed."""
-    try:
-        return registry.show(concept.id).name
-    except ConceptNotFound:
-        return concept.name
-
-
 def _outcomes(
-    registry: Registry, base: LoadedBase, batch: Sequence[_RunPlan], hooks: Mapping[str, Hooks]
+    registry: Registry, base: LoadedBase, batch: Sequence[RunPlan], hooks: Mapping[str, Hooks]
 ) -> dict[str, Trained | ConceptryError]:
     """The outcome of each run of a batch; an error that stops the batch is that of all."""
     try:
@@ -434,7 +275,7 @@ def _outcomes(
 
 
 def _end(
-    plans: Sequence[_RunPlan], registry: Registry, status: str, error: str | None = None
+    plans: Sequence[RunPlan], registry: Registry, status: str, error: str | None = None
 ) -> None:
     """Record how runs end; runs of removed concepts are skipped."""
     for plan in plans:
@@ -442,12 +283,12 @@ def _end(
             registry.end_run(plan.run, status, error=error)
 
 
-def _batches(plans: Sequence[_RunPlan]) -> list[list[_RunPlan]]:
+def _batches(plans: Sequence[RunPlan]) -> list[list[RunPlan]]:
     """Group plans that can share a batch: same method and settings, at the same step.
 
     Crops of one shape make a batch where they are not square: concepts have their own then.
     """
-    batches: dict[object, list[_RunPlan]] = {}
+    batches: dict[object, list[RunPlan]] = {}
     for plan in plans:
         is_square = not plan.settings.augmentation.buckets
         can_share = find_method(plan.method).keeps_base and is_square
@@ -463,7 +304,7 @@ class _Batch:
         self,
         registry: Registry,
         base: LoadedBase,
-        plans: Sequence[_RunPlan],
+        plans: Sequence[RunPlan],
         hooks: Mapping[str, Hooks],
     ) -> None:
         self._registry = registry
@@ -510,13 +351,13 @@ class _Batch:
                 self._outcomes[recorder.plan.run] = self._trained(recorder, number, len(recorders))
         return self._outcomes
 
-    def _prepared(self) -> tuple[list["_RunRecorder"], list[Training]]:
-        recorders: list[_RunRecorder] = []
+    def _prepared(self) -> tuple[list["RunRecorder"], list[Training]]:
+        recorders: list[RunRecorder] = []
         trainings: list[Training] = []
         encoder = encoder_for(self._base, self._plans[0].settings)
         for plan in self._plans:
             try:
-                recorder = _RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
+                recorder = RunRecorder(self._registry, self._base, plan, self._hooks[plan.run])
                 hooks = recorder.recording_hooks()
                 training = _training(self._registry, self._base, plan, hooks, encoder)
             except TrainingInterrupted:
@@ -528,12 +369,12 @@ class _Batch:
             trainings.append(training)
         return recorders, trainings
 
-    def _fail(self, plan: _RunPlan, error: ConceptryError) -> None:
+    def _fail(self, plan: RunPlan, error: ConceptryError) -> None:
         _end([plan], self._registry, "failed", error.message)
         self._running.remove(plan)
         self._outcomes[plan.run] = error
 
-    def _trained(self, recorder: "_RunRecorder", number: int, together: int) -> Trained:
+    def _trained(self, recorder: "RunRecorder", number: int, together: int) -> Trained:
         return Trained(
             concept=name_now(self._registry, recorder.plan.concept),
             run=recorder.plan.run,
@@ -590,95 +431,10 @@ class _Batch:
         _end(self._running, self._registry, status, error)
 
 
-class _RunRecorder:
-    """Records one run of a batch: metrics, previews, checkpoints, and the new version."""
-
-    def __init__(self, registry: Registry, base: LoadedBase, plan: _RunPlan, hooks: Hooks) -> None:
-        self.plan = plan
-        self.metrics = _Metrics(registry, plan.run)
-        self._registry = registry
-        self._hooks = hooks
-        self._folder = registry.run_folder(plan.run)
-        self._base_sha256 = base.sha256
-
-    def _metadata_of(self, learned: LearnedAdapters) -> AdapterMetadata:
-        plan, encoding = self.plan, learned.references.encoding
-        return AdapterMetadata(
-            base_sha256=self._base_sha256,
-            method=plan.method,
-            category=plan.concept.category,
-            num_tokens=len(learned.embedding.tokens) if learned.embedding else 0,
-            names_category=find_method(plan.method).names_category or not learned.embedding,
-            stage_order=learned.embedding.stage_order if learned.embedding else "",
-            references=learned.references.describe(),
-            subject=encoding.describe() if encoding else None,
-        )
-
-    @property
-    def resume_path(self) -> Path:
-        return self._folder / RESUME_FILE
-
-    @property
-    def previews(self) -> Path:
-        return self._folder / PREVIEWS_FILE
-
-    def recording_hooks(self) -> Hooks:
-        """The hooks, which also write to the registry and beside it."""
-        return replace(
-            self._hooks,
-            on_step=self._on_step,
-            on_preview=self._on_preview,
-            on_saved=self._on_saved,
-            on_checkpoint=self._on_checkpoint,
-        )
-
-    def hooks_of_other_processes(self) -> Hooks:
-        """What the other processes need of the hooks to stay in step with the main one."""
-        return Hooks(checkpoint_every=self._hooks.checkpoint_every)
-
-    def keep(self, learned: LearnedAdapters) -> int:
-        """Store what was learned as the concept's next version, and end the run.
-
-        Returns the version's number. Raises `TrainingFailed` if it is not finite.
-        """
-        path = self._folder / ADAPTER_FILE
-        try:
-            write_adapter(path, learned.state(), self._metadata_of(learned))
-        except NotFinite as error:
-            raise TrainingFailed(
-                f"{name_now(self._registry, self.plan.concept)}: {error.message}", hint=error.hint
-            ) from None
-        return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
-
-    def _on_step(self, report: StepReport) -> None:
-        self.metrics.add(report)
-        self._hooks.on_step(report)
-
-    def _on_preview(self, stage: str, step: int, images: list[Image.Image]) -> None:
-        with suppress(OSError):  # a lost preview must not end a training
-            add_strip(self.previews, f"{stage}, step {step}", images)
-        self._hooks.on_preview(stage, step, images)
-
-    def _on_saved(self, path: Path) -> None:
-        self.metrics.flush()
-        self._hooks.on_saved(path)
-
-    def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
-        name = f"{CHECKPOINT_PREFIX}{checkpoint.name}.safetensors"
-        learned = checkpoint.learned
-        write_adapter(self._folder / name, learned.state(), self._metadata_of(learned))
-        self._hooks.on_checkpoint(checkpoint)
-
-
-def encoder_for(base: LoadedBase, settings: TrainingSettings) -> LoadedSubjectEncoder | None:
-    """The subject encoder for a batch of trainings, which have the same settings."""
-    return load_subject_encoder(base) if settings.reference.encoder_strength else None
-
-
 def _training(
     registry: Registry,
     base: LoadedBase,
-    plan: _RunPlan,
+    plan: RunPlan,
     hooks: Hooks,
     encoder: LoadedSubjectEncoder | None,
 ) -> Training:
@@ -697,179 +453,3 @@ def _training(
         )
         training.subject = replace(subject, class_pictures=pictures)
     return training
-
-
-def subject_of(
-    registry: Registry,
-    base: LoadedBase,
-    concept: Concept,
-    method: Method,
-    settings: TrainingSettings,
-) -> Subject:
-    """A concept's photos, as large as crops need them, its category and placeholder tokens.
-
-    With them are the masks and captions that the settings ask for. Decodes each photo, to find
-    damaged ones before training. Raises `RegistryCorrupt` for them, and `InvalidInput` if there are
-    no photos.
-    """
-    side = needed_side(training_resolution(base.backbone, settings), settings.augmentation)
-    concept.check_photos()
-    images = concept.images
-    photos = Photos([partial(registry.read_photo, image, at_least=side) for image in images])
-    is_trained = any(active_stages(method, settings))
-    use = settings.mask.use if is_trained else "none"
-    masks = masks_for_training(registry, base, concept, photos, use)
-    if settings.augmentation.white_background and is_trained:
-        cut = masks_for_training(registry, base, concept, photos, "auto")
-        photos = Photos([partial(_on_white, photos, cut, i) for i in range(len(images))])
-    num_tokens = method.count_tokens(base.backbone, settings)
-    return Subject(
-        photos=photos,
-        category=concept.category,
-        tokens=tuple(f"<{concept.id}#{i}>" for i in range(num_tokens)),
-        sizes=[(image.width, image.height) for image in images],
-        masks=masks,
-        captions=[image.caption for image in images],
-    )
-
-
-def _on_white(photos: Photos, masks: Photos, number: int) -> Image.Image:
-    return on_white(photos[number], masks[number])
-
-
-def references_of(
-    registry: Registry,
-    base: LoadedBase,
-    concept: Concept,
-    settings: ReferenceSettings,
-    *,
-    encoder: LoadedSubjectEncoder | None = None,
-) -> References:
-    """The references that a concept's version holds, with {} for the concept in their prompts.
-
-    A subject `encoder` sees them with the settings' strength.
-    """
-    chosen = [
-        replace(
-            choose_reference(concept, image, settings.weight),
-            share=settings.share,
-            guidance=settings.guidance,
-        )
-        for image in concept.images[: settings.photos]
-    ]
-    names = {concept.id: "{}"}
-    strength = settings.encoder_strength
-    return load_references(
-        registry, base, chosen, names, encoder=encoder, encoder_strength=strength
-    )
-
-
-@dataclass(slots=True)
-class _Metrics:
-    """Writes losses into the registry, `METRICS_EVERY` steps at a time."""
-
-    registry: Registry
-    run: str
-    _rows: list[tuple[str, int, str, float]] = field(default_factory=list)
-
-    def add(self, report: StepReport) -> None:
-        self._rows += [
-            (report.stage, report.step, name, value) for name, value in report.losses.items()
-        ]
-        if report.step % METRICS_EVERY == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        try:
-            self.registry.log_metrics(self.run, self._rows)
-        except NotFound:
-            raise NotFound(
-                "the concept was removed while it was trained: nothing of that is kept",
-                hint="concept list",
-            ) from None
-        self._rows.clear()
-
-    def summary(self) -> list[StageSummary]:
-        """Of all steps of the run, including those before a resume."""
-        totals: dict[str, dict[int, float]] = {}
-        for stage, step, _, value in self.registry.metrics(self.run):
-            steps = totals.setdefault(stage, {})
-            steps[step] = steps.get(step, 0.0) + value
-        return [
-            StageSummary(
-                stage, len(steps), _mean(list(steps.values())[-max(1, len(steps) // 10) :])
-            )
-            for stage, steps in totals.items()
-        ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 5)
-
-
-# --- class pictures -------------------------------------------------------------------------------
-
-
-def class_pictures(
-    registry: Registry,
-    base: LoadedBase,
-    category: str,
-    count: int,
-    *,
-    after: References | None = None,
-    hooks: Hooks | None = None,
-) -> Photos:
-    """`count` pictures of a category for prior preservation, drawn once as the base model draws.
-
-    Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
-    the subject (section 3.3). All concepts of the category share the others in the registry's
-    cache; the same batches are drawn whatever `count` is, and after an interruption. Raises
-    `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses, or if
-    one is gone when it is read; finished pictures are kept.
-    """
-    hooks = hooks or Hooks()
-    whole = (after or References(())).unmasked().in_words(category)
-    prompt, settings = class_prompt(category), SamplingSettings.for_base(base.base)
-    drawn_with = sha256_of_json(settings.to_mapping())
-    kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
-    folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
-    size = (base.backbone.size, base.backbone.size)
-    readers: list[Callable[[], Image.Image]] = []
-    for first in range(0, count, CLASS_PICTURES_AT_ONCE):
-        numbers = range(first, first + CLASS_PICTURES_AT_ONCE)
-        paths = [folder / f"{i:05}.png" for i in numbers]
-        found = [kept_picture(folder, path, size) for path in paths]
-        if not all(found):
-            seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
-            with injected(base.backbone, [whole]):
-                drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
-                found = [picture.image for picture in drawn]
-            _keep_pictures(found, paths)
-            done = min(first + len(found), count)
-            hooks.on_class_picture(done, count)
-            if hooks.should_stop():
-                raise TrainingInterrupted(f"stopped after class picture {done} of {count}")
-        readers += [partial(_class_picture, folder, path, size) for path in paths]
-    return Photos(readers[:count])
-
-
-def _class_picture(folder: Path, path: Path, size: tuple[int, int]) -> Image.Image:
-    picture = kept_picture(folder, path, size)
-    if picture is None:
-        raise StorageError(f"{path} is gone", hint="train again, which draws it again")
-    return picture
-
-
-def _class_folder(base: str, category: str) -> str:
-    """A folder name of bounded length; categories may be longer."""
-    name = category if len(category.encode()) < 200 else sha256_of(category.encode())
-    return f"{base}-{name}"
-
-
-def _keep_pictures(pictures: Sequence[Image.Image | None], paths: Sequence[Path]) -> None:
-    try:
-        for picture, path in zip(pictures, paths, strict=True):
-            assert picture is not None
-            replace_picture(picture, path, root=path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write {paths[0].parent}: {error}", hint="make room") from error

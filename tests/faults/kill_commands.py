@@ -90,13 +90,13 @@ trainer.read_resume_point = read_resume_point
         "generate",
         """
 import time
-from conceptry.generation import generating
-def save_picture(*arguments, record=lambda _: None, save=generating.save_picture):
-    path, sha256 = save(*arguments)
+from conceptry.generation import drawing
+def save_picture(*arguments, record=lambda _: None, save=drawing.save_picture, **options):
+    path, sha256 = save(*arguments, **options)
     time.sleep(0.5)
     record(sha256)
     return path, sha256
-generating.save_picture = save_picture
+drawing.save_picture = save_picture
 """,
     ),
 }

@@ -153,14 +153,14 @@ def test_fault_30_a_concept_is_renamed_or_removed_while_it_is_drawn(
     waits = """
 import time
 from pathlib import Path
-from conceptry.generation import generating
-keep = generating._Record._keep
+from conceptry.generation import drawing
+keep = drawing.Drawing._keep
 def told(*arguments):
     Path("drawn").touch()
     while not Path("go on").exists():
         time.sleep(0.01)
     return keep(*arguments)
-generating._Record._keep = told
+drawing.Drawing._keep = told
 """
     words = ("generate", "a photo of <rex>", "--base", tiny, "--steps", "1", "-n", "2", "--json")
     with Forked(*words, prelude=waits) as process:

@@ -12,7 +12,7 @@ from conceptry.generation import (
     Request,
     SamplingSettings,
     generate,
-    generating,
+    observing,
     read_provenance,
     reproduce,
     save_grid,
@@ -122,7 +122,7 @@ def test_a_folder_that_is_none_is_told_before_anything_is_drawn(
     taught: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(generating, "draw", None)
+    monkeypatch.setattr(observing, "draw", None)
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StorageError, match="Not a directory"):
             next(generate(taught, base, [request("a cat")], folder))

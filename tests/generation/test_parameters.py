@@ -12,10 +12,11 @@ import pytest
 from conceptry.adapters.formats.importing import ImportOptions, import_path
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
 from conceptry.generation.foreign_pictures import read_foreign_picture, request_like
-from conceptry.generation.generating import animate, reproduce_foreign
+from conceptry.generation.generating import animate
 from conceptry.generation.parameters import Parameters, parse_parameters
 from conceptry.generation.picture_texts import FILE_FORMATS, FileFormat, encode_picture
 from conceptry.generation.provenance import read_texts
+from conceptry.generation.reproducing import reproduce_foreign
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import InvalidImage, InvalidInput, Registry
 from copies import copied, made_with_rex

@@ -17,7 +17,8 @@ from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, TrainingInterrupted
 from conceptry.training import resume, train
 from conceptry.training.callbacks import Hooks
-from conceptry.training.runs import class_pictures, references_of, subject_of
+from conceptry.training.class_pictures import class_pictures
+from conceptry.training.subjects import references_of, subject_of
 from PIL import Image
 from torch import Tensor
 

@@ -21,7 +21,8 @@ from conceptry.registry.errors import (
     TrainingInterrupted,
 )
 from conceptry.training.callbacks import Hooks
-from conceptry.training.runs import Trained, class_pictures, resume, train
+from conceptry.training.class_pictures import class_pictures
+from conceptry.training.runs import Trained, resume, train
 from drawing import draw_file
 from long import quick_for
 from PIL import Image
@@ -153,7 +154,7 @@ def test_class_pictures_are_drawn_once(
     first.write_bytes(whole[first][:100])
     teach(rex, base, method="dreambooth", overrides=overrides)
     assert first.read_bytes() == whole[first], "a damaged one is drawn again"
-    monkeypatch.setattr("conceptry.training.runs.replace_picture", _never)
+    monkeypatch.setattr("conceptry.training.class_pictures.replace_picture", _never)
     teach(rex, base, method="dreambooth", overrides=overrides)
 
 

@@ -24,7 +24,8 @@ from conceptry.registry.errors import (
 )
 from conceptry.training import resume, train
 from conceptry.training.callbacks import Hooks
-from conceptry.training.runs import class_pictures, references_of
+from conceptry.training.class_pictures import class_pictures
+from conceptry.training.subjects import references_of
 from tiny_encoder import with_encoder
 from tiny_fixtures import tree
 
