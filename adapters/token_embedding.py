@@ -48,6 +48,7 @@ class NewTokens:
     _injected: "list[tuple[int, PreTrainedTokenizerBase, PreTrainedModel, nn.Module]]" = field(
         default_factory=list
     )
+    _ends: list[nn.Module] = field(default_factory=list)
 
     def inject(self, backbone: Backbone) -> None:
         """Add the tokens to the tokenizers, and their vectors to the text encoders."""
@@ -65,7 +66,7 @@ class NewTokens:
                 self._injected.append((i, tokenizer, network, base))
                 network.set_input_embeddings(ExtendedEmbedding(base, rows, first, len(self.tokens)))
                 backbone.set_tokenizer(i, extended)
-                _read_at_end_token(network, tokenizer)
+                self._ends += _read_at_end_token(network, tokenizer)
             undo.pop_all()
 
     def eject(self, backbone: Backbone) -> None:
@@ -73,7 +74,10 @@ class NewTokens:
         for i, tokenizer, network, base in reversed(self._injected):
             network.set_input_embeddings(base)
             backbone.set_tokenizer(i, tokenizer)
+        for module in self._ends:
+            vars(module)["eos_token_id"] = _FORMER_END
         self._injected.clear()
+        self._ends.clear()
 
 
 def check_vectors(backbone: Backbone, shapes: Sequence[torch.Size], leading: Sequence[int]) -> None:
@@ -199,12 +203,16 @@ def _itself(vectors: Tensor) -> Tensor:
     return vectors
 
 
-def _read_at_end_token(encoder: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Make the text encoder read its pooled state at the end token.
+_FORMER_END = 2
+"""`eos_token_id` in configurations from before 2023."""
 
-    With configurations from before 2023 (`eos_token_id: 2`) transformers reads it at the highest
-    id, which a new token would have.
+
+def _read_at_end_token(encoder: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> list[nn.Module]:
+    """Make the text encoder read its pooled state at the end token; returns what was changed.
+
+    With `_FORMER_END` transformers reads it at the highest id, which a new token would have.
     """
-    for module in encoder.modules():
-        if vars(module).get("eos_token_id") == 2:
-            vars(module)["eos_token_id"] = tokenizer.eos_token_id
+    found = [each for each in encoder.modules() if vars(each).get("eos_token_id") == _FORMER_END]
+    for module in found:
+        vars(module)["eos_token_id"] = tokenizer.eos_token_id
+    return found

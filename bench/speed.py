@@ -8,7 +8,7 @@ pass of the U-Net, batch 8, with the moments of two words' maps. Each way has a 
 own, and all take turns:
 
 channels_last   networks and latents in the layout that convolutions like best
-bfloat16        autocast of the U-Net
+bfloat16        autocast; in `drawing`, of text encoders and decoder too
 compiled        as by --compile: ResBlocks and feed-forward layers; `first` is their first pass
 
 `ratio` is the median of each way's seconds divided by the plain ones' of the same round: of

@@ -268,6 +268,7 @@ class _Worker:
         self, trainings: "Sequence[QueuedTraining]", options: "TrainOptions"
     ) -> "Iterator[list[Outcome]]":
         """Train some concepts with the same options; see `train_queued`."""
+        from ..registry.errors import ConceptryError, TrainingFailed
         from ..training.queued import train_queued
 
         self._registry.check_folder(options.tensorboard)
@@ -276,7 +277,7 @@ class _Worker:
         base = self._base(options)
         self._shown.show(options, settings, base)
         try:
-            yield from train_queued(
+            for outcomes in train_queued(
                 self._registry,
                 base,
                 trainings,
@@ -284,10 +285,11 @@ class _Worker:
                 hooks=partial(self._shown.hooks, self._is_asked),
                 on_batch=self._shown.begin,
                 should_stop=self._is_asked,
-            )
+            ):
+                if any(isinstance(each.error, TrainingFailed) for each in outcomes):
+                    self._loaded = None  # a GPU without memory may not have got it back whole
+                yield outcomes
         except Exception as error:
-            from ..registry.errors import ConceptryError
-
             if not isinstance(error, ConceptryError):
                 self._loaded = None  # who knows what state it is in
             raise
@@ -299,6 +301,7 @@ class _Worker:
         wanted = (options.base, options.offline)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None
+            self._shown.forget_base()
             self._session.output.note(f"loading {options.base}")
             with quick_imports():
                 from ..models.loading import load_base

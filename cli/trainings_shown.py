@@ -61,6 +61,10 @@ class TrainingsShown:
         self._side = training_resolution(base.backbone, settings)
         self._chooser = self._chooser_for(base) if options.eval_every else None
 
+    def forget_base(self) -> None:
+        """Let the base model go, so that there is room for another one."""
+        self._chooser = None
+
     def _chooser_for(self, base: "LoadedBase") -> "CheckpointChooser":
         from ..evaluation.choosing import CheckpointChooser
 
@@ -110,6 +114,7 @@ class TrainingsShown:
             preview_every=options.preview_every,
             checkpoint_every=options.keep_every,
             should_stop=is_asked_to_stop,
+            on_skipped=self._output.warn,
         )
         if steps:
             hooks.on_class_picture = partial(_on_class_picture, steps)

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..adapters.prompt_encoding import class_prompt
 from ..models.hub import HubModel
+from ..models.loading import best_device
 from ..models.miniature.world.places import ACCESSORIES, PLACES
 from ..registry import Registry
 from ..registry.errors import InvalidInput
@@ -110,8 +111,7 @@ def load_captioner(name: str = SHIPPED, *, offline: bool = False) -> Captioner:
             f"{name} is a {source.config.model_type}, which does not describe pictures",
             hint="a model that turns images into text, as BLIP",
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = source.network(AutoModelForImageTextToText).to(device)
+    model = source.network(AutoModelForImageTextToText).to(best_device())
     return ByModel(model, source.part(AutoProcessor))
 
 

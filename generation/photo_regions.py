@@ -36,7 +36,7 @@ def regions_of_photos(
 ) -> list[Image.Image]:
     """Masks of photos that have none, from the map of their category's word.
 
-    The U-Net, without adapters, gets the slightly noised photo and `a photo of a CATEGORY`; the
+    The U-Net as it is now gets the slightly noised photo and `a photo of a CATEGORY`; the
     mask is the region of the category's map. Raises `NotFinite` for a broken base model.
     """
     backbone = base.backbone

@@ -1,5 +1,6 @@
 """Heat-maps of where places of a picture look in its references, collected while it is drawn."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,11 +12,11 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from ..kernels.observation import FurtherMaps
 from ..models.backbone import Backbone
 from ..models.latents import layer_size
+from ..models.references import Reference
 from .attention_maps import overlaid
 from .pictures import SheetRow
 from .prediction import Guidance
 from .sampler import Step
-from .self_subject_attention import in_groups
 
 Point = tuple[float, float]
 """A place in a picture, as shares of its width and height from the top left."""
@@ -33,15 +34,14 @@ class ReferenceMapCollector:
         factor = backbone.latent_factor
         self._points = points or [CENTRE]
         self._size = (height // factor, width // factor)
-        self._groups = list(in_groups([each for each in backbone.references if each.weight]))
+        self._references = [each for each in backbone.references if each.weight]
         self._pictures = [
             backbone.decode_latents(each.latents[None].to(backbone.device))[0]
-            for group in self._groups
-            for each in group
+            for each in self._references
         ]
         self._seen = FurtherMaps(self._queries)
-        self._sums: list[Tensor] = []
-        self._count = 0
+        self._sums: dict[int, Tensor] = {}
+        self._counts: Counter[int] = Counter()
 
     def _queries(self, positions: int) -> list[int]:
         height, width = layer_size(self._size, positions)
@@ -59,23 +59,24 @@ class ReferenceMapCollector:
     def after_prediction(self, guidance: Guidance, latents: Tensor) -> None:
         """Collect the maps of the rows that have the prompt."""
         rows = guidance.conditional(len(latents))
-        for layer in self._seen.maps.values():
-            self._add([each[rows].float().cpu() for each in layer])
+        for owners, maps in self._seen.maps:
+            self._add([each for each in owners if isinstance(each, Reference)], maps[rows])
         self._seen.maps.clear()
 
-    def _add(self, layer: Sequence[Tensor]) -> None:
-        """Add a layer's maps, (B, P, S, M) for the references of each size."""
-        found: list[Tensor] = []
-        for group, maps in zip(self._groups, layer, strict=True):
-            latents = group[0].latents
-            size = (latents.shape[-2], latents.shape[-1])
-            over_times = maps.unflatten(2, (-1, len(group))).sum(2)  # (B, P, R, M)
-            square = over_times.unflatten(-1, layer_size(size, maps.shape[-1]))
-            whole = F.interpolate(square.flatten(0, 1), size=size, mode="bilinear")
-            found += whole.unflatten(0, maps.shape[:2]).unbind(2)
-        before = self._sums or [torch.zeros_like(each) for each in found]
-        self._sums = [one + other for one, other in zip(before, found, strict=True)]
-        self._count += 1
+    def _add(self, references: Sequence[Reference], maps: Tensor) -> None:
+        """Add a layer's maps, (B, P, S, M), of references that passed the denoiser together.
+
+        Where subjects have predictions of their own, a reference is seen in some of them.
+        """
+        latents = references[0].latents
+        size = (latents.shape[-2], latents.shape[-1])
+        over_times = maps.float().cpu().unflatten(2, (-1, len(references))).sum(2)  # (B, P, R, M)
+        square = over_times.unflatten(-1, layer_size(size, maps.shape[-1]))
+        whole = F.interpolate(square.flatten(0, 1), size=size, mode="bilinear")
+        own = whole.unflatten(0, maps.shape[:2]).unbind(2)
+        for key, found in zip(map(id, references), own, strict=True):
+            self._sums[key] = self._sums[key] + found if key in self._sums else found
+            self._counts[key] += 1
 
     def after_step(self, step: Step) -> Tensor:
         """Change nothing."""
@@ -83,8 +84,10 @@ class ReferenceMapCollector:
 
     def take(self) -> list[Tensor]:
         """For each reference, the maps (B, P, h, w) of the pictures since the last call."""
-        mean = [each / self._count for each in self._sums]
-        self._sums, self._count = [], 0
+        keys = [id(each) for each in self._references]
+        mean = [self._sums[key] / self._counts[key] for key in keys]
+        self._sums.clear()
+        self._counts.clear()
         return mean
 
     def rows(self, image: Image.Image, maps: Sequence[Tensor]) -> list[SheetRow]:

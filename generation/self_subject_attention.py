@@ -71,6 +71,7 @@ class _Group:
     ) -> None:
         self._sight = sight
         self._control = control and _own(control, references)
+        self._references = references
         self._subjects = [each.subject for each in references]
         *_, height, width = references[0].latents.shape
         factor = backbone.latent_factor
@@ -112,7 +113,7 @@ class _Group:
         groups = None
         if self._sight:
             groups = self._sight.of_references(self._subjects * count, len(hidden))
-        return FurtherKeys(dict(states), biases, groups)
+        return FurtherKeys(dict(states), biases, groups, self._references)
 
     def _bias(self, positions: int) -> Tensor:
         """Log ω m (R, M) at a layer with M positions.

@@ -68,9 +68,13 @@ class Separation:
     def _overlaps(self, step: Step, latents: Tensor, timestep: Tensor) -> Tensor:
         """Overlap of the subjects' maps at a timestep, (B,): 0 none, 1 complete."""
         backbone = step.backbone
-        with backbone.attention.observe(
-            columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers
-        ) as seen:
+        attention = backbone.attention
+        with (
+            attention.unobserved(),  # else maps of all layers would be kept, with their graphs
+            attention.observe(
+                columns=all_columns(self._subjects), want="maps", layers=backbone.localising_layers
+            ) as seen,
+        ):
             scaled = step.scaled(latents, timestep)
             guidance = step.guidance
             backbone.denoise(scaled, timestep, guidance.conditioning, guidance.control)

@@ -25,6 +25,8 @@ from .reference import Results, attend_reference, map_distance_reference
 
 ENVIRONMENT_VARIABLE = "CONCEPTRY_ATTENTION"
 BACKENDS = ("reference", "torch", "triton")
+_WIDE_FLOAT32_BYTES = 70_000
+"""Shared memory for float32 heads wider than 128, as `bench/kernel_resources.py` counts it."""
 REDUCTIONS = ("sum", "mean")
 
 
@@ -90,7 +92,7 @@ def attend(
         scale=scale,
     )
     backend = choose_backend(inputs.q)
-    with without_autocast(q.device):
+    with without_autocast(q.device), torch.cuda.device_of(q):  # where Triton launches
         output, maps, moments = _implementation(backend)(inputs)
     return AttentionResult(output, _single(maps), _single(moments), backend)
 
@@ -125,7 +127,7 @@ def map_distance(
         chosen = check_columns(columns, batch, k_a.shape[2], q.device)
         weights = torch.zeros_like(weights).scatter_(1, chosen, 1.0)
     backend = choose_backend(q)
-    with without_autocast(q.device):
+    with without_autocast(q.device), torch.cuda.device_of(q):
         distance = _distance(backend)(q, k_a, k_b.detach(), weights, check_scale(scale, width))
     counted = heads if reduction == "sum" else heads * num_queries * weights.sum(1)
     return _float32(distance / counted)
@@ -155,6 +157,10 @@ def _triton_obstacle(q: Tensor) -> str | None:
         return "its kernels are for float32, float16 and bfloat16"
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {q.device} (TRITON_INTERPRET=1 runs it on a CPU, slowly)"
+    if q.is_cuda and q.dtype == torch.float32 and q.shape[-1] > 128:
+        there = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+        if there < _WIDE_FLOAT32_BYTES:  # before Ampere
+            return f"float32 heads of {q.shape[-1]} need more shared memory than this GPU has"
     return None
 
 

@@ -235,14 +235,17 @@ _SCRATCH = threading.local()
 def _chunk_product(left: Tensor, right: Tensor, name: str | None, scale: float = 1.0) -> Tensor:
     """A scaled product, of the size of a chunk of A, in memory that the next one of its name gets.
 
-    New pages from the system would cost as much as the product; without a name it gets them.
+    New pages from the system would cost as much as the product; without a name it gets them, and
+    where memory is a GPU's, or must not be written again outside inference mode.
     """
     shape = *left.shape[:2], right.shape[2]
     num, key = math.prod(shape), f"{name} {left.dtype} {left.device}"
-    scratch = None if name is None else vars(_SCRATCH).get(key)
+    is_plain = left.device.type == "cpu" and not torch.is_inference_mode_enabled()
+    is_kept = name is not None and is_plain
+    scratch = vars(_SCRATCH).get(key) if is_kept else None
     if scratch is None or len(scratch) < num:
         scratch = left.new_empty(num)
-        if name is not None:
+        if is_kept:
             vars(_SCRATCH)[key] = scratch
     return scratch[:num].view(shape).baddbmm_(left, right, beta=0, alpha=scale)
 

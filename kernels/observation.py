@@ -67,12 +67,14 @@ class FurtherKeys:
 
     For each layer, `states` (S, M, C) are S sets of M states, shared by all samples, and `bias`
     (B, S, M) is added to the scores of their keys in each sample; -inf hides a key. `group_bias`
-    tells, for M and a number of queries, which of these see which of the S · M keys.
+    tells, for M and a number of queries, which of these see which of the S · M keys. `owners` are
+    what the states are of, for those who observe them.
     """
 
     states: Mapping[str, Tensor]
     bias: Mapping[str, Tensor]
     group_bias: Callable[[int, int], GroupBias] | None = None
+    owners: Sequence[object] = ()
 
     def segment(self, layer: str, attn: "Attention", query: Tensor) -> Segment:
         """Keys and values (B, H, S·M, D) of a layer for its queries (B, H, N, D), and biases."""
@@ -90,14 +92,15 @@ class FurtherKeys:
 
 @dataclass(frozen=True, slots=True)
 class FurtherMaps:
-    """Where queries of layers look among further keys, of the latest forward pass.
+    """Where queries of layers look among further keys, of all passes since it was cleared.
 
-    `queries` gives the indices (P,) of queries for a number of them. For each layer, `maps` are the
-    parts of their rows of A that fall on each `FurtherKeys`, (B, P, S, M), averaged over heads.
+    `queries` gives the indices (P,) of queries for a number of them. `maps` are, for each layer and
+    pass, the owners of each `FurtherKeys` and the part of the queries' rows of A that falls on it,
+    (B, P, S, M), averaged over heads.
     """
 
     queries: Callable[[int], Sequence[int]]
-    maps: dict[str, list[Tensor]] = field(default_factory=dict)
+    maps: list[tuple[Sequence[object], Tensor]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -241,6 +244,16 @@ class AttentionStack:
             yield observer.seen
 
     @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Inside the context, those who observe from outside of it get nothing."""
+        outer = list(self._observers)
+        self._observers.clear()
+        try:
+            yield
+        finally:
+            self._observers[:] = outer
+
+    @contextmanager
     def record(self, layers: str = SELF_ATTENTION) -> Iterator[dict[str, Tensor]]:
         """Record the input states (B, N, C) of layers, of the latest forward pass, by name."""
         recorder = _Recorder(self._fitting(layers))
@@ -314,8 +327,9 @@ class AttentionStack:
             scores = [_scores_of(own, segment, chosen, scale) for segment in segments]
             lengths = [part.shape[-1] for part in scores]
             _, *parts = torch.cat(scores, -1).softmax(-1).mean(1).split(lengths, -1)
-            sets = [len(further.states[layer]) for further in self.further_of(layer)]
-            each.maps[layer] = [p.unflatten(-1, (s, -1)) for p, s in zip(parts, sets, strict=True)]
+            for further, part in zip(self.further_of(layer), parts, strict=True):
+                sets = part.unflatten(-1, (len(further.states[layer]), -1))
+                each.maps.append((further.owners, sets))
 
     def observer_of(self, layer: str) -> "_Observer | None":
         """The observer that gets a layer's results; None if there is none."""

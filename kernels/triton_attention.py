@@ -320,9 +320,9 @@ def forward_blocks(width: int, dtype: torch.dtype, *, groups: bool = False) -> B
 
     Those that `bench/kernel_resources.py` found; biases of `groups` want some registers more.
     """
-    if dtype == torch.float32:
-        return Blocks(32, 32, 4, 2)
     wide = padded_width(width)
+    if dtype == torch.float32:
+        return Blocks(32, 32, 4, 1 if wide > 128 else 2)  # two stages take more than sm_86 has
     if wide <= 64:
         return Blocks(128, 64, 8, 3)
     if wide <= 128:

@@ -307,6 +307,16 @@ class Backbone(ABC):
             if "embedding" not in name
         }
 
+    def read_text_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of them that states of texts depend on; others would never have a gradient."""
+        found = self.text_encoder_parameters().items()
+        return {name: each for name, each in found if self.reads_text_parameter(name)}
+
+    def reads_text_parameter(self, name: str) -> bool:
+        """Whether states of texts depend on a parameter of theirs."""
+        del name
+        return True
+
     def weights(self) -> dict[str, nn.Parameter]:
         """All parameters that an adapter may change, by name."""
         return self.parameters("denoiser") | self.text_encoder_parameters()

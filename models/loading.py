@@ -99,7 +99,7 @@ def load_base(
     """
     base = find_base(name)
     _check_is_there(base)
-    chosen = torch.device(device or _best_device())
+    chosen = torch.device(device or best_device())
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     with without_bars():
         if base.kind == "file":
@@ -124,7 +124,8 @@ def _check_is_there(base: Base) -> None:
         )
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """Where networks are put if nobody says where: a GPU, if there is one."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

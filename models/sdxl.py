@@ -1,5 +1,6 @@
 """Stable Diffusion XL: a second text encoder, pooled states and the picture's size beside it."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,12 @@ class StableDiffusionXL(StableDiffusion):
         """Both."""
         second = TextEncoder(self.pipeline.tokenizer_2, self.pipeline.text_encoder_2)
         return [*super().text_encoders, second]
+
+    def reads_text_parameter(self, name: str) -> bool:
+        """Not those of the end of the first encoder: SDXL reads states before its last layer."""
+        last = self.text_encoders[0].network.config.num_hidden_layers - 1
+        is_unread = re.search(rf"\.(layers\.{last}|final_layer_norm)\.", name)
+        return not (name.startswith("text_encoder.0.") and is_unread)
 
     def _encode_texts(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, is_guided: bool

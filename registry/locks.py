@@ -20,6 +20,8 @@ from .records import Concept
 
 _PATIENCE = 1.0
 """Seconds to wait for a lock: who only asks for it holds it for a moment."""
+_ASKING = _PATIENCE / 10
+"""Seconds of who only asks."""
 begun_here: set[str] = set()
 """The runs that this process began, or goes on with, and did not end yet."""
 
@@ -120,7 +122,7 @@ def queue_lock(location: Location, concept_id: int) -> Iterator[bool]:
     lock = FileLock(_queue_path(location, concept_id))
     try:
         make_folder(location.runs, location.runs)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=2 * _ASKING)
     except Timeout:
         yield False
         return
@@ -153,7 +155,7 @@ def _is_held(path: Path) -> bool:
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(path).acquire(timeout=_PATIENCE / 10):
+        with FileLock(path).acquire(timeout=_ASKING):
             return False
     except (Timeout, PermissionError):  # who may not ask has to believe the record
         return True

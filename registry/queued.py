@@ -143,15 +143,17 @@ def _go_together(first: QueuedTraining, other: QueuedTraining) -> bool:
 def _is_taken(locks: ExitStack, store: Store, training: QueuedTraining) -> bool:
     """Take a training, unless somebody else has, or trains its concept by hand."""
     concept = training.concept_id
-    if not locks.enter_context(queue_lock(store.location, concept)):
-        return False
-    if is_training(store.location, concept):
-        return False
-    with store.database.write() as session:
-        row = session.get(Queued, training.id)
-        if row is None or row.state == "failed":  # since we looked
+    with ExitStack() as own:
+        if not own.enter_context(queue_lock(store.location, concept)):
             return False
-        row.state = "running"
+        if is_training(store.location, concept):
+            return False
+        with store.database.write() as session:
+            row = session.get(Queued, training.id)
+            if row is None or row.state == "failed":  # since we looked
+                return False
+            row.state = "running"
+        locks.enter_context(own.pop_all())
     store.claimed[concept] = training.id
     return True
 

@@ -80,6 +80,8 @@ class Hooks:
     """Gets (stage, step, pictures), every `preview_every` steps and after a stage."""
     preview_every: int = 0
     """0: no previews."""
+    on_skipped: Callable[[str], None] = ignore
+    """Gets a line about what was left out, as a preview that does not fit into memory."""
     on_checkpoint: Callable[[Checkpoint], None] = ignore
     """Gets what is learned so far every `checkpoint_every` steps of the last stage."""
     checkpoint_every: int = 0

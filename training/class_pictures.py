@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ..adapters.adapter import injected
@@ -56,8 +57,7 @@ def class_pictures(
         if not all(found):
             seeds = [seed_of(i, "class picture") % (1 << 32) for i in numbers]
             with injected(base.backbone, [whole]):
-                drawn = draw(base, prompt, seeds, settings, batch=CLASS_PICTURES_AT_ONCE)
-                found = [picture.image for picture in drawn]
+                found = _drawn(base, prompt, seeds, settings)
             _keep_pictures(found, paths)
             done = min(first + len(found), count)
             hooks.on_class_picture(done, count)
@@ -65,6 +65,21 @@ def class_pictures(
                 raise TrainingInterrupted(f"stopped after class picture {done} of {count}")
         readers += [partial(_class_picture, folder, path, size) for path in paths]
     return Photos(readers[:count])
+
+
+def _drawn(
+    base: LoadedBase, prompt: str, seeds: Sequence[int], settings: SamplingSettings
+) -> list[Image.Image]:
+    """A picture from each seed: all at once or, where a GPU has no room for that, in parts."""
+    batch = len(seeds)
+    while True:
+        try:
+            return [each.image for each in draw(base, prompt, seeds, settings, batch=batch)]
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+        batch //= 2
+        torch.cuda.empty_cache()
 
 
 def _class_picture(folder: Path, path: Path, size: tuple[int, int]) -> Image.Image:

@@ -123,6 +123,8 @@ def estimate_many(
         ]
         disk_bytes: list[int] = []
         kept = 1 + moments_per_weight(settings.optimizer) + bool(settings.ema)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # else it is that of what came before
         with reporting_broken_base(base):
             outcomes = Trainer(trainings, paths).run()
         for path, learned in zip(paths, outcomes, strict=True):

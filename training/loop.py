@@ -31,6 +31,7 @@ from .checkpoints import ResumePoint, copy_values, write_resume_point
 from .distributed import broadcast, broadcast_flag
 from .optimizers import learning_rates, load_state, make_optimizer, saved_state
 from .placement import DENOISER, all_on_device, keep_on_device, texts_of
+from .precision import autocast_within
 from .sources import Minibatch, Samples
 from .training import Training
 
@@ -65,15 +66,16 @@ class _Loop:
             vectors for run in runs for vectors in run.training.embedding.learning().values()
         ]
         if first.stage_settings.text_encoder_rate:
-            learning += first.training.backbone.text_encoder_parameters().values()
+            learning += first.training.backbone.read_text_parameters().values()
         if first.training.encoding is not None and first.stage_settings.subject_encoder_rate:
             learning += first.training.encoding.learning().values()
         optimizers = [run.unprepared for run in runs]
         needs_texts = any(state is None for run in runs for state in run.states)
         texts = texts_of(first.training.backbone) if needs_texts else []
-        keep_on_device(first.training.backbone, self.accelerator.device, [DENOISER, *texts])
+        keep_on_device(first.training.backbone, self.training.device, [DENOISER, *texts])
+        model = _Denoiser(first.training.backbone, nn.ParameterList(learning))
         self.model, *prepared = self.accelerator.prepare(
-            _Denoiser(first.training.backbone, nn.ParameterList(learning)), *optimizers
+            model, *optimizers, device_placement=[False] * (1 + len(optimizers))
         )
         for run, optimizer in zip(runs, prepared, strict=True):
             run.begin(optimizer)
@@ -189,7 +191,7 @@ class _Loop:
                 self._add_diffusion_losses(pairs, source, losses)
                 if seen is not None and source == 0:
                     self._add_attention_losses(pairs, seen, losses)
-            zero = torch.zeros((), device=self.accelerator.device)
+            zero = torch.zeros((), device=self.training.device)
             total = sum((value for each in losses for value in each.values()), zero)
             if self.settings.fused_backward:
                 self._check_before_update(total, step)
@@ -470,7 +472,12 @@ class StageRun:
         hooks, num_steps = self.training.hooks, self.stage_settings.steps
         hooks.on_step(StepReport(self.stage.name, step, num_steps, losses, seconds))
         if self._is_preview_due(step):
-            hooks.on_preview(self.stage.name, step, self._preview(step))
+            try:
+                hooks.on_preview(self.stage.name, step, self._preview(step))
+            except torch.OutOfMemoryError:
+                hooks.on_skipped(
+                    f"{self.stage.name}, step {step}: the GPU has too little memory for a preview"
+                )
 
     def checkpoint_after(self, step: int) -> bool:
         """Make a checkpoint if one is due; returns whether the training should finish."""
@@ -530,9 +537,11 @@ class StageRun:
         try:
             training.update_encoding()
             references = [training.references()]
-            on_device = all_on_device(training.backbone)
-            adapted = injected(training.backbone, references)
-            with on_device, adapted, training.accelerator.autocast():
+            with (
+                all_on_device(training.backbone),
+                injected(training.backbone, references),
+                autocast_within(denoiser, training.accelerator),
+            ):
                 yield
         finally:
             denoiser.train()
@@ -602,8 +611,10 @@ class _Denoiser(nn.Module):
         self._denoise = backbone.denoise
 
     def forward(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the denoiser predicts, (B, C, h, w)."""
+        """What the denoiser predicts, (B, C, h, w).
+
+        States of texts stay in float32: gradients that pass float16 on their way to tokens would
+        vanish.
+        """
         dtype = next(self.denoiser.parameters()).dtype
-        states = conditioning.states.to(dtype)
-        now = Conditioning(states, conditioning.added, conditioning.starts)
-        return self._denoise(noisy.to(dtype), timesteps, now)
+        return self._denoise(noisy.to(dtype), timesteps, conditioning)

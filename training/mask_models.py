@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..models.hub import HubModel
-from ..models.loading import LoadedBase
+from ..models.loading import LoadedBase, best_device
 from ..registry.errors import InvalidInput
 from .photo_masks import ByAttention, MaskFinder, unless_empty
 
@@ -89,7 +89,7 @@ def load_mask_model(
     `NotFound`, and `InvalidInput` for another model.
     """
     source = HubModel(name, offline=offline)
-    config, device = source.config, "cuda" if torch.cuda.is_available() else "cpu"
+    config, device = source.config, best_device()
     if config.model_type == "clipseg":
         model = source.network(CLIPSegForImageSegmentation).to(device)
         return ByWord(model, source.part(CLIPSegProcessor))

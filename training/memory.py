@@ -257,7 +257,7 @@ def _precision(settings: TrainingSettings) -> torch.dtype | None:
     """That of autocast on the GPU here or, where there is none, on one that has bf16."""
     chosen = settings.mixed_precision
     if chosen == "auto" and torch.cuda.is_available():
-        chosen = best_precision()
+        chosen = best_precision(torch.device("cuda"))
     return None if chosen == "no" else torch.bfloat16
 
 

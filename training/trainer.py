@@ -5,8 +5,11 @@ uninterrupted one on a CPU; on a GPU up to the order of summation.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from traceback import clear_frames
+
+import torch
 
 from ..adapters.adapter import injected
 from ..adapters.timestep_tokens import timestep_routing
@@ -55,7 +58,7 @@ class Trainer:
                     continue
                 keep_on_device(
                     self._backbone,
-                    self._trainings[0].accelerator.device,
+                    self._trainings[0].device,
                     [DENOISER, *texts_of(self._backbone)],
                 )
                 runs = [
@@ -84,9 +87,15 @@ class Trainer:
                 for training in self._trainings:
                     training.prepare()
                 yield
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # they hold what was computed, and its memory
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            raise
         finally:
-            for training in self._trainings:
-                training.restore()
+            with ExitStack() as undo:
+                for training in self._trainings:
+                    undo.callback(training.restore)
 
     def _resume_points(self) -> list[ResumePoint]:
         """Load what was learned before; returns where each training resumes."""

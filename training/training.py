@@ -144,7 +144,8 @@ class Training:
         self.seed = seed
         self.hooks = hooks or Hooks()
         check_fitting(backbone, method, settings)
-        self.accelerator = make_accelerator(settings.mixed_precision)
+        self.accelerator = make_accelerator(settings.mixed_precision, backbone.device)
+        self.device = self.accelerator.device if num_processes() > 1 else backbone.device
         self.size = training_resolution(backbone, settings)
         self.prompts = [prompt.replace("{}", self.phrase) for prompt in settings.prompts]
         self._captions = self._caption_prompts()
@@ -226,9 +227,9 @@ class Training:
     def begin(self) -> None:
         """Make the embedding and freeze the base model; stages unfreeze what they train."""
         backbone, subject = self.backbone, self.subject
-        backbone.to(self.accelerator.device)
+        backbone.to(self.device)
         if self.encoding is not None:
-            self.encoding.to(self.accelerator.device)
+            self.encoding.to(self.device)
         for network in backbone.networks.values():
             network.requires_grad_(False)
         if self.settings.quantize != "none":  # before adapters find the layers
@@ -244,7 +245,7 @@ class Training:
         they run outside autocast.
         """
         backbone, settings = self.backbone, self.settings
-        keep_on_device(backbone, self.accelerator.device, [AUTOENCODER])
+        keep_on_device(backbone, self.device, [AUTOENCODER])
         for encoder in backbone.text_encoders:
             cast(encoder.network, torch.float32)
         cast(backbone.autoencoder, torch.float32)  # SDXL's overflows in half precision
@@ -253,7 +254,7 @@ class Training:
         if self.encoding is not None:  # gradients pass it, in half precision to nothing
             cast(self.encoding.attention, torch.float32)
         self.sources = [self._subject_source(), *self._class_sources()]
-        keep_on_device(backbone, self.accelerator.device, [DENOISER])
+        keep_on_device(backbone, self.device, [DENOISER])
         if settings.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if has_lora(self.method, settings):
@@ -345,7 +346,7 @@ class Training:
             self.backbone.set_compiled(False)
         for network, dtype in self._dtypes:
             cast(network, dtype)
-        self.backbone.to(self.accelerator.device)
+        self.backbone.to(self.device)
         self.backbone.denoiser.requires_grad_(False).eval()
         for encoder in self.backbone.text_encoders:
             encoder.network.requires_grad_(False)
@@ -372,7 +373,7 @@ class Training:
         if settings.embedding_rate:
             parts.append((settings.embedding_rate, self.embedding.learning()))
         if settings.text_encoder_rate:
-            of_texts = self.backbone.text_encoder_parameters()
+            of_texts = self.backbone.read_text_parameters()
             parts.append((settings.text_encoder_rate, self._adapted(of_texts)))
         if settings.subject_encoder_rate and self.encoding is not None:
             parts.append((settings.subject_encoder_rate, self.encoding.learning()))

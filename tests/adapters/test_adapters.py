@@ -92,3 +92,17 @@ def test_columns_are_those_of_tokens_and_category(backbone: Backbone) -> None:
             token_columns(backbone, "a <v0> dog", ("<v0>", "<v1>"), "dog")
     assert ids[columns[-1]] == encoder.tokenizer("dog", add_special_tokens=False).input_ids[0]
     assert columns == [columns[0], columns[0] + 1, columns[0] + 2]
+
+
+def test_a_former_end_token_is_given_back(backbone: Backbone) -> None:
+    """Configurations from before 2023 say 2, for which the highest id is read."""
+    network = backbone.text_encoders[0].network
+    read = [each for each in network.modules() if "eos_token_id" in vars(each)]
+    assert read
+    for module in read:
+        module.eos_token_id = 2  # pyright: ignore[reportArgumentType]
+    token = TokenEmbedding.from_words(backbone, ["<v>"], "dog")
+    own = backbone.text_encoders[0].tokenizer.eos_token_id
+    with injected(backbone, [token]):
+        assert {vars(each)["eos_token_id"] for each in read} == {own}
+    assert {vars(each)["eos_token_id"] for each in read} == {2}

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,23 @@ def test_a_kill_loses_nothing_and_the_next_run_goes_on(
         ):
             assert nothing == [], "two runs do not take the same"
     assert states(three) == [("rex", "interrupted")]
+
+
+def test_what_is_trained_by_hand_is_free_again_when_that_ends(
+    three: Registry, ask: Ask, tiny: str
+) -> None:
+    """Who passed it over holds nothing of it while he trains another."""
+    ask("queue", "add", "rex", "mia", "--base", tiny, *LONG)
+    with ExitStack() as by_hand:
+        by_hand.enter_context(three.training_lock("rex"))
+        with three.claim_queued(lambda _: 1) as taken:
+            assert [each.concept for each in taken] == ["mia"]
+            by_hand.close()
+            with (
+                Registry.open(three.location.database) as other,
+                other.claim_queued(lambda _: 1) as left,
+            ):
+                assert [each.concept for each in left] == ["rex"]
 
 
 @pytest.mark.long

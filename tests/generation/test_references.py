@@ -409,7 +409,7 @@ def test_maps_of_points_are_rows_of_a_materialised_matrix(exact: Backbone) -> No
     further, bias = normal(3, 5, attention.to_q.in_features), normal(2, 3, 5)
     with (
         torch.no_grad(),
-        stack.attend_also([FurtherKeys({layer: further}, {layer: bias})]),
+        stack.attend_also([FurtherKeys({layer: further}, {layer: bias}, owners=["mine"])]),
         stack.observe_further(lambda count: [1, count - 1]) as seen,
     ):
         attention(states)
@@ -421,7 +421,8 @@ def test_maps_of_points_are_rows_of_a_materialised_matrix(exact: Backbone) -> No
         scores = query @ key.mT * attention.scale
         scores[..., side * side :] += bias.flatten(1)[:, None, None]
         expected = scores.softmax(-1)[..., side * side :].mean(1)
-    (found,) = seen.maps[layer]
+    ((owners, found),) = seen.maps
+    assert owners == ["mine"]
     assert found.shape == (2, 2, 3, 5)
     assert float((found.flatten(2) - expected).abs().max()) < 1e-6
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conceptry.adapters.adapter import injected
@@ -30,6 +31,7 @@ from conceptry.registry.errors import InvalidInput
 from conceptry.training import train
 from copies import copied, made_with_rex
 from long import quick_for
+from PIL import Image
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0)
@@ -390,3 +392,24 @@ def test_references_have_regions_and_may_be_all_there_is(
     again, is_same = reproduce(both, base, drawn[1].path, tmp_path)
     assert is_same
     assert again.seed == 3
+
+
+def test_sheets_show_references_that_subjects_of_their_own_predictions_have(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """Each prediction sees the references of its own subject alone, a photo of another shape."""
+    (tmp_path / "wide").mkdir()
+    Image.new("RGB", (96, 48), "red").save(tmp_path / "wide" / "1.png")
+    train(both, "rex", base, overrides=("reference.photos=1", *SHORT))
+    both.add("ann", [tmp_path / "wide"], category="cat")
+    train(both, "ann", base, overrides=("reference.photos=1", *SHORT))
+    request = asked("<rex> and <ann>", {"rex": LEFT, "ann": RIGHT})
+    points = [(0.2, 0.5), (0.8, 0.5)]
+    found = list(generate(both, base, [request], tmp_path, with_maps=True, points=points))
+    plain = list(generate(both, base, [request], tmp_path))
+    for one, other in zip(found, plain, strict=True):
+        gap = np.asarray(one.image, dtype=int) - np.asarray(other.image)
+        assert np.abs(gap).max() <= 1
+        assert one.maps is not None
+        with Image.open(one.maps) as sheet:
+            assert sheet.height > 3 * 128  # a row of regions, and one for each reference

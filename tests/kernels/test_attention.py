@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -470,3 +471,21 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="asks for triton, but the tensors are on cpu"):
         attend(Q, K, K)
+
+
+def test_what_does_not_fit_into_a_gpus_shared_memory_is_computed_by_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A T4 has 64 KB; float32 heads of SD 1.x's deepest layers want 68."""
+    pytest.importorskip("triton")
+    queries: Any = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
+    monkeypatch.delenv("CONCEPTRY_ATTENTION", raising=False)
+    for kilobytes, width, expected in (
+        (64, 160, "torch"),
+        (64, 80, "triton"),
+        (99, 160, "triton"),
+    ):
+        there = SimpleNamespace(shared_memory_per_block_optin=1024 * kilobytes)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, there=there: there)
+        queries.shape = (1, 8, 64, width)
+        assert choose_backend(queries) == expected

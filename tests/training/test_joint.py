@@ -12,7 +12,7 @@ from conceptry.generation.injection import inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.methods import find_method
 from conceptry.methods.method import resolve_settings
-from conceptry.models.loading import LoadedBase
+from conceptry.models.loading import LoadedBase, backbone_of
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, TrainingInterrupted
 from conceptry.training import resume, train
@@ -20,6 +20,7 @@ from conceptry.training.callbacks import Hooks
 from conceptry.training.class_pictures import class_pictures
 from conceptry.training.subjects import references_of, subject_of
 from PIL import Image
+from tiny_base import make_tiny_sdxl
 from torch import Tensor
 
 SHORT = ("augmentation.crops=2", "prior.num_images=2", "unet.steps=2", "unet.batch=2")
@@ -161,3 +162,16 @@ def test_photos_are_cut_out_on_white(rex: Registry, base: LoadedBase, tmp_path: 
         assert (first[:, -2:] == 255).all()
         assert not (first[:, :2] == 255).all()
         assert (second == 255).all(-1).any()
+
+
+def test_what_sdxl_does_not_read_of_its_first_text_encoder_does_not_learn() -> None:
+    """It would have no gradient, which several GPUs would wait for."""
+    backbone = backbone_of(make_tiny_sdxl())
+    for encoder in backbone.text_encoders:
+        encoder.network.requires_grad_(True)
+    found = backbone.encode_prompts(["a photo of a dog"], 16)
+    (found.states.sum() + found.added["text_embeds"].sum()).backward()
+    every = backbone.text_encoder_parameters()
+    read = backbone.read_text_parameters()
+    assert read.keys() == {name for name, each in every.items() if each.grad is not None}
+    assert read.keys() < every.keys()

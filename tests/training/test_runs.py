@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conceptry.adapters.file_format import read_adapter
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
@@ -20,6 +21,7 @@ from conceptry.registry.errors import (
     StorageError,
     TrainingInterrupted,
 )
+from conceptry.training import class_pictures as class_pictures_module
 from conceptry.training.callbacks import Hooks
 from conceptry.training.class_pictures import class_pictures
 from conceptry.training.runs import Trained, resume, train
@@ -329,3 +331,20 @@ def test_class_pictures_can_be_interrupted_and_stay(rex: Registry, base: LoadedB
     hooks = Hooks(on_class_picture=lambda *each: drawn.append(each))
     assert resume(rex, "rex", base, hooks=hooks).version == 1
     assert drawn == [(8, 10), (10, 10)]
+
+
+def test_class_pictures_that_have_no_room_at_once_are_drawn_in_parts(
+    rex: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    plain = class_pictures_module.draw
+
+    def crowded(*arguments: Any, batch: int) -> Any:
+        batches.append(batch)
+        if batch > 2:
+            raise torch.OutOfMemoryError
+        return plain(*arguments, batch=batch)
+
+    monkeypatch.setattr(class_pictures_module, "draw", crowded)
+    assert len(class_pictures(rex, base, "dog", 8)) == 8
+    assert batches == [8, 4, 2]

@@ -1,8 +1,10 @@
 """The trainer: what learns, how it goes on, and how it ends when it cannot."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from conceptry.adapters.token_embedding import ExtendedEmbedding
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.methods.method import find_method, resolve_settings
 from conceptry.models.backbone import Backbone
+from conceptry.models.conditioning import Conditioning
 from conceptry.models.loading import load_base
 from conceptry.registry.errors import (
     InvalidInput,
@@ -20,6 +23,7 @@ from conceptry.registry.errors import (
     TrainingFailed,
     TrainingInterrupted,
 )
+from conceptry.training import loop
 from conceptry.training.callbacks import Checkpoint, Hooks, StepReport
 from conceptry.training.checkpoints import ResumePoint, read_resume_point, write_resume_point
 from conceptry.training.trainer import run_one
@@ -27,7 +31,7 @@ from conceptry.training.training import Subject, Training, lora_of
 from long import quick_for
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALL = ("augmentation.crops=4",)
 THREE = (*SMALL, *(f"stage{i}.{word}" for i in (1, 2, 3) for word in ("steps=3", "batch=4")))
@@ -523,3 +527,84 @@ def test_what_is_no_resume_point_is_told(text: bytes, tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(InvalidWeights, match="resume point"):
         read_resume_point(path)
+
+
+def test_only_the_denoiser_runs_in_mixed_precision_where_pictures_are_drawn(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """A preview's text encoders and decoder are float32, as scores of checkpoints are."""
+    seen: dict[str, set[bool]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            mixed = torch.is_autocast_enabled("cpu")
+            seen.setdefault(name, set()).add(mixed)
+
+        return hook
+
+    text = backbone.text_encoders[0].network
+    hooks = [
+        text.register_forward_hook(note("text encoder")),
+        backbone.autoencoder.get_submodule("decoder").register_forward_hook(note("decoder")),
+        backbone.denoiser.get_submodule("conv_in").register_forward_hook(note("denoiser")),
+    ]
+    overrides = ("embedding.steps=1", "embedding.batch=1", "mixed_precision=bf16", *SMALL)
+    train(backbone, pictures, tmp_path, overrides, "textual-inversion", preview_every=1)
+    for each in hooks:
+        each.remove()
+    assert seen == {"text encoder": {False}, "decoder": {False}, "denoiser": {True}}
+    assert "forward" not in vars(backbone.denoiser)
+
+
+def test_a_preview_without_room_is_left_out_and_said(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(loop, "draw_batch", full)
+    said: list[str] = []
+    overrides = ("embedding.steps=1", *SMALL)
+    options: dict[str, Any] = {"preview_every": 1, "on_skipped": said.append}
+    assert train(backbone, pictures, tmp_path, overrides, "textual-inversion", **options)
+    assert said == ["embedding, step 1: the GPU has too little memory for a preview"]
+
+
+def test_gradients_do_not_pass_float16_on_their_way_to_tokens() -> None:
+    """They are as small as 1e-8, which float16 does not have."""
+    linear = nn.Linear(4, 3).half()
+    backbone: Any = SimpleNamespace(denoiser=linear, denoise=lambda _a, _b, c: linear(c.states))
+    states = torch.ones(2, 4, requires_grad=True)
+    model = loop._Denoiser(backbone, nn.ParameterList())
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = model(torch.zeros(2, 4), torch.zeros(2), Conditioning(states, {}))
+    (1e-8 * predicted.float().sum()).backward()
+    assert states.grad is not None
+    assert states.grad.abs().min() > 0
+
+
+def test_what_was_computed_is_let_go_before_the_base_model_is_restored(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU without memory has room again for the weights of before."""
+    alive: list[weakref.ref[Tensor]] = []
+    at_restore: list[bool] = []
+
+    def full(*_: object) -> None:
+        large = torch.zeros(8)
+        alive.append(weakref.ref(large))
+        raise torch.OutOfMemoryError
+
+    restore = Training.restore
+
+    def watched(self: Training) -> None:
+        at_restore.append(alive[0]() is None)
+        restore(self)
+
+    monkeypatch.setattr(loop._Loop, "_take_step", full)
+    monkeypatch.setattr(Training, "restore", watched)
+    before = {name: each.clone() for name, each in backbone.denoiser.named_parameters()}
+    with pytest.raises(torch.OutOfMemoryError):
+        train(backbone, pictures, tmp_path)
+    assert at_restore == [True]
+    assert not changed(before, backbone.denoiser)
