@@ -84,6 +84,12 @@ def export(
         export = _export_version if len(concepts) == 1 else _export_merged
         export(session, concepts, Path(file), options)
         return
+    if Path(file).suffix.lower() == ".safetensors":
+        raise usage(
+            f"{file} would be a bundle, which no program looks for under that name",
+            f"concept export {' '.join(map(quoted, concepts))} {quoted(Path(file).stem)}.concept, "
+            "or --format lora-kohya, embedding, …",
+        )
     if base is not None or half or thumbnail:
         raise usage(
             "a bundle takes no --base, --half or --thumbnail", "--format checkpoint or diffusers"
@@ -143,7 +149,8 @@ def _export_version(
     lines = [f"wrote {chosen.label} as {each.holds} to {each.path}" for each in done.files]
     if done.kept is not None:
         lines.append(f"it keeps {done.kept:.1%} of the change of weights (of its squared norm)")
-    session.output.lines(done.to_document(), [*lines, f"in prompts: {done.trigger}"])
+    lines += [f"in prompts: {done.trigger}"] if done.trigger else []
+    session.output.lines(done.to_document(), lines)
 
 
 def import_(

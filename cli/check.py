@@ -35,7 +35,8 @@ def check(
     """
     session = session_of(context)
     if look_in is not None and not repair:
-        raise usage("--from goes with --repair", f"concept check --repair --from {look_in}")
+        read = "--read-data " if read_data else ""
+        raise usage("--from goes with --repair", f"concept check {read}--repair --from {look_in}")
     with session.registry() as registry, session.output.progress("checking") as advance:
         report = registry.check(
             read_data=read_data, repair=repair, look_in=look_in, on_progress=advance
@@ -51,9 +52,8 @@ def check(
         asdict(report), [*lines, f"{checked}: " + ("all is well" if report.ok else "NOT WELL")]
     )
     if not report.ok:
+        command = f"concept check {'--read-data ' if read_data else ''}--repair --from BACKUP"
         session.output.note(
-            "add the lost photos again, or: concept check --repair --from BACKUP"
-            if repair
-            else "next: concept check --repair --from BACKUP_OR_PHOTOS"
+            f"add the lost photos again, or: {command}" if repair else f"next: {command}_OR_PHOTOS"
         )
         raise typer.Exit(ExitCode.REGISTRY)

@@ -284,7 +284,9 @@ def generate(
         references=references,
         control=control_options.parse(control, control_scale),
         control_scale=control_scale,
-        init=init_options.parse(init, inpaint, strength),
+        init=init_options.parse(init, inpaint, strength, may_be_in_file=prompts is not None),
+        strength=strength,
+        mask=Path(inpaint).expanduser() if inpaint is not None else None,
         reference_weight=weight,
         scene_n=num_pictures or 1,
         scene_seed=seed or 0,
@@ -424,7 +426,10 @@ def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults")
     from ..generation.prompt_files import make_request, read_prompts
 
     if path is not None:
-        return read_prompts(path, defaults)
+        requests = read_prompts(path, defaults)
+        if not any(each.init for each in requests):
+            init_options.parse(None, defaults.mask, defaults.strength)
+        return requests
     return [make_request(prompt or "", defaults)]
 
 

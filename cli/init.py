@@ -1,5 +1,6 @@
 """The pictures that those of `concept generate` and `concept reproduce` begin with."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,17 +65,26 @@ MaskAgainOption = Annotated[
 
 
 def parse(
-    picture: str | None, mask: str | None, strength: float | None = None
+    picture: str | None,
+    mask: str | os.PathLike[str] | None,
+    strength: float | None = None,
+    *,
+    may_be_in_file: bool = False,
 ) -> "InitRequest | None":
-    """What `--init` asks for. Raises `Failure` for options without it, and `NotFound`."""
+    """What `--init` asks for. Raises `Failure` for options without it, and `NotFound`.
+
+    A file of prompts may say what to begin with.
+    """
     if picture is None:
+        if may_be_in_file:
+            return None
         given = {"--inpaint": mask, "--strength": strength}
         if alone := [name for name, value in given.items() if value is not None]:
             raise usage(f"{alone[0]} is for a picture to begin with", "with --init IMAGE")
         return None
     from ..generation.init_request import parse_init
 
-    return parse_init(picture, strength=strength, mask=mask)
+    return parse_init(picture, strength=strength, mask=None if mask is None else os.fspath(mask))
 
 
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:

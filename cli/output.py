@@ -191,7 +191,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: in
             overflow="fold",
         )
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+        lines = (map(printable, cell.split("\n")) for cell in row)
+        made.add_row(*(Text("\n".join(each)) for each in lines))
     return made
 
 

@@ -35,8 +35,8 @@ Entry = tuple[str, Mapping[str, object]]
 class PromptDefaults:
     """Settings of prompts that set none: `n` pictures, with seeds from `seed` on.
 
-    `control_scale` and `reference_weight` are for prompts with a control picture or references of
-    their own.
+    `control_scale`, `reference_weight`, `strength` and `mask` are for prompts that have a control
+    picture, references, or a picture to begin with of their own.
     """
 
     n: int
@@ -46,6 +46,8 @@ class PromptDefaults:
     control: ControlRequest | None = None
     control_scale: float = 1.0
     init: InitRequest | None = None
+    strength: float | None = None
+    mask: Path | None = None
     reference_weight: float = WEIGHT
     scene_n: int = 1
     scene_seed: int = 0
@@ -146,7 +148,7 @@ def _request(
         elif defaults.control is not None and scale is not None:
             changed["control"] = replace(defaults.control, scale=scale)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:
-            changed["init"] = _init(begun, defaults.init, folder)
+            changed["init"] = _init(begun, defaults, folder)
         if isinstance(layout := own.get("layout"), list):
             own["layout"] = parse_layout(layout)
         elif isinstance(layout, dict):
@@ -160,17 +162,18 @@ def _request(
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
 
 
-def _init(own: Mapping[str, Any], default: InitRequest | None, folder: Path) -> InitRequest | None:
+def _init(own: Mapping[str, Any], defaults: PromptDefaults, folder: Path) -> InitRequest | None:
     """What an entry's picture begins with: what it says, and for all else the default."""
+    default = defaults.init
     if own.get("init") == "" or (default is None and own == {"inpaint": ""}):
         return None
     picture = own.get("init") or (str(default.picture.absolute()) if default else None)
     if picture is None:
         raise InvalidInput(f"{next(iter(own))} is for a picture with an init", hint="init: IMAGE")
-    mask = own.get("inpaint")
-    if mask is None and default and default.mask:
-        mask = str(default.mask.absolute())
-    strength = own.get("strength", default.strength if default else None)
+    mask, usual = own.get("inpaint"), default.mask if default else defaults.mask
+    if mask is None and usual:
+        mask = str(usual.absolute())
+    strength = own.get("strength", default.strength if default else defaults.strength)
     return parse_init(picture, strength=strength, mask=mask or None, folder=folder)
 
 

@@ -65,6 +65,11 @@ class Location:
         if os.path.lexists(path) and not overwrite:
             raise AlreadyExists(f"{path} exists", hint=f"{command} --force")
         self.check_outside(path)
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise InvalidInput(
+                f"{path} is a device, a pipe or a socket: nothing takes its place",
+                hint="name a file",
+            )
         if not os.path.isdir(path.absolute().parent):
             raise InvalidInput(
                 f"cannot write {path}: there is no such folder",

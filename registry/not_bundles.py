@@ -7,6 +7,7 @@ from .errors import (
     InvalidBundle,
     quoted,
 )
+from .files import open_given
 from .zips import opened_zip
 
 _HEAD = 1 << 20
@@ -32,10 +33,20 @@ _STARTS = (
 
 
 def is_of_other_tools(path: Path) -> bool:
-    """Whether a path is a folder of files, or a file of weights, that is no bundle by its name."""
+    """Whether a path is a folder of files, or a file of weights by its name, and no bundle."""
     if path.is_dir():
         return not any((path / name).is_file() for name in ("concepts.db", "model_index.json"))
-    return path.suffix.lower() in _WEIGHTS
+    return path.suffix.lower() in _WEIGHTS and not _is_bundle(path)
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a file is a zip with a manifest, whatever it is called."""
+    try:
+        with open_given(path) as file:
+            is_zip = file.read(2) == b"PK"
+        return is_zip and _of_zip(path) is None
+    except OSError:
+        return False
 
 
 def refuse_non_bundle(path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,47 +88,61 @@ class _Received:
 
 @dataclass(slots=True)
 class _Known:
-    """The concepts that have some weights, by the hash of a file, and by that of its tensors.
+    """The versions that have some files, by the hash of a file, and by that of its tensors.
 
     Of tensors only those that were hashed here count: what a bundle says proves nothing.
     """
 
-    concepts: dict[str, str] = field(default_factory=dict)
-    of_tensors: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, set[int]] = field(default_factory=dict)
+    concepts: dict[int, str] = field(default_factory=dict)
+    num_files: Counter[int] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, store: Store) -> "_Known":
         found = cls()
         for row in store.database.rows(_KNOWN_SQL):
-            found.concepts[row["sha256"]] = row["concept"]
+            found.concepts[row["version"]] = row["concept"]
+            found.num_files[row["version"]] += 1
+            found.versions.setdefault(row["sha256"], set()).add(row["version"])
         for row in store.database.rows(_DESCRIBED_SQL):
             for each in hashes_of_tensors(json.loads(row["config"])).values():
-                found.of_tensors[each] = row["concept"]
+                found.versions.setdefault(each, set()).add(row["version"])
         return found
 
     def holder(self, files: Sequence[HashedFile]) -> str | None:
-        """The concept that has all of some files."""
+        """The concept that has some files, and no other beside them."""
+        return self._holder([{each.sha256, each.of_tensors} for each in files])
+
+    def has_alone(self, of_tensors: str) -> bool:
+        """Whether a concept has a file with such tensors, and no other."""
+        return self._holder([{of_tensors}]) is not None
+
+    def _holder(self, files: Sequence[set[str]]) -> str | None:
         found = [
-            self.concepts.get(each.sha256) or self.of_tensors.get(each.of_tensors) for each in files
+            set[int]().union(*(self.versions.get(each, ()) for each in hashes)) for hashes in files
         ]
-        return found[0] if all(found) else None
+        whole = [each for each in set.intersection(*found) if self.num_files[each] == len(files)]
+        return self.concepts[min(whole)] if whole else None
 
     def add(self, concept: str, files: Sequence[HashedFile]) -> None:
+        version = max(self.concepts, default=0) + 1
+        self.concepts[version], self.num_files[version] = concept, len(files)
         for each in files:
-            self.concepts[each.sha256] = self.of_tensors[each.of_tensors] = concept
+            for known in (each.sha256, each.of_tensors):
+                self.versions.setdefault(known, set()).add(version)
 
 
 _KNOWN_SQL = """
-    SELECT sha256, concept.name AS concept
+    SELECT sha256, version.id AS version, concept.name AS concept
     FROM artifact JOIN version ON version.id = version_id
         JOIN concept ON concept.id = version.concept_id
-    WHERE artifact.kind = 'original' ORDER BY artifact.id DESC"""
+    WHERE artifact.kind = 'original'"""
 _DESCRIBED_SQL = """
-    SELECT config, concept.name AS concept
-    FROM run JOIN concept ON concept.id = concept_id
+    SELECT config, version.id AS version
+    FROM run JOIN version ON version.run_id = run.id
     WHERE method = 'import' AND json_valid(config) AND uid IN (
         SELECT json_extract(detail, '$.run') FROM event
-        WHERE action = 'import' AND json_valid(detail)) ORDER BY run.id"""
+        WHERE action = 'import' AND json_valid(detail))"""
 
 
 def hashes_of_tensors(config: object) -> dict[str, str]:
@@ -224,7 +239,7 @@ def _receive_file(path: Path, header: Header, staging: Staging, known: _Known) -
             first = file.read(_READ_WHOLE)
             of_tensors = _hash_of_tensors(first, file, header)
             name, size = plain_file_name(path.name), before.st_size
-            if of_tensors in known.of_tensors:
+            if known.has_alone(of_tensors):
                 return HashedFile(name, size, "", of_tensors)
             file.seek(0)
             is_whole = len(first) < _READ_WHOLE

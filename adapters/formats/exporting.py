@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AddedToken
@@ -189,7 +190,9 @@ def _check_holds(
     is_embedding = form.startswith("embedding")
     if is_embedding and change.names:
         factors = "lora-diffusers" if change.magnitudes else "lora-kohya"
-        nearest = "diff" if change.deltas else factors
+        has_texts = any(each.startswith("text_encoder.") for each in change.names)
+        whole = "diffusers" if has_texts else "diff"
+        nearest = whole if change.deltas else factors
         raise refused(
             "changes the base model's weights too, which an embedding cannot hold", nearest
         )
@@ -197,7 +200,6 @@ def _check_holds(
         raise refused(
             "has a token that depends on the timestep, which no other tool knows",
             "embedding-mean (the mean of its vectors, with loss)",
-            "bundle",
         )
     if form == "embedding-mean" and not metadata.stage_order:
         raise refused("has vectors that are no mean: nothing has to be lost", "embedding")
@@ -448,7 +450,10 @@ def _written(
 def _saved(base: LoadedBase, path: Path, options: ExportOptions) -> ExportedFile:
     """Write a base model as it is now as a diffusers folder."""
     with replacing_folder(path) as unfinished, without_bars():
-        base.backbone.save(unfinished, half=options.half)
+        try:
+            base.backbone.save(unfinished, half=options.half)
+        except SafetensorError as error:  # in which the disk's own is hidden
+            raise OSError(str(error)) from error
     size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     return ExportedFile(str(path), "pipeline", size, hash_of_folder(path), None, None)
 

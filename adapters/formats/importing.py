@@ -23,6 +23,7 @@ from ...registry.errors import (
 )
 from ...registry.names import MAX_NAME, check_category, check_name
 from ...registry.originals import Original, TakenIn
+from ...registry.records import IMPORT
 from ...registry.tensors import Header, pickled, read_header
 from .beside import Beside, is_plain_file, read_beside, trigger_word
 from .description import (
@@ -229,9 +230,13 @@ def _not_used(
     registry: Registry, name: str | None, plan: "_Plan", options: ImportOptions
 ) -> Iterator[str]:
     """What options say of a file that is there already, where the concept has something else."""
-    if name is None or (options.category is None and options.trigger is None and not options.tags):
+    is_asked = options.category is not None or options.trigger is not None or options.tags
+    if name is None or not (is_asked or plan.description.peft_config):
         return
     concept = registry.show(name)
+    configs = [run.config.get("peft_config") for run in concept.runs if run.method == IMPORT]
+    if plan.description.peft_config and plan.description.peft_config not in configs:
+        yield f"keeps what {PEFT_CONFIG} said before -> concept rm {name}, and import it again"
     edit = f"concept edit {concept.name}"
     if options.category is not None and check_category(options.category) != concept.category:
         yield f"keeps the category {concept.category} -> {edit} --category WORD"
@@ -265,7 +270,8 @@ class _Plan:
             return found
         first = found.files[0]
         base = self.original.base
-        strength = f":{self.weight:g}" if self.weight not in (None, 1.0) else ""
+        said = "1" if self.weight is None else f"{self.weight:.4f}".rstrip("0").rstrip(".")
+        strength = f":{said}" if said not in ("1", "0", "-0") else ""
         return ImportedFile(
             path=str(self.path),
             outcome="imported" if found.is_new else "known",
@@ -349,9 +355,8 @@ def _check_suffix(path: Path) -> None:
     if suffix in _PICKLES:
         raise InvalidWeights(pickled(path.name).message, hint=_CONVERT)
     if suffix in _OTHERS:
-        raise InvalidInput(
-            f"{path.name} is {_OTHERS[suffix]}", hint=f"concept import FILE{_ENDING}"
-        )
+        ending = suffix if suffix == ".concept" else _ENDING
+        raise InvalidInput(f"{path.name} is {_OTHERS[suffix]}", hint=f"concept import FILE{ending}")
 
 
 def _pair(path: Path, header: Header | None = None) -> Path | None:
@@ -365,7 +370,12 @@ def _pair(path: Path, header: Header | None = None) -> Path | None:
     except (InvalidInput, NotFound):
         return None
     said = header.metadata.get("modelspec.trigger_phrase", "")
-    return second if second.stem in said.split() else None
+    return second if _in_words(second.stem) in _in_words(said) else None
+
+
+def _in_words(text: str) -> str:
+    """A text, with a space before and after each of its words."""
+    return f" {' '.join(text.split())} "
 
 
 def _name_of(path: Path) -> str:
@@ -402,10 +412,10 @@ def _phrase(
     first = words[0] if words else ""
     if PLACE in first:
         return first
-    parts = first.split()
-    if place := next((each for each in named if each in parts), None):
-        parts[parts.index(place)] = PLACE
-        return " ".join(parts)
+    said = _in_words(first)
+    names = [_in_words(each) for each in named if each.strip()]
+    if place := next((each for each in names if each in said), None):
+        return said.replace(place, f" {PLACE} ", 1).strip()
     return f"{PLACE} {options.trigger}" if options.trigger else PLACE
 
 
