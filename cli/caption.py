@@ -72,6 +72,7 @@ def _drafts(
     session: Session, registry: "Registry", concept: "Concept", model: str, offline: bool
 ) -> dict[str, str]:
     if all(image.caption for image in concept.images):
+        session.output.note(f"all photos of {concept.name} have captions, which are kept")
         return {}
     session.output.note(f"loading {model}")
     with quick_imports():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..generation.control_request import ControlRequest
     from ..generation.drawing import Picture
     from ..generation.frames import FrameWeights
+    from ..generation.picture_texts import FileFormat
     from ..generation.request import Request
     from ..models.loading import LoadedBase
     from ..registry import Registry
@@ -98,10 +99,11 @@ class Animation:
     file_format: Format
     written: list[str] = field(default_factory=list)
 
-    def frames(self, requests: "list[Request]") -> "list[Request]":
+    def frames(self, requests: "list[Request]", picture_format: "FileFormat") -> "list[Request]":
         """A request for each frame. Raises `InvalidInput` as `check_frames` does."""
-        from ..generation.frames import check_frames
+        from ..generation.frames import check_frames, check_keeps_frames
 
+        check_keeps_frames(picture_format)
         if self.controls:
             requests = [replace(each, control=one) for each in requests for one in self.controls]
         check_frames(requests)

@@ -21,6 +21,8 @@ from .errors import usage
 from .framework import Session, session_of
 from .output import count
 from .quick_start import quick_imports
+from .training_options import given
+from .unused import Asked, unused
 
 if TYPE_CHECKING:
     from ..generation.drawing import Picture
@@ -274,9 +276,7 @@ def generate(
     references = with_layouts(
         [parse_reference(each, default=weight) for each in reference or ()], reference_control or ()
     )
-    points = [_point(each) for each in point or ()]
-    if points and not maps:
-        raise usage("--point is for heat-maps", "with --maps, or leave it out")
+    points = _points(point, maps=maps)
     defaults = PromptDefaults(
         n=num_pictures or (1 if animate else 4),
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
@@ -293,11 +293,13 @@ def generate(
     )
     requests = _requests(prompt, prompts, defaults)
     if film:
-        requests = film.frames(requests)
+        requests = film.frames(requests, file_format)
     control_options.check_control_kinds(found, requests)
     script = script_options.script_of(prompts, requests, out, is_animated=animate, leak=leak)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}
+    has_scale = given(context, "control_scale")
+    asked = Asked(leak=leak, points=bool(points), control_scale=has_scale)
     if dry_run:
         script_options.show_plan(
             session,
@@ -307,13 +309,18 @@ def generate(
             is_plain=is_plain,
             is_animated=animate,
             check=partial(
-                _check, session, requests=requests, file_format=file_format, strict=strict
+                _check,
+                session,
+                requests=requests,
+                file_format=file_format,
+                strict=strict,
+                asked=asked,
             ),
             **looked,
         )
         return
     with session.registry(create=is_plain) as registry:
-        _check(session, registry, requests, file_format, strict=strict)
+        _check(session, registry, requests, file_format, strict=strict, asked=asked)
         loaded = _load(session, base, offline=offline)
         from ..generation import generating
 
@@ -340,7 +347,7 @@ def generate(
     }
     paths = [path for each in images for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *filter(None, [sheet, page]), *document["animations"]])
-    _say_what_was_drawn(session, requests, leaks, (total, len(images) - total), leak=leak)
+    _say_what_was_drawn(session, requests, leaks, (total, len(images) - total))
 
 
 def _say_what_was_drawn(
@@ -348,11 +355,9 @@ def _say_what_was_drawn(
     requests: "list[Request]",
     leaks: "list[list[Leak]]",
     counts: tuple[int, int],
-    *,
-    leak: bool,
 ) -> None:
-    """Say how much was drawn, and was there, its leaks, and what was asked for in vain."""
-    for line in [*_unused(requests, leak=leak), *_mean_leaks(leaks)]:
+    """Say how much was drawn, and was there, and its leaks."""
+    for line in _mean_leaks(leaks):
         session.output.note(line)
     there = f"; {counts[1]:,} were there" if counts[1] else ""
     session.output.note(f"{count(counts[0], 'picture')}, {_seeds(requests)}{there}")
@@ -365,12 +370,16 @@ def _check(
     file_format: "FileFormat",
     *,
     strict: bool,
+    asked: Asked,
 ) -> None:
-    """Find what prompts name before anything is loaded, and say what may not be meant."""
+    """Find what prompts name before anything is loaded, and say what may not be meant.
+
+    And what is asked for in vain.
+    """
     from ..generation.picture_texts import check_room
     from ..generation.prompt_syntax import check_negative, resolve_prompt
     from ..generation.reference_syntax import resolve_references
-    from ..generation.request import check_encoder
+    from ..generation.request import check_encoder, check_none_follow
 
     for request in requests:
         if registry is not None:
@@ -378,9 +387,12 @@ def _check(
             resolve_references(registry, request.references, request.prompt)
         check_negative(request.settings.negative)
         check_encoder(request)
+        check_none_follow(request)
         check_room(request.prompt, request.settings.negative, file_format)
     _warn_of_other_syntax(session, registry, requests, strict)
     _say_where_concepts_are(session, requests)
+    for line in unused(registry, requests, asked) if registry is not None else ():
+        session.output.note(line)
 
 
 def _load(session: Session, base: str, *, offline: bool) -> "LoadedBase":
@@ -409,6 +421,13 @@ def _drawn(
             if advance and is_new:
                 advance(done, total)
     return images, leaks, for_grid
+
+
+def _points(texts: list[str] | None, *, maps: bool) -> list[tuple[float, float]]:
+    """The places that maps are to show. Raises `Failure` for what is none, and without maps."""
+    if texts and not maps:
+        raise usage("--point is for heat-maps", "with --maps, or leave it out")
+    return [_point(each) for each in texts or ()]
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -480,35 +499,6 @@ def _most_concepts(requests: "list[Request]") -> int:
     from ..generation.prompt_syntax import mentions
 
     return max(len(mentions(request.prompt)) for request in requests)
-
-
-def _unused(requests: "list[Request]", *, leak: bool) -> list[str]:
-    """What was asked for in vain."""
-    return [*_without_references(requests), *_with_one_subject(requests, leak=leak)]
-
-
-def _without_references(requests: "list[Request]") -> list[str]:
-    """As nothing is drawn after a photo: neither `--reference`, nor what a version holds."""
-    if _most_concepts(requests) or any(each.references for each in requests):
-        return []
-    asked = {
-        "--reference-share": any(each.settings.reference_share is not None for each in requests),
-        "--reference-guidance": any(
-            each.settings.reference_guidance is not None for each in requests
-        ),
-        "--encoder-strength": any(each.settings.encoder_strength for each in requests),
-    }
-    return [f"{name} is for pictures with a --reference" for name, on in asked.items() if on]
-
-
-def _with_one_subject(requests: "list[Request]", *, leak: bool) -> list[str]:
-    """As no prompt has several subjects."""
-    if max(len(each.references) for each in requests) + _most_concepts(requests) > 1:
-        return []
-    is_auto = any(each.settings.layout == "auto" for each in requests)
-    asked = {"--leak": leak, "--separate": any(each.settings.separate for each in requests)}
-    asked["--layout auto"] = is_auto
-    return [f"{name} is for prompts with several concepts" for name, on in asked.items() if on]
 
 
 def _seeds(requests: "list[Request]") -> str:

@@ -61,7 +61,9 @@ def mask(
 
         lacking = [image for image in concept.images if replace or image.mask is None]
         found: dict[str, Image.Image] = {}
-        if lacking:
+        if not lacking:
+            session.output.note(f"all photos of {name} have masks: --replace finds them anew")
+        else:
             finder, has_base = _finder(session, model, base, offline)
             if not has_base and given(context, "base"):
                 session.output.warn(f"{model} needs no base model: --base is unused")

@@ -160,11 +160,10 @@ def train(
                 shown.end(outcomes)
         if is_main_process() and not is_asked():
             shown.choose(shown.done)
-    if is_main_process():  # another exit code of one process would end them all
-        session.output.lines(shown.document(), shown.lines())
-        shown.exit_if_failed()
-        if len(shown.done) == 1:
-            session.output.note(f'next: concept generate "a photo of <{shown.done[0].name}>"')
+        if is_main_process():  # another exit code of one process would end them all
+            session.output.lines(shown.document(), shown.lines())
+            shown.exit_if_failed()
+            shown.note_next()
 
 
 def _end_without_photos(
@@ -266,7 +265,7 @@ def _print_estimates(
         if unused:
             session.output.note(f"{concept.name} has {unused}: not used without {words}")
         side = training_resolution(base.backbone, settings)
-        for note in notes_on(concept, settings, side):
+        for note in notes_on(concept, settings, side, options.photos):
             session.output.note(note)
 
 

@@ -260,6 +260,16 @@ def _check_kept(options: "TrainOptions", name: str, steps: int) -> None:
             f"{name} has {count(steps, 'step')}: none to keep every {every}",
             f"{option} {max(1, steps // 4)}" if steps else f"leave {option} out",
         )
+    from ..evaluation.patience import PATIENCE
+
+    scored = (steps - 1) // every if every else 0
+    if options.stop_early and scored <= PATIENCE:
+        often = (steps - 1) // (PATIENCE + 1)
+        raise usage(
+            f"{name} has {count(steps, 'step')}: --stop-early needs {PATIENCE + 1} scored "
+            f"checkpoints before the end, and there are {scored}",
+            f"--eval-every {often}" if often else "leave --stop-early out",
+        )
 
 
 def _check_kept_of_unfinished(

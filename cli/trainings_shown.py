@@ -90,12 +90,14 @@ class TrainingsShown:
     def begin(self, concepts: "Sequence[Concept]", resume: bool) -> None:
         """Say which concepts are trained, and show bars until the batch ends."""
         self._concepts = {concept.id: concept for concept in concepts}
+        options = self._options
         names = ", ".join(concept.name for concept in concepts)
         self._output.note(f"training {names}", style="bold")
         for concept in concepts:
             self._note_unfinished(concept, resume=resume)
-            for note in () if resume else notes_on(concept, self._settings, self._side):
-                self._output.note(note)
+            if not resume:
+                for note in notes_on(concept, self._settings, self._side, options.photos):
+                    self._output.note(note)
         self._steps = self._of_batch.enter_context(self._output.steps())
 
     def hooks(self, is_asked_to_stop: Callable[[], bool], concept: int) -> "Hooks":
@@ -174,7 +176,7 @@ class TrainingsShown:
 
     def choose(self, outcomes: "Sequence[Outcome]") -> None:
         """With --eval-every: score kept checkpoints, and mark the best version of each concept."""
-        from ..registry.errors import ConceptryError
+        from ..registry.errors import ConceptryError, TrainingInterrupted
 
         done = [each for each in outcomes if each.trained]
         if not self._chooser or not done:
@@ -187,8 +189,22 @@ class TrainingsShown:
             except ConceptryError as error:
                 self.fail([outcome.name], error)
                 continue
+            except KeyboardInterrupt:
+                again = ["concept eval", outcome.name, "--all-checkpoints", *self._suite]
+                raise TrainingInterrupted(
+                    "stopped while checkpoints were scored: all versions are stored",
+                    hint=" ".join(again),
+                ) from None
             self._best.append(best)
             self._output.note(f"best of {best.concept} is version {best.version}")
+
+    @property
+    def _suite(self) -> list[str]:
+        """How an evaluation is told which prompts checkpoints were scored by."""
+        from ..registry.errors import quoted
+
+        suite = self._options.suite
+        return ["--suite", quoted(suite)] if suite else []
 
     @property
     def done(self) -> "list[Outcome]":
@@ -211,14 +227,35 @@ class TrainingsShown:
             f"{each.trained.concept}@{each.trained.version}" for each in self._done if each.trained
         ]
 
+    def note_next(self) -> None:
+        """Say what to type next, if there is one new version, and whether its name means it."""
+        if len(self._done) != 1:
+            return
+        concept = self._registry.show(self._done[0].concept_id)
+        trained = self._done[0].trained
+        best = next((each.number for each in concept.versions if "best" in each.aliases), None)
+        mention = concept.name
+        if trained and best not in (None, trained.version):
+            mention = f"{concept.name}@{trained.version}"
+            self._output.note(f"<{concept.name}> is {concept.name}@{best}, the best so far")
+        self._output.note(f'next: concept generate "a photo of <{mention}>"')
+
     def exit_if_failed(self) -> None:
         """Exit with the first failure's exit code, if anything failed."""
         if self._failed:
             sys.exit(self._failed[0][1].exit_code)
 
 
-def notes_on(concept: "Concept", settings: "TrainingSettings", side: int) -> Iterator[str]:
-    """What of a concept's photos does not fit settings, or crops of a side in pixels."""
+def notes_on(
+    concept: "Concept", settings: "TrainingSettings", side: int, photos: "Sequence[str]" = ()
+) -> Iterator[str]:
+    """What of a concept's photos does not fit settings, or crops of a side in pixels.
+
+    Only `photos` are learned, if any are named.
+    """
+    from ..training.subjects import with_photos
+
+    concept = with_photos(concept, photos) if concept.images else concept
     yield from _missing(concept, settings)
     yield from _enlarged(concept, side)
 

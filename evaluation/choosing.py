@@ -22,15 +22,13 @@ from ..training.distributed import is_main_process
 from .encoder_names import EncoderNames, encoder_names_for
 from .encoders import Encoders, load_encoders
 from .evaluating import EvalSubject, Evaluator, masks_of
+from .patience import has_plateaued
 from .picture_cache import PictureCache
 from .plan import Plan, as_chosen
 from .record import Evaluation
 from .running import EvalRequest, check_can_choose, mark_best, score, suite_of
 from .scoring import ReferenceEmbeddings, embed_references
 from .suites import Suite
-
-PATIENCE = 2
-"""Early stopping: the number of checkpoints in a row without a better score."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,10 +140,8 @@ class CheckpointScorer:
 
     @property
     def has_plateaued(self) -> bool:
-        """Whether the last `PATIENCE` checkpoints were no better than the best before them."""
-        scores = [each.harmonic_mean for each in self.found]
-        before, last = scores[:-PATIENCE], scores[-PATIENCE:]
-        return bool(before) and max(last) <= max(before)
+        """Whether it is time to stop early."""
+        return has_plateaued([each.harmonic_mean for each in self.found])
 
     def _score(self, checkpoint: Checkpoint) -> None:
         """Draw with the injected adapters, and keep no picture, as the weights still change."""

@@ -23,7 +23,7 @@ from ..registry.hashes import sha256_of
 from .control_request import LAYOUT, UsedControl, read_control
 from .injection import InjectedConcept
 from .layout import Box
-from .request import Request, check_control_kinds
+from .request import Request, check_control_kinds, check_none_follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
     check_control_kinds(base, requests)
     for request in requests:
         if (asked := request.control) is None:
-            _check_none_follow(request)
+            check_none_follow(request)
             continue
         wanted = request.settings.size or (size, size)
         if (key := (asked.picture, wanted)) in checked:
@@ -65,18 +65,6 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
             line = f"{asked.picture} is {width}x{height}: resized to {wanted[0]}x{wanted[1]}"
             notes.setdefault(line)
     return list(notes)
-
-
-def _check_none_follow(request: Request) -> None:
-    """Raise `InvalidInput` if a reference has a control picture, and what is drawn has none."""
-    if request.settings.layout_control:
-        return
-    for each in request.references:
-        if each.control is not None:
-            raise InvalidInput(
-                f"the reference {each.name} has a control picture, and what is drawn has none",
-                hint="--control IMAGE as well, or without --reference-control",
-            )
 
 
 class Controls:

@@ -92,6 +92,15 @@ def _by_number(path: Path) -> tuple[list[int | str], str]:
     return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], path.name
 
 
+def check_keeps_frames(file_format: str) -> None:
+    """Raise `InvalidInput` for a format of files that later frames cannot be drawn after."""
+    if file_format == "jpg":
+        raise InvalidInput(
+            "frames are drawn after earlier ones, of which a JPEG loses some",
+            hint="--format png, or webp",
+        )
+
+
 def check_frames(requests: Sequence[Request]) -> None:
     """Raise `InvalidInput` for requests that are not the frames of one animation."""
     if not 0 < len(requests) <= MAX_FRAMES:

@@ -11,9 +11,15 @@ from PIL import Image
 
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.errors import InvalidInput
 from .drawing import Drawing, Picture, drawings_of, loaded_references
-from .frames import FRAME_RATE, FrameWeights, check_frame_rate, check_frames, durations
+from .frames import (
+    FRAME_RATE,
+    FrameWeights,
+    check_frame_rate,
+    check_frames,
+    check_keeps_frames,
+    durations,
+)
 from .injection import inject_concepts
 from .observing import Wanted
 from .picture_texts import FileFormat
@@ -80,11 +86,7 @@ def animate(
     are drawn after.
     """
     check_frames(requests)
-    if file_format == "jpg":
-        raise InvalidInput(
-            "frames are drawn after earlier ones, of which a JPEG loses some",
-            hint="--format png, or webp",
-        )
+    check_keeps_frames(file_format)
     wanted = Wanted(with_maps, with_leaks, tuple(points), file_format)
     drawings = drawings_of(registry, base, requests, folder, wanted)
     check_frames([each.request for each in drawings])

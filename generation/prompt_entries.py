@@ -113,7 +113,7 @@ class PromptEntry(PromptSettings):
 
 
 def seeds_of(
-    place: str,
+    place: str = "",
     *,
     n: int | None,
     seed: int | None,
@@ -123,20 +123,21 @@ def seeds_of(
     """The seeds of a prompt: as listed, or `n` from `seed` on, or what is `usual` of these.
 
     Where the usual ones are a list, `n` alone is how many of them, from the first on. Raises
-    `InvalidInput`.
+    `InvalidInput`, which names the place, if there is one.
     """
+    at = f"{place}: " if place else ""
     if seeds is not None:
         if n is not None or seed is not None:
-            raise InvalidInput(f"{place}: seeds says them all", hint="without n and seed")
+            raise InvalidInput(f"{at}seeds says them all", hint="without n and seed")
         if len(set(seeds)) < len(seeds):
-            raise InvalidInput(f"{place}: a seed is listed twice", hint="seeds: [1, 2, 3]")
+            raise InvalidInput(f"{at}a seed is listed twice", hint="seeds: [1, 2, 3]")
         return seeds
     if seed is not None or isinstance(usual, range):
         first = usual[0] if seed is None else seed
         return range(first, first + (len(usual) if n is None else n))
     if n is not None and n > len(usual):
         raise InvalidInput(
-            f"{place}: n is {n:,}, but {len(usual):,} seeds are listed for all scenes",
+            f"{at}n is {n:,}, but {len(usual):,} seeds are listed for all scenes",
             hint="seeds of its own, or a seed to count from",
         )
     return usual[:n]

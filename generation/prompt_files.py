@@ -157,7 +157,7 @@ def _request(
             own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)
         made = make_request(prompt, replace(defaults, settings=settings, **changed))
-        return replace(made, seeds=seeds_of(place, **counted, usual=usual), scene=scene)
+        return replace(made, seeds=seeds_of(**counted, usual=usual), scene=scene)
     except (InvalidInput, NotFound) as error:
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
 

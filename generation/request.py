@@ -189,6 +189,18 @@ def check_encoder(request: Request) -> None:
         )
 
 
+def check_none_follow(request: Request) -> None:
+    """Raise `InvalidInput` if a reference has a control picture, and what is drawn has none."""
+    if request.control is not None or request.settings.layout_control:
+        return
+    for each in request.references:
+        if each.control is not None:
+            raise InvalidInput(
+                f"the reference {each.name} has a control picture, and what is drawn has none",
+                hint="--control IMAGE as well, or without --reference-control",
+            )
+
+
 def check_control_kinds(base: Base, requests: Sequence[Request]) -> None:
     """Find the ControlNets of requests. Raises `NotFound` and `InvalidInput`."""
     for request in requests:

@@ -43,9 +43,11 @@ def _is_bundle(path: Path) -> bool:
     """Whether a file is a zip with a manifest, whatever it is called."""
     try:
         with open_given(path) as file:
-            is_zip = file.read(2) == b"PK"
-        return is_zip and _of_zip(path) is None
-    except OSError:
+            if file.read(2) != b"PK":
+                return False
+        with opened_zip(path) as opened:
+            return "manifest.json" in opened.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 

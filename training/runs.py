@@ -410,6 +410,9 @@ class _Batch:
             self._end("interrupted")
             raise
         except Exception as error:
+            if self._hooks[self._plans[0].run].should_stop():  # it took a compiler with it
+                self._end("interrupted")
+                raise TrainingInterrupted(f"{self._names()}: stopped") from error
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
 

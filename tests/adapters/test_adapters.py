@@ -104,5 +104,5 @@ def test_a_former_end_token_is_given_back(backbone: Backbone) -> None:
     token = TokenEmbedding.from_words(backbone, ["<v>"], "dog")
     own = backbone.text_encoders[0].tokenizer.eos_token_id
     with injected(backbone, [token]):
-        assert {vars(each)["eos_token_id"] for each in read} == {own}
-    assert {vars(each)["eos_token_id"] for each in read} == {2}
+        assert all(each.eos_token_id == own for each in read)
+    assert all(each.eos_token_id == 2 for each in read)

@@ -26,7 +26,7 @@ def edits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return script
 
 
-def test_photos_that_have_none_get_a_caption(rex: Registry, ask: Ask) -> None:
+def test_photos_that_have_none_get_a_caption(rex: Registry, run: Run, ask: Ask) -> None:
     (first, *_) = rex.show("rex").images
     rex.edit("rex", captions={first.sha256: "my own words"})
     drafted = ask("caption", "rex", "--preview")["captions"]
@@ -37,6 +37,7 @@ def test_photos_that_have_none_get_a_caption(rex: Registry, ask: Ask) -> None:
     assert captions(rex) == ["my own words", *(each["caption"] for each in done)]
     assert all(each["caption"].startswith("a photo of a dog") for each in done)
     assert ask("caption", "rex", "--model", "none-is-loaded")["captions"] == []
+    assert "all photos of rex have captions, which are kept" in run("caption", "rex").stderr
 
 
 def test_an_editor_gets_all_of_them(rex: Registry, run: Run, edits: Path) -> None:

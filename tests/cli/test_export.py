@@ -1,14 +1,18 @@
 """`concept export` in the formats of other tools."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
+from conceptry.models.backbone import Backbone
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
 from drawing import draw_file
 from exported import Taught
 from program import Ask, Run
+from safetensors import SafetensorError
 from tiny_base import write_tiny_base
 
 
@@ -122,3 +126,26 @@ def test_the_document(taught: Taught, ask: Ask) -> None:
     assert json.dumps(done["kept"]) == "null"
     assert [each["holds"] for each in done["files"]] == ["weights", "embedding"]
     assert done["trigger"] == "dog-embedding dog"
+
+
+def test_what_is_no_file_is_not_replaced(rex: Registry, run: Run) -> None:
+    os.mkfifo("pipe.concept")
+    found = run("export", "rex", "pipe.concept", "--force")
+    assert (found.exit_code, "nothing takes its place" in found.stderr) == (2, True)
+    assert stat.S_ISFIFO(Path("pipe.concept").stat().st_mode)
+
+
+def test_a_bundle_is_not_called_as_other_files_are(rex: Registry, run: Run) -> None:
+    found = run("export", "rex", "rex.safetensors")
+    assert (found.exit_code, "concept export rex rex.concept" in found.stderr) == (2, True)
+    assert not Path("rex.safetensors").exists()
+
+
+def test_a_full_disk_is_no_bug(taught: Taught, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(Backbone, "save", full)
+    found = run("export", "rex@3", "whole", "--format", "diffusers")
+    assert (found.exit_code, "File too large" in found.stderr) == (4, True), found.output
+    assert not list(Path().glob("whole*"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
+from drawing import draw_file
 from forked import run_forked
 from PIL import Image
 from program import Ask, Run, error_of, run_concept
@@ -476,3 +477,44 @@ def test_what_is_no_page_is_not_read(run: Run, tiny: str, tmp_path: Path, what: 
     refused = run("--json", "generate", *words)
     assert error_of(refused)["code"] == "already_exists"
     assert [each.name for each in page.parent.iterdir()] == ["day.html"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--reference-share", "0.5"], "--reference-share is for pictures with a --reference"),
+        (["--reference-guidance", "9"], "--reference-guidance is for pictures with a --reference"),
+        (
+            ["--reference", "rex", "--reference-share", "0", "--reference-guidance", "9"],
+            "--reference-guidance is for pictures with a --reference-share above 0",
+        ),
+        (["--control-scale", "0.3"], "--control-scale is for pictures with a --control"),
+        (["--maps", "--point", "0.1,0.1"], "--point is for pictures with a --reference"),
+        (["--negative", "snow", "--guidance", "1"], "--negative is for pictures with a --guidance"),
+        (["--reference", "rex", "--separate"], "--separate is for prompts with several concepts"),
+        (["--reference", "rex", "--leak"], "--leak is for prompts with several concepts"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_said(
+    rex: Registry, run: Run, words: list[str], line: str
+) -> None:
+    """Whoever gives it learns so before anything is loaded."""
+    found = run("generate", "a dog in the snow", "--dry-run", *words)
+    assert (found.exit_code, line in found.stderr) == (0, True), found.output
+    assert " is for p" not in run("generate", "a dog in the snow", "--dry-run").stderr
+
+
+def test_a_dry_run_refuses_frames_that_would_be_jpegs(rex: Registry, run: Run) -> None:
+    words = ("--animate", "--prompts", "walk.txt", "--format", "jpg")
+    Path("walk.txt").write_text("a dog\na dog asleep\n")
+    found = run("generate", *words, "--dry-run")
+    assert (found.exit_code, "JPEG loses" in found.stderr) == (2, True), found.output
+
+
+def test_a_file_says_what_to_begin_with_and_the_command_how(rex: Registry, run: Run) -> None:
+    draw_file(Path("dog.png"))
+    Path("p.jsonl").write_text('{"prompt": "a dog", "init": "dog.png"}\n{"prompt": "a cat"}\n')
+    words = ("--prompts", "p.jsonl", "--strength", "0.4", "--dry-run")
+    assert run("generate", *words).exit_code == 0
+    Path("p.jsonl").write_text('{"prompt": "a dog"}')
+    assert "--strength is for a picture to begin with" in run("generate", *words).stderr

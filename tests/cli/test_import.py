@@ -5,12 +5,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conceptry.registry import Registry
 from drawing import draw_file
 from foreign_files import write_embedding, write_lora
 from program import Ask, Run
 from raw_safetensors import framed, raw_safetensors
+from safetensors.numpy import save_file
 
 
 @pytest.fixture
@@ -326,3 +328,65 @@ def test_a_link_beside_a_file_of_peft_is_not_followed(
     result = run("import", str(file))
     assert "adapter_config.json is not beside it" in result.stderr
     assert registry.names() == []
+
+
+def pair(folder: Path, stem: str, seed: int = 5) -> Path:
+    """A LoRA and the embedding that goes with it, as `concept export` writes them."""
+    said = {"modelspec.trigger_phrase": f"{stem}-embedding dog"}
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    generator = np.random.default_rng(seed)
+    tensors = {
+        f"{layer}.lora_down.weight": generator.standard_normal((4, 768), np.float32),
+        f"{layer}.lora_up.weight": generator.standard_normal((1280, 4), np.float32),
+    }
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / f"{stem}.safetensors", metadata=said)
+    write_embedding(folder / f"{stem}-embedding.safetensors", seed)
+    return folder / f"{stem}.safetensors"
+
+
+def test_a_pair_whose_name_has_a_space_comes_whole(registry: Registry, run: Run) -> None:
+    said = run("import", pair(Path("new"), "my dog")).stdout
+    assert said.startswith("imported my-dog: a LoRA and an embedding for SD 1.x, <my-dog>")
+    (concept_run,) = registry.show("my-dog").runs
+    assert concept_run.config["phrase"] == "{} dog"
+
+
+def test_a_pair_is_known_when_one_concept_has_both(registry: Registry, run: Run) -> None:
+    """Not when its files are in two concepts; nor is an embedding known as half of a pair."""
+    first = pair(Path("new"), "rexl")
+    apart = Path("apart")
+    apart.mkdir()
+    (apart / "one.safetensors").write_bytes(first.read_bytes())
+    (apart / "two.safetensors").write_bytes(Path("new/rexl-embedding.safetensors").read_bytes())
+    assert run("import", "apart").stderr.endswith("2 files: 2 imported\n")
+    assert run("import", first, "--as", "whole").stdout.startswith("imported whole: ")
+    assert "is there already, as whole" in run("import", first, "--as", "again").stderr
+    assert len(registry.show("whole").versions[0].artifacts) == 2
+    registry.remove(["one", "two"])
+    half = "new/rexl-embedding.safetensors"
+    assert run("import", half, "--as", "half").stdout.startswith("imported half: an embedding")
+    assert "is there already, as half" in run("import", half).stderr
+
+
+def test_a_configuration_that_was_corrected_is_not_ignored_in_silence(
+    registry: Registry, run: Run
+) -> None:
+    path, config = Path("adapter_model.safetensors"), Path("adapter_config.json")
+    layer = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = {
+        f"{layer}.lora_A.weight": np.ones((4, 768), np.float32),
+        f"{layer}.lora_B.weight": np.ones((1280, 4), np.float32),
+    }
+    save_file(tensors, path)
+    for alpha in (4, 400):
+        config.write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha}))
+        said = run("import", path, "--as", f"a{alpha}").stderr
+    assert "keeps what adapter_config.json said before -> concept rm a4" in said
+
+
+@pytest.mark.parametrize("name", ["rex.safetensors", "rex.bin"])
+def test_a_bundle_is_known_by_what_it_is(rex: Registry, run: Run, name: str) -> None:
+    assert run("export", "rex", "rex.concept").exit_code == 0
+    Path("rex.concept").rename(name)
+    assert run("import", name, "--as", "max").stdout.startswith("imported max (dog)")

@@ -45,6 +45,8 @@ def test_masks_are_found_once(rex: Registry, run: Run, ask: Ask, tiny: str) -> N
     assert "3 photos updated" in run("history", "rex").stdout
     again = ask("mask", "rex", "--base", "none-is-loaded")
     assert again["masks"] == []
+    said = run("mask", "rex").stderr
+    assert "all photos of rex have masks: --replace finds them anew" in said
 
 
 def test_what_a_person_gave_is_kept(rex: Registry, ask: Ask, run: Run, tiny: str) -> None:

@@ -372,7 +372,7 @@ def test_what_is_kept_is_scored_and_the_best_is_marked(
 ) -> None:
     Path("one.txt").write_text("a photo of a {}")
     words = ("--base", tiny, "--suite", "one.txt", "--clip", "miniature", "--dino", "none")
-    done = run("train", "rex", *SHORT, *words, "--eval-every", "1", "--stop-early")
+    done = run("train", "rex", *SHORT, *words, "--eval-every", "1")
     assert done.exit_code == 0, done.output
     assert "stage3-000001: clip_t" in done.stderr
     (best,) = [version.number for version in rex.show("rex").versions if version.aliases]
@@ -386,6 +386,7 @@ def test_what_is_kept_is_scored_and_the_best_is_marked(
     ("words", "message"),
     [
         (["--stop-early"], "needs scores"),
+        (["--eval-every", "50", "--stop-early"], "needs 3 scored checkpoints before the end"),
         (["--keep-every", "2", "--eval-every", "2"], "keeps what it scores"),
         (["--suite", "objects"], "are for scores"),
         (["--dino", "none", "--keep-every", "2"], "are for scores"),
@@ -421,3 +422,22 @@ def test_photos_and_steps_that_do_not_fit(
     done = run("train", *words, "--method", "dreamtuner")
     assert message in done.stderr
     assert done.exit_code == status
+
+
+def test_what_comes_next_names_the_new_version_where_another_is_the_best(
+    rex: Registry, run: Run, tiny: str
+) -> None:
+    words = ("train", "rex", "--base", tiny, "--method", "dreamtuner", "--preset", "instant")
+    assert 'next: concept generate "a photo of <rex>"' in run(*words).stderr
+    rex.set_alias("rex", 1, "best")
+    said = run(*words).stderr
+    assert "<rex> is rex@1, the best so far" in said
+    assert 'next: concept generate "a photo of <rex@2>"' in said
+
+
+def test_notes_are_on_the_photos_that_are_learned(rex: Registry, run: Run, tiny: str) -> None:
+    words = ("train", "rex", "--base", tiny, "--method", "dreamtuner", "--preset", "instant")
+    said = run(*words, "--set", "reference.photos=2").stderr
+    assert "holds no more" not in said
+    said = run(*words, "--set", "reference.photos=2", "--photo", "1").stderr
+    assert "rex has 1 photo: reference.photos=2 holds no more" in said

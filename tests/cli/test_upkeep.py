@@ -121,3 +121,19 @@ def test_gc_of_a_copied_database_deletes_nothing_of_the_original(
     invoke("--registry", database, "add", "rex", draw_file(tmp_path / "new.png", 41))
     invoke("--registry", copy, "gc", "--grace", "0")
     assert invoke("--registry", database, "check").exit_code == 0
+
+
+def test_the_command_that_repairs_reads_what_the_one_that_found_it_read(
+    rex: Registry, run: Run
+) -> None:
+    """A flipped bit is not seen without reading."""
+    photo = rex.path_of(rex.show("rex").images[0].sha256)
+    kept = photo.read_bytes()
+    Path("kept").mkdir()
+    Path("kept/1.png").write_bytes(kept)
+    photo.chmod(0o600)
+    photo.write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
+    said = run("check", "--read-data").stderr
+    assert "next: concept check --read-data --repair --from BACKUP_OR_PHOTOS" in said
+    run("check", "--read-data", "--repair", "--from", "kept")
+    assert photo.read_bytes() == kept

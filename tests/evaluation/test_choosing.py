@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conceptry.evaluation import choosing
+from conceptry.evaluation import patience
 from conceptry.evaluation.choosing import CheckpointScorer
 from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.record import Evaluation, Interval
@@ -127,7 +127,7 @@ def test_a_suite_that_cannot_choose_is_refused_before_the_training(
 def test_stopped_early_it_is_done_and_its_version_is_of_that_step(
     rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "PATIENCE", 1)
+    monkeypatch.setattr(patience, "PATIENCE", 1)
     watch = CheckpointScorer(rex, base, request(tmp_path), 1, stop_early=True)
     hooks = watch.hooks(Hooks())
 

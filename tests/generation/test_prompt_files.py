@@ -9,6 +9,7 @@ from conceptry.generation.control_request import ControlRequest
 from conceptry.generation.init_request import InitRequest
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.registry.errors import InvalidInput, NotFound
+from drawing import draw_file
 
 DEFAULTS = PromptDefaults(n=2, seed=7, settings=SamplingSettings(steps=10))
 PLAIN = Request(prompt="a <rex> asleep", seeds=range(7, 9), settings=SamplingSettings(steps=10))
@@ -186,3 +187,19 @@ def test_an_entry_changes_only_what_it_says_of_pictures(
     assert second.control == begun.control
     assert second.init == replace(begun.init, picture=tmp_path / "own.png")
     assert third.init == replace(begun.init, mask=None)
+
+
+def test_defaults_say_how_an_entry_begins_with_its_own_picture(tmp_path: Path) -> None:
+    for name in ("dog.png", "mask.png"):
+        draw_file(tmp_path / name)
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "a", "init": "dog.png"}\n{"prompt": "b"}\n'
+        '{"prompt": "c", "init": "dog.png", "strength": 0.9}\n'
+    )
+    defaults = replace(DEFAULTS, strength=0.4, mask=tmp_path / "mask.png")
+    one, two, three = read_prompts(path, defaults)
+    assert (one.init and (one.init.strength, one.init.mask)) == (0.4, tmp_path / "mask.png")
+    assert two.init is None
+    assert three.init
+    assert three.init.strength == 0.9

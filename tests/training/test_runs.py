@@ -1,6 +1,7 @@
 """From photos in a registry to pictures of the concept, by the calls that scripts use."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from conceptry.registry.errors import (
     StorageError,
     TrainingInterrupted,
 )
-from conceptry.training import class_pictures as class_pictures_module
 from conceptry.training.callbacks import Hooks
 from conceptry.training.class_pictures import class_pictures
 from conceptry.training.runs import Trained, resume, train
@@ -337,7 +337,8 @@ def test_class_pictures_that_have_no_room_at_once_are_drawn_in_parts(
     rex: Registry, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    plain = class_pictures_module.draw
+    module = import_module("conceptry.training.class_pictures")
+    plain = module.draw
 
     def crowded(*arguments: Any, batch: int) -> Any:
         batches.append(batch)
@@ -345,6 +346,6 @@ def test_class_pictures_that_have_no_room_at_once_are_drawn_in_parts(
             raise torch.OutOfMemoryError
         return plain(*arguments, batch=batch)
 
-    monkeypatch.setattr(class_pictures_module, "draw", crowded)
+    monkeypatch.setattr(module, "draw", crowded)
     assert len(class_pictures(rex, base, "dog", 8)) == 8
     assert batches == [8, 4, 2]

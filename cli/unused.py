@@ -1,0 +1,116 @@
+"""What `concept generate` was asked for in vain: options that change nothing of its pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..generation.prompt_syntax import ChosenVersion
+    from ..generation.request import Request
+    from ..registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Options of a command beside those that requests have."""
+
+    leak: bool
+    points: bool
+    control_scale: bool
+
+
+def unused(registry: "Registry", requests: "Sequence[Request]", asked: Asked) -> list[str]:
+    """A line for each option that no picture uses.
+
+    Loads no deep-learning library, but for prompts of concepts whose references would count.
+    """
+    seen = [_Seen.of(registry, each, is_asked=asked.points) for each in requests]
+    lines = [*_of_references(requests, seen, asked), *_of_several(requests, seen, asked)]
+    if asked.control_scale and not any(each.control for each in requests):
+        lines.append("--control-scale is for pictures with a --control")
+    is_guided = any(
+        each.shares or request.settings.guidance > 1
+        for each, request in zip(seen, requests, strict=True)
+    )
+    if not is_guided and any(each.settings.negative for each in requests):
+        lines.append("--negative is for pictures with a --guidance above 1")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Of a request: the shares of its references, its versions' too, and how many subjects."""
+
+    shares: "Sequence[float]"
+    subjects: int
+
+    @classmethod
+    def of(cls, registry: "Registry", request: "Request", *, is_asked: bool) -> "_Seen":
+        from ..generation.prompt_syntax import resolve_prompt
+        from ..generation.reference_syntax import resolve_references
+
+        references = resolve_references(registry, request.references, request.prompt)
+        chosen = resolve_prompt(registry, request.prompt)
+        names = {each.mention.name for each in chosen}
+        words = request.prompt.lower().split()
+        kinds = {each.concept.category for each in references if each.name not in names}
+        subjects = len(names) + sum(kind in words for kind in kinds)
+        shares = [each.share for each in references]
+        if is_asked or _asks_of_references(request):
+            shares += _held(chosen)
+        if shares and request.settings.reference_share is not None:
+            shares = [request.settings.reference_share]
+        return cls(shares, subjects)
+
+
+def _asks_of_references(request: "Request") -> bool:
+    """Whether an option of a request depends on whether it is drawn after photos."""
+    settings = request.settings
+    shares = (settings.reference_share, settings.reference_guidance)
+    return shares != (None, None) or (bool(settings.negative) and settings.guidance <= 1)
+
+
+def _held(chosen: "Sequence[ChosenVersion]") -> list[float]:
+    """The shares of references that versions hold."""
+    trained = [each for each in chosen if not each.originals]
+    if not trained:
+        return []
+    from ..adapters.file_format import read_adapter_metadata
+
+    found = (read_adapter_metadata(Path(each.path)).references for each in trained)
+    return [reference.share for references in found for reference in references]
+
+
+def _of_references(
+    requests: "Sequence[Request]", seen: Sequence[_Seen], asked: Asked
+) -> Iterator[str]:
+    """Options for pictures that are drawn after photos: `--reference`, or a version's."""
+    settings = [each.settings for each in requests]
+    guides = any(each.reference_guidance is not None for each in settings)
+    if any(each.shares for each in seen):
+        if guides and not any(share for each in seen for share in each.shares):
+            yield "--reference-guidance is for pictures with a --reference-share above 0"
+        return
+    options = {
+        "--reference-share": any(each.reference_share is not None for each in settings),
+        "--reference-guidance": guides,
+        "--encoder-strength": any(each.encoder_strength for each in settings),
+        "--point": asked.points,
+    }
+    yield from (f"{name} is for pictures with a --reference" for name, on in options.items() if on)
+
+
+def _of_several(
+    requests: "Sequence[Request]", seen: Sequence[_Seen], asked: Asked
+) -> Iterator[str]:
+    """Options for prompts with several subjects."""
+    if max(each.subjects for each in seen) > 1:
+        return
+    options = {
+        "--leak": asked.leak,
+        "--separate": any(each.settings.separate for each in requests),
+        "--layout auto": any(each.settings.layout == "auto" for each in requests),
+    }
+    names = [name for name, on in options.items() if on]
+    yield from (f"{name} is for prompts with several concepts" for name in names)
