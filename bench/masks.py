@@ -85,9 +85,14 @@ class Sitter:
     elsewhere: list[Image.Image]
     """Renders of it in other scenes."""
 
+    @property
+    def unmasked(self) -> str:
+        """The name of the concept whose photos have no masks."""
+        return f"{self.name}-unmasked"
+
     def enter(self, registry: Registry, folder: Path) -> None:
-        """Add its photos, masks and captions to a registry, once."""
-        if self.name in registry.names():
+        """Add its photos, masks and captions to a registry, and photos without masks, once."""
+        if self.unmasked in registry.names():
             return
         photos, masks = folder / "photos" / self.name, folder / "masks" / self.name
         for each in (photos, masks):
@@ -97,6 +102,7 @@ class Sitter:
             photo.masks[0].save(masks / f"{i}.png")
             (photos / f"{i}.txt").write_text(caption)
         registry.add(self.name, [photos], category=self.category, masks=masks)
+        registry.add(self.unmasked, [photos], category=self.category)
 
 
 def sitters(part: str, count: int) -> Iterator[Sitter]:
@@ -147,13 +153,13 @@ def found(base: LoadedBase) -> dict[str, Any]:
 def taught(registry: Registry, base: LoadedBase, who: Sitter, way: str, method: str) -> str:
     """How a prompt names the version taught by a way; it is taught if there is none."""
     part = who.name.partition("-")[0]
-    alias = f"{method}-{way}"
-    if not any(alias in version.aliases for version in registry.show(who.name).versions):
+    alias, name = f"{method}-{way}", who.unmasked if way == "auto" else who.name
+    if not any(alias in version.aliases for version in registry.show(name).versions):
         words = WAYS[part][way]
-        done = train(registry, who.name, base, method=method, preset="miniature", overrides=words)
-        registry.set_alias(who.name, done.version, alias)
-        print(who.name, way, done.seconds, flush=True)
-    return f"<{who.name}@{alias}>"
+        done = train(registry, name, base, method=method, preset="miniature", overrides=words)
+        registry.set_alias(name, done.version, alias)
+        print(name, way, done.seconds, flush=True)
+    return f"<{name}@{alias}>"
 
 
 def drawn(
