@@ -145,7 +145,9 @@ def _request(
             )
         elif control == "":
             changed["control"] = None
-        elif defaults.control is not None and scale is not None:
+        elif scale is not None:
+            if defaults.control is None:
+                raise InvalidInput("control_scale is for a control", hint="control: IMAGE")
             changed["control"] = replace(defaults.control, scale=scale)
         if begun := {key: own.pop(key) for key in ("init", "inpaint", "strength") if key in own}:
             changed["init"] = _init(begun, defaults, folder)
