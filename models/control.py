@@ -9,11 +9,11 @@ from diffusers import ControlNetModel
 from huggingface_hub import hf_hub_download
 
 from ..registry.errors import InvalidInput, InvalidWeights, NotFound
-from ..registry.hashes import sha256_of
 from .bases import SHIPPED, ControlSource
-from .compatibility import as_invalid_weights, short
+from .compatibility import as_invalid_weights
+from .fetching import fetching
 from .folder import CONFIG_FILE, Part, how_to_convert, read_object, weights_in
-from .hashes import MANIFEST, check_hash, hash_of
+from .hashes import MANIFEST, check_hash, hash_of_all
 from .loading import LoadedBase, load_network, without_bars
 
 CLASS = "ControlNetModel"
@@ -151,13 +151,13 @@ def _hash(source: ControlSource, files: tuple[Path, ...]) -> str:
         promised = json.loads((SHIPPED / MANIFEST).read_text(encoding="utf-8"))["files"]
         for path in files:
             check_hash(path, promised.get(path.relative_to(SHIPPED).as_posix(), {}).get("sha256"))
-    hashes = [hash_of(path) for path in files]
-    return hashes[0] if len(hashes) == 1 else sha256_of("\n".join(hashes).encode())
+    return hash_of_all(files)
 
 
 def _fetched(source: ControlSource, offline: bool) -> Path:
     """The folder of a hub repository in the cache; downloaded if it has to be."""
-    try:
+    hint = "a ControlNet can also be a folder, with config.json and safetensors"
+    with fetching(f"the ControlNet {source.source}", offline=offline, hint=hint):
         path = hf_hub_download(source.source, CONFIG_FILE, local_files_only=offline)
         _check_kind(source, read_object(Path(path)))
         whole, half = _HUB_WEIGHTS
@@ -165,12 +165,4 @@ def _fetched(source: ControlSource, offline: bool) -> Path:
             hf_hub_download(source.source, whole, local_files_only=offline)
         except (OSError, ValueError):
             hf_hub_download(source.source, half, local_files_only=offline)
-    except InvalidInput:
-        raise
-    except (OSError, ValueError) as error:  # hub errors are OSErrors
-        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
-        raise NotFound(
-            f"the ControlNet {source.source} {why}",
-            hint="a ControlNet can also be a folder, with config.json and safetensors",
-        ) from error
-    return Path(path).parent
+        return Path(path).parent

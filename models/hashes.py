@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def hash_of(path: Path) -> str:
         raise InvalidWeights(
             f"{path} cannot be read: {why}", hint="get the base model's files again"
         ) from error
+
+
+def hash_of_all(paths: Sequence[Path]) -> str:
+    """That of a file, or one for the hashes of several. Raises what `hash_of` does."""
+    hashes = [hash_of(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else sha256_of("\n".join(hashes).encode())
 
 
 def _is_named_by_hash(blob: Path) -> bool:

@@ -1,19 +1,18 @@
 """Models of transformers beside base models: fetched once, loaded from safetensors alone."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from ..registry.errors import InvalidInput, InvalidWeights, NotFound
-from .bases import HUB_ID
+from ..registry.errors import InvalidInput, InvalidWeights
 from .compatibility import short
+from .fetching import Kind
 from .loading import without_bars
 
-_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_MODEL = Kind(
+    "model", "--model FOLDER, or a hub id", ("*.json", "*.txt", "*.model", "*.safetensors")
+)
 _OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _T = TypeVar("_T")
 
@@ -26,7 +25,7 @@ class HubModel:
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
         self.name = name
-        self._folder = _folder_of(name, offline)
+        self._folder = _MODEL.folder(name, offline=offline)
         self.config = self._loaded(lambda: AutoConfig.from_pretrained(self._folder, **_OPTIONS))
 
     def part(self, kind: Any) -> Any:
@@ -57,16 +56,3 @@ class HubModel:
             raise InvalidInput(
                 f"the model {self.name} cannot be loaded: {short(error)}", hint="another --model"
             ) from error
-
-
-def _folder_of(name: str, offline: bool) -> Path:
-    folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
-        return folder
-    if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise NotFound(f'there is no model "{name}"', hint="--model FOLDER, or a hub id")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*_FILES], local_files_only=offline))
-    except (OSError, ValueError) as error:  # hub errors are both
-        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
-        raise NotFound(f"the model {name} {why}", hint="--model FOLDER") from error

@@ -38,8 +38,8 @@ from .compatibility import (
     missing_tensors,
     pipeline_class_of,
     predicts_velocity,
-    short,
 )
+from .fetching import fetching
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
 from .hashes import hash_of, hash_of_folder
 from .sd import StableDiffusion
@@ -275,7 +275,8 @@ def _fetched(base: Base, offline: bool) -> str:
 
     Its index is checked before the rest is downloaded.
     """
-    try:
+    hint = "concept bases lists what is at hand; --base also takes a folder or file"
+    with fetching(f"the base model {base.source}", offline=offline, hint=hint):
         index = hf_hub_download(base.source, PIPELINE_FILE, local_files_only=offline)
         pipeline_class_of(base, read_index(Path(index).parent))
         try:
@@ -284,14 +285,6 @@ def _fetched(base: Base, offline: bool) -> str:
             with suppress(OSError, ValueError):
                 return _downloaded(base, offline, "fp16")
             raise
-    except InvalidInput:
-        raise
-    except (OSError, ValueError) as error:  # hub errors are OSErrors
-        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
-        raise NotFound(
-            f"the base model {base.source} {why}",
-            hint="concept bases lists what is at hand; --base also takes a folder or file",
-        ) from error
 
 
 def _downloaded(base: Base, offline: bool, variant: str | None = None) -> str:

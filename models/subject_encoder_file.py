@@ -27,6 +27,7 @@ from ..registry.files import replacing
 from ..registry.validation import Line, problem
 from .bases import HUB_ID, Base
 from .compatibility import short
+from .fetching import fetching
 from .hashes import hash_of
 from .loading import LoadedBase
 from .subject_encoder import SubjectAttention, SubjectEncoder
@@ -187,11 +188,8 @@ def _path_at(kind: Literal["folder", "hub"], source: str, offline: bool) -> Path
         if not os.path.isfile(path):
             raise NotFound(f"there is no {path}")
         return path
-    try:
+    with fetching(f"the subject encoder {source}", offline=offline):
         return Path(hf_hub_download(source, FILE, local_files_only=offline))
-    except (OSError, ValueError) as error:  # hub errors are both
-        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
-        raise NotFound(f"the subject encoder {source} {why}") from error
 
 
 def _is_path(source: str) -> bool:

@@ -3,24 +3,22 @@
 It is named by a hub repository, a folder, or `miniature`, the one that ships with the program.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from ..registry.errors import InvalidInput, InvalidWeights, NotFound
-from ..registry.hashes import sha256_of
-from .bases import HUB_ID, SHIPPED, Base
+from ..registry.errors import InvalidInput, InvalidWeights
+from .bases import SHIPPED, Base
 from .compatibility import check_tensors, short
+from .fetching import Kind
 from .folder import read_object, weights_in
-from .hashes import hash_of
+from .hashes import hash_of, hash_of_all
 from .loading import without_bars
 from .miniature.shipped import CLIP, load_clip
 from .pixels import to_pixels
@@ -28,7 +26,11 @@ from .pixels import to_pixels
 OWN = "miniature"
 """The name of the encoder that ships with the program."""
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "model*.index.json")
+_KIND = Kind(
+    "picture encoder",
+    "name a folder or a hub id",
+    ("config.json", "preprocessor_config.json", "model*.safetensors", "model*.index.json"),
+)
 _ELITE, _ELITE_DEPTH = (25, 4, 8, 12, 16), 24
 
 
@@ -133,7 +135,8 @@ def load_vision(
         vision = cast("CLIPVisionModel", clip.vision_model)
         encoder = VisionEncoder(vision, half, half, Image.Resampling.BOX)
         return LoadedVision(name, encoder, hash_of(own / CLIP))
-    folder = _fetched(name, offline) if is_foreign else _folder_of(name, offline)
+    find = _KIND.fetched if is_foreign else _KIND.folder
+    folder = find(name, offline=offline)
     config = read_object(folder / "config.json")
     files, variant = weights_in(folder, "transformers")
     if not files:
@@ -154,26 +157,7 @@ def load_vision(
     network, found = cast("tuple[CLIPVisionModel, dict[str, set[str]]]", loaded)
     if missing := sorted(found["missing_keys"]):
         raise InvalidWeights(f"{name} lacks tensors: {missing[0]} ({len(missing)} in all)")
-    hashes = [hash_of(path) for path in files]
-    sha256 = hashes[0] if len(hashes) == 1 else sha256_of("\n".join(hashes).encode())
-    return LoadedVision(name, VisionEncoder(network, *_normalisation(folder)), sha256)
-
-
-def _folder_of(name: str, offline: bool) -> Path:
-    folder = Path(os.path.expanduser(name))
-    if os.path.isdir(folder):
-        return folder
-    if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise NotFound(f'there is no picture encoder "{name}"', hint="name a folder or a hub id")
-    return _fetched(name, offline)
-
-
-def _fetched(name: str, offline: bool) -> Path:
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*_FILES], local_files_only=offline))
-    except (OSError, ValueError) as error:  # hub errors are both
-        why = "is not on this machine" if offline else f"cannot be fetched: {short(error)}"
-        raise NotFound(f"the picture encoder {name} {why}", hint="a folder will do") from error
+    return LoadedVision(name, VisionEncoder(network, *_normalisation(folder)), hash_of_all(files))
 
 
 def _check_sizes(name: str, config: dict[str, object], files: Sequence[Path]) -> None:

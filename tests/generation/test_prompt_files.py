@@ -118,7 +118,7 @@ def test_numbers_of_yaml_are_what_people_mean(tmp_path: Path, text: str, seed: i
         ("a.jsonl", '{"prompt": "a", "n": 10000}\n"b"', "stands for more than 10,000 pictures"),
         ("a.csv", "steps\n3\n", "line 2: there is no prompt"),
         ("a.yaml", "- {prompt: a, control_scale: 0.5}", "entry 1: control_scale is for a control"),
-        ("a.csv", 'prompt,seeds,n\na,3,2\n', "^[^:]*line 2: seeds says them all"),
+        ("a.csv", "prompt,seeds,n\na,3,2\n", "^[^:]*line 2: seeds says them all"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(
