@@ -23,8 +23,11 @@ class Asked:
 def unused(registry: "Registry", requests: "Sequence[Request]", asked: Asked) -> list[str]:
     """A line for each option that no picture uses.
 
-    Loads no deep-learning library, but for prompts of concepts whose references would count.
+    Looks up what prompts name only where there is such an option, and loads no deep-learning
+    library, but for concepts whose references would count.
     """
+    if not (asked.leak or asked.points or asked.control_scale or any(map(_asks, requests))):
+        return []
     seen = [_Seen.of(registry, each, is_asked=asked.points) for each in requests]
     lines = [*_of_references(requests, seen, asked), *_of_several(requests, seen, asked)]
     if asked.control_scale and not any(each.control for each in requests):
@@ -62,6 +65,13 @@ class _Seen:
         if shares and request.settings.reference_share is not None:
             shares = [request.settings.reference_share]
         return cls(shares, subjects)
+
+
+def _asks(request: "Request") -> bool:
+    """Whether a request has an option that may change nothing."""
+    settings = request.settings
+    is_of_several = settings.separate or settings.layout == "auto"
+    return is_of_several or bool(settings.encoder_strength) or _asks_of_references(request)
 
 
 def _asks_of_references(request: "Request") -> bool:

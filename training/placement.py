@@ -28,8 +28,8 @@ def all_on_device(backbone: Backbone) -> Iterator[None]:
     before = {
         name: next(network.parameters()).device for name, network in backbone.networks.items()
     }
-    keep_on_device(backbone, backbone.device, before.keys())
     try:
+        keep_on_device(backbone, backbone.device, before.keys())
         yield
     finally:
         for name, network in backbone.networks.items():
