@@ -20,10 +20,94 @@ from .generating import generate
 from .init_request import InitRequest, check_same_init
 from .injection import inject_concepts
 from .observing import Wanted
-from .prompt_syntax import imported_sha256, resolve_prompt
-from .provenance import DrawnAfter, read_provenance, read_texts
+from .prompt_syntax import ChosenVersion, imported_sha256, resolve_prompt
+from .provenance import DrawnAfter, Provenance, read_provenance, read_texts
 from .reference_syntax import ChosenReference
 from .request import Request
+
+
+def reproduce(
+    registry: Registry,
+    base: LoadedBase,
+    path: Path,
+    folder: Path,
+    *,
+    control: ControlRequest | None = None,
+    init: InitRequest | None = None,
+    frames: Sequence[Path] = (),
+    layouts: Sequence[Path] = (),
+) -> tuple[Picture, bool]:
+    """Draw a picture again; returns it, and whether all pixels are the same.
+
+    They are the same on the same machine with the same packages, whatever its concepts are called
+    now, and whatever category they have. `control` names the control picture, if one was used, and
+    its ControlNet; the scale is the picture's. So with `init`, what the picture began with, and its
+    strength. `frames` are files of frames that it was drawn after, where those do not lie beside
+    it; `layouts` are control pictures of what it was drawn after, where those do not lie beside its
+    own. Raises `InvalidInput` for another base model, picture or ControlNet, `NotFound` for
+    versions that are gone or have other weights now, and what `read_provenance`, `find_frames` and
+    `find_layouts` raise.
+    """
+    registry.check_folder(folder)
+    made = read_provenance(path)
+    check_same_control(path, made.control_picture, control)
+    check_same_init(path, made.init, init)
+    found = find_frames(path, made.frames, frames)
+    own = find_layouts(path, made.layouts, layouts, beside=control and control.picture)
+    earlier = [
+        read_frame(found_at, each, own.get(each.control or ""))
+        for found_at, each in zip(found, made.frames, strict=True)
+    ]
+    then = "--base FOLDER, where its weights of then are"
+    base.check_is(made.base_sha256, made.base, f"{path} was drawn by", otherwise=then)
+    chosen = _versions_then(registry, path, made)
+    request = _request_then(made, control, init)
+    check_controls(base.base, base.backbone.size, [request])
+    controls = Controls(base, [request])
+    after = [
+        replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
+        for each in made.references
+    ]
+    texts = read_texts(path)
+    file_format = texts.file_format if texts else "png"
+    wanted = Wanted(made.with_maps, made.with_leaks, made.points, file_format)
+    drawing = Drawing(
+        registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
+    )
+    _check_same_network(path, made, drawing, hint="--control IMAGE:KIND" if control else then)
+    (references,) = loaded_references([drawing]).values()
+    if encoding := references.encoding:
+        check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
+    with inject_concepts(base, chosen, apart=drawing.apart) as concepts:
+        (picture, *_) = drawing.draw(concepts, references, len(made.batch_seeds), [made.seed])
+    return picture, has_same_pixels(path, picture.path)
+
+
+def reproduce_foreign(
+    registry: Registry,
+    base: LoadedBase,
+    picture: ForeignPicture,
+    folder: Path,
+    *,
+    init: InitRequest | None = None,
+) -> tuple[Picture, bool, list[str]]:
+    """Draw the like of another tool's picture, as far as what it says means something here.
+
+    Returns it, whether all pixels are the same, and a line about each thing that was not used.
+    `init` is what it began with. Raises what `request_like` and `generate` raise.
+    """
+    like = request_like(registry, picture, base.base, base.sha256, init)
+    (drawn,) = generate(registry, base, [like.request], folder, file_format=picture.file_format)
+    return drawn, has_same_pixels(picture.path, drawn.path), like.unused
+
+
+def has_same_pixels(path: Path, other: Path) -> bool:
+    """Whether two pictures do not differ, as their files have them."""
+    with Image.open(path) as one, Image.open(other) as two:
+        return one.size == two.size and one.convert("RGB").tobytes() == two.convert("RGB").tobytes()
+
+
+# --- as it was then ------------------------------------------------------------------------------
 
 
 def _name_now(registry: Registry, name: str, number: int, sha256: str) -> str:
@@ -72,40 +156,8 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
     )
 
 
-def reproduce(
-    registry: Registry,
-    base: LoadedBase,
-    path: Path,
-    folder: Path,
-    *,
-    control: ControlRequest | None = None,
-    init: InitRequest | None = None,
-    frames: Sequence[Path] = (),
-    layouts: Sequence[Path] = (),
-) -> tuple[Picture, bool]:
-    """Draw a picture again; returns it, and whether all pixels are the same.
-
-    They are the same on the same machine with the same packages, whatever its concepts are called
-    now, and whatever category they have. `control` names the control picture, if one was used, and
-    its ControlNet; the scale is the picture's. So with `init`, what the picture began with, and its
-    strength. `frames` are files of frames that it was drawn after, where those do not lie beside
-    it; `layouts` are control pictures of what it was drawn after, where those do not lie beside its
-    own. Raises `InvalidInput` for another base model, picture or ControlNet, `NotFound` for
-    versions that are gone or have other weights now, and what `read_provenance`, `find_frames` and
-    `find_layouts` raise.
-    """
-    registry.check_folder(folder)
-    made = read_provenance(path)
-    check_same_control(path, made.control_picture, control)
-    check_same_init(path, made.init, init)
-    found = find_frames(path, made.frames, frames)
-    own = find_layouts(path, made.layouts, layouts, beside=control and control.picture)
-    earlier = [
-        read_frame(found_at, each, own.get(each.control or ""))
-        for found_at, each in zip(found, made.frames, strict=True)
-    ]
-    then = "--base FOLDER, where its weights of then are"
-    base.check_is(made.base_sha256, made.base, f"{path} was drawn by", otherwise=then)
+def _versions_then(registry: Registry, path: Path, made: Provenance) -> list[ChosenVersion]:
+    """The versions that a picture was drawn with. Raises `NotFound` for other weights."""
     pinned = {
         name: (_name_now(registry, name, *version), version[0])
         for name, version in made.versions.items()
@@ -117,63 +169,30 @@ def reproduce(
     for each in chosen:
         if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
+    return chosen
+
+
+def _request_then(
+    made: Provenance, control: ControlRequest | None, init: InitRequest | None
+) -> Request:
+    """What was asked for, with its control picture and what it began with as they are given now."""
     if made.control and control:
-        used = {"scale": made.control.scale, "transfers": made.control.transfers}
-        control = replace(control, **used)
+        control = replace(control, scale=made.control.scale, transfers=made.control.transfers)
     if made.init and init:
         init = replace(init, strength=made.init.strength)
-    request = Request(
+    return Request(
         prompt=made.prompt,
         seeds=made.batch_seeds,
         settings=made.settings,
         control=control,
         init=init,
     )
-    check_controls(base.base, base.backbone.size, [request])
-    controls = Controls(base, [request])
-    after = [
-        replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
-        for each in made.references
-    ]
-    texts = read_texts(path)
-    file_format = texts.file_format if texts else "png"
-    wanted = Wanted(made.with_maps, made.with_leaks, made.points, file_format)
-    drawing = Drawing(
-        registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
-    )
+
+
+def _check_same_network(path: Path, made: Provenance, drawing: Drawing, *, hint: str) -> None:
+    """Raise `InvalidInput` if a picture was drawn with another ControlNet."""
     now = drawing.control
     if now and made.control and now.used.network_sha256 != made.control.network_sha256:
         raise InvalidInput(
-            f"{path} was drawn with another ControlNet than {now.used.network} is now",
-            hint="--control IMAGE:KIND" if control else then,
+            f"{path} was drawn with another ControlNet than {now.used.network} is now", hint=hint
         )
-    (references,) = loaded_references([drawing]).values()
-    if encoding := references.encoding:
-        check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
-    with inject_concepts(base, chosen, apart=drawing.apart) as concepts:
-        (picture, *_) = drawing.draw(concepts, references, len(made.batch_seeds), [made.seed])
-    return picture, has_same_pixels(path, picture.path)
-
-
-def reproduce_foreign(
-    registry: Registry,
-    base: LoadedBase,
-    picture: ForeignPicture,
-    folder: Path,
-    *,
-    init: InitRequest | None = None,
-) -> tuple[Picture, bool, list[str]]:
-    """Draw the like of another tool's picture, as far as what it says means something here.
-
-    Returns it, whether all pixels are the same, and a line about each thing that was not used.
-    `init` is what it began with. Raises what `request_like` and `generate` raise.
-    """
-    like = request_like(registry, picture, base.base, base.sha256, init)
-    (drawn,) = generate(registry, base, [like.request], folder, file_format=picture.file_format)
-    return drawn, has_same_pixels(picture.path, drawn.path), like.unused
-
-
-def has_same_pixels(path: Path, other: Path) -> bool:
-    """Whether two pictures do not differ, as their files have them."""
-    with Image.open(path) as one, Image.open(other) as two:
-        return one.size == two.size and one.convert("RGB").tobytes() == two.convert("RGB").tobytes()
