@@ -33,9 +33,10 @@ from typing import Any
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.suites import find_suite
 from conceptry.generation.layout import AUTO as FOUND
-from conceptry.generation.photo_regions import as_mask, grey_outside
+from conceptry.generation.photo_regions import as_mask
 from conceptry.generation.regions import region
 from conceptry.generation.request import SamplingSettings
+from conceptry.models.pixels import grey_outside
 from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (

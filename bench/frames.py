@@ -24,12 +24,13 @@ from typing import Any
 from conceptry.generation.control_request import LAYOUT
 from conceptry.generation.frames import PHOTO_WEIGHT, FrameWeights, parse_controls
 from conceptry.generation.generating import animate
-from conceptry.generation.photo_regions import grey_outside, regions_of_photos
+from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.request import Request, SamplingSettings
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.layouts import walk
 from conceptry.models.miniature.world.scenes import PLACES
+from conceptry.models.pixels import grey_outside
 from environment import describe, is_as_published
 from laboratory import Individual, Laboratory, differences, embed, opened, parser, summary
 from PIL import Image

@@ -27,7 +27,6 @@ from conceptry.evaluation.record import Evaluation, harmonic_mean
 from conceptry.evaluation.scoring import embed_references
 from conceptry.evaluation.suites import Suite, find_suite
 from conceptry.generation.control_request import LAYOUT
-from conceptry.generation.photo_regions import grey_outside
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.prompt_syntax import ChosenVersion, resolve_prompt
 from conceptry.generation.request import SamplingSettings
@@ -44,6 +43,7 @@ from conceptry.models.miniature.world.identities import (
     make_identity,
 )
 from conceptry.models.miniature.world.scenes import Rendered, Scene, render, sample_scene
+from conceptry.models.pixels import grey_outside
 from conceptry.registry import Registry
 from conceptry.registry.errors import RegistryBusy
 from conceptry.registry.hashes import sha256_of, sha256_of_json

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from conceptry.adapters.adapter import injected
 from conceptry.adapters.subject_encoding import SubjectEncoding
-from conceptry.generation.photo_regions import grey_outside, regions_of_photos
+from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw_batch
 from conceptry.models.loading import LoadedBase, load_base
@@ -39,7 +39,7 @@ from conceptry.models.miniature.world.identities import (
     make_identity,
 )
 from conceptry.models.miniature.world.scenes import render, sample_scene
-from conceptry.models.pixels import on_white
+from conceptry.models.pixels import grey_outside, on_white
 from conceptry.models.subject_encoder import SubjectEncoder
 from conceptry.models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
 from conceptry.models.vision import load_vision

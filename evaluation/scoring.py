@@ -32,8 +32,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..generation.photo_regions import as_mask, grey_outside
+from ..generation.photo_regions import as_mask
 from ..generation.regions import leak, region, share_inside
+from ..models.pixels import grey_outside
 from ..training.crops import Photos
 from .encoders import Encoders, PictureEncoder
 from .judge import Judge, Prediction

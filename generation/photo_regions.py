@@ -1,4 +1,4 @@
-"""Masks of subjects in photos that have none, and pictures cut out by masks."""
+"""Masks of subjects in photos that have none."""
 
 from collections.abc import Iterable
 
@@ -15,14 +15,7 @@ from .attention_maps import CollectedMaps
 from .regions import SubjectColumns, region, subject_columns
 from .sampler import reporting_broken_base
 
-GREY = (128, 128, 128)
 _TIMESTEPS = (100, 200, 300)
-
-
-def grey_outside(image: Image.Image, inside: Image.Image) -> Image.Image:
-    """The picture with grey outside a region, given as a mask of any size."""
-    mask = inside.convert("L").resize(image.size, Image.Resampling.BILINEAR)
-    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GREY), mask)
 
 
 def as_mask(inside: Tensor) -> Image.Image:

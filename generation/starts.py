@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..models.backbone import Backbone, Posterior, SamplingScheduler
-from ..models.sd import GREY
+from ..models.pixels import GREY
 from .init_request import ReadInit, hard
 
 

@@ -8,6 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
+GREY = (128, 128, 128)
+"""What encoders see outside a subject, and inpainting models where they redraw."""
+
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as float32 (B, 3, H, W) in -1..1."""
@@ -33,5 +36,14 @@ def share_of_mask(mask: Image.Image, size: tuple[int, int]) -> Tensor:
 
 def on_white(image: Image.Image, inside: Image.Image) -> Image.Image:
     """The picture with white outside a region, given as a mask of any size."""
+    return _cut_out(image, inside, (255, 255, 255))
+
+
+def grey_outside(image: Image.Image, inside: Image.Image) -> Image.Image:
+    """The picture with grey outside a region, given as a mask of any size."""
+    return _cut_out(image, inside, GREY)
+
+
+def _cut_out(image: Image.Image, inside: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     mask = inside.convert("L").resize(image.size, Image.Resampling.BILINEAR)
-    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), mask)
+    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, colour), mask)

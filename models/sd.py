@@ -38,6 +38,7 @@ from .latents import (
     needs_float32,
     non_finite_parameter,
 )
+from .pixels import GREY
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -51,8 +52,6 @@ SCHEDULERS = {
 ZERO_SNR = "rescale_betas_zero_snr"
 """The setting of diffusers' schedulers that ends in zero terminal SNR."""
 ENCODED_AT_ONCE = 4
-GREY = (128, 128, 128)
-"""What inpainting models get in place of what is to be redrawn."""
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 _WITH_FEED_FORWARD = (*ATTENTION_PROJECTIONS, "ff.net.0.proj", "ff.net.2")
 LORA_TARGETS: dict[LoraLayers, tuple[str, ...]] = {

@@ -18,6 +18,7 @@ from transformers import (
     pipeline,
 )
 
+from ..generation.init_request import hard
 from ..models.hub import HubModel
 from ..models.loading import LoadedBase, best_device
 from ..registry.errors import InvalidInput
@@ -25,7 +26,6 @@ from .photo_masks import ByAttention, MaskFinder, unless_empty
 
 _BAND = 16
 """The unknown band of a trimap is this part of the photo's shorter side, inwards and outwards."""
-_HARD = [0] * 128 + [255] * 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def load_mask_model(
 
 def trimap_of(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """255 inside, 0 outside, 128 near the edge of a mask scaled to `size` (width, height)."""
-    hard = mask.convert("L").resize(size, Image.Resampling.BILINEAR).point(_HARD)
-    small = hard.resize((max(1, size[0] // 4), max(1, size[1] // 4)))  # else wide filters are slow
+    whole = hard(mask.convert("L").resize(size, Image.Resampling.BILINEAR))
+    small = whole.resize((max(1, size[0] // 4), max(1, size[1] // 4)))  # else wide filters are slow
     wide = 2 * (min(small.size) // _BAND) + 1
     inner = small.filter(ImageFilter.MinFilter(wide)).resize(size)
     outer = small.filter(ImageFilter.MaxFilter(wide)).resize(size)

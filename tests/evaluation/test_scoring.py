@@ -14,10 +14,11 @@ from conceptry.evaluation.record import (
 )
 from conceptry.evaluation.scoring import ObservedPicture, Scorer, diversity, embed_references
 from conceptry.evaluation.suites import SuitePrompt
-from conceptry.generation.photo_regions import as_mask, grey_outside, regions_of_photos
+from conceptry.generation.photo_regions import as_mask, regions_of_photos
 from conceptry.generation.regions import region, share_inside, subject_columns
 from conceptry.models.loading import load_base
 from conceptry.models.miniature.world.scenes import Rendered, Scene, describe, render, sample_scene
+from conceptry.models.pixels import grey_outside
 from conceptry.registry.errors import InvalidInput
 from PIL import Image, ImageChops
 
