@@ -133,13 +133,13 @@ def compress_version(
         )
     small, kept = compress(change, way, on_progress=on_progress)
     others = {each: state[each] for each in state.keys() - change.state().keys()}
-    told = replace(
+    metadata = replace(
         metadata,
         compressed=CompressionMetadata(
             version=version.number, sha256=artifact.sha256, way=str(way), kept=round(kept, 6)
         ),
     )
-    number = _stored(registry, concept, version, others | small.state(), told, alias)
+    number = _stored(registry, concept, version, others | small.state(), metadata, alias)
     (made,) = [each for each in registry.show(concept.id).versions if each.number == number]
     size = _adapter_of(made).bytes
     return Compressed(

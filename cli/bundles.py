@@ -260,8 +260,8 @@ def _counts(files: "list[ImportedFile]") -> str:
     """`3 files: 1 imported, 1 there already, 1 refused`."""
     words = {"imported": "imported", "known": "there already", "refused": "refused"}
     numbers = {key: sum(each.outcome == key for each in files) for key in words}
-    told = ", ".join(f"{numbers[key]:,} {word}" for key, word in words.items() if numbers[key])
-    return f"{count(len(files), 'file')}: {told}"
+    counted = ", ".join(f"{numbers[key]:,} {word}" for key, word in words.items() if numbers[key])
+    return f"{count(len(files), 'file')}: {counted}"
 
 
 def _undrawable(registry: "Registry", concepts: "list[Concept]") -> list[str]:

@@ -425,9 +425,11 @@ class _Writer:
         thumbnail = self.thumbnails.get(key, read)
         if thumbnail is None:
             return None
-        told = [(str(name), f"{value:.2f}") for name, value in scores.items() if _is_number(value)]
+        rounded = [
+            (str(name), f"{value:.2f}") for name, value in scores.items() if _is_number(value)
+        ]
         version = f"{concept.name}@{record.version}"
-        return _Picture(thumbnail, prompt, seed, version, f"of the suite {record.suite}", told)
+        return _Picture(thumbnail, prompt, seed, version, f"of the suite {record.suite}", rounded)
 
     def _version(
         self, concept: Concept, version: VersionRecord, records: Sequence[EvaluationRecord]

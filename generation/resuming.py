@@ -166,9 +166,9 @@ def _without_category(references: Sequence[Mapping[str, object]]) -> list[dict[s
 
 def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, object]:
     """What a picture, which the registry knows, says was asked for."""
-    told = metadata["settings"]
-    assert isinstance(told, dict)
-    settings = {name: value for name, value in told.items() if name not in _BY_CHANCE}
+    recorded = metadata["settings"]
+    assert isinstance(recorded, dict)
+    settings = {name: value for name, value in recorded.items() if name not in _BY_CHANCE}
     control, versions = settings.pop("control", None), metadata["versions"]
     if settings.get("layout_control"):  # made from what the settings say
         control = None

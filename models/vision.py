@@ -172,8 +172,8 @@ def _check_sizes(name: str, config: dict[str, object], files: Sequence[Path]) ->
     layers = {each.split(".")[2] for each in shapes if each.startswith("encoder.layers.")}
     patches = shapes.get("embeddings.patch_embedding.weight", ())
     places = shapes.get("embeddings.position_embedding.weight", (0,))
-    told = {"num_hidden_layers": 12, "hidden_size": 768, "patch_size": 32, "image_size": 224}
-    depth, width, patch, size = (part.get(key, usual) for key, usual in told.items())
+    defaults = {"num_hidden_layers": 12, "hidden_size": 768, "patch_size": 32, "image_size": 224}
+    depth, width, patch, size = (part.get(key, usual) for key, usual in defaults.items())
     fits = (depth, width, patch) == (len(layers), *patches[:1], *patches[2:3])
     if not fits or not isinstance(size, int) or (size // patches[2]) ** 2 + 1 != places[0]:
         raise InvalidWeights(f"{name} has weights of other sizes than its configuration tells")

@@ -61,10 +61,10 @@ class TrainOptions:
 
     def to_mapping(self) -> dict[str, object]:
         """As a queue keeps them: base, method, and what differs from the defaults."""
-        told: dict[str, object] = {"base": self.base, "method": self.method}
+        mapping: dict[str, object] = {"base": self.base, "method": self.method}
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         usual = {each.name: each.default for each in fields(self)}
-        return told | {name: each for name, each in values.items() if each != usual[name]}
+        return mapping | {name: each for name, each in values.items() if each != usual[name]}
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, object]) -> "TrainOptions":
@@ -78,13 +78,13 @@ class TrainOptions:
 
     def words_beside_run(self) -> list[str]:
         """Those of what no run records, as previews: `--resume` needs them again."""
-        told = self.to_mapping()
-        return self._words({name: each for name, each in told.items() if name not in _OF_A_RUN})
+        mapping = self.to_mapping()
+        return self._words({name: each for name, each in mapping.items() if name not in _OF_A_RUN})
 
-    def _words(self, told: Mapping[str, Any]) -> list[str]:
+    def _words(self, mapping: Mapping[str, Any]) -> list[str]:
         flags = ("resume", "stop_early", "offline")
         found: list[str] = []
-        for name, each in told.items():
+        for name, each in mapping.items():
             option = "--" + _OPTIONS.get(name, name.replace("_", "-"))
             if name in flags:
                 found.append(option)

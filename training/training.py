@@ -328,8 +328,8 @@ class Training:
             raise InvalidInput("prior preservation needs class pictures")
         pictures, side = self.subject.class_pictures, self.size
         sized = Photos([partial(_scaled, pictures, i, side) for i in range(len(pictures))])
-        told = torch.tensor([Crop(sized[0], 0, (0, 0)).sizes(pictures[0].size)])
-        pool = encode_pictures(self.backbone, sized, sizes=told.expand(len(pictures), -1))
+        sizes = torch.tensor([Crop(sized[0], 0, (0, 0)).sizes(pictures[0].size)])
+        pool = encode_pictures(self.backbone, sized, sizes=sizes.expand(len(pictures), -1))
         yield SampleSource("prior", [pool], [self.class_prompt], self.settings.prior.weight)
 
     def restore(self) -> None:

@@ -311,14 +311,14 @@ class _Export:
         elif self.form != "embedding":
             hint = f"Goes with the weights of {self.path.name}"
         tensors = layouts.embedding_tensors([each.contiguous() for each in vectors])
-        told = describe(
+        metadata = describe(
             about, "textual-inversion", tensors, trigger=self.phrase(word), hint=hint, title=word
         )
-        return _Contents(tensors, told)
+        return _Contents(tensors, metadata)
 
     def weights(self, about: About, trigger: str, hint: str) -> "tuple[_Contents, float | None]":
         """The file of the change, and how much of it a format with loss keeps."""
-        change, kept, told = self.change, None, dict[str, str]()
+        change, kept, metadata = self.change, None, dict[str, str]()
         kind: Kind = "lora"
         if self.form == "svd":
             change, kept = layouts.low_rank(change, self.options.format.rank, self.on_progress)
@@ -329,13 +329,13 @@ class _Export:
                 change = change.multiplied_out(self.load_base_model().backbone)
             tensors = layouts.difference_tensors(change)
         elif self.form == "lora-diffusers":
-            tensors, told = layouts.diffusers_tensors(change), layouts.peft_description(change)
+            tensors, metadata = layouts.diffusers_tensors(change), layouts.peft_description(change)
         else:
             tensors = layouts.kohya_tensors(change, len(self.vectors))
             ranks = [len(down) for _, down in change.factors.values()]
-            told = describe_training(about, ranks, self.path.stem)
-        told |= describe(about, kind, tensors, trigger=trigger, hint=hint)
-        return _Contents(tensors, told), kept
+            metadata = describe_training(about, ranks, self.path.stem)
+        metadata |= describe(about, kind, tensors, trigger=trigger, hint=hint)
+        return _Contents(tensors, metadata), kept
 
     def placeholders(self) -> TokenEmbedding:
         """Its tokens, to be injected."""
@@ -491,11 +491,11 @@ def _write_merged(exports: "Sequence[_Export]", labels: Sequence[str]) -> Merged
             for each, about_it, word in zip(exports, abouts, words, strict=True)
         ]
         files = _written(zip(paths, [("weights", weights), *embeddings], strict=True))
-    told = [
+    merged_concepts = [
         MergedConcept(each.concept.name, each.version.number, each.phrase(word))
         for each, word in zip(exports, words, strict=True)
     ]
-    return MergedReport(told, str(options.format), files, kept)
+    return MergedReport(merged_concepts, str(options.format), files, kept)
 
 
 def _described(path: Path, holds: str, of_tensors: str) -> ExportedFile:
