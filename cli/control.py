@@ -64,7 +64,7 @@ def parse(text: str | None, scale: float = 1.0) -> "ControlRequest | None":
 
 def find_layouts(
     picture: Path,
-    made: "Provenance",
+    provenance: "Provenance",
     given: "Sequence[Path] | None",
     control: "ControlRequest | None",
 ) -> list[Path]:
@@ -72,7 +72,7 @@ def find_layouts(
     from ..generation.frames import find_layouts
 
     beside = control.picture if control else None
-    found = find_layouts(picture, made.layouts, given or (), beside=beside)
+    found = find_layouts(picture, provenance.layouts, given or (), beside=beside)
     return [each.path for each in found.values()]
 
 
@@ -93,7 +93,7 @@ def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
 
 
 def again(
-    picture: Path, made: "Provenance", text: str | None, *, is_known: bool
+    picture: Path, provenance: "Provenance", text: str | None, *, is_known: bool
 ) -> "ControlRequest | None":
     """The control with which a picture is drawn again, checked against what its file says.
 
@@ -106,10 +106,10 @@ def again(
     from ..registry.errors import InvalidInput, quoted
 
     asked = parse(text)
-    check_same_control(picture, made.control_picture, asked)
-    if asked is None or made.control is None or asked.kind is not None:
+    check_same_control(picture, provenance.control_picture, asked)
+    if asked is None or provenance.control is None or asked.kind is not None:
         return asked
-    named = made.control.network
+    named = provenance.control.network
     if not is_known and ("/" in named or Path(named).exists()):
         raise InvalidInput(
             f"{picture} says that it was drawn with the ControlNet {named}, which this registry "

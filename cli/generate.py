@@ -571,16 +571,16 @@ def reproduce(
         begun = init_options.parse(init, inpaint)
         _reproduce_foreign(session, foreign, base, begun, out, offline=offline)
         return
-    made = read_provenance(picture)
-    with session.registry(create=not made.versions) as registry:
-        _check_work(registry, picture, made)
-        earlier = find_frames(picture, made.frames, frame or ())
-        wanted = base or _believed_base(registry, picture, made.base)
+    provenance = read_provenance(picture)
+    with session.registry(create=not provenance.versions) as registry:
+        _check_work(registry, picture, provenance)
+        earlier = find_frames(picture, provenance.frames, frame or ())
+        wanted = base or _believed_base(registry, picture, provenance.base)
         is_known = _trace(registry, picture) is not None
-        begun = init_options.again(picture, made, init, inpaint)
-        asked = control_options.again(picture, made, control, is_known=is_known)
-        layouts = control_options.find_layouts(picture, made, reference_control, asked)
-        session.output.note(f"drawing again: {made.work}")
+        begun = init_options.again(picture, provenance, init, inpaint)
+        asked = control_options.again(picture, provenance, control, is_known=is_known)
+        layouts = control_options.find_layouts(picture, provenance, reference_control, asked)
+        session.output.note(f"drawing again: {provenance.work}")
         loaded = _load(session, wanted, offline=offline)
         from ..generation.reproducing import reproduce
 
@@ -637,14 +637,14 @@ def _named_base(foreign: "ForeignPicture") -> str:
     )
 
 
-def _check_work(registry: "Registry", picture: Path, made: "Provenance") -> None:
+def _check_work(registry: "Registry", picture: Path, provenance: "Provenance") -> None:
     """Refuse untrusted metadata that would fill the memory, or take days."""
     from ..registry.errors import InvalidInput
 
-    if not made.is_modest and _trace(registry, picture) is None:
+    if not provenance.is_modest and _trace(registry, picture) is None:
         raise InvalidInput(
-            f"{picture} says that it takes {made.work}: too much for a picture that this registry "
-            "does not know of",
+            f"{picture} says that it takes {provenance.work}: too much for a picture that this "
+            "registry does not know of",
             hint="draw its prompt with concept generate, in the size and steps that you want",
         )
 

@@ -97,11 +97,11 @@ def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
 
 
 def again(
-    picture: Path, made: "Provenance", init: str | None, mask: str | None
+    picture: Path, provenance: "Provenance", init: str | None, mask: str | None
 ) -> "InitRequest | None":
     """What a picture began with, given again, and checked against what its file says."""
     from ..generation.init_request import check_same_init
 
     asked = parse(init, mask)
-    check_same_init(picture, made.init, asked)
+    check_same_init(picture, provenance.init, asked)
     return asked

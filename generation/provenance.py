@@ -301,11 +301,11 @@ def read_provenance(path: Path) -> Provenance:
             f"{path} does not say what made it", hint="name a picture that concept generate wrote"
         )
     try:
-        made = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
+        provenance = _provenance(_Metadata.model_validate_json(json.dumps(metadata)))
         with Image.open(path) as picture:
-            if made.settings.size not in (None, picture.size):
+            if provenance.settings.size not in (None, picture.size):
                 raise InvalidInput("it has another size")
-        return made
+        return provenance
     except (ValidationError, InvalidInput) as error:
         reason = problem(error)
     raise InvalidImage(f"the metadata of {path} is damaged: {reason}")

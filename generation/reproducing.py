@@ -49,37 +49,39 @@ def reproduce(
     `find_layouts` raise.
     """
     registry.check_folder(folder)
-    made = read_provenance(path)
-    check_same_control(path, made.control_picture, control)
-    check_same_init(path, made.init, init)
-    found = find_frames(path, made.frames, frames)
-    own = find_layouts(path, made.layouts, layouts, beside=control and control.picture)
+    provenance = read_provenance(path)
+    check_same_control(path, provenance.control_picture, control)
+    check_same_init(path, provenance.init, init)
+    found = find_frames(path, provenance.frames, frames)
+    own = find_layouts(path, provenance.layouts, layouts, beside=control and control.picture)
     earlier = [
         read_frame(found_at, each, own.get(each.control or ""))
-        for found_at, each in zip(found, made.frames, strict=True)
+        for found_at, each in zip(found, provenance.frames, strict=True)
     ]
     then = "--base FOLDER, where its weights of then are"
-    base.check_is(made.base_sha256, made.base, f"{path} was drawn by", otherwise=then)
-    chosen = _versions_then(registry, path, made)
-    request = _request_then(made, control, init)
+    base.check_is(provenance.base_sha256, provenance.base, f"{path} was drawn by", otherwise=then)
+    chosen = _versions_then(registry, path, provenance)
+    request = _request_then(provenance, control, init)
     check_controls(base.base, base.backbone.size, [request])
     controls = Controls(base, [request])
     after = [
         replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
-        for each in made.references
+        for each in provenance.references
     ]
     texts = read_texts(path)
     file_format = texts.file_format if texts else "png"
-    wanted = Wanted(made.with_maps, made.with_leaks, made.points, file_format)
+    wanted = Wanted(provenance.with_maps, provenance.with_leaks, provenance.points, file_format)
     drawing = Drawing(
         registry, base, request, chosen, after, folder, controls, wanted, frames=earlier
     )
-    _check_same_network(path, made, drawing, hint="--control IMAGE:KIND" if control else then)
+    _check_same_network(path, provenance, drawing, hint="--control IMAGE:KIND" if control else then)
     (references,) = loaded_references([drawing]).values()
     if encoding := references.encoding:
-        check_same_encoder(str(path), base, encoding.encoder_sha256, made.subject_encoder)
+        check_same_encoder(str(path), base, encoding.encoder_sha256, provenance.subject_encoder)
     with inject_concepts(base, chosen, apart=drawing.apart) as concepts:
-        (picture, *_) = drawing.draw(concepts, references, len(made.batch_seeds), [made.seed])
+        (picture, *_) = drawing.draw(
+            concepts, references, len(provenance.batch_seeds), [provenance.seed]
+        )
     return picture, has_same_pixels(path, picture.path)
 
 
@@ -156,43 +158,45 @@ def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> C
     )
 
 
-def _versions_then(registry: Registry, path: Path, made: Provenance) -> list[ChosenVersion]:
+def _versions_then(registry: Registry, path: Path, provenance: Provenance) -> list[ChosenVersion]:
     """The versions that a picture was drawn with. Raises `NotFound` for other weights."""
     pinned = {
         name: (_name_now(registry, name, *version), version[0])
-        for name, version in made.versions.items()
+        for name, version in provenance.versions.items()
     }
     chosen = [
-        replace(each, concept=_as_then(each.concept, made.categories.get(each.mention.name)))
-        for each in resolve_prompt(registry, made.prompt, pinned=pinned)
+        replace(each, concept=_as_then(each.concept, provenance.categories.get(each.mention.name)))
+        for each in resolve_prompt(registry, provenance.prompt, pinned=pinned)
     ]
     for each in chosen:
-        if made.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
+        if provenance.versions.get(each.mention.name, (0, ""))[1] != each.sha256:
             raise NotFound(f"{path} was drawn with other weights than {each.label} has now")
     return chosen
 
 
 def _request_then(
-    made: Provenance, control: ControlRequest | None, init: InitRequest | None
+    provenance: Provenance, control: ControlRequest | None, init: InitRequest | None
 ) -> Request:
     """What was asked for, with its control picture and what it began with as they are given now."""
-    if made.control and control:
-        control = replace(control, scale=made.control.scale, transfers=made.control.transfers)
-    if made.init and init:
-        init = replace(init, strength=made.init.strength)
+    if provenance.control and control:
+        control = replace(
+            control, scale=provenance.control.scale, transfers=provenance.control.transfers
+        )
+    if provenance.init and init:
+        init = replace(init, strength=provenance.init.strength)
     return Request(
-        prompt=made.prompt,
-        seeds=made.batch_seeds,
-        settings=made.settings,
+        prompt=provenance.prompt,
+        seeds=provenance.batch_seeds,
+        settings=provenance.settings,
         control=control,
         init=init,
     )
 
 
-def _check_same_network(path: Path, made: Provenance, drawing: Drawing, *, hint: str) -> None:
+def _check_same_network(path: Path, provenance: Provenance, drawing: Drawing, *, hint: str) -> None:
     """Raise `InvalidInput` if a picture was drawn with another ControlNet."""
     now = drawing.control
-    if now and made.control and now.used.network_sha256 != made.control.network_sha256:
+    if now and provenance.control and now.used.network_sha256 != provenance.control.network_sha256:
         raise InvalidInput(
             f"{path} was drawn with another ControlNet than {now.used.network} is now", hint=hint
         )
