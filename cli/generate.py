@@ -376,15 +376,19 @@ def _check(
 
     And what is asked for in vain.
     """
+    from ..generation.layout import check_boxes
     from ..generation.picture_texts import check_room
-    from ..generation.prompt_syntax import check_negative, resolve_prompt
+    from ..generation.prompt_syntax import check_negative, mentions, resolve_prompt
     from ..generation.reference_syntax import resolve_references
     from ..generation.request import check_encoder, check_none_follow
 
     for request in requests:
+        named = [] if registry is None else resolve_prompt(registry, request.prompt)
         if registry is not None:
-            resolve_prompt(registry, request.prompt)
             resolve_references(registry, request.references, request.prompt)
+        text = " ".join([request.prompt, *(each.concept.category for each in named)])
+        names = [each.name for each in (*mentions(request.prompt), *request.references)]
+        check_boxes(request.settings.layout, text, names)
         check_negative(request.settings.negative)
         check_encoder(request)
         check_none_follow(request)

@@ -1,6 +1,6 @@
 """Layouts: where in a picture each of its subjects is. Loads no library that loads weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -94,6 +94,28 @@ def settled(
     if layout is None:
         return AUTO if num_concepts > 1 else None
     return None if layout == NONE else layout
+
+
+def check_boxes(
+    layout: Mapping[str, object] | str | None, text: str, names: Collection[str]
+) -> None:
+    """Raise `InvalidInput` for a box of what is neither one of some names nor in a text.
+
+    Whether it is a word of the prompt, only a base model's tokenizer knows.
+    """
+    if not isinstance(layout, Mapping):
+        return
+    for name in layout:
+        if name not in names and name.lower() not in text.lower():
+            raise no_such_box(name)
+
+
+def no_such_box(name: str) -> InvalidInput:
+    """The error for a box of what a prompt does not name."""
+    return InvalidInput(
+        f"the layout has a box for {shown(name)}, which the prompt does not name",
+        hint="a concept of the prompt, or one of its words",
+    )
 
 
 def _box(sides: str, word: str) -> tuple[float, ...]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from ..adapters.lora_branch import LoraBranch
 from ..adapters.weight_delta import ChangedWeights
 from ..models.backbone import Backbone
-from ..registry.documents import shown
 from ..registry.errors import InvalidInput
 from .injection import InjectedConcept
-from .layout import AUTO, MAX_SUBJECTS, Box
+from .layout import AUTO, MAX_SUBJECTS, Box, no_such_box
 from .prompt_syntax import split_prompt
 from .regions import SubjectColumns, columns_of
 
@@ -162,10 +161,7 @@ class _Text:
             try:
                 columns = columns_of(ids, encoder.ids(word, whole=False), word)
             except InvalidInput:
-                raise InvalidInput(
-                    f"the layout has a box for {shown(word)}, which the prompt does not name",
-                    hint="a concept of the prompt, or one of its words",
-                ) from None
+                raise no_such_box(word) from None
             return SubjectColumns(columns, columns)
         every = self.places[concept.mention.text]
         tokens = {encoder.id_of(token) for token in concept.tokens}

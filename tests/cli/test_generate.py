@@ -518,3 +518,9 @@ def test_a_file_says_what_to_begin_with_and_the_command_how(rex: Registry, run: 
     assert run("generate", *words).exit_code == 0
     Path("p.jsonl").write_text('{"prompt": "a dog"}')
     assert "--strength is for a picture to begin with" in run("generate", *words).stderr
+
+
+def test_a_dry_run_refuses_a_box_of_what_the_prompt_does_not_name(rex: Registry, run: Run) -> None:
+    found = run("generate", "a dog in snow", "--layout", "cat=0,0,1,1", "--dry-run")
+    assert (found.exit_code, "which the prompt does not name" in found.stderr) == (2, True)
+    assert run("generate", "a dog in snow", "--layout", "Dog=0,0,1,1", "--dry-run").exit_code == 0
