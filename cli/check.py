@@ -52,8 +52,10 @@ def check(
         asdict(report), [*lines, f"{checked}: " + ("all is well" if report.ok else "NOT WELL")]
     )
     if not report.ok:
-        command = f"concept check {'--read-data ' if read_data else ''}--repair --from BACKUP"
+        read = "--read-data " if read_data else ""  # what is damaged is missing after a repair
         session.output.note(
-            f"add the lost photos again, or: {command}" if repair else f"next: {command}_OR_PHOTOS"
+            "add the lost photos again, or: concept check --repair --from BACKUP"
+            if repair
+            else f"next: concept check {read}--repair --from BACKUP_OR_PHOTOS"
         )
         raise typer.Exit(ExitCode.REGISTRY)

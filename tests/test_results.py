@@ -111,3 +111,24 @@ def test_what_choosing_says() -> None:
         f"{sefi['seen']} of what prompts name is seen, {sefi['recognised']} of pictures",
     ):
         assert sentence in page
+
+
+def test_taught_and_drawn_after_photos() -> None:
+    found = measured("references.json")["taught"]["ways"]
+    shown = rows("Taught, and drawn after photos")
+    assert len(shown) == len(found)
+    for (label, cells), way in zip(shown.items(), found.values(), strict=True):
+        for cell, name in zip(cells, ("seen", "likeness", "recognised"), strict=True):
+            assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
+
+
+def test_masks_and_captions() -> None:
+    document = measured("masks.json")
+    found = [
+        scores["scores"] for part in ("place", "hat") for scores in document[part]["ways"].values()
+    ]
+    shown = rows("Masks and captions")
+    assert len(shown) == len(found)
+    for (label, cells), scores in zip(shown.items(), found, strict=True):
+        for cell, name in zip(cells, ("unasked", "asked", "likeness"), strict=True):
+            assert is_shown(cell, scores[name]), f"{label}: {name}"
