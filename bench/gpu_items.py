@@ -184,16 +184,17 @@ def _is_repeatable(dtype: torch.dtype) -> bool:
 # --- full size ------------------------------------------------------------------------------------
 
 
-def _full_size(name: str) -> Backbone:
+def _full_size(name: str, dtype: torch.dtype = torch.bfloat16) -> Backbone:
     with torch.device(DEVICE):
-        return backbone_of(make_full_size(name))
+        return backbone_of(make_full_size(name, dtype))
 
 
 def training_step(report: Report, left: Time, is_tiny: bool) -> bool:
     """Ours first: what a cut leaves out is the usual way."""
     _machine(report)
     report.put("shape", "the miniature, 64 px" if is_tiny else "SD 2.1-base, 512 px, batch 8")
-    backbone = load_base().backbone if is_tiny else _full_size("SD 2.1")
+    as_loaded = torch.float16  # as `load_base` has it on a GPU
+    backbone = load_base().backbone if is_tiny else _full_size("SD 2.1", as_loaded)
     words = [f"resolution={64 if is_tiny else 512}", "augmentation.crops=8"]
     words += [f"stage{i}.batch={2 if is_tiny else 8}" for i in (1, 2, 3)]
     ways = ("ours", "eager", "eager float32")

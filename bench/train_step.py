@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
-    backbone = backbone_of(make_full_size("SD 2.1")) if on_gpu else load_base().backbone
+    backbone = (
+        backbone_of(make_full_size("SD 2.1", torch.float16)) if on_gpu else load_base().backbone
+    )
     batch, size = (8, 512) if on_gpu else (2, 256)
     words = [f"resolution={size}", "augmentation.crops=8"]
     words += [f"stage{i}.batch={batch}" for i in (1, 2, 3)]
