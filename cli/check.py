@@ -34,8 +34,8 @@ def check(
     Exits with 4 if something is wrong.
     """
     session = session_of(context)
+    read = "--read-data " if read_data else ""
     if look_in is not None and not repair:
-        read = "--read-data " if read_data else ""
         raise usage("--from goes with --repair", f"concept check {read}--repair --from {look_in}")
     with session.registry() as registry, session.output.progress("checking") as advance:
         report = registry.check(
@@ -52,10 +52,9 @@ def check(
         asdict(report), [*lines, f"{checked}: " + ("all is well" if report.ok else "NOT WELL")]
     )
     if not report.ok:
-        read = "--read-data " if read_data else ""  # what is damaged is missing after a repair
         session.output.note(
             "add the lost photos again, or: concept check --repair --from BACKUP"
-            if repair
+            if repair  # what was damaged is missing now
             else f"next: concept check {read}--repair --from BACKUP_OR_PHOTOS"
         )
         raise typer.Exit(ExitCode.REGISTRY)

@@ -22,7 +22,7 @@ from .framework import Session, session_of
 from .output import count
 from .quick_start import quick_imports
 from .training_options import given
-from .unused import Asked, unused
+from .unused import CommandOptions, LookedUp, unused
 
 if TYPE_CHECKING:
     from ..generation.drawing import Picture
@@ -284,7 +284,7 @@ def generate(
         references=references,
         control=control_options.parse(control, control_scale),
         control_scale=control_scale,
-        init=init_options.parse(init, inpaint, strength, may_be_in_file=prompts is not None),
+        init=init_options.parse(init, inpaint, strength) if init is not None else None,
         strength=strength,
         mask=Path(inpaint).expanduser() if inpaint is not None else None,
         reference_weight=weight,
@@ -299,7 +299,7 @@ def generate(
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}
     has_scale = given(context, "control_scale")
-    asked = Asked(leak=leak, points=bool(points), control_scale=has_scale)
+    options = CommandOptions(leak=leak, points=bool(points), control_scale=has_scale)
     if dry_run:
         script_options.show_plan(
             session,
@@ -314,13 +314,13 @@ def generate(
                 requests=requests,
                 file_format=file_format,
                 strict=strict,
-                asked=asked,
+                options=options,
             ),
             **looked,
         )
         return
     with session.registry(create=is_plain) as registry:
-        _check(session, registry, requests, file_format, strict=strict, asked=asked)
+        _check(session, registry, requests, file_format, strict=strict, options=options)
         loaded = _load(session, base, offline=offline)
         from ..generation import generating
 
@@ -370,7 +370,7 @@ def _check(
     file_format: "FileFormat",
     *,
     strict: bool,
-    asked: Asked,
+    options: CommandOptions,
 ) -> None:
     """Find what prompts name before anything is loaded, and say what may not be meant.
 
@@ -382,11 +382,13 @@ def _check(
     from ..generation.reference_syntax import resolve_references
     from ..generation.request import check_encoder, check_none_follow
 
+    found: list[LookedUp] = []
     for request in requests:
-        named = [] if registry is None else resolve_prompt(registry, request.prompt)
+        chosen = [] if registry is None else resolve_prompt(registry, request.prompt)
         if registry is not None:
-            resolve_references(registry, request.references, request.prompt)
-        text = " ".join([request.prompt, *(each.concept.category for each in named)])
+            references = resolve_references(registry, request.references, request.prompt)
+            found.append(LookedUp(request=request, chosen=chosen, references=references))
+        text = " ".join([request.prompt, *(each.concept.category for each in chosen)])
         names = [each.name for each in (*mentions(request.prompt), *request.references)]
         check_boxes(request.settings.layout, text, names)
         check_negative(request.settings.negative)
@@ -395,7 +397,7 @@ def _check(
         check_room(request.prompt, request.settings.negative, file_format)
     _warn_of_other_syntax(session, registry, requests, strict)
     _say_where_concepts_are(session, requests)
-    for line in unused(registry, requests, asked) if registry is not None else ():
+    for line in unused(found, options) if found else ():
         session.output.note(line)
 
 
@@ -448,12 +450,10 @@ def _point(text: str) -> tuple[float, float]:
 def _requests(prompt: str | None, path: Path | None, defaults: "PromptDefaults") -> "list[Request]":
     from ..generation.prompt_files import make_request, read_prompts
 
-    if path is not None:
-        requests = read_prompts(path, defaults)
-        if not any(each.init for each in requests):
-            init_options.parse(None, defaults.mask, defaults.strength)
-        return requests
-    return [make_request(prompt or "", defaults)]
+    requests = read_prompts(path, defaults) if path else [make_request(prompt or "", defaults)]
+    if not any(each.init for each in requests):  # a file may say what to begin with
+        init_options.parse(None, defaults.mask, defaults.strength)
+    return requests
 
 
 def _warn_of_other_syntax(

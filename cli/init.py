@@ -68,16 +68,9 @@ def parse(
     picture: str | None,
     mask: str | os.PathLike[str] | None,
     strength: float | None = None,
-    *,
-    may_be_in_file: bool = False,
 ) -> "InitRequest | None":
-    """What `--init` asks for. Raises `Failure` for options without it, and `NotFound`.
-
-    A file of prompts may say what to begin with.
-    """
+    """What `--init` asks for. Raises `Failure` for options without it, and `NotFound`."""
     if picture is None:
-        if may_be_in_file:
-            return None
         given = {"--inpaint": mask, "--strength": strength}
         if alone := [name for name, value in given.items() if value is not None]:
             raise usage(f"{alone[0]} is for a picture to begin with", "with --init IMAGE")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..generation.prompt_syntax import ChosenVersion
+    from ..generation.reference_syntax import ChosenReference
     from ..generation.request import Request
-    from ..registry import Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class CommandOptions:
     """Options of a command beside those that requests have."""
 
     leak: bool
@@ -20,17 +20,24 @@ class Asked:
     control_scale: bool
 
 
-def unused(registry: "Registry", requests: "Sequence[Request]", asked: Asked) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookedUp:
+    """A request, with the versions that its prompt names and the photos that it is drawn after."""
+
+    request: "Request"
+    chosen: "Sequence[ChosenVersion]"
+    references: "Sequence[ChosenReference]"
+
+
+def unused(found: Sequence[LookedUp], options: CommandOptions) -> list[str]:
     """A line for each option that no picture uses.
 
-    Looks up what prompts name only where there is such an option, and loads no deep-learning
-    library, but for concepts whose references would count.
+    Loads no deep-learning library, but for concepts whose references would count.
     """
-    if not (asked.leak or asked.points or asked.control_scale or any(map(_asks, requests))):
-        return []
-    seen = [_Seen.of(registry, each, is_asked=asked.points) for each in requests]
-    lines = [*_of_references(requests, seen, asked), *_of_several(requests, seen, asked)]
-    if asked.control_scale and not any(each.control for each in requests):
+    requests = [each.request for each in found]
+    seen = [_Seen.of(each, is_asked=options.points) for each in found]
+    lines = [*_of_references(requests, seen, options), *_of_several(requests, seen, options)]
+    if options.control_scale and not any(each.control for each in requests):
         lines.append("--control-scale is for pictures with a --control")
     is_guided = any(
         each.shares or request.settings.guidance > 1
@@ -45,33 +52,22 @@ def unused(registry: "Registry", requests: "Sequence[Request]", asked: Asked) ->
 class _Seen:
     """Of a request: the shares of its references, its versions' too, and how many subjects."""
 
-    shares: "Sequence[float]"
+    shares: Sequence[float]
     subjects: int
 
     @classmethod
-    def of(cls, registry: "Registry", request: "Request", *, is_asked: bool) -> "_Seen":
-        from ..generation.prompt_syntax import resolve_prompt
-        from ..generation.reference_syntax import resolve_references
-
-        references = resolve_references(registry, request.references, request.prompt)
-        chosen = resolve_prompt(registry, request.prompt)
-        names = {each.mention.name for each in chosen}
+    def of(cls, found: LookedUp, *, is_asked: bool) -> "_Seen":
+        request = found.request
+        names = {each.mention.name for each in found.chosen}
         words = request.prompt.lower().split()
-        kinds = {each.concept.category for each in references if each.name not in names}
+        kinds = {each.concept.category for each in found.references if each.name not in names}
         subjects = len(names) + sum(kind in words for kind in kinds)
-        shares = [each.share for each in references]
+        shares = [each.share for each in found.references]
         if is_asked or _asks_of_references(request):
-            shares += _held(chosen)
+            shares += _held(found.chosen)
         if shares and request.settings.reference_share is not None:
             shares = [request.settings.reference_share]
         return cls(shares, subjects)
-
-
-def _asks(request: "Request") -> bool:
-    """Whether a request has an option that may change nothing."""
-    settings = request.settings
-    is_of_several = settings.separate or settings.layout == "auto"
-    return is_of_several or bool(settings.encoder_strength) or _asks_of_references(request)
 
 
 def _asks_of_references(request: "Request") -> bool:
@@ -93,7 +89,7 @@ def _held(chosen: "Sequence[ChosenVersion]") -> list[float]:
 
 
 def _of_references(
-    requests: "Sequence[Request]", seen: Sequence[_Seen], asked: Asked
+    requests: "Sequence[Request]", seen: Sequence[_Seen], options: CommandOptions
 ) -> Iterator[str]:
     """Options for pictures that are drawn after photos: `--reference`, or a version's."""
     settings = [each.settings for each in requests]
@@ -102,25 +98,25 @@ def _of_references(
         if guides and not any(share for each in seen for share in each.shares):
             yield "--reference-guidance is for pictures with a --reference-share above 0"
         return
-    options = {
+    given = {
         "--reference-share": any(each.reference_share is not None for each in settings),
         "--reference-guidance": guides,
         "--encoder-strength": any(each.encoder_strength for each in settings),
-        "--point": asked.points,
+        "--point": options.points,
     }
-    yield from (f"{name} is for pictures with a --reference" for name, on in options.items() if on)
+    yield from (f"{name} is for pictures with a --reference" for name, on in given.items() if on)
 
 
 def _of_several(
-    requests: "Sequence[Request]", seen: Sequence[_Seen], asked: Asked
+    requests: "Sequence[Request]", seen: Sequence[_Seen], options: CommandOptions
 ) -> Iterator[str]:
     """Options for prompts with several subjects."""
     if max(each.subjects for each in seen) > 1:
         return
-    options = {
-        "--leak": asked.leak,
+    given = {
+        "--leak": options.leak,
         "--separate": any(each.settings.separate for each in requests),
         "--layout auto": any(each.settings.layout == "auto" for each in requests),
     }
-    names = [name for name, on in options.items() if on]
+    names = [name for name, on in given.items() if on]
     yield from (f"{name} is for prompts with several concepts" for name in names)

@@ -49,7 +49,7 @@ class Picture:
     leaks: list[Leak] = field(default_factory=list)
 
 
-Asked = tuple[tuple[ReferenceRequest, ...], float]
+AskedReferences = tuple[tuple[ReferenceRequest, ...], float]
 """The references of a request, and β."""
 
 
@@ -125,7 +125,7 @@ class Drawing:
         )
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> AskedReferences:
         """What references are asked for."""
         return self.request.references, self.request.settings.encoder_strength
 
@@ -313,7 +313,7 @@ class Drawing:
         )
 
 
-def loaded_references(together: Sequence[Drawing]) -> dict[Asked, References]:
+def loaded_references(together: Sequence[Drawing]) -> dict[AskedReferences, References]:
     """The references of requests for the same versions; those of many requests are loaded once."""
     different = {record.asked: record for record in together}
     sees = any(strength for _, strength in different)

@@ -106,17 +106,16 @@ def observed(
     if not layers:
         yield from map(Observed, drawing)
         return
-    maps, looks = list[Iterator[Tensor]](), list[Iterator[Tensor]]()
+    maps = list[Iterator[Tensor]]()
     for i, drawn in enumerate(drawing):
         if i % batch == 0:
             maps = [iter(each) for each in collector.take()]
-            looks = [iter(each) for each in looking.take()] if looking else []
         of_picture = [next(each) for each in maps]
         heat = None
         if looking:
             rows = [columns.index(word.column) for word in words]
-            after = looking.rows(drawn.image, [next(each) for each in looks])
-            heat = contact_sheet([heat_row(drawn.image, of_picture[0][rows], words), *after])
+            row = heat_row(drawn.image, of_picture[0][rows], words)
+            heat = contact_sheet([row, *looking.rows(drawn.image)])
         leaks = _leaks(of_picture[-1], columns, subjects, concepts) if compares else []
         yield Observed(drawn, heat, leaks)
 
@@ -147,16 +146,12 @@ def _drawn_in_regions(
         control=control,
         start=start,
     )
-    looks = list[Iterator[Tensor]]()
-    for i, seen in enumerate(drawing):
+    for seen in drawing:
         heat = None
         if looking:
-            if i % batch == 0:
-                looks = [iter(each) for each in looking.take()]
             image = seen.drawn.image
-            after = looking.rows(image, [next(each) for each in looks])
             row = region_row(image, plan.subjects, seen.maps[:, 0], seen.regions)
-            heat = contact_sheet([row, *after])
+            heat = contact_sheet([row, *looking.rows(image)])
         leaks = _leaks_between(seen.maps, plan.subjects) if wanted.leaks else []
         yield Observed(seen.drawn, heat, leaks, outlined(plan.subjects, seen.regions))
 

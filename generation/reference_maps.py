@@ -1,6 +1,6 @@
 """Heat-maps of where places of a picture look in its references, collected while it is drawn."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,6 +42,7 @@ class ReferenceMapCollector:
         self._seen = FurtherMaps(self._queries)
         self._sums: dict[int, Tensor] = {}
         self._counts: Counter[int] = Counter()
+        self._waiting: deque[tuple[Tensor, ...]] = deque()
 
     def _queries(self, positions: int) -> list[int]:
         height, width = layer_size(self._size, positions)
@@ -82,20 +83,15 @@ class ReferenceMapCollector:
         """Change nothing."""
         return step.latents
 
-    def take(self) -> list[Tensor]:
-        """For each reference, the maps (B, P, h, w) of the pictures since the last call."""
-        keys = [id(each) for each in self._references]
-        mean = [self._sums[key] / self._counts[key] for key in keys]
-        self._sums.clear()
-        self._counts.clear()
-        return mean
-
-    def rows(self, image: Image.Image, maps: Sequence[Tensor]) -> list[SheetRow]:
+    def rows(self, image: Image.Image) -> list[SheetRow]:
         """For each reference, a row of a sheet: a picture with its points, and their maps.
 
-        `maps` (P, h, w) are those of the picture, of `take`. Colours are the same in all of them:
-        where a point does not look, its map is dark.
+        Call it for each picture of a batch in turn, before the next batch is drawn. Colours are the
+        same in all rows: where a point does not look, its map is dark.
         """
+        if not self._waiting:
+            self._waiting.extend(zip(*self._take(), strict=True))
+        maps = self._waiting.popleft() if self._references else ()
         highest = torch.stack([each.max() for each in maps]).max() if maps else None
         labels = [f"where {i} looks" for i in range(1, len(self._points) + 1)]
         marked = _marked(image, self._points)
@@ -103,6 +99,14 @@ class ReferenceMapCollector:
             (["points", *labels], [marked, *(overlaid(picture, each, highest) for each in own)])
             for picture, own in zip(self._pictures, maps, strict=True)
         ]
+
+    def _take(self) -> list[Tensor]:
+        """For each reference, the maps (B, P, h, w) of the pictures since the last call."""
+        keys = [id(each) for each in self._references]
+        mean = [self._sums[key] / self._counts[key] for key in keys]
+        self._sums.clear()
+        self._counts.clear()
+        return mean
 
 
 def _marked(image: Image.Image, points: Sequence[Point]) -> Image.Image:

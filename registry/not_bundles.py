@@ -11,6 +11,7 @@ from .files import open_given
 from .zips import opened_zip
 
 _HEAD = 1 << 20
+_MANIFEST = "manifest.json"
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _PICTURE_BOXES = (b"heic", b"heix", b"mif1", b"avif", b"msf1")
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
@@ -43,12 +44,19 @@ def _is_bundle(path: Path) -> bool:
     """Whether a file is a zip with a manifest, whatever it is called."""
     try:
         with open_given(path) as file:
-            if file.read(2) != b"PK":
-                return False
-        with opened_zip(path) as opened:
-            return "manifest.json" in opened.namelist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+            begins_so = file.read(2) == b"PK"
+    except OSError:
         return False
+    return begins_so and _MANIFEST in (_names_in(path) or ())
+
+
+def _names_in(path: Path) -> list[str] | None:
+    """The names in a zip; None where it cannot be read."""
+    try:
+        with opened_zip(path) as opened:
+            return opened.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return None
 
 
 def refuse_non_bundle(path: Path) -> None:
@@ -82,12 +90,8 @@ def _of_folder(path: Path) -> tuple[str, str]:
 
 
 def _of_zip(path: Path) -> tuple[str, str] | None:
-    try:
-        with opened_zip(path) as opened:
-            names = opened.namelist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return None
-    if "manifest.json" in names:
+    names = _names_in(path)
+    if names is None or _MANIFEST in names:
         return None
     if any(name.endswith("data.pkl") for name in names):
         return "a checkpoint, which may run code when it is loaded", _CONVERT

@@ -187,12 +187,11 @@ def _check_holds(
         raise InvalidInput(
             f"{name} draws after references, which no format of other tools holds", hint=hint
         )
+    texts = {each for each in change.names if each.startswith("text_encoder.")}
     is_embedding = form.startswith("embedding")
     if is_embedding and change.names:
         factors = "lora-diffusers" if change.magnitudes else "lora-kohya"
-        has_texts = any(each.startswith("text_encoder.") for each in change.names)
-        whole = "diffusers" if has_texts else "diff"
-        nearest = whole if change.deltas else factors
+        nearest = ("diffusers" if texts else "diff") if change.deltas else factors
         raise refused(
             "changes the base model's weights too, which an embedding cannot hold", nearest
         )
@@ -205,7 +204,6 @@ def _check_holds(
         raise refused("has vectors that are no mean: nothing has to be lost", "embedding")
     if not change.names and not is_embedding and form != "diffusers":
         raise refused("changes no weights of the base model", "embedding", "diffusers")
-    texts = {each for each in change.names if each.startswith("text_encoder.")}
     loras = ("lora-diffusers",) if change.magnitudes else ("lora-kohya", "lora-diffusers")
     is_lora = not change.deltas
     if texts and form != "diffusers" and not (is_lora and form.startswith("lora")):
