@@ -29,6 +29,7 @@ from .errors import RegistryCorrupt, StorageError
 from .files import (
     Entry,
     FileSystemSync,
+    begin_sync,
     below,
     create_file,
     entries,
@@ -263,7 +264,9 @@ class Staging:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     digest.update(chunk)
                     file.write(chunk)
-                if not self._together:
+                if self._together:
+                    begin_sync(file)
+                else:
                     sync_file(file)
         except OSError as error:
             self._remove(path)

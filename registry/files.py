@@ -434,6 +434,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def begin_sync(file: BinaryIO) -> None:
+    """Have the system begin to write a file to the disk, where it can be told so; without waiting.
+
+    Bytes that are written already would be forgotten by the page cache; none are by then.
+    """
+    file.flush()
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 class FileSystemSync:
     """Forces all that was written below a folder onto the disk at once, by Linux's `syncfs`.
 

@@ -29,10 +29,8 @@ from .queries import names, search_text, to_json
 from .records import IMPORT, ORIGINAL, PREVIEW
 from .store import Store
 from .tables import Artifact, Concept, Run, Tag, Version
-from .tensors import MAX_HEADER_BYTES, Header, check_weights
+from .tensors import Header, check_weights
 
-_READ_WHOLE = MAX_HEADER_BYTES + (1 << 20)
-"""Bytes; larger files are read twice, if they are new."""
 _SYNCED_EACH = 16
 """Files that are synced one by one; more of them, together with all that the disk waits for."""
 _NUM_THREADS = min(4, os.cpu_count() or 1)
@@ -236,14 +234,12 @@ def _receive_file(path: Path, header: Header, staging: Staging, known: _Known) -
     try:
         with open_given(path) as file:
             before = os.fstat(file.fileno())
-            first = file.read(_READ_WHOLE)
-            of_tensors = _hash_of_tensors(first, file, header)
+            of_tensors = _hash_of_tensors(file, header)
             name, size = plain_file_name(path.name), before.st_size
             if known.has_alone(of_tensors):
                 return HashedFile(name, size, "", of_tensors)
             file.seek(0)
-            is_whole = len(first) < _READ_WHOLE
-            sha256 = staging.write(first if is_whole else iter(lambda: file.read(CHUNK), b""))
+            sha256 = staging.write(iter(lambda: file.read(CHUNK), b""))
             after = os.fstat(file.fileno())
     except FileNotFoundError:
         raise NotFound(f"{path} is gone") from None
@@ -255,9 +251,10 @@ def _receive_file(path: Path, header: Header, staging: Staging, known: _Known) -
     return HashedFile(name, size, sha256, of_tensors)
 
 
-def _hash_of_tensors(first: bytes, file: BinaryIO, header: Header) -> str:
-    """SHA-256 of what follows a file's header, of which `first` has been read."""
-    digest = hashlib.sha256(memoryview(first)[header.start :])
+def _hash_of_tensors(file: BinaryIO, header: Header) -> str:
+    """SHA-256 of what follows a file's header."""
+    digest = hashlib.sha256()
+    file.seek(header.start)
     while chunk := file.read(CHUNK):
         digest.update(chunk)
     return digest.hexdigest()

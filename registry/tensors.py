@@ -16,7 +16,8 @@ from .files import open_given
 ADAPTER_FORMAT = "conceptry-adapter 1"
 """The metadata key of an adapter's description; see `adapters.file_format`."""
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-_FINITE_CHUNK = 1 << 22
+_FINITE_CHUNK = 1 << 20
+"""Bytes, a multiple of what any number takes."""
 MAX_HEADER_BYTES = 16 << 20
 """Of a file from elsewhere; what trainers say of their captions has some megabytes."""
 
@@ -143,18 +144,20 @@ def _check_finite(path: Path, file_name: str, tensors: Mapping[str, Tensor]) -> 
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
-    start = 8 + header_bytes
-    whole = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # parts of a memmap are slow
-    for name, tensor in tensors.items():
-        layout = _FLOAT_LAYOUTS.get(tensor.dtype)
-        first, last = header[name]["data_offsets"]
-        if layout is None or first == last:
-            continue
-        integer, exponent = layout
-        raw = whole[start + first : start + last].view(integer)
-        for begin in range(0, len(raw), _FINITE_CHUNK):
-            if ((raw[begin : begin + _FINITE_CHUNK] & exponent) == exponent).any():
-                raise InvalidWeights(f"{file_name}: tensor {name} has values that are not finite")
+        start = 8 + header_bytes
+        for name, tensor in tensors.items():
+            layout = _FLOAT_LAYOUTS.get(tensor.dtype)
+            first, last = header[name]["data_offsets"]
+            if layout is None or first == last:
+                continue
+            integer, exponent = layout
+            file.seek(start + first)
+            for begin in range(first, last, _FINITE_CHUNK):  # a memory map faults at each page
+                raw = np.frombuffer(file.read(min(_FINITE_CHUNK, last - begin)), integer)
+                if ((raw & exponent) == exponent).any():
+                    raise InvalidWeights(
+                        f"{file_name}: tensor {name} has values that are not finite"
+                    )
 
 
 def _layout(integer: str, exponent: int) -> tuple[np.dtype, np.unsignedinteger]:
