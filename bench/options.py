@@ -3,10 +3,10 @@
     python bench/options.py --out runs/options          # hours on two cores
     python bench/options.py --out runs/options --concepts 2 --only quantize=4bit
 
-Individuals that no training has seen are taught from five renders by the `miniature` preset of
-AttnDreamBooth and DreamBooth, with one option set otherwise, drawn for the suite `miniature` and
-scored as by bench/methods.py; each option is compared on the same individuals with the same preset
-as it is. Options for LoRA are compared with `LORA`. Interrupted, it goes on where it was; a second
+Individuals that no training has seen are taught from five renders by AttnDreamBooth's preset
+`miniature` with one option set otherwise, drawn for the suite `miniature` and scored as by
+bench/methods.py; each option is compared on the same individuals with the same preset as it is.
+Options for LoRA are compared with `LORA`. Interrupted, it goes on where it was; a second
 process on the same folder takes over individuals that nobody teaches (`--teach` leaves the scoring
 to the first).
 
@@ -54,7 +54,7 @@ LORA += ("stage3.learning_rate=1e-3",)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A method with a preset, and options that are set beside it, one at a time."""
+    """A preset, and options that are set beside it, one at a time."""
 
     base: Way
     options: tuple[str, ...]
@@ -71,22 +71,16 @@ TRIALS = (
     Trial(
         Way("attndreambooth", "attndreambooth"),
         (
-            "mask.use=auto",
-            "loss.min_snr_gamma=5",
-            "loss.kind=huber",
-            "noise.offset=0.05",
             "noise.highest=0.8",
-            "noise.density=logit-normal",
+            "mask.use=auto",
             "prior.weight=1",
+            "loss.min_snr_gamma=5",
+            "noise.offset=0.05",
         ),
     ),
     Trial(
         Way("attndreambooth by LoRA", "attndreambooth", LORA),
-        ("quantize=8bit", "quantize=4bit", "lora.dora=true"),
-    ),
-    Trial(
-        Way("dreambooth", "dreambooth"),
-        ("mask.use=auto", "loss.min_snr_gamma=5", "noise.highest=0.8"),
+        ("quantize=4bit", "quantize=8bit"),
     ),
 )
 
