@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..registry import Registry
 from ..registry.errors import InvalidInput, quoted
@@ -16,11 +17,11 @@ from .file_format import AdapterMetadata, CompressionMetadata, read_adapter, wri
 from .formats.layouts import low_rank
 from .limits import MAX_RANK
 from .quantized import Kind, Quantized
-from .ways import Way
-from .weight_delta import WeightDelta
+from .ways import Bits, Way
+from .weight_delta import WeightDelta, factors_in_few_bits
 
 Progress = Callable[[int, int], None]
-_KINDS: dict[str, Kind] = {"1bit": "sign", "fp8": "fp8", "int8": "int8"}
+_KINDS: dict[Bits, Kind] = {"1bit": "sign", "int4": "int4", "fp8": "fp8", "int8": "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,16 @@ class Compressed:
 
 def compress(
     change: WeightDelta, way: Way, *, on_progress: Progress | None = None
-) -> tuple[WeightDelta, float]:
-    """A change of weights with its whole differences compressed, and the share that it keeps.
+) -> tuple[dict[str, Tensor], float]:
+    """The state of a change of weights that is compressed, and the share that it keeps.
 
     The share is 1 - ‖Δ - Δ'‖² / ‖Δ‖². By SVD the differences of biases and norms are left out, so
     that a LoRA is left; else they stay as they are, as they are small.
     """
-    if way.name == "svd":
-        ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
-        found, kept = low_rank(change, ranks, on_progress)
-        factors = {name: (up.half(), down.half()) for name, (up, down) in found.factors.items()}
-        return replace(found, factors=factors), kept
-    kind = _KINDS[way.name]
+    if way.is_low_rank:
+        return _low_rank(change, way, on_progress)
+    assert way.bits
+    kind = _KINDS[way.bits]
     small, lost, total = WeightDelta({}, change.factors, change.magnitudes), 0.0, 0.0
     for done, (name, delta) in enumerate(change.deltas.items(), 1):
         if on_progress:
@@ -64,7 +63,35 @@ def compress(
         product = Quantized.of(delta, kind)
         small.products[name] = product
         lost += float((product.to(delta.device, torch.float32) - delta.float()).square().sum())
-    return small, 1 - lost / total if total else 1.0
+    return small.state(), 1 - lost / total if total else 1.0
+
+
+def _low_rank(
+    change: WeightDelta, way: Way, on_progress: Progress | None
+) -> tuple[dict[str, Tensor], float]:
+    ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
+    found, kept = low_rank(change, ranks, on_progress)
+    if way.bits is None:
+        factors = {name: (up.half(), down.half()) for name, (up, down) in found.factors.items()}
+        return replace(found, factors=factors).state(), kept
+    own = {name: found.factors[name] for name in change.deltas if name in found.factors}
+    state = replace(found, factors=change.factors, magnitudes=change.magnitudes).state()
+    for name, factors in own.items():
+        state |= factors_in_few_bits(name, factors, _KINDS[way.bits])
+    return state, _kept(change, WeightDelta.from_state(state))
+
+
+def _kept(change: WeightDelta, small: WeightDelta) -> float:
+    """The share of differences that is kept by factors of the same names."""
+    lost = total = 0.0
+    for name, delta in change.deltas.items():
+        whole = delta.float()
+        total += float(whole.square().sum())
+        if name in small.factors:
+            up, down = (each.float() for each in small.factors[name])
+            whole = whole - (up @ down.flatten(1)).reshape(whole.shape)
+        lost += float(whole.square().sum())
+    return 1 - lost / total if total else 1.0
 
 
 def _ranks_for(change: WeightDelta, share: float, on_progress: Progress | None) -> dict[str, int]:
@@ -139,7 +166,7 @@ def compress_version(
             version=version.number, sha256=artifact.sha256, way=str(way), kept=round(kept, 6)
         ),
     )
-    number = _stored(registry, concept, version, others | small.state(), metadata, alias)
+    number = _stored(registry, concept, version, others | small, metadata, alias)
     (made,) = [each for each in registry.show(concept.id).versions if each.number == number]
     size = _adapter_of(made).bytes
     return Compressed(
@@ -156,7 +183,7 @@ def _stored(
     registry: Registry,
     concept: Concept,
     version: VersionRecord,
-    state: dict[str, torch.Tensor],
+    state: dict[str, Tensor],
     metadata: AdapterMetadata,
     alias: str | None,
 ) -> int:

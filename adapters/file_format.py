@@ -29,6 +29,7 @@ from .subject_encoding import TOKENS as SUBJECT_TOKENS
 from .subject_encoding import SubjectMetadata
 from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
+from .weight_delta import DOWN, UP, factor_in_few_bits
 
 _MAX_METADATA = 1 << 17
 _MAX_LATENTS = 1 << 18
@@ -36,10 +37,10 @@ _MAX_LATENTS = 1 << 18
 _MAX_SUBJECT_VALUES = 1 << 26
 """Of a subject's tokens: 64 references of 1024 patches are fewer."""
 _DTYPES = ("F32", "F16", "BF16")
-_DTYPES_OF = {"sign": "U8", "fp8": "F8_E4M3", "int8": "I8"}
-"""Of differences in few bits, see `quantized`."""
+_DTYPES_OF = {"sign": "U8", "int4": "U8", "fp8": "F8_E4M3", "int8": "I8"}
+"""Of what is in few bits, see `quantized`."""
 _VECTORS = re.compile(r"(token|staged)\.([01])")
-_CHANGES = ("delta", "up", "down", "magnitude", *KINDS, SCALE)
+_CHANGES = ("delta", UP, DOWN, "magnitude", *KINDS, SCALE)
 
 
 def _as_it_is(check: Callable[..., str], *arguments: str) -> AfterValidator:
@@ -202,19 +203,25 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
         raise InvalidWeights("it has no vectors for its tokens")
     if vectors != [f"{wanted}.{i}" for i in range(len(vectors))]:
         raise InvalidWeights(f"its vectors are {', '.join(vectors) or 'missing'}")
-    changes = {kind: set[str]() for kind in _CHANGES}
+    found: list[tuple[str, str]] = []
+    in_few_bits = set[str]()
     for name in names:
         kind, _, parameter = name.partition(".")
-        if kind in changes:
-            changes[kind].add(parameter)
+        if kind in KINDS:
+            in_few_bits.add(parameter)
+            part, own = factor_in_few_bits(parameter)
+            found.append((part or kind, own))
+        elif kind in _CHANGES:
+            found.append((kind, parameter))
         elif name not in vectors and name not in references and name != SUBJECT_TOKENS:
             raise InvalidWeights(f"it has a tensor {name[:80]!r}")
     if not references <= set(names):
         raise InvalidWeights("its references are not whole")
-    is_whole = changes["up"] == changes["down"] and changes["magnitude"] <= changes["up"]
-    of_one_kind = [changes[kind] for kind in ("delta", "up", *KINDS)]
-    in_few_bits = {name for kind in KINDS for name in changes[kind]}
+    changes = {kind: {name for other, name in found if other == kind} for kind in _CHANGES}
+    is_whole = changes[UP] == changes[DOWN] and changes["magnitude"] <= changes[UP]
+    of_one_kind = [changes[kind] for kind in ("delta", UP, *KINDS)]
     is_whole &= len(set().union(*of_one_kind)) == sum(map(len, of_one_kind))
+    is_whole &= len(set(found)) == len(found)
     if not is_whole or changes[SCALE] != in_few_bits:
         raise InvalidWeights("its changes of weights are not whole")
 

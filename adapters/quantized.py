@@ -1,7 +1,8 @@
-"""Whole differences of weights in few bits: a number of 1 or 8 bits, and a scale for each row.
+"""Differences of weights, or their factors, in few bits: whole numbers and a scale for each row.
 
 1 bit is the sign, with the mean absolute value as scale, which is nearest by squared error
 (BitDelta, arXiv 2402.10193, eq. 2, with a scale for each row instead of one for each matrix).
+With 4 bits the few largest numbers of a row are cut off where that brings the rest nearer.
 """
 
 from collections.abc import Mapping
@@ -11,23 +12,30 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kind = Literal["sign", "fp8", "int8"]
+Kind = Literal["sign", "int4", "fp8", "int8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SCALE = "scale"
 DTYPES: Mapping[Kind, torch.dtype] = {
     "sign": torch.uint8,
+    "int4": torch.uint8,
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
 }
-_LARGEST = {"fp8": 448.0, "int8": 127.0}
-_BITS = 8
+_LARGEST = {"int4": 7.0, "fp8": 448.0, "int8": 127.0}
+_BITS: Mapping[Kind, int] = {"sign": 1, "int4": 4}
+"""Of numbers of which several are in a byte."""
+_MIDDLE = 8
+"""What 0 is as a number of 4 bits."""
+_CUTS = tuple(step / 20 for step in range(8, 21))
+"""Of the largest number of a row, where those of 4 bits may end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
     """A difference of a weight (out, …), as `adapters.weight_delta.Difference` has it.
 
-    `values` are (out, …), or of signs (⌈out / 8⌉, …), the lowest bit first; `scale` is (out,).
+    `values` are (out, …), or of signs (⌈out / 8⌉, …) and of 4 bits (⌈out / 2⌉, …), the lowest bits
+    first; `scale` is (out,).
     """
 
     kind: Kind
@@ -39,14 +47,13 @@ class Quantized:
         """The nearest to a difference of two or more dimensions; a row of zeros stays one."""
         whole = delta.float()
         rows = whole.flatten(1).abs()
-        over = (-1, *(1,) * (whole.ndim - 1))
         if kind == "sign":
-            return cls(kind, _packed(whole > 0), rows.mean(1).bfloat16())
-        scale = (rows.amax(1) / _LARGEST[kind]).bfloat16()
-        divisor = torch.where(scale > 0, scale.float(), 1.0).reshape(over)
-        numbers = (whole / divisor).clamp(-_LARGEST[kind], _LARGEST[kind])
-        values = numbers.round() if kind == "int8" else numbers
-        return cls(kind, values.to(DTYPES[kind]), scale)
+            return cls(kind, _packed(whole > 0, 1), rows.mean(1).bfloat16())
+        scale = _scale_of_int4(whole) if kind == "int4" else _scale(rows, kind)
+        numbers = _divided(whole, scale, kind)
+        if kind == "int4":
+            return cls(kind, _packed(numbers + _MIDDLE, 4), scale)
+        return cls(kind, numbers.to(DTYPES[kind]), scale)
 
     @property
     def shape(self) -> torch.Size:
@@ -56,38 +63,73 @@ class Quantized:
     @property
     def is_sound(self) -> bool:
         """Whether values and scale have dtypes and shapes that belong together."""
-        count = len(self.values) if self.values.ndim > 1 else -1
-        rows = -(-len(self.scale) // _BITS) if self.kind == "sign" and self.scale.ndim else None
-        return (
-            self.values.dtype == DTYPES[self.kind]
-            and self.scale.ndim == 1
-            and count == (len(self.scale) if rows is None else rows)
-        )
+        if self.values.dtype != DTYPES[self.kind] or self.values.ndim < 2 or self.scale.ndim != 1:
+            return False
+        return len(self.values) == -(-len(self.scale) * _BITS.get(self.kind, 8) // 8)
 
     def to(self, device: torch.device, dtype: torch.dtype, /) -> Tensor:
         """The difference itself."""
         values = self.values.to(device)
-        numbers = _unpacked(values, len(self.scale)) if self.kind == "sign" else values.float()
-        scale = self.scale.to(device, torch.float32).reshape(-1, *(1,) * (values.ndim - 1))
-        return (numbers * scale).to(dtype)
+        if self.kind == "sign":
+            numbers = _unpacked(values, len(self.scale), 1) * 2 - 1
+        elif self.kind == "int4":
+            numbers = _unpacked(values, len(self.scale), 4) - _MIDDLE
+        else:
+            numbers = values.float()
+        scale = self.scale.to(device, torch.float32)
+        return (numbers * _over_rows(scale, numbers)).to(dtype)
 
     def state(self, name: str) -> dict[str, Tensor]:
-        """`sign.NAME`, `fp8.NAME` or `int8.NAME`, and `scale.NAME`."""
+        """`sign.NAME`, `int4.NAME`, `fp8.NAME` or `int8.NAME`, and `scale.NAME`."""
         return {f"{self.kind}.{name}": self.values, f"{SCALE}.{name}": self.scale}
 
 
-def _packed(bits: Tensor) -> Tensor:
-    """Bits (out, …) as bytes (⌈out / 8⌉, …)."""
-    missing = -len(bits) % _BITS
-    padded = torch.cat([bits, bits.new_zeros(missing, *bits.shape[1:])])
-    grouped = padded.reshape(-1, _BITS, *bits.shape[1:]).to(torch.uint8)
-    weights = (1 << torch.arange(_BITS)).to(torch.uint8).reshape(1, -1, *(1,) * (bits.ndim - 1))
-    return (grouped * weights).sum(1, dtype=torch.uint8)
+def _over_rows(numbers: Tensor, like: Tensor) -> Tensor:
+    """A number for each row (out,) of a tensor (out, …), to multiply it by."""
+    return numbers.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _unpacked(values: Tensor, rows: int) -> Tensor:
-    """The inverse of `_packed`: 1 for a bit, -1 for none."""
-    places = torch.arange(_BITS, device=values.device, dtype=torch.uint8)
-    places = places.reshape(1, -1, *(1,) * (values.ndim - 1))
-    bits = (values[:, None] >> places) & 1
-    return bits.flatten(0, 1)[:rows].float() * 2 - 1
+def _scale(rows: Tensor, kind: Kind) -> Tensor:
+    """That with which the largest number of each row is the largest there is."""
+    return (rows.amax(1) / _LARGEST[kind]).bfloat16()
+
+
+def _divided(whole: Tensor, scale: Tensor, kind: Kind) -> Tensor:
+    """The numbers of a kind that are nearest to rows over their scales."""
+    divisor = _over_rows(torch.where(scale > 0, scale.float(), 1.0), whole)
+    numbers = (whole / divisor).clamp(-_LARGEST[kind], _LARGEST[kind])
+    return numbers if kind == "fp8" else numbers.round()
+
+
+def _scale_of_int4(whole: Tensor) -> Tensor:
+    """For each row the scale of `_CUTS` with the least squared error."""
+    widest = _scale(whole.flatten(1).abs(), "int4").float()
+    found, least = widest.bfloat16(), torch.full_like(widest, torch.inf)
+    for cut in _CUTS:
+        scale = (widest * cut).bfloat16()
+        rounded = _divided(whole, scale, "int4") * _over_rows(scale.float(), whole)
+        error = (rounded - whole).flatten(1).square().sum(1)
+        found = torch.where(error < least, scale, found)
+        least = torch.minimum(error, least)
+    return found
+
+
+def _packed(numbers: Tensor, bits: int) -> Tensor:
+    """Numbers of so many bits (out, …) as bytes (⌈out · bits / 8⌉, …)."""
+    each = 8 // bits
+    missing = -len(numbers) % each
+    padded = torch.cat([numbers, numbers.new_zeros(missing, *numbers.shape[1:])])
+    grouped = padded.reshape(-1, each, *numbers.shape[1:]).to(torch.uint8)
+    return (grouped << _places(bits, grouped)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(values: Tensor, rows: int, bits: int) -> Tensor:
+    """The inverse of `_packed`."""
+    found = (values[:, None] >> _places(bits, values[:, None])) & (1 << bits) - 1
+    return found.flatten(0, 1)[:rows].float()
+
+
+def _places(bits: int, grouped: Tensor) -> Tensor:
+    """Where in a byte each of its numbers begins, along the second dimension."""
+    places = torch.arange(0, 8, bits, device=grouped.device, dtype=torch.uint8)
+    return places.reshape(1, -1, *(1,) * (grouped.ndim - 2))

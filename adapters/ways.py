@@ -2,28 +2,32 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from ..registry.errors import InvalidInput
 from .limits import MAX_RANK
 
-_SVD = re.compile(r"svd:(\d{1,4})(%?)", re.ASCII)
-WAYS = "svd:RANK, svd:SHARE%, 1bit, fp8 or int8"
+Bits = Literal["1bit", "int4", "fp8", "int8"]
+_SVD = re.compile(r"svd:(\d{1,4})(%?)(?::(int4|int8))?", re.ASCII)
+WAYS = "svd:RANK, svd:RANK:int4, svd:SHARE%, 1bit, int4, fp8 or int8"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How weights are compressed: by SVD to a `rank`, or to a `share` of the change; or in bits."""
+    """How weights are compressed: by SVD to a `rank`, or to a `share` of the change; in `bits`.
 
-    name: Literal["svd", "1bit", "fp8", "int8"]
+    With both the factors' numbers have so few bits, else 16.
+    """
+
     rank: int | None = None
     share: float | None = None
+    bits: Bits | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Way":
-        """`svd:32`, `svd:90%`, `1bit`, `fp8`, `int8`. Raises `InvalidInput`."""
-        if text in ("1bit", "fp8", "int8"):
-            return cls(text)
+        """`svd:32`, `svd:32:int4`, `svd:90%`, `1bit`, `fp8`, `int8`. Raises `InvalidInput`."""
+        if text in get_args(Bits):
+            return cls(bits=cast("Bits", text))
         match = _SVD.fullmatch(text)
         highest = 99 if match and match[2] else MAX_RANK
         if not match or not 1 <= int(match[1]) <= highest:
@@ -32,9 +36,17 @@ class Way:
                 "to 99%",
                 hint="--to svd:32",
             )
-        return cls("svd", share=int(match[1]) / 100) if match[2] else cls("svd", int(match[1]))
+        bits = cast("Bits | None", match[3])
+        if match[2]:
+            return cls(share=int(match[1]) / 100, bits=bits)
+        return cls(rank=int(match[1]), bits=bits)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether a LoRA is made."""
+        return self.rank is not None or self.share is not None
 
     def __str__(self) -> str:
-        if self.share is not None:
-            return f"svd:{self.share:.0%}"
-        return f"svd:{self.rank}" if self.rank else self.name
+        size = f"{self.share:.0%}" if self.share is not None else self.rank
+        parts = ["svd", size] if self.is_low_rank else []
+        return ":".join(str(part) for part in [*parts, self.bits] if part is not None)

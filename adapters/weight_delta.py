@@ -11,7 +11,10 @@ from torch import Tensor
 from ..models.backbone import Backbone
 from ..registry.errors import InvalidWeights
 from .limits import MAX_RANK
-from .quantized import KINDS, SCALE, Quantized
+from .quantized import KINDS, SCALE, Kind, Quantized
+
+UP, DOWN = "up", "down"
+"""The factors of a LoRA, as files name them. No base model's weights are called so."""
 
 
 class Difference(Protocol):
@@ -47,25 +50,39 @@ class WeightDelta:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], strength: float = 1.0) -> "WeightDelta":
-        """The inverse of `state`."""
-        deltas, factors, magnitudes = {}, {}, {}
-        products: dict[str, Difference] = {}
+        """The inverse of `state`; factors in few bits are multiplied by their scales.
+
+        Raises `InvalidWeights` if such factors have scales of another shape.
+        """
+        deltas, magnitudes, products = {}, {}, dict[str, Difference]()
+        ups, downs = dict[str, Tensor](), dict[str, Tensor]()
         for name, tensor in state.items():
             kind, _, parameter = name.partition(".")
             if kind == "delta":
                 deltas[parameter] = tensor
-            elif kind == "up":
-                factors[parameter] = tensor, state[f"down.{parameter}"]
+            elif kind == UP:
+                ups[parameter] = tensor
+            elif kind == DOWN:
+                downs[parameter] = tensor
             elif kind == "magnitude":
                 magnitudes[parameter] = tensor
             elif kind in KINDS:
-                products[parameter] = Quantized(kind, tensor, state[f"{SCALE}.{parameter}"])
+                part, own = factor_in_few_bits(parameter)
+                found = Quantized(kind, tensor, state[f"{SCALE}.{parameter}"])
+                if part == UP:
+                    ups[own] = _factor(own, found).movedim(0, -1)
+                elif part == DOWN:
+                    downs[own] = _factor(own, found)
+                else:
+                    products[parameter] = found
+        factors = {name: (up, downs[name]) for name, up in ups.items()}
         return cls(deltas, factors, magnitudes, strength, products)
 
     def state(self) -> dict[str, Tensor]:
         """`delta.NAME`, or `up.NAME` and `down.NAME`, and with them `magnitude.NAME`.
 
-        Of products those in few bits, see `Quantized.state`; others are never stored.
+        Of products those in few bits, see `Quantized.state`; others are never stored. Factors in
+        few bits are stored by `factors_in_few_bits`.
         """
         state = {f"delta.{name}": tensor for name, tensor in self.deltas.items()}
         for name, (up, down) in self.factors.items():
@@ -169,6 +186,28 @@ class WeightDelta:
         for name, original in self._original.items():
             parameters[name].data = original
         self._original.clear()
+
+
+def factors_in_few_bits(name: str, factors: tuple[Tensor, Tensor], kind: Kind) -> dict[str, Tensor]:
+    """The state of a weight's factors in few bits, with a scale for each of the r ranks.
+
+    That is `Quantized.state` of `up.NAME`, (r, out), and of `down.NAME`, (r, in, …).
+    """
+    up, down = factors
+    ranks = Quantized.of(up.T, kind).state(f"{UP}.{name}")
+    return ranks | Quantized.of(down, kind).state(f"{DOWN}.{name}")
+
+
+def factor_in_few_bits(parameter: str) -> tuple[str, str]:
+    """Which factor of which weight something in few bits is: (`up`, NAME); ("", …) for none."""
+    part, _, name = parameter.partition(".")
+    return (part, name) if part in (UP, DOWN) else ("", parameter)
+
+
+def _factor(name: str, found: Quantized) -> Tensor:
+    if not found.is_sound:
+        raise InvalidWeights(f"a change of {name[:80]} has another shape")
+    return found.to(found.values.device, torch.float32)
 
 
 @dataclass(slots=True)

@@ -38,7 +38,19 @@ from laboratory import (
 
 RESULTS = Path(__file__).parent / "results"
 WHOLE = Way("attndreambooth", "attndreambooth")
-COMPRESSIONS = ("svd:2", "svd:4", "svd:8", "svd:16", "svd:50%", "svd:90%", "1bit", "fp8", "int8")
+COMPRESSIONS = (
+    "svd:2",
+    "svd:4",
+    "svd:8",
+    "svd:16",
+    "svd:16:int4",
+    "svd:24:int4",
+    "svd:50%",
+    "svd:90%",
+    "1bit",
+    "fp8",
+    "int8",
+)
 SHOWN = (4,)
 HEADLINES = ("seen", "likeness", "recognised", "both")
 

@@ -27,8 +27,8 @@ def compress(
         str,
         typer.Option(
             metavar="WAY",
-            help="svd:RANK or svd:SHARE% makes a LoRA; 1bit, fp8 and int8 keep whole differences "
-            "in few bits.",
+            help="svd:RANK or svd:SHARE% makes a LoRA, with :int4 or :int8 behind it in few bits; "
+            "1bit, int4, fp8 and int8 keep whole differences so.",
         ),
     ] = "svd:32",
     alias: Annotated[

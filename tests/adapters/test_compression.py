@@ -55,13 +55,23 @@ def test_a_difference_in_few_bits_is_the_nearest(kind: Kind, shape: tuple[int, .
         scale = rows.mean(1).bfloat16().float().reshape(-1, *(1,) * (delta.ndim - 1))
         assert torch.equal(back, torch.where(delta > 0, scale, -scale))
         assert found.values.numel() == -(-shape[0] // 8) * delta[0].numel()
+    elif kind == "int4":
+        assert found.values.numel() == -(-shape[0] // 2) * delta[0].numel()
+        scale = (rows.amax(1) / 7).bfloat16().float().reshape(-1, *(1,) * (delta.ndim - 1))
+        plain = (delta / scale.clamp(min=1e-30)).round() * scale
+        error, of_plain = (((each - delta) ** 2).flatten(1).sum(1) for each in (back, plain))
+        assert (error <= of_plain * 1.001).all(), "no more than without cutting any off"
+        if shape == (9, 4, 3, 3):
+            assert (error < of_plain).any()
     else:
         step = {"int8": 0.5 / 127 + 0.004, "fp8": 1 / 16 + 0.004}[kind]
         bound = rows.amax(1) * step
         assert ((back - delta).flatten(1).abs() <= bound[:, None]).all()
 
 
-@pytest.mark.parametrize("way", quick_for(3, ["svd:60%", "1bit", "fp8", "svd:3", "int8"]))
+@pytest.mark.parametrize(
+    "way", quick_for(3, ["svd:60%", "1bit", "svd:3:int4", "fp8", "svd:3", "int8", "int4"])
+)
 def test_a_compressed_version_is_drawn_with_and_exported(taught: Taught, way: str) -> None:
     concept = taught.registry.show("rex")
     before = taught.drawn()
@@ -98,17 +108,41 @@ def test_a_compressed_version_is_drawn_with_and_exported(taught: Taught, way: st
 
 def test_more_is_kept_the_more_is_stored(taught: Taught) -> None:
     change = WeightDelta.from_state(taught.deltas())
-    kept = [compress(change, Way.parse(way))[1] for way in ("1bit", "fp8", "int8")]
+    kept = [compress(change, Way.parse(way))[1] for way in ("1bit", "int4", "fp8", "int8")]
     assert 0.5 < kept[0] < 0.7, "the share of normal numbers that signs keep is 2 / π"
-    assert kept[0] < kept[1] < kept[2] < 1
+    assert sorted({*kept}) == kept
+    assert kept[-1] < 1
     by_rank = [compress(change, Way.parse(f"svd:{rank}"))[1] for rank in (1, 4, 8)]
     assert by_rank == sorted(by_rank)
-    by_share, kept_by_share = compress(change, Way.parse("svd:50%"))
+    state, kept_by_share = compress(change, Way.parse("svd:50%"))
     assert kept_by_share == pytest.approx(0.5, abs=0.01)
+    by_share = WeightDelta.from_state(state)
     assert len({len(down) for _, down in by_share.factors.values()}) > 1, "ranks of their own"
 
 
-@pytest.mark.parametrize("text", ["svd", "svd:0", "svd:100%", "svd:9999", "2bit", "SVD:4", ""])
+def test_factors_in_few_bits_take_less_and_keep_nearly_as_much(taught: Taught) -> None:
+    change = WeightDelta.from_state(taught.deltas())
+    (whole, kept), (small, less), (_, near) = (
+        compress(change, Way.parse(f"svd:4{bits}")) for bits in ("", ":int4", ":int8")
+    )
+    sizes = [sum(each.nbytes for each in state.values()) for state in (whole, small)]
+    assert sizes[1] < 0.45 * sizes[0], "a quarter, and scales of the tiny model's short rows"
+    assert kept - 0.05 < less < near < kept
+    lost = total = 0.0
+    factors = WeightDelta.from_state(small).factors
+    for name, delta in change.deltas.items():
+        rest = delta.float()
+        total += float(rest.square().sum())
+        if name in factors:
+            up, down = factors[name]
+            rest = rest - (up @ down.flatten(1)).reshape(rest.shape)
+        lost += float(rest.square().sum())
+    assert less == pytest.approx(1 - lost / total, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text", ["svd", "svd:0", "svd:100%", "svd:9999", "2bit", "SVD:4", "svd:4:fp8", "svd:4:", ""]
+)
 def test_what_is_no_way_is_told(text: str) -> None:
     with pytest.raises(InvalidInput, match="no way to compress"):
         Way.parse(text)
@@ -133,6 +167,31 @@ def test_what_cannot_be_compressed_is_told(taught: Taught) -> None:
     with pytest.raises(InvalidInput, match="nothing to compress"):
         compressed(taught, "fp8", 3)
     assert len(taught.registry.show("rex").versions) == 3
+
+
+def test_factors_in_few_bits_that_do_not_fit_are_refused(taught: Taught, tmp_path: Path) -> None:
+    compressed(taught, "svd:2:int4")
+    artifact = taught.registry.show("rex").versions[1].artifacts[0]
+    state, metadata = read_adapter(taught.registry.path_of(artifact.sha256))
+    name = next(each for each in state if each.startswith("int4.up.")).removeprefix("int4.up.")
+    for odd in (
+        {each: state[each] for each in state if each != f"scale.up.{name}"},
+        {each: state[each] for each in state if not each.endswith(f".down.{name}")},
+        state | {f"up.{name}": torch.zeros(2, 2), f"down.{name}": torch.zeros(2, 2)},
+        state | {f"delta.{name}": torch.zeros(2, 2)},
+        state | {f"int8.up.{name}": state[f"int4.up.{name}"].to(torch.int8)},
+        state | {f"int4.up.{name}": state[f"int4.up.{name}"].float()},
+    ):
+        write_adapter(tmp_path / "odd.safetensors", odd, metadata)
+        with pytest.raises(InvalidWeights):
+            read_adapter(tmp_path / "odd.safetensors")
+    for odd in (torch.ones(5), torch.ones(1, 2)):
+        with pytest.raises(InvalidWeights, match="another shape"):
+            WeightDelta.from_state(state | {f"scale.up.{name}": odd.bfloat16()})
+    for odd in (state[f"int4.up.{name}"][:, :-1], state[f"int4.up.{name}"][..., None]):
+        change = WeightDelta.from_state(state | {f"int4.up.{name}": odd})
+        with pytest.raises(InvalidWeights, match="another shape"):
+            change.check(taught.base.backbone)
 
 
 def test_a_file_whose_parts_do_not_fit_is_refused(taught: Taught, tmp_path: Path) -> None:
