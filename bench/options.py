@@ -70,13 +70,7 @@ class Trial:
 TRIALS = (
     Trial(
         Way("attndreambooth", "attndreambooth"),
-        (
-            "noise.highest=0.8",
-            "mask.use=auto",
-            "prior.weight=1",
-            "loss.min_snr_gamma=5",
-            "noise.offset=0.05",
-        ),
+        ("noise.highest=0.8", "mask.use=auto", "loss.min_snr_gamma=5"),
     ),
     Trial(
         Way("attndreambooth by LoRA", "attndreambooth", LORA),
