@@ -30,7 +30,7 @@ def compress(
             help="svd:RANK or svd:SHARE% makes a LoRA, with :int4 or :int8 behind it in few bits; "
             "1bit, int4, fp8 and int8 keep whole differences so.",
         ),
-    ] = "svd:32",
+    ] = "svd:128:int4",
     alias: Annotated[
         str | None,
         typer.Option(metavar="WORD", help="Call the new version so.", show_default=False),
