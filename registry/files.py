@@ -435,13 +435,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def begin_sync(file: BinaryIO) -> None:
-    """Have the system begin to write a file to the disk, where it can be told so; without waiting.
+    """Have the system begin to write a file to the disk, without waiting, where it can be told so.
 
-    Bytes that are written already would be forgotten by the page cache; none are by then.
+    Linux does on this advice, of bytes that are not on the disk yet, and keeps them in its cache.
     """
     file.flush()
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # not every file system takes advice
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class FileSystemSync:

@@ -1,5 +1,6 @@
 """Faults 1 and 2: kills in the middle of `add`, and the order of syncs that makes them harmless."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -106,6 +107,24 @@ def test_fault_02_a_sync_that_fails_leaves_nothing(
         import_path(registry, folder, ImportOptions())
     assert registry.names() == []
     assert [path for path in registry.location.blobs.glob("*/*") if path.is_file()] == []
+
+
+def test_a_file_system_that_takes_no_advice_stores_many_files_too(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    for number in range(20):
+        write_embedding(folder / f"word-{number}.safetensors", seed=number)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr(files, "_syncfs", lambda: lambda _: 0)
+    found = import_path(registry, folder, ImportOptions())
+    assert {each.outcome for each in found} == {"imported"}
 
 
 def test_fault_02_commits_are_durable(registry: Registry) -> None:
