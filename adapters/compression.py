@@ -75,7 +75,7 @@ def _low_rank(
         factors = {name: (up.half(), down.half()) for name, (up, down) in found.factors.items()}
         return replace(found, factors=factors).state(), kept
     own = {name: found.factors[name] for name in change.deltas if name in found.factors}
-    state = replace(found, factors=change.factors, magnitudes=change.magnitudes).state()
+    state = replace(found, factors=change.factors).state()
     for name, factors in own.items():
         state |= factors_in_few_bits(name, factors, _KINDS[way.bits])
     return state, _kept(change, WeightDelta.from_state(state))

@@ -214,14 +214,14 @@ def _check_holds(
             "diff (without loss)",
             "svd:64 (a LoRA, with loss)",
         )
-    if form == "lora-kohya" and change.magnitudes:
-        raise refused(
-            "has magnitudes (DoRA), which other readers of this format apply in another way",
-            "lora-diffusers",
-            "diff (without loss)",
-        )
     if form == "svd" and is_lora:
         raise refused("is a LoRA already", *loras)
+    if form in ("lora-kohya", "svd") and change.magnitudes:
+        raise refused(
+            "has magnitudes (DoRA), which other readers of this format apply in another way",
+            *(("lora-diffusers",) if is_lora else ()),
+            "diff (without loss)",
+        )
 
 
 def _check_options(options: ExportOptions, change: WeightDelta) -> None:

@@ -105,9 +105,9 @@ def low_rank(
 ) -> tuple[WeightDelta, float]:
     """The nearest factors of a rank to differences of matrices and kernels, by SVD.
 
-    With ranks by name, what has none, or 0, is left out. Returns them, and the share of the
-    change's squared norm that they keep; what is no matrix (biases, norms) is left out. Equal input
-    gives equal factors. `on_progress` gets (done, total).
+    With ranks by name, what has none, or 0, is left out. Returns them beside the factors that there
+    were, and the share of the differences' squared norm that they keep; what is no matrix (biases,
+    norms) is left out. Equal input gives equal factors. `on_progress` gets (done, total).
     """
     factors = dict(change.factors)
     kept = total = 0.0
@@ -124,7 +124,7 @@ def low_rank(
         root = values.sqrt()
         down = (root[:, None] * right.T).reshape(len(root), *delta.shape[1:])
         factors[name] = ((left * root).contiguous(), down.contiguous())
-    return WeightDelta({}, factors), kept / total if total else 1.0
+    return WeightDelta({}, factors, change.magnitudes), kept / total if total else 1.0
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -194,6 +194,35 @@ def test_factors_in_few_bits_that_do_not_fit_are_refused(taught: Taught, tmp_pat
             change.check(taught.base.backbone)
 
 
+@pytest.mark.parametrize("way", ["svd:2", "svd:2:int4", "svd:30%:int8", "1bit"])
+def test_what_is_a_lora_already_stays_as_it_is_beside_what_is_compressed(
+    taught: Taught, way: str
+) -> None:
+    directed = taught.directed()
+    own = {name.partition(".")[2] for name in directed}
+    mixed = directed | {
+        name: each for name, each in taught.deltas().items() if name.partition(".")[2] not in own
+    }
+    state, _ = compress(WeightDelta.from_state(mixed), Way.parse(way))
+    assert {name: state[name] for name in directed}.keys() == directed.keys()
+    for name, tensor in directed.items():
+        torch.testing.assert_close(state[name].float(), tensor.float(), rtol=1e-3, atol=1e-3)
+    assert len(WeightDelta.from_state(state).names) > len(own)
+
+
+def test_a_lora_with_magnitudes_beside_differences_is_no_lora_of_other_tools(
+    taught: Taught,
+) -> None:
+    directed = taught.directed()
+    own = {name.partition(".")[2] for name in directed}
+    others = {k: v for k, v in taught.deltas().items() if k.partition(".")[2] not in own}
+    taught.add(taught.vectors(2) | directed | others)
+    with pytest.raises(InvalidInput, match="has magnitudes") as refused:
+        taught.export("svd:4")
+    assert "diff (without loss)" in (refused.value.hint or "")
+    assert "lora-" not in (refused.value.hint or "").rpartition("--format")[2]
+
+
 def test_a_file_whose_parts_do_not_fit_is_refused(taught: Taught, tmp_path: Path) -> None:
     compressed(taught, "int8")
     artifact = taught.registry.show("rex").versions[1].artifacts[0]
