@@ -264,8 +264,8 @@ class _Card:
 
     @property
     def covers(self) -> list[_Photo | _Picture]:
-        """A photo, and the newest picture beside it."""
-        return [*self.photos[:1], *self.pictures[:1]]
+        """A photo, and the newest picture beside it, or a second photo."""
+        return [*self.photos[:1], *self.pictures[:1], *self.photos[1:]][:2]
 
     @property
     def search(self) -> str:

@@ -107,10 +107,18 @@ def findable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with a replacement character for what a terminal would obey."""
+    """`text` on one line, with a replacement character for what a terminal would obey.
+
+    Spaces of all widths stay; Python calls only the plain one printable.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == _JOINER else _REPLACEMENT for c in text)
+    return "".join(c if _is_printable(c) else _REPLACEMENT for c in text)
+
+
+def _is_printable(character: str) -> bool:
+    is_space = unicodedata.category(character) == "Zs"
+    return character.isprintable() or is_space or character == _JOINER
 
 
 def _is_control(character: str) -> bool:

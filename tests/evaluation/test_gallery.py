@@ -114,6 +114,8 @@ def test_it_holds_photos_versions_and_pictures(pets: Registry, tmp_path: Path) -
     assert len(ids) == len(set(ids))
     assert {link.removeprefix("#") for link in page.all("href")} <= set(ids)
     assert "http" not in page.text.replace("http-equiv", "")
+    assert "\N{REPLACEMENT CHARACTER}" not in page.text
+    assert "\N{NO-BREAK SPACE}kB" in page.text.replace("KB", "kB")
     assert page.text.index('id="c2"') < page.text.index('id="c1"'), "mia before rex"
 
 

@@ -150,8 +150,11 @@ def test_a_checked_text_stays_as_it_is(text: str) -> None:
         ("\x1b]0;x\x07.jpg", "\N{REPLACEMENT CHARACTER}]0;x\N{REPLACEMENT CHARACTER}.jpg"),
         ("a\N{RIGHT-TO-LEFT OVERRIDE}b", "a\N{REPLACEMENT CHARACTER}b"),
         ("👩\N{ZERO WIDTH JOINER}🔬", "👩\N{ZERO WIDTH JOINER}🔬"),
+        ("3.45\N{NARROW NO-BREAK SPACE}PM.png", "3.45\N{NARROW NO-BREAK SPACE}PM.png"),
+        ("赤い\N{IDEOGRAPHIC SPACE}犬", "赤い\N{IDEOGRAPHIC SPACE}犬"),
+        ("a\N{LINE SEPARATOR}b", "a\N{REPLACEMENT CHARACTER}b"),
     ],
-    ids=["plain", "newline", "surrogate", "escape", "override", "emoji"],
+    ids=["plain", "newline", "surrogate", "escape", "override", "emoji", "mac", "wide", "line"],
 )
 def test_a_text_is_made_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
