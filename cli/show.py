@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from ..registry.records import Concept
+    from ..registry.records import Concept, VersionRecord
 
 
 def show(context: typer.Context, name: ConceptName) -> None:
@@ -99,8 +99,12 @@ def _images(concept: "Concept") -> "Table":
 
 
 def _versions(concept: "Concept") -> "Table":
+    has_origin = any(version.origin for version in concept.versions)
     return table(
-        ("version", "aliases", "run", "size", "created (UTC)"),
+        (
+            *("version", "aliases", "run", "size", "created (UTC)"),
+            *(("made of",) if has_origin else ()),
+        ),
         [
             (
                 str(version.number),
@@ -108,10 +112,18 @@ def _versions(concept: "Concept") -> "Table":
                 version.run or "",
                 size(sum(artifact.bytes for artifact in version.artifacts)),
                 moment(version.created),
+                *((_origin(version),) if has_origin else ()),
             )
             for version in concept.versions
         ],
     )
+
+
+def _origin(version: "VersionRecord") -> str:
+    """`version 1, svd:32`; empty for what a training made."""
+    found = version.origin
+    of = [f"version {each}" for key, each in found.items() if key.endswith("_from")]
+    return ", ".join([*of, *(str(each) for key, each in found.items() if key == "to")])
 
 
 def _runs(concept: "Concept") -> "Table":

@@ -450,9 +450,11 @@ class _Writer:
 
 def _origin(run: RunRecord | None, version: VersionRecord, first: int) -> str:
     """Where a version came from."""
+    said = {**(run.config if run else {}), **version.origin}
+    parts = [f"{_spaced(key)} {_listed(said[key])}" for key in said if _is_origin(key)]
+    parts += [f"by {way}"] if isinstance(way := version.origin.get("to"), str) else []
     if run is None:
-        return "added as it is"
-    parts = [f"{_spaced(key)} {_listed(run.config[key])}" for key in run.config if _is_origin(key)]
+        return ", ".join(parts) or "added as it is"
     if run.method == IMPORT:
         said = run.config.get("holds")
         parts += [f"imported: {said}" if isinstance(said, str) else "imported"]
@@ -460,7 +462,8 @@ def _origin(run: RunRecord | None, version: VersionRecord, first: int) -> str:
     photos = run.config.get("photos")
     count = len(photos) if isinstance(photos, list) else 0
     parts += [f"trained by {run.method}", *([f"from {count} photos"] if count else [])]
-    parts += [f"the same training as version {first}"] if first < version.number else []
+    is_same = first < version.number and not version.origin
+    parts += [f"the same training as version {first}"] if is_same else []
     return ", ".join([*parts, f"seed {run.seed}"])
 
 

@@ -207,6 +207,9 @@ _ARTIFACTS_SQL = """
     SELECT version_id, name, kind, sha256, bytes
     FROM artifact JOIN version ON version.id = version_id
     WHERE version.concept_id = :concept"""
+_ORIGINS_SQL = """
+    SELECT detail FROM event
+    WHERE concept_id = :concept AND action = 'version' AND instr(detail, '_from"')"""
 _NAMES_SQL = "SELECT name FROM concept ORDER BY name"
 
 
@@ -221,6 +224,8 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
         runs = database.rows(_RUNS_SQL, concept=concept_id)
         versions = database.rows(_VERSIONS_SQL, concept=concept_id)
         stored = database.rows(_ARTIFACTS_SQL, concept=concept_id) if versions else []
+        told = database.rows(_ORIGINS_SQL, concept=concept_id) if versions else []
+    origins = dict(_origin(loaded(row["detail"])) for row in told)
     kept = kept_bytes(Location(database.path), [row["run"] for row in runs])
     artifacts: defaultdict[int, list[ArtifactRecord]] = defaultdict(list)
     for row in stored:
@@ -240,6 +245,7 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
                 row["run"],
                 row["created"],
                 artifacts[row["id"]],
+                origins.get(row["number"], {}),
             )
             for row in versions
         ],
@@ -249,6 +255,11 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
         updated=found["updated"],
         size=found["bytes"] + sum(kept.values()),
     )
+
+
+def _origin(detail: dict[str, object]) -> tuple[object, dict[str, object]]:
+    """The number of a version, and what history says that it was made of."""
+    return detail.pop("number", None), {k: each for k, each in detail.items() if k != "run"}
 
 
 def _concept_row(database: Database, key: ConceptKey) -> sqlite3.Row | None:

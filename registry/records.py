@@ -106,13 +106,18 @@ class ArtifactRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A version of a concept: its aliases, the run that made it and its files."""
+    """A version of a concept: its aliases, the run that made it and its files.
+
+    `origin` is what it was made of, if not by the training alone, as `add_version` was told:
+    `{"compressed_from": 1, "to": "svd:32"}`.
+    """
 
     number: int
     aliases: list[str]
     run: str | None
     created: str
     artifacts: list[ArtifactRecord]
+    origin: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

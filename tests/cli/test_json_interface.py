@@ -331,7 +331,9 @@ def test_compress(rex: Registry, ask: Ask, compare: Compare, run: Run, tmp_path:
     done = ask("compress", "rex@1", "--to", "1bit", "--alias", "small")
     assert compare(done, "concept compress") == set()
     assert done["bytes"] < done["of_bytes"]
-    assert rex.show("rex").versions[1].aliases == ["small"]
+    small = rex.show("rex").versions[1]
+    assert (small.aliases, small.origin) == (["small"], {"compressed_from": 1, "to": "1bit"})
+    assert "version 1, 1bit" in run("show", "rex").stdout
     told = run("compress", "rex@1", "--to", "svd:4")
     assert told.stdout == "rex@3\n"
     assert "concept eval rex --versions 1,3" in told.stderr

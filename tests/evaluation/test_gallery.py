@@ -297,6 +297,22 @@ def test_where_versions_came_from(pets: Registry, tmp_path: Path) -> None:
     assert "compressed from version 1, merged from rex@1, &lt;mia&gt;@2" in text
 
 
+def test_a_compressed_version_is_told_from_the_one_it_was_made_of(
+    pets: Registry, tmp_path: Path
+) -> None:
+    run = pets.show("rex").versions[0].run
+    pets.add_version(
+        "rex",
+        {"adapter": weights_file(tmp_path / "w.safetensors", 3)},
+        run=run,
+        origin={"compressed_from": 1, "to": "svd:2"},
+    )
+    write(pets, tmp_path)
+    text = _Page(tmp_path / "gallery").text
+    assert "compressed from version 1, by svd:2, trained by" in text
+    assert "the same training" not in text
+
+
 def test_odd_scores_are_left_out(pets: Registry, tmp_path: Path) -> None:
     odd: list[dict[str, Any]] = [
         {"scores": {"both": {"mean": "high"}}},
