@@ -122,6 +122,21 @@ def test_taught_and_drawn_after_photos() -> None:
             assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
 
 
+def test_small_files() -> None:
+    document = measured("compress.json")
+    shown = rows("Small files")
+    ways = ["AttnDreamBooth", *(f"`{way}`" for way in list(document["ways"])[1:])]
+    assert list(shown) == ways
+    for (label, cells), way in zip(shown.items(), document["ways"].values(), strict=True):
+        share = float(cells[0].removesuffix(" %")) / 100
+        assert share == pytest.approx(way["scores"]["share_of_bytes"]["mean"], abs=6e-4)
+        for cell, name in zip(cells[1:], ("seen", "likeness", "recognised", "both"), strict=True):
+            assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
+    (small,) = [each for each in document["differences"] if each["of"] == "svd:24:int4"]
+    assert document["ways"]["svd:24:int4"]["scores"]["share_of_bytes"]["mean"] <= 0.05
+    assert small["scores"]["both"]["mean"] >= -0.01
+
+
 def test_masks_and_captions() -> None:
     document = measured("masks.json")
     found = [
