@@ -1,5 +1,6 @@
 """`compress`: a small version of one that changes the base model's weights in full."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..registry import Registry
-from ..registry.errors import InvalidInput, quoted
+from ..registry.errors import InvalidInput, InvalidWeights, quoted
 from ..registry.names import check_alias
 from ..registry.records import ArtifactRecord, Concept, VersionRecord, originals_of
 from ..registry.running import ADAPTER_FILE
 from .file_format import AdapterMetadata, CompressionMetadata, read_adapter, write_adapter
-from .formats.layouts import low_rank
+from .formats.layouts import low_rank, squared_norm
 from .limits import MAX_RANK
-from .quantized import Kind, Quantized
+from .quantized import KINDS, Kind, Quantized
 from .ways import Bits, Way
 from .weight_delta import WeightDelta, factors_in_few_bits
 
@@ -56,13 +57,13 @@ def compress(
     for done, (name, delta) in enumerate(change.deltas.items(), 1):
         if on_progress:
             on_progress(done, len(change.deltas))
-        total += float(delta.float().square().sum())
+        total += squared_norm(delta)
         if delta.ndim < 2:
             small.deltas[name] = delta
             continue
         product = Quantized.of(delta, kind)
         small.products[name] = product
-        lost += float((product.to(delta.device, torch.float32) - delta.float()).square().sum())
+        lost += squared_norm(product.to(delta.device, torch.float32) - delta.float())
     return small.state(), 1 - lost / total if total else 1.0
 
 
@@ -71,10 +72,10 @@ def _low_rank(
 ) -> tuple[dict[str, Tensor], float]:
     ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
     found, kept = low_rank(change, ranks, on_progress)
-    if way.bits is None:
-        factors = {name: (up.half(), down.half()) for name, (up, down) in found.factors.items()}
-        return replace(found, factors=factors).state(), kept
     own = {name: found.factors[name] for name in change.deltas if name in found.factors}
+    if way.bits is None:
+        halved = {name: (up.half(), down.half()) for name, (up, down) in own.items()}
+        return replace(found, factors=change.factors | halved).state(), kept
     state = replace(found, factors=change.factors).state()
     for name, factors in own.items():
         state |= factors_in_few_bits(name, factors, _KINDS[way.bits])
@@ -85,12 +86,12 @@ def _kept(change: WeightDelta, small: WeightDelta) -> float:
     """The share of differences that is kept by factors of the same names."""
     lost = total = 0.0
     for name, delta in change.deltas.items():
-        whole = delta.float()
-        total += float(whole.square().sum())
+        rest = delta.float()
+        total += squared_norm(rest)
         if name in small.factors:
             up, down = (each.float() for each in small.factors[name])
-            whole = whole - (up @ down.flatten(1)).reshape(whole.shape)
-        lost += float(whole.square().sum())
+            rest = rest - (up @ down.flatten(1)).reshape(rest.shape)
+        lost += squared_norm(rest)
     return 1 - lost / total if total else 1.0
 
 
@@ -133,8 +134,8 @@ def compress_version(
 ) -> Compressed:
     """Store a version in few bytes, as the concept's next version; the original stays.
 
-    Raises `InvalidInput` for a version without whole differences of weights, and what reading and
-    storing an adapter does.
+    Raises `InvalidInput` for a version without whole differences of weights, `InvalidWeights` for
+    differences that are too large, and what reading and storing an adapter does.
     """
     name = f"{concept.name}@{version.number}"
     if alias is not None:
@@ -153,12 +154,15 @@ def compress_version(
             f"{name} is compressed already, by {metadata.compressed.way}",
             hint=f"concept compress {quoted(first)} --to {way}",
         )
-    if not change.deltas:
+    if not change.deltas or any(each.partition(".")[0] in KINDS for each in state):
         raise InvalidInput(
             f"{name} has no whole differences of weights: there is nothing to compress",
             hint=f"concept show {quoted(concept.name)}",
         )
     small, kept = compress(change, way, on_progress=on_progress)
+    is_held = all(each.float().isfinite().all() for each in small.values())
+    if not is_held or not math.isfinite(kept):
+        raise InvalidWeights(f"{name} changes weights by more than 16 bits hold: it stays as it is")
     others = {each: state[each] for each in state.keys() - change.state().keys()}
     metadata = replace(
         metadata,

@@ -22,14 +22,14 @@ from ..registry.errors import InvalidWeights, NotFinite, StorageError
 from ..registry.names import check_category, check_line
 from ..registry.tensors import ADAPTER_FORMAT
 from ..registry.validation import problem
-from .limits import MAX_STAGES, MAX_TOKENS
-from .quantized import KINDS, SCALE
+from .limits import MAX_RANK, MAX_STAGES, MAX_TOKENS
+from .quantized import KINDS, SCALE, belong_together
 from .references import ReferenceMetadata, tensor_names
 from .subject_encoding import TOKENS as SUBJECT_TOKENS
 from .subject_encoding import SubjectMetadata
 from .tensor_file import write_tensors
 from .timestep_tokens import ROLES, STAGE_ORDER
-from .weight_delta import DOWN, UP, factor_in_few_bits
+from .weight_delta import DOWN, FACTOR_KINDS, UP, factor_in_few_bits
 
 _MAX_METADATA = 1 << 17
 _MAX_LATENTS = 1 << 18
@@ -171,6 +171,7 @@ def _described(opened: safe_open) -> tuple[list[str], AdapterMetadata]:
             raise InvalidWeights(f"{name} is {part.get_dtype()}")
     _check_names(names, metadata)
     shapes = {name: part.get_shape() for name, part in parts.items()}
+    _check_changes(shapes)
     _check_vectors(shapes, metadata)
     _check_references(shapes, metadata)
     _check_subject(shapes.get(SUBJECT_TOKENS), metadata)
@@ -224,6 +225,20 @@ def _check_names(names: Collection[str], metadata: AdapterMetadata) -> None:
     is_whole &= len(set(found)) == len(found)
     if not is_whole or changes[SCALE] != in_few_bits:
         raise InvalidWeights("its changes of weights are not whole")
+
+
+def _check_changes(shapes: Mapping[str, list[int]]) -> None:
+    """Raise `InvalidWeights` for changes without numbers, or in few bits that do not fit."""
+    for name, shape in shapes.items():
+        kind, _, parameter = name.partition(".")
+        is_odd = kind in _CHANGES and 0 in shape
+        if kind in KINDS:
+            scale = shapes[f"{SCALE}.{parameter}"]
+            is_odd |= not belong_together(kind, shape, scale)
+            if factor_in_few_bits(parameter)[0]:
+                is_odd |= kind not in FACTOR_KINDS or scale[0] > MAX_RANK
+        if is_odd:
+            raise InvalidWeights(f"{name[:80]} has the shape {shape}")
 
 
 def _check_vectors(shapes: Mapping[str, list[int]], metadata: AdapterMetadata) -> None:

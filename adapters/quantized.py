@@ -5,7 +5,7 @@
 With 4 bits the few largest numbers of a row are cut off where that brings the rest nearer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,9 +63,8 @@ class Quantized:
     @property
     def is_sound(self) -> bool:
         """Whether values and scale have dtypes and shapes that belong together."""
-        if self.values.dtype != DTYPES[self.kind] or self.values.ndim < 2 or self.scale.ndim != 1:
-            return False
-        return len(self.values) == -(-len(self.scale) * _BITS.get(self.kind, 8) // 8)
+        has_dtype = self.values.dtype == DTYPES[self.kind]
+        return has_dtype and belong_together(self.kind, self.values.shape, self.scale.shape)
 
     def to(self, device: torch.device, dtype: torch.dtype, /) -> Tensor:
         """The difference itself."""
@@ -82,6 +81,13 @@ class Quantized:
     def state(self, name: str) -> dict[str, Tensor]:
         """`sign.NAME`, `int4.NAME`, `fp8.NAME` or `int8.NAME`, and `scale.NAME`."""
         return {f"{self.kind}.{name}": self.values, f"{SCALE}.{name}": self.scale}
+
+
+def belong_together(kind: Kind, values: Sequence[int], scale: Sequence[int]) -> bool:
+    """Whether values and scales of some shapes can be those of a `Quantized`."""
+    if len(values) < 2 or 0 in values or len(scale) != 1:
+        return False
+    return values[0] == -(-scale[0] * _BITS.get(kind, 8) // 8)
 
 
 def _over_rows(numbers: Tensor, like: Tensor) -> Tensor:

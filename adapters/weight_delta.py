@@ -15,6 +15,8 @@ from .quantized import KINDS, SCALE, Kind, Quantized
 
 UP, DOWN = "up", "down"
 """The factors of a LoRA, as files name them. No base model's weights are called so."""
+FACTOR_KINDS: tuple[Kind, ...] = ("int4", "int8")
+"""Of factors in few bits."""
 
 
 class Difference(Protocol):
@@ -207,7 +209,7 @@ def factor_in_few_bits(parameter: str) -> tuple[str, str]:
 def _factor(name: str, found: Quantized) -> Tensor:
     if not found.is_sound:
         raise InvalidWeights(f"a change of {name[:80]} has another shape")
-    return found.to(found.values.device, torch.float32)
+    return found.to(found.values.device, torch.float16)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from ..registry.records import Concept, VersionRecord
+    from ..registry.records import Concept
 
 
 def show(context: typer.Context, name: ConceptName) -> None:
@@ -99,6 +99,8 @@ def _images(concept: "Concept") -> "Table":
 
 
 def _versions(concept: "Concept") -> "Table":
+    from ..registry.records import made_of
+
     has_origin = any(version.origin for version in concept.versions)
     return table(
         (
@@ -112,18 +114,11 @@ def _versions(concept: "Concept") -> "Table":
                 version.run or "",
                 size(sum(artifact.bytes for artifact in version.artifacts)),
                 moment(version.created),
-                *((_origin(version),) if has_origin else ()),
+                *((made_of(version),) if has_origin else ()),
             )
             for version in concept.versions
         ],
     )
-
-
-def _origin(version: "VersionRecord") -> str:
-    """`version 1, svd:32`; empty for what a training made."""
-    found = version.origin
-    of = [f"version {each}" for key, each in found.items() if key.endswith("_from")]
-    return ", ".join([*of, *(str(each) for key, each in found.items() if key == "to")])
 
 
 def _runs(concept: "Concept") -> "Table":

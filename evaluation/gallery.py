@@ -38,6 +38,7 @@ from ..registry.records import (
     PictureRecord,
     RunRecord,
     VersionRecord,
+    made_of,
 )
 from ..registry.running import EVALUATIONS
 from .pages import ShownRegion, template
@@ -450,11 +451,10 @@ class _Writer:
 
 def _origin(run: RunRecord | None, version: VersionRecord, first: int) -> str:
     """Where a version came from."""
-    said = {**(run.config if run else {}), **version.origin}
-    parts = [f"{_spaced(key)} {_listed(said[key])}" for key in said if _is_origin(key)]
-    parts += [f"by {way}"] if isinstance(way := version.origin.get("to"), str) else []
+    parts = [f"made of {made_of(version)}"] if version.origin else []
     if run is None:
         return ", ".join(parts) or "added as it is"
+    parts += [f"{_spaced(key)} {_listed(run.config[key])}" for key in run.config if _is_origin(key)]
     if run.method == IMPORT:
         said = run.config.get("holds")
         parts += [f"imported: {said}" if isinstance(said, str) else "imported"]

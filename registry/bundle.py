@@ -14,7 +14,7 @@ import shlex
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -48,10 +48,10 @@ from .hashes import is_sha256
 from .lineage import MAX_VERSION, check_config, check_scores
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
-from .queries import category_of, show_concept, to_json
+from .queries import category_of, origins_of, show_concept, to_json
 from .records import PREVIEW, BundleReport, Concept
 from .store import Store
-from .tables import Alias, Artifact, Evaluation, Image, Metric, Run, RunImage, Tag, Version
+from .tables import Alias, Artifact, Evaluation, Event, Image, Metric, Run, RunImage, Tag, Version
 from .tables import Concept as ConceptRow
 from .tensors import check_weights
 from .validation import problem
@@ -179,6 +179,11 @@ class _EvaluationPart(_Part):
     created: _Moment
 
 
+class _OriginPart(_Part):
+    compressed_from: _Number
+    to: _Line
+
+
 class _VersionPart(_Part):
     number: _Number
     run: _RunId | None
@@ -186,6 +191,7 @@ class _VersionPart(_Part):
     aliases: _List[_AliasName]
     artifacts: _List[_ArtifactPart]
     evaluations: _List[_EvaluationPart]
+    origin: _OriginPart | None = Field(default=None, exclude_if=lambda origin: origin is None)
 
 
 class _ConceptPart(_Part):
@@ -296,6 +302,8 @@ def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
     runs_of = select(Run).where(Run.concept_id == concept.id).order_by(col(Run.id))
     versions_of = select(Version).where(Version.concept_id == concept.id)
     uids = {run.id: run.uid for run in session.exec(runs_of)}
+    made = select(Event.detail).where(Event.concept_id == concept.id, Event.action == "version")
+    origins = origins_of(session.exec(made).all())
     return _ConceptPart(
         name=concept.name,
         category=concept.category,
@@ -308,7 +316,7 @@ def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
         ],
         runs=[_describe_run(session, run) for run in session.exec(runs_of)],
         versions=[
-            _describe_version(session, version, uids)
+            _describe_version(session, version, uids, origins.get(version.number))
             for version in session.exec(versions_of.order_by(col(Version.number)))
         ],
     )
@@ -326,7 +334,19 @@ def _describe_run(session: Session, run: Run) -> _RunPart:
     )
 
 
-def _describe_version(session: Session, version: Version, uids: Mapping[int, str]) -> _VersionPart:
+def _origin(found: Mapping[str, object] | None) -> _OriginPart | None:
+    """What a version was made of, if it is said in a way that the other side takes."""
+    with suppress(ValidationError):
+        return _OriginPart.model_validate(found)
+    return None
+
+
+def _describe_version(
+    session: Session,
+    version: Version,
+    uids: Mapping[int, str],
+    origin: Mapping[str, object] | None,
+) -> _VersionPart:
     aliases = session.exec(select(Alias.alias).where(Alias.version_id == version.id))
     artifacts = session.exec(
         select(Artifact).where(Artifact.version_id == version.id).order_by(col(Artifact.id))
@@ -352,6 +372,7 @@ def _describe_version(session: Session, version: Version, uids: Mapping[int, str
             )
             for row in evaluations
         ],
+        origin=_origin(origin),
     )
 
 
@@ -615,6 +636,10 @@ def _insert_concept(
         _insert_version(session, concept.id, version, runs)
     refresh(session, concept)
     record_event(session, concept, "import", images=[image.sha256 for image in part.images])
+    for version in part.versions:
+        if version.origin:
+            origin = version.origin.model_dump(include=set(_OriginPart.model_fields))
+            record_event(session, concept, "version", number=version.number, run=None, **origin)
 
 
 def _insert_run(session: Session, concept_id: int, part: _RunPart, location: Location) -> int:

@@ -225,7 +225,7 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
         versions = database.rows(_VERSIONS_SQL, concept=concept_id)
         stored = database.rows(_ARTIFACTS_SQL, concept=concept_id) if versions else []
         told = database.rows(_ORIGINS_SQL, concept=concept_id) if versions else []
-    origins = dict(_origin(loaded(row["detail"])) for row in told)
+    origins = origins_of([row["detail"] for row in told])
     kept = kept_bytes(Location(database.path), [row["run"] for row in runs])
     artifacts: defaultdict[int, list[ArtifactRecord]] = defaultdict(list)
     for row in stored:
@@ -257,9 +257,16 @@ def show_concept(database: Database, key: ConceptKey) -> Concept:
     )
 
 
-def _origin(detail: dict[str, object]) -> tuple[object, dict[str, object]]:
-    """The number of a version, and what history says that it was made of."""
-    return detail.pop("number", None), {k: each for k, each in detail.items() if k != "run"}
+def origins_of(details: Sequence[str]) -> dict[int, dict[str, object]]:
+    """By number, what the events of new versions say that they were made of."""
+    found: dict[int, dict[str, object]] = {}
+    for text in details:
+        detail = loaded(text)
+        number = detail.pop("number", None)
+        origin = {key: each for key, each in detail.items() if key != "run"}
+        if isinstance(number, int) and origin:
+            found[number] = origin
+    return found
 
 
 def _concept_row(database: Database, key: ConceptKey) -> sqlite3.Row | None:

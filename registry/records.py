@@ -146,6 +146,12 @@ class Concept:
             raise InvalidInput(f"{self.name} has no photos", hint=f"concept add {self.name} PHOTO…")
 
 
+def made_of(version: VersionRecord) -> str:
+    """`version 1, svd:32`; empty for what a training alone made."""
+    of = [f"version {each}" for key, each in version.origin.items() if key.endswith("_from")]
+    return ", ".join([*of, *(str(each) for key, each in version.origin.items() if key == "to")])
+
+
 def originals_of(version: VersionRecord) -> list[ArtifactRecord]:
     """The files of an imported version; none of another."""
     return [each for each in version.artifacts if each.kind == ORIGINAL]

@@ -147,6 +147,7 @@ def _read_export(
         )
     try:
         state, metadata = read_adapter(adapter)
+        change = WeightDelta.from_state(state).with_whole_products()
     except InvalidWeights as error:
         raise InvalidWeights(
             f"{name} cannot be exported: {error.message}",
@@ -158,7 +159,7 @@ def _read_export(
         path=path,
         options=options,
         metadata=metadata,
-        change=WeightDelta.from_state(state).with_whole_products(),
+        change=change,
         vectors=[state[each] for each in sorted(state) if each.startswith(("token.", "staged."))],
         run=next((each for each in concept.runs if each.run == version.run), None),
         on_progress=on_progress,

@@ -113,18 +113,23 @@ def low_rank(
     kept = total = 0.0
     for done, (name, delta) in enumerate(change.deltas.items(), 1):
         whole = delta.float()
-        total += float(whole.square().sum())
+        total += squared_norm(whole)
         if on_progress:
             on_progress(done, len(change.deltas))
         own = rank if isinstance(rank, int) else rank.get(name, 0)
         if delta.ndim < 2 or not own:
             continue
         left, values, right = _leading(whole.flatten(1), own)
-        kept += float(values.square().sum())
+        kept += squared_norm(values)
         root = values.sqrt()
         down = (root[:, None] * right.T).reshape(len(root), *delta.shape[1:])
         factors[name] = ((left * root).contiguous(), down.contiguous())
-    return WeightDelta({}, factors, change.magnitudes), kept / total if total else 1.0
+    return WeightDelta({}, factors, change.magnitudes), min(kept / total, 1.0) if total else 1.0
+
+
+def squared_norm(tensor: Tensor) -> float:
+    """The sum of its squares, in float64, so that large numbers do not overflow."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -169,6 +169,36 @@ def test_what_cannot_be_compressed_is_told(taught: Taught) -> None:
     assert len(taught.registry.show("rex").versions) == 3
 
 
+def _renamed(state: dict[str, torch.Tensor], name: str, to: str) -> dict[str, torch.Tensor]:
+    return {to if each == name else each: tensor for each, tensor in state.items()}
+
+
+def test_what_is_in_few_bits_without_saying_so_is_not_compressed_again(taught: Taught) -> None:
+    small, _ = compress(WeightDelta.from_state(taught.deltas()), Way.parse("svd:2:int4"))
+    odd = {"delta.conv_in.bias": taught.deltas()["delta.conv_in.bias"]}
+    taught.add(taught.vectors(2) | small | odd)
+    with pytest.raises(InvalidInput, match="nothing to compress"):
+        compressed(taught, "svd:2", 2)
+
+
+def test_differences_that_16_bits_cannot_hold_are_refused(taught: Taught) -> None:
+    large = {name: each.float() * 1e30 for name, each in taught.deltas().items()}
+    taught.add(taught.vectors(2) | large)
+    for way in ("svd:2", "svd:2:int4"):
+        with pytest.raises(InvalidWeights):
+            compressed(taught, way, 2)
+    assert len(taught.registry.show("rex").versions) == 2
+
+
+@pytest.mark.parametrize("way", ["svd:4", "svd:64", "svd:99%", "svd:4:int4", "int8"])
+def test_no_more_than_all_is_kept(way: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    for size in (4, 16, 64):
+        first = torch.full((size, size), 65504.0).half()
+        for delta in (first, torch.randn(size, size, generator=random).half()):
+            assert compress(WeightDelta({"a": delta}), Way.parse(way))[1] <= 1
+
+
 def test_factors_in_few_bits_that_do_not_fit_are_refused(taught: Taught, tmp_path: Path) -> None:
     compressed(taught, "svd:2:int4")
     artifact = taught.registry.show("rex").versions[1].artifacts[0]
@@ -181,6 +211,15 @@ def test_factors_in_few_bits_that_do_not_fit_are_refused(taught: Taught, tmp_pat
         state | {f"delta.{name}": torch.zeros(2, 2)},
         state | {f"int8.up.{name}": state[f"int4.up.{name}"].to(torch.int8)},
         state | {f"int4.up.{name}": state[f"int4.up.{name}"].float()},
+        state | {f"scale.up.{name}": torch.ones(5).bfloat16()},
+        state | {f"scale.up.{name}": torch.ones(1, 2).bfloat16()},
+        state | {f"delta.{name}-other": torch.zeros(3, 0)},
+        _renamed(state, f"int4.up.{name}", f"sign.up.{name}"),
+        state
+        | {
+            f"int4.up.{name}": torch.zeros(513, 8, dtype=torch.uint8),
+            f"scale.up.{name}": torch.ones(1026).bfloat16(),
+        },
     ):
         write_adapter(tmp_path / "odd.safetensors", odd, metadata)
         with pytest.raises(InvalidWeights):

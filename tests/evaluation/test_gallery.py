@@ -309,8 +309,16 @@ def test_a_compressed_version_is_told_from_the_one_it_was_made_of(
     )
     write(pets, tmp_path)
     text = _Page(tmp_path / "gallery").text
-    assert "compressed from version 1, by svd:2, trained by" in text
+    assert "made of version 1, svd:2, trained by" in text
     assert "the same training" not in text
+
+
+def test_a_concept_without_pictures_shows_two_photos(pets: Registry, tmp_path: Path) -> None:
+    write(pets, tmp_path)
+    cards = _Page(tmp_path / "gallery").text.split('class="covers"')[1:]
+    shown = [card.partition("</summary>")[0].count("<img") for card in cards]
+    assert shown == [min(2, len(pets.show(name).images)) for name in ("mia", "rex")]
+    assert 2 in shown
 
 
 def test_odd_scores_are_left_out(pets: Registry, tmp_path: Path) -> None:

@@ -117,7 +117,10 @@ def test_a_file_system_that_takes_no_advice_stores_many_files_too(
     for number in range(20):
         write_embedding(folder / f"word-{number}.safetensors", seed=number)
 
+    asked: list[object] = []
+
     def refuse(*_: object) -> None:
+        asked.append(_)
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
@@ -125,6 +128,7 @@ def test_a_file_system_that_takes_no_advice_stores_many_files_too(
     monkeypatch.setattr(files, "_syncfs", lambda: lambda _: 0)
     found = import_path(registry, folder, ImportOptions())
     assert {each.outcome for each in found} == {"imported"}
+    assert len(asked) == 20
 
 
 def test_fault_02_commits_are_durable(registry: Registry) -> None:

@@ -136,6 +136,21 @@ def test_an_infinite_metric_survives(pets: Registry, elsewhere: Registry, tmp_pa
     assert [row[3] for row in details(elsewhere)["metric"]] == values
 
 
+def test_what_a_version_was_made_of_survives(
+    pets: Registry, elsewhere: Registry, tmp_path: Path
+) -> None:
+    weights = {"w": weights_file(tmp_path / "w")}
+    pets.add_version("mia", weights)
+    pets.export_bundle(["mia"], tmp_path / "plain.concept")
+    assert "origin" not in unpack(tmp_path / "plain.concept").concept["versions"][0]
+    made = {"compressed_from": 1, "to": "svd:2"}
+    pets.add_version("mia", weights, origin=made)
+    pets.add_version("mia", weights, origin={"compressed_from": "odd"})
+    pets.export_bundle(["mia"], tmp_path / "mia.concept")
+    elsewhere.import_bundle(tmp_path / "mia.concept")
+    assert [each.origin for each in elsewhere.show("mia").versions] == [{}, made, {}]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_survives_or_is_refused(
     pets: Registry, elsewhere: Registry, tmp_path: Path, value: float
