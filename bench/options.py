@@ -74,7 +74,7 @@ TRIALS = (
     ),
     Trial(
         Way("attndreambooth by LoRA", "attndreambooth", LORA),
-        ("quantize=4bit", "quantize=8bit"),
+        ("quantize=4bit",),
     ),
 )
 
@@ -99,7 +99,8 @@ def main() -> None:
             return
         rows = list(_scored(laboratory, chosen))
         cast = [[who] for who in laboratory.subjects]
-    compared = [(way.label, each.base.label) for each in trials for way in [*each.ways()][1:]]
+    compared = [(each.base.label, trials[0].base.label) for each in trials[1:]]
+    compared += [(way.label, each.base.label) for each in trials for way in [*each.ways()][1:]]
     document = {
         "environment": describe_machine(),
         "base_sha256": laboratory.base.sha256,
