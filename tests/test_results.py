@@ -122,6 +122,20 @@ def test_taught_and_drawn_after_photos() -> None:
             assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
 
 
+def test_options_of_training() -> None:
+    document = measured("options.json")
+    names = ("seen", "seen_colour", "likeness", "recognised", "drift", "diversity")
+    preset = document["ways"]["attndreambooth"]["scores"]
+    found = [preset, *(each["scores"] for each in document["differences"])]
+    shown = rows("Options of training")
+    assert len(shown) == len(found)
+    for (label, cells), scores in zip(shown.items(), found, strict=True):
+        for cell, name in zip(cells, names, strict=True):
+            said = [float(number) for number in re.findall(r"-?\d+\.\d+", cell)]
+            wanted = [scores[name][key] for key in ("mean", "low", "high")]
+            assert said == pytest.approx(wanted, abs=_ROUNDED), f"{label}: {name}"
+
+
 def test_small_files() -> None:
     document = measured("compress.json")
     shown = rows("Small files")
