@@ -19,7 +19,7 @@ from .formats.layouts import low_rank, squared_norm
 from .limits import MAX_RANK
 from .quantized import KINDS, Kind, Quantized
 from .ways import Bits, Way
-from .weight_delta import WeightDelta, factors_in_few_bits
+from .weight_delta import DOWN, UP, WeightDelta, factors_in_few_bits
 
 Progress = Callable[[int, int], None]
 _KINDS: dict[Bits, Kind] = {"1bit": "sign", "int4": "int4", "fp8": "fp8", "int8": "int8"}
@@ -49,49 +49,44 @@ def compress(
     The share is 1 - ‖Δ - Δ'‖² / ‖Δ‖². By SVD the differences of biases and norms are left out, so
     that a LoRA is left; else they stay as they are, as they are small.
     """
-    if way.is_low_rank:
-        return _low_rank(change, way, on_progress)
-    assert way.bits
-    kind = _KINDS[way.bits]
-    small, lost, total = WeightDelta({}, change.factors, change.magnitudes), 0.0, 0.0
-    for done, (name, delta) in enumerate(change.deltas.items(), 1):
-        if on_progress:
-            on_progress(done, len(change.deltas))
-        total += squared_norm(delta)
-        if delta.ndim < 2:
-            small.deltas[name] = delta
-            continue
-        product = Quantized.of(delta, kind)
-        small.products[name] = product
-        lost += squared_norm(product.to(delta.device, torch.float32) - delta.float())
-    return small.state(), 1 - lost / total if total else 1.0
-
-
-def _low_rank(
-    change: WeightDelta, way: Way, on_progress: Progress | None
-) -> tuple[dict[str, Tensor], float]:
-    ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
-    found, kept = low_rank(change, ranks, on_progress)
-    own = {name: found.factors[name] for name in change.deltas if name in found.factors}
-    if way.bits is None:
-        halved = {name: (up.half(), down.half()) for name, (up, down) in own.items()}
-        return replace(found, factors=change.factors | halved).state(), kept
-    state = replace(found, factors=change.factors).state()
-    for name, factors in own.items():
-        state |= factors_in_few_bits(name, factors, _KINDS[way.bits])
+    shrink = _low_rank if way.is_low_rank else _in_few_bits
+    state = shrink(change, way, on_progress)
     return state, _kept(change, WeightDelta.from_state(state))
 
 
+def _in_few_bits(change: WeightDelta, way: Way, on_progress: Progress | None) -> dict[str, Tensor]:
+    assert way.bits
+    small = WeightDelta({}, change.factors, change.magnitudes)
+    for done, (name, delta) in enumerate(change.deltas.items(), 1):
+        if on_progress:
+            on_progress(done, len(change.deltas))
+        if delta.ndim < 2:
+            small.deltas[name] = delta
+        else:
+            small.products[name] = Quantized.of(delta, _KINDS[way.bits])
+    return small.state()
+
+
+def _low_rank(change: WeightDelta, way: Way, on_progress: Progress | None) -> dict[str, Tensor]:
+    ranks = way.rank or _ranks_for(change, way.share or 1.0, on_progress)
+    found, _ = low_rank(change, ranks, on_progress)
+    state = replace(found, factors=change.factors).state()
+    for name in change.deltas.keys() & found.factors.keys():
+        up, down = found.factors[name]
+        if way.bits is None:
+            state |= {f"{UP}.{name}": up.half(), f"{DOWN}.{name}": down.half()}
+        else:
+            state |= factors_in_few_bits(name, (up, down), _KINDS[way.bits])
+    return state
+
+
 def _kept(change: WeightDelta, small: WeightDelta) -> float:
-    """The share of differences that is kept by factors of the same names."""
+    """The share of whole differences that is kept; not finite if what is stored is not."""
     lost = total = 0.0
     for name, delta in change.deltas.items():
-        rest = delta.float()
-        total += squared_norm(rest)
-        if name in small.factors:
-            up, down = (each.float() for each in small.factors[name])
-            rest = rest - (up @ down.flatten(1)).reshape(rest.shape)
-        lost += squared_norm(rest)
+        whole = delta.float()
+        total += squared_norm(whole)
+        lost += squared_norm(small.added_to(name, -whole) if name in small.names else whole)
     return 1 - lost / total if total else 1.0
 
 
@@ -107,7 +102,7 @@ def _ranks_for(change: WeightDelta, share: float, on_progress: Progress | None) 
         if on_progress:
             on_progress(done, len(change.deltas))
         if delta.ndim < 2:
-            total += float(delta.float().square().sum())
+            total += squared_norm(delta)
             continue
         matrix = delta.float().flatten(1)
         squares = torch.linalg.svdvals(matrix).square().tolist()
@@ -160,8 +155,7 @@ def compress_version(
             hint=f"concept show {quoted(concept.name)}",
         )
     small, kept = compress(change, way, on_progress=on_progress)
-    is_held = all(each.float().isfinite().all() for each in small.values())
-    if not is_held or not math.isfinite(kept):
+    if not math.isfinite(kept):
         raise InvalidWeights(f"{name} changes weights by more than 16 bits hold: it stays as it is")
     others = {each: state[each] for each in state.keys() - change.state().keys()}
     metadata = replace(

@@ -243,7 +243,7 @@ def test_what_is_a_lora_already_stays_as_it_is_beside_what_is_compressed(
         name: each for name, each in taught.deltas().items() if name.partition(".")[2] not in own
     }
     state, _ = compress(WeightDelta.from_state(mixed), Way.parse(way))
-    assert {name: state[name] for name in directed}.keys() == directed.keys()
+    assert directed.keys() <= state.keys()
     for name, tensor in directed.items():
         torch.testing.assert_close(state[name].float(), tensor.float(), rtol=1e-3, atol=1e-3)
     assert len(WeightDelta.from_state(state).names) > len(own)

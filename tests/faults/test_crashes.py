@@ -64,14 +64,20 @@ def test_fault_02_sync_rename_sync_folder_commit(
     assert {Path(path).parent for path in after} <= {blobs / "tmp", blobs, blobs.parent}
 
 
-@pytest.mark.parametrize("has_call", [True, False], ids=["together", "each"])
-def test_fault_02_many_files_are_synced_before_they_are_renamed_and_their_names_before_the_commit(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool
-) -> None:
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    """A folder of twenty, which are stored as many."""
     folder = tmp_path / "embeddings"
     folder.mkdir()
     for number in range(20):
         write_embedding(folder / f"word-{number}.safetensors", seed=number)
+    return folder
+
+
+@pytest.mark.parametrize("has_call", [True, False], ids=["together", "each"])
+def test_fault_02_many_files_are_synced_before_they_are_renamed_and_their_names_before_the_commit(
+    registry: Registry, embeddings: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool
+) -> None:
     calls: list[tuple[str, str]] = []
     _record_file_calls(calls, monkeypatch)
 
@@ -81,7 +87,7 @@ def test_fault_02_many_files_are_synced_before_they_are_renamed_and_their_names_
 
     monkeypatch.setattr(files, "_syncfs", lambda: sync_all if has_call else None)
     event.listen(registry._store.database._engine, "commit", lambda _: calls.append(("commit", "")))
-    found = import_path(registry, folder, ImportOptions())
+    found = import_path(registry, embeddings, ImportOptions())
     assert {each.outcome for each in found} == {"imported"}
     blobs = registry.location.blobs
     kinds = [kind for kind, path in calls if f"{blobs}/tmp" in path or kind in ("sync", "commit")]
@@ -96,27 +102,18 @@ def test_fault_02_many_files_are_synced_before_they_are_renamed_and_their_names_
 
 
 def test_fault_02_a_sync_that_fails_leaves_nothing(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, embeddings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    for number in range(20):
-        write_embedding(folder / f"word-{number}.safetensors", seed=number)
     monkeypatch.setattr(files, "_syncfs", lambda: lambda _: -1)
     with pytest.raises(StorageError):
-        import_path(registry, folder, ImportOptions())
+        import_path(registry, embeddings, ImportOptions())
     assert registry.names() == []
     assert [path for path in registry.location.blobs.glob("*/*") if path.is_file()] == []
 
 
 def test_a_file_system_that_takes_no_advice_stores_many_files_too(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, embeddings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    for number in range(20):
-        write_embedding(folder / f"word-{number}.safetensors", seed=number)
-
     asked: list[object] = []
 
     def refuse(*_: object) -> None:
@@ -126,7 +123,7 @@ def test_a_file_system_that_takes_no_advice_stores_many_files_too(
     monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
     monkeypatch.setattr(files, "_syncfs", lambda: lambda _: 0)
-    found = import_path(registry, folder, ImportOptions())
+    found = import_path(registry, embeddings, ImportOptions())
     assert {each.outcome for each in found} == {"imported"}
     assert len(asked) == 20
 
