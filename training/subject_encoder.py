@@ -1,13 +1,16 @@
 r"""Pre-training a subject encoder for a base model, on pictures with masks and captions.
 
     python -m conceptry.training.subject_encoder PICTURES --base sd15 --out runs/encoder \
-        --vision openai/clip-vit-large-patch14
+        --vision openai/clip-vit-large-patch14 --control lllyasviel/sd-controlnet-depth \
+        --control-pictures DEPTHS
 
 The reference is the picture itself without its background, varied. Certain (DreamTuner, section
 3.1): only ResBlocks and S-E-A learn, at β = 1, a batch of 16 and a learning rate of 1e-5, while a
-depth ControlNet tells the frozen U-Net the layout. Our defaults: warm-up and decay of the rate, the
-moving average, the share of captions left out, and how long. The loop is the miniature recipe's: it
-writes a resume point every few minutes and goes on from it when started again, to the same end.
+depth ControlNet tells the frozen U-Net the layout: without one the encoder has to tell it, and what
+is drawn stands as the reference does. Control pictures are named as the pictures that they are of.
+Our defaults: warm-up and decay of the rate, the moving average, the share of captions left out, and
+how long. The loop is the miniature recipe's: it writes a resume point every few minutes and goes on
+from it when started again, to the same end.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +27,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from ..generation.control_request import read_control
 from ..methods.diffusion_loss import diffusion_loss, diffusion_target
 from ..methods.settings import Losses as LossSettings
 from ..models.backbone import Backbone
-from ..models.conditioning import Conditioning
+from ..models.bases import find_control
+from ..models.conditioning import Conditioning, Control
+from ..models.control import LoadedControl, load_control
 from ..models.loading import LoadedBase, load_base
 from ..models.miniature.recipe.train import (
     CAPTION_DROPOUT,
@@ -37,12 +43,11 @@ from ..models.miniature.recipe.train import (
     Training,
     parameters_of,
 )
-from ..models.pixels import on_white
+from ..models.pixels import control_pixels, on_white
 from ..models.reference_augmentation import augmented
 from ..models.subject_encoder import SubjectAttention, SubjectEncoder, SubjectTokens
 from ..models.subject_encoder_file import (
     FILE,
-    SubjectEncoderMetadata,
     metadata_for,
     write_subject_encoder,
 )
@@ -62,25 +67,30 @@ _PROMPT = "a photo"
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A picture with its mask and caption, and a ControlNet's picture of it."""
+
+    source: Source
+    control: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PictureBatch:
-    """Square pictures, the same without background, and their captions."""
+    """Square pictures, the same without background, captions, and a ControlNet's pictures."""
 
     pictures: list[Image.Image]
     references: list[Image.Image]
     captions: list[str]
-
-
-Denoise = Callable[[Tensor, Tensor, Conditioning, PictureBatch], Tensor]
-"""(noisy latents, timesteps, conditioning, pictures) -> prediction; a ControlNet comes in here."""
+    controls: list[Image.Image]
 
 
 def pretrain(
     base: LoadedBase,
     vision: LoadedVision,
-    sources: Sequence[Source],
+    examples: Sequence[Example],
     folder: Path,
     *,
-    denoise: Denoise | None = None,
+    control: LoadedControl | None = None,
     num_steps: int = IMAGES // BATCH,
     batch: int = BATCH,
     learning_rate: float = LEARNING_RATE,
@@ -90,19 +100,24 @@ def pretrain(
 ) -> Path | None:
     """Train in a folder, or go on there; returns the subject encoder's file, once it is finished.
 
-    The base model's denoiser is frozen, and on a GPU left in bfloat16. `stop_at` ends sooner, with
-    a resume point.
+    The base model's denoiser is frozen, and on a GPU left in bfloat16; so is the ControlNet
+    `control`, which the control pictures of `examples` are for. `stop_at` ends sooner, with a
+    resume point.
 
-    Raises `InvalidInput` for a folder of another training: of other pictures, settings or seed.
+    Raises `InvalidInput` for a folder of another training: of other pictures, settings or seed, or
+    with another ControlNet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = metadata_for(base, vision)
     asked = {"steps": num_steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    _check_begun(folder, metadata, sources, asked)
+    told = dataclasses.asdict(metadata) | {"control_sha256": control.sha256 if control else None}
+    _check_begun(folder, told, examples, asked)
     backbone, device = base.backbone, base.backbone.device
     backbone.denoiser.requires_grad_(False)
     if device.type == "cuda":
         cast(backbone.denoiser, torch.bfloat16)
+        if control is not None:
+            cast(control.network, torch.bfloat16)
         backbone.set_gradient_checkpointing(True)
     subject = SubjectTokens(torch.empty(0), 1.0)
     recipe = Stage(
@@ -112,9 +127,9 @@ def pretrain(
         learning_rate=learning_rate,
         offset=0,
         learns=("mapper", "attention"),
-        make_batch=partial(pictures_batch, sources=list(sources)),
+        make_batch=partial(pictures_batch, examples=list(examples)),
         build=partial(_build, backbone, vision),
-        losses=partial(subject_losses, backbone, denoise or _plainly(backbone), vision, subject),
+        losses=partial(subject_losses, backbone, control, vision, subject),
         size=backbone.size,
     )
     training = Training(recipe, Context(folder, device, seed))
@@ -133,23 +148,19 @@ def pretrain(
     return folder / FILE
 
 
-def _plainly(backbone: Backbone) -> Denoise:
-    return lambda noisy, timesteps, conditioning, _: backbone.denoise(
-        noisy, timesteps, conditioning
-    )
-
-
 def _check_begun(
     folder: Path,
-    metadata: SubjectEncoderMetadata,
-    sources: Sequence[Source],
+    told: Mapping[str, object],
+    examples: Sequence[Example],
     asked: Mapping[str, float],
 ) -> None:
     """Raise `InvalidInput` if a folder's training was begun with something else."""
     path = folder / "begun.json"
-    seen = [(each.path.name, each.path.stat().st_size, each.caption) for each in sources]
-    pictures = {"pictures": len(sources), "pictures_sha256": sha256_of_json(seen)}
-    now = {**dataclasses.asdict(metadata), **pictures, **asked}
+    pictures = {
+        "pictures": len(examples),
+        "pictures_sha256": sha256_of_json([_seen(each) for each in examples]),
+    }
+    now = {**told, **pictures, **asked}
     if not path.exists():
         write_file(path, (json.dumps(now, indent=2) + "\n").encode())
         return
@@ -162,6 +173,13 @@ def _check_begun(
             raise InvalidInput(
                 f"the training in {folder} was begun with another {what}", hint="--out NEW_FOLDER"
             )
+
+
+def _seen(example: Example) -> tuple[object, ...]:
+    """What tells an example from another, without reading it."""
+    source = example.source
+    told = (source.path.name, source.path.stat().st_size, source.caption)
+    return told if example.control is None else (*told, example.control.stat().st_size)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -188,22 +206,43 @@ def _has_alpha(path: Path) -> bool:
     return inspect(read_file(path), str(path)).alpha is not None
 
 
+def with_controls(sources: Sequence[Source], folder: Path) -> list[Example]:
+    """Each picture with the control picture in a folder that is called as it is.
+
+    Raises `InvalidInput` if one is missing, and as `collect` does.
+    """
+    by_stem = {each.path.stem: each.path for each in collect([folder])}
+    bare = [each.path for each in sources if each.path.stem not in by_stem]
+    if bare:
+        raise InvalidInput(
+            f"{bare[0]} has no control picture in {folder} ({len(bare)} of {len(sources)} "
+            "pictures have none)",
+            hint=f"{bare[0].stem}.png there",
+        )
+    return [Example(source, by_stem[source.path.stem]) for source in sources]
+
+
 def pictures_batch(
-    step: int, *, split: str, offset: int, batch: int, size: int, sources: Sequence[Source]
+    step: int, *, split: str, offset: int, batch: int, size: int, examples: Sequence[Example]
 ) -> PictureBatch:
     """Batch `step`: pictures drawn by lot, `size` pixels wide, cut to squares about the middle."""
     del split
     chosen = [
-        random.Random(f"picture {offset} {i}").choice(sources)
+        random.Random(f"picture {offset} {i}").choice(examples)
         for i in range(step * batch, (step + 1) * batch)
     ]
-    pictures, references = zip(*(_read(source, size) for source in chosen), strict=True)
-    captions = [source.caption or _PROMPT for source in chosen]
-    return PictureBatch([*pictures], [*references], captions)
+    read = [_read(example, size) for example in chosen]
+    return PictureBatch(
+        pictures=[picture for picture, _, _ in read],
+        references=[reference for _, reference, _ in read],
+        captions=[example.source.caption or _PROMPT for example in chosen],
+        controls=[control for _, _, control in read if control is not None],
+    )
 
 
-def _read(source: Source, size: int) -> tuple[Image.Image, Image.Image]:
-    """A square picture, and the same on white outside its mask."""
+def _read(example: Example, size: int) -> tuple[Image.Image, Image.Image, Image.Image | None]:
+    """A square picture, the same on white outside its mask, and its control picture."""
+    source = example.source
     data, name = read_file(source.path), str(source.path)
     photo = read_photo(data, name)
     if source.mask is not None:
@@ -213,7 +252,11 @@ def _read(source: Source, size: int) -> tuple[Image.Image, Image.Image]:
         assert stored is not None, "pictures_with_masks has seen to it"
     mask = open_stored_mask(stored).resize(photo.size)
     square = ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC)
-    return square, on_white(square, ImageOps.fit(mask, (size, size), Image.Resampling.BILINEAR))
+    cut = on_white(square, ImageOps.fit(mask, (size, size), Image.Resampling.BILINEAR))
+    if example.control is None:
+        return square, cut, None
+    control = read_control(example.control).fitted(photo.size, name, hint="control pictures anew")
+    return square, cut, ImageOps.fit(control, (size, size), Image.Resampling.BICUBIC)
 
 
 # --- what is minimised ----------------------------------------------------------------------------
@@ -230,7 +273,7 @@ def _build(backbone: Backbone, vision: LoadedVision, context: Context) -> nn.Mod
 
 def subject_losses(
     backbone: Backbone,
-    denoise: Denoise,
+    control: LoadedControl | None,
     vision: LoadedVision,
     subject: SubjectTokens,
     modules: nn.ModuleDict,
@@ -238,7 +281,10 @@ def subject_losses(
     context: Context,
     generator: torch.Generator,
 ) -> Losses:
-    """The diffusion loss of a U-Net that attends to the tokens of `subject`, which are set here."""
+    """The diffusion loss of a U-Net that attends to the tokens of `subject`, which are set here.
+
+    With a ControlNet, the U-Net sees the batch's control pictures as well.
+    """
     device, dtype = backbone.device, next(backbone.denoiser.parameters()).dtype
 
     def random_like(like: Tensor) -> Tensor:
@@ -254,6 +300,10 @@ def subject_losses(
         ]
         known = backbone.encode_prompts(captions, batch.pictures[0].width)
     conditioning = Conditioning(known.states.to(dtype), known.added, known.starts)
+    shown = None
+    if control is not None:
+        pixels = torch.cat([control_pixels(each) for each in batch.controls])
+        shown = Control(control.network, pixels.to(device))
     last = backbone.num_timesteps
     timesteps = torch.randint(0, last, (len(latents),), generator=generator, device=device)
     noise, scheduler = random_like(latents), backbone.training_scheduler()
@@ -261,7 +311,7 @@ def subject_losses(
     references = augmented(vision.encoder.prepare(batch.references).to(device), generator)
     with context.autocast():
         subject.tokens = modules["mapper"](vision.encoder(references))
-        predicted = denoise(noisy.to(dtype), timesteps, conditioning, batch)
+        predicted = backbone.denoise(noisy.to(dtype), timesteps, conditioning, shown)
     target = diffusion_target(scheduler, latents, noise, timesteps)
     errors = diffusion_loss(predicted, target, timesteps, scheduler, LossSettings())
     return {"noise": errors.mean()}
@@ -276,6 +326,8 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="a folder of masks, if not beside the pictures")
     parser.add_argument("--base", required=True)
     parser.add_argument("--vision", required=True, help="a hub id or folder of CLIP, or miniature")
+    parser.add_argument("--control", help="a ControlNet: short name, hub id or folder")
+    parser.add_argument("--control-pictures", type=Path, help="a folder of pictures for it")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=IMAGES, help="how many it sees in all")
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -287,14 +339,20 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.batch <= options.images:
         parser.exit(2, f"--batch is {options.batch}: expected 1 to --images {options.images}\n")
+    if options.control and not options.control_pictures:
+        parser.exit(2, "--control needs pictures for it -> --control-pictures FOLDER\n")
+    folder = options.control_pictures
     try:
         sources = pictures_with_masks(options.pictures, options.masks)
+        examples = with_controls(sources, folder) if folder else [Example(it) for it in sources]
         base = load_base(options.base, device=options.device, offline=options.offline)
+        control = load_control(find_control(base.base, options.control), base) if folder else None
         written = pretrain(
             base,
             load_vision(options.vision, base.base, offline=options.offline),
-            sources,
+            examples,
             options.out,
+            control=control,
             num_steps=options.images // options.batch,
             batch=options.batch,
             learning_rate=options.learning_rate,

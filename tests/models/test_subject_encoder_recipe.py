@@ -9,12 +9,13 @@ import pytest
 import torch
 from conceptry.models.compiling import compile_blocks
 from conceptry.models.loading import load_base
-from conceptry.models.miniature.architecture import make_clip, make_unet, make_vae
+from conceptry.models.miniature.architecture import make_clip, make_control, make_unet, make_vae
 from conceptry.models.miniature.identity import IdentityEncoder
 from conceptry.models.miniature.recipe import train
 from conceptry.models.miniature.recipe.export import export, restore
 from conceptry.models.miniature.recipe.subject_encoder import subjects_batch
 from conceptry.models.miniature.tokenizer import make_tokenizer
+from conceptry.models.miniature.world.layouts import random_layout
 from conceptry.models.miniature.world.scenes import render
 from conceptry.models.reference_augmentation import augmented
 from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
@@ -27,7 +28,7 @@ from tiny_encoder import make_tiny_encoder
 from torch import Tensor
 
 
-def batch_of(references: str, count: int = 3) -> Any:
+def batch_of(references: str, count: int = 3, *, control: bool = False) -> Any:
     return subjects_batch(
         0,
         split="taught",
@@ -36,6 +37,7 @@ def batch_of(references: str, count: int = 3) -> Any:
         size=64,
         crowds=(0.5, 0.5, 0.0),
         references=references,
+        control=control,
     )
 
 
@@ -55,6 +57,14 @@ def test_or_shows_the_same_individual_elsewhere() -> None:
         ours.equal(theirs) for ours, theirs in zip(same.references, other.references, strict=True)
     )
     assert batch_of("other").references.equal(other.references)
+
+
+def test_layouts_come_along_for_a_controlnet() -> None:
+    plain, shown = batch_of("same"), batch_of("same", control=True)
+    assert plain.layouts is None
+    assert shown.images.equal(plain.images)
+    for scene, layout in zip(shown.scenes, shown.layouts, strict=True):
+        assert layout.equal(torch.from_numpy(random_layout(scene, render(scene, 64))))
 
 
 def varied(references: Tensor, seed: int = 0) -> Tensor:
@@ -100,15 +110,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     unet = vae | prefixed("unet", make_unet()) | text
     identity = prefixed("identity", IdentityEncoder())
-    stages = {"clip": clip, "clip-tune": clip, "vae": vae, "decoder": vae}
+    control = prefixed("control", make_control(make_unet()))
+    stages = {"clip": clip, "clip-tune": clip, "vae": vae, "decoder": vae, "control": control}
     for name, weights in (stages | {"unet": unet, "identity": identity}).items():
         save_file(weights, folder / f"{name}.safetensors")
+    learn(folder, references="other")
+    return folder
+
+
+def learn(folder: Path, **options: Any) -> list[Tensor]:
+    """Two steps of the stage; returns the layouts that the U-Net was shown."""
     stage = dataclasses.replace(train.STAGES["subject-encoder"], batch=2, warmup_steps=1)
+    show, shown = train.shown_layouts, list[Tensor]()
+
+    def noted(*given: Any) -> Any:
+        shown.append(given[-1]["layouts"])
+        return show(*given)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train, "scaling_factor", lambda *_: 0.2)
         patched.setattr(train, "LOG_EVERY_STEPS", 1)
-        train.train(stage, folder, images=4, device="cpu", num_workers=0, references="other")
-    return folder
+        patched.setattr(train, "shown_layouts", noted)
+        train.train(stage, folder, images=4, device="cpu", num_workers=0, **options)
+    return shown
 
 
 def test_only_resblocks_and_sublayers_learn(trained: Path) -> None:
@@ -128,6 +152,23 @@ def test_only_resblocks_and_sublayers_learn(trained: Path) -> None:
     told = json.loads((trained / "subject-encoder.json").read_text())
     assert told["references"] == "other"
     assert len((trained / "subject-encoder.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_controlnet_is_there_unless_it_is_left_out(trained: Path, tmp_path: Path) -> None:
+    told = json.loads((trained / "subject-encoder.json").read_text())
+    assert told["control"] is True
+    for name in ("clip", "clip-tune", "vae", "decoder", "control", "unet"):
+        (tmp_path / f"{name}.safetensors").symlink_to(trained / f"{name}.safetensors")
+    shown = learn(tmp_path)
+    assert [each.shape for each in shown] == [(2, 128, 128)] * 2
+    (tmp_path / "subject-encoder.resume.safetensors").unlink()
+    (tmp_path / "control.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="train the stage 'control' first"):
+        learn(tmp_path)
+    before = (tmp_path / "subject-encoder.safetensors").read_bytes()
+    assert learn(tmp_path, with_control=False) == []
+    assert (tmp_path / "subject-encoder.safetensors").read_bytes() != before
+    assert json.loads((tmp_path / "subject-encoder.json").read_text())["control"] is False
 
 
 def test_it_ships_beside_the_base_model_and_is_for_it_alone(trained: Path, tmp_path: Path) -> None:

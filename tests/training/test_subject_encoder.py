@@ -2,24 +2,31 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conceptry.models.conditioning import Control
+from conceptry.models.control import LoadedControl
 from conceptry.models.loading import LoadedBase
+from conceptry.models.miniature.recipe.data import prefetched
+from conceptry.models.pixels import control_pixels
 from conceptry.models.subject_encoder_file import FILE, load_subject_encoder
 from conceptry.models.vision import LoadedVision, load_vision
-from conceptry.registry.errors import InvalidInput
+from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training.subject_encoder import (
-    PictureBatch,
+    Example,
     main,
     pictures_batch,
     pictures_with_masks,
     pretrain,
+    with_controls,
 )
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_control import make_tiny_control
 from tiny_encoder import write_tiny_vision
 from torch import Tensor
 
@@ -50,13 +57,14 @@ def vision(tmp_path: Path) -> LoadedVision:
 def test_pictures_come_with_masks_and_captions(album: Path) -> None:
     sources = pictures_with_masks(album)
     assert [each.path.name for each in sources] == ["0.png", "1.png", "2.png"]
-    batch = pictures_batch(0, split="", offset=0, batch=8, size=16, sources=sources)
+    examples = [Example(each) for each in sources]
+    batch = pictures_batch(0, split="", offset=0, batch=8, size=16, examples=examples)
     assert {each.size for each in (*batch.pictures, *batch.references)} == {(16, 16)}
     assert set(batch.captions) == {"a photo of a dog", "a photo"}
     for picture, reference in zip(batch.pictures, batch.references, strict=True):
         assert reference.getpixel((0, 0)) == (255, 255, 255)
         assert reference.getpixel((8, 8)) == picture.getpixel((8, 8))
-    again = pictures_batch(0, split="", offset=0, batch=8, size=16, sources=sources)
+    again = pictures_batch(0, split="", offset=0, batch=8, size=16, examples=examples)
     assert again.captions == batch.captions
 
 
@@ -69,9 +77,9 @@ def test_pictures_without_masks_are_named(album: Path) -> None:
 def trained(
     base: LoadedBase, vision: LoadedVision, album: Path, folder: Path, **options: Any
 ) -> Path | None:
-    sources = pictures_with_masks(album)
+    examples = [Example(each) for each in pictures_with_masks(album)]
     settings = {"num_steps": 4, "batch": 2, "num_workers": 0, "learning_rate": 1e-2} | options
-    return pretrain(base, vision, sources, folder, **settings)
+    return pretrain(base, vision, examples, folder, **settings)
 
 
 def test_what_it_leaves_is_a_subject_encoder_for_the_base_model(
@@ -128,18 +136,66 @@ def test_it_does_not_go_on_with_something_else(
         trained(base, vision, album, tmp_path / "run")
 
 
-def test_a_control_takes_the_place_of_the_plain_prediction(
+def test_a_controlnet_shows_the_unet_the_layout(
     base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
 ) -> None:
-    seen: list[PictureBatch] = []
+    controls = write_controls(album, tmp_path / "controls")
+    asked: list[Control | None] = []
+    denoise = type(base.backbone).denoise
 
-    def denoise(noisy: Tensor, timesteps: Tensor, known: object, batch: PictureBatch) -> Tensor:
-        seen.append(batch)
-        return base.backbone.denoise(noisy, timesteps, known)  # pyright: ignore[reportArgumentType]
+    def noted(*given: Any) -> Tensor:
+        asked.append(given[4])
+        return denoise(*given)
 
-    trained(base, vision, album, tmp_path / "run", num_steps=2, denoise=denoise)
-    assert len(seen) == 2
-    assert len(seen[0].references) == 2
+    control = LoadedControl("depth", make_tiny_control(base.backbone.pipeline.unet), "1" * 64)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(base.backbone), "denoise", noted)
+        examples = with_controls(pictures_with_masks(album), controls)
+        options: Any = {"num_steps": 2, "batch": 2, "num_workers": 0, "learning_rate": 1e-2}
+        shown = pretrain(base, vision, examples, tmp_path / "run", control=control, **options)
+    assert shown is not None
+    assert len(asked) == 2
+    for each in asked:
+        assert each is not None
+        assert each.network is control.network
+        assert each.pixels.shape == (2, 3, 16, 16)
+    batch = pictures_batch(0, split="", offset=0, batch=2, size=16, examples=examples)
+    assert asked[0] is not None
+    assert asked[0].pixels.equal(torch.cat([control_pixels(each) for each in batch.controls]))
+    plain = trained(base, vision, album, tmp_path / "plain", num_steps=2)
+    assert plain is not None
+    assert plain.read_bytes() != shown.read_bytes()
+    with pytest.raises(InvalidInput, match="was begun with another control"):
+        trained(base, vision, album, tmp_path / "run", num_steps=2)
+
+
+def write_controls(album: Path, folder: Path) -> Path:
+    """A control picture of each picture, as wide as it."""
+    folder.mkdir()
+    for i in range(3):
+        Image.linear_gradient("L").resize((40, 32)).rotate(90 * i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_control_pictures_that_are_missing_or_of_another_shape_are_named(
+    album: Path, tmp_path: Path
+) -> None:
+    controls = write_controls(album, tmp_path / "controls")
+    sources = pictures_with_masks(album)
+    examples = with_controls(sources, controls)
+    Image.new("RGB", (32, 32)).save(controls / "1.png")
+    with pytest.raises(InvalidInput, match=r"1\.png is 32x32, which is another shape"):
+        list(prefetched(partial(one_batch, examples), range(1), 1))
+    (controls / "1.png").unlink()
+    with pytest.raises(InvalidInput, match=r"1\.png has no control picture .*\(1 of 3 pictures"):
+        with_controls(sources, controls)
+    with pytest.raises(NotFound):
+        with_controls(sources, tmp_path / "none")
+
+
+def one_batch(examples: list[Example], step: int) -> Any:
+    """A batch of so many that all pictures are in it."""
+    return pictures_batch(step, split="", offset=0, batch=32, size=16, examples=examples)
 
 
 def test_checkpointing_is_the_same(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ....registry.errors import ConceptryError
 from ..world.identities import CATEGORIES, identity_seed, make_identity
 from ..world.layouts import random_layout
 from ..world.scenes import MAX_SUBJECTS, Rendered, Scene, describe, render, sample_scene
@@ -122,20 +123,26 @@ def _small(mask: PIL.Image.Image) -> np.ndarray:
     return np.asarray(mask.resize((MASK_SIZE, MASK_SIZE), PIL.Image.Resampling.BOX))
 
 
-class _Batches(Dataset[Batch]):
+class _Batches(Dataset[Batch | ConceptryError]):
     def __init__(self, make: Callable[[int], Batch], steps: range) -> None:
         self._make, self._steps = make, steps
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self._make(self._steps[index])
+    def __getitem__(self, index: int) -> Batch | ConceptryError:
+        try:
+            return self._make(self._steps[index])
+        except ConceptryError as error:  # a loader would put a traceback into its message
+            return error
 
 
 def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> Iterator[Batch]:
-    """Yield `make(step)` for each step, in order, made by worker processes ahead of time."""
-    yield from DataLoader(
+    """Yield `make(step)` for each step, in order, made by worker processes ahead of time.
+
+    Raises a `ConceptryError` that a worker met.
+    """
+    loader = DataLoader(
         _Batches(make, steps),
         batch_size=None,
         num_workers=num_workers,
@@ -143,6 +150,10 @@ def prefetched(make: Callable[[int], Batch], steps: range, num_workers: int) -> 
         prefetch_factor=AHEAD if num_workers else None,
         multiprocessing_context="spawn" if num_workers else None,
     )
+    for made in loader:
+        if isinstance(made, ConceptryError):
+            raise made
+        yield made
 
 
 def _as_it_is(batch: object) -> object:

@@ -30,14 +30,15 @@ def subjects_batch(
     size: int,
     crowds: Sequence[float],
     references: str,
+    control: bool,
 ) -> Batch:
-    """Batch `step` of scenes in colour, with references; see `scenes_batch`."""
+    """Batch `step` of scenes in colour, with references, and layouts for a ControlNet."""
     first = offset * 1_000_000_000 + step * batch
     scenes: list[Scene] = []
     for seed in range(first, first + batch):
         (count,) = random.Random(f"crowd {seed}").choices((1, 2, 3), crowds)
         scenes.append(sample_scene(seed, split, num_subjects=count, style="photo"))
-    found = batch_of(scenes, size)
+    found = batch_of(scenes, size, with_layouts=control)
     others = [_scene_of_reference(scene, split, references) for scene in scenes]
     pictures = np.stack([np.asarray(reference_in(scene, size)) for scene in others])
     return replace(found, references=torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()))

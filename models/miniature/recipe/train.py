@@ -207,6 +207,8 @@ class Stage:
     """Shares of scenes with one, two and three subjects, if not the world's own."""
     references: str | None = None
     """Of the subject encoder, one of `REFERENCES`."""
+    control: bool | None = None
+    """Of the subject encoder: whether the ControlNet shows the U-Net the layout meanwhile."""
     split: str = "taught"
     """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
@@ -498,23 +500,32 @@ def encode_layouts(modules: nn.ModuleDict, batch: Batch, context: Context) -> En
     return encode_scenes(modules, batch, context) | {"layouts": layouts}
 
 
+def shown_layouts(
+    modules: nn.ModuleDict,
+    context: Context,
+    noisy: Tensor,
+    timesteps: Tensor,
+    states: Tensor,
+    scenes: Encoded,
+) -> Mapping[str, object]:
+    """What the ControlNet adds to the U-Net, which so sees the layouts of scenes."""
+    pixels = context.palette[scenes["layouts"].long()].permute(0, 3, 1, 2)
+    down, middle = modules["control"](noisy, timesteps, states, pixels, return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
 def control_losses(
     modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """The U-Net's loss; the U-Net sees layouts through the ControlNet, which alone learns."""
-
-    def control(
-        noisy: Tensor, timesteps: Tensor, states: Tensor, scenes: Encoded
-    ) -> Mapping[str, object]:
-        pixels = context.palette[scenes["layouts"].long()].permute(0, 3, 1, 2)
-        down, middle = modules["control"](noisy, timesteps, states, pixels, return_dict=False)
-        return {
-            "down_block_additional_residuals": down,
-            "mid_block_additional_residual": middle,
-        }
-
     return unet_losses(
-        modules, scenes, context, generator, control, CONTROL_CAPTION_DROPOUT, CONTROL_STRUCTURE
+        modules,
+        scenes,
+        context,
+        generator,
+        partial(shown_layouts, modules, context),
+        CONTROL_CAPTION_DROPOUT,
+        CONTROL_STRUCTURE,
     )
 
 
@@ -539,9 +550,11 @@ def identity_losses(
     return {"identity": F.cross_entropy(similar, partner)}
 
 
-def build_subject_encoder(context: Context) -> nn.ModuleDict:
+def build_subject_encoder(context: Context, *, with_control: bool = True) -> nn.ModuleDict:
     """A subject encoder that has not learned, and all that draws and sees as it is."""
-    modules = learned_unet(context)
+    modules = build_control(context) if with_control else learned_unet(context)
+    if with_control:
+        context.load("control", modules["control"], "control")
     clip = make_clip(context.tokenizer)
     context.load("clip-tune", clip, "clip")
     half = (0.5, 0.5, 0.5)
@@ -553,28 +566,27 @@ def build_subject_encoder(context: Context) -> nn.ModuleDict:
 
 
 def encode_references(modules: nn.ModuleDict, batch: Batch, context: Context) -> Encoded:
-    """What the U-Net needs of scenes, and their references."""
+    """What the U-Net, and the ControlNet if it is there, need of scenes, and their references."""
     assert batch.references is not None
     references = batch.references.to(context.device, non_blocking=True)
-    return encode_scenes(modules, batch, context) | {"references": references}
+    encode = encode_scenes if batch.layouts is None else encode_layouts
+    return encode(modules, batch, context) | {"references": references}
 
 
 def subject_encoder_losses(
-    modules: nn.ModuleDict,
-    scenes: Encoded,
-    context: Context,
-    generator: torch.Generator,
-    control: Control | None = None,
+    modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
     """`unet_losses` of the U-Net that attends to varied references, at β = 1 (certain).
 
-    `control` tells it the scenes' layout, so that the encoder need not learn that (certain).
+    The ControlNet, if it is there, shows it the layout, so that the encoder need not learn that
+    (certain).
     """
     encoder = modules["encoder"]
     assert isinstance(encoder, SubjectEncoder)
     references = augmented(context.pixels(scenes["references"]), generator)
     with context.autocast():
         tokens = encoder(references)
+    control = partial(shown_layouts, modules, context) if "control" in modules else None
     with encoder.attention.insert(modules["unet"], SubjectTokens(tokens, 1.0)):
         return unet_losses(modules, scenes, context, generator, control)
 
@@ -697,6 +709,7 @@ STAGES = {
             losses=subject_encoder_losses,
             crowds=(0.7, 0.25, 0.05),
             references="same",
+            control=True,
             learns=("encoder.mapper", "encoder.attention"),
         ),
     )
@@ -718,6 +731,7 @@ _SETTINGS = (
     "reuse",
     "crowds",
     "references",
+    "control",
     "learning_rate",
     "slow",
     "weight_decay",
@@ -812,8 +826,8 @@ class Training:
     def _minibatches(self, last: int, num_workers: int) -> Iterator[Batch | Encoded]:
         """What each step from here on learns from."""
         stage = self.stage
-        asked = {"crowds": stage.crowds, "references": stage.references}
-        options = {name: value for name, value in asked.items() if value}
+        asked = {name: getattr(stage, name) for name in ("crowds", "references", "control")}
+        options = {name: value for name, value in asked.items() if value is not None}
         make = partial(
             stage.make_batch,
             split=stage.split,
@@ -1061,6 +1075,7 @@ def train(
     start: Path | None = None,
     latents_of: Path | None = None,
     references: str | None = None,
+    with_control: bool = True,
     learns: tuple[str, ...] | None = None,
     learning_rate: float | None = None,
     compiled: bool = False,
@@ -1073,9 +1088,10 @@ def train(
     time: for a machine that is there for minutes.
 
     `start` is what an earlier run of the stage left, to begin from instead of from nothing; layers
-    that have another shape by now begin anew. `references` overrides the subject encoder's, and
-    `learns` and `learning_rate` the stage's: what goes on from earlier weights may leave the text
-    encoder as it is, and with it all that was trained against it.
+    that have another shape by now begin anew. `references` overrides the subject encoder's, which
+    without `with_control` learns without the ControlNet, and `learns` and `learning_rate` the
+    stage's: what goes on from earlier weights may leave the text encoder as it is, and with it all
+    that was trained against it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -1085,6 +1101,9 @@ def train(
         recipe = dataclasses.replace(recipe, **ON_CUDA.get(recipe.name, {}))
     if recipe.references and references:
         recipe = dataclasses.replace(recipe, references=references)
+    if recipe.control and not with_control:
+        build = partial(build_subject_encoder, with_control=False)
+        recipe = dataclasses.replace(recipe, control=False, build=build)
     if learns:
         recipe = dataclasses.replace(recipe, learns=learns)
     if learning_rate:
@@ -1113,6 +1132,9 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
     parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
     parser.add_argument("--references", choices=REFERENCES, help="of the subject encoder")
+    parser.add_argument(
+        "--without-control", action="store_true", help="of the subject encoder: no ControlNet"
+    )
     parser.add_argument("--learns", nargs="+", help="parts that learn, if not all of the stage's")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
@@ -1129,6 +1151,7 @@ def main() -> None:
             start=options.start,
             latents_of=options.latents_of,
             references=options.references,
+            with_control=not options.without_control,
             learns=options.learns and tuple(options.learns),
             learning_rate=options.learning_rate,
             compiled=options.compile,
