@@ -17,23 +17,18 @@ goes into `--out`.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from conceptry.adapters.compression import compress_version
 from conceptry.adapters.ways import Way as Compression
-from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (
     Individual,
     Laboratory,
     Row,
     Way,
-    differences,
     opened,
     parser,
-    save_sheet,
-    summary,
-    without_pictures,
+    write_results,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,20 +98,15 @@ def main() -> None:
             for each in options.to:
                 compress(laboratory, who, each)
         found = list(rows(laboratory, options.to))
-        cast = [[who] for who in laboratory.subjects]
-    compared = [(each, WHOLE.label) for each in options.to]
-    document: dict[str, Any] = {
-        "environment": describe_machine(),
-        "base_sha256": laboratory.base.sha256,
-        "split": options.split,
-        "seeds": options.seeds,
-        "ways": summary(found),
-        "differences": differences(found, compared, HEADLINES),
-        "rows": without_pictures(found),
-    }
-    home = RESULTS if is_as_published(asked, options) else options.out
-    save_sheet(found, cast, home / "compress.png")
-    (home / "compress.json").write_text(json.dumps(document, indent=1) + "\n")
+        document = write_results(
+            laboratory,
+            found,
+            (RESULTS if is_as_published(asked, options) else options.out) / "compress.json",
+            key="ways",
+            compared=[(each, WHOLE.label) for each in options.to],
+            headlines=HEADLINES,
+            about={"split": options.split},
+        )
     print(json.dumps(document["ways"], indent=2))
 
 

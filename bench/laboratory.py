@@ -9,7 +9,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -49,6 +49,7 @@ from conceptry.registry.errors import RegistryBusy
 from conceptry.registry.hashes import sha256_of, sha256_of_json
 from conceptry.registry.running import EVALUATIONS
 from conceptry.training import train_many
+from environment import describe as describe_machine
 from PIL import Image
 from torch import Tensor
 
@@ -459,6 +460,36 @@ def save_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path
 def name_of(cast: Sequence[Individual]) -> str:
     """What a row calls those who are in its pictures."""
     return " ".join(who.name for who in cast)
+
+
+def write_results(
+    laboratory: Laboratory,
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    key: str,
+    compared: Iterable[tuple[str, str]],
+    headlines: Sequence[str],
+    shown: Sequence[Sequence[Individual]] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a document of results and, beside it, a sheet of pictures; returns the document.
+
+    Its table of ways is called `key`; it has differences in `headlines` between those that are
+    `compared`, and what `about` tells. The sheet shows all individuals alone, or who is `shown`.
+    """
+    save_sheet(rows, shown or [[who] for who in laboratory.subjects], path.with_suffix(".png"))
+    document = {
+        "environment": describe_machine(),
+        "base_sha256": laboratory.base.sha256,
+        "seeds": len(laboratory.seeds),
+        **(about or {}),
+        key: summary(rows),
+        "differences": differences(rows, compared, headlines),
+        "rows": without_pictures(rows),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return document
 
 
 # --- tables ---------------------------------------------------------------------------------------

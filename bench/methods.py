@@ -45,7 +45,6 @@ from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import load_base
 from conceptry.registry import Registry
 from conceptry.training import train
-from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (
     BARE_WAY,
@@ -55,14 +54,11 @@ from laboratory import (
     Laboratory,
     Row,
     Way,
-    differences,
     individuals,
     opened,
     parser,
-    save_sheet,
-    summary,
     ways,
-    without_pictures,
+    write_results,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -135,31 +131,28 @@ def main() -> None:
     names = options.methods or PUBLISHED.get(options.photos, ["all"])
     chosen = ways(names, options.overrides, options.photos)
     with opened(options, options.split, options.photos) as laboratory:
-        subjects = laboratory.subjects
         for way in chosen:
             laboratory.teach(way)
         if options.teach:
             return
         rows = list(_scored(laboratory, chosen))
-    result = summary(rows)
-    print(json.dumps(result, indent=2))
-    cast = [[who] for who in subjects]
-    file = FILES.get(options.photos)
-    is_whole = file is not None and is_as_published(asked, options, but=("photos",))
-    path = (RESULTS if is_whole else options.out) / f"{file or 'methods'}.json"
-    save_sheet(rows, cast, path.with_suffix(".png"))
-    measured = chosen if is_whole and options.photos == NUM_PHOTOS else []
-    document = {
-        "environment": describe_machine(),
-        "base_sha256": laboratory.base.sha256,
-        "seeds": options.seeds,
-        "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
-        "cost": {way.label: cost_of(way.label) for way in measured if way.label in all_methods()},
-        "methods": result,
-        "differences": differences(rows, _compared(result), HEADLINES),
-        "rows": without_pictures(rows),
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+        file = FILES.get(options.photos)
+        is_whole = file is not None and is_as_published(asked, options, but=("photos",))
+        measured = chosen if is_whole and options.photos == NUM_PHOTOS else []
+        costs = {way.label: cost_of(way.label) for way in measured if way.label in all_methods()}
+        document = write_results(
+            laboratory,
+            rows,
+            (RESULTS if is_whole else options.out) / f"{file or 'methods'}.json",
+            key="methods",
+            compared=_compared([way.label for way in chosen]),
+            headlines=HEADLINES,
+            about={
+                "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
+                "cost": costs,
+            },
+        )
+    print(json.dumps(document["methods"], indent=2))
 
 
 def _scored(laboratory: Laboratory, chosen: Sequence[Way]) -> Iterator[Row]:

@@ -20,18 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (
     Laboratory,
     Row,
     Way,
-    differences,
     opened,
     parser,
-    save_sheet,
-    summary,
-    without_pictures,
+    write_results,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,22 +94,17 @@ def main() -> None:
         if options.teach:
             return
         rows = list(_scored(laboratory, chosen))
-        cast = [[who] for who in laboratory.subjects]
-    compared = [(each.base.label, trials[0].base.label) for each in trials[1:]]
-    compared += [(way.label, each.base.label) for each in trials for way in [*each.ways()][1:]]
-    document = {
-        "environment": describe_machine(),
-        "base_sha256": laboratory.base.sha256,
-        "split": options.split,
-        "seeds": options.seeds,
-        "lora": LORA,
-        "ways": summary(rows),
-        "differences": differences(rows, compared, HEADLINES),
-        "rows": without_pictures(rows),
-    }
-    home = RESULTS if is_as_published(asked, options) else options.out
-    save_sheet(rows, cast, home / "options.png")
-    (home / "options.json").write_text(json.dumps(document, indent=1) + "\n")
+        compared = [(each.base.label, trials[0].base.label) for each in trials[1:]]
+        compared += [(way.label, each.base.label) for each in trials for way in [*each.ways()][1:]]
+        document = write_results(
+            laboratory,
+            rows,
+            (RESULTS if is_as_published(asked, options) else options.out) / "options.json",
+            key="ways",
+            compared=compared,
+            headlines=HEADLINES,
+            about={"split": options.split, "lora": LORA},
+        )
     print(json.dumps(document["differences"], indent=2))
 
 

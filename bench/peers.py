@@ -41,7 +41,6 @@ from conceptry.evaluation.suites import find_suite
 from conceptry.methods import find_method
 from conceptry.models.sd import StableDiffusion
 from conceptry.training.class_pictures import class_pictures
-from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (
     BARE_WAY,
@@ -49,12 +48,9 @@ from laboratory import (
     Laboratory,
     Row,
     Way,
-    differences,
     opened,
     parser,
-    save_sheet,
-    summary,
-    without_pictures,
+    write_results,
 )
 from safetensors.torch import load_file
 from torch import Tensor
@@ -455,23 +451,20 @@ def main() -> None:
         school = School(laboratory, options.out)
         seeds = range(options.training_seeds)
         rows = list(compared(school, peers, seeds, equal_seconds=options.equal_seconds))
-        cast = [[who] for who in laboratory.subjects]
         is_whole = is_as_published(asked, options, but=("diffusers", "attndreambooth"))
         is_whole = is_whole and bool(options.diffusers and options.attndreambooth)
-        place = RESULTS if is_whole else options.out
-        save_sheet(rows, cast, place / "peers.png")
-        pairs = [(peer.ours.label, f"{peer.label}{end}") for peer in peers for end in ENDS]
-        document = {
-            "environment": describe_machine(),
-            "base_sha256": laboratory.base.sha256,
-            "seeds": options.seeds,
-            "training_seeds": options.training_seeds,
-            "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
-            "methods": summary(rows),
-            "differences": differences(rows, pairs, HEADLINES),
-            "rows": without_pictures(rows),
-        }
-        (place / "peers.json").write_text(json.dumps(document, indent=1) + "\n")
+        write_results(
+            laboratory,
+            rows,
+            (RESULTS if is_whole else options.out) / "peers.json",
+            key="methods",
+            compared=[(peer.ours.label, f"{peer.label}{end}") for peer in peers for end in ENDS],
+            headlines=HEADLINES,
+            about={
+                "training_seeds": options.training_seeds,
+                "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
+            },
+        )
 
 
 ENDS = ("", ", our seconds")

@@ -15,7 +15,6 @@ bench/results/subject-wise.json, and subject-wise.svg and .png: the scores over 
 individuals a picture by each λ.
 """
 
-import json
 import statistics
 from html import escape
 from pathlib import Path
@@ -26,19 +25,16 @@ import torch
 from conceptry.evaluation.suites import find_suite
 from conceptry.generation.photo_regions import regions_of_photos
 from conceptry.generation.regions import share_inside
-from environment import describe as describe_machine
 from environment import is_as_published
 from laboratory import (
     Individual,
     Laboratory,
     Row,
     Way,
-    differences,
     opened,
     parser,
-    save_sheet,
     summary,
-    without_pictures,
+    write_results,
 )
 from PIL import Image
 from torch import Tensor
@@ -129,24 +125,19 @@ def main() -> None:
             rows += [row_of(laboratory, who, way) for who in subjects]
             told = summary(rows)[way.label]["scores"]
             print(way.label, {name: told[name]["mean"] for name in SCORES}, flush=True)
-    result = summary(rows)
-    without, *weighed = result
-    shown = [[who] for who in subjects[:4]]
-    save_sheet(rows, shown, options.out / "subject-wise.png")
-    write_chart(result, options.out / "subject-wise.svg")
-    if is_as_published(asked, options):
-        save_sheet(rows, shown, RESULTS / "subject-wise.png")
-        write_chart(result, RESULTS / "subject-wise.svg")
-        document = {
-            "environment": describe_machine(),
-            "base_sha256": laboratory.base.sha256,
-            "seeds": options.seeds,
-            "settings": way_of(0.0).settings("miniature").to_mapping(),
-            "by_weight": result,
-            "differences": differences(rows, [(each, without) for each in weighed], DIFFERENCES),
-            "rows": without_pictures(rows),
-        }
-        (RESULTS / "subject-wise.json").write_text(json.dumps(document, indent=1) + "\n")
+        without, *weighed = (way_of(weight).label for weight in options.weights)
+        home = RESULTS if is_as_published(asked, options) else options.out
+        document = write_results(
+            laboratory,
+            rows,
+            home / "subject-wise.json",
+            key="by_weight",
+            compared=[(each, without) for each in weighed],
+            headlines=DIFFERENCES,
+            shown=[[who] for who in subjects[:4]],
+            about={"settings": way_of(0.0).settings("miniature").to_mapping()},
+        )
+        write_chart(document["by_weight"], home / "subject-wise.svg")
 
 
 if __name__ == "__main__":
