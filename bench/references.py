@@ -19,6 +19,8 @@ suns    why pictures that are drawn after references have a second sun now and t
         setting changed at a time, in the same place, and on white. `twice` is the share of
         pictures in which a sun is seen twice, of those in which it is seen; `counter` is the same
         of renders, where it is the share of errors
+cost    four pictures of the first individual in a batch, by some ways in turn: processor time, and
+        the median of its ratios to that of the base model without references in the same round
 
 Interrupted, they go on where they were. Intervals are from resampling individuals. With all
 individuals of the split `measured`, writes bench/results/references.json, references.png (the first
@@ -26,12 +28,16 @@ photo of an individual, then a prompt by each way) and references-ablation.png (
 8); else the same into the folder --out. About six hours of one core.
 """
 
+import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +51,7 @@ from conceptry.evaluation.suites import find_suite
 from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.references import make_reference
 from conceptry.generation.request import SamplingSettings
-from conceptry.generation.sampler import draw
+from conceptry.generation.sampler import draw, draw_batch
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.figures import Colour
@@ -75,6 +81,9 @@ from relatives import Community, FreeCustom, MakeRelative, MasaCtrl, drawn_by
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = (0, 6)
+PICTURES = 4
+SEEDS = {"ways": 1, "taught": 2, "suns": 2, "cost": PICTURES}
+"""Of each part, unless --seeds says otherwise: there are many ways, and individuals tell more."""
 HEADLINES = ("seen", "likeness", "recognised", "both")
 
 
@@ -434,36 +443,78 @@ def _scene(seed: int, place: str) -> Scene:
     return sample_scene(seed, "held-out", num_subjects=1, place=place, style="photo")
 
 
+# --- what a reference costs -----------------------------------------------------------------------
+
+COST_WAYS = (
+    BASE,
+    ReferenceWay(label="one photo, no step led", share=0.0),
+    OURS,
+    ReferenceWay(label="three photos, no step led", share=0.0, photos=3),
+)
+ROUNDS = 9
+
+
+def measure_cost(laboratory: Laboratory) -> dict[str, Any]:
+    """Seconds of a processor for `PICTURES` pictures in a batch, by way."""
+    base, who = laboratory.base, laboratory.subjects[0]
+    prompts = [f"{PROMPT.format(who.identity.category)} on the beach"] * PICTURES
+    seconds: dict[str, list[float]] = {way.label: [] for way in COST_WAYS}
+    for i in range(ROUNDS + 1):
+        for way in COST_WAYS:
+            with drawn_after(base, who, way, {}):
+                started = time.process_time()
+                draw_batch(base.backbone, prompts, range(PICTURES), SamplingSettings())
+                taken = time.process_time() - started
+            if i:  # the first time other things happen as well
+                seconds[way.label].append(taken)
+    plain = seconds[BASE.label]
+    return {
+        label: {
+            "seconds": round(statistics.median(own), 2),
+            "ratio": round(statistics.median(map(truediv, own, plain)), 3),
+        }
+        for label, own in seconds.items()
+    }
+
+
 def main() -> None:
     asked = parser(__doc__)
-    asked.add_argument("parts", nargs="*", choices=["ways", "taught", "suns", []], default=[])
+    asked.add_argument("parts", nargs="*", choices=[*SEEDS, []], default=[])
     asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
     asked.add_argument("--encoder", metavar="PATH", help="a subject encoder")
     asked.add_argument("--without-control", metavar="PATH", help="one trained without a ControlNet")
+    asked.set_defaults(seeds=None)
     options = asked.parse_args()
-    parts = options.parts or ["ways", "suns"]
-    with opened(options, options.split) as laboratory:
-        found: dict[str, Any] = {}
-        but = ("parts", "without_control")
-        home = RESULTS if is_as_published(asked, options, but=but) else options.out
-        if "ways" in parts:
-            sources: dict[str, str | None] = {"own": options.encoder}
-            if options.without_control:
-                sources["without ControlNet"] = options.without_control
-            encoders = load_encoders(laboratory.base, sources)
-            found["ways"] = measure_ways(laboratory, encoders, home)
-        if "taught" in parts:
-            found["taught"] = measure_taught(laboratory, home)
-        if "suns" in parts:
-            found["suns"] = measure_suns(laboratory, options.out)
+    home = options.out
+    if is_as_published(asked, options, but=("parts", "without_control")):
+        home = RESULTS
+    for part in options.parts or ["ways", "suns"]:
+        own = argparse.Namespace(**vars(options) | {"seeds": options.seeds or SEEDS[part]})
+        with opened(own, options.split) as laboratory:
+            told = measure(part, laboratory, options, home)
+        print(part, json.dumps({k: v for k, v in told.items() if k != "rows"}, indent=1))
         about = describe_machine() | {
             "base_sha256": laboratory.base.sha256,
-            "seeds": options.seeds,
+            "seeds": own.seeds,
             "prompts": [prompt.text for prompt in find_suite("miniature").prompts],
         }
-        for name, told in found.items():
-            print(name, json.dumps({k: v for k, v in told.items() if k != "rows"}, indent=1))
-            keep_part(home / "references.json", name, told, about)
+        keep_part(home / "references.json", part, told, about)
+
+
+def measure(
+    part: str, laboratory: Laboratory, options: argparse.Namespace, home: Path
+) -> dict[str, Any]:
+    """The results of a part; sheets go into `home`."""
+    if part == "taught":
+        return measure_taught(laboratory, home)
+    if part == "cost":
+        return measure_cost(laboratory)
+    if part == "suns":
+        return measure_suns(laboratory, options.out)
+    sources: dict[str, str | None] = {"own": options.encoder}
+    if options.without_control:
+        sources["without ControlNet"] = options.without_control
+    return measure_ways(laboratory, load_encoders(laboratory.base, sources), home)
 
 
 if __name__ == "__main__":
