@@ -1,6 +1,6 @@
 """LoRA beside the layers that it changes, to count more in some places than in others."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..models.backbone import Backbone
+from ..models.sd import cross_attention_of
 from .weight_delta import WeightDelta
 
 Share = Callable[[tuple[int, ...], bool], Tensor]
@@ -47,14 +48,22 @@ class LoraBranch:
         return cls(moved, change.strength)
 
     @contextmanager
-    def beside(self, backbone: Backbone, share: Share) -> Iterator[None]:
-        """Layers have the branch inside the context."""
-        text = {id(each) for pair in backbone.cross_attention() for each in pair}
+    def beside(
+        self, backbone: Backbone, share: Share, beside: Sequence[nn.Module] = ()
+    ) -> Iterator[None]:
+        """The denoiser's layers have the branch inside the context.
+
+        So have the same layers of networks beside it that have copies of some: of a ControlNet.
+        """
+        pairs = [*backbone.cross_attention()]
+        pairs += [pair for network in beside for pair in cross_attention_of(network)]
+        text = {id(each) for pair in pairs for each in pair}
+        networks = [dict(each.named_modules()) for each in (backbone.denoiser, *beside)]
         with ExitStack() as stack:
             for name, factors in self.layers.items():
-                module = backbone.denoiser.get_submodule(name)
-                hook = partial(self._added, factors, share, id(module) in text)
-                stack.callback(module.register_forward_hook(hook).remove)
+                for module in (own[name] for own in networks if name in own):
+                    hook = partial(self._added, factors, share, id(module) in text)
+                    stack.callback(module.register_forward_hook(hook).remove)
             yield
 
     def _added(

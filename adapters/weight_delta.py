@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.backbone import Backbone
 from ..registry.errors import InvalidWeights
@@ -147,6 +147,17 @@ class WeightDelta:
             changed = {name: self.added_to(name, parameters[name]) for name in self.names}
         return ChangedWeights(changed)
 
+    def computed_for(self, network: nn.Module) -> "ChangedWeights":
+        """The same of a network that has copies of some of a base model's layers, by their names.
+
+        What it has not, or in another shape, is passed over.
+        """
+        own = dict(network.named_parameters())
+        names = [name for name in self.names & own.keys() if self.fits(name, own[name].shape)]
+        with torch.no_grad():
+            changed = {name: self.added_to(name, own[name]) for name in sorted(names)}
+        return ChangedWeights(changed, network)
+
     def added_to(self, name: str, parameter: Tensor) -> Tensor:
         """A parameter with its change, in its dtype."""
         changed = parameter.data.float() + self.strength * self._change(name, parameter)
@@ -214,9 +225,13 @@ def _factor(name: str, found: Quantized) -> Tensor:
 
 @dataclass(slots=True)
 class ChangedWeights:
-    """Weights in place of a base model's, by name; see `WeightDelta.computed`."""
+    """Weights in place of a base model's, or of a `network` beside it, by name.
+
+    See `WeightDelta.computed` and `computed_for`.
+    """
 
     weights: dict[str, Tensor]
+    network: nn.Module | None = None
     _is_injected: bool = False
 
     def inject(self, backbone: Backbone) -> None:
@@ -231,7 +246,7 @@ class ChangedWeights:
             self._exchange(backbone)
 
     def _exchange(self, backbone: Backbone) -> None:
-        parameters = backbone.weights()
+        parameters = dict(self.network.named_parameters()) if self.network else backbone.weights()
         for name, other in self.weights.items():
             own, parameters[name].data = parameters[name].data, other
             self.weights[name] = own

@@ -36,7 +36,7 @@ def compress(
         typer.Option(metavar="WORD", help="Call the new version so.", show_default=False),
     ] = None,
 ) -> None:
-    """Make a small version of one that AttnDreamBooth or DreamBooth trained in full.
+    """Make a small version of one whose training changed weights.
 
     The new version is drawn with, scored and exported like any other; the original stays.
     """

@@ -20,6 +20,7 @@ from .arguments import GuidanceOption, LayoutControlOption, LayoutOption, StepsO
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
+from .places import check_layout, where_concepts_are
 from .quick_start import quick_imports
 from .training_options import given
 from .unused import CommandOptions, LookedUp, unused
@@ -299,7 +300,9 @@ def generate(
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}
     has_scale = given(context, "control_scale")
-    options = CommandOptions(leak=leak, points=bool(points), control_scale=has_scale)
+    options = CommandOptions(
+        leak=leak, points=bool(points), control_scale=has_scale, frames=animate
+    )
     if dry_run:
         script_options.show_plan(
             session,
@@ -376,9 +379,9 @@ def _check(
 
     And what is asked for in vain.
     """
-    from ..generation.layout import check_boxes
+    from ..generation.control_request import read_control
     from ..generation.picture_texts import check_room
-    from ..generation.prompt_syntax import check_negative, mentions, resolve_prompt
+    from ..generation.prompt_syntax import check_negative, resolve_prompt
     from ..generation.reference_syntax import resolve_references
     from ..generation.request import check_encoder, check_none_follow
 
@@ -388,15 +391,16 @@ def _check(
         if registry is not None:
             references = resolve_references(registry, request.references, request.prompt)
             found.append(LookedUp(request=request, chosen=chosen, references=references))
-        text = " ".join([request.prompt, *(each.concept.category for each in chosen)])
-        names = [each.name for each in (*mentions(request.prompt), *request.references)]
-        check_boxes(request.settings.layout, text, names)
+        check_layout(request, found[-1] if found else None)
+        if request.control and request.settings.size:
+            read_control(request.control.picture).fitted(request.settings.size)
         check_negative(request.settings.negative)
         check_encoder(request)
         check_none_follow(request)
         check_room(request.prompt, request.settings.negative, file_format)
     _warn_of_other_syntax(session, registry, requests, strict)
-    _say_where_concepts_are(session, requests)
+    for line in _first_of(where_concepts_are(found)):
+        session.output.note(line)
     for line in unused(found, options) if found else ():
         session.output.note(line)
 
@@ -433,7 +437,11 @@ def _points(texts: list[str] | None, *, maps: bool) -> list[tuple[float, float]]
     """The places that maps are to show. Raises `Failure` for what is none, and without maps."""
     if texts and not maps:
         raise usage("--point is for heat-maps", "with --maps, or leave it out")
-    return [_point(each) for each in texts or ()]
+    from ..generation.provenance import check_points
+
+    points = [_point(each) for each in texts or ()]
+    check_points(points)
+    return points
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -483,13 +491,6 @@ def _warn_of_other_syntax(
         raise usage(lines[0], "without --strict it is drawn all the same")
     for line in _first_of(lines):
         session.output.warn(line)
-
-
-def _say_where_concepts_are(session: Session, requests: "list[Request]") -> None:
-    """Say that several concepts are kept apart, where nobody asked for it."""
-    unasked = [each for each in requests if each.settings.layout is None]
-    if unasked and _most_concepts(unasked) > 1:
-        session.output.note("several concepts: each in its place (--layout none: all at once)")
 
 
 def _first_of(lines: list[str]) -> list[str]:

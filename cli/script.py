@@ -51,8 +51,7 @@ class Script:
             base.base,
             self.requests,
             self.out,
-            base_sha256=base.sha256,
-            side=base.backbone.size,
+            loaded=base,
             **options,
         )
         seen: set[str] = set()
@@ -182,7 +181,7 @@ def _pictures(shots: "Sequence[Shot]", out: Path) -> list[_Planned]:
         _Planned(
             shot,
             out / file_stem(shot.request.title, shot.seed),
-            first.setdefault(shot.key, i) if shot.request.scene else i,
+            first.setdefault(shot.key, i),
         )
         for i, shot in enumerate(shots)
     ]

@@ -18,6 +18,8 @@ class CommandOptions:
     leak: bool
     points: bool
     control_scale: bool
+    frames: bool = False
+    """Whether pictures are an animation, whose frames are drawn after the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ def unused(found: Sequence[LookedUp], options: CommandOptions) -> list[str]:
     Loads no deep-learning library, but for concepts whose references would count.
     """
     requests = [each.request for each in found]
-    seen = [_Seen.of(each, is_asked=options.points) for each in found]
+    seen = [_Seen.of(each, is_asked=options.points, frames=options.frames) for each in found]
     lines = [*_of_references(requests, seen, options), *_of_several(requests, seen, options)]
     if options.control_scale and not any(each.control for each in requests):
         lines.append("--control-scale is for pictures with a --control")
@@ -56,18 +58,32 @@ class _Seen:
     subjects: int
 
     @classmethod
-    def of(cls, found: LookedUp, *, is_asked: bool) -> "_Seen":
+    def of(cls, found: LookedUp, *, is_asked: bool, frames: bool) -> "_Seen":
+        from ..models.references import SHARE
+
         request = found.request
-        names = {each.mention.name for each in found.chosen}
-        words = request.prompt.lower().split()
-        kinds = {each.concept.category for each in found.references if each.name not in names}
-        subjects = len(names) + sum(kind in words for kind in kinds)
-        shares = [each.share for each in found.references]
+        shares = [each.share for each in found.references if each.weight]
+        shares += [SHARE] if frames else []
         if is_asked or _asks_of_references(request):
             shares += _held(found.chosen)
         if shares and request.settings.reference_share is not None:
             shares = [request.settings.reference_share]
-        return cls(shares, subjects)
+        return cls(shares, _subjects(found))
+
+
+def _subjects(found: LookedUp) -> int:
+    """How many subjects a picture keeps apart, or measures the leak of."""
+    from ..generation.layout import AUTO, has_word, plain_words, settled
+
+    layout = settled(found.request.settings.layout, len(found.chosen))
+    if layout is None:
+        return len(found.chosen)
+    if layout != AUTO:
+        return len(layout)
+    names = {each.mention.name for each in found.chosen}
+    words = plain_words(found.request.prompt)
+    kinds = {each.concept.category for each in found.references if each.name not in names}
+    return sum(each.has_place for each in found.chosen) + sum(has_word(words, it) for it in kinds)
 
 
 def _asks_of_references(request: "Request") -> bool:

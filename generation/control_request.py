@@ -1,6 +1,7 @@
 """Asking for a ControlNet: the control picture, read and fitted. Loads no library of weights."""
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ from typing import Annotated
 from PIL import Image
 from pydantic import Field
 
+from ..models.miniature.world.layouts import LAYOUT_COLOURS
+from ..registry.documents import shown
 from ..registry.errors import InvalidInput, NotFound
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file, read_photo, strict_decoding
@@ -100,6 +103,21 @@ def read_control(path: Path) -> ReadControl:
     data = read_file(path)
     with strict_decoding():
         return ReadControl(path, read_photo(data, str(path)), sha256_of(data))
+
+
+def categories_in(layout: Iterable[str], categories: Mapping[str, str]) -> list[str]:
+    """The categories of a layout's subjects, for a ControlNet for layouts.
+
+    A subject without a category is one itself, in capitals or not. Raises `InvalidInput` for one
+    that such ControlNets do not know.
+    """
+    found = [categories.get(name, name.lower()) for name in layout]
+    if unknown := [each for each in found if each not in LAYOUT_COLOURS]:
+        raise InvalidInput(
+            f"the ControlNet {LAYOUT} knows no {shown(unknown[0])}",
+            hint=f"without --layout-control; it knows {', '.join(LAYOUT_COLOURS)}",
+        )
+    return found
 
 
 def check_same_control(

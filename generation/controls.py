@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import nn
 
@@ -14,15 +13,14 @@ from ..models.bases import Base, find_control
 from ..models.conditioning import Control
 from ..models.control import LoadedControl, load_control
 from ..models.loading import LoadedBase
-from ..models.miniature.world.layouts import LAYOUT_COLOURS, layout_picture
+from ..models.miniature.world.layouts import layout_picture
 from ..models.pixels import control_pixels
 from ..models.sd import cross_attention_of
-from ..registry.documents import shown
-from ..registry.errors import InvalidInput
 from ..registry.hashes import sha256_of
-from .control_request import LAYOUT, UsedControl, read_control
+from .control_request import LAYOUT, UsedControl, categories_in, read_control
 from .injection import InjectedConcept
 from .layout import Box
+from .regional_plan import PlannedPart, RegionalPlan
 from .request import Request, check_control_kinds, check_none_follow
 
 
@@ -131,32 +129,45 @@ def boxes_picture(
     return square if square.size == size else square.resize(size, Image.Resampling.NEAREST)
 
 
-def categories_in(layout: Mapping[str, Box], categories: Mapping[str, str]) -> list[str]:
-    """The categories of a layout's subjects. Raises as `boxes_picture`."""
-    found = [categories.get(name, name) for name in layout]
-    if unknown := [each for each in found if each not in LAYOUT_COLOURS]:
-        raise InvalidInput(
-            f"the ControlNet {LAYOUT} knows no {shown(unknown[0])}",
-            hint=f"without --layout-control; it knows {', '.join(LAYOUT_COLOURS)}",
-        )
-    return found
-
-
 @contextmanager
 def following(
-    prepared: PreparedControl | None, concepts: Sequence[InjectedConcept]
+    prepared: PreparedControl | None,
+    concepts: Sequence[InjectedConcept],
+    plan: RegionalPlan | None = None,
 ) -> Iterator[Control | None]:
     """The control, if any; inside the context its ControlNet follows injected concepts.
 
-    It takes text states and changes of weights as the U-Net does.
+    It takes text states and changes of weights as the U-Net does. With a `plan`, those that were
+    injected apart are left to its predictions: see `followed`.
     """
     if prepared is None:
         yield None
         return
     network = prepared.control.network
-    changing = concepts if prepared.used.transfers else ()
-    with routed(cross_attention_of(network)), transferred(network, changing):
+    changing = [each for each in concepts if plan is None or not each.is_apart]
+    with (
+        routed(cross_attention_of(network)),
+        transferred(network, changing if prepared.used.transfers else ()),
+    ):
         yield prepared.control
+
+
+def followed(
+    plan: RegionalPlan | None,
+    prepared: PreparedControl | None,
+    concepts: Sequence[InjectedConcept],
+) -> RegionalPlan | None:
+    """The plan, in which a ControlNet follows each prediction's own concept as the U-Net does."""
+    if plan is None or prepared is None or not prepared.used.transfers:
+        return plan
+    network = prepared.control.network
+    changes = {each.mention.name: each.change for each in concepts if each.weights}
+    parts: list[PlannedPart] = []
+    for part in plan.parts:
+        change = None if part.subject is None else changes[plan.subjects[part.subject]]
+        own = change.computed_for(network) if change else None
+        parts.append(replace(part, control_change=own, beside=[network] if part.branches else []))
+    return replace(plan, parts=parts)
 
 
 @contextmanager
@@ -167,17 +178,11 @@ def transferred(network: nn.Module, concepts: Sequence[InjectedConcept]) -> Iter
     the context they are the original tensors. Parameters that it has not are passed over.
     """
     own = dict(network.named_parameters())
-    original: dict[str, torch.Tensor] = {}
+    original = {name: parameter.data for name, parameter in own.items()}
     try:
-        for concept in concepts:
-            if (change := concept.change) is None:
-                continue
-            for name in change.names & own.keys():
-                parameter = own[name]
-                if not change.fits(name, parameter.shape):
-                    continue
-                original.setdefault(name, parameter.data)
-                parameter.data = change.added_to(name, parameter)
+        for change in (each.change for each in concepts if each.change):
+            for name, changed in change.computed_for(network).weights.items():
+                own[name].data = changed
         yield
     finally:
         for name, data in original.items():

@@ -9,12 +9,19 @@ from PIL import Image
 from ..adapters.adapter import injected
 from ..adapters.references import References
 from ..adapters.subject_encoding import SubjectEncoding
+from ..models.bases import find_control
 from ..models.loading import LoadedBase
 from ..models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
+from ..models.weighted_prompts import parse_weights
 from ..registry import Registry
-from ..registry.errors import InvalidInput
-from .control_request import ReadControl, read_control
-from .controls import Controls, PreparedControl, categories_in, check_controls, following
+from .control_request import ReadControl, categories_in, read_control
+from .controls import (
+    Controls,
+    PreparedControl,
+    check_controls,
+    followed,
+    following,
+)
 from .frames import ChosenFrame, FrameWeights
 from .init_request import UsedInit, read_init
 from .injection import InjectedConcept, expand_prompt, stand_ins
@@ -24,9 +31,9 @@ from .parameters import Parameters, parameters_of
 from .picture_texts import check_room
 from .pictures import file_stem
 from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
-from .provenance import MAX_POINTS, DrawnFrame, save_picture
+from .provenance import DrawnFrame, check_points, save_picture
 from .reference_syntax import ChosenReference, ReferenceRequest, described, resolve_references
-from .references import frame_reference, load_references
+from .references import check_reference, frame_reference, load_references
 from .regional_plan import RegionalPlan, plan_regions
 from .request import Request, check_encoder, with_layout, with_size
 from .sampler import check_prompts
@@ -99,6 +106,12 @@ class Drawing:
             plan = self.plan(concepts)
             prompt = expand_prompt(self.request.prompt, concepts)
             check_prompts(self.base.backbone, prompt, settings, plan)
+        words = {
+            each.concept.id: one.phrase for each, one in zip(self.chosen, concepts, strict=True)
+        }
+        for each in self.references:
+            phrase = words.get(each.concept.id, each.concept.category)
+            check_reference(self.base.backbone, each, phrase)
 
     @property
     def control(self) -> PreparedControl | None:
@@ -164,12 +177,18 @@ class Drawing:
             control = self._layout_of(frame.request)
             drawn = DrawnFrame(
                 picture.sha256,
-                replaced(picture.prompt, words),
+                replaced(self._without_weights(picture.prompt), words),
                 total,
                 control=control and control.sha256,
             )
             found[picture.sha256] = ChosenFrame(drawn, picture.image, control)
         return list(found.values())
+
+    def _without_weights(self, prompt: str) -> str:
+        """A prompt as references are described: words have no weights there."""
+        if not self.request.settings.prompt_weights:
+            return prompt
+        return "".join(each.text or " " for each in parse_weights(prompt))
 
     def _layout_of(self, frame: Request) -> ReadControl | None:
         """The control picture of an earlier frame, if it is for the same ControlNet as this one's.
@@ -177,9 +196,10 @@ class Drawing:
         A reference follows a ControlNet too, by its own layout (DreamTuner, project page).
         """
         own, other = self.request.control, frame.control
-        if own is None or other is None or own.kind != other.kind:
+        if own is None or other is None:
             return None
-        return read_control(other.picture)
+        kinds = {find_control(self.base.base, each.kind) for each in (own, other)}
+        return read_control(other.picture) if len(kinds) == 1 else None
 
     def draw(
         self,
@@ -205,13 +225,14 @@ class Drawing:
         batch: int,
         kept: Sequence[int] | None,
     ) -> Iterator[Picture]:
-        control, plan = self.control, self.plan(concepts)
+        control = self.control
+        plan = followed(self.plan(concepts), control, concepts)
         start, used = self._start()
         parameters = self._parameters(concepts, used)
         alone = [each.change for each in concepts if each.change and each.is_apart]
         with (
             injected(self.base.backbone, [references, *(alone if plan is None else [])]),
-            following(control, concepts) as added,
+            following(control, concepts, plan) as added,
         ):
             for seen in observed(
                 self.base, self.request, concepts, batch, self.wanted, added, plan, start
@@ -230,7 +251,7 @@ class Drawing:
     def _with_frames(
         self, concepts: Sequence[InjectedConcept], references: References
     ) -> References:
-        subjects = [each.category for each in concepts]
+        subjects = [each.category for each in concepts if each.is_subject]
         subjects += [each.concept.category for each in self.references]
         categories = list(dict.fromkeys(subjects))
         size = self.request.settings.size
@@ -330,11 +351,7 @@ def drawings_of(
 ) -> list[Drawing]:
     """Requests whose prompts, references and control pictures have been looked up and checked."""
     registry.check_folder(folder)
-    if len(wanted.points) > MAX_POINTS:
-        raise InvalidInput(
-            f"maps show {MAX_POINTS} places at most, not {len(wanted.points):,}",
-            hint="fewer of --point",
-        )
+    check_points(wanted.points)
     for request in requests:
         check_negative(request.settings.negative)
         check_encoder(request)

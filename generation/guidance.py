@@ -210,7 +210,7 @@ def _guided(
             *backbone.encode_guided(prompts, negatives, width, height),
             ReferencePass(backbone, references, sight, control),
             seeds=seeds,
-            scale=settings.guidance,
+            scale=max(1.0, settings.guidance),
             reference_share=references[0].share if share is None else share,
             reference_scale=references[0].guidance if scale is None else scale,
             control=control,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter, injected
 from ..adapters.file_format import AdapterMetadata, read_adapter, read_adapter_metadata
-from ..adapters.formats.description import GENERAL_CATEGORY, PLACE, read_description
+from ..adapters.formats.description import PLACE, read_description
 from ..adapters.formats.reading import read_foreign
 from ..adapters.formats.recognising import FAMILIES
 from ..adapters.lora_branch import LoraBranch
@@ -132,7 +132,7 @@ def inject_concepts(
             phrase,
             each.label,
             change,
-            is_subject=bool(phrase) and not read.is_general,
+            is_subject=bool(phrase) and not each.is_general,
         )
         if change.names and not (apart and concept.is_subject):
             changes.append(change)
@@ -151,11 +151,6 @@ class _Read:
     metadata: AdapterMetadata
     change: WeightDelta
     phrase: str | None = None
-
-    @property
-    def is_general(self) -> bool:
-        """Whether it is imported and nobody said of what: a style, perhaps."""
-        return self.phrase is not None and self.metadata.category == GENERAL_CATEGORY
 
     def phrase_of(self, tokens: Sequence[str]) -> str:
         """What prompts say for it."""
@@ -194,7 +189,7 @@ def _read_imported(base: LoadedBase, chosen: ChosenVersion) -> _Read:
     metadata = AdapterMetadata(
         base_sha256=base.sha256,
         method=IMPORT,
-        category=description.category,
+        category=chosen.concept.category,
         num_tokens=len(found.vectors[0]) if found.vectors else 0,
         names_category=False,
     )
@@ -227,16 +222,15 @@ def stand_ins(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> list[Injecte
             assert each.run
             with _naming(each):
                 description = read_description(each.run.config)
-            category, phrase = description.category, description.phrase.replace(PLACE, _WORD)
-            is_general = category == GENERAL_CATEGORY
+            category, phrase = each.concept.category, description.phrase.replace(PLACE, _WORD)
         else:
             with _naming(each):
                 metadata = read_adapter_metadata(Path(each.path))
             _check_base(base, each, metadata)
             words = [_WORD] * metadata.num_tokens
-            category, is_general = metadata.category, False
+            category = metadata.category
             phrase = phrase_of(words, category, names_category=metadata.names_category)
-        is_subject = bool(phrase) and not is_general
+        is_subject = bool(phrase) and not each.is_general
         found.append(
             InjectedConcept(each.mention, category, (), phrase, each.label, is_subject=is_subject)
         )

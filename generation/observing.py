@@ -81,11 +81,12 @@ def observed(
         return
     backbone, settings = base.backbone, request.settings
     prompt = expand_prompt(request.prompt, concepts)
-    subjects = subject_columns(backbone, prompt, concepts)
-    if wanted.maps or wanted.leaks or settings.separate:
+    worded = [each for each in concepts if each.phrase]
+    if not worded and (wanted.maps or wanted.leaks or settings.separate):
         check_has_words(concepts)
-    words = words_of(backbone, prompt, concepts) if wanted.maps else []
-    compares = wanted.leaks and len(concepts) > 1
+    subjects = subject_columns(backbone, prompt, worded)
+    words = words_of(backbone, prompt, worded) if wanted.maps else []
+    compares = wanted.leaks and len(worded) > 1
     layers = [CROSS_ATTENTION] if wanted.maps else []
     layers += [backbone.localising_layers] if compares else []
     columns = sorted({word.column for word in words} | set(all_columns(subjects)))
@@ -116,7 +117,7 @@ def observed(
             rows = [columns.index(word.column) for word in words]
             row = heat_row(drawn.image, of_picture[0][rows], words)
             heat = contact_sheet([row, *looking.rows(drawn.image)])
-        leaks = _leaks(of_picture[-1], columns, subjects, concepts) if compares else []
+        leaks = _leaks(of_picture[-1], columns, subjects, worded) if compares else []
         yield Observed(drawn, heat, leaks)
 
 

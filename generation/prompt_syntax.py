@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..adapters.formats.description import GENERAL_CATEGORY, read_description
 from ..registry import Registry
 from ..registry.errors import InvalidInput, NotFound, RegistryCorrupt
 from ..registry.hashes import sha256_of, sha256_of_json
@@ -61,6 +62,24 @@ class ChosenVersion:
     def label(self) -> str:
         """`rex@3`."""
         return f"{self.concept.name}@{self.version.number}"
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it is imported and nobody said of what: a style, perhaps."""
+        return bool(self.originals) and self.concept.category == GENERAL_CATEGORY
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it has words in prompts; weights that were imported without any have none."""
+        if not self.originals:
+            return True
+        assert self.run
+        return bool(read_description(self.run.config).phrase)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether it is a subject of pictures, instead of changing them as a whole."""
+        return self.has_words and not self.is_general
 
     def tokens(self, count: int) -> tuple[str, ...]:
         """Names of `count` placeholder tokens, unique to this version."""

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -118,6 +118,15 @@ def read_texts(path: Path) -> PictureTexts | None:
         raise InvalidImage(f"{path} cannot be read as a picture: {error}") from None
 
 
+def check_points(points: Sequence[object]) -> None:
+    """Raise `InvalidInput` for more places than maps show."""
+    if len(points) > MAX_POINTS:
+        raise InvalidInput(
+            f"maps show {MAX_POINTS} places at most, not {len(points):,}",
+            hint="fewer of --point",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class DrawnAfter:
     """A reference of a picture: hashes of photo and mask, and how it was described and counted.
@@ -194,7 +203,8 @@ class Provenance:
         count, size = len(self.batch_seeds), self.settings.size
         pictures = "a picture" if count == 1 else f"{count} pictures at once"
         sides = f", {size[0]}x{size[1]}" if size else ""
-        return f"{pictures}{sides}, in {self.settings.steps} steps"
+        steps = "a step" if self.settings.steps == 1 else f"{self.settings.steps} steps"
+        return f"{pictures}{sides}, in {steps}"
 
     @property
     def is_modest(self) -> bool:

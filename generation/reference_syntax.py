@@ -16,6 +16,8 @@ from .control_request import ReadControl, read_control
 from .prompt_syntax import mentions
 
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:=(.+?))?(?::(\d+(?:\.\d+)?|\.\d+))?")
+_DIGITS = 9
+_MAX_RATIO = 4
 _SHORTEST_HASH = 6
 _AS_WRITTEN = "rex, rex=PHOTO, rex:2.5 or rex=PHOTO:2.5"
 
@@ -106,7 +108,22 @@ def resolve_references(
 
 def _resolved(concept: Concept, request: ReferenceRequest) -> ChosenReference:
     chosen = choose_reference(concept, find_photo(concept, request.photo), request.weight)
-    return replace(chosen, control=request.control and read_control(request.control))
+    control = request.control and read_control(request.control)
+    where = f"the photo {chosen.image.filename} of {concept.name}"
+    size = (chosen.image.width, chosen.image.height)
+    check_not_narrow(size, where)
+    if control:
+        control.fitted(size, where, hint="a control picture of a photo has its shape: cut it")
+    return replace(chosen, control=control)
+
+
+def check_not_narrow(size: tuple[int, int], where: str) -> None:
+    """Raise `InvalidInput` for a photo (width, height) that is too narrow to draw after."""
+    if max(size) > _MAX_RATIO * min(size):
+        raise InvalidInput(
+            f"{where} is {size[0]}x{size[1]}, which is too narrow to draw after",
+            hint="a part of it, as a photo",
+        )
 
 
 def described(references: Sequence[ChosenReference]) -> list[dict[str, object]]:
@@ -145,7 +162,7 @@ def find_photo(concept: Concept, word: str | None = None) -> ImageRecord:
         raise NotFound(f"{concept.name} has no photos", hint=f"concept add {concept.name} PHOTO…")
     if word is None:
         return images[0]
-    if word.isdecimal() and 1 <= int(word) <= len(images):
+    if word.isdecimal() and len(word) <= _DIGITS and 1 <= int(word) <= len(images):
         return images[int(word) - 1]
     found = [each for each in images if each.filename == word]
     if not found and len(word) >= _SHORTEST_HASH:

@@ -16,10 +16,9 @@ from ..registry.errors import InvalidInput
 from .control_request import ReadControl
 from .frames import ChosenFrame
 from .photo_regions import regions_of_photos
-from .reference_syntax import ChosenReference
+from .reference_syntax import ChosenReference, check_not_narrow
 from .sampler import check_length
 
-_MAX_RATIO = 4
 _POSITIONS = 2
 """Sides are multiples of so many latent positions."""
 
@@ -56,7 +55,6 @@ def _loaded(
     concept, image = chosen.concept, chosen.image
     prompt = chosen.prompt.replace("{}", names.get(concept.id, concept.category))
     try:
-        check_length(base.backbone, prompt)
         photo = registry.read_photo(image, at_least=2 * base.backbone.size)
         mask = registry.read_mask(image)
         if mask is None:
@@ -106,8 +104,31 @@ def make_reference(
         raise InvalidInput(
             "its mask is empty", hint="a mask is white on the subject: concept add --masks"
         )
-    layout = control and control_pixels(control.fitted(size, "the reference", hint="cut it"))[0]
+    layout = control and control_pixels(_layout(control, photo.size, size))[0]
     return Reference(found, inside, prompt, weight, share, guidance, subject, layout)
+
+
+def _layout(control: ReadControl, photo: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """A photo's control picture, of its shape, in the size that it is drawn after in."""
+    if control.image.size == size:
+        return control.image
+    return control.fitted(photo, "the photo", hint="cut it").resize(size, Image.Resampling.LANCZOS)
+
+
+def check_reference(backbone: Backbone, chosen: ChosenReference, words: str) -> None:
+    """Raise `InvalidInput` for what `load_references` would, as far as no pixel tells it.
+
+    `words` are what its prompt says for the concept.
+    """
+    image = chosen.image
+    try:
+        check_length(backbone, chosen.prompt.replace("{}", words))
+        size = _fitting_size((image.width, image.height), backbone)
+        if chosen.control:
+            _layout(chosen.control, (image.width, image.height), size)
+    except InvalidInput as error:
+        where = f"the photo {image.filename} of {chosen.concept.name}"
+        raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def frame_reference(
@@ -141,10 +162,7 @@ def frame_reference(
 def _fitting_size(size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
     """(width, height) in pixels of about the shape of `size`."""
     width, height = size
-    if max(size) > _MAX_RATIO * min(size):
-        raise InvalidInput(
-            f"{width}x{height} is too narrow to draw after", hint="a part of it, as a photo"
-        )
+    check_not_narrow(size, "it")
     unit = _POSITIONS * backbone.latent_factor
     scale = backbone.size / (width * height) ** 0.5
     wide, high = (max(1, round(side * scale / unit)) * unit for side in size)

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice, pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from ..adapters.adapter import injected
@@ -48,12 +48,14 @@ SHARED = 0.1
 class Sight:
     """Which words and references are seen from where, in the rows of a denoiser's batch.
 
-    `masks` (B, S, h, w) are the shares of places that are each subject's; None where all see all.
+    Branches are there in networks `beside` the denoiser, too. `masks` (B, S, h, w) are the shares
+    of places that are each subject's; None where all see all.
     """
 
     subjects: Sequence[str]
     columns: Sequence[SubjectColumns]
     branches: Sequence[tuple[int, LoraBranch]] = ()
+    beside: Sequence[nn.Module] = ()
     masks: Tensor | None = None
     _by_size: dict[int, Tensor] = field(default_factory=dict)
 
@@ -79,7 +81,7 @@ class Sight:
             stack.enter_context(backbone.attention.see_from(lambda n: self._bias(groups, n)))
             for number, branch in self.branches:
                 share = partial(self._share, number, groups)
-                stack.enter_context(branch.beside(backbone, share))
+                stack.enter_context(branch.beside(backbone, share, self.beside))
             yield
 
     def _share(self, number: int, groups: Tensor, shape: tuple[int, ...], is_text: bool) -> Tensor:
@@ -132,10 +134,10 @@ class RegionalGuidance:
         size: tuple[int, int],
     ) -> None:
         self._plan, self._size = plan, size
-        parts = [*plan.parts, *([plan.plain] if plan.boxes is None else [])]
+        parts = [*plan.parts, *([plan.plain] if plan.plain else [])]
         self._parts: list[_Part] = []
         for planned in parts:
-            sight = Sight(plan.subjects, planned.columns, planned.branches)
+            sight = Sight(plan.subjects, planned.columns, planned.branches, planned.beside)
             with injected(backbone, _changes(planned)):
                 self._parts.append(_Part(planned, sight, guidance_of(planned, sight)))
         self.masks: Tensor | None = None
@@ -228,4 +230,4 @@ class _Part:
 
 
 def _changes(planned: PlannedPart) -> list[ChangedWeights]:
-    return [planned.change] if planned.change else []
+    return [each for each in (planned.change, planned.control_change) if each]

@@ -1,16 +1,26 @@
 """Plans of pictures with several subjects: which predictions are blended, and by what regions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from torch import nn
 
 from ..adapters.lora_branch import LoraBranch
 from ..adapters.weight_delta import ChangedWeights
 from ..models.backbone import Backbone
-from ..registry.errors import InvalidInput
 from .injection import InjectedConcept
-from .layout import AUTO, MAX_SUBJECTS, Box, no_such_box
+from .layout import (
+    AUTO,
+    MAX_SUBJECTS,
+    Box,
+    check_all_have_boxes,
+    check_has_place,
+    no_such_box,
+    too_many,
+)
 from .prompt_syntax import split_prompt
-from .regions import SubjectColumns, columns_of
+from .regions import SubjectColumns, all_columns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +29,8 @@ class PlannedPart:
 
     `columns` are the positions of each subject's words in the prompt; `change` are the weights of
     the subject of a number, or the base model's. `branches` are LoRA of subjects by number.
-    One that `is_plain` names categories alone.
+    `control_change` is to a ControlNet what `change` is to the base model, and branches are in
+    networks `beside` it, too. One that `is_plain` names categories alone.
     """
 
     prompt: str
@@ -27,6 +38,8 @@ class PlannedPart:
     change: ChangedWeights | None = None
     subject: int | None = None
     branches: Sequence[tuple[int, LoraBranch]] = ()
+    control_change: ChangedWeights | None = None
+    beside: Sequence[nn.Module] = ()
     is_plain: bool = False
 
 
@@ -41,8 +54,13 @@ class RegionalPlan:
     subjects: Sequence[str]
     parts: Sequence[PlannedPart]
     boxes: Sequence[Box] | None
-    plain: PlannedPart
+    plain: PlannedPart | None
     alike: Sequence[Sequence[int]] = ()
+
+    @property
+    def prompts(self) -> list[str]:
+        """Those of all its predictions."""
+        return [part.prompt for part in (*self.parts, self.plain) if part]
 
     def draws_after(self, part: PlannedPart, subject: str) -> bool:
         """Whether a prediction is drawn after a subject's references.
@@ -67,36 +85,33 @@ def plan_regions(
     """The plan of a prompt as it was written, with concepts that were injected apart.
 
     `layout` has a box for each subject, or is `auto`: concepts of the prompt, and those that it is
-    drawn after, `referenced`, by name, whose category is a word of it. A box can also be that of
-    any word. None if there is one subject and nothing to keep apart. Raises `InvalidInput` for
-    boxes of nothing, and concepts without one.
+    drawn after, `referenced`, by name, whose category is a word of it; of several of a category
+    each has the next such word. A box can also be that of any word, wherever it is. Words are those
+    that the prompt has beside its concepts: "dog" is no word of `<rex> in the snow`. None if there
+    is one subject and nothing to keep apart. Raises `InvalidInput` for boxes of nothing, and
+    concepts without one, or without words.
     """
-    names = [each.mention.name for each in concepts if each.is_subject]
+    by_name = {each.mention.name: each for each in concepts}
     base = {each.mention.text: each.apart for each in concepts}
-    words = {
-        name: category
-        for name, category in referenced.items()
-        if name not in names and _has(backbone, _Text.of(backbone, prompt, base), category)
-    }
+    text = _Text.of(backbone, prompt, base)
+    names = [each.mention.name for each in concepts if each.is_subject]
+    words = _words_of(backbone, text, {k: v for k, v in referenced.items() if k not in by_name})
     if layout == AUTO:
-        subjects = [*names, *words]
+        found = {name: text.columns(backbone, by_name[name]).all for name in names}
+        found |= {name: text.word_columns(backbone, word) for name, word in words.items()}
+        subjects = sorted(found, key=lambda name: min(found[name]))
         boxes = None
         if len(subjects) < 2:
             return None
         if len(subjects) > MAX_SUBJECTS:
-            raise InvalidInput(
-                f"a picture keeps {MAX_SUBJECTS} subjects apart at most, not {len(subjects)}",
-                hint="--layout none, or fewer concepts and references",
-            )
+            raise too_many(len(subjects))
     else:
         assert not isinstance(layout, str)
         subjects, boxes = list(layout), list(layout.values())
-        if missing := [name for name in names if name not in subjects]:
-            raise InvalidInput(
-                f"the layout has no box for {missing[0]}",
-                hint=f'--layout "{missing[0]}=0,.3,.5,1", or --layout auto',
-            )
-    by_name = {each.mention.name: each for each in concepts}
+        check_all_have_boxes(subjects, names)
+        for each in (by_name[name] for name in subjects if name in by_name):
+            check_has_place(each.label, bool(each.phrase), each.is_subject)
+        words |= {name: _Word(name) for name in subjects if name not in by_name | words}
 
     def part(
         phrases: Mapping[str, str],
@@ -104,9 +119,13 @@ def plan_regions(
         subject: int | None = None,
     ) -> PlannedPart:
         text = _Text.of(backbone, prompt, phrases)
-        columns = [
-            text.columns(backbone, by_name.get(name), words.get(name, name)) for name in subjects
-        ]
+        columns: list[SubjectColumns] = []
+        for name in subjects:
+            if name in by_name:
+                columns.append(text.columns(backbone, by_name[name]))
+            else:
+                every = text.word_columns(backbone, words[name])
+                columns.append(SubjectColumns(every, every))
         return PlannedPart(text.text, columns, change, subject, branches)
 
     branches = [
@@ -117,16 +136,37 @@ def plan_regions(
         if each.weights:
             own = base | {each.mention.text: each.phrase}
             parts.append(part(own, each.weights, subjects.index(each.mention.name)))
+    if boxes is not None:
+        return RegionalPlan(subjects, parts, boxes, None)
     plain = part(
         {each.mention.text: each.category if each.is_subject else each.phrase for each in concepts}
     )
-    kinds = [by_name[name].category if name in by_name else words.get(name) for name in subjects]
+    kinds = [by_name[name].category if name in by_name else words[name].text for name in subjects]
     alike = [
         [number for number, other in enumerate(kinds) if other == kind]
         for kind in dict.fromkeys(kinds)
-        if kind and kinds.count(kind) > 1
+        if kinds.count(kind) > 1
     ]
-    return RegionalPlan(subjects, parts, boxes, replace(plain, branches=(), is_plain=True), alike)
+    return RegionalPlan(subjects, parts, None, replace(plain, branches=(), is_plain=True), alike)
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word of a prompt: the one of a number among all that are the same, or all of them."""
+
+    text: str
+    number: int | None = None
+
+
+def _words_of(backbone: Backbone, text: "_Text", referenced: Mapping[str, str]) -> dict[str, _Word]:
+    """The word of each concept that a prompt is drawn after, if it has one for it."""
+    taken: Counter[str] = Counter()
+    words: dict[str, _Word] = {}
+    for name, category in referenced.items():
+        if taken[category] < len(text.occurrences(backbone, category)):
+            words[name] = _Word(category, taken[category])
+            taken[category] += 1
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,27 +191,29 @@ class _Text:
             places[piece] = (*places.get(piece, ()), *every[first:last])
         return cls(text, places)
 
-    def columns(
-        self, backbone: Backbone, concept: InjectedConcept | None, word: str
-    ) -> SubjectColumns:
-        """The positions of a concept's phrase, or of a word."""
-        encoder = backbone.text_encoders[0]
+    def columns(self, backbone: Backbone, concept: InjectedConcept) -> SubjectColumns:
+        """The positions of a concept's phrase, wherever it is named.
+
+        Those that a text encoder does not read are left out: such a prompt is refused.
+        """
         ids = backbone.tokens_of(self.text).ids
-        if concept is None:
-            try:
-                columns = columns_of(ids, encoder.ids(word, whole=False), word)
-            except InvalidInput:
-                raise no_such_box(word) from None
-            return SubjectColumns(columns, columns)
-        every = self.places[concept.mention.text]
-        tokens = {encoder.id_of(token) for token in concept.tokens}
+        every = tuple(each for each in self.places[concept.mention.text] if each < len(ids))
+        tokens = {backbone.text_encoders[0].id_of(token) for token in concept.tokens}
         own = tuple(column for column in every if ids[column] in tokens)
         return SubjectColumns(own or every, every)
 
+    def word_columns(self, backbone: Backbone, word: _Word) -> tuple[int, ...]:
+        """The positions of a word. Raises `InvalidInput` if the prompt does not have it."""
+        found = self.occurrences(backbone, word.text)
+        if not found:
+            raise no_such_box(word.text)
+        if word.number is not None:
+            return found[word.number]
+        return tuple(column for each in found for column in each)
 
-def _has(backbone: Backbone, text: _Text, word: str) -> bool:
-    try:
-        text.columns(backbone, None, word)
-    except InvalidInput:
-        return False
-    return True
+    def occurrences(self, backbone: Backbone, word: str) -> list[tuple[int, ...]]:
+        """Where a word of one or several tokens is, beside what concepts are called by."""
+        mentioned = {column for columns in self.places.values() for column in columns}
+        ids = backbone.tokens_of(self.text).ids
+        own = [None if i in mentioned else each for i, each in enumerate(ids)]
+        return all_columns_of(own, backbone.text_encoders[0].ids(word, whole=False))

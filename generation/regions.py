@@ -64,13 +64,24 @@ def check_has_words(concepts: Sequence[InjectedConcept]) -> None:
 
 def columns_of(ids: Sequence[int], parts: Sequence[int], word: str) -> tuple[int, ...]:
     """Where a word of so many parts first is in a prompt. Raises `InvalidInput` if it is not."""
-    length = len(parts)
-    for first in range(len(ids) - length + 1):
-        if list(ids[first : first + length]) == list(parts):
-            return tuple(range(first, first + length))
-    raise InvalidInput(
-        f"the prompt does not have {shown(word)} as a word", hint="as in: a photo of a {}"
-    )
+    found = all_columns_of(ids, parts)
+    if not found:
+        raise InvalidInput(
+            f"the prompt does not have {shown(word)} as a word", hint="as in: a photo of a {}"
+        )
+    return found[0]
+
+
+def all_columns_of(ids: Sequence[int | None], parts: Sequence[int]) -> list[tuple[int, ...]]:
+    """All places where a word of so many parts is in a prompt; they do not overlap."""
+    found: list[tuple[int, ...]] = []
+    first = 0
+    while parts and first + len(parts) <= len(ids):
+        last = first + len(parts)
+        if list(ids[first:last]) == list(parts):
+            found.append(tuple(range(first, last)))
+        first = last if found and found[-1][-1] == last - 1 else first + 1
+    return found
 
 
 def all_columns(subjects: Sequence[SubjectColumns]) -> list[int]:

@@ -1,6 +1,6 @@
 """`reproduce`: draw a picture again, from what its file says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +64,9 @@ def reproduce(
     request = _request_then(provenance, control, init)
     check_controls(base.base, base.backbone.size, [request])
     controls = Controls(base, [request])
+    named = {each.mention.name: each.concept.id for each in chosen}
     after = [
-        replace(_reference_now(registry, path, each), control=own.get(each.control or ""))
+        replace(_reference_now(registry, path, each, named), control=own.get(each.control or ""))
         for each in provenance.references
     ]
     texts = read_texts(path)
@@ -130,23 +131,39 @@ def _as_then(concept: Concept, category: str | None) -> Concept:
     return replace(concept, category=category) if category else concept
 
 
-def _reference_now(registry: Registry, path: Path, drawn_after: DrawnAfter) -> ChosenReference:
-    """The photo that a picture was drawn after, whatever its concept is called now."""
-    found: dict[str | None, tuple[Concept, ImageRecord]] = {}
+def _reference_now(
+    registry: Registry, path: Path, drawn_after: DrawnAfter, named: Mapping[str, int]
+) -> ChosenReference:
+    """The photo that a picture was drawn after, whatever its concept is called now.
+
+    `named` are the ids of the concepts of its prompt: who was not one of them is not one now.
+    """
+    others = set(named.values()) if drawn_after.concept not in named else set[int]()
+    found: list[tuple[Concept, ImageRecord]] = []
+    later: list[tuple[Concept, ImageRecord]] = []
     for name in sorted(registry.names(), key=lambda each: each != drawn_after.concept):
         concept = registry.show(name)
-        for image in concept.images:
-            if image.sha256 == drawn_after.photo:
-                found.setdefault(image.mask, (concept, image))
-        if drawn_after.mask in found:
+        own = [(concept, each) for each in concept.images if each.sha256 == drawn_after.photo]
+        (later if concept.id in others else found).extend(own)
+        if any(image.mask == drawn_after.mask for _, image in found):
             break
-    if drawn_after.mask not in found:
-        other = ", with the mask that it had then," if found else ""
+    found += later
+    same = [pair for pair in found if pair[1].mask == drawn_after.mask]
+    if drawn_after.mask is None:  # what its mask was is found again
+        same = same or [(concept, replace(image, mask=None)) for concept, image in found]
+    if not same:
         raise NotFound(
-            f"{path} was drawn after a photo of {drawn_after.concept} that{other} is not in this "
-            "registry"
+            f"{path} was drawn after a photo of {drawn_after.concept} that "
+            + (
+                "has another mask, or none, in this registry"
+                if found
+                else "is not in this registry"
+            ),
+            hint="concept add NAME PHOTO --masks FOLDER, with the mask of then"
+            if found
+            else "concept add NAME PHOTO",
         )
-    concept, image = found[drawn_after.mask]
+    concept, image = same[0]
     return ChosenReference(
         concept=_as_then(concept, drawn_after.category),
         name=drawn_after.concept,

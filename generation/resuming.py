@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..models.bases import Base, find_control
 from ..models.native import native_of
@@ -12,7 +13,7 @@ from ..registry import Registry
 from ..registry.errors import ConceptryError, NotFound
 from ..registry.files import entries, open_file
 from ..registry.hashes import sha256_of, sha256_of_json
-from .control_request import read_control
+from .control_request import LAYOUT, read_control
 from .init_request import read_init
 from .picture_texts import FileFormat
 from .prompt_syntax import resolve_prompt
@@ -20,7 +21,10 @@ from .provenance import read_metadata
 from .reference_syntax import described, resolve_references
 from .request import Request, with_layout, with_size
 
-_BY_CHANCE = ("batch_seeds", "leaks", "regions", "subject_encoder")
+if TYPE_CHECKING:
+    from ..models.loading import LoadedBase
+
+_BY_CHANCE = ("batch_seeds", "leaks", "regions")
 """What metadata say of how pictures came to be drawn, not of what was asked for."""
 _USUAL_SIDE = 512
 """Of a base model that says nothing of its pictures' size before it is loaded."""
@@ -51,8 +55,7 @@ def find_shots(
     requests: Sequence[Request],
     folder: Path,
     *,
-    base_sha256: str | None = None,
-    side: int | None = None,
+    loaded: "LoadedBase | None" = None,
     file_format: FileFormat = "png",
     with_maps: bool = False,
     points: Sequence[tuple[float, float]] = (),
@@ -61,27 +64,33 @@ def find_shots(
 
     Those are files that the registry knows by their hash, and whose metadata say the same: prompt,
     seed, settings, base model, weights of concepts, photos, control picture and what it begins
-    with. With heat-maps, the sheet of these has to be there too. Without `base_sha256` and `side`,
-    those of a base model that is loaded, its name has to be the same. Raises what `resolve_prompt`,
-    `resolve_references` and `read_init` raise.
+    with. With heat-maps, the sheet of these has to be there too. With the `loaded` base model its
+    weights have to be the same, and those of the ControlNet and the subject encoder; else its name.
+    Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
     """
     there: dict[str, KeptPicture] = {}
     if registry:
-        with_base = base_sha256 is not None
+        is_loaded = loaded is not None
         there.update(
-            _there(registry, folder, f".{file_format}", with_base=with_base, with_maps=with_maps)
+            _there(registry, folder, f".{file_format}", is_loaded=is_loaded, with_maps=with_maps)
         )
     native = native_of(base)
-    side = side or (native.size if native else _USUAL_SIDE)
+    side = native.size if native else _USUAL_SIDE
+    side = loaded.backbone.size if loaded else side
     shots: list[Shot] = []
     for request in requests:
-        asked = _asked(registry, base, with_size(request, side), base_sha256)
+        asked = _asked(registry, base, with_size(request, side), loaded.sha256 if loaded else None)
+        if loaded:
+            asked["networks"] = _networks(loaded, request)
         asked["init"] = _init(request, side)
         asked["maps"] = with_maps
         asked["points"] = [list(each) for each in points]
         for seed in request.seeds:
             key = sha256_of_json([asked, seed])
-            shots.append(Shot(request, seed, key, there.get(key) if request.scene else None))
+            if request.scene:
+                shots.append(Shot(request, seed, key, there.get(key)))
+            else:  # drawn each time that it is asked for
+                shots.append(Shot(request, seed, f"{key} {len(shots)}", None))
     return shots
 
 
@@ -102,10 +111,25 @@ def _asked(
         "control": None,
     }
     if request.control:
-        network = find_control(base, request.control.kind).name
         sha256 = read_control(request.control.picture).sha256
+        network = find_control(base, request.control.kind).name
         found["control"] = [sha256, network, request.control.scale, request.control.transfers]
     return found
+
+
+def _networks(base: "LoadedBase", request: Request) -> list[str | None]:
+    """The hashes of the ControlNet and of the subject encoder that a request is drawn with."""
+    from ..models.control import hash_of_control
+    from ..models.subject_encoder_file import hash_of_subject_encoder
+
+    control = encoder = None
+    settings = request.settings
+    if settings.layout_control or request.control:
+        kind = request.control.kind if request.control else LAYOUT
+        control = hash_of_control(find_control(base.base, kind), offline=base.offline)
+    if settings.encoder_strength:
+        encoder = hash_of_subject_encoder(base)
+    return [control, encoder]
 
 
 def _init(request: Request, side: int) -> dict[str, object] | None:
@@ -116,7 +140,7 @@ def _init(request: Request, side: int) -> dict[str, object] | None:
 
 
 def _there(
-    registry: Registry, folder: Path, ending: str, *, with_base: bool, with_maps: bool
+    registry: Registry, folder: Path, ending: str, *, is_loaded: bool, with_maps: bool
 ) -> Iterator[tuple[str, KeptPicture]]:
     """The pictures in a folder that the registry knows, by what was asked for.
 
@@ -138,7 +162,7 @@ def _there(
         except (NotFound, ConceptryError):
             continue
         if metadata and "settings" in metadata:
-            said = _said(metadata, with_base=with_base)
+            said = _said(metadata, is_loaded=is_loaded)
             sheet = sheets.get(sha256_of_json(metadata)) if with_maps else None
             if with_maps and sheet is None:
                 continue
@@ -164,19 +188,20 @@ def _without_category(references: Sequence[Mapping[str, object]]) -> list[dict[s
     return [{k: v for k, v in each.items() if k != "category"} for each in references]
 
 
-def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, object]:
+def _said(metadata: Mapping[str, object], *, is_loaded: bool) -> dict[str, object]:
     """What a picture, which the registry knows, says was asked for."""
     recorded = metadata["settings"]
     assert isinstance(recorded, dict)
     settings = {name: value for name, value in recorded.items() if name not in _BY_CHANCE}
     control, versions = settings.pop("control", None), metadata["versions"]
+    networks = [control and control["network_sha256"], settings.pop("subject_encoder", None)]
     if settings.get("layout_control"):  # made from what the settings say
         control = None
     assert isinstance(versions, list)
     names = ("image_sha256", "network", "scale")
     return {
         "prompt": metadata["prompt"],
-        "base": metadata["base_sha256" if with_base else "base"],
+        "base": metadata["base_sha256" if is_loaded else "base"],
         "maps": settings.pop("maps", False),
         "points": settings.pop("points", []),
         "references": _without_category(settings.pop("references", [])),
@@ -184,4 +209,5 @@ def _said(metadata: Mapping[str, object], *, with_base: bool) -> dict[str, objec
         "control": control and [*(control[name] for name in names), control.get("transfers", True)],
         "versions": [[each["concept"], each["version"], each["sha256"]] for each in versions],
         "settings": settings,
+        **({"networks": networks} if is_loaded else {}),
     }

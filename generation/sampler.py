@@ -245,7 +245,7 @@ def check_prompts(
     backbone: Backbone, prompt: str, settings: SamplingSettings, plan: RegionalPlan | None = None
 ) -> None:
     """Raise `InvalidInput` for a prompt that the text encoder would truncate, or a negative one."""
-    for each in [*([part.prompt for part in plan.parts] if plan else [prompt]), settings.negative]:
+    for each in [*(plan.prompts if plan else [prompt]), settings.negative]:
         if settings.prompt_weights:
             tokens_in_chunks(backbone.text_encoders[0], each)
         else:

@@ -54,8 +54,8 @@ class _Script(PromptSettings):
     ]
 
 
-_MAX_DRAWS = 1000
-"""Of concepts for roles, until nobody takes two."""
+_MAX_DRAWS = 300
+"""For a role that bring nobody new, until it is taken that nobody else can have it."""
 _OF_SCRIPT = ("title", "wildcards", "choose", "concepts", "scenes")
 _COUNTS = ("n", "seed", "seeds")
 
@@ -153,16 +153,16 @@ class _Planned:
         counted = {key: getattr(asked, key) for key in _COUNTS}
         seeds = seeds_of(place, **counted, usual=usual)
         names = (script.concepts or {}) | (asked.concepts or {})
-        named = frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", asked.prompt)) & names.keys()
+        try:
+            prompt = wildcards.parse(asked.prompt)
+            named = _mentioned(prompt) & names.keys()
+            roles = {role: wildcards.parse(names[role]) for role in names if role in named}
+        except InvalidInput as error:
+            raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
         for role in (asked.concepts or {}).keys() - named:
             raise InvalidInput(
                 f"{place} has the concept {role}, which its prompt does not name", hint=f"<{role}>"
             )
-        try:
-            prompt = wildcards.parse(asked.prompt)
-            roles = {role: wildcards.parse(names[role]) for role in names if role in named}
-        except InvalidInput as error:
-            raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
         patterns = [prompt, *roles.values()]
         if script.choose == "each" and any(each.has_weights for each in patterns):
             raise InvalidInput(
@@ -233,6 +233,14 @@ class _Planned:
         return self.place, made
 
 
+def _mentioned(prompt: Pattern) -> frozenset[str]:
+    """The names in brackets of a prompt, those that its wildcards may bring among them."""
+    texts = [*prompt.pieces()]
+    if prompt.count <= _MAX_DRAWS:
+        texts += [each.text for each in prompt.every()]
+    return frozenset(name for text in texts for name in re.findall(rf"<({_ROLE})(?=[@:>])", text))
+
+
 class _Chosen:
     """Who takes the roles of scenes with each seed; those of the script in all of its scenes."""
 
@@ -281,17 +289,17 @@ def _distinct(
     *together: set[str],
 ) -> dict[str, Expansion]:
     """A concept for each role, drawn until those `together` are different, and none of `others`."""
-    draws = 0
 
     def drawn(role: str) -> Iterator[Expansion]:
         """Each concept once, those that are drawn often first."""
-        nonlocal draws
         rng, seen = random.Random(f"{seed} {role}"), set[str]()
-        while draws < _MAX_DRAWS and len(seen) < roles[role].count:
-            draws += 1
+        since = 0
+        while since < _MAX_DRAWS and len(seen) < roles[role].count:
             found = roles[role].one(rng)
+            since += 1
             if (name := _name(found)) not in seen:
                 seen.add(name)
+                since = 0
                 yield found
 
     def fill(left: Sequence[str], taken: dict[str, Expansion]) -> dict[str, Expansion] | None:

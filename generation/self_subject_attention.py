@@ -102,7 +102,8 @@ class _Group:
             self._latents.repeat(count, 1, 1, 1), self._noise.repeat(count, 1, 1, 1), times
         )
         conditioning = Conditioning.cat([self._conditioning] * count)
-        with backbone.redrawing(None), backbone.attention.record() as states:
+        attention = backbone.attention
+        with backbone.redrawing(None), attention.unobserved(), attention.record() as states:
             backbone.denoise(noisy.to(self._dtype), times, conditioning, self._control)
         sees = torch.stack(list(rows), 1).repeat_interleave(len(self._latents), 1)  # (B, S)
         hidden = torch.where(sees, 0.0, -torch.inf)[..., None]

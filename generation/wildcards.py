@@ -77,6 +77,15 @@ class Pattern:
         ]
         return map(_joined, product(*ways))
 
+    def pieces(self) -> Iterator[str]:
+        """The texts between choices, and those of all their options."""
+        for each in self.parts:
+            if isinstance(each, str):
+                yield each
+            else:
+                for option in each.options:
+                    yield from option.pieces()
+
     def one(self, rng: random.Random) -> Expansion:
         """One of the texts."""
         parts = self.parts

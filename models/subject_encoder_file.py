@@ -174,8 +174,7 @@ def _path_of(base: Base, source: str | None, offline: bool) -> Path:
         if base.kind != "folder" or not os.path.isfile(path):
             raise NotFound(
                 f"{base.name} has no subject encoder: without one its strength (β) has to be 0",
-                hint=f"train one: python -m conceptry.training.subject_encoder --base "
-                f"{quoted(base.name)}",
+                hint="train one: python -m conceptry.training.subject_encoder --help",
             )
         return path
     return _path_at("folder" if _is_path(source) else "hub", source, offline)

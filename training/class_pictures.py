@@ -37,7 +37,8 @@ def class_pictures(
     """`count` pictures of a category for prior preservation, drawn once as the base model draws.
 
     Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
-    the subject (section 3.3). All concepts of the category share the others in the registry's
+    the subject (section 3.3), and described as the first of these is, by its caption if it has one,
+    in words of the category. All concepts of the category share the others in the registry's
     cache; the same batches are drawn whatever `count` is, and after an interruption. Raises
     `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses, or if
     one is gone when it is read; finished pictures are kept.
@@ -46,6 +47,9 @@ def class_pictures(
     whole = (after or References(())).unmasked().in_words(category)
     prompt, settings = class_prompt(category), SamplingSettings.for_base(base.base)
     drawn_with = sha256_of_json(settings.to_mapping())
+    if whole.references and (described := whole.references[0].prompt) != prompt:
+        prompt = described
+        drawn_with = sha256_of_json([settings.to_mapping(), prompt])
     kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
     size = (base.backbone.size, base.backbone.size)

@@ -17,8 +17,10 @@ import argparse
 import dataclasses
 import json
 import random
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,12 +99,13 @@ def pretrain(
     num_workers: int = 1,
     seed: int = 0,
     stop_at: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Path | None:
     """Train in a folder, or go on there; returns the subject encoder's file, once it is finished.
 
     The base model's denoiser is frozen, and on a GPU left in bfloat16; so is the ControlNet
-    `control`, which the control pictures of `examples` are for. `stop_at` ends sooner, with a
-    resume point.
+    `control`, which the control pictures of `examples` are for. `stop_at` and `should_stop`
+    end sooner, with a resume point.
 
     Raises `InvalidInput` for a folder of another training: of other pictures, settings or seed, or
     with another ControlNet.
@@ -136,7 +139,7 @@ def pretrain(
     attention = training.modules["attention"]
     assert isinstance(attention, SubjectAttention)
     with attention.insert(backbone.denoiser, subject):  # also while gradients are computed
-        training.run(num_steps, num_workers, stop_at)
+        training.run(num_steps, num_workers, stop_at, should_stop=should_stop)
     if training.step < num_steps:
         return None
     learned = {
@@ -170,16 +173,16 @@ def _check_begun(
         is_older = name in ("pictures_sha256", *asked) and name not in begun
         if name != "base" and not is_older and begun.get(name) != value:
             what = name.removesuffix("_sha256").replace("_", " ")
+            other = "other" if what == "pictures" else "another"
             raise InvalidInput(
-                f"the training in {folder} was begun with another {what}", hint="--out NEW_FOLDER"
+                f"the training in {folder} was begun with {other} {what}", hint="--out NEW_FOLDER"
             )
 
 
 def _seen(example: Example) -> tuple[object, ...]:
     """What tells an example from another, without reading it."""
     source = example.source
-    told = (source.path.name, source.path.stat().st_size, source.caption)
-    return told if example.control is None else (*told, example.control.stat().st_size)
+    return (source.path.name, source.path.stat().st_size, source.caption)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -209,9 +212,14 @@ def _has_alpha(path: Path) -> bool:
 def with_controls(sources: Sequence[Source], folder: Path) -> list[Example]:
     """Each picture with the control picture in a folder that is called as it is.
 
-    Raises `InvalidInput` if one is missing, and as `collect` does.
+    Raises `InvalidInput` if one is missing or there twice, and as `collect` does.
     """
-    by_stem = {each.path.stem: each.path for each in collect([folder])}
+    by_stem: dict[str, Path] = {}
+    for each in collect([folder]):
+        if (former := by_stem.setdefault(each.path.stem, each.path)) != each.path:
+            raise InvalidInput(
+                f"{former} and {each.path} are control pictures of one picture", hint="keep one"
+            )
     bare = [each.path for each in sources if each.path.stem not in by_stem]
     if bare:
         raise InvalidInput(
@@ -220,6 +228,12 @@ def with_controls(sources: Sequence[Source], folder: Path) -> list[Example]:
             hint=f"{bare[0].stem}.png there",
         )
     return [Example(source, by_stem[source.path.stem]) for source in sources]
+
+
+def check_examples(examples: Sequence[Example]) -> None:
+    """Raise `InvalidInput` for a picture, mask or control picture that a training would fail on."""
+    for each in examples:
+        _read(each, size=16)
 
 
 def pictures_batch(
@@ -337,17 +351,60 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--offline", action="store_true")
     options = parser.parse_args()
-    if not 0 < options.batch <= options.images:
-        parser.exit(2, f"--batch is {options.batch}: expected 1 to --images {options.images}\n")
-    if options.control and not options.control_pictures:
-        parser.exit(2, "--control needs pictures for it -> --control-pictures FOLDER\n")
-    folder = options.control_pictures
+    if (wrong := _wrong(options)) is not None:
+        parser.exit(2, f"{wrong}\n")
     try:
-        sources = pictures_with_masks(options.pictures, options.masks)
-        examples = with_controls(sources, folder) if folder else [Example(it) for it in sources]
-        base = load_base(options.base, device=options.device, offline=options.offline)
-        control = load_control(find_control(base.base, options.control), base) if folder else None
-        written = pretrain(
+        written = _pretrained(options)
+    except ConceptryError as error:
+        hint = f" -> {error.hint}" if error.hint else ""
+        parser.exit(3 if isinstance(error, NotFound) else 2, f"{error.message}{hint}\n")
+    except OSError as error:
+        parser.exit(2, f"cannot write into {options.out}: {error.strerror}\n")
+    if written is None:
+        parser.exit(
+            130, f"stopped, with a resume point in {options.out}: the same command goes on\n"
+        )
+    sys.stdout.write(f"{written}\n")
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """What is wrong with options by themselves, and what to do."""
+    rate = options.learning_rate
+    wrong = {
+        f"--batch is {options.batch}: expected 1 to --images {options.images}": not (
+            0 < options.batch <= options.images
+        ),
+        f"--learning-rate is {rate:g}: expected more than 0, less than 1": not 0 < rate < 1,
+        f"--workers is {options.workers}: expected 0 or more": options.workers < 0,
+        "--control needs pictures for it -> --control-pictures FOLDER": (
+            options.control and not options.control_pictures
+        ),
+        f"{options.out} is no folder -> --out FOLDER": (
+            options.out.exists() and not options.out.is_dir()
+        ),
+    }
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError):
+        wrong[f"there is no device {options.device} -> --device cpu, or leave it out"] = True
+    return next((line for line, is_so in wrong.items() if is_so), None)
+
+
+def _pretrained(options: argparse.Namespace) -> Path | None:
+    sources = pictures_with_masks(options.pictures, options.masks)
+    folder = options.control_pictures
+    examples = with_controls(sources, folder) if folder else [Example(each) for each in sources]
+    check_examples(examples)
+    base = load_base(options.base, device=options.device, offline=options.offline)
+    control = None
+    if folder:
+        if options.control is None and len(base.base.controls) != 1:
+            raise InvalidInput(
+                f"which ControlNet of {base.base.name} are {folder} for?", hint="--control NAME"
+            )
+        control = load_control(find_control(base.base, options.control), base)
+    with _asked_to_stop() as should_stop:
+        return pretrain(
             base,
             load_vision(options.vision, base.base, offline=options.offline),
             examples,
@@ -358,11 +415,26 @@ def main() -> None:
             learning_rate=options.learning_rate,
             num_workers=options.workers,
             seed=options.seed,
+            should_stop=should_stop,
         )
-    except ConceptryError as error:
-        hint = f"\n{error.hint}" if error.hint else ""
-        parser.exit(3 if isinstance(error, NotFound) else 2, f"{error.message}{hint}\n")
-    sys.stdout.write(f"{written}\n")
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed inside the context; a second one ends at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

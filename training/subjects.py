@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..adapters.references import References
 from ..generation.reference_syntax import choose_reference, find_photo
-from ..generation.references import load_references
+from ..generation.references import check_reference, load_references
 from ..methods.method import Method, active_stages
 from ..methods.settings import ReferenceSettings, TrainingSettings
 from ..models.loading import LoadedBase
@@ -92,6 +92,8 @@ def references_of(
         )
         for image in concept.images[: settings.photos]
     ]
+    for each in chosen:
+        check_reference(base.backbone, each, f"a {concept.category}")
     names = {concept.id: "{}"}
     strength = settings.encoder_strength
     return load_references(

@@ -79,7 +79,7 @@ def test_a_reference_has_a_control_picture_of_its_own(
         (
             (*asked, "--reference-control", str(control_picture(Path("wide.png"), (64, 32)))),
             2,
-            "64x32, which is another shape than the 16x16 of the reference",
+            "64x32, which is another shape than the 512x512 of the photo 00.png of rex",
         ),
     ):
         result = run("--json", "generate", PROMPT, *more, "--out", "album")

@@ -409,6 +409,36 @@ def test_a_dry_run_refuses_what_is_refused(
         assert text in error_of(refused)["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("<rex> and <mia>", "--layout", "rex=0,.3,.5,1"), "no box for mia"),
+        (("a cat in a street", "--layout", "tree=0,0,.5,1"), "'tree', which the prompt does"),
+        (("<rex@1>", "--layout", "rex@1=0,0,.5,1"), "'rex@1', which the prompt does not"),
+        (("<rex> alone", "--layout", "rex=0,0,.5,1", "--layout", "dog=.5,0,1,1"), "'dog'"),
+        (("a cat", "--layout", "cat=.5,.3,.2,1"), "box 0.5,0.3,0.2,1 of 'cat' is empty"),
+        (("a cat", "--layout", "cat=-.1,0,.2,1"), "-0.1,0,0.2,1 is no box for 'cat'"),
+        (("a cat", "--layout", "cat=0,0,.5,1 dog=.5,0,1,1"), "is no box of a layout"),
+        (("a cat", *(w for i in range(9) for w in ("--layout", f"c{i}=0,0,1,1"))), "not 9"),
+        (("a cat", "--reference", "nar"), "is 100x20, which is too narrow"),
+        (("a cat", *(w for _ in range(17) for w in ("--point", ".5,.5")), "--maps"), "16 places"),
+    ],
+)
+def test_a_dry_run_refuses_what_does_not_fit_a_prompt(
+    words: tuple[str, ...], text: str, run: Run, rex: Registry, tiny: str
+) -> None:
+    rex.add("mia", [rex.path_of(rex.show("rex").images[1].sha256)], category="cat")
+    Image.new("RGB", (100, 20)).save("narrow.png")
+    rex.add("nar", [Path("narrow.png")], category="dog")
+    taught = [name for name in ("rex", "mia") if f"<{name}" in words[0]]
+    method = ("--method", "textual-inversion", "--set", "embedding.steps=1")
+    assert not taught or run("train", *taught, "--base", tiny, *method).exit_code == 0
+    for more in (["--dry-run"], []):
+        refused = run("--json", "generate", *words, "--base", tiny, "--steps", "1", *more)
+        assert refused.exit_code == 2, refused.output
+        assert text in error_of(refused)["message"]
+
+
 def test_a_dry_run_names_the_files_of_frames(ask: Ask, tiny: str, tmp_path: Path) -> None:
     (tmp_path / "day.txt").write_text("a cat\na dog\n")
     words = ("generate", "--prompts", tmp_path / "day.txt", "--animate", "--base", tiny)

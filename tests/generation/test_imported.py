@@ -1,12 +1,14 @@
 """Imported versions beside others: drawn again, in company, scored, and refused where they fail."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conceptry.adapters.formats.importing import ImportOptions, import_path
+from conceptry.evaluation.running import EvalRequest, score
 from conceptry.generation import Request, generate, reproduce
 from conceptry.generation.prompt_syntax import resolve_version
 from conceptry.models.loading import LoadedBase
@@ -17,6 +19,7 @@ from conceptry.registry.tensors import read_header
 from copies import copied, made_with_rex
 from exported import SETTINGS, Taught
 from foreign_files import write_embedding, write_lora
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,62 @@ def test_what_a_bundle_says_of_an_import_is_checked(
     taught.registry.import_originals([original])
     with pytest.raises((InvalidInput, InvalidWeights), match="other@1 cannot be drawn with"):
         draw(taught, "a <other>")
+
+
+# --- imported weights of which nobody says what they are ------------------------------------------
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def styled(taught: Taught) -> Taught:
+    """Beside max: `plain`, a LoRA without words, and `shiny`, one with trigger words alone."""
+    taught.add(taught.vectors(1) | taught.factors(), num_tokens=1)
+    taught.export("lora-kohya", "own.safetensors", overwrite=True)
+    tensors = load_file(taught.folder / "own.safetensors")
+    for name, trigger in (("plain", None), ("shiny", "shiny paint")):
+        path = taught.folder / f"{name}.safetensors"
+        save_file({key: value + (0.01 if trigger else 0) for key, value in tensors.items()}, path)
+        import_path(taught.registry, path, ImportOptions(trigger=trigger))
+    return taught
+
+
+def in_boxes(taught: Taught, prompt: str, layout: Any) -> Path:
+    request = Request(prompt=prompt, seeds=(3,), settings=replace(SETTINGS, layout=layout))
+    (picture,) = generate(taught.registry, taught.base, [request], taught.folder / "drawn")
+    return picture.path
+
+
+def test_what_has_no_place_has_no_box(styled: Taught) -> None:
+    for name, message in (("plain", "plain@1 has no words"), ("shiny", "shiny@1 has no place")):
+        with pytest.raises(InvalidInput, match=message):
+            in_boxes(styled, f"<{name}> <rex>", {name: LEFT, "rex": RIGHT})
+    in_boxes(styled, "<plain> <rex>", {"rex": RIGHT})  # nobody has to give it one
+
+
+def test_a_category_gives_it_a_place(styled: Taught) -> None:
+    whole = in_boxes(styled, "<shiny> and <max>", "none")
+    before = in_boxes(styled, "<shiny> and <max>", None)
+    assert np.array_equal(_opened(whole), _opened(before))
+    styled.registry.edit("shiny", category="car")
+    after = in_boxes(styled, "<shiny> and <max>", None)
+    assert not np.array_equal(_opened(before), _opened(after))
+    in_boxes(styled, "<shiny> and <max>", {"shiny": LEFT, "max": RIGHT})
+
+
+def test_maps_and_leaks_are_of_those_who_have_words(styled: Taught) -> None:
+    draw(styled, "<plain> <rex>", with_maps=True, with_leaks=True)
+
+
+def test_what_has_no_words_is_not_scored(styled: Taught, tmp_path: Path) -> None:
+    suite = tmp_path / "two.txt"
+    suite.write_text("a photo of a {} and a {other}\n")
+    for names, layout in ((["plain"], None), (["rex", "plain"], None), (["rex", "plain"], "none")):
+        request = EvalRequest(
+            names=names,
+            suite=str(suite) if len(names) > 1 else None,
+            base=styled.base.base.name,
+            settings=replace(SETTINGS, layout=layout),
+        )
+        with pytest.raises(InvalidInput, match="plain@1 has no words in prompts"):
+            list(score(styled.registry, request, base=styled.base))

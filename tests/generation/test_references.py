@@ -1,6 +1,7 @@
 """Drawing after references: self-subject-attention, interleaved guidance, and what is asked for."""
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ import torch
 from conceptry.adapters.adapter import injected
 from conceptry.adapters.references import References
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
+from conceptry.generation.control_request import read_control
 from conceptry.generation.guidance import guidance_for
 from conceptry.generation.reference_syntax import (
     ReferenceRequest,
+    choose_reference,
     parse_reference,
     resolve_references,
 )
-from conceptry.generation.references import make_reference
+from conceptry.generation.references import check_reference, make_reference
 from conceptry.generation.sampler import draw_batch
 from conceptry.generation.self_subject_attention import ReferencePass
 from conceptry.kernels.observation import AttentionStack, FurtherKeys
@@ -264,7 +267,7 @@ def test_photos_that_cannot_be_drawn_after(base: LoadedBase) -> None:
     photo = Image.new("RGB", (64, 64))
     with pytest.raises(InvalidInput, match="mask is empty"):
         of_photo(base, photo, Image.new("L", (64, 64)))
-    with pytest.raises(InvalidInput, match="500x100 is too narrow"):
+    with pytest.raises(InvalidInput, match="500x100, which is too narrow"):
         of_photo(base, photo.resize((500, 100)), Image.new("L", (64, 64), 255))
 
 
@@ -386,8 +389,13 @@ def test_a_reference_that_is_gone_or_has_another_mask_now(
     half.paste(255, (0, 0, photo.width // 2, photo.height))
     half.save(tmp_path / "masks" / f"{path.name}.png")
     rex.add("rex", [path], masks=tmp_path / "masks")
-    with pytest.raises(NotFound, match="of rex that, with the mask that it had then, is not in"):
-        reproduce(rex, base, picture.path, tmp_path)
+    assert reproduce(rex, base, picture.path, tmp_path)[1]  # it is found again without the mask
+    (masked,) = generate(rex, base, [asked], tmp_path)
+    assert reproduce(rex, base, masked.path, tmp_path)[1]
+    Image.new("L", (photo.width, photo.height), 255).save(tmp_path / "masks" / f"{path.name}.png")
+    rex.add("rex", [path], masks=tmp_path / "masks")
+    with pytest.raises(NotFound, match="of rex that has another mask, or none, in this registry"):
+        reproduce(rex, base, masked.path, tmp_path)
     rex.remove(["rex"])
     with pytest.raises(NotFound, match="a photo of rex that is not in this registry"):
         reproduce(rex, base, picture.path, tmp_path)
@@ -471,3 +479,67 @@ def test_a_photo_is_loaded_once_for_many_prompts(
     ]
     assert len(list(generate(rex, base, requests, tmp_path))) == 3
     assert read == [rex.show("rex").images[0].sha256]
+
+
+# --- what is checked -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(100, 70), (40, 30), (16, 9)])
+def test_a_control_picture_of_a_photo_has_its_shape(
+    base: LoadedBase, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    photo = Image.radial_gradient("L").resize(size).convert("RGB")
+    path = tmp_path / "control.png"
+    photo.resize((2 * size[0], 2 * size[1])).save(path)
+    found = make_reference(
+        base,
+        photo,
+        Image.new("L", size, 255),
+        prompt="a photo",
+        weight=1.0,
+        share=0.0,
+        guidance=1.0,
+        control=read_control(path),
+    )
+    factor = base.backbone.latent_factor
+    assert found.control is not None
+    assert found.control.shape[1:] == tuple(factor * each for each in found.latents.shape[1:])
+
+
+def test_the_reference_pass_is_seen_by_nobody_else(base: LoadedBase) -> None:
+    """Columns beyond the reference's own 77 tokens are of a longer prompt."""
+    backbone = base.backbone
+    reference = of_photo(base, Image.new("RGB", (16, 16)), Image.new("L", (16, 16), 255))
+    passed = ReferencePass(backbone, [reference])
+    rows = torch.ones(1, dtype=torch.bool)
+    with (
+        torch.no_grad(),
+        backbone.attention.observe(columns=[93], want="maps") as seen,
+        passed.seen_at(backbone, [torch.tensor(500)], [rows]),
+    ):
+        pass
+    assert not seen.maps
+
+
+def test_guidance_below_one_is_the_prompt_s_own_prediction(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    def drawn(prompt: str, guidance: float) -> str:
+        settings = replace(SETTINGS, guidance=guidance, reference_share=0.0)
+        request = Request(
+            prompt=prompt, seeds=(3,), settings=settings, references=(ReferenceRequest("rex"),)
+        )
+        (picture,) = generate(rex, base, [request], tmp_path)
+        return hashlib.sha256(picture.image.tobytes()).hexdigest()
+
+    assert drawn("a dog", 0.0) != drawn("a red cat on a beach", 0.0)
+    assert drawn("a dog", 0.0) == drawn("a dog", 1.0)
+
+
+def test_a_reference_s_text_is_checked_as_it_is_read(rex: Registry, base: LoadedBase) -> None:
+    concept = rex.show("rex")
+    chosen = choose_reference(concept, concept.images[0], 1.0)
+    chosen = replace(chosen, prompt=f"{'a ' * 70}{{}}")
+    check_reference(base.backbone, chosen, "dog")
+    with pytest.raises(InvalidInput, match=f"the photo {concept.images[0].filename} of rex: the "):
+        check_reference(base.backbone, chosen, f"{'a ' * 8}dog")

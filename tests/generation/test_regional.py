@@ -13,17 +13,20 @@ from conceptry.adapters.lora_branch import LoraBranch
 from conceptry.adapters.references import References
 from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
+from conceptry.generation.control_request import UsedControl
+from conceptry.generation.controls import PreparedControl, followed, following
 from conceptry.generation.guidance import guidance_for
 from conceptry.generation.injection import inject_concepts
 from conceptry.generation.layout import parse_layout
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.reference_syntax import ReferenceRequest
-from conceptry.generation.regional import SHARED, RegionalGuidance, Sight
+from conceptry.generation.regional import SHARED, RegionalGuidance, Sight, _changes
 from conceptry.generation.regional_plan import PlannedPart, RegionalPlan, plan_regions
 from conceptry.generation.regions import SubjectColumns
 from conceptry.generation.starts import Beginning
 from conceptry.generation.subject_regions import box_regions, regions_of
 from conceptry.models.backbone import Backbone
+from conceptry.models.conditioning import Control
 from conceptry.models.loading import LoadedBase
 from conceptry.models.references import Reference
 from conceptry.registry import Registry
@@ -32,6 +35,7 @@ from conceptry.training import train
 from copies import copied, made_with_rex
 from long import quick_for
 from PIL import Image
+from tiny_control import make_tiny_control
 from torch import Tensor
 
 SETTINGS = SamplingSettings(steps=2, guidance=3.0)
@@ -264,6 +268,7 @@ def test_a_plan_has_a_prediction_for_each_who_changes_weights(
             f"{tom}, dog and {mia} in the snow",
             f"{tom}, {rex} and {mia} in the snow",
         ]
+        assert plan.plain is not None
         assert plan.plain.prompt == "bear, dog and cat in the snow"
         assert [part.subject for part in plan.parts] == [None, 1]
         assert [[number for number, _ in part.branches] for part in plan.parts] == [[2], [2]]
@@ -284,7 +289,7 @@ def test_a_plan_has_a_prediction_for_each_who_changes_weights(
     [
         ({"rex": LEFT}, "the layout has no box for mia"),
         ({"rex": LEFT, "mia": RIGHT, "tree": ALL}, "'tree', which the prompt does not name"),
-        ({"rex": (0.5, 0.0, 0.5, 1.0), "mia": RIGHT}, "the box 0.5,0,0.5,1 of a layout is empty"),
+        ({"rex": (0.5, 0.0, 0.5, 1.0), "mia": RIGHT}, "the box 0.5,0,0.5,1 of 'rex' is empty"),
         ({"rex": (0.5, 0.0, 1.5, 1.0), "mia": RIGHT}, "no box for 'rex': left, top, right"),
         ({"rex": (0.5, 0.0, float("nan"), 1.0), "mia": RIGHT}, "no box for 'rex'"),
         ({"rex": (0.5, 0.0), "mia": RIGHT}, "no box for 'rex'"),
@@ -413,3 +418,114 @@ def test_sheets_show_references_that_subjects_of_their_own_predictions_have(
         assert one.maps is not None
         with Image.open(one.maps) as sheet:
             assert sheet.height > 3 * 128  # a row of regions, and one for each reference
+
+
+# --- whose word is whose --------------------------------------------------------------------------
+
+
+def words_at(base: LoadedBase, part: PlannedPart, subject: int) -> list[str]:
+    """The words of a subject in a prediction's prompt."""
+    encoder = base.backbone.text_encoders[0]
+    words = encoder.tokenizer.convert_ids_to_tokens(encoder.ids(part.prompt))
+    return [words[column] for column in part.columns[subject].all]
+
+
+@pytest.mark.parametrize("boxes", [{"rex": LEFT, "dog": RIGHT}, {"dog": RIGHT, "rex": LEFT}])
+def test_a_word_is_no_part_of_what_a_concept_is_called(
+    both: Registry, base: LoadedBase, boxes: Any
+) -> None:
+    prompt = "<rex> and a dog"
+    with inject_concepts(base, resolve_prompt(both, prompt), apart=True) as concepts:
+        plan = plan_regions(base.backbone, prompt, concepts, boxes, {})
+        assert plan is not None
+        rex, dog = (plan.subjects.index(name) for name in ("rex", "dog"))
+        for part in plan.parts:
+            own, other = part.columns[rex].all, part.columns[dog].all
+            assert not {*own} & {*other}
+            assert other == (max(own) + 3,)
+            assert words_at(base, part, dog) == ["dog</w>"]
+
+
+def test_a_word_that_only_a_concept_has_has_no_box(both: Registry, base: LoadedBase) -> None:
+    prompt = "<rex> in the snow"
+    with (
+        inject_concepts(base, resolve_prompt(both, prompt), apart=True) as concepts,
+        pytest.raises(InvalidInput, match="'dog', which the prompt does not name"),
+    ):
+        plan_regions(base.backbone, prompt, concepts, {"rex": LEFT, "dog": RIGHT}, {})
+
+
+def test_references_take_the_words_of_their_kind_in_turn(both: Registry, base: LoadedBase) -> None:
+    def subjects(prompt: str, referenced: dict[str, str]) -> tuple[list[str], list[Any]]:
+        with inject_concepts(base, resolve_prompt(both, prompt), apart=True) as concepts:
+            plan = plan_regions(base.backbone, prompt, concepts, "auto", referenced)
+            if plan is None:
+                return [], []
+            return list(plan.subjects), [each.all for each in plan.parts[0].columns]
+
+    two = {"one": "dog", "two": "dog"}
+    assert subjects("a dog and a dog", two) == (["one", "two"], [(2,), (5,)])
+    assert subjects("a dog", two) == ([], [])
+    assert subjects("<rex> and <mia>", {"ada": "dog"})[0] == ["rex", "mia"]
+    # from left to right, in the order of the prompt
+    assert subjects("a dog and <tom>", {"ada": "dog"})[0] == ["ada", "tom"]
+
+
+def test_a_box_of_a_word_is_for_all_of_them(base: LoadedBase) -> None:
+    plan = plan_regions(base.backbone, "a dog, a dog and a cat", [], {"dog": LEFT}, {})
+    assert plan is not None
+    (dogs,) = plan.parts[0].columns
+    assert dogs.all == (2, 5)
+
+
+def test_a_plain_prompt_that_is_too_long_is_told(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    both.edit("tom", category="purple plush elephant toy")
+    train(both, "tom", base, method="textual-inversion", overrides=("embedding.steps=1",))
+    prompt = f"<tom> {'a ' * 68}<rex>"
+    with pytest.raises(InvalidInput, match="the prompt has"):
+        list(generate(both, base, [asked(prompt, None, 3)], tmp_path))
+    boxes = {"tom": LEFT, "rex": RIGHT}
+    list(generate(both, base, [asked(prompt, boxes, 3)], tmp_path))  # nobody looks for it
+
+
+# --- a ControlNet beside --------------------------------------------------------------------------
+
+
+def test_a_controlnet_follows_each_prediction_s_own_concept(
+    both: Registry, base: LoadedBase
+) -> None:
+    train(both, "tom", base, overrides=SHORT)
+    network = make_tiny_control(base.backbone.pipeline.unet)
+    used = UsedControl("0" * 64, "net", "1" * 64, 1.0)
+    prepared = PreparedControl(Control(network, torch.zeros(1, 3, 16, 16)), used)
+    prompt = "<rex>, <tom> and <mia>"
+    name = next(n for n, _ in network.named_parameters() if n.endswith("attn2.to_q.weight"))
+    module = network.get_submodule(name.removesuffix(".weight"))
+    plain = network.get_parameter(name).clone()
+    changes: dict[int | None, Tensor] = {}
+    with inject_concepts(base, resolve_prompt(both, prompt), apart=True) as concepts:
+        plan = plan_regions(base.backbone, prompt, concepts, "auto", {})
+        plan = followed(plan, prepared, concepts)
+        assert plan is not None
+        with following(prepared, concepts, plan):
+            assert network.get_parameter(name).equal(plain)  # also of the base model's prediction
+            for part in plan.parts:
+                with injected(base.backbone, _changes(part)):
+                    changes[part.subject] = network.get_parameter(name) - plain
+                    assert part.beside == [network]
+                ((_, branch),) = part.branches
+                sight = Sight(plan.subjects, part.columns, part.branches, part.beside)
+                sight.set(torch.ones(1, 3, 8, 8))
+                before = len(module._forward_hooks)
+                here = torch.ones(1, dtype=torch.bool)
+                with sight.words(base.backbone, here, 77):
+                    assert name.removesuffix(".weight") in branch.layers
+                    assert len(module._forward_hooks) == before + 1
+        own = {each.mention.name: each.change for each in concepts}
+        for subject, found in changes.items():
+            change = own[plan.subjects[subject]] if subject is not None else None
+            wanted = change.added_to(name, plain) - plain if change else torch.zeros_like(plain)
+            assert torch.allclose(found, wanted, atol=1e-6)
+    assert network.get_parameter(name).equal(plain)

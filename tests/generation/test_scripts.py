@@ -270,3 +270,28 @@ def test_bad_scripts_are_told_in_a_line(text: str, message: str, folder: Path) -
         read(folder, text)
     assert message in told.value.message, told.value.message
     assert "\n" not in told.value.message
+
+
+@pytest.mark.parametrize("friend", ["{rex@1|rex@2}", "{0::leo|rex}", "{rex|rex|rex}"])
+def test_one_who_is_found_in_several_ways_leaves_room_for_others(folder: Path, friend: str) -> None:
+    """A role whose options are all of one name is drawn to the end, for each hero anew."""
+    text = (
+        f'concepts: {{hero: "{{rex|mia}}", friend: "{friend}"}}\nchoose: one\n'
+        "seeds: [0, 1, 2, 3, 4, 5]\nscenes: ['<hero> and <friend>']\n"
+    )
+    for each in read(folder, text):
+        assert each.prompt.startswith("<mia> and <rex")
+
+
+def test_wildcards_may_bring_a_role(folder: Path) -> None:
+    (folder / "who.txt").write_text("<hero>\n")
+    heads = 'concepts: {hero: "{rex|mia}"}\nwildcards: words\n'
+    found = read(folder, f"{heads}scenes: ['__who__ sits', '<{{hero|leo}}> runs']\n")
+    assert [each.prompt for each in found] == [
+        "<rex> sits",
+        "<mia> sits",
+        "<rex> runs",
+        "<leo> runs",
+        "<mia> runs",
+        "<leo> runs",
+    ]

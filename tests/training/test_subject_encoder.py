@@ -18,6 +18,7 @@ from conceptry.models.vision import LoadedVision, load_vision
 from conceptry.registry.errors import InvalidInput, NotFound
 from conceptry.training.subject_encoder import (
     Example,
+    check_examples,
     main,
     pictures_batch,
     pictures_with_masks,
@@ -128,11 +129,11 @@ def test_it_does_not_go_on_with_something_else(
             trained(base, vision, album, tmp_path / "run", **changed)
     photo = (album / "1.png").read_bytes()
     (album / "1.png").write_bytes(photo + b"\0")
-    with pytest.raises(InvalidInput, match="was begun with another pictures"):
+    with pytest.raises(InvalidInput, match="was begun with other pictures"):
         trained(base, vision, album, tmp_path / "run")
     (album / "1.png").write_bytes(photo)
     (album / "2.png").unlink()
-    with pytest.raises(InvalidInput, match="was begun with another pictures"):
+    with pytest.raises(InvalidInput, match="was begun with other pictures"):
         trained(base, vision, album, tmp_path / "run")
 
 
@@ -183,7 +184,10 @@ def test_control_pictures_that_are_missing_or_of_another_shape_are_named(
     controls = write_controls(album, tmp_path / "controls")
     sources = pictures_with_masks(album)
     examples = with_controls(sources, controls)
+    check_examples(examples)
     Image.new("RGB", (32, 32)).save(controls / "1.png")
+    with pytest.raises(InvalidInput, match=r"1\.png is 32x32, which is another shape"):
+        check_examples(examples)
     with pytest.raises(InvalidInput, match=r"1\.png is 32x32, which is another shape"):
         list(prefetched(partial(one_batch, examples), range(1), 1))
     (controls / "1.png").unlink()
@@ -191,6 +195,9 @@ def test_control_pictures_that_are_missing_or_of_another_shape_are_named(
         with_controls(sources, controls)
     with pytest.raises(NotFound):
         with_controls(sources, tmp_path / "none")
+    Image.new("RGB", (40, 32)).save(controls / "0.jpg")
+    with pytest.raises(InvalidInput, match="are control pictures of one picture"):
+        with_controls(sources, controls)
 
 
 def one_batch(examples: list[Example], step: int) -> Any:
@@ -220,3 +227,43 @@ def test_the_command_tells_what_is_wrong_in_a_line(
         main()
     assert ended.value.code == 3
     assert "there is no picture encoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--learning-rate", "-1"], "--learning-rate is -1: expected more than 0"),
+        (["--learning-rate", "nan"], "--learning-rate is nan: expected more than 0"),
+        (["--workers", "-1"], "--workers is -1: expected 0 or more"),
+        (["--device", "nosuch"], "there is no device nosuch"),
+        (["--out", __file__], "is no folder -> --out FOLDER"),
+        (["--control", "depth"], "--control needs pictures for it"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_in_a_line(
+    tmp_path: Path,
+    given: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--base", "miniature", "--vision", "miniature", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["subject_encoder", str(tmp_path), *options, *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_training_that_is_asked_to_stop_leaves_a_resume_point(
+    base: LoadedBase, vision: LoadedVision, album: Path, tmp_path: Path
+) -> None:
+    whole = trained(base, vision, album, tmp_path / "whole")
+    assert trained(base, vision, album, tmp_path / "run", should_stop=lambda: True) is None
+    assert (tmp_path / "run" / "pretraining.resume.safetensors").exists()
+    again = trained(base, vision, album, tmp_path / "run")
+    assert whole is not None
+    assert again is not None
+    assert whole.read_bytes() == again.read_bytes()

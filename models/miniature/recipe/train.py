@@ -795,8 +795,11 @@ class Training:
         num_workers: int,
         stop_at: int | None = None,
         seconds: float | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train up to `num_steps` in all; `stop_at` ends sooner, as a kill would, with a save.
+
+        So does `should_stop`, which is asked after each step.
 
         With `seconds`, for so long instead, of which the first batch is not yet a part.
         """
@@ -815,6 +818,8 @@ class Training:
             losses = self._learn(batch, min(1.0, done))
             self.step += 1
             log.add(self.step, losses)
+            if should_stop():
+                break
             if now - saved > SAVE_EVERY_SECONDS:
                 self.save()
                 saved = now
