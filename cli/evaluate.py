@@ -99,6 +99,7 @@ def evaluate(
         versions=versions,
         all_checkpoints=checkpoints,
         marks_best=best or checkpoints,
+        shows_pictures=report is not None,
         suite=suite,
         base=base,
         num_seeds=seeds,
@@ -123,7 +124,10 @@ def evaluate(
     if checkpoints and versions:
         raise usage("--all-checkpoints takes all versions", "leave --versions out")
     if best and versions is None and not checkpoints:
-        raise usage("--mark-best compares versions", f"concept eval {names[0]} --versions all")
+        every = " ".join(quote(name) for name in names)
+        raise usage(
+            "--mark-best compares versions", f"concept eval {every} --versions all --mark-best"
+        )
     with session.registry() as registry:
         registry.check_folder(report)  # before hours are spent
         found = _scored(session, registry, request, offline)
@@ -150,13 +154,14 @@ def _reported(registry: "Registry", found: "list[Evaluation]", folder: Path) -> 
 def _scored(
     session: Session, registry: "Registry", request: "EvalRequest", offline: bool
 ) -> "list[Evaluation]":
+    from ..evaluation.plan import checkpoint_of
     from ..evaluation.running import score
 
     found: list[Evaluation] = []
     with session.output.progress("drawing") as advance:
 
         def on_start(plan: "Plan") -> None:
-            names = " and ".join(each.label for each in plan.chosen)
+            names = " and ".join(checkpoint_of(each) or each.label for each in plan.chosen)
             total = len(plan.suite.prompts) * len(plan.seeds)
             session.output.note(f"{names}: {plan.suite.name}, {count(total, 'picture')}")
 

@@ -13,6 +13,7 @@ from .output import count
 if TYPE_CHECKING:
     from ..methods.method import Method
     from ..methods.settings import TrainingSettings
+    from ..models.bases import Base
     from ..registry import Registry
     from ..registry.records import RunRecord
     from ..training.queued import TrainOptions
@@ -177,6 +178,22 @@ def unfinished(registry: "Registry", concept: int) -> "RunRecord | None":
         return None
 
 
+def _check_scores(
+    registry: "Registry", concepts: list[int], options: "TrainOptions", base: "Base"
+) -> None:
+    """Raise what scores of checkpoints would be refused for."""
+    if not options.eval_every:
+        return
+    from ..evaluation.encoder_names import check_there, encoder_names_for
+    from ..evaluation.running import EvalRequest, check_can_choose, suite_of
+
+    encoders = encoder_names_for(base, clip=options.clip, dino=options.dino)
+    check_there(encoders)
+    for each in concepts:
+        request = EvalRequest(names=[each], suite=options.suite)
+        check_can_choose(suite_of(request, encoders, registry.show(each)), encoders)
+
+
 def base_of_unfinished(registry: "Registry", concepts: list[int]) -> str:
     """The base model that trainings began with."""
     bases = {registry.resumable_run(each).base: each for each in concepts}
@@ -200,14 +217,11 @@ def checked_settings(
     from ..training.packages import check_packages
 
     method = find_method(options.method)
-    base = find_base(options.base).name
+    base = find_base(options.base)
     settings = resolve_settings(
-        method, preset=options.preset, base=base, overrides=options.overrides
+        method, preset=options.preset, base=base.name, overrides=options.overrides
     )
-    if options.suite is not None:
-        from ..evaluation.suites import find_suite
-
-        find_suite(options.suite)
+    _check_scores(registry, concepts, options, base)
     if options.resume:
         _check_kept_of_unfinished(registry, concepts, options)
         return settings

@@ -1,13 +1,14 @@
 """The names and hashes of an evaluation's encoders. Loads no weights."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..models import bases
-from ..models.bases import Base
+from ..models.bases import HUB_ID, Base
 from ..models.hashes import MANIFEST
-from ..registry.errors import InvalidInput
+from ..registry.errors import InvalidInput, NotFound
 
 SHIPPED = "miniature"
 """The name of the encoders that ship with the program."""
@@ -45,6 +46,10 @@ def encoder_names_for(
     for option, name in (("--clip", clip), ("--dino", dino)):
         if name is not None and not name.strip():
             raise InvalidInput(f"{option} names no encoder", hint=f"{option} ID, or leave it out")
+    if clip == "none":
+        raise InvalidInput("a CLIP scores all pictures", hint="--clip ID, or leave it out")
+    if dino == SHIPPED:
+        raise InvalidInput("no DINO ships with the program", hint="--dino ID, or --dino none")
     is_miniature = Path(base.source) == bases.SHIPPED
     chosen = dino or ("none" if is_miniature else DINO)
     return EncoderNames(
@@ -52,6 +57,14 @@ def encoder_names_for(
         dino=None if chosen == "none" else chosen,
         is_miniature=is_miniature,
     )
+
+
+def check_there(names: EncoderNames) -> None:
+    """Raise `NotFound` for an encoder that is neither a folder nor could be a hub repository."""
+    for option, name in (("--clip", names.clip), ("--dino", names.dino)):
+        if name in (None, SHIPPED) or os.path.isdir(name) or HUB_ID.fullmatch(name):
+            continue
+        raise NotFound(f"there is no encoder {name}", hint=f"{option} FOLDER, or OWNER/NAME")
 
 
 def shipped_hash(kind: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ that transformers can load, with its own preprocessing.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from transformers import (
     CLIPModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -37,6 +39,7 @@ from .encoder_names import SHIPPED, EncoderNames, shipped_hash
 from .judge import Judge, load_judge
 
 _AT_ONCE = 32
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
 
 
 class PictureEncoder(Protocol):
@@ -66,7 +69,7 @@ class Encoders:
             model.to(device)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """The name and the weights' hash of each encoder."""
+        """The name and the hash of each encoder."""
         parts: dict[str, PictureEncoder | None] = {
             "clip": self.clip,
             "dino": self.dino,
@@ -108,8 +111,10 @@ class ClipEncoder:
         model = _loaded(source, name, "clip")
         if not isinstance(model, CLIPModel):
             raise InvalidInput(f"{name} is a {type(model).__name__}, not a CLIP", hint="--clip ID")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        return cls(name, _hash_of_weights(model), model, tokenizer, _processor_of(source))
+        tokenizer, processor = _tokenizer_of(source, name, model), _processor_of(source)
+        found = cls(name, _hash_of(model, processor, tokenizer), model, tokenizer, processor)
+        _check_sees(found, "clip")
+        return found
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
@@ -146,8 +151,12 @@ class DinoEncoder:
     def load(cls, name: str, *, offline: bool = False) -> "DinoEncoder":
         """A hub repository or a folder."""
         source = _source(name, "dino", offline)
-        model = _loaded(source, name, "dino")
-        return cls(name, _hash_of_weights(model), model, _processor_of(source))
+        model, processor = _loaded(source, name, "dino"), _processor_of(source)
+        if isinstance(model, CLIPModel):
+            raise InvalidInput(f"{name} is a CLIP, not a DINO", hint="--dino ID, or --dino none")
+        found = cls(name, _hash_of(model, processor), model, processor)
+        _check_sees(found, "dino")
+        return found
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
@@ -243,10 +252,58 @@ def _missing(name: str, kind: str, why: str) -> NotFound:
     return NotFound(f"the encoder {name} {why}", hint=f"--{kind} FOLDER, or {instead}")
 
 
-def _hash_of_weights(model: nn.Module) -> str:
-    """One hash of all tensors: the same for a hub repository and a folder saved from it."""
+def _tokenizer_of(source: str, name: str, model: CLIPModel) -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer. Raises `InvalidInput` without one: transformers makes one of no words."""
+    hint = "--clip FOLDER that has it, or --clip ID"
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / each).is_file() for each in _TOKENIZERS):
+        raise InvalidInput(f"{name} has no tokenizer: none of {', '.join(_TOKENIZERS)}", hint=hint)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    known = max(tokenizer.get_vocab().values())
+    wanted = len(model.text_model.embeddings.token_embedding.weight)
+    if known >= wanted:
+        raise InvalidInput(
+            f"{name} has a tokenizer of {known + 1:,} words for a model of {wanted:,}", hint=hint
+        )
+    return tokenizer
+
+
+def _check_sees(encoder: "ClipEncoder | DinoEncoder", kind: str) -> None:
+    """Raise `InvalidInput` if an encoder does not make a picture a vector, of finite numbers."""
+    instead = f"--{kind} ID, or {'--clip miniature' if kind == 'clip' else '--dino none'}"
+    try:
+        found = encoder.embed([Image.new("RGB", (64, 64), "grey")])
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if found.ndim != 2:
+        named = type(encoder.model).__name__
+        raise InvalidInput(f"{encoder.name} is a {named}, not a {kind.upper()}", hint=instead)
+    if not found.isfinite().all():
+        raise InvalidInput(
+            f"{encoder.name} gives numbers that are not finite",
+            hint=f"get its files again, or {instead}",
+        )
+
+
+def _hash_of(
+    model: nn.Module,
+    processor: BaseImageProcessor,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """One hash of all tensors, and of how pictures and texts are prepared.
+
+    The same for a hub repository and a folder saved from it.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    prepares = processor.to_dict()
+    named = [name for name in prepares if not name.startswith(("_", "processor"))]
+    words = sorted(tokenizer.get_vocab().items()) if tokenizer else []
+    merges = None
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
+    rules = [{name: prepares[name] for name in named}, words, merges]
+    digest.update(json.dumps(rules, sort_keys=True, default=str).encode())
     return digest.hexdigest()

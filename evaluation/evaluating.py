@@ -15,7 +15,7 @@ from torch import Tensor
 from ..adapters.file_format import acts_unnamed
 from ..adapters.formats.recognising import changes_weights
 from ..generation.attention_maps import MapCollector
-from ..generation.controls import Controls, following
+from ..generation.controls import Controls, followed, following
 from ..generation.in_regions import draw_in_regions
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.photo_regions import regions_of_photos
@@ -347,6 +347,11 @@ class _PictureSource:
             f"[{subject.chosen.sha256}]" if subject.chosen else subject.category
             for subject in self._subjects
         ]
+        imported = {  # of these the category is that of the concept
+            subject.chosen.sha256: subject.category
+            for subject in self._subjects
+            if subject.chosen and subject.chosen.originals
+        }
         return PictureCache.key(
             {
                 "base": self._base.sha256,
@@ -357,6 +362,7 @@ class _PictureSource:
             }
             | ({"unnamed": self._unnamed} if self._unnamed else {})
             | ({"control": self._plan.control_sha256} if self._plan.control_sha256 else {})
+            | ({"imported": imported} if imported else {})
         )
 
     def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:
@@ -394,11 +400,12 @@ class _PictureSource:
         layout, settings = self._plan.settings.layout, self._plan.settings
         assert layout is not None
         text = self.prompt_text(prompt)
+        control = self._controls.of(Request(prompt=text, seeds=seeds, settings=settings), kinds)
         plan = plan_regions(self._base.backbone, text, injected, layout, plain)
+        plan = followed(plan, control, injected)
         assert plan is not None
         order = [plan.subjects.index(name) for name in names]
-        control = self._controls.of(Request(prompt=text, seeds=seeds, settings=settings), kinds)
-        with following(control, injected) as added:
+        with following(control, injected, plan) as added:
             drawing = draw_in_regions(
                 self._base, plan, injected, seeds, settings, batch=len(seeds), control=added
             )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ..generation.layout import NONE, check_all_have_boxes, check_has_place
 from ..generation.prompt_syntax import ChosenVersion, Mention, mention_of
 from ..generation.request import SamplingSettings
 from ..models.hashes import hash_of
@@ -59,6 +60,17 @@ class Plan:
                 if self.suite.num_subjects == 1
                 else f"name {self.suite.num_subjects} concepts",
             )
+
+        for each in self.chosen:
+            if not each.has_words:
+                raise InvalidInput(
+                    f"{each.label} has no words in prompts: no picture can be asked for it",
+                    hint='concept import FILE --trigger "WORDS"',
+                )
+            if len(self.chosen) > 1 and self.settings.layout not in (None, NONE):
+                check_has_place(each.label, each.has_words, each.has_place)
+        if isinstance(self.settings.layout, Mapping):
+            check_all_have_boxes(self.settings.layout, [each.mention.name for each in self.chosen])
 
     @property
     def metrics(self) -> tuple[str, str]:
@@ -130,7 +142,7 @@ class Plan:
                     "concept": first.concept.name,
                     "concept_id": first.concept.id,
                     "version": record.version,
-                    "suite": record.suite,
+                    "suite": self.suite.name,
                     "made_by": made_by,
                 }
                 with suppress(InvalidInput):

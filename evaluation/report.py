@@ -7,6 +7,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,10 +137,36 @@ def _page(registry: Registry, found: Sequence[Evaluation]) -> str:
         metrics=metrics,
         rows=_rows(found, labels, shown),
         worst=_worst(shown),
-        scatter=Markup(scatter(found)),  # noqa: S704 (drawn by us, with names escaped)
+        best=_best(found),
+        scatters=[Markup(each) for each in _scatters(found)],  # noqa: S704 (drawn by us, escaped)
         curves=[(name, Markup(drawing)) for name, drawing in _curves(registry, found)],  # noqa: S704
         photos=list(_photos(registry, found)),
     )
+
+
+def _best(found: Sequence[Evaluation]) -> list[bool]:
+    """Of each, whether it is the best of several of the same concepts that can be compared."""
+    groups: dict[tuple[object, ...], list[Evaluation]] = defaultdict(list)
+    for each in found:
+        groups[_compared(each)].append(each)
+    tops = {key: max(each.harmonic_mean for each in group) for key, group in groups.items()}
+    return [
+        len(groups[_compared(each)]) > 1 and each.harmonic_mean == tops[_compared(each)]
+        for each in found
+    ]
+
+
+def _compared(each: Evaluation) -> tuple[object, ...]:
+    """What evaluations have in common whose scores say which is better."""
+    who = (each.concept, *(label.partition("@")[0] for label in each.others))
+    return (*who, each.suite, each.made_by.get("base_sha256"), *each.chosen_by)
+
+
+def _scatters(found: Sequence[Evaluation]) -> list[str]:
+    """A chart for each pair of scores that versions are chosen by."""
+    pairs = dict.fromkeys(tuple(each.chosen_by) for each in found)
+    drawn = [scatter([each for each in found if tuple(each.chosen_by) == pair]) for pair in pairs]
+    return [each for each in drawn if each]
 
 
 def _worst(shown: Sequence[Sequence[_Shown]]) -> list[_Shown]:
@@ -158,8 +185,7 @@ def _rows(
         for number, prompt in enumerate(each.all_prompts):
             own = [next(left) for _ in prompt.pictures]
             new = _Row(_plain(prompt.prompt, found), prompt.tests)
-            drifting = new.prompt if prompt.tests == DRIFT else ""  # it names a category
-            row = rows.setdefault((each.suite, number, drifting), new)
+            row = rows.setdefault((each.suite, number, new.prompt), new)  # it may name a category
             row.cells[label] = own
             row.worths += [one.worth for one in own]
     return sorted(rows.values(), key=lambda row: sum(row.worths) / max(1, len(row.worths)))

@@ -1,9 +1,9 @@
 """`score` and `mark_best`: `concept eval` as Python calls; earlier scores are reused."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..generation.control_request import LAYOUT
 from ..generation.layout import settled
@@ -19,7 +19,7 @@ from ..registry.errors import (
 )
 from ..registry.records import Concept, ConceptKey, Scored
 from ..registry.running import ADAPTER_FILE
-from .encoder_names import EncoderNames, encoder_names_for
+from .encoder_names import EncoderNames, check_there, encoder_names_for
 from .plan import Plan, checkpoints
 from .record import HARMONIC, Evaluation
 from .suites import Suite, find_suite, suite_for
@@ -43,12 +43,14 @@ class EvalRequest:
     `settings` may follow from the base model, as they do by default. `all_checkpoints` scores,
     instead of `versions`, the kept checkpoints and final versions of all trainings. `marks_best`
     refuses suites that cannot say which version is best, before anything is drawn.
+    With `shows_pictures` recorded scores whose pictures are gone are measured again.
     """
 
     names: Sequence[ConceptKey]
     versions: str | None = None
     all_checkpoints: bool = False
     marks_best: bool = False
+    shows_pictures: bool = False
     suite: str | None = None
     base: str | None = None
     num_seeds: int = 4
@@ -86,6 +88,8 @@ def score(
         each.plan(request, "")  # which is refused before anything is loaded
         if request.marks_best:
             check_can_choose(each.suite, each.encoders)
+    if request.marks_best:
+        _check_comparable(request, tasks)
     at_rest: dict[Base, str | None] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
@@ -93,9 +97,8 @@ def score(
             if each.base not in at_rest:
                 at_rest[each.base] = hash_of_base(each.base)
             sha256 = at_rest[each.base]
-            if sha256 and (
-                found := each.plan(request, sha256, offline=offline).recorded(registry, hashes)
-            ):
+            at_rest_plan = each.plan(request, sha256, offline=offline) if sha256 else None
+            if at_rest_plan and (found := _recorded(registry, request, at_rest_plan, hashes)):
                 yield found
                 continue
         key = (each.base, each.encoders)
@@ -104,7 +107,7 @@ def score(
             loaded[key] = _loaded(each, base, offline)
         at_hand, encoders = loaded[key]
         plan = each.plan(request, at_hand.sha256, offline=offline)
-        found = plan.recorded(registry, encoders.hashes())
+        found = _recorded(registry, request, plan, encoders.hashes())
         if found is None:
             from .evaluating import evaluate
 
@@ -114,6 +117,43 @@ def score(
             if found.version:
                 keep(registry, found)
         yield found
+
+
+def _recorded(
+    registry: Registry, request: EvalRequest, plan: Plan, hashes: Mapping[str, object]
+) -> Evaluation | None:
+    """The recorded result, if there is one, with all its pictures if they are to be shown."""
+    found = plan.recorded(registry, hashes)
+    if found is None or not request.shows_pictures:
+        return found
+    from .picture_cache import PictureCache
+
+    pictures = PictureCache.of(registry)
+    keys = [each.picture for prompt in found.all_prompts for each in prompt.pictures]
+    return found if all(pictures.path(key).exists() for key in keys) else None
+
+
+def _check_comparable(request: EvalRequest, tasks: Sequence["_Task"]) -> None:
+    """Raise `InvalidInput` if versions of a concept would not be scored on the same base model."""
+    first: dict[int, _Task] = {}
+    for each in tasks:
+        (chosen,) = each.chosen
+        former = first.setdefault(chosen.concept.id, each)
+        if former.base == each.base:
+            continue
+        of_first = [
+            str(other.chosen[0].version.number)
+            for other in tasks
+            if other.chosen[0].concept.id == chosen.concept.id and other.base == former.base
+        ]
+        which = f"--versions {','.join(of_first)} --mark-best"
+        if request.all_checkpoints:
+            which = "--all-checkpoints"
+        raise InvalidInput(
+            f"{former.chosen[0].label} and {chosen.label} are of different base models: scores "
+            "cannot be compared",
+            hint=f"concept eval {chosen.concept.name} --base {quoted(former.base.name)} {which}",
+        )
 
 
 def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVersion, ...]]:
@@ -147,17 +187,22 @@ def _subjects(registry: Registry, request: EvalRequest) -> list[tuple[ChosenVers
 
 
 def _with_checkpoints(registry: Registry, key: ConceptKey, base: str | None) -> list[ChosenVersion]:
-    """The checkpoints of a concept's trainings on a base model, then their final versions."""
+    """The checkpoints of a concept's trainings on a base model, and its versions of that.
+
+    Without a base model: on those that checkpoints are of.
+    """
     concept = registry.show(key)
     found: list[ChosenVersion] = []
-    runs = [run for run in concept.runs if base in (None, run.base)]
-    of_several = sum(bool(registry.checkpoints(run.run)) for run in runs) > 1
+    keeping = [run for run in concept.runs if registry.checkpoints(run.run)]
+    bases = {run.base for run in keeping if base in (None, run.base)}
+    runs = [run for run in concept.runs if run.base in bases]
+    of_several = sum(run in runs for run in keeping) > 1
     for run in runs:
         kept = checkpoints(registry, concept, run.run, names_run=of_several)
         versions = [version for version in concept.versions if version.run == run.run]
         made = {artifact.sha256 for version in versions for artifact in version.artifacts}
         found += [each for each in kept if each.sha256 not in made]
-        for version in versions if kept else ():
+        for version in versions:
             found.append(resolve_version(registry, concept, str(version.number)))
     if not found:
         raise NotFound(
@@ -201,6 +246,7 @@ class _Task:
         base = request.base
         base = find_base(_trained_on(registry, chosen[0], trusted) if base is None else base)
         encoders = encoder_names_for(base, clip=request.clip, dino=request.dino)
+        check_there(encoders)
         suite = suite_of(request, encoders, chosen[0].concept)
         return cls(chosen, suite, base, encoders)
 
@@ -216,9 +262,18 @@ class _Task:
             base=self.base.name,
             base_sha256=base_sha256,
             seeds=tuple(range(request.num_seeds)),
-            settings=replace(settings, layout=settled(settings.layout, len(self.chosen))),
+            settings=replace(settings, layout=self._layout(request, settings.layout)),
             control_sha256=self._control_sha256(offline) if shows_boxes else None,
         )
+
+    def _layout(self, request: EvalRequest, layout: Any) -> Any:
+        """The layout of these concepts: of boxes, those of them alone."""
+        layout = settled(layout, len(self.chosen))
+        if not isinstance(layout, Mapping):
+            return layout
+        others = {str(name) for name in request.names}
+        others -= {each.mention.name for each in self.chosen}
+        return {name: box for name, box in layout.items() if name not in others}
 
     def _control_sha256(self, offline: bool) -> str:
         from ..models.control import hash_of_control
@@ -295,9 +350,14 @@ def mark_best(registry: Registry, found: Sequence[Evaluation]) -> list[Evaluatio
                 f"{former.label} and {each.label} were not scored on the same base model",
                 hint=f"--base {quoted(each.made_by['base'])} --versions …",
             )
-        if each.harmonic_mean >= former.harmonic_mean:
+        if _rank(each) >= _rank(former):
             best[each.concept_id] = each
     return [_marked(registry, each) for each in best.values()]
+
+
+def _rank(found: Evaluation) -> tuple[float, int, bool]:
+    """What the best version has the highest of: of equal ones the latest, checkpoints first."""
+    return found.harmonic_mean, found.version or 0, found.checkpoint is None
 
 
 def _conditions_of(found: Evaluation) -> tuple[object, ...]:

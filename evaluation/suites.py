@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from ..registry.documents import parse_yaml, read_text, shown
 from ..registry.errors import InvalidInput, NotFound, suggest
@@ -127,8 +127,6 @@ def read_suite(path: Path) -> Suite:
 
 
 class _Top(Form):
-    model_config = ConfigDict(extra="ignore")
-
     about: Text = ""
     fits: _Words = ()
 
@@ -178,8 +176,13 @@ def _from_entries(path: Path, document: object) -> Suite:
         raise InvalidInput(f"{path} holds no prompts", hint="concept suites objects shows one")
     if len(entries) > MAX_PROMPTS:
         raise InvalidInput(f"{path} holds {len(entries):,} prompts; {MAX_PROMPTS:,} is the limit")
-    header = validated(_Top, top, at=str(path))
+    header = validated(_Top, {k: v for k, v in top.items() if k != "prompts"}, at=str(path))
     prompts = tuple(_prompt(f"{path}, prompt {i}", entry) for i, entry in enumerate(entries, 1))
+    for number, each in enumerate(prompts, 1):
+        if (first := prompts.index(each) + 1) < number:
+            raise InvalidInput(
+                f"{path}: prompt {number} is prompt {first} again", hint="each prompt once"
+            )
     if len({_num_subjects(prompt) for prompt in prompts}) > 1:
         raise InvalidInput(
             f"{path}: {{other}} or {{third}} stands in some prompts only", hint="make it two"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conceptry.evaluation import patience
+from conceptry.evaluation import patience, running
 from conceptry.evaluation.choosing import CheckpointScorer
 from conceptry.evaluation.encoder_names import EncoderNames
 from conceptry.evaluation.record import Evaluation, Interval
@@ -164,6 +164,39 @@ def test_the_best_checkpoint_becomes_a_version(
     teach(rex, base, 3, Hooks(checkpoint_every=1), "stage3.learning_rate=2e-3")
     labels = [each.label for each in score(rex, wanted)]
     assert len(set(labels)) == len(labels) == 6, "checkpoints of several trainings are told apart"
+
+
+def test_versions_without_checkpoints_are_compared_too(
+    rex: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    teach(rex, base, 1, Hooks())
+    teach(rex, base, 3, Hooks(checkpoint_every=2))
+    settings = SamplingSettings(steps=1)
+    found = list(score(rex, request(tmp_path, all_checkpoints=True, settings=settings)))
+    assert [each.label for each in found] == ["rex@1", "rex@stage3-000002", "rex@2"]
+    equal = scored(0.5).scores["both"]
+    found = [replace(each, scores=each.scores | {"both": equal}) for each in found]
+    (best,) = mark_best(rex, [found[2], found[1], found[0]])
+    assert best.version == 2, "of equal ones the latest, whatever their order"
+
+
+def test_versions_of_different_base_models_are_refused_before_anything_is_drawn(
+    rex: Registry, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach(rex, base, 1, Hooks())
+    teach(rex, base, 2, Hooks())
+    bases = {"<rex@1>": base.base, "<rex@2>": replace(base.base, name="another")}
+    task_of = running._Task.of
+
+    def on_its_own(registry: Registry, wanted: EvalRequest, chosen: Any, *more: Any) -> Any:
+        made = task_of(registry, wanted, chosen, *more)
+        return replace(made, base=bases[chosen[0].mention.text])
+
+    monkeypatch.setattr(running._Task, "of", on_its_own)
+    wanted = request(tmp_path, versions="all", marks_best=True)
+    with pytest.raises(InvalidInput, match="rex@1 and rex@2 are of different base models") as told:
+        list(score(rex, wanted))
+    assert "--versions 1" in (told.value.hint or "")
 
 
 def test_without_checkpoints_there_is_a_line(rex: Registry, base: LoadedBase) -> None:

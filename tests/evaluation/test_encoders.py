@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.evaluation.encoder_names import SHIPPED, encoder_names_for
+from conceptry.evaluation.encoder_names import SHIPPED, check_there, encoder_names_for
 from conceptry.evaluation.encoders import ClipEncoder, DinoEncoder, load_encoders
 from conceptry.models.bases import find_base
 from conceptry.models.miniature.tokenizer import make_tokenizer
@@ -19,6 +19,8 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -152,3 +154,51 @@ def test_the_miniature_is_scored_by_what_ships() -> None:
     assert encoders.judge is not None
     assert encoders.dino is None
     assert encoders.hashes() == names.known_hashes()
+
+
+def test_a_clip_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip")
+    for each in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        (tmp_path / "clip" / each).unlink(missing_ok=True)
+    with pytest.raises(InvalidInput, match="has no tokenizer"):
+        ClipEncoder.load(str(tmp_path / "clip"))
+
+
+def test_how_pictures_and_texts_are_prepared_counts_too(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip")
+    hashes = {ClipEncoder.load(str(tmp_path / "clip")).sha256}
+    assert ClipEncoder.load(str(tmp_path / "clip")).sha256 in hashes
+    CLIPImageProcessor(do_center_crop=False).save_pretrained(tmp_path / "clip")
+    hashes.add(ClipEncoder.load(str(tmp_path / "clip")).sha256)
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("kind", ["clip", "resnet"])
+def test_what_is_no_dino_is_refused_before_anything_is_drawn(tmp_path: Path, kind: str) -> None:
+    if kind == "clip":
+        write_clip(tmp_path / "other")
+    else:
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+        ResNetModel(config).save_pretrained(tmp_path / "other")
+        ViTImageProcessor().save_pretrained(tmp_path / "other")
+    with pytest.raises(InvalidInput, match="not a DINO"):
+        DinoEncoder.load(str(tmp_path / "other"))
+
+
+def test_a_dino_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    model = write_dino(tmp_path / "dino", "dino")
+    model.layernorm.weight.data[0] = float("nan")
+    model.save_pretrained(tmp_path / "dino")
+    with pytest.raises(InvalidInput, match="dino gives numbers that are not finite"):
+        DinoEncoder.load(str(tmp_path / "dino"))
+
+
+def test_names_of_no_encoder_are_refused() -> None:
+    base = find_base("sd15")
+    with pytest.raises(InvalidInput, match="a CLIP scores all pictures"):
+        encoder_names_for(base, clip="none")
+    with pytest.raises(InvalidInput, match="no DINO ships"):
+        encoder_names_for(base, dino="miniature")
+    with pytest.raises(NotFound, match="there is no encoder nosuch"):
+        check_there(encoder_names_for(base, clip="nosuch"))
+    check_there(encoder_names_for(base, clip="some/clip", dino="none"))

@@ -387,3 +387,33 @@ def test_every_call_that_is_promised_is_there() -> None:
         assert callable(getattr(evaluation, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         evaluation.nothing  # noqa: B018
+
+
+def test_boxes_are_those_of_the_concepts_of_a_picture(
+    taught: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    suite = tmp_path / "two.yaml"
+    suite.write_text("prompts: ['a photo of a {} and a {other}']\n")
+    boxes = {"rex": (0.0, 0.0, 0.5, 1.0), "mia": (0.5, 0.0, 1.0, 1.0), "ada": (0.0, 0.0, 1.0, 1.0)}
+    settings = SamplingSettings(steps=1, guidance=1.0, layout=boxes)
+    wanted = replace(request(base, "rex", "mia", "ada", suite=str(suite)), settings=settings)
+    chosen = tuple(resolve_prompt(taught, "<rex> <mia>"))
+    plan = running._Task.of(taught, wanted, chosen, []).plan(wanted, "")
+    assert plan.settings.layout == {name: boxes[name] for name in ("rex", "mia")}
+    without = replace(settings, layout={"rex": boxes["rex"]})
+    with pytest.raises(InvalidInput, match="the layout has no box for mia"):
+        running._Task.of(taught, wanted, chosen, []).plan(replace(wanted, settings=without), "")
+
+
+def test_scores_whose_pictures_are_gone_are_measured_again_for_a_report(
+    taught: Registry, base: LoadedBase
+) -> None:
+    asked = replace(request(base, "rex"), shows_pictures=True)
+    (first,) = score(taught, asked, base=base)
+    picture = PictureCache.of(taught).path(first.prompts[0].pictures[0].picture)
+    picture.unlink()
+    (told,) = score(taught, request(base, "rex"), base=base)
+    assert not picture.exists()
+    (again,) = score(taught, asked, base=base)
+    assert picture.exists()
+    assert again.scores == told.scores == first.scores

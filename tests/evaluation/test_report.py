@@ -20,7 +20,7 @@ from conceptry.evaluation.encoders import Encoders
 from conceptry.evaluation.evaluating import evaluate
 from conceptry.evaluation.picture_cache import PictureCache
 from conceptry.evaluation.record import Evaluation, Interval, distinct_labels
-from conceptry.evaluation.report import write_report
+from conceptry.evaluation.report import _best, _rows, _scatters, _Shown, write_report
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import StorageError
@@ -293,3 +293,33 @@ def test_a_single_concept_has_no_outlines(
     text = write_report(taught, found, tmp_path / "report").read_text(encoding="utf-8")
     assert 'class="regions"' not in text
     assert "Who is where" not in text
+
+
+def test_only_what_can_be_compared_is_called_the_best(found: list[Evaluation]) -> None:
+    one, two = found
+    two = replace(two, scores=two.scores | {"both": one.scores["both"]})
+    low = replace(one.scores["both"], mean=-1.0)
+    assert _best([one, replace(one, scores=one.scores | {"both": low})]) == [True, False]
+    elsewhere = replace(two, made_by=two.made_by | {"base_sha256": "0" * 64})
+    assert _best([one, elsewhere]) == [False, False]
+    assert _best([one, replace(two, concept="mia")]) == [False, False]
+    others = replace(two, made_by=two.made_by | {"chosen_by": ["seen", "identity"]})
+    assert len(_scatters([one, others])) <= 2
+    assert len(_scatters([one, two])) == 1
+
+
+def test_pictures_of_other_words_are_in_rows_of_their_own(found: list[Evaluation]) -> None:
+    one, two = found
+    worded = [replace(each, prompt=f"{each.prompt} and a car") for each in two.prompts]
+    shown = [[_nothing(each) for each in _pictures(every)] for every in (one, two)]
+    same = _rows([one, two], ["1", "2"], shown)
+    apart = _rows([one, replace(two, prompts=worded)], ["1", "2"], shown)
+    assert len(apart) == len(same) + len(worded)
+
+
+def _pictures(found: Evaluation) -> list[Any]:
+    return [picture for prompt in found.all_prompts for picture in prompt.pictures]
+
+
+def _nothing(picture: Any) -> Any:
+    return _Shown("", "", "", picture.seed, "", "", [], 0.0, is_copy=False, size=(1, 1), regions=[])

@@ -114,6 +114,8 @@ def test_own_files(tmp_path: Path) -> None:
         ("prompts: [{text: 'a {}', fits: [a, 3]}]", 'no key "fits"'),
         ("{fits: [a, 3], prompts: ['a {}']}", "fits.1. is 3: expected a text"),
         ("prompts: [", "cannot be read as a suite"),
+        ("{seeds: 8, prompts: ['a {}']}", 'there is no key "seeds"'),
+        ("prompts: ['a {}', 'one {}', 'a {}']", "prompt 3 is prompt 1 again"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
