@@ -8,8 +8,10 @@ in its last stage, and drawn at quarters of the preset's steps: so methods can b
 they keep equally much (`at equal identity`) and where they have taken equally long (`at equal
 seconds`), and not at one point each. `--more` adds a method with other settings under a name of its
 own.
-Values between two points are on the straight line between them; an individual of which a method
-never keeps as much is left out of that mean, and counted.
+Values between two points are on the straight line between them, the first of which is the base
+model's; after some seconds a method has what its last point by then had. An individual of which a
+method never keeps as much is left out of that mean, and counted; `differences` are of individuals
+of whom both methods have it.
 
 Scores are those of bench/methods.py; `drift` is what every member of the category became. With all
 individuals of the split `measured`, writes bench/results/fronts.json and fronts.svg; else the same
@@ -22,16 +24,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from conceptry.methods import all_methods
 from conceptry.methods.method import active_stages, find_method
+from conceptry.registry.hashes import sha256_of_json
 from conceptry.registry.running import ADAPTER_FILE
 from conceptry.training import Hooks, train
 from environment import describe as describe_machine
 from environment import is_as_published
-from laboratory import Individual, Laboratory, Way, interval, opened, parser
+from laboratory import BARE_WAY, Individual, Laboratory, Way, interval, opened, parser
 
 RESULTS = Path(__file__).parent / "results"
 QUARTERS = (1, 2, 3, 4, 6, 8)
@@ -57,22 +61,29 @@ Front = Sequence[Point]
 
 
 def crossing(front: Front, axis: str, level: float, name: str) -> float | None:
-    """A score where another, or `seconds`, first reaches a level; None if it never does.
+    """A score where another first reaches a level; None if it never does, or has it from the start.
 
-    Before the first point it is that point's, if that has reached the level.
+    With `seconds` for an axis, what there is after so many: the last point by then; None if there
+    is none yet.
     """
 
-    def value(point: Point, of: str) -> float:
-        return point.seconds if of == "seconds" else point.scores[of]
+    def value(point: Point, of: str) -> float | None:
+        return point.seconds if of == "seconds" else point.scores.get(of)
 
+    if axis == "seconds":
+        done = [point for point in front if point.seconds <= level and point.step]
+        return value(done[-1], name) if done else None
     before: Point | None = None
     for point in front:
-        if value(point, axis) >= level:
+        high = value(point, axis)
+        if high is not None and high >= level:
             if before is None:
-                return value(point, name)
-            low, high = value(before, axis), value(point, axis)
-            share = (level - low) / (high - low)
-            return value(before, name) + share * (value(point, name) - value(before, name))
+                return value(point, name) if high == level else None
+            ends = [value(each, of) for of in (axis, name) for each in (before, point)]
+            if None in ends:
+                return None
+            low, high, first, last = (end or 0.0 for end in ends)
+            return first + (level - low) / (high - low) * (last - first)
         before = point
     return None
 
@@ -91,8 +102,9 @@ def teach(laboratory: Laboratory, who: Individual, way: Way, place: Path) -> Ite
     stage, steps = last_stage(way)
     every = steps // 4
     points = [quarter * every for quarter in QUARTERS]
-    ways = {point: replace(way, alias=f"front-{_plain(way.label)}-{point}") for point in points}
-    told = place / f"{_plain(way.label)}.json"
+    label = _label_of(laboratory, way)
+    ways = {point: replace(way, alias=f"front-{label}-{point}") for point in points}
+    told = place / f"{label}.json"
     if not told.exists():
         taken: dict[int, float] = {}
         total, began = 0.0, time.monotonic()
@@ -127,11 +139,12 @@ def teach(laboratory: Laboratory, who: Individual, way: Way, place: Path) -> Ite
 
 
 def front_of(laboratory: Laboratory, who: Individual, way: Way, place: Path) -> list[Point]:
-    """The front of one training."""
-    found: list[Point] = []
+    """The front of one training, with the base model at its start."""
+    found = [Point(0, 0.0, laboratory.row(who, BARE_WAY)["scores"])]
     for each in teach(laboratory, who, way, place):
         step = int(each.alias.rpartition("-")[2])
-        seconds = json.loads((place / f"{_plain(way.label)}.json").read_text())[str(step)]
+        told = place / f"{_label_of(laboratory, way)}.json"
+        seconds = json.loads(told.read_text())[str(step)]
         scores = laboratory.row(who, each)["scores"]
         found.append(Point(step, seconds, scores))
         shown = {name: round(scores[name], 3) for name in ("identity", *KEPT) if name in scores}
@@ -139,8 +152,11 @@ def front_of(laboratory: Laboratory, who: Individual, way: Way, place: Path) -> 
     return found
 
 
-def _plain(label: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in label)
+def _label_of(laboratory: Laboratory, way: Way) -> str:
+    """A way's label, and a hash of its settings: after a change it is taught anew."""
+    told = [way.settings(laboratory.base.base.name).to_mapping(), laboratory.base.sha256]
+    plain = "".join(letter if letter.isalnum() else "-" for letter in way.label)
+    return f"{plain}-{sha256_of_json(told)[:8]}"
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -158,8 +174,27 @@ def compared(fronts: dict[str, list[Front]]) -> dict[str, Any]:
     }
 
 
+def paired(fronts: dict[str, list[Front]]) -> list[dict[str, Any]]:
+    """Differences of methods at equal identity and seconds, of individuals of whom both have it."""
+    told: list[dict[str, Any]] = []
+    for (one, ours), (other, theirs) in combinations(fronts.items(), 2):
+        for axis, levels in (("identity", IDENTITIES), ("seconds", SECONDS)):
+            for level in levels:
+                scores: dict[str, Any] = {}
+                for name in ("identity", *KEPT, "seconds"):
+                    pairs = [
+                        (crossing(a, axis, level, name), crossing(b, axis, level, name))
+                        for a, b in zip(ours, theirs, strict=True)
+                    ]
+                    apart = [a - b for a, b in pairs if a is not None and b is not None]
+                    if apart and name != axis:
+                        scores[name] = interval(apart) | {"individuals": len(apart)}
+                told.append({"of": one, "less": other, "at": {axis: level}, "scores": scores})
+    return told
+
+
 def _mean_point(points: Sequence[Point]) -> dict[str, Any]:
-    names = points[0].scores
+    names = [name for name in points[0].scores if all(name in each.scores for each in points)]
     return {
         "step": points[0].step,
         "seconds": round(statistics.fmean(point.seconds for point in points), 1),
@@ -169,7 +204,7 @@ def _mean_point(points: Sequence[Point]) -> dict[str, Any]:
 
 def _at(fronts: Sequence[Front], axis: str, levels: Sequence[float]) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    names = [name for name in ("identity", *KEPT) if name in fronts[0][0].scores]
+    names = [name for name in ("identity", *KEPT) if name in fronts[0][-1].scores]
     for level in levels:
         values = {
             name: [
@@ -252,6 +287,7 @@ def main() -> None:
             "seeds": options.seeds,
             "individuals": [who.name for who in laboratory.subjects],
             "methods": result,
+            "differences": paired(fronts),
         }
     (place / "fronts.json").write_text(json.dumps(document, indent=1) + "\n")
     write_chart(result, place / "fronts.svg")

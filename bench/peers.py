@@ -40,6 +40,7 @@ from conceptry.adapters.weight_delta import WeightDelta
 from conceptry.evaluation.suites import find_suite
 from conceptry.methods import find_method
 from conceptry.models.sd import StableDiffusion
+from conceptry.registry.hashes import sha256_of_json
 from conceptry.training.class_pictures import class_pictures
 from environment import is_as_published
 from laboratory import (
@@ -148,7 +149,7 @@ class DreamBooth(Peer):
             class_prompt=f"a photo of a {lesson.category}",
             prior_loss_weight=lesson.settings.prior.weight,
             num_class_images=lesson.settings.prior.num_images,
-            max_train_steps=round(share * stage.steps),
+            max_train_steps=max(1, round(share * stage.steps)),
             learning_rate=stage.learning_rate,
             train_batch_size=stage.batch,
             checkpointing_steps=1_000_000,
@@ -196,7 +197,7 @@ class TextualInversion(Peer):
             placeholder_token="<individual>",
             initializer_token=lesson.category,
             learnable_property="object",
-            max_train_steps=round(share * stage.steps),
+            max_train_steps=max(1, round(share * stage.steps)),
             learning_rate=stage.learning_rate,
             train_batch_size=stage.batch,
             checkpointing_steps=1_000_000,
@@ -216,9 +217,8 @@ class AttnDreamBooth(Peer):
     def teach(self, lesson: Lesson, share: float) -> None:
         """With the steps, rates, batches and weights of our stages."""
         place = lesson.folder
-        steps = {
-            name: round(share * stage.steps) for name, stage in lesson.settings.stages().items()
-        }
+        stages = lesson.settings.stages().items()
+        steps = {name: max(1, round(share * stage.steps)) for name, stage in stages}
         tokens = place / "tokens" / f"learned_embeds_steps_{steps['stage1']}.bin"
         between = place / "attention" / f"checkpoint-{steps['stage2']}"
         first: dict[str, object] = {"train_ti": True, "object_token": "individual"}
@@ -315,7 +315,7 @@ class School:
         `share` is that of our steps which takes as long as we did; None stands for equal steps.
         """
         words = [*peer.label.replace(",", "").split(), "seed", str(seed)]
-        alias = "-".join([*words, "seconds"] if share else words)
+        alias = "-".join([*words, "seconds"] if share else words) + f"-{self._key(peer)}"
         way = replace(peer.ours, label=peer.label, alias=alias)
         if self.laboratory.version(who, way) is None:
             lesson = self._lesson(peer, who, seed, alias)
@@ -327,10 +327,28 @@ class School:
             print(who.name, alias, round(seconds, 1), flush=True)
         return way
 
+    def _key(self, peer: Peer) -> str:
+        """A hash of what scripts are asked for: after a change they teach anew."""
+        base = self.laboratory.base
+        settings = peer.ours.settings(base.base.name).to_mapping()
+        return sha256_of_json([settings, base.sha256])[:8]
+
     def seconds(self, peer: Peer, who: Individual, seed: int) -> float:
-        """What a script took."""
+        """What a script's steps took: without starting, loading and saving, as of ours."""
         alias = self.taught(peer, who, seed).alias
-        return json.loads((self._place(who, alias) / "seconds.json").read_text())
+        whole = json.loads((self._place(who, alias) / "seconds.json").read_text())
+        return max(1.0, whole - self._without_steps(peer, who))
+
+    def _without_steps(self, peer: Peer, who: Individual) -> float:
+        """What a script takes for a single step in each of its processes."""
+        told = self.folder / "without-steps" / f"{peer.label}-{self._key(peer)}.json"
+        if not told.exists():
+            lesson = self._lesson(peer, who, 0, f"single-step-{self._key(peer)}")
+            begun = time.monotonic()
+            peer.teach(lesson, SINGLE_STEP)
+            told.parent.mkdir(parents=True, exist_ok=True)
+            told.write_text(json.dumps(time.monotonic() - begun))
+        return json.loads(told.read_text())
 
     def class_pictures(self, peer: Peer, who: Individual) -> Path:
         """The folder of an individual's class pictures, which are drawn if the method has any."""
@@ -376,6 +394,9 @@ class School:
         self.laboratory.registry.add_version(lesson.who.name, {path.name: path}, alias=alias)
         path.unlink()
 
+
+SINGLE_STEP = 1e-9
+"""The share of steps that is a single one."""
 
 # --- comparing ------------------------------------------------------------------------------------
 
