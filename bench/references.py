@@ -20,7 +20,8 @@ suns    why pictures that are drawn after references have a second sun now and t
         pictures in which a sun is seen twice, of those in which it is seen; `counter` is the same
         of renders, where it is the share of errors
 cost    four pictures of the first individual in a batch, by some ways in turn: processor time, and
-        the median of its ratios to that of the base model without references in the same round
+        the median of its ratios to that of the base model without references in the same round.
+        `pass` is a reference's pass through the U-Net beside a call of it with one picture
 
 Interrupted, they go on where they were. Intervals are from resampling individuals. With all
 individuals of the split `measured`, writes bench/results/references.json, references.png (the first
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from conceptry.adapters.adapter import injected
 from conceptry.adapters.file_format import read_adapter_metadata
 from conceptry.adapters.prompt_encoding import phrase_of
@@ -52,6 +54,7 @@ from conceptry.generation.pictures import contact_sheet
 from conceptry.generation.references import make_reference
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw, draw_batch
+from conceptry.generation.self_subject_attention import ReferencePass
 from conceptry.methods.method import DEFAULT_METHOD
 from conceptry.models.loading import LoadedBase
 from conceptry.models.miniature.world.figures import Colour
@@ -468,12 +471,40 @@ def measure_cost(laboratory: Laboratory) -> dict[str, Any]:
             if i:  # the first time other things happen as well
                 seconds[way.label].append(taken)
     plain = seconds[BASE.label]
-    return {
+    drawing = {
         label: {
             "seconds": round(statistics.median(own), 2),
             "ratio": round(statistics.median(map(truediv, own, plain)), 3),
         }
         for label, own in seconds.items()
+    }
+    return {"drawing": drawing, "pass": _pass(laboratory)}
+
+
+@torch.no_grad()
+def _pass(laboratory: Laboratory) -> dict[str, float]:
+    """Of one reference at a time: its ratio to a call of the U-Net with one picture."""
+    base, who = laboratory.base, laboratory.subjects[0]
+    backbone = base.backbone
+    (reference,) = references_of(base, who, OURS).references
+    references = ReferencePass(backbone, [reference])
+    prompt = backbone.encode_prompts([reference.prompt], backbone.size)
+    latents, timestep = reference.latents[None], torch.tensor(500)
+    sees = torch.ones(2 * PICTURES, dtype=torch.bool)
+    calls: list[float] = []
+    passes: list[float] = []
+    for _ in range(20 * ROUNDS):
+        started = time.process_time()
+        backbone.denoise(latents, timestep, prompt)
+        between = time.process_time()
+        with references.seen_at(backbone, [timestep], [sees]):
+            passes.append(time.process_time() - between)
+        calls.append(between - started)
+    ratio = statistics.median(map(truediv, passes, calls))
+    return {
+        "call_milliseconds": round(1000 * statistics.median(calls), 1),
+        "pass_milliseconds": round(1000 * statistics.median(passes), 1),
+        "ratio": round(ratio, 3),
     }
 
 
