@@ -13,6 +13,7 @@ from ..models.backbone import Backbone
 from ..models.sd import cross_attention_of
 from .weight_delta import WeightDelta
 
+_WITHOUT_PLACES = ("time_emb", "add_embedding")
 Share = Callable[[tuple[int, ...], bool], Tensor]
 """How much a branch counts: of each place of a layer's result, (R, N, 1) or (R, 1, h, w), or with
 True of each word that cross-attention reads, (R, M, 1); the shape is the result's."""
@@ -34,14 +35,16 @@ class LoraBranch:
     def of(cls, change: WeightDelta, backbone: Backbone) -> "LoraBranch | None":
         """The change as a branch; None if it changes more than layers that have places.
 
-        Whole differences, text encoders, magnitudes (DoRA) and what reads the timestep do not.
+        Whole differences, text encoders, magnitudes (DoRA) and what reads the timestep, or SDXL's
+        pooled text and sizes, do not.
         """
         if change.deltas or change.magnitudes or change.products:
             return None
         modules = dict(backbone.denoiser.named_modules())
         layers = {name.removesuffix(".weight"): each for name, each in change.factors.items()}
         for name in layers:
-            if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d)) or "time_emb" in name:
+            has_places = not any(part in name for part in _WITHOUT_PLACES)
+            if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d)) or not has_places:
                 return None
         example = next(backbone.denoiser.parameters())
         moved = {name: (up.to(example), down.to(example)) for name, (up, down) in layers.items()}

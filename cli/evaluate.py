@@ -165,9 +165,13 @@ def _scored(
             total = len(plan.suite.prompts) * len(plan.seeds)
             session.output.note(f"{names}: {plan.suite.name}, {count(total, 'picture')}")
 
-        found.extend(
-            score(registry, request, offline=offline, on_start=on_start, on_progress=advance)
-        )
+        try:
+            found.extend(
+                score(registry, request, offline=offline, on_start=on_start, on_progress=advance)
+            )
+        except KeyboardInterrupt:
+            session.output.note("the same command goes on: what was drawn and scored is kept")
+            raise
     return found
 
 

@@ -374,7 +374,12 @@ def _marked(registry: Registry, found: Evaluation) -> Evaluation:
     concept = registry.show(found.concept_id)
     (sha256,) = found.weights
     kept = [each for run in concept.runs for each in checkpoints(registry, concept, run.run)]
-    chosen = next(each for each in kept if each.sha256 == sha256)
+    chosen = next((each for each in kept if each.sha256 == sha256), None)
+    if chosen is None:
+        raise NotFound(
+            f"the checkpoint {found.checkpoint} of {found.concept} is not there any more",
+            hint=f"concept eval {found.concept} --all-checkpoints",
+        )
     number = registry.add_version(
         found.concept_id,
         {ADAPTER_FILE: chosen.path},

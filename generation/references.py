@@ -139,13 +139,16 @@ def frame_reference(
 ) -> Reference:
     """A reference of a frame, whose subjects are where the maps of their categories are.
 
-    Without categories, all of it is. `size` is that of the frame, by default the base model's own.
+    Without categories, or where their maps say nothing, all of it is. `size` is that of the frame,
+    by default the base model's own.
     """
     backbone, image = base.backbone, frame.image
     mask = Image.new("L", (backbone.size, backbone.size), 0 if categories else 255)
     for category in categories:
         (inside,) = regions_of_photos(base, [image], category)
         mask = ImageChops.lighter(mask, inside.resize(mask.size, Image.Resampling.NEAREST))
+    if not mask.getbbox():  # the maps are flat: they tell nothing
+        mask = Image.new("L", mask.size, 255)
     return make_reference(
         base,
         image,

@@ -122,6 +122,18 @@ def test_taught_and_drawn_after_photos() -> None:
             assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
 
 
+def test_what_a_reference_costs() -> None:
+    cost = measured("references.json")["cost"]
+    ratios = [each["ratio"] for each in cost["drawing"].values()]
+    for sentence in (
+        f"takes {cost['pass']['ratio']:.2f} times as long as a call with one picture",
+        f"take {ratios[1]:.1f} times as long after one photo",
+        f"{ratios[2]:.1f} times where it leads nine tenths",
+        f"and {ratios[3]:.1f} times after three photos",
+    ):
+        assert sentence in RESULTS, sentence
+
+
 def test_options_of_training() -> None:
     document = measured("options.json")
     names = ("seen", "seen_colour", "likeness", "recognised", "drift", "diversity")

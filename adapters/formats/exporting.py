@@ -141,9 +141,10 @@ def _read_export(
     """A version to export. Raises `InvalidInput` for one that was imported."""
     name = f"{concept.name}@{version.number}"
     if originals_of(version):
+        file = path if path.suffix else path.with_name(f"{concept.name}.safetensors")
         raise InvalidInput(
             f"{name} was imported: it is written as it came, and in no other format",
-            hint=f"concept export {name} {quoted(path)} --format original",
+            hint=f"concept export {name} {quoted(file)} --format original",
         )
     try:
         state, metadata = read_adapter(adapter)
