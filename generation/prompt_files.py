@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,10 @@ def _request(
     changed: dict[str, Any] = {}
     control, scale = own.pop("control", None), own.pop("control_scale", None)
     try:
-        if (references := own.pop("reference", None)) is not None:
-            weight = defaults.reference_weight
-            changed["references"] = tuple(parse_reference(e, default=weight) for e in references)
-        if (layouts := own.pop("reference_control", None)) is not None:
-            photos = changed.get("references", defaults.references)
-            changed["references"] = with_layouts(
-                photos, [folder / Path(each).expanduser() for each in layouts]
-            )
+        layouts = own.pop("reference_control", None)
+        if layouts is None and "" in (control, entry.get("reference_control")):
+            layouts = ""
+        changed["references"] = _references(own.pop("reference", None), layouts, defaults, folder)
         if control:
             changed["control"] = parse_control(
                 control, scale=defaults.control_scale if scale is None else scale, folder=folder
@@ -162,6 +158,26 @@ def _request(
         return replace(made, seeds=seeds_of(**counted, usual=usual), scene=scene)
     except (InvalidInput, NotFound) as error:
         raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
+
+
+def _references(
+    own: Sequence[str] | None,
+    layouts: Sequence[str] | None,
+    defaults: PromptDefaults,
+    folder: Path,
+) -> tuple[ReferenceRequest, ...]:
+    """An entry's references; `layouts` are their control pictures, "" for none.
+
+    What it does not say is the default.
+    """
+    photos = defaults.references
+    if own is not None:
+        usual = [each.control for each in photos if each.control]
+        photos = tuple(parse_reference(each, default=defaults.reference_weight) for each in own)
+        photos = with_layouts(photos, usual if photos and not layouts else [])
+    if layouts == "":
+        return tuple(replace(each, control=None) for each in photos)
+    return with_layouts(photos, [folder / Path(each).expanduser() for each in layouts or ()])
 
 
 def _init(own: Mapping[str, Any], defaults: PromptDefaults, folder: Path) -> InitRequest | None:

@@ -205,3 +205,28 @@ def test_defaults_say_how_an_entry_begins_with_its_own_picture(tmp_path: Path) -
     assert two.init is None
     assert three.init
     assert three.init.strength == 0.9
+
+
+def test_control_pictures_of_references_go_to_an_entry_s_own_unless_it_wants_none(
+    tmp_path: Path,
+) -> None:
+    usual, own = tmp_path / "usual.png", tmp_path / "own.png"
+    for path in (usual, own):
+        draw_file(path, 1)
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "- {prompt: a}\n- {prompt: b, reference: mia}\n- {prompt: c, control: ''}\n"
+        "- {prompt: d, reference_control: ''}\n- {prompt: e, reference_control: own.png}\n"
+        "- {prompt: f, reference: ''}\n"
+    )
+    control = ControlRequest(picture=usual)
+    references = (ReferenceRequest("rex", control=usual),)
+    found = read_prompts(path, replace(DEFAULTS, control=control, references=references))
+    assert [[(one.name, one.control) for one in each.references] for each in found] == [
+        [("rex", usual)],
+        [("mia", usual)],
+        [("rex", None)],
+        [("rex", None)],
+        [("rex", own)],
+        [],
+    ]
