@@ -1,8 +1,8 @@
 """What a subject encoder brings at some strengths β, and how much of the reference's layout leaks.
 
-    python bench/subject_encoder.py                                   # the one beside the miniature
-    python bench/subject_encoder.py --encoder same=runs/a --encoder with-control=runs/b
-    python bench/subject_encoder.py --untrained --individuals 1       # only to see that it runs
+    python bench/subject_encoder.py --encoder with=runs/a --encoder without=runs/b   # the ablation
+    python bench/subject_encoder.py --out result.json                 # the one beside the miniature
+    python bench/subject_encoder.py --untrained --individuals 1 --out x.json   # to see that it runs
 
 DreamTuner's ablation of the ControlNet in pre-training: without it, the reference's layout leaks.
 Individuals that no training has seen are drawn from one reference, which once stands on the left
@@ -19,6 +19,7 @@ the category's attention map (`evaluation/regions.py`). Writes bench/results/sub
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,11 +208,13 @@ def main() -> None:
     parser.add_argument("--encoder", action="append", metavar="LABEL=PATH")
     parser.add_argument("--untrained", action="store_true")
     parser.add_argument("--individuals", type=int, default=len(CATEGORIES))
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    path = results_file(parser, options, RESULT)
+    path = results_file(parser, options, RESULT, but=("encoder",))
+    if path == RESULT and len(options.encoder or ()) < 2:
+        sys.exit(f"name two encoders to be compared, or --out FILE: {RESULT.name} is the ablation")
     base = load_base(options.base)
     seeds = range(options.seeds)
     found: dict[str, Any] = {}
