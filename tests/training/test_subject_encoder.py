@@ -189,7 +189,7 @@ def test_control_pictures_that_are_missing_or_of_another_shape_are_named(
     with pytest.raises(InvalidInput, match=r"1\.png is 32x32, which is another shape"):
         check_examples(examples)
     with pytest.raises(InvalidInput, match=r"1\.png is 32x32, which is another shape"):
-        list(prefetched(partial(one_batch, examples), range(1), 1))
+        list(prefetched(partial(one_batch, examples), range(1), 0))
     (controls / "1.png").unlink()
     with pytest.raises(InvalidInput, match=r"1\.png has no control picture .*\(1 of 3 pictures"):
         with_controls(sources, controls)
