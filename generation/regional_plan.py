@@ -11,7 +11,6 @@ from ..adapters.weight_delta import ChangedWeights
 from ..models.backbone import Backbone
 from .injection import InjectedConcept
 from .layout import (
-    AUTO,
     MAX_SUBJECTS,
     Box,
     check_all_have_boxes,
@@ -21,6 +20,9 @@ from .layout import (
 )
 from .prompt_syntax import split_prompt
 from .regions import SubjectColumns, all_columns_of
+
+_BEYOND = 1 << 30
+"""Of a column: after all that a text encoder reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +96,14 @@ def plan_regions(
     by_name = {each.mention.name: each for each in concepts}
     base = {each.mention.text: each.apart for each in concepts}
     text = _Text.of(backbone, prompt, base)
-    names = [each.mention.name for each in concepts if each.is_subject]
     words = _words_of(backbone, text, {k: v for k, v in referenced.items() if k not in by_name})
-    if layout == AUTO:
-        found = {name: text.columns(backbone, by_name[name]).all for name in names}
-        found |= {name: text.word_columns(backbone, word) for name, word in words.items()}
-        subjects = sorted(found, key=lambda name: min(found[name]))
-        boxes = None
+    if isinstance(layout, str):
+        boxes, subjects = None, _in_order(backbone, text, concepts, words)
         if len(subjects) < 2:
             return None
-        if len(subjects) > MAX_SUBJECTS:
-            raise too_many(len(subjects))
     else:
-        assert not isinstance(layout, str)
         subjects, boxes = list(layout), list(layout.values())
-        check_all_have_boxes(subjects, names)
-        for each in (by_name[name] for name in subjects if name in by_name):
-            check_has_place(each.label, bool(each.phrase), each.is_subject)
+        _check_boxes(subjects, concepts)
         words |= {name: _Word(name) for name in subjects if name not in by_name | words}
 
     def part(
@@ -148,6 +141,33 @@ def plan_regions(
         if kinds.count(kind) > 1
     ]
     return RegionalPlan(subjects, parts, None, replace(plain, branches=(), is_plain=True), alike)
+
+
+def _in_order(
+    backbone: Backbone,
+    text: "_Text",
+    concepts: Sequence[InjectedConcept],
+    words: Mapping[str, "_Word"],
+) -> list[str]:
+    """The subjects of a prompt, in its order, what is beyond its end last.
+
+    Raises `InvalidInput` for more than are kept apart.
+    """
+    found = {
+        each.mention.name: text.columns(backbone, each).all for each in concepts if each.is_subject
+    }
+    found |= {name: text.word_columns(backbone, word) for name, word in words.items()}
+    if len(found) > MAX_SUBJECTS:
+        raise too_many(len(found))
+    return sorted(found, key=lambda name: min(found[name], default=_BEYOND))
+
+
+def _check_boxes(subjects: Sequence[str], concepts: Sequence[InjectedConcept]) -> None:
+    """Raise `InvalidInput` for concepts without a box, and boxes of those that have no place."""
+    check_all_have_boxes(subjects, [each.mention.name for each in concepts if each.is_subject])
+    for each in concepts:
+        if each.mention.name in subjects:
+            check_has_place(each.label, bool(each.phrase), each.is_subject)
 
 
 @dataclass(frozen=True, slots=True)

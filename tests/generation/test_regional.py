@@ -486,6 +486,8 @@ def test_a_plain_prompt_that_is_too_long_is_told(
     prompt = f"<tom> {'a ' * 68}<rex>"
     with pytest.raises(InvalidInput, match="the prompt has"):
         list(generate(both, base, [asked(prompt, None, 3)], tmp_path))
+    with pytest.raises(InvalidInput, match="the prompt has"):
+        list(generate(both, base, [asked(f"{'a ' * 80}<tom> <rex>", None, 3)], tmp_path))
     boxes = {"tom": LEFT, "rex": RIGHT}
     list(generate(both, base, [asked(prompt, boxes, 3)], tmp_path))  # nobody looks for it
 
