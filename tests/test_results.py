@@ -122,6 +122,17 @@ def test_taught_and_drawn_after_photos() -> None:
             assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
 
 
+def test_what_a_subject_encoder_sees() -> None:
+    found = measured("subject-encoder.json")["encoders"]
+    for strength, cells in rows("What a subject encoder sees").items():
+        told = [found[way][strength]["gains"] for way in ("with", "without")]
+        wanted = [each[name] for each in told for name in ("identity", "follows")]
+        for cell, interval in zip(cells, wanted, strict=True):
+            said = [float(number) for number in re.findall(r"-?\d+\.\d+", cell)]
+            numbers = [interval[name] for name in ("mean", "low", "high")]
+            assert said == pytest.approx(numbers, abs=_ROUNDED)
+
+
 def test_what_a_reference_costs() -> None:
     cost = measured("references.json")["cost"]
     ratios = [each["ratio"] for each in cost["drawing"].values()]
