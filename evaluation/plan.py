@@ -18,6 +18,8 @@ from .encoder_names import EncoderNames
 from .record import SCORING, Evaluation, Interval, PromptScores
 from .suites import Suite
 
+CONTROL_FOLLOWS = "each prediction's concept"
+"""Whom a ControlNet follows in pictures of several: before, it was the sum of all."""
 BASE_MODEL = "base model"
 """The name of an evaluation without a concept."""
 
@@ -100,7 +102,7 @@ class Plan:
             "chosen_by": self.metrics,
         }
         if self.control_sha256:
-            made_by["control_sha256"] = self.control_sha256
+            made_by |= {"control_sha256": self.control_sha256, "control_follows": CONTROL_FOLLOWS}
         return json.loads(json.dumps(made_by))
 
     def evaluation(
