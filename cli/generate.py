@@ -392,12 +392,14 @@ def _check(
             references = resolve_references(registry, request.references, request.prompt)
             found.append(LookedUp(request=request, chosen=chosen, references=references))
         check_layout(request, found[-1] if found else None)
-        if request.control and request.settings.size:
-            read_control(request.control.picture).fitted(request.settings.size)
         check_negative(request.settings.negative)
         check_encoder(request)
         check_none_follow(request)
         check_room(request.prompt, request.settings.negative, file_format)
+    sized = [(each.control.picture, each.settings.size) for each in requests if each.control]
+    for picture, size in dict.fromkeys(sized):
+        if size:
+            read_control(picture).fitted(size)
     _warn_of_other_syntax(session, registry, requests, strict)
     for line in _first_of(where_concepts_are(found)):
         session.output.note(line)

@@ -32,10 +32,10 @@ def where_concepts_are(found: Sequence[LookedUp]) -> list[str]:
     for each in found:
         if each.request.settings.layout is not None or len(each.chosen) < 2:
             continue
-        if sum(one.has_place for one in each.chosen) > 1:
+        if sum(one.is_subject for one in each.chosen) > 1:
             lines.setdefault("several concepts: each in its place (--layout none: all at once)")
         for one in each.chosen:
-            if one.has_words and not one.has_place:
+            if one.has_words and not one.is_subject:
                 name = one.concept.name
                 lines.setdefault(
                     f"{name} changes the whole picture: nobody said of what it is "

@@ -83,7 +83,7 @@ def _subjects(found: LookedUp) -> int:
     names = {each.mention.name for each in found.chosen}
     words = plain_words(found.request.prompt)
     kinds = {each.concept.category for each in found.references if each.name not in names}
-    return sum(each.has_place for each in found.chosen) + sum(has_word(words, it) for it in kinds)
+    return sum(each.is_subject for each in found.chosen) + sum(has_word(words, it) for it in kinds)
 
 
 def _asks_of_references(request: "Request") -> bool:

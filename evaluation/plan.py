@@ -70,7 +70,7 @@ class Plan:
                     hint='concept import FILE --trigger "WORDS"',
                 )
             if len(self.chosen) > 1 and self.settings.layout not in (None, NONE):
-                check_has_place(each.label, each.has_words, each.has_place)
+                check_has_place(each.label, each.has_words, each.is_subject)
         if isinstance(self.settings.layout, Mapping):
             check_all_have_boxes(self.settings.layout, [each.mention.name for each in self.chosen])
 

@@ -132,7 +132,7 @@ def inject_concepts(
             phrase,
             each.label,
             change,
-            is_subject=bool(phrase) and not each.is_general,
+            is_subject=each.is_subject,
         )
         if change.names and not (apart and concept.is_subject):
             changes.append(change)
@@ -230,10 +230,8 @@ def stand_ins(base: LoadedBase, chosen: Sequence[ChosenVersion]) -> list[Injecte
             words = [_WORD] * metadata.num_tokens
             category = metadata.category
             phrase = phrase_of(words, category, names_category=metadata.names_category)
-        is_subject = bool(phrase) and not each.is_general
-        found.append(
-            InjectedConcept(each.mention, category, (), phrase, each.label, is_subject=is_subject)
-        )
+        own = InjectedConcept(each.mention, category, (), phrase, each.label)
+        found.append(replace(own, is_subject=each.is_subject))
     return found
 
 

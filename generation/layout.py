@@ -124,7 +124,7 @@ def check_places(
     categories of concepts that it is drawn after, by name.
     """
     named = {each.mention.name: each for each in chosen}
-    placed = [name for name, each in named.items() if each.has_place]
+    placed = [name for name, each in named.items() if each.is_subject]
     if not isinstance(layout, Mapping):
         if settled(layout, len(named)) == AUTO and len(placed) > MAX_SUBJECTS:
             raise too_many(len(placed))
@@ -132,7 +132,7 @@ def check_places(
     words = plain_words(prompt)
     for name in layout:
         if name in named:
-            check_has_place(named[name].label, named[name].has_words, named[name].has_place)
+            check_has_place(named[name].label, named[name].has_words, named[name].is_subject)
         elif not has_word(words, name) and not has_word(words, referenced.get(name, name)):
             raise no_such_box(name)
     check_all_have_boxes(layout, placed)
@@ -157,14 +157,14 @@ def check_all_have_boxes(layout: Collection[str], names: Sequence[str]) -> None:
         )
 
 
-def check_has_place(label: str, has_words: bool, has_place: bool) -> None:
+def check_has_place(label: str, has_words: bool, is_subject: bool) -> None:
     """Raise `InvalidInput` for a concept that a box is for, and that changes the whole picture."""
     if not has_words:
         raise InvalidInput(
             f"{label} has no words in prompts, and so no place in a picture",
             hint='concept import FILE --trigger "WORDS"',
         )
-    if not has_place:
+    if not is_subject:
         name = label.partition("@")[0]
         raise InvalidInput(
             f"{label} has no place in a picture: nobody said of what it is",

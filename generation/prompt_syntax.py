@@ -77,7 +77,7 @@ class ChosenVersion:
         return bool(read_description(self.run.config).phrase)
 
     @property
-    def has_place(self) -> bool:
+    def is_subject(self) -> bool:
         """Whether it is a subject of pictures, instead of changing them as a whole."""
         return self.has_words and not self.is_general
 

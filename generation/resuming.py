@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,10 +79,13 @@ def find_shots(
     side = native.size if native else _USUAL_SIDE
     side = loaded.backbone.size if loaded else side
     shots: list[Shot] = []
+    networks = cache(partial(_networks, loaded)) if loaded else None
     for request in requests:
         asked = _asked(registry, base, with_size(request, side), loaded.sha256 if loaded else None)
-        if loaded:
-            asked["networks"] = _networks(loaded, request)
+        if networks:
+            asked["networks"] = networks(
+                _control_of(request), bool(request.settings.encoder_strength)
+            )
         asked["init"] = _init(request, side)
         asked["maps"] = with_maps
         asked["points"] = [list(each) for each in points]
@@ -111,25 +115,32 @@ def _asked(
         "control": None,
     }
     if request.control:
-        sha256 = read_control(request.control.picture).sha256
         network = find_control(base, request.control.kind).name
+        sha256 = read_control(request.control.picture).sha256
         found["control"] = [sha256, network, request.control.scale, request.control.transfers]
     return found
 
 
-def _networks(base: "LoadedBase", request: Request) -> list[str | None]:
-    """The hashes of the ControlNet and of the subject encoder that a request is drawn with."""
+def _control_of(request: Request) -> tuple[str | None] | None:
+    """The kind of ControlNet that a request is drawn with, if it is with one."""
+    if request.control:
+        return (request.control.kind,)
+    return (LAYOUT,) if request.settings.layout_control else None
+
+
+def _networks(
+    base: "LoadedBase", control: tuple[str | None] | None, sees: bool
+) -> list[str | None]:
+    """The hashes of the files of a ControlNet and, if it `sees`, of the subject encoder."""
     from ..models.control import hash_of_control
     from ..models.subject_encoder_file import hash_of_subject_encoder
 
-    control = encoder = None
-    settings = request.settings
-    if settings.layout_control or request.control:
-        kind = request.control.kind if request.control else LAYOUT
-        control = hash_of_control(find_control(base.base, kind), offline=base.offline)
-    if settings.encoder_strength:
-        encoder = hash_of_subject_encoder(base)
-    return [control, encoder]
+    return [
+        hash_of_control(find_control(base.base, *control), offline=base.offline)
+        if control
+        else None,
+        hash_of_subject_encoder(base) if sees else None,
+    ]
 
 
 def _init(request: Request, side: int) -> dict[str, object] | None:

@@ -159,10 +159,9 @@ def _check_begun(
 ) -> None:
     """Raise `InvalidInput` if a folder's training was begun with something else."""
     path = folder / "begun.json"
-    pictures = {
-        "pictures": len(examples),
-        "pictures_sha256": sha256_of_json([_seen(each) for each in examples]),
-    }
+    sources = [each.source for each in examples]
+    seen = [(each.path.name, each.path.stat().st_size, each.caption) for each in sources]
+    pictures = {"pictures": len(sources), "pictures_sha256": sha256_of_json(seen)}
     now = {**told, **pictures, **asked}
     if not path.exists():
         write_file(path, (json.dumps(now, indent=2) + "\n").encode())
@@ -177,12 +176,6 @@ def _check_begun(
             raise InvalidInput(
                 f"the training in {folder} was begun with {other} {what}", hint="--out NEW_FOLDER"
             )
-
-
-def _seen(example: Example) -> tuple[object, ...]:
-    """What tells an example from another, without reading it."""
-    source = example.source
-    return (source.path.name, source.path.stat().st_size, source.caption)
 
 
 # --- pictures -------------------------------------------------------------------------------------
