@@ -13,11 +13,11 @@ With one photo each (a folder for itself):
 
 Individuals, one of each category in turn, are taught from five renders by each method with its
 `miniature` preset, and drawn for the suite `miniature`; the base model gets the category's name
-alone. With one photo subjects are drawn after it, without any training. `--methods all` measures
-more: with five photos DreamTuner, Textual Inversion, and that with SeFi-IDE's loss; with one, every
-method. Interrupted, it goes on where it was; a second process on the same folder takes over
-individuals that nobody teaches (`--teach` leaves the scoring to the first), but methods that teach
-all in one batch hold them all. Scores are those of `concept eval`, and
+alone. With one photo it is every method, and subjects drawn after it without any training; with
+five, `--methods all` adds DreamTuner, Textual Inversion, and that with SeFi-IDE's loss.
+Interrupted, it goes on where it was; a second process on the same folder takes over individuals
+that nobody teaches (`--teach` leaves the scoring to the first), but methods that teach all in one
+batch hold them all. Scores are those of `concept eval`, and
 
 likeness     cosine of the identity encoder between a picture and eight other renders of the
              individual, on prompts that leave its looks alone (no recolouring, no sketch)
@@ -66,7 +66,7 @@ FILES = {NUM_PHOTOS: "methods", 1: "one-photo"}
 """What results are called, by the number of photos; of others they go into --out alone."""
 PUBLISHED = {
     NUM_PHOTOS: (BARE_WAY.label, "attndreambooth", "dreambooth", "sefi"),
-    1: (BARE_WAY.label, INSTANT.label),
+    1: ("all",),
 }
 """Which ways, by the number of photos."""
 SHOWN = (0, 4, 8, 10, 12)

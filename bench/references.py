@@ -9,8 +9,8 @@ ways    individuals of bench/methods.py, each drawn after one photo (or the firs
         its mask, without any training, by each way: the same prompts (of the suite `miniature`),
         seeds, steps and guidance. Scores are those of bench/methods.py. MasaCtrl, FreeCustom and
         the community pipeline are as `relatives.py` says. Ways with β need a subject encoder:
-        the one beside the miniature, or --encoder and, trained without a ControlNet,
-        --without-control; without one they are left out
+        the one beside the miniature, or --encoder; --with-control is another, which
+        learned with a ControlNet. Without one they are left out
 taught  the folder is one of bench/methods.py: individuals as AttnDreamBooth has taught them there,
         drawn after the first photo too, at weights ω, as the program does where a prompt names who
         is drawn; after three photos; and with the interleaved guidance of who was not taught
@@ -141,7 +141,7 @@ WITH_ENCODER = (
         ReferenceWay(label=f"strength {each:g}", strength=each, encoder="own")
         for each in (0.1, 0.2, 0.5)
     ),
-    ReferenceWay(label="strength 0.2, no ControlNet", strength=0.2, encoder="without ControlNet"),
+    ReferenceWay(label="strength 0.2, ControlNet", strength=0.2, encoder="with ControlNet"),
 )
 """On top of `OURS`."""
 ABLATION = (
@@ -150,7 +150,7 @@ ABLATION = (
     *(BASE.label, "weight 1", "weight 2.5", "weight 10"),
     *("no mask", WITH_ENCODER[3].label),
 )
-"""The paper's figure 8: β from 0 on, ω from 0 on, no mask, no ControlNet in pre-training."""
+"""The paper's figure 8: β from 0 on, ω from 0 on, no mask, a ControlNet in pre-training."""
 Encoders = dict[str, LoadedSubjectEncoder]
 
 
@@ -513,11 +513,11 @@ def main() -> None:
     asked.add_argument("parts", nargs="*", choices=[*SEEDS, []], default=[])
     asked.add_argument("--split", choices=["measured", "tuning"], default="measured")
     asked.add_argument("--encoder", metavar="PATH", help="a subject encoder")
-    asked.add_argument("--without-control", metavar="PATH", help="one trained without a ControlNet")
+    asked.add_argument("--with-control", metavar="PATH", help="one that learned with a ControlNet")
     asked.set_defaults(seeds=None)
     options = asked.parse_args()
     home = options.out
-    if is_as_published(asked, options, but=("parts", "without_control")):
+    if is_as_published(asked, options, but=("parts", "with_control")):
         home = RESULTS
     for part in options.parts or ["ways", "suns"]:
         own = argparse.Namespace(**vars(options) | {"seeds": options.seeds or SEEDS[part]})
@@ -543,8 +543,8 @@ def measure(
     if part == "suns":
         return measure_suns(laboratory, options.out)
     sources: dict[str, str | None] = {"own": options.encoder}
-    if options.without_control:
-        sources["without ControlNet"] = options.without_control
+    if options.with_control:
+        sources["with ControlNet"] = options.with_control
     return measure_ways(laboratory, load_encoders(laboratory.base, sources), home)
 
 

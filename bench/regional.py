@@ -10,8 +10,8 @@ lora      LoRA of rank 16 of all attention projections for each, beside the laye
 weights   all weights of the U-Net for each: a prediction for each at every step
 auto      words whose regions are found first
 
-Times are medians of rounds in which all ways take turns, as ratios to the plain picture of the
-round. `megabytes` are those of the weights that are kept for the subjects. Writes
+Processor times are medians of rounds in which all ways take turns, as ratios to the plain picture
+of the round. `megabytes` are those of the weights that are kept for the subjects. Writes
 bench/results/regional.json.
 """
 
@@ -115,10 +115,10 @@ def measured(backbone: Backbone, count: int, rounds: int, steps: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, plan in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()
             draw_batch(backbone, [prompt] * len(SEEDS), SEEDS, settings, plan=plan)
             if number:  # the first round is to warm up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     plain = seconds["plain"]
     return {
         name: {

@@ -144,11 +144,11 @@ def find_frames(picture: Path, wanted: Sequence[DrawnFrame], given: Sequence[Pat
     """The files of the frames that a picture was drawn after, known by their hashes.
 
     They are among those that are `given`, or lie beside the picture; links there are passed over.
-    Raises `InvalidInput` for files where none are wanted, and `NotFound`.
+    Raises `InvalidInput` for files that are none of them, and `NotFound`.
     """
     if given and not wanted:
         raise InvalidInput(f"{picture} was not drawn after another frame", hint="leave it out")
-    found = _by_hash({each.sha256 for each in wanted}, picture, given, "frame")
+    found = _by_hash(picture, "frame", {each.sha256 for each in wanted}, given, beside=picture)
     for each in wanted:
         if each.sha256 not in found:
             raise NotFound(
@@ -164,13 +164,13 @@ def find_layouts(
     """The control pictures of what a picture was drawn after, by their hashes.
 
     They are among those that are `given`, or lie `beside` the picture's own. Raises `InvalidInput`
-    for files where none are wanted, and `NotFound`.
+    for files that are none of them, and `NotFound`.
     """
     if given and not wanted:
         raise InvalidInput(
             f"{picture} was not drawn after a reference with a control picture", hint="leave it out"
         )
-    found = _by_hash(wanted, beside, given, "control picture")
+    found = _by_hash(picture, "control picture", wanted, given, beside=beside)
     for sha256 in wanted:
         if sha256 not in found:
             raise NotFound(
@@ -181,25 +181,34 @@ def find_layouts(
 
 
 def _by_hash(
-    wanted: Collection[str], beside: Path | None, given: Sequence[Path], noun: str
+    picture: Path,
+    noun: str,
+    wanted: Collection[str],
+    given: Sequence[Path],
+    *,
+    beside: Path | None,
 ) -> dict[str, Path]:
-    """The files among some pictures that have wanted hashes."""
+    """The files of wanted hashes, among those given, else among those beside a picture."""
     found: dict[str, Path] = {}
-    for path, sha256 in _hashed(beside, given, noun) if wanted else ():
-        found.setdefault(sha256, path)
-        if found.keys() >= set(wanted):
-            break
-    return found
-
-
-def _hashed(picture: Path | None, given: Sequence[Path], noun: str) -> Iterator[tuple[Path, str]]:
-    """Files with their hashes: those given, then those beside a picture, its neighbours first."""
     for path in given:
         if not os.path.isfile(path):
             raise NotFound(f"there is no {noun} {path}", hint=f"ls {quoted(path.parent)}")
-        yield path, sha256_of(read_file(path))
-    if picture is None:
-        return
+        sha256 = sha256_of(read_file(path))
+        if sha256 not in wanted:
+            raise InvalidInput(
+                f"{path} is no {noun} that {picture} was drawn with", hint="leave it out"
+            )
+        found[sha256] = path
+    if beside and not found.keys() >= set(wanted):
+        for path, sha256 in _hashed_beside(beside):
+            found.setdefault(sha256, path)
+            if found.keys() >= set(wanted):
+                break
+    return found
+
+
+def _hashed_beside(picture: Path) -> Iterator[tuple[Path, str]]:
+    """Pictures beside a picture with their hashes, its neighbours first."""
     folder = Path(os.path.realpath(picture.parent))
     beside = [Path(each.name) for each in entries(folder, folder) if each.is_file]
     pictures = [folder / each for each in beside if each.suffix.lower() in SUFFIXES]
