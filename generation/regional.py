@@ -1,10 +1,8 @@
 """Several subjects in a picture, each seen only from its own region.
 
 Words: the keys of a subject's words are seen from its region. References: so are those of its
-references. Places: in self-attention a subject's are not seen from another's, so that its looks do
-not leak into that one (Bounded Attention, arXiv 2403.16990). Changed weights: each concept that
-changes them has a prediction of its own, with its weights alone and the others' categories in its
-prompt; they are blended by the regions,
+references. Changed weights: each concept that changes them has a prediction of its own, with its
+weights alone and the others' categories in its prompt; they are blended by the regions,
 
     ε = (1 - Σ_s m_s) ε_0 + Σ_s m_s ε_s,
 
@@ -28,7 +26,6 @@ from ..adapters.adapter import injected
 from ..adapters.lora_branch import LoraBranch
 from ..adapters.weight_delta import ChangedWeights
 from ..kernels import GroupBias
-from ..kernels.observation import SELF_ATTENTION
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.latents import layer_size
@@ -49,7 +46,7 @@ SHARED = 0.1
 
 @dataclass(slots=True)
 class Sight:
-    """Which words, references and places are seen from where, in the rows of a denoiser's batch.
+    """Which words and references are seen from where, in the rows of a denoiser's batch.
 
     Branches are there in networks `beside` the denoiser, too. `masks` (B, S, h, w) are the shares
     of places that are each subject's; None where all see all.
@@ -71,8 +68,7 @@ class Sight:
     def words(self, backbone: Backbone, prompted: Tensor, num_tokens: int) -> Iterator[None]:
         """Words are seen from their subjects' regions, in rows (R,) that have the prompt.
 
-        Branches of layers count there, and in cross-attention for these words. In all rows,
-        subjects do not see each other's places.
+        Branches of layers count there, and in cross-attention for these words.
         """
         if self.masks is None:
             yield
@@ -83,9 +79,6 @@ class Sight:
         groups = torch.where(prompted[:, None], numbers, -1)
         with ExitStack() as stack:
             stack.enter_context(backbone.attention.see_from(lambda n: self._bias(groups, n)))
-            if len(self.subjects) > 1:
-                apart = partial(self._apart, len(prompted))
-                stack.enter_context(backbone.attention.see_from(apart, layers=SELF_ATTENTION))
             for number, branch in self.branches:
                 share = partial(self._share, number, groups)
                 stack.enter_context(branch.beside(backbone, share, self.beside))
@@ -116,19 +109,8 @@ class Sight:
 
         return bias
 
-    def _apart(self, rows: int, places: int) -> GroupBias:
-        """Places that are mostly a subject's are seen as far as a query is no other subject's."""
-        shares = self._shares(places)
-        most, subject = shares.max(1)
-        groups = torch.where(most > 0.5, subject, -1).repeat(rows // len(shares), 1)
-        return self._biased(groups, 1 - (shares.sum(1, keepdim=True) - shares))
-
     def _bias(self, groups: Tensor, num_queries: int) -> GroupBias:
-        return self._biased(groups, self._shares(num_queries))
-
-    def _biased(self, groups: Tensor, seen: Tensor) -> GroupBias:
-        """Keys of groups (R, M) that queries see as far as shares (B, G, N) say."""
-        values = seen.clamp(min=HIDDEN).log()
+        values = self._shares(num_queries).clamp(min=HIDDEN).log()
         return GroupBias(groups, values.repeat(len(groups) // len(values), 1, 1), checked=True)
 
     def _shares(self, places: int) -> Tensor:

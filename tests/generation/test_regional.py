@@ -150,41 +150,6 @@ def test_words_are_seen_from_their_region_alone(exact: Backbone) -> None:
     assert float((found[0] - plain[0]).abs().max()) < 1e-12
 
 
-@torch.no_grad()
-def test_subjects_do_not_see_each_other_s_places(exact: Backbone) -> None:
-    """Equal to a whole mask in a materialised softmax, in all rows."""
-    layer = next(name for name in exact.attention.layers if name.endswith("attn1"))
-    attention: Any = exact.denoiser.get_submodule(layer)
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(4, 64, attention.to_q.in_features, generator=generator).double()
-    boxes = [(0.0, 0.0, 0.25, 1.0), (0.75, 0.0, 1.0, 1.0)]
-    sight = Sight(["rex", "mia"], [SubjectColumns((2,), (2,)), SubjectColumns((4,), (4,))])
-    sight.set(box_regions(boxes, (8, 8)).expand(2, -1, -1, -1).double())
-    with sight.words(exact, torch.tensor([False, False, True, True]), 7):
-        found = attention(states)
-    plain = attention(states)
-    assert sight.masks is not None
-    rex, mia = sight.masks[0].flatten(1)
-    mask = torch.zeros(64, 64, dtype=torch.float64)
-    mask[:, rex > 0.5] = (1 - mia).clamp(min=1e-3).log()[:, None]
-    mask[:, mia > 0.5] = (1 - rex).clamp(min=1e-3).log()[:, None]
-    query, key, value = (
-        project(states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for project in (attention.to_q, attention.to_k, attention.to_v)
-    )
-    scores = query @ key.mT * attention.scale + mask
-    expected = attention.to_out[0]((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
-    assert float((found - expected).abs().max()) < 1e-6
-    assert float((found - plain).abs().max()) > 1e-3
-    between = (rex < 1e-6) & (mia < 1e-6)
-    assert between.any()
-    assert float((found - plain)[:, between].abs().max()) < 1e-6
-    alone = Sight(["rex"], [SubjectColumns((2,), (2,))])
-    alone.set(sight.masks[:, :1])
-    with alone.words(exact, torch.tensor([False, False, True, True]), 7):
-        assert attention(states).equal(plain)
-
-
 def test_a_concept_s_weights_are_blended_in_where_its_region_is(exact: Backbone) -> None:
     change = change_of(exact)
     plan = plan_of(
