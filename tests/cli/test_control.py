@@ -71,6 +71,9 @@ def test_a_reference_has_a_control_picture_of_its_own(
     lost = error_of(run("--json", *back))
     assert "a control picture of its own" in lost["message"]
     assert ask(*back, "--reference-control", moved)["is_same"]
+    told = run("--json", *back, "--reference-control", moved, "--reference-control", picture)
+    assert told.exit_code == 2
+    assert f"{picture} is no control picture that" in error_of(told)["message"]
     for more, exit_code, text in (
         ((*words, "--reference-control", moved), 2, "what is drawn has none"),
         ((*asked, *("--reference-control", moved) * 2), 2, "2 control pictures of references"),

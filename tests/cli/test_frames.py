@@ -76,15 +76,8 @@ def test_a_frame_needs_the_one_before_it(
     assert "whose file is not beside it" in error_of(told)["message"]
     assert document["images"][0]["sha256"][:12] in error_of(told)["hint"]
     assert ask("reproduce", second, "--base", folders[0], "--frame", moved)["is_same"]
-    told = run(
-        "--json",
-        "reproduce",
-        second,
-        "--base",
-        folders[0],
-        *("--frame", moved),
-        *("--frame", second),
-    )
+    frames = ("--frame", moved, "--frame", second)
+    told = run("--json", "reproduce", second, "--base", folders[0], *frames)
     assert told.exit_code == 2
     assert f"{second} is no frame that {second} was drawn with" in error_of(told)["message"]
     told = run("--json", "reproduce", moved, "--base", folders[0], "--frame", second)
