@@ -1,6 +1,7 @@
 """The frames of `concept generate --animate`, and those that `concept reproduce` needs."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..generation.request import Request
     from ..models.loading import LoadedBase
     from ..registry import Registry
+    from .framework import Session
 
 Format = Literal["webp", "gif"]
 AnimateOption = Annotated[
@@ -108,6 +110,16 @@ class Animation:
             requests = [replace(each, control=one) for each in requests for one in self.controls]
         check_frames(requests)
         return requests
+
+    @contextmanager
+    def interruptible(self, session: "Session", seed: int, *, leak: bool) -> Iterator[None]:
+        """Whoever interrupts is told how to go on; leaks are measured anew."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not leak:
+                session.output.note(f"the same command goes on with --seed {seed}")
+            raise
 
     def draw(
         self,

@@ -1,8 +1,8 @@
 """`concept generate`: draw pictures. `concept reproduce`: draw a picture again."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -310,7 +310,7 @@ def generate(
             found,
             out,
             is_plain=is_plain,
-            is_animated=animate,
+            frame_weights=film.weights if film else None,
             check=partial(
                 _check,
                 session,
@@ -336,8 +336,11 @@ def generate(
         total = sum(len(request.seeds) for request in wanted)
         draw = film.draw if film else partial(generating.generate, batch=batch or _BATCH)
         drawing = draw(registry, loaded, wanted, out, with_leaks=leak, **looked)
-        whole = script.whole(drawing) if script else ((each, True) for each in drawing)
-        images, leaks, for_grid = _drawn(session, whole, total, grid=grid)
+        whole = script.whole(drawing) if script else drawing
+        with film.interruptible(session, defaults.seed, leak=leak) if film else nullcontext():
+            images, leaks, for_grid = _drawn(
+                session, whole, total, grid=grid, has_scenes=script is not None
+            )
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
     page = script.write_page([each["path"] for each in images]) if script else None
     document = {
@@ -350,20 +353,21 @@ def generate(
     }
     paths = [path for each in images for path in (each["path"], each["maps"]) if path]
     session.output.lines(document, [*paths, *filter(None, [sheet, page]), *document["animations"]])
-    _say_what_was_drawn(session, requests, leaks, (total, len(images) - total))
+    _say_what_was_drawn(session, requests, leaks, [each["is_new"] for each in images])
 
 
 def _say_what_was_drawn(
     session: Session,
     requests: "list[Request]",
     leaks: "list[list[Leak]]",
-    counts: tuple[int, int],
+    are_new: Sequence[bool],
 ) -> None:
     """Say how much was drawn, and was there, and its leaks."""
+    drawn = sum(are_new)
     for line in _mean_leaks(leaks):
         session.output.note(line)
-    there = f"; {counts[1]:,} were there" if counts[1] else ""
-    session.output.note(f"{count(counts[0], 'picture')}, {_seeds(requests)}{there}")
+    there = f"; {len(are_new) - drawn:,} were there" if drawn < len(are_new) else ""
+    session.output.note(f"{count(drawn, 'picture')}, {_seeds(requests)}{there}")
 
 
 def _check(
@@ -383,22 +387,26 @@ def _check(
     from ..generation.picture_texts import check_room
     from ..generation.prompt_syntax import check_negative, resolve_prompt
     from ..generation.reference_syntax import resolve_references
-    from ..generation.request import check_encoder, check_none_follow
+    from ..generation.request import check_encoder, check_none_follow, naming_place
 
     found: list[LookedUp] = []
     for request in requests:
-        chosen = [] if registry is None else resolve_prompt(registry, request.prompt)
-        if registry is not None:
-            references = resolve_references(registry, request.references, request.prompt)
-            found.append(LookedUp(request=request, chosen=chosen, references=references))
-        check_layout(request, found[-1] if found else None)
-        check_negative(request.settings.negative)
-        check_encoder(request)
-        check_none_follow(request)
-        check_room(request.prompt, request.settings.negative, file_format)
-    sized = [(each.control.picture, each.settings.size) for each in requests if each.control]
-    for picture, size in dict.fromkeys(sized):
-        if size:
+        with naming_place(request):
+            if registry is not None:
+                chosen = resolve_prompt(registry, request.prompt)
+                references = resolve_references(registry, request.references, request.prompt)
+                found.append(LookedUp(request=request, chosen=chosen, references=references))
+            check_layout(request, found[-1] if found else None)
+            check_negative(request.settings.negative)
+            check_encoder(request)
+            check_none_follow(request)
+            check_room(request.prompt, request.settings.negative, file_format)
+    sized: dict[tuple[Path, tuple[int, int]], Request] = {}
+    for each in requests:
+        if each.control and each.settings.size:
+            sized.setdefault((each.control.picture, each.settings.size), each)
+    for (picture, size), request in sized.items():
+        with naming_place(request):
             read_control(picture).fitted(size)
     _warn_of_other_syntax(session, registry, requests, strict)
     for line in _first_of(where_concepts_are(found)):
@@ -416,7 +424,7 @@ def _load(session: Session, base: str, *, offline: bool) -> "LoadedBase":
 
 
 def _drawn(
-    session: Session, drawing: "Iterator[tuple[Picture, bool]]", total: int, *, grid: bool
+    session: Session, drawing: "Iterator[Picture]", total: int, *, grid: bool, has_scenes: bool
 ) -> "tuple[list[_Document], list[list[Leak]], list[Picture]]":
     """Draw pictures: what is said of each, their leaks, and themselves if there is to be a grid."""
     images: list[_Document] = []
@@ -424,13 +432,13 @@ def _drawn(
     leaks: list[list[Leak]] = []
     done = 0
     with session.output.progress("drawing") as advance:
-        for picture, is_new in drawing:
-            images.append(_described(picture, is_new=is_new))
+        for picture in drawing:
+            images.append(_described(picture))
             leaks.append(picture.leaks)
             if grid:
                 for_grid.append(picture)
-            done += is_new
-            if advance and is_new:
+            done += picture.is_new or not has_scenes
+            if advance and picture.is_new:
                 advance(done, total)
     return images, leaks, for_grid
 
@@ -528,7 +536,7 @@ def _mean_leaks(leaks: "list[list[Leak]]") -> list[str]:
     ]
 
 
-def _described(picture: "Picture", *, is_new: bool = True) -> _Document:
+def _described(picture: "Picture") -> _Document:
     return {
         "path": str(picture.path),
         "seed": picture.seed,
@@ -536,7 +544,7 @@ def _described(picture: "Picture", *, is_new: bool = True) -> _Document:
         "prompt": picture.prompt,
         "maps": str(picture.maps) if picture.maps else None,
         "leaks": [asdict(each) for each in picture.leaks],
-        "is_new": is_new,
+        "is_new": picture.is_new,
     }
 
 

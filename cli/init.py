@@ -83,10 +83,18 @@ def parse(
 def check(base: "LoadedBase", requests: "Sequence[Request]") -> list[str]:
     """Read all pictures to begin with; returns a line for each that has to be resized."""
     from ..generation.init_request import resized
+    from ..generation.request import naming_place
 
-    side = base.backbone.size
-    asked = dict.fromkeys((each.init, each.settings.size) for each in requests if each.init)
-    return list(filter(None, (resized(init, size, side) for init, size in asked)))
+    asked: dict[tuple[InitRequest, tuple[int, int] | None], Request] = {}
+    for each in requests:
+        if each.init:
+            asked.setdefault((each.init, each.settings.size), each)
+    lines: list[str] = []
+    for (init, size), request in asked.items():
+        with naming_place(request):
+            line = resized(init, size, base.backbone.size)
+        lines += [line] if line else []
+    return lines
 
 
 def again(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,10 @@ from .output import count
 
 if TYPE_CHECKING:
     from ..generation.drawing import Picture
+    from ..generation.frames import FrameWeights
     from ..generation.picture_texts import FileFormat
     from ..generation.request import Request
-    from ..generation.resuming import KeptPicture, Shot
+    from ..generation.resuming import Shot
     from ..models.bases import Base
     from ..models.loading import LoadedBase
     from ..registry import Registry
@@ -65,17 +67,19 @@ class Script:
                 self.left.append(replace(shot.request, seeds=[shot.seed]))
         return self.left
 
-    def whole(self, drawn: "Iterator[Picture]") -> "Iterator[tuple[Picture, bool]]":
-        """All pictures in order, those that were there too, and whether each is new."""
+    def whole(self, drawn: "Iterator[Picture]") -> "Iterator[Picture]":
+        """All pictures in order, those that were there too."""
+        from ..generation.drawing import Picture
+
         found: dict[str, Picture] = {}
         for shot in self.shots:
             if shot.kept:
-                yield _picture(shot, shot.kept), False
+                yield Picture.there(shot, shot.kept)
             elif shot.key in found:
-                yield found[shot.key], False
+                yield replace(found[shot.key], is_new=False)
             else:
                 found[shot.key] = next(drawn)
-                yield found[shot.key], True
+                yield found[shot.key]
         for _ in drawn:  # which ends it
             raise AssertionError("more pictures than scenes")
 
@@ -117,27 +121,28 @@ def show_plan(
     out: Path,
     *,
     is_plain: bool,
-    is_animated: bool,
+    frame_weights: "FrameWeights | None",
     check: "Callable[[Registry | None], None]",
     file_format: "FileFormat" = "png",
     **options: Any,
 ) -> None:
     """Print what would be drawn, after what is checked before drawing."""
-    from ..generation.resuming import find_shots
+    from ..generation.resuming import find_frames, find_shots
     from ..registry.errors import RegistryMissing
 
     options["file_format"] = file_format
+    find = partial(find_frames, weights=frame_weights) if frame_weights else find_shots
     try:
         with session.registry() as registry:
             registry.check_outside(out)
             check(registry)
-            shots = find_shots(registry, base, requests, out, **options)
+            shots = find(registry, base, requests, out, **options)
     except RegistryMissing:
         if not is_plain:
             raise
         check(None)
-        shots = find_shots(None, base, requests, out, **options)
-    planned = _frames(shots, len(requests), out) if is_animated else _pictures(shots, out)
+        shots = find(None, base, requests, out, **options)
+    planned = _frames(shots, len(requests), out) if frame_weights else _pictures(shots, out)
     names = _Names(file_format)
     paths: dict[int, Path] = {}
     for each in planned:
@@ -188,18 +193,12 @@ def _pictures(shots: "Sequence[Shot]", out: Path) -> list[_Planned]:
 
 
 def _frames(shots: "Sequence[Shot]", num_frames: int, out: Path) -> list[_Planned]:
-    """All frames of the first seed, then those of the others; shots have them by frame."""
     from ..generation.pictures import file_stem
 
-    num_seeds = len(shots) // num_frames
+    title = shots[0].request.title
     return [
-        _Planned(
-            shot,
-            out / file_stem(shots[0].request.title, shot.seed, i // num_seeds + 1),
-            i,
-        )
-        for start in range(num_seeds)
-        for i, shot in list(enumerate(shots))[start::num_seeds]
+        _Planned(shot, out / file_stem(title, shot.seed, i % num_frames + 1), i)
+        for i, shot in enumerate(shots)
     ]
 
 
@@ -226,20 +225,3 @@ class _Names:
 
 def _is_of(request: "Request", shot: "Shot") -> bool:
     return replace(request, seeds=[0]) == replace(shot.request, seeds=[0])
-
-
-def _picture(shot: "Shot", kept: "KeptPicture") -> "Picture":
-    from PIL import Image
-
-    from ..generation.drawing import Picture
-
-    with Image.open(kept.path) as image:
-        own = image.convert("RGB")
-    return Picture(
-        kept.path,
-        shot.seed,
-        kept.sha256,
-        shot.request.prompt,
-        kept.maps,
-        own,
-    )

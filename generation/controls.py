@@ -21,7 +21,7 @@ from .control_request import LAYOUT, UsedControl, categories_in, read_control
 from .injection import InjectedConcept
 from .layout import Box
 from .regional_plan import PlannedPart, RegionalPlan
-from .request import Request, check_control_kinds, check_none_follow
+from .request import Request, check_control_kinds, check_none_follow, naming_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,17 @@ def check_controls(base: Base, size: int, requests: Sequence[Request]) -> list[s
     checked: set[tuple[Path, tuple[int, int]]] = set()
     check_control_kinds(base, requests)
     for request in requests:
-        if (asked := request.control) is None:
+        with naming_place(request):
             check_none_follow(request)
-            continue
-        wanted = request.settings.size or (size, size)
-        if (key := (asked.picture, wanted)) in checked:
-            continue
-        checked.add(key)
-        read = read_control(asked.picture)
-        if read.fitted(wanted).size != read.image.size:
+            if (asked := request.control) is None:
+                continue
+            wanted = request.settings.size or (size, size)
+            if (key := (asked.picture, wanted)) in checked:
+                continue
+            checked.add(key)
+            read = read_control(asked.picture)
+            fitted = read.fitted(wanted)
+        if fitted.size != read.image.size:
             width, height = read.image.size
             line = f"{asked.picture} is {width}x{height}: resized to {wanted[0]}x{wanted[1]}"
             notes.setdefault(line)

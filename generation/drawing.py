@@ -9,12 +9,10 @@ from PIL import Image
 from ..adapters.adapter import injected
 from ..adapters.references import References
 from ..adapters.subject_encoding import SubjectEncoding
-from ..models.bases import find_control
 from ..models.loading import LoadedBase
 from ..models.subject_encoder_file import LoadedSubjectEncoder, load_subject_encoder
-from ..models.weighted_prompts import parse_weights
 from ..registry import Registry
-from .control_request import ReadControl, categories_in, read_control
+from .control_request import categories_in
 from .controls import (
     Controls,
     PreparedControl,
@@ -22,7 +20,7 @@ from .controls import (
     followed,
     following,
 )
-from .frames import ChosenFrame, FrameWeights
+from .frames import ChosenFrame
 from .init_request import UsedInit, read_init
 from .injection import InjectedConcept, expand_prompt, stand_ins
 from .layout import AUTO
@@ -30,12 +28,13 @@ from .observing import Leak, Observed, Wanted, observed
 from .parameters import Parameters, parameters_of
 from .picture_texts import check_room
 from .pictures import file_stem
-from .prompt_syntax import ChosenVersion, check_negative, replaced, resolve_prompt
-from .provenance import DrawnFrame, check_points, save_picture
+from .prompt_syntax import ChosenVersion, check_negative, resolve_prompt
+from .provenance import check_points, save_picture
 from .reference_syntax import ChosenReference, ReferenceRequest, described, resolve_references
 from .references import check_reference, frame_reference, load_references
 from .regional_plan import RegionalPlan, plan_regions
-from .request import Request, check_encoder, with_layout, with_size
+from .request import Request, check_encoder, naming_place, with_layout, with_size
+from .resuming import KeptPicture, Shot
 from .sampler import check_prompts
 from .starts import Start
 
@@ -44,7 +43,8 @@ from .starts import Start
 class Picture:
     """A picture that was written and recorded; `maps` is the file of its heat-maps.
 
-    `leaks` has both directions of each pair of concepts, if requested.
+    `leaks` has both directions of each pair of concepts, if requested. One that was there already
+    is not new.
     """
 
     path: Path
@@ -54,6 +54,20 @@ class Picture:
     maps: Path | None
     image: Image.Image
     leaks: list[Leak] = field(default_factory=list)
+    is_new: bool = True
+
+    @classmethod
+    def there(cls, shot: Shot, kept: KeptPicture) -> "Picture":
+        """One that was there already, from its file."""
+        return cls(
+            kept.path,
+            shot.seed,
+            kept.sha256,
+            shot.request.prompt,
+            kept.maps,
+            kept.image(),
+            is_new=False,
+        )
 
 
 AskedReferences = tuple[tuple[ReferenceRequest, ...], float]
@@ -153,53 +167,6 @@ class Drawing:
             encoder=encoder,
             encoder_strength=self.request.settings.encoder_strength,
         )
-
-    def after(
-        self, earlier: Sequence[tuple["Drawing", Picture]], weights: FrameWeights
-    ) -> list[ChosenFrame]:
-        """The first and the last of some earlier frames, once if they are one, in this one's words.
-
-        A concept that this frame's prompt does not name is its category.
-        """
-        names = {each.concept.id: each.mention.text for each in self.chosen}
-        found: dict[str, ChosenFrame] = {}
-        for (frame, picture), weight in zip(
-            [*earlier[-1:], *earlier[:1]], (weights.previous, weights.first), strict=False
-        ):
-            if not weight:
-                continue
-            words = {
-                each.mention.text: names.get(each.concept.id, each.concept.category)
-                for each in frame.chosen
-            }
-            before = found.get(picture.sha256)
-            total = weight + (before.drawn.weight if before else 0)
-            control = self._layout_of(frame.request)
-            drawn = DrawnFrame(
-                picture.sha256,
-                replaced(self._without_weights(picture.prompt), words),
-                total,
-                control=control and control.sha256,
-            )
-            found[picture.sha256] = ChosenFrame(drawn, picture.image, control)
-        return list(found.values())
-
-    def _without_weights(self, prompt: str) -> str:
-        """A prompt as references are described: words have no weights there."""
-        if not self.request.settings.prompt_weights:
-            return prompt
-        return "".join(each.text or " " for each in parse_weights(prompt))
-
-    def _layout_of(self, frame: Request) -> ReadControl | None:
-        """The control picture of an earlier frame, if it is for the same ControlNet as this one's.
-
-        A reference follows a ControlNet too, by its own layout (DreamTuner, project page).
-        """
-        own, other = self.request.control, frame.control
-        if own is None or other is None:
-            return None
-        kinds = {find_control(self.base.base, each.kind) for each in (own, other)}
-        return read_control(other.picture) if len(kinds) == 1 else None
 
     def draw(
         self,
@@ -352,22 +319,21 @@ def drawings_of(
     """Requests whose prompts, references and control pictures have been looked up and checked."""
     registry.check_folder(folder)
     check_points(wanted.points)
+    sized: list[Request] = []
+    resolved: list[tuple[Request, list[ChosenVersion], list[ChosenReference]]] = []
     for request in requests:
-        check_negative(request.settings.negative)
-        check_encoder(request)
-        check_room(request.prompt, request.settings.negative, wanted.file_format)
-    requests = [with_size(request, base.backbone.size) for request in requests]
-    resolved = [
-        (
-            with_layout(request),
-            resolve_prompt(registry, request.prompt),
-            resolve_references(registry, request.references, request.prompt),
-        )
-        for request in requests
-    ]
-    check_controls(base.base, base.backbone.size, requests)
-    controls = Controls(base, requests)
+        with naming_place(request):
+            check_negative(request.settings.negative)
+            check_encoder(request)
+            check_room(request.prompt, request.settings.negative, wanted.file_format)
+            sized.append(with_size(request, base.backbone.size))
+            chosen = resolve_prompt(registry, request.prompt)
+            references = resolve_references(registry, request.references, request.prompt)
+        resolved.append((with_layout(sized[-1]), chosen, references))
+    check_controls(base.base, base.backbone.size, sized)
+    controls = Controls(base, sized)
     records = [Drawing(registry, base, *each, folder, controls, wanted) for each in resolved]
     for each in records:
-        each.check()
+        with naming_place(each.request):
+            each.check()
     return records

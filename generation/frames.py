@@ -12,6 +12,7 @@ from typing import Annotated
 from PIL import Image
 from pydantic import Field
 
+from ..models.bases import Base, find_control
 from ..models.references import MAX_WEIGHT
 from ..registry.errors import InvalidInput, NotFound, quoted
 from ..registry.files import entries, open_file
@@ -19,6 +20,7 @@ from ..registry.hashes import sha256_of
 from ..registry.images import SUFFIXES, read_file, read_photo, strict_decoding
 from ..registry.validation import form_of, validated
 from .control_request import ControlRequest, ReadControl, read_control
+from .prompt_syntax import ChosenVersion, replaced
 from .provenance import DrawnFrame
 from .request import Request
 
@@ -54,6 +56,72 @@ class ChosenFrame:
     image: Image.Image
     control: ReadControl | None = None
     """Its own control picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierFrame:
+    """A frame that is there: what it was asked for with, its file's hash and its pixels."""
+
+    request: Request
+    chosen: Sequence[ChosenVersion]
+    sha256: str
+    image: Image.Image
+
+
+def frames_before(
+    base: Base,
+    request: Request,
+    chosen: Sequence[ChosenVersion],
+    earlier: Sequence[EarlierFrame],
+    weights: FrameWeights,
+) -> list[ChosenFrame]:
+    """The last and the first of some earlier frames, once if they are one, in a request's words.
+
+    A concept that the request's prompt does not name is its category.
+    """
+    names = {each.concept.id: each.mention.text for each in chosen}
+    found: dict[str, ChosenFrame] = {}
+    for frame, weight in zip(
+        [*earlier[-1:], *earlier[:1]], (weights.previous, weights.first), strict=False
+    ):
+        if not weight:
+            continue
+        words = {
+            each.mention.text: names.get(each.concept.id, each.concept.category)
+            for each in frame.chosen
+        }
+        before = found.get(frame.sha256)
+        total = weight + (before.drawn.weight if before else 0)
+        control = _layout_of(base, request, frame.request)
+        drawn = DrawnFrame(
+            frame.sha256,
+            replaced(_without_weights(frame.request.prompt, request), words),
+            total,
+            control=control and control.sha256,
+        )
+        found[frame.sha256] = ChosenFrame(drawn, frame.image, control)
+    return list(found.values())
+
+
+def _without_weights(prompt: str, request: Request) -> str:
+    """A prompt as references are described: words have no weights there."""
+    if not request.settings.prompt_weights:
+        return prompt
+    from ..models.weighted_prompts import parse_weights
+
+    return "".join(each.text or " " for each in parse_weights(prompt))
+
+
+def _layout_of(base: Base, request: Request, frame: Request) -> ReadControl | None:
+    """The control picture of an earlier frame, if it is for the same ControlNet as the request's.
+
+    A reference follows a ControlNet too, by its own layout (DreamTuner, project page).
+    """
+    own, other = request.control, frame.control
+    if own is None or other is None:
+        return None
+    kinds = {find_control(base, each.kind) for each in (own, other)}
+    return read_control(other.picture) if len(kinds) == 1 else None
 
 
 def parse_controls(text: str, *, scale: float = 1.0) -> list[ControlRequest]:

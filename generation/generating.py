@@ -11,14 +11,16 @@ from PIL import Image
 
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from .drawing import Drawing, Picture, drawings_of, loaded_references
+from .drawing import Picture, drawings_of, loaded_references
 from .frames import (
     FRAME_RATE,
+    EarlierFrame,
     FrameWeights,
     check_frame_rate,
     check_frames,
     check_keeps_frames,
     durations,
+    frames_before,
 )
 from .injection import inject_concepts
 from .observing import Wanted
@@ -27,6 +29,7 @@ from .pictures import contact_sheet, file_stem
 from .provenance import save_picture, write_picture
 from .reference_maps import Point
 from .request import Request
+from .resuming import Shot, find_frames
 
 GRID_COLUMNS = 8
 _UNITS = {"webp": 1, "gif": 10}
@@ -81,10 +84,12 @@ def animate(
 
     All frames begin with the noise of their seed. From the second on they are drawn after earlier
     ones as well as after photos: a frame's subjects, where the maps of their categories are in it,
-    are attended with the `weights` (DreamTuner's project page, and appendix B). Raises
-    `InvalidInput` for requests of other seeds or sizes, and for JPEG, which loses what later frames
-    are drawn after.
+    are attended with the `weights` (DreamTuner's project page, and appendix B). Frames that are in
+    the folder already, up to the first that is not, are yielded from their files; with leaks, which
+    files do not tell, all are drawn. Raises `InvalidInput` for requests of other seeds or sizes,
+    and for JPEG, which loses what later frames are drawn after.
     """
+    weights = weights or FrameWeights()
     check_frames(requests)
     check_keeps_frames(file_format)
     wanted = Wanted(with_maps, with_leaks, tuple(points), file_format)
@@ -96,17 +101,27 @@ def animate(
         for seed in requests[0].seeds
         for number, drawing in enumerate(drawings, 1)
     ]
-    earlier: list[tuple[Drawing, Picture]] = []
+    found: list[Shot] = []
+    if not with_leaks:
+        options = {"file_format": file_format, "with_maps": with_maps, "points": points}
+        found = find_frames(registry, base.base, requests, folder, weights, loaded=base, **options)
+    there = {id(frame): shot for frame, shot in zip(frames, found, strict=False) if shot.kept}
+    earlier: list[EarlierFrame] = []
     for (chosen, apart), group in groupby(frames, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
         references = loaded_references(together)
         with inject_concepts(base, chosen, apart=apart) as concepts:
             for frame in together:
                 earlier = earlier if frame.number != 1 else []
-                after = frame.after(earlier, weights or FrameWeights())
-                drawing = replace(frame, frames=after)
-                (picture,) = drawing.draw(concepts, references[frame.asked], 1)
-                earlier = [*earlier[:1], (frame, picture)]
+                shot = there.get(id(frame))
+                if shot and shot.kept:
+                    picture = Picture.there(shot, shot.kept)
+                else:
+                    after = frames_before(base.base, frame.request, chosen, earlier, weights)
+                    drawing = replace(frame, frames=after)
+                    (picture,) = drawing.draw(concepts, references[frame.asked], 1)
+                own = EarlierFrame(frame.request, chosen, picture.sha256, picture.image)
+                earlier = [*earlier[:1], own]
                 yield picture
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..models.bases import scheduler_of
 from ..models.references import WEIGHT
 from ..registry.documents import parse_json, parse_yaml, read_text
-from ..registry.errors import InvalidInput, NotFound
+from ..registry.errors import ConceptryError, InvalidInput
 from ..registry.validation import validated
 from .control_request import ControlRequest, parse_control
 from .init_request import InitRequest, parse_init
@@ -155,9 +155,9 @@ def _request(
             own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)
         made = make_request(prompt, replace(defaults, settings=settings, **changed))
-        return replace(made, seeds=seeds_of(**counted, usual=usual), scene=scene)
-    except (InvalidInput, NotFound) as error:
-        raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
+        return replace(made, seeds=seeds_of(**counted, usual=usual), scene=scene, place=place)
+    except ConceptryError as error:
+        raise error.at(place) from None
 
 
 def _references(

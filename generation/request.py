@@ -1,6 +1,7 @@
 """A request for pictures: prompt, seeds and settings. Loads no library that loads weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, Field
 from ..models.bases import Base, Scheduler, find_control, scheduler_of
 from ..models.references import MAX_REFERENCES, MAX_STRENGTH
 from ..registry.documents import shown
-from ..registry.errors import InvalidInput
+from ..registry.errors import ConceptryError, InvalidInput
 from ..registry.validation import form_of, validated
 from .control_request import LAYOUT, ControlRequest
 from .init_request import InitRequest, check_steps, read_init
@@ -129,8 +130,9 @@ class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
     `init` is a picture that it begins with. That of a `scene` names its pictures' files by it, and
-    each is drawn once: see `resuming`. Raises `InvalidInput` for seeds beyond 63 bits, for too many
-    references, and for a strength that leaves no steps.
+    each is drawn once: see `resuming`. `place` is the file and line, or scene, that asks for it.
+    Raises `InvalidInput` for seeds beyond 63 bits, for too many references, and for a strength that
+    leaves no steps.
     """
 
     prompt: str
@@ -140,6 +142,7 @@ class Request:
     control: ControlRequest | None = None
     init: InitRequest | None = None
     scene: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def title(self) -> str:
@@ -158,6 +161,15 @@ class Request:
                 f"not {len(self.references):,}",
                 hint="leave some out",
             )
+
+
+@contextmanager
+def naming_place(request: Request) -> Iterator[None]:
+    """Errors inside say where the request was made, if that is in a file."""
+    try:
+        yield
+    except ConceptryError as error:
+        raise error.at(request.place) if request.place else error from None
 
 
 def with_layout(request: Request) -> Request:
@@ -204,10 +216,11 @@ def check_none_follow(request: Request) -> None:
 def check_control_kinds(base: Base, requests: Sequence[Request]) -> None:
     """Find the ControlNets of requests. Raises `NotFound` and `InvalidInput`."""
     for request in requests:
-        if request.settings.layout_control:
-            _check_layout_control(base, request)
-        elif request.control:
-            find_control(base, request.control.kind)
+        with naming_place(request):
+            if request.settings.layout_control:
+                _check_layout_control(base, request)
+            elif request.control:
+                find_control(base, request.control.kind)
 
 
 def _check_layout_control(base: Base, request: Request) -> None:

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from ..models.bases import Base, find_control
 from ..models.native import native_of
@@ -15,8 +17,10 @@ from ..registry.errors import ConceptryError, NotFound
 from ..registry.files import entries, open_file
 from ..registry.hashes import sha256_of, sha256_of_json
 from .control_request import LAYOUT, read_control
+from .frames import EarlierFrame, FrameWeights, frames_before
 from .init_request import read_init
 from .picture_texts import FileFormat
+from .pictures import file_stem
 from .prompt_syntax import resolve_prompt
 from .provenance import read_metadata
 from .reference_syntax import described, resolve_references
@@ -39,6 +43,11 @@ class KeptPicture:
     sha256: str
     maps: Path | None = None
 
+    def image(self) -> Image.Image:
+        """Its pixels."""
+        with Image.open(self.path) as image:
+            return image.convert("RGB")
+
 
 @dataclass(frozen=True, slots=True)
 class Shot:
@@ -50,58 +59,128 @@ class Shot:
     kept: KeptPicture | None
 
 
+class KeptPictures:
+    """The pictures in a folder that the registry knows by their hash, found by what they show.
+
+    One is there if its metadata say the same: prompt, seed, settings, base model, weights of
+    concepts, photos, control picture and what it begins with. With heat-maps, the sheet of these
+    has to be there too. With the `loaded` base model its weights have to be the same, and those of
+    the ControlNet and the subject encoder; else its name. Without a registry nothing is there.
+    """
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        base: Base,
+        folder: Path,
+        *,
+        loaded: "LoadedBase | None" = None,
+        file_format: FileFormat = "png",
+        with_maps: bool = False,
+        points: Sequence[tuple[float, float]] = (),
+    ) -> None:
+        self._registry, self._base, self._loaded = registry, base, loaded
+        self._also = {"maps": with_maps, "points": [list(each) for each in points]}
+        native = native_of(base)
+        side = native.size if native else _USUAL_SIDE
+        self._side = loaded.backbone.size if loaded else side
+        self._networks = cache(partial(_networks, loaded)) if loaded else None
+        self._there: dict[str, list[KeptPicture]] = {}
+        if registry:
+            is_loaded, ending = loaded is not None, f".{file_format}"
+            for key, kept in _there(
+                registry, folder, ending, is_loaded=is_loaded, with_maps=with_maps
+            ):
+                self._there.setdefault(key, []).append(kept)
+
+    def asked(self, request: Request) -> dict[str, object]:
+        """What is asked for, in the words of pictures' metadata.
+
+        Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
+        """
+        sized = with_size(request, self._side)
+        sha256 = self._loaded.sha256 if self._loaded else None
+        asked = _asked(self._registry, self._base, sized, sha256)
+        if self._networks:
+            sees = bool(request.settings.encoder_strength)
+            asked["networks"] = self._networks(_control_of(request), sees)
+        return asked | self._also | {"init": _init(request, self._side)}
+
+    def get(self, key: str, stem: str = "") -> KeptPicture | None:
+        """The picture of a key, if it is there, and its file's name begins with a stem."""
+        found = [each for each in self._there.get(key, []) if each.path.name.startswith(stem)]
+        return found[-1] if found else None
+
+
+def _key(
+    asked: Mapping[str, object], seed: int, frames: Sequence[Mapping[str, object]] = ()
+) -> str:
+    """Of a picture that is asked for with a seed, after earlier frames."""
+    settings = asked["settings"]
+    assert isinstance(settings, dict)
+    drawn_after = {"frames": list(frames)} if frames else {}
+    return sha256_of_json([{**asked, "settings": settings | drawn_after}, seed])
+
+
 def find_shots(
+    registry: Registry | None, base: Base, requests: Sequence[Request], folder: Path, **options: Any
+) -> list[Shot]:
+    """The pictures of requests, in order, and which of them are in the folder.
+
+    Those without a scene are drawn each time that they are asked for. `options` are those of
+    `KeptPictures`; raises what its `asked` raises.
+    """
+    kept = KeptPictures(registry, base, folder, **options)
+    shots: list[Shot] = []
+    for request in requests:
+        asked = kept.asked(request)
+        for seed in request.seeds:
+            key = _key(asked, seed)
+            if request.scene:
+                shots.append(Shot(request, seed, key, kept.get(key)))
+            else:
+                shots.append(Shot(request, seed, f"{key} {len(shots)}", None))
+    return shots
+
+
+def find_frames(
     registry: Registry | None,
     base: Base,
     requests: Sequence[Request],
     folder: Path,
-    *,
-    loaded: "LoadedBase | None" = None,
-    file_format: FileFormat = "png",
-    with_maps: bool = False,
-    points: Sequence[tuple[float, float]] = (),
+    weights: FrameWeights,
+    **options: Any,
 ) -> list[Shot]:
-    """The pictures of requests, in order, and which of them are in the folder.
+    """All frames of an animation's first seed, then those of the others, and which are there.
 
-    Those are files that the registry knows by their hash, and whose metadata say the same: prompt,
-    seed, settings, base model, weights of concepts, photos, control picture and what it begins
-    with. With heat-maps, the sheet of these has to be there too. With the `loaded` base model its
-    weights have to be the same, and those of the ControlNet and the subject encoder; else its name.
-    Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
+    A frame is there if its file is called as one, and the frames are there that it was drawn after.
+    As `find_shots` otherwise.
     """
-    there: dict[str, KeptPicture] = {}
-    if registry:
-        is_loaded = loaded is not None
-        there.update(
-            _there(registry, folder, f".{file_format}", is_loaded=is_loaded, with_maps=with_maps)
-        )
-    native = native_of(base)
-    side = native.size if native else _USUAL_SIDE
-    side = loaded.backbone.size if loaded else side
+    kept = KeptPictures(registry, base, folder, **options)
+    frames = [
+        (each, kept.asked(each), resolve_prompt(registry, each.prompt) if registry else [])
+        for each in requests
+    ]
     shots: list[Shot] = []
-    networks = cache(partial(_networks, loaded)) if loaded else None
-    for request in requests:
-        asked = _asked(registry, base, with_size(request, side), loaded.sha256 if loaded else None)
-        if networks:
-            asked["networks"] = networks(
-                _control_of(request), bool(request.settings.encoder_strength)
-            )
-        asked["init"] = _init(request, side)
-        asked["maps"] = with_maps
-        asked["points"] = [list(each) for each in points]
-        for seed in request.seeds:
-            key = sha256_of_json([asked, seed])
-            if request.scene:
-                shots.append(Shot(request, seed, key, there.get(key)))
-            else:  # drawn each time that it is asked for
-                shots.append(Shot(request, seed, f"{key} {len(shots)}", None))
+    for seed in requests[0].seeds:
+        earlier: list[EarlierFrame] = []
+        for number, (request, asked, chosen) in enumerate(frames, 1):
+            there, key = None, f"{seed} {number}"
+            if len(earlier) == min(number - 1, 2):
+                after = frames_before(base, request, chosen, earlier, weights)
+                key = _key(asked, seed, [each.drawn.record for each in after])
+                there = kept.get(key, file_stem(requests[0].title, seed, number))
+            if there:
+                earlier = [*earlier[:1], EarlierFrame(request, chosen, there.sha256, there.image())]
+            else:
+                earlier = []
+            shots.append(Shot(request, seed, key, there))
     return shots
 
 
 def _asked(
     registry: Registry | None, base: Base, request: Request, base_sha256: str | None
 ) -> dict[str, object]:
-    """What is asked for, in the words of pictures' metadata."""
     chosen = resolve_prompt(registry, request.prompt) if registry else []
     references = (
         resolve_references(registry, request.references, request.prompt) if registry else []

@@ -1,5 +1,6 @@
 """`concept generate --animate`, and a frame of it again."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
+from forked import run_forked
 from PIL import Image
 from program import Ask, Run, error_of
 from tiny_control import control_picture, write_base_and_control
@@ -55,6 +57,34 @@ def test_a_folder_of_control_pictures_is_animated(
     assert [each["weight"] for each in settings["frames"]] == [1.0, 0.5]
     again = ("reproduce", last["path"], "--control", walk / "step-11.png")
     assert ask(*again)["is_same"]
+
+
+@pytest.mark.long
+def test_whoever_interrupts_is_told_how_to_go_on(
+    ask: Ask, run: Run, rex: Registry, folders: tuple[str, str], walk: Path, database: Path
+) -> None:
+    tiny, net = folders
+    prelude = """
+import os, signal
+from conceptry.generation import provenance
+save, calls = provenance.save_picture, []
+def save_and_interrupt(*arguments, **options):
+    calls.append(save(*arguments, **options))
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return calls[-1]
+provenance.save_picture = save_and_interrupt
+"""
+    words = ("generate", PROMPT, "--controls", f"{walk}:{net}", "--animate", "--base", tiny)
+    words = (*words, "--steps", "1")
+    stopped = run_forked("--registry", database, *words, prelude=prelude)
+    assert stopped.returncode == 130, stopped.stderr
+    seed = re.search(r"the same command goes on with --seed (\d+)", stopped.stderr)
+    assert seed, stopped.stderr
+    document = ask(*words, "--seed", seed[1])
+    assert [each["is_new"] for each in document["images"]] == [False, False, True]
+    assert len(document["animations"]) == 1
+    assert "0 pictures" in run(*words, "--seed", seed[1]).stderr
 
 
 def test_a_frame_needs_the_one_before_it(

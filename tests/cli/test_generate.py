@@ -447,6 +447,11 @@ def test_a_dry_run_names_the_files_of_frames(ask: Ask, tiny: str, tmp_path: Path
     paths = [each["path"] for each in plan["planned"]]
     assert paths == [f"pictures/a-{n}.png" for n in FRAMES]
     assert [each["path"] for each in ask(*words)["images"]] == paths
+    Path(paths[3]).unlink()
+    plan = ask(*words, "--dry-run")
+    assert [each["is_there"] for each in plan["planned"]] == [True, True, True, False]
+    assert plan["to_draw"] == 1
+    assert [each["path"] for each in plan["planned"]] == paths
 
 
 FRAMES = ("cat-7-frame-001", "cat-7-frame-002", "cat-8-frame-001", "cat-8-frame-002")
@@ -548,6 +553,37 @@ def test_a_file_says_what_to_begin_with_and_the_command_how(rex: Registry, run: 
     assert run("generate", *words).exit_code == 0
     Path("p.jsonl").write_text('{"prompt": "a dog"}')
     assert "--strength is for a picture to begin with" in run("generate", *words).stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"prompt": "<nobody>"}, 'no concept is named "nobody"'),
+        ({"reference": "nobody"}, 'no concept is named "nobody"'),
+        ({"prompt": "<rex>"}, "rex has not been trained"),
+        ({"layout": "cat=0,0,.5,1"}, "the layout has a box for 'cat'"),
+        ({"layout": {"dog": [0, 0, 2, 1]}}, "0,0,2,1 is no box for 'dog'"),
+        ({"layout_control": True}, "there are none"),
+        ({"negative": "<rex>"}, "a negative prompt names no concept"),
+        ({"control": "wide.png:nix"}, 'has no ControlNet "nix"'),
+        ({"control": "wide.png", "size": "64"}, "another shape"),
+        ({"init": "wide.png", "size": "64"}, "another shape"),
+        ({"init": "wide.png", "strength": 0.001}, "strength"),
+        ({"prompt": "a dog " * 200}, "the text encoder reads 75"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_place(
+    rex: Registry, run: Run, entry: dict[str, object], text: str
+) -> None:
+    draw_file(Path("wide.png"), size=(96, 48))
+    entries = [{"prompt": "a dog"}, {"prompt": "a dog", **entry}]
+    Path("p.jsonl").write_text("\n".join(json.dumps(each) for each in entries))
+    found = run("--json", "generate", "--prompts", "p.jsonl", "--steps", "2")
+    assert found.exit_code in (2, 3), found.output
+    message = error_of(found)["message"]
+    assert message.startswith("p.jsonl, line 2: "), message
+    assert message.count("line 2") == 1
+    assert text in message
 
 
 def test_a_dry_run_refuses_a_box_of_what_the_prompt_does_not_name(rex: Registry, run: Run) -> None:

@@ -111,6 +111,52 @@ def test_the_first_frame_too(
         FrameWeights(previous=-1.0)
 
 
+def test_an_animation_goes_on_where_it_was_stopped(
+    rex: Registry, base: LoadedBase, tmp_path: Path, places: list[Request]
+) -> None:
+    """Frames that are there are read; those after one that is gone are drawn again."""
+    both = [replace(each, seeds=(3, 4)) for each in places]
+    whole = list(animate(rex, base, both, tmp_path / "whole"))
+    stopped = animate(rex, base, both, tmp_path)
+    there = [next(stopped) for _ in range(5)]
+    stopped.close()
+    found = list(animate(rex, base, both, tmp_path))
+    assert [each.is_new for each in found] == [False] * 5 + [True]
+    assert [each.path for each in found[:5]] == [each.path for each in there]
+    assert pixels(found) == pixels(whole)
+    assert frames_of(found[5]) == frames_of(whole[5]) == [(there[4].sha256, 1.0)]
+    found[1].path.unlink()
+    again = list(animate(rex, base, both, tmp_path))
+    assert [each.is_new for each in again] == [False, True, True, False, False, False]
+    assert pixels(again) == pixels(whole)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weights": FrameWeights(previous=2.0)},
+        {"with_leaks": True},
+        {"with_maps": True},
+        {"file_format": "webp"},
+    ],
+    ids=str,
+)
+def test_frames_that_were_drawn_otherwise_are_drawn(
+    rex: Registry,
+    base: LoadedBase,
+    tmp_path: Path,
+    places: list[Request],
+    changed: dict[str, Any],
+) -> None:
+    """A picture that is not called as a frame is none, though it shows the same."""
+    list(generate(rex, base, places[:1], tmp_path))
+    first = list(animate(rex, base, places, tmp_path))
+    found = list(animate(rex, base, places, tmp_path, **changed))
+    assert [each.is_new for each in first] == [True, True, True]
+    assert [each.is_new for each in found] == ["weights" not in changed, True, True]
+    assert all("frame" in each.path.name for each in [*first, *found])
+
+
 def test_each_seed_is_an_animation_of_its_own(
     rex: Registry, base: LoadedBase, tmp_path: Path, places: list[Request]
 ) -> None:
