@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,7 @@ def test_an_animation_goes_on_where_it_was_stopped(
     """Frames that are there are read; those after one that is gone are drawn again."""
     both = [replace(each, seeds=(3, 4)) for each in places]
     whole = list(animate(rex, base, both, tmp_path / "whole"))
-    stopped = animate(rex, base, both, tmp_path)
-    there = [next(stopped) for _ in range(5)]
-    stopped.close()
+    there = list(islice(animate(rex, base, both, tmp_path), 5))
     found = list(animate(rex, base, both, tmp_path))
     assert [each.is_new for each in found] == [False] * 5 + [True]
     assert [each.path for each in found[:5]] == [each.path for each in there]
