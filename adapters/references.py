@@ -108,6 +108,10 @@ class References:
             self.encoding,
         )
 
+    def leading(self, share: float) -> "References":
+        """The same, each leading a share of the steps: p_r."""
+        return References([replace(each, share=share) for each in self.references], self.encoding)
+
     def without_encoding(self) -> "References":
         """The same without a subject encoder's tokens."""
         return References(self.references)

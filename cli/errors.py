@@ -73,6 +73,12 @@ def usage(message: str, hint: str) -> Failure:
     return Failure(ExitCode.USAGE, "usage", message, hint)
 
 
+def interrupted(hint: str | None = None) -> Failure:
+    """What an interruption means; `hint` is a command that goes on."""
+    message = "interrupted; the registry is whole"
+    return Failure(ExitCode.INTERRUPTED, "interrupted", message, hint)
+
+
 def explain(error: BaseException) -> Failure:
     """Say what an exception means to the user; an unexpected one is a bug."""
     if isinstance(error, Failure):
@@ -83,8 +89,7 @@ def explain(error: BaseException) -> Failure:
         message = _one_line(error.format_message()).replace("Value error, ", "")
         return usage(message, f"{context.command_path} --help" if context else "concept --help")
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
-        message = "interrupted; the registry is whole"
-        return Failure(ExitCode.INTERRUPTED, "interrupted", message, None)
+        return interrupted()
     from ..registry import errors as registry_errors  # not before an error has happened
 
     table: tuple[tuple[type[registry_errors.ConceptryError], ExitCode], ...] = (

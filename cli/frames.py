@@ -1,5 +1,6 @@
 """The frames of `concept generate --animate`, and those that `concept reproduce` needs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -8,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .errors import usage
+from .errors import interrupted, usage
 
 if TYPE_CHECKING:
     from ..generation.control_request import ControlRequest
     from ..generation.drawing import Picture
     from ..generation.frames import FrameWeights
     from ..generation.picture_texts import FileFormat
+    from ..generation.prompt_files import PromptDefaults
     from ..generation.request import Request
+    from ..models.bases import Base
     from ..models.loading import LoadedBase
     from ..registry import Registry
-    from .framework import Session
 
 Format = Literal["webp", "gif"]
 AnimateOption = Annotated[
@@ -26,7 +28,8 @@ AnimateOption = Annotated[
     typer.Option(
         "--animate",
         help="Draw the frames of an animation, each also after the one before it, and write that: "
-        "a frame for each picture of --controls, or each prompt of --prompts.",
+        "a frame for each picture of --controls, or each prompt of --prompts. With the same --seed "
+        "it goes on where it was stopped.",
     ),
 ]
 ControlsOption = Annotated[
@@ -101,25 +104,48 @@ class Animation:
     file_format: Format
     written: list[str] = field(default_factory=list)
 
-    def frames(self, requests: "list[Request]", picture_format: "FileFormat") -> "list[Request]":
-        """A request for each frame. Raises `InvalidInput` as `check_frames` does."""
+    def frames(
+        self, requests: "list[Request]", picture_format: "FileFormat", base: "Base", out: Path
+    ) -> "list[Request]":
+        """A request for each frame. Raises `InvalidInput` as `check_frames` does.
+
+        And where frames would be written among the control pictures, and be such the next time.
+        """
         from ..generation.frames import check_frames, check_keeps_frames
+        from ..models.native import native_of
 
         check_keeps_frames(picture_format)
         if self.controls:
+            folder = self.controls[0].picture.parent
+            if os.path.realpath(folder) == os.path.realpath(out):
+                raise usage(
+                    f"frames would be control pictures the next time: {out} has these",
+                    "--out FOLDER, another one",
+                )
             requests = [replace(each, control=one) for each in requests for one in self.controls]
-        check_frames(requests)
+        native = native_of(base)
+        check_frames(requests, native.size if native else None)
         return requests
 
+    def chains(self, frames: "Sequence[Request]") -> bool:
+        """Whether frames are drawn after earlier ones."""
+        return len(frames) > 1 and bool(self.weights.previous or self.weights.first)
+
     @contextmanager
-    def interruptible(self, session: "Session", seed: int, *, leak: bool) -> Iterator[None]:
-        """Whoever interrupts is told how to go on; leaks are measured anew."""
+    def interruptible(
+        self, frames: "Sequence[Request]", defaults: "PromptDefaults", *, leak: bool
+    ) -> Iterator[None]:
+        """Whoever interrupts is told how to go on: with the seed, unless the file says it.
+
+        Leaks are measured while frames are drawn, so then all are drawn again.
+        """
         try:
             yield
         except KeyboardInterrupt:
-            if not leak:
-                session.output.note(f"the same command goes on with --seed {seed}")
-            raise
+            if leak:
+                raise
+            said = f" with --seed {defaults.seed}" if not {"seed", "seeds"} & frames[0].said else ""
+            raise interrupted(f"the same command{said}, which goes on") from None
 
     def draw(
         self,

@@ -23,7 +23,7 @@ from .output import count
 from .places import check_layout, where_concepts_are
 from .quick_start import quick_imports
 from .training_options import given
-from .unused import CommandOptions, LookedUp, unused
+from .unused import IN_FILES, CommandOptions, LookedUp, unused
 
 if TYPE_CHECKING:
     from ..generation.drawing import Picture
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..generation.prompt_files import PromptDefaults
     from ..generation.provenance import Provenance
     from ..generation.request import Request
+    from ..models.bases import Base
     from ..models.loading import LoadedBase
     from ..registry import Registry
     from ..registry.records import Lineage
@@ -294,14 +295,17 @@ def generate(
     )
     requests = _requests(prompt, prompts, defaults)
     if film:
-        requests = film.frames(requests, file_format)
+        requests = film.frames(requests, file_format, found, out)
     control_options.check_control_kinds(found, requests)
     script = script_options.script_of(prompts, requests, out, is_animated=animate, leak=leak)
     is_plain = not _most_concepts(requests) and not any(each.references for each in requests)
     looked = {"file_format": file_format, "with_maps": maps, "points": points}
-    has_scale = given(context, "control_scale")
     options = CommandOptions(
-        leak=leak, points=bool(points), control_scale=has_scale, frames=animate
+        leak=leak,
+        points=bool(points),
+        control_scale=given(context, "control_scale"),
+        frames=film is not None and film.chains(requests),
+        given=frozenset(key for key, name in IN_FILES.items() if given(context, name)),
     )
     if dry_run:
         script_options.show_plan(
@@ -311,9 +315,11 @@ def generate(
             out,
             is_plain=is_plain,
             frame_weights=film.weights if film else None,
+            with_leaks=leak,
             check=partial(
                 _check,
                 session,
+                base=found,
                 requests=requests,
                 file_format=file_format,
                 strict=strict,
@@ -323,7 +329,7 @@ def generate(
         )
         return
     with session.registry(create=is_plain) as registry:
-        _check(session, registry, requests, file_format, strict=strict, options=options)
+        _check(session, registry, found, requests, file_format, strict=strict, options=options)
         loaded = _load(session, base, offline=offline)
         from ..generation import generating
 
@@ -337,7 +343,7 @@ def generate(
         draw = film.draw if film else partial(generating.generate, batch=batch or _BATCH)
         drawing = draw(registry, loaded, wanted, out, with_leaks=leak, **looked)
         whole = script.whole(drawing) if script else drawing
-        with film.interruptible(session, defaults.seed, leak=leak) if film else nullcontext():
+        with film.interruptible(requests, defaults, leak=leak) if film else nullcontext():
             images, leaks, for_grid = _drawn(
                 session, whole, total, grid=grid, has_scenes=script is not None
             )
@@ -373,6 +379,7 @@ def _say_what_was_drawn(
 def _check(
     session: Session,
     registry: "Registry | None",
+    base: "Base",
     requests: "list[Request]",
     file_format: "FileFormat",
     *,
@@ -388,6 +395,7 @@ def _check(
     from ..generation.prompt_syntax import check_negative, resolve_prompt
     from ..generation.reference_syntax import resolve_references
     from ..generation.request import check_encoder, check_none_follow, naming_place
+    from ..models.native import native_of
 
     found: list[LookedUp] = []
     for request in requests:
@@ -401,10 +409,12 @@ def _check(
             check_encoder(request)
             check_none_follow(request)
             check_room(request.prompt, request.settings.negative, file_format)
+    native = native_of(base)
     sized: dict[tuple[Path, tuple[int, int]], Request] = {}
     for each in requests:
-        if each.control and each.settings.size:
-            sized.setdefault((each.control.picture, each.settings.size), each)
+        size = each.settings.size or ((native.size, native.size) if native else None)
+        if each.control and size and not each.init:
+            sized.setdefault((each.control.picture, size), each)
     for (picture, size), request in sized.items():
         with naming_place(request):
             read_control(picture).fitted(size)
@@ -512,8 +522,13 @@ def _first_of(lines: list[str]) -> list[str]:
 def _most_concepts(requests: "list[Request]") -> int:
     """How many concepts the prompt with most of them names."""
     from ..generation.prompt_syntax import mentions
+    from ..generation.request import naming_place
 
-    return max(len(mentions(request.prompt)) for request in requests)
+    counts: list[int] = []
+    for request in requests:
+        with naming_place(request):
+            counts.append(len(mentions(request.prompt)))
+    return max(counts)
 
 
 def _seeds(requests: "list[Request]") -> str:

@@ -74,7 +74,7 @@ class Script:
         found: dict[str, Picture] = {}
         for shot in self.shots:
             if shot.kept:
-                yield Picture.there(shot, shot.kept)
+                yield Picture.there(shot.kept, shot.request, shot.seed)
             elif shot.key in found:
                 yield replace(found[shot.key], is_new=False)
             else:
@@ -122,6 +122,7 @@ def show_plan(
     *,
     is_plain: bool,
     frame_weights: "FrameWeights | None",
+    with_leaks: bool,
     check: "Callable[[Registry | None], None]",
     file_format: "FileFormat" = "png",
     **options: Any,
@@ -130,7 +131,7 @@ def show_plan(
     from ..generation.resuming import find_frames, find_shots
     from ..registry.errors import RegistryMissing
 
-    options["file_format"] = file_format
+    options |= {"file_format": file_format, "with_leaks": with_leaks}
     find = partial(find_frames, weights=frame_weights) if frame_weights else find_shots
     try:
         with session.registry() as registry:

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from ..generation.request import Request
 
 
+IN_FILES = {"n": "num_pictures"} | {
+    name: name
+    for name in (
+        *("seed", "steps", "guidance", "negative", "scheduler", "size", "reference", "layout"),
+        *("layout_control", "prompt_weights", "control", "control_scale", "reference_control"),
+        *("init", "inpaint", "strength"),
+    )
+}
+"""What prompts of files may say themselves, and the parameters of the command for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandOptions:
     """Options of a command beside those that requests have."""
@@ -20,6 +31,8 @@ class CommandOptions:
     control_scale: bool
     frames: bool = False
     """Whether pictures are an animation, whose frames are drawn after the one before."""
+    given: frozenset[str] = frozenset()
+    """Those on the command line, as prompts of files say them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +60,16 @@ def unused(found: Sequence[LookedUp], options: CommandOptions) -> list[str]:
     )
     if not is_guided and any(each.settings.negative for each in requests):
         lines.append("--negative is for pictures with a --guidance above 1")
+    for key in sorted(options.given):
+        if all(_is_said(key, each.said) for each in requests):
+            option = "-n" if key == "n" else f"--{key.replace('_', '-')}"
+            lines.append(f"{option} is said by every prompt of the file itself")
     return lines
+
+
+def _is_said(key: str, said: frozenset[str]) -> bool:
+    """Whether a prompt says what an option would."""
+    return key in said or (key in ("n", "seed") and "seeds" in said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +85,7 @@ class _Seen:
 
         request = found.request
         shares = [each.share for each in found.references if each.weight]
-        shares += [SHARE] if frames else []
+        shares += [SHARE] if frames and not found.references else []  # the first of them leads
         if is_asked or _asks_of_references(request):
             shares += _held(found.chosen)
         if shares and request.settings.reference_share is not None:
@@ -120,7 +142,9 @@ def _of_references(
         "--encoder-strength": any(each.encoder_strength for each in settings),
         "--point": options.points,
     }
-    yield from (f"{name} is for pictures with a --reference" for name, on in given.items() if on)
+    weightless = any(each.references for each in requests)
+    needed = "a --reference whose weight is above 0" if weightless else "a --reference"
+    yield from (f"{name} is for pictures with {needed}" for name, on in given.items() if on)
 
 
 def _of_several(

@@ -34,7 +34,7 @@ from .reference_syntax import ChosenReference, ReferenceRequest, described, reso
 from .references import check_reference, frame_reference, load_references
 from .regional_plan import RegionalPlan, plan_regions
 from .request import Request, check_encoder, naming_place, with_layout, with_size
-from .resuming import KeptPicture, Shot
+from .resuming import KeptPicture
 from .sampler import check_prompts
 from .starts import Start
 
@@ -57,16 +57,10 @@ class Picture:
     is_new: bool = True
 
     @classmethod
-    def there(cls, shot: Shot, kept: KeptPicture) -> "Picture":
-        """One that was there already, from its file."""
+    def there(cls, kept: KeptPicture, request: Request, seed: int) -> "Picture":
+        """One that was there already, from its file. Raises `NotFound` if it is there no more."""
         return cls(
-            kept.path,
-            shot.seed,
-            kept.sha256,
-            shot.request.prompt,
-            kept.maps,
-            kept.image(),
-            is_new=False,
+            kept.path, seed, kept.sha256, request.prompt, kept.maps, kept.image(), is_new=False
         )
 
 

@@ -22,7 +22,7 @@ from ..registry.validation import form_of, validated
 from .control_request import ControlRequest, ReadControl, read_control
 from .prompt_syntax import ChosenVersion, replaced
 from .provenance import DrawnFrame
-from .request import Request
+from .request import Request, naming_place
 
 PHOTO_WEIGHT = 10.0
 """ω of photos that frames are drawn after (DreamTuner, project page)."""
@@ -46,6 +46,12 @@ class FrameWeights:
 
     def __post_init__(self) -> None:
         validated(form_of(type(self)), self, noun="setting")
+        if self.previous + self.first > MAX_WEIGHT:  # the first frame is the second's previous one
+            raise InvalidInput(
+                f"the weights of the previous and the first frame are {self.previous:g} and "
+                f"{self.first:g}: {MAX_WEIGHT:g} together at most",
+                hint="--previous-frame 1 --first-frame 1",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +175,12 @@ def check_keeps_frames(file_format: str) -> None:
         )
 
 
-def check_frames(requests: Sequence[Request]) -> None:
-    """Raise `InvalidInput` for requests that are not the frames of one animation."""
+def check_frames(requests: Sequence[Request], side: int | None = None) -> None:
+    """Raise `InvalidInput` for requests that are not the frames of one animation.
+
+    `side` is that of the base model's pictures, if it is known.
+    """
+    usual = (side, side) if side else None
     if not 0 < len(requests) <= MAX_FRAMES:
         raise InvalidInput(
             f"an animation has 1 to {MAX_FRAMES} frames, not {len(requests):,}",
@@ -178,16 +188,17 @@ def check_frames(requests: Sequence[Request]) -> None:
         )
     first = requests[0]
     for number, each in enumerate(requests, 1):
-        if list(each.seeds) != list(first.seeds):
-            raise InvalidInput(
-                f"frames begin with the same noise, and frame {number} has seeds of its own",
-                hint="--seed and -n, for all of them",
-            )
-        if each.settings.size != first.settings.size:
-            raise InvalidInput(
-                f"frames have one size, and frame {number} has another",
-                hint="--size, for all of them",
-            )
+        with naming_place(each):
+            if list(each.seeds) != list(first.seeds):
+                raise InvalidInput(
+                    f"frames begin with the same noise, and frame {number} has other seeds",
+                    hint="the same for all of them, or --seed and -n alone",
+                )
+            if (each.settings.size or usual) != (first.settings.size or usual):
+                raise InvalidInput(
+                    f"frames have one size, and frame {number} has another",
+                    hint="the same for all of them, or --size alone",
+                )
 
 
 def check_frame_rate(frame_rate: float) -> None:

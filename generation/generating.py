@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -11,9 +12,11 @@ from PIL import Image
 
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from .drawing import Picture, drawings_of, loaded_references
+from ..registry.errors import NotFound
+from .drawing import Drawing, Picture, drawings_of, loaded_references
 from .frames import (
     FRAME_RATE,
+    ChosenFrame,
     EarlierFrame,
     FrameWeights,
     check_frame_rate,
@@ -26,10 +29,10 @@ from .injection import inject_concepts
 from .observing import Wanted
 from .picture_texts import FileFormat
 from .pictures import contact_sheet, file_stem
-from .provenance import save_picture, write_picture
+from .provenance import find_same, save_picture, write_picture
 from .reference_maps import Point
 from .request import Request
-from .resuming import Shot, find_frames
+from .resuming import KeptFrames
 
 GRID_COLUMNS = 8
 _UNITS = {"webp": 1, "gif": 10}
@@ -85,27 +88,26 @@ def animate(
     All frames begin with the noise of their seed. From the second on they are drawn after earlier
     ones as well as after photos: a frame's subjects, where the maps of their categories are in it,
     are attended with the `weights` (DreamTuner's project page, and appendix B). Frames that are in
-    the folder already, up to the first that is not, are yielded from their files; with leaks, which
+    the folder already, drawn after the same ones, are yielded from their files; with leaks, which
     files do not tell, all are drawn. Raises `InvalidInput` for requests of other seeds or sizes,
     and for JPEG, which loses what later frames are drawn after.
     """
     weights = weights or FrameWeights()
-    check_frames(requests)
+    check_frames(requests, base.backbone.size)
     check_keeps_frames(file_format)
     wanted = Wanted(with_maps, with_leaks, tuple(points), file_format)
     drawings = drawings_of(registry, base, requests, folder, wanted)
-    check_frames([each.request for each in drawings])
+    check_frames([each.request for each in drawings], base.backbone.size)
     first = drawings[0].request.title
     frames = [
         replace(drawing, request=replace(drawing.request, seeds=[seed]), title=first, number=number)
         for seed in requests[0].seeds
         for number, drawing in enumerate(drawings, 1)
     ]
-    found: list[Shot] = []
-    if not with_leaks:
-        options = {"file_format": file_format, "with_maps": with_maps, "points": points}
-        found = find_frames(registry, base.base, requests, folder, weights, loaded=base, **options)
-    there = {id(frame): shot for frame, shot in zip(frames, found, strict=False) if shot.kept}
+    options = {"with_maps": with_maps, "with_leaks": with_leaks, "points": points}
+    kept = KeptFrames(
+        registry, base.base, requests, folder, loaded=base, file_format=file_format, **options
+    )
     earlier: list[EarlierFrame] = []
     for (chosen, apart), group in groupby(frames, key=lambda each: (each.chosen, each.apart)):
         together = list(group)
@@ -113,16 +115,24 @@ def animate(
         with inject_concepts(base, chosen, apart=apart) as concepts:
             for frame in together:
                 earlier = earlier if frame.number != 1 else []
-                shot = there.get(id(frame))
-                if shot and shot.kept:
-                    picture = Picture.there(shot, shot.kept)
-                else:
-                    after = frames_before(base.base, frame.request, chosen, earlier, weights)
+                after = frames_before(base.base, frame.request, chosen, earlier, weights)
+                picture = _kept(frame, kept, after)
+                if picture is None:
                     drawing = replace(frame, frames=after)
                     (picture,) = drawing.draw(concepts, references[frame.asked], 1)
                 own = EarlierFrame(frame.request, chosen, picture.sha256, picture.image)
                 earlier = [*earlier[:1], own]
                 yield picture
+
+
+def _kept(frame: Drawing, kept: KeptFrames, after: Sequence[ChosenFrame]) -> Picture | None:
+    """A frame from its file, if it is there."""
+    assert frame.number is not None
+    (seed,) = frame.request.seeds
+    found = kept.find(frame.number, seed, after)
+    with suppress(NotFound):
+        return found and Picture.there(found, frame.request, seed)
+    return None
 
 
 def save_grid(pictures: Sequence[Picture], folder: Path) -> Path:
@@ -148,7 +158,8 @@ def save_animation(
 ) -> Path:
     """Write an animation of frames, `frame_rate` of them in a second; returns its path.
 
-    Raises `InvalidInput` for a rate that is not 0.1 to 50.
+    That is of the very same, if it is there. Raises `InvalidInput` for a rate that is not 0.1 to
+    50.
     """
     check_frame_rate(frame_rate)
     first, *others = [frame.image.convert("RGB") for frame in frames]
@@ -159,4 +170,6 @@ def save_animation(
         encoded, file_format, save_all=True, append_images=others, duration=shown, loop=0, **options
     )
     stem = file_stem(frames[0].prompt, frames[0].seed)
-    return write_picture(encoded.getvalue(), folder, stem, f".{file_format}")[0]
+    data = encoded.getvalue()
+    there = find_same(data, folder, stem, f".{file_format}")
+    return there or write_picture(data, folder, stem, f".{file_format}")[0]

@@ -11,6 +11,7 @@ from ..models.references import MAX_REFERENCES
 from ..registry.documents import MAX_NUMBER
 from ..registry.errors import InvalidInput
 from ..registry.validation import Form, Line
+from .control_request import MAX_SCALE
 from .request import MAX_SEED
 
 MAX_PICTURES = 10_000
@@ -19,8 +20,8 @@ _MAX_SIZE = 20  # characters
 
 def parse_size(text: str) -> tuple[int, int]:
     """`512` or `768x512` as (width, height). Raises `InvalidInput`."""
-    width, _, height = text.lower().partition("x")
-    height = height or width
+    width, by, height = text.lower().partition("x")
+    height = height if by else width
     if not (width.isdecimal() and height.isdecimal() and len(text) <= _MAX_SIZE):
         raise InvalidInput(f"{text[:40]!r} is not a size", hint="512 or 768x512")
     return int(width), int(height)
@@ -60,6 +61,7 @@ _Seeds = Annotated[
     BeforeValidator(_numbers),
 ]
 _Number = Annotated[float, Field(strict=False, examples=["2.5, with a point"]), _AS_NUMBER]
+_Scale = Annotated[float, Field(strict=False, ge=0, le=MAX_SCALE), _AS_NUMBER]
 _Size = Annotated[tuple[int, int], Field(description="512 or 768x512"), BeforeValidator(_size)]
 _References = Annotated[
     list[str],
@@ -98,7 +100,7 @@ class PromptSettings(Form):
     layout_control: _Switch | None = None
     prompt_weights: _Switch | None = None
     control: str | None = None
-    control_scale: _Number | None = None
+    control_scale: _Scale | None = None
     reference_control: _Paths | None = None
     init: str | None = None
     inpaint: str | None = None

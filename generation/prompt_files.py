@@ -26,6 +26,11 @@ _SCRIPT = "script"
 """Where the whole of a script is."""
 _MAY_BE_EMPTY = ("negative", "reference", "control", "init", "inpaint")
 """Where an empty text asks for none, whatever the command line says; not in cells of tables."""
+_OF_THE_HEAD = (
+    *("steps", "guidance", "negative", "scheduler", "size", "reference", "layout"),
+    *("layout_control", "prompt_weights", "control", "init"),
+)
+"""Of a script, what can be wrong without its scenes."""
 
 Entry = tuple[str, Mapping[str, object]]
 """(place in the file, such as `line 3`; its keys and values)."""
@@ -74,8 +79,8 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     text = read_text(path)
     try:
         entries = [each for found in reader(text) for each in _prompts(found, path, defaults)]
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}, {error.message}", hint=error.hint) from None
+    except ConceptryError as error:
+        raise error.at(str(path), ", ") from None
     requests: list[Request] = []
     num_pictures = 0
     for place, entry in entries:
@@ -97,7 +102,10 @@ def _prompts(entry: Entry, path: Path, defaults: PromptDefaults) -> Iterable[Ent
     if place != _SCRIPT:
         return [entry]
     usual = range(defaults.scene_seed, defaults.scene_seed + defaults.scene_n)
-    return script_entries(found, path.parent, usual=usual)
+    entries = [*script_entries(found, path.parent, usual=usual)]
+    common = {key: value for key, value in found.items() if key in _OF_THE_HEAD}
+    _request("the script", {**common, "prompt": place}, defaults, path.parent)
+    return entries
 
 
 def make_request(prompt: str, defaults: PromptDefaults) -> Request:
@@ -122,6 +130,8 @@ def _request(
         if value is not None and (value != "" or key in _MAY_BE_EMPTY)
     }
     own = validated(PromptEntry, given, at=place, noun="setting").model_dump(exclude_unset=True)
+    # a script's entries have the seeds of the command line, where their scenes say none
+    said = frozenset(own) - ({"seeds"} if "scene" in own else set())
     prompt, scene = own.pop("prompt"), own.pop("scene", "")
     first, number = defaults.seed, defaults.n
     if scene:
@@ -155,7 +165,8 @@ def _request(
             own["scheduler"] = scheduler_of(own["scheduler"])
         settings = replace(defaults.settings, **own)
         made = make_request(prompt, replace(defaults, settings=settings, **changed))
-        return replace(made, seeds=seeds_of(**counted, usual=usual), scene=scene, place=place)
+        seeds = seeds_of(**counted, usual=usual)
+        return replace(made, seeds=seeds, scene=scene, place=place, said=said)
     except ConceptryError as error:
         raise error.at(place) from None
 

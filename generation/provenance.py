@@ -3,7 +3,8 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..models.references import GUIDANCE, MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT, SHARE
 from ..registry.documents import parse_json
-from ..registry.errors import InvalidImage, InvalidInput, NotFound, StorageError
-from ..registry.files import new_file
+from ..registry.errors import ConceptryError, InvalidImage, InvalidInput, NotFound, StorageError
+from ..registry.files import new_file, open_file
 from ..registry.hashes import sha256_of
 from ..registry.images import read_file
 from ..registry.names import check_category
@@ -81,7 +82,7 @@ def write_picture(
 ) -> tuple[Path, str]:
     """Write the bytes of a picture, as `save_picture` does."""
     sha256 = sha256_of(data)
-    names = (f"{stem}{f'-{number}' if number > 1 else ''}{suffix}" for number in itertools.count(1))
+    names = _names(stem, suffix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with new_file(folder) as unfinished:
@@ -91,6 +92,24 @@ def write_picture(
     except OSError as error:
         raise StorageError(f"cannot write a picture into {folder}: {error.strerror}") from error
     return path, sha256
+
+
+def find_same(data: bytes, folder: Path, stem: str, suffix: str) -> Path | None:
+    """The file that `write_picture` made of the same bytes, if it is there."""
+    real = Path(os.path.realpath(folder))
+    for name in _names(stem, suffix):
+        if not os.path.lexists(real / name):
+            return None
+        with suppress(OSError, ConceptryError), open_file(real, real / name) as file:
+            if sha256_of(file) == sha256_of(data):
+                return folder / name
+    raise AssertionError("names do not end")
+
+
+def _names(stem: str, suffix: str) -> Iterator[str]:
+    """What pictures are called, one after the other: `rex-7.png`, `rex-7-2.png`."""
+    for number in itertools.count(1):
+        yield f"{stem}{f'-{number}' if number > 1 else ''}{suffix}"
 
 
 def read_metadata(path: Path) -> dict[str, object] | None:

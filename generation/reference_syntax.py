@@ -63,7 +63,8 @@ def with_layouts(
     """
     if len(paths) > len(references):
         raise InvalidInput(
-            f"{len(paths)} control pictures of references, and {len(references)} references",
+            f"control pictures of references are {', '.join(map(str, paths))}, and references "
+            f"{', '.join(each.name for each in references) or 'none'}",
             hint="--reference-control is for photos that --reference names, in their order",
         )
     for path in paths:

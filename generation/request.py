@@ -130,9 +130,9 @@ class Request:
     """A prompt to draw once for each seed, perhaps after the subjects of references.
 
     `init` is a picture that it begins with. That of a `scene` names its pictures' files by it, and
-    each is drawn once: see `resuming`. `place` is the file and line, or scene, that asks for it.
-    Raises `InvalidInput` for seeds beyond 63 bits, for too many references, and for a strength that
-    leaves no steps.
+    each is drawn once: see `resuming`. `place` is the file and line, or scene, that asks for it,
+    and `said` are the keys there. Raises `InvalidInput` for seeds beyond 63 bits, for too many
+    references, and for a strength that leaves no steps.
     """
 
     prompt: str
@@ -143,6 +143,7 @@ class Request:
     init: InitRequest | None = None
     scene: str = ""
     place: str = field(default="", compare=False)
+    said: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def title(self) -> str:
@@ -231,7 +232,8 @@ def _check_layout_control(base: Base, request: Request) -> None:
         )
     if request.control is not None:
         raise InvalidInput(
-            "--control and --layout-control do not go together", hint="leave one of them out"
+            "a control picture and --layout-control do not go together",
+            hint="leave one of them out",
         )
     if LAYOUT not in {each.name for each in base.controls}:
         raise InvalidInput(

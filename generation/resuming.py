@@ -1,5 +1,6 @@
 """Which pictures of scenes are there already: drawn by the same words, settings and weights."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,14 +18,14 @@ from ..registry.errors import ConceptryError, NotFound
 from ..registry.files import entries, open_file
 from ..registry.hashes import sha256_of, sha256_of_json
 from .control_request import LAYOUT, read_control
-from .frames import EarlierFrame, FrameWeights, frames_before
+from .frames import ChosenFrame, EarlierFrame, FrameWeights, frames_before
 from .init_request import read_init
 from .picture_texts import FileFormat
 from .pictures import file_stem
 from .prompt_syntax import resolve_prompt
 from .provenance import read_metadata
 from .reference_syntax import described, resolve_references
-from .request import Request, with_layout, with_size
+from .request import Request, naming_place, with_layout, with_size
 
 if TYPE_CHECKING:
     from ..models.loading import LoadedBase
@@ -44,8 +45,18 @@ class KeptPicture:
     maps: Path | None = None
 
     def image(self) -> Image.Image:
-        """Its pixels."""
-        with Image.open(self.path) as image:
+        """Its pixels. Raises `NotFound` if it is gone or another by now."""
+        folder = Path(os.path.realpath(self.path.parent))
+        try:
+            with open_file(folder, folder / self.path.name) as file:
+                data = file.read()
+        except (OSError, ConceptryError):
+            data = b""
+        if sha256_of(data) != self.sha256:
+            raise NotFound(
+                f"{self.path} has changed while it was looked at", hint="the same command again"
+            )
+        with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
 
 
@@ -63,9 +74,11 @@ class KeptPictures:
     """The pictures in a folder that the registry knows by their hash, found by what they show.
 
     One is there if its metadata say the same: prompt, seed, settings, base model, weights of
-    concepts, photos, control picture and what it begins with. With heat-maps, the sheet of these
-    has to be there too. With the `loaded` base model its weights have to be the same, and those of
-    the ControlNet and the subject encoder; else its name. Without a registry nothing is there.
+    concepts and their categories, photos, control picture and what it begins with. With heat-maps,
+    the sheet of these has to be there too. With the `loaded` base model its weights have to be the
+    same, and those of the ControlNet and the subject encoder; else its name. Of files whose names
+    begin with none of the `stems`, if there are some, none is read. Without a registry nothing is
+    there, nor with leaks, which files do not tell.
     """
 
     def __init__(
@@ -77,7 +90,9 @@ class KeptPictures:
         loaded: "LoadedBase | None" = None,
         file_format: FileFormat = "png",
         with_maps: bool = False,
+        with_leaks: bool = False,
         points: Sequence[tuple[float, float]] = (),
+        stems: Sequence[str] = ("",),
     ) -> None:
         self._registry, self._base, self._loaded = registry, base, loaded
         self._also = {"maps": with_maps, "points": [list(each) for each in points]}
@@ -86,11 +101,9 @@ class KeptPictures:
         self._side = loaded.backbone.size if loaded else side
         self._networks = cache(partial(_networks, loaded)) if loaded else None
         self._there: dict[str, list[KeptPicture]] = {}
-        if registry:
-            is_loaded, ending = loaded is not None, f".{file_format}"
-            for key, kept in _there(
-                registry, folder, ending, is_loaded=is_loaded, with_maps=with_maps
-            ):
+        if registry and not with_leaks:
+            look = _Look(registry, is_loaded=loaded is not None, with_maps=with_maps)
+            for key, kept in look.there(folder, f".{file_format}", tuple(stems)):
                 self._there.setdefault(key, []).append(kept)
 
     def asked(self, request: Request) -> dict[str, object]:
@@ -98,18 +111,44 @@ class KeptPictures:
 
         Raises what `resolve_prompt`, `resolve_references` and `read_init` raise.
         """
-        sized = with_size(request, self._side)
         sha256 = self._loaded.sha256 if self._loaded else None
-        asked = _asked(self._registry, self._base, sized, sha256)
-        if self._networks:
-            sees = bool(request.settings.encoder_strength)
-            asked["networks"] = self._networks(_control_of(request), sees)
-        return asked | self._also | {"init": _init(request, self._side)}
+        with naming_place(request):
+            sized = with_size(request, self._side)
+            asked = _asked(self._registry, self._base, sized, sha256)
+            if self._networks:
+                sees = bool(request.settings.encoder_strength)
+                asked["networks"] = self._networks(_control_of(request), sees)
+            return asked | self._also | {"init": _init(request, self._side)}
 
     def get(self, key: str, stem: str = "") -> KeptPicture | None:
         """The picture of a key, if it is there, and its file's name begins with a stem."""
         found = [each for each in self._there.get(key, []) if each.path.name.startswith(stem)]
         return found[-1] if found else None
+
+
+class KeptFrames:
+    """The frames of an animation that are there, whose files are called as frames.
+
+    `options` are those of `KeptPictures`. Raises what its `asked` raises.
+    """
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        base: Base,
+        requests: Sequence[Request],
+        folder: Path,
+        **options: Any,
+    ) -> None:
+        self._title = requests[0].title
+        stems = [file_stem(self._title, seed) for seed in requests[0].seeds]
+        self._pictures = KeptPictures(registry, base, folder, stems=stems, **options)
+        self._asked = [self._pictures.asked(each) for each in requests]
+
+    def find(self, number: int, seed: int, after: Sequence[ChosenFrame]) -> KeptPicture | None:
+        """A frame, from 1 on, that was drawn with a seed after earlier ones, if it is there."""
+        key = _key(self._asked[number - 1], seed, [each.drawn.record for each in after])
+        return self._pictures.get(key, file_stem(self._title, seed, number))
 
 
 def _key(
@@ -156,25 +195,21 @@ def find_frames(
     A frame is there if its file is called as one, and the frames are there that it was drawn after.
     As `find_shots` otherwise.
     """
-    kept = KeptPictures(registry, base, folder, **options)
-    frames = [
-        (each, kept.asked(each), resolve_prompt(registry, each.prompt) if registry else [])
-        for each in requests
-    ]
+    kept = KeptFrames(registry, base, requests, folder, **options)
+    chosen = [resolve_prompt(registry, each.prompt) if registry else [] for each in requests]
     shots: list[Shot] = []
     for seed in requests[0].seeds:
         earlier: list[EarlierFrame] = []
-        for number, (request, asked, chosen) in enumerate(frames, 1):
-            there, key = None, f"{seed} {number}"
-            if len(earlier) == min(number - 1, 2):
-                after = frames_before(base, request, chosen, earlier, weights)
-                key = _key(asked, seed, [each.drawn.record for each in after])
-                there = kept.get(key, file_stem(requests[0].title, seed, number))
+        for number, (request, named) in enumerate(zip(requests, chosen, strict=True), 1):
+            there = None
+            if len(earlier) == min(number - 1, 2):  # all before it are there
+                after = frames_before(base, request, named, earlier, weights)
+                there = kept.find(number, seed, after)
+            shots.append(Shot(request, seed, f"{seed} {number}", there))
             if there:
-                earlier = [*earlier[:1], EarlierFrame(request, chosen, there.sha256, there.image())]
+                earlier = [*earlier[:1], EarlierFrame(request, named, there.sha256, there.image())]
             else:
                 earlier = []
-            shots.append(Shot(request, seed, key, there))
     return shots
 
 
@@ -189,8 +224,11 @@ def _asked(
         "prompt": request.prompt,
         "base": base_sha256 or base.name,
         "settings": with_layout(request).settings.to_mapping(),
-        "versions": [[each.mention.name, each.version.number, each.sha256] for each in chosen],
-        "references": _without_category(described(references)),
+        "versions": [
+            [each.mention.name, each.version.number, each.sha256, each.concept.category]
+            for each in chosen
+        ],
+        "references": described(references),
         "control": None,
     }
     if request.control:
@@ -229,36 +267,83 @@ def _init(request: Request, side: int) -> dict[str, object] | None:
     return read_init(request.init, request.settings.size, side).used.record
 
 
-def _there(
-    registry: Registry, folder: Path, ending: str, *, is_loaded: bool, with_maps: bool
-) -> Iterator[tuple[str, KeptPicture]]:
-    """The pictures in a folder that the registry knows, by what was asked for.
+class _Look:
+    """Looks at the pictures in a folder that a registry knows, for what was asked for.
 
-    The user's folder may be a link, nothing in it. With maps, only pictures that have these.
+    With maps, only at pictures that have these.
     """
-    if not folder.is_dir():
-        return
-    real = Path(os.path.realpath(folder))
-    names = [each.name for each in entries(real, real) if each.is_file]
-    sheets = _sheets(real, names) if with_maps else {}
-    for name in names:
-        if Path(name).suffix != ending:
-            continue
-        with open_file(real, real / name) as file:
-            sha256 = sha256_of(file)
-        try:
-            registry.trace(sha256)
-            metadata = read_metadata(real / name)
-        except (NotFound, ConceptryError):
-            continue
-        if metadata and "settings" in metadata:
-            said = _said(metadata, is_loaded=is_loaded)
-            sheet = sheets.get(sha256_of_json(metadata)) if with_maps else None
-            if with_maps and sheet is None:
+
+    def __init__(self, registry: Registry, *, is_loaded: bool, with_maps: bool) -> None:
+        self._registry, self._is_loaded, self._with_maps = registry, is_loaded, with_maps
+        self._category = cache(self._category_of)
+
+    def there(
+        self, folder: Path, ending: str, stems: tuple[str, ...]
+    ) -> Iterator[tuple[str, KeptPicture]]:
+        """Pictures, by what was asked for. The user's folder may be a link, nothing in it."""
+        if not folder.is_dir():
+            return
+        real = Path(os.path.realpath(folder))
+        files = [each.name for each in entries(real, real) if each.is_file]
+        names = [name for name in files if name.startswith(stems)]
+        sheets = _sheets(real, names) if self._with_maps else {}
+        for name in names:
+            if Path(name).suffix != ending:
+                continue
+            try:
+                with open_file(real, real / name) as file:
+                    sha256 = sha256_of(file)
+                self._registry.trace(sha256)
+                metadata = read_metadata(real / name)
+            except (OSError, ConceptryError):  # no picture of ours, or gone by now
+                continue
+            if not metadata or "settings" not in metadata:
+                continue
+            sheet = sheets.get(sha256_of_json(metadata))
+            if self._with_maps and sheet is None:
                 continue
             maps = folder / sheet if sheet else None
-            key = sha256_of_json([said, metadata["seed"]])
+            key = sha256_of_json([self._said(metadata), metadata["seed"]])
             yield key, KeptPicture(folder / name, sha256, maps)
+
+    def _said(self, metadata: Mapping[str, object]) -> dict[str, object]:
+        """What a picture, which the registry knows, says was asked for."""
+        recorded = metadata["settings"]
+        assert isinstance(recorded, dict)
+        settings = {name: value for name, value in recorded.items() if name not in _BY_CHANCE}
+        control, versions = settings.pop("control", None), metadata["versions"]
+        networks = [control and control["network_sha256"], settings.pop("subject_encoder", None)]
+        if settings.get("layout_control"):  # made from what the settings say
+            control = None
+        assert isinstance(versions, list)
+        names = ("image_sha256", "network", "scale")
+        versions = [self._with_category(each) for each in versions]
+        return {
+            "prompt": metadata["prompt"],
+            "base": metadata["base_sha256" if self._is_loaded else "base"],
+            "maps": settings.pop("maps", False),
+            "points": settings.pop("points", []),
+            "references": [self._with_category(each) for each in settings.pop("references", [])],
+            "init": settings.pop("init", None),
+            "control": control
+            and [*(control[name] for name in names), control.get("transfers", True)],
+            "versions": [
+                [each["concept"], each["version"], each["sha256"], each["category"]]
+                for each in versions
+            ],
+            "settings": settings,
+            **({"networks": networks} if self._is_loaded else {}),
+        }
+
+    def _with_category(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What metadata tells of a concept; older ones tell no category: it is the one by now."""
+        return {"category": self._category(told["concept"]), **told}
+
+    def _category_of(self, name: str) -> str | None:
+        try:
+            return self._registry.show(name).category
+        except NotFound:
+            return None
 
 
 def _sheets(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -271,33 +356,3 @@ def _sheets(folder: Path, names: Sequence[str]) -> dict[str, str]:
                 if metadata and "maps_of" in metadata:
                     found.setdefault(sha256_of_json(metadata["maps_of"]), name)
     return found
-
-
-def _without_category(references: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """References as they are compared; older pictures do not tell categories."""
-    return [{k: v for k, v in each.items() if k != "category"} for each in references]
-
-
-def _said(metadata: Mapping[str, object], *, is_loaded: bool) -> dict[str, object]:
-    """What a picture, which the registry knows, says was asked for."""
-    recorded = metadata["settings"]
-    assert isinstance(recorded, dict)
-    settings = {name: value for name, value in recorded.items() if name not in _BY_CHANCE}
-    control, versions = settings.pop("control", None), metadata["versions"]
-    networks = [control and control["network_sha256"], settings.pop("subject_encoder", None)]
-    if settings.get("layout_control"):  # made from what the settings say
-        control = None
-    assert isinstance(versions, list)
-    names = ("image_sha256", "network", "scale")
-    return {
-        "prompt": metadata["prompt"],
-        "base": metadata["base_sha256" if is_loaded else "base"],
-        "maps": settings.pop("maps", False),
-        "points": settings.pop("points", []),
-        "references": _without_category(settings.pop("references", [])),
-        "init": settings.pop("init", None),
-        "control": control and [*(control[name] for name in names), control.get("transfers", True)],
-        "versions": [[each["concept"], each["version"], each["sha256"]] for each in versions],
-        "settings": settings,
-        **({"networks": networks} if is_loaded else {}),
-    }

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ..registry.documents import parse_yaml, read_text, shown
-from ..registry.errors import InvalidInput
+from ..registry.errors import ConceptryError, InvalidInput
 from ..registry.validation import Line, validated
 from .prompt_entries import MAX_PICTURES, PromptSettings, seeds_of
 from .wildcards import Expansion, Pattern, Wildcards
 
 _ROLE = r"[a-z0-9][a-z0-9_-]*"
+_REFERENCE = re.compile(rf"^<?({_ROLE})>?(?=[=:]|$)")
 _CAST = re.compile(rf"<?({_ROLE})((?:@{_ROLE})?(?::[\d.]+)?)>?")
 _FOLDER_NAME = re.compile(r"[^\W_][\w .-]*")
 _EXAMPLE = "scenes: [{scene: morning, prompt: a photo of <rex>}]"
@@ -26,12 +27,27 @@ _EXAMPLE = "scenes: [{scene: morning, prompt: a photo of <rex>}]"
 def _as_roles(value: object) -> object:
     """`[rex, mia]` as roles that have the names of their concepts."""
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return {each: each for each in value}
+        value = {each: each for each in value}
+    for role, name in value.items() if isinstance(value, dict) else ():
+        if not (isinstance(role, str) and re.fullmatch(_ROLE, role)):
+            raise InvalidInput(
+                f"{shown(role)} in concepts is no name: small letters, digits, - and _",
+                hint="hero: rex",
+            )
+        if not isinstance(name, str):
+            raise InvalidInput(f"{role} in concepts is {shown(name)}", hint=f"{role}: rex")
+    return value
+
+
+def _as_scenes(value: object) -> object:
+    for number, each in enumerate(value if isinstance(value, list) else (), 1):
+        if not isinstance(each, (str, dict)):
+            raise InvalidInput(f"scene {number} of scenes is {shown(each)}", hint=_EXAMPLE)
     return value
 
 
 _Concepts = Annotated[
-    dict[Annotated[str, Field(pattern=f"^{_ROLE}$")], str],
+    dict[str, str],
     Field(max_length=16, description="[rex, mia], or hero: rex"),
     BeforeValidator(_as_roles),
 ]
@@ -51,6 +67,7 @@ class _Script(PromptSettings):
     scenes: Annotated[
         list[dict[str, Any] | str],
         Field(min_length=1, max_length=MAX_PICTURES, description="a list of scenes"),
+        BeforeValidator(_as_scenes),
     ]
 
 
@@ -105,7 +122,10 @@ def script_entries(
     ]
     named = {role for each in scenes for role in each.named}
     for role in (asked.concepts or {}).keys() - named:
-        raise InvalidInput(f"no scene has the concept {role}", hint=f"<{role}> in a prompt")
+        raise InvalidInput(
+            f"no scene has the concept {role} in its prompt or reference",
+            hint=f"<{role}> in a prompt",
+        )
     if sum(each.count for each in scenes) > MAX_PICTURES:
         raise InvalidInput(
             f"the script stands for more than {MAX_PICTURES:,} pictures",
@@ -155,13 +175,14 @@ class _Planned:
         names = (script.concepts or {}) | (asked.concepts or {})
         try:
             prompt = wildcards.parse(asked.prompt)
-            named = _mentioned(prompt) & names.keys()
+            named = (_mentioned(prompt) | _referenced({**common, **given})) & names.keys()
             roles = {role: wildcards.parse(names[role]) for role in names if role in named}
-        except InvalidInput as error:
-            raise InvalidInput(f"{place}: {error.message}", hint=error.hint) from None
+        except ConceptryError as error:
+            raise error.at(place) from None
         for role in (asked.concepts or {}).keys() - named:
             raise InvalidInput(
-                f"{place} has the concept {role}, which its prompt does not name", hint=f"<{role}>"
+                f"{place} has the concept {role}, which neither its prompt nor its reference names",
+                hint=f"<{role}>",
             )
         patterns = [prompt, *roles.values()]
         if script.choose == "each" and any(each.has_weights for each in patterns):
@@ -209,7 +230,10 @@ class _Planned:
     def _entry(
         self, cast: _Cast, prompt: Expansion, seeds: Sequence[int]
     ) -> tuple[str, dict[str, object]]:
-        text = cast.in_prompt(" ".join(prompt.text.split()))
+        try:
+            text = cast.in_prompt(" ".join(prompt.text.split()))
+        except InvalidInput as error:
+            raise error.at(self.place) from None
         chosen = [*cast.chosen, *prompt.chosen]
         made: dict[str, object] = {
             **self.entry,
@@ -231,6 +255,16 @@ class _Planned:
             words = reference.split() if isinstance(reference, str) else reference
             made["reference"] = _renamed(words, cast)
         return self.place, made
+
+
+def _referenced(entry: Mapping[str, object]) -> frozenset[str]:
+    """The names in the references of an entry."""
+    words = entry.get("reference")
+    words = words.split() if isinstance(words, str) else words
+    if not isinstance(words, list):
+        return frozenset()
+    found = (_REFERENCE.match(word) for word in words if isinstance(word, str))
+    return frozenset(match[1] for match in found if match)
 
 
 def _mentioned(prompt: Pattern) -> frozenset[str]:
@@ -360,9 +394,7 @@ def _renamed(value: object, cast: _Cast) -> object:
     if not isinstance(words, list):
         return value
     return [
-        re.sub(rf"^<?({_ROLE})>?(?=[=:]|$)", lambda match: cast.name(match[1]), word)
-        if isinstance(word, str)
-        else word
+        _REFERENCE.sub(lambda match: cast.name(match[1]), word) if isinstance(word, str) else word
         for word in words
     ]
 

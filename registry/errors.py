@@ -23,9 +23,9 @@ class ConceptryError(Exception):
         """So that one process can send it to another, whatever its constructor takes."""
         return _rebuilt, (type(self), self.message, self.hint)
 
-    def at(self, place: str) -> "ConceptryError":
+    def at(self, place: str, joint: str = ": ") -> "ConceptryError":
         """The same error, which says first where what is wrong was asked for."""
-        return _rebuilt(type(self), f"{place}: {self.message}", self.hint)
+        return _rebuilt(type(self), f"{place}{joint}{self.message}", self.hint)
 
 
 def _rebuilt(kind: type[ConceptryError], message: str, hint: str | None) -> ConceptryError:

@@ -104,7 +104,9 @@ def problem(error: ValueError) -> str:
 
 
 def _refusal(form: type[BaseModel], error: ValidationError, noun: str) -> InvalidInput:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    unknown = [each for each in found if each["type"] == "extra_forbidden"]
+    first = next(iter(unknown), found[0])  # a key that is not there may be there misspelt
     loc, kind = first["loc"], first["type"]
     path, given = _path(loc), shown(first["input"])
     schema = form.model_json_schema()

@@ -14,6 +14,7 @@ from ..generation.pictures import kept_picture, replace_picture
 from ..generation.request import SamplingSettings
 from ..generation.sampler import draw
 from ..models.loading import LoadedBase
+from ..models.references import SHARE
 from ..models.seeds import seed_of
 from ..registry import Registry
 from ..registry.errors import StorageError, TrainingInterrupted
@@ -38,13 +39,14 @@ def class_pictures(
 
     Those `after` references, without their masks, are DreamTuner's regular images: alike in all but
     the subject (section 3.3), and described as the first of these is, by its caption if it has one,
-    in words of the category. All concepts of the category share the others in the registry's
+    in words of the category. References lead as many of their steps as is published, whatever share
+    they lead of other pictures. All concepts of the category share the others in the registry's
     cache; the same batches are drawn whatever `count` is, and after an interruption. Raises
     `TrainingInterrupted` when `should_stop` is true, and `StorageError` if the disk refuses, or if
     one is gone when it is read; finished pictures are kept.
     """
     hooks = hooks or Hooks()
-    whole = (after or References(())).unmasked().in_words(category)
+    whole = (after or References(())).unmasked().leading(SHARE).in_words(category)
     prompt, settings = class_prompt(category), SamplingSettings.for_base(base.base)
     drawn_with = sha256_of_json(settings.to_mapping())
     if whole.references and (described := whole.references[0].prompt) != prompt:

@@ -1,5 +1,6 @@
 """`concept generate --animate`, and a frame of it again."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,20 @@ provenance.save_picture = save_and_interrupt
 """
     words = ("generate", PROMPT, "--controls", f"{walk}:{net}", "--animate", "--base", tiny)
     words = (*words, "--steps", "1")
-    stopped = run_forked("--registry", database, *words, prelude=prelude)
+    stopped = run_forked("--registry", database, "--json", *words, prelude=prelude)
     assert stopped.returncode == 130, stopped.stderr
-    seed = re.search(r"the same command goes on with --seed (\d+)", stopped.stderr)
-    assert seed, stopped.stderr
+    hint = json.loads(stopped.stdout)["error"]["hint"]
+    seed = re.fullmatch(r"the same command with --seed (\d+), which goes on", hint)
+    assert seed, hint
     document = ask(*words, "--seed", seed[1])
     assert [each["is_new"] for each in document["images"]] == [False, False, True]
     assert len(document["animations"]) == 1
     assert "0 pictures" in run(*words, "--seed", seed[1]).stderr
+    assert len(list(Path("pictures").glob("*.webp"))) == 1
+    Path("p.jsonl").write_text('{"prompt": "a cat", "seed": 4}\n{"prompt": "a dog", "seed": 4}\n')
+    words = ("generate", "--prompts", "p.jsonl", "--animate", "--base", tiny, "--steps", "1")
+    stopped = run_forked("--registry", database, *words, prelude=prelude)
+    assert "-> the same command, which goes on" in stopped.stderr, stopped.stderr
 
 
 def test_a_frame_needs_the_one_before_it(
@@ -130,8 +137,14 @@ def test_a_frame_needs_the_one_before_it(
         (["--animate", "--controls", "walk", "--frame-rate", "99"], 2, "--frame-rate"),
         (["--animate", "--controls", "walk", "--frame-rate", "nan"], 2, "--frame-rate"),
         (["--animate", "--controls", "walk", "--previous-frame", "nan"], 2, "previous"),
-        (["--animate", "--prompts", "wanted.csv"], 2, "frame 2 has seeds of its own"),
+        (
+            ["--animate", "--prompts", "wanted.csv"],
+            2,
+            "wanted.csv, line 3: frames begin with the same noise",
+        ),
         (["--animate", "--prompts", "wanted.csv", "--controls", "walk"], 2, "--prompts do not go"),
+        (["--animate", "--controls", "walk", "--out", "walk/../walk"], 2, "the next time"),
+        (["--animate", "--prompts", "sizes.csv"], 2, "sizes.csv, line 3: frames have one size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -141,6 +154,7 @@ def test_a_wrong_call_is_told_and_leaves_nothing(
     assert walk.exists()
     Path("empty").mkdir()
     Path("wanted.csv").write_text("prompt,seed\na cat,\na dog,9\n")
+    Path("sizes.csv").write_text("prompt,size\na cat,128\na dog,64\n")
     prompt = [] if "--prompts" in words else [PROMPT]
     result = run("--json", "generate", *prompt, *words)
     assert result.exit_code == exit_code, result.output

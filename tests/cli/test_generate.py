@@ -528,6 +528,10 @@ def test_what_is_no_page_is_not_read(run: Run, tiny: str, tmp_path: Path, what: 
         (["--negative", "snow", "--guidance", "1"], "--negative is for pictures with a --guidance"),
         (["--reference", "rex", "--separate"], "--separate is for prompts with several concepts"),
         (["--reference", "rex", "--leak"], "--leak is for prompts with several concepts"),
+        (
+            ["--reference", "rex:0", "--reference-share", "0.5"],
+            "--reference-share is for pictures with a --reference whose weight is above 0",
+        ),
     ],
 )
 def test_what_is_asked_for_in_vain_is_said(
@@ -537,6 +541,57 @@ def test_what_is_asked_for_in_vain_is_said(
     found = run("generate", "a dog in the snow", "--dry-run", *words)
     assert (found.exit_code, line in found.stderr) == (0, True), found.output
     assert " is for p" not in run("generate", "a dog in the snow", "--dry-run").stderr
+
+
+def test_what_a_file_says_itself_is_said(rex: Registry, run: Run) -> None:
+    """Options whose place all prompts of a file take; scripts that say no seeds use --seed."""
+    words = ("-n", "3", "--steps", "4", "--seed", "9", "--guidance", "3", "--dry-run")
+    Path("p.jsonl").write_text('{"prompt": "a dog", "steps": 2, "seeds": [1]}\n')
+    told = run("generate", "--prompts", "p.jsonl", *words).stderr
+    for option in ("-n", "--steps", "--seed"):
+        assert f"{option} is said by every prompt of the file itself" in told
+    assert "--guidance is" not in told
+    Path("p.yaml").write_text("scenes: [{scene: a, prompt: a dog}]")
+    assert "is said by every" not in run("generate", "--prompts", "p.yaml", *words).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "is_in_vain"),
+    [
+        (("--reference", "rex"), False),
+        (("--reference", "rex", "--reference-share", "0"), True),
+        (("--previous-frame", "0"), True),
+        ((), False),
+    ],
+)
+def test_guidance_of_frames_in_vain_is_said(
+    rex: Registry, run: Run, words: tuple[str, ...], is_in_vain: bool
+) -> None:
+    Path("walk.txt").write_text("a dog\na dog asleep\n")
+    more = ("--animate", "--reference-guidance", "9", "--dry-run")
+    told = run("generate", "--prompts", "walk.txt", *more, *words).stderr
+    assert ("--reference-guidance is for" in told) == is_in_vain, told
+
+
+def test_with_leaks_all_frames_are_to_draw(ask: Ask, tiny: str) -> None:
+    Path("walk.txt").write_text("a dog\na dog asleep\n")
+    words = ("generate", "--prompts", "walk.txt", "--animate", "--base", tiny, "--seed", "7")
+    words = (*words, "--steps", "1")
+    ask(*words)
+    assert ask(*words, "--dry-run")["to_draw"] == 0
+    assert ask(*words, "--leak", "--dry-run")["to_draw"] == 2
+    assert all(each["is_new"] for each in ask(*words, "--leak")["images"])
+
+
+def test_a_scene_is_drawn_again_when_its_concept_is_of_another_kind(
+    ask: Ask, rex: Registry, tiny: str
+) -> None:
+    Path("day.yaml").write_text("scenes: [{scene: a, prompt: a dog, reference: rex}]")
+    words = ("generate", "--prompts", "day.yaml", "--base", tiny, "--steps", "1")
+    assert [ask(*words)["images"][0]["is_new"] for _ in range(2)] == [True, False]
+    rex.edit("rex", category="cat")
+    assert ask(*words, "--dry-run")["to_draw"] == 1
+    assert ask(*words)["images"][0]["is_new"]
 
 
 def test_a_dry_run_refuses_frames_that_would_be_jpegs(rex: Registry, run: Run) -> None:
@@ -570,15 +625,27 @@ def test_a_file_says_what_to_begin_with_and_the_command_how(rex: Registry, run: 
         ({"init": "wide.png", "size": "64"}, "another shape"),
         ({"init": "wide.png", "strength": 0.001}, "strength"),
         ({"prompt": "a dog " * 200}, "the text encoder reads 75"),
+        ({"prompt": "a <rex:9>"}, "a strength lies between"),
+        ({"prompt": "a <rex"}, 'a ">" is missing'),
+        ({"control": "wide.png"}, "another shape than the 128x128"),
+        ({"init": "bad.png"}, "bad.png is not a photo"),
+        ({"control": "bad.png"}, "bad.png is not a photo"),
+        ({"init": "wide.png", "inpaint": "black.png"}, "black all over"),
+        ({"size": "128x"}, "size"),
     ],
 )
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["", "dry"])
 def test_what_is_wrong_in_a_file_is_said_with_its_place(
-    rex: Registry, run: Run, entry: dict[str, object], text: str
+    rex: Registry, run: Run, entry: dict[str, object], text: str, more: list[str]
 ) -> None:
+    if more and "the text encoder" in text:
+        pytest.skip("only a base model that is loaded knows its tokens")
     draw_file(Path("wide.png"), size=(96, 48))
+    Image.new("L", (96, 48)).save("black.png")
+    Path("bad.png").write_text("no picture")
     entries = [{"prompt": "a dog"}, {"prompt": "a dog", **entry}]
     Path("p.jsonl").write_text("\n".join(json.dumps(each) for each in entries))
-    found = run("--json", "generate", "--prompts", "p.jsonl", "--steps", "2")
+    found = run("--json", "generate", "--prompts", "p.jsonl", "--steps", "2", *more)
     assert found.exit_code in (2, 3), found.output
     message = error_of(found)["message"]
     assert message.startswith("p.jsonl, line 2: "), message

@@ -31,12 +31,13 @@ from conceptry.generation.frames import (
     parse_controls,
 )
 from conceptry.generation.init_request import InitRequest
-from conceptry.generation.provenance import DrawnFrame
+from conceptry.generation.provenance import DrawnFrame, read_metadata
 from conceptry.generation.reference_syntax import ReferenceRequest
 from conceptry.generation.references import frame_reference
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound
+from conceptry.registry.files import open_file
 from conceptry.registry.hashes import sha256_of
 from conceptry.training import train
 from PIL import Image
@@ -110,6 +111,8 @@ def test_the_first_frame_too(
     assert frames_of(only[2]) == [(only[0].sha256, 2.0)]
     with pytest.raises(InvalidInput, match="previous"):
         FrameWeights(previous=-1.0)
+    with pytest.raises(InvalidInput, match="are 60 and 60: 100 together at most"):
+        FrameWeights(previous=60, first=60)
 
 
 def test_an_animation_goes_on_where_it_was_stopped(
@@ -126,8 +129,68 @@ def test_an_animation_goes_on_where_it_was_stopped(
     assert frames_of(found[5]) == frames_of(whole[5]) == [(there[4].sha256, 1.0)]
     found[1].path.unlink()
     again = list(animate(rex, base, both, tmp_path))
-    assert [each.is_new for each in again] == [False, True, True, False, False, False]
+    assert [each.is_new for each in again] == [False, True, False, False, False, False], (
+        "the second is the same again, so the third was drawn after it"
+    )
     assert pixels(again) == pixels(whole)
+
+
+def test_what_is_not_there_any_more_is_drawn(
+    rex: Registry,
+    base: LoadedBase,
+    tmp_path: Path,
+    places: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A frame that is gone by the time it is read; files that cannot be read are none of ours."""
+    drawn = list(animate(rex, base, places, tmp_path))
+    (tmp_path / "a-dog-on-the-beach-3-locked.png").write_bytes(b"")
+    really = open_file
+
+    def locked(root: Path, path: Path) -> Any:
+        if "locked" in path.name:
+            raise PermissionError(13, "Permission denied", path.name)
+        return really(root, path)
+
+    monkeypatch.setattr("conceptry.generation.resuming.open_file", locked)
+    again = animate(rex, base, places, tmp_path)
+    assert not next(again).is_new
+    drawn[1].path.write_bytes(b"another")
+    drawn[2].path.unlink()
+    second, third = again
+    assert (second.is_new, third.is_new) == (True, True)
+    assert pixels([second, third]) == pixels(drawn[1:])
+
+
+def test_an_animation_reads_its_own_frames_alone(
+    rex: Registry,
+    base: LoadedBase,
+    tmp_path: Path,
+    places: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not each picture of a large folder."""
+    first = next(animate(rex, base, places[:1], tmp_path))
+    (tmp_path / "another-9.png").write_bytes(first.path.read_bytes())
+    read: list[str] = []
+    really = read_metadata
+
+    def noted(path: Path) -> Any:
+        read.append(path.name)
+        return really(path)
+
+    monkeypatch.setattr("conceptry.generation.resuming.read_metadata", noted)
+    assert not next(animate(rex, base, places[:1], tmp_path)).is_new
+    assert read == [first.path.name]
+
+
+def test_of_another_category_frames_are_other_ones(
+    rex: Registry, base: LoadedBase, tmp_path: Path, places: list[Request]
+) -> None:
+    list(animate(rex, base, places, tmp_path))
+    rex.edit("rex", category="cat")
+    assert all(each.is_new for each in animate(rex, base, places, tmp_path))
+    assert not any(each.is_new for each in animate(rex, base, places, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +277,7 @@ def test_maps_of_frames_have_a_row_for_the_frame_before(
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"seeds": (4,)}, "frame 2 has seeds of its own"),
+        ({"seeds": (4,)}, "frame 2 has other seeds"),
         ({"settings": replace(SETTINGS, size=(32, 32))}, "frame 2 has another"),
     ],
 )
@@ -312,9 +375,13 @@ def test_earlier_frames_follow_the_control_net_by_their_own_control_pictures(
 def test_an_animation_has_all_frames(tmp_path: Path, file_format: Any, shown: int) -> None:
     images = [Image.new("RGB", (24, 16), colour) for colour in ("red", "green", "blue")]
     frames = [Picture(tmp_path, 3, "", "a <rex>", None, each) for each in images]
-    path, again = (save_animation(frames, tmp_path, file_format=file_format) for _ in range(2))
+    path, other, again, same = (
+        save_animation(each, tmp_path, file_format=file_format)
+        for each in (frames, frames[::-1], frames[::-1], frames)
+    )
     assert path.name == f"a-rex-3.{file_format}"
-    assert again.name == f"a-rex-3-2.{file_format}"
+    assert other.name == f"a-rex-3-2.{file_format}"
+    assert (same, again) == (path, other), "the very same is not written twice"
     with Image.open(path) as opened:
         animation: Any = opened
         assert animation.n_frames == 3

@@ -243,7 +243,7 @@ def test_what_a_scene_leaves_empty_is_as_the_script_says(folder: Path) -> None:
         ("scenes: [{prompt: a, promt: b}]", 'scene 1: there is no setting "promt"'),
         ("scene: a\nscenes: [{prompt: a}]", 'no setting "scene"'),
         ("concepts: [rex]\nscenes: [{prompt: a}]", "no scene has the concept rex"),
-        ("scenes: [{prompt: a, concepts: [rex]}]", "has the concept rex, which its prompt"),
+        ("scenes: [{prompt: a, concepts: [rex]}]", "has the concept rex, which neither its prompt"),
         ("concepts: {hero: ../x}\nscenes: [{prompt: <hero>}]", "the concept hero is '../x'"),
         ("scenes: [{prompt: '{2::a|b}'}]", "wildcards with weights"),
         ("scenes: [{prompt: a, seeds: [1], n: 2}]", "seeds says them all"),
@@ -262,11 +262,21 @@ def test_what_a_scene_leaves_empty_is_as_the_script_says(folder: Path) -> None:
             "scene 1: the layout has two boxes for one concept",
         ),
         ("scenes:\n- prompt: a\n  size: 64x64\n  layout: [3]", "scene 1"),
+        ("scenes: [a, 5]", "scene 2 of scenes is 5"),
+        ("scenes: [null]", "scene 1 of scenes is"),
+        ("concepts: {Hero: rex}\nscenes: [a <hero>]", "'Hero' in concepts is no name"),
+        ("concepts: {hero: 5}\nscenes: [a <hero>]", "hero in concepts is 5"),
+        ("steps: 0\nscenes: [a, b]", "day.yaml, the script: steps is 0"),
+        ("control: nope.png\nscenes: [a, b]", "day.yaml, the script: there is no control picture"),
+        ("scenes: [a, a __places__]", "day.yaml, scene 2: there is no wildcard places"),
+        ("concepts: {hero: rex@1}\nscenes: [a, <hero@1>]", "scene 2: <hero@1> and hero"),
+        ("scenes: [{promt: a}]", 'scene 1: there is no setting "promt"'),
+        ("control_scale: 5\nscenes: [a]", "control_scale is 5: expected 0 to 2"),
     ],
 )
 def test_bad_scripts_are_told_in_a_line(text: str, message: str, folder: Path) -> None:
     (folder.parent / "away").symlink_to(folder)
-    with pytest.raises(InvalidInput) as told:
+    with pytest.raises((InvalidInput, NotFound)) as told:
         read(folder, text)
     assert message in told.value.message, told.value.message
     assert "\n" not in told.value.message
@@ -281,6 +291,17 @@ def test_one_who_is_found_in_several_ways_leaves_room_for_others(folder: Path, f
     )
     for each in read(folder, text):
         assert each.prompt.startswith("<mia> and <rex")
+
+
+def test_a_role_of_a_reference_alone(folder: Path) -> None:
+    text = "concepts: {hero: '{rex|mia}'}\nreference: hero=2:3.5\nscenes: [<hero> in snow, a dog]"
+    found = [(each.prompt, each.references[0].name) for each in read(folder, text)]
+    assert found == [
+        ("<rex> in snow", "rex"),
+        ("<mia> in snow", "mia"),
+        ("a dog", "rex"),
+        ("a dog", "mia"),
+    ]
 
 
 def test_wildcards_may_bring_a_role(folder: Path) -> None:
