@@ -110,10 +110,10 @@ def by_subject(maps: Tensor, subjects: Sequence[SubjectColumns]) -> Tensor:
     )
 
 
-def region(attention: Tensor) -> Tensor:
-    """Mask (…, h, w), bool: where a map is above 0.4 of the way from its minimum to its maximum."""
+def region(attention: Tensor, level: float = _LEVEL) -> Tensor:
+    """Mask (…, h, w), bool: where a map is above a level, from its minimum to its maximum."""
     low, high = attention.amin((-2, -1), keepdim=True), attention.amax((-2, -1), keepdim=True)
-    return (attention - low) > _LEVEL * (high - low)
+    return (attention - low) > level * (high - low)
 
 
 def share_inside(attention: Tensor, inside: Tensor) -> float:

@@ -103,6 +103,35 @@ class FurtherMaps:
     maps: list[tuple[Sequence[object], Tensor]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FollowedAttention:
+    """The queries, keys and scales of self-attention layers, of the latest forward pass, by name.
+
+    For each layer, queries and keys are (B, H, N, D).
+    """
+
+    layers: set[str]
+    kept: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+
+    def carry(self, layer: str, values: Tensor, rows: slice = slice(None)) -> Tensor:
+        """A · values, (B, S, N), of values (B, S, N) at the positions of a layer.
+
+        A is averaged over heads; of the pass, `rows` count, which are B. Nothing of the size of A
+        is made, where PyTorch's attention makes nothing of it.
+        """
+        query, key, scale = self.kept[layer]
+        query, key = query[rows], key[rows]
+        return torch.stack(
+            [
+                F.scaled_dot_product_attention(
+                    query, key, each[:, None, :, None].expand_as(query), scale=scale
+                )[..., 0].mean(1)
+                for each in values.to(query.dtype).unbind(1)
+            ],
+            1,
+        )
+
+
 @dataclass(slots=True, eq=False)
 class _Recorder:
     """Keeps the input states of layers."""
@@ -190,6 +219,7 @@ class AttentionStack:
     def _forget_all(self) -> None:
         self._observers: list[_Observer] = []
         self._recorders: list[_Recorder] = []
+        self._followed: list[FollowedAttention] = []
         self._further: list[FurtherKeys] = []
         self._further_maps: list[FurtherMaps] = []
         self._sights: list[_Sight] = []
@@ -220,6 +250,7 @@ class AttentionStack:
         used = {
             *(layer for each in self._observers for layer in each.layers),
             *(layer for each in self._recorders for layer in each.layers),
+            *(layer for each in self._followed for layer in each.layers),
             *(layer for each in self._further for layer in each.states),
             *(layer for each in self._sights for layer in each.layers),
         }
@@ -259,6 +290,13 @@ class AttentionStack:
         recorder = _Recorder(self._fitting(layers))
         with self._with(self._recorders, recorder):
             yield recorder.states
+
+    @contextmanager
+    def follow(self, layers: str = SELF_ATTENTION) -> Iterator[FollowedAttention]:
+        """Keep what tells, after a pass, where layers' attention carries maps."""
+        followed = FollowedAttention(self._fitting(layers))
+        with self._with(self._followed, followed):
+            yield followed
 
     @contextmanager
     def attend_also(self, further: Sequence[FurtherKeys]) -> Iterator[None]:
@@ -313,6 +351,14 @@ class AttentionStack:
         for each in self._recorders:
             if layer in each.layers:
                 each.states[layer] = states
+
+    def keep_keys(self, layer: str, attn: "Attention", states: Tensor) -> None:
+        """Give a layer's queries and keys for its input states to those who follow it."""
+        if followed := [each for each in self._followed if layer in each.layers]:
+            assert attn.to_k is not None
+            query, key = (_by_head(each(states), attn.heads) for each in (attn.to_q, attn.to_k))
+            for each in followed:
+                each.kept[layer] = query, key, attn.scale
 
     def keep_further_maps(
         self, layer: str, query: Tensor, segments: Sequence[Segment], scale: float
@@ -462,6 +508,7 @@ class _Processor:
     ) -> Tensor:
         name = self.layer.name
         self.stack.keep_states(name, hidden_states)
+        self.stack.keep_keys(name, attn, hidden_states)
         observer = self.stack.observer_of(name)
         if observer is None and not self.stack.changes(name):
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask)

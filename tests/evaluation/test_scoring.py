@@ -162,7 +162,7 @@ def test_leak_is_the_share_on_the_other_subject(encoders: Encoders) -> None:
 
 
 def test_attention_finds_the_subject_of_photos() -> None:
-    """The masks of renders are known: half of what either covers is covered by both."""
+    """The masks of renders are known: most of what either covers is covered by both."""
     base = load_base()
     assert base.backbone.localising_layers == r"up_blocks\.1\..*\.attn2"
     overlaps: list[float] = []
@@ -175,7 +175,7 @@ def test_attention_finds_the_subject_of_photos() -> None:
         both = ImageChops.multiply(ours, true).histogram()[255]
         either = ImageChops.lighter(ours, true).histogram()[255]
         overlaps.append(both / either)
-    assert sum(overlaps) / len(overlaps) > 0.5
+    assert sum(overlaps) / len(overlaps) > 0.65  # without self-attention it would be 0.6
 
 
 def test_columns_of_categories_of_several_tokens() -> None:

@@ -80,6 +80,31 @@ def inputs_for(unet: Any, batch: int = 2, side: int = 16) -> dict[str, Any]:
     return given
 
 
+def test_self_attention_carries_maps(unet: UNet2DConditionModel) -> None:
+    """What it carries is the product with the whole matrix; the output stays what it is."""
+    inputs = inputs_for(unet)
+    plain = unet(**inputs).sample
+    stack, kept = AttentionStack.of(unet), dict[str, Tensor]()
+    own: dict[str, Any] = unet.attn_processors
+    names = [name for name in own if "attn1" in name]
+    with stack.follow() as followed:
+        watched = unet(**inputs).sample
+    assert torch.equal(plain, watched)
+    assert {f"{layer}.processor" for layer in followed.kept} == set(names)
+    replaced = {name: EagerProcessor(kept, name.removesuffix(".processor")) for name in names}
+    unet.set_attn_processor(own | replaced)
+    unet(**inputs)
+    for layer, whole in kept.items():
+        generator = torch.Generator().manual_seed(2)
+        values = torch.rand(len(whole), 3, whole.shape[-1], generator=generator)
+        wanted = (whole.double().mean(1) @ values.double().mT).mT
+        carried = followed.carry(layer, values)
+        assert carried.shape == values.shape
+        assert torch.allclose(carried.double(), wanted, atol=1e-5)
+        second = followed.carry(layer, values[1:], slice(1, 2))
+        assert torch.allclose(second, carried[1:], atol=1e-6)
+
+
 def materialised(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The whole map (B, H, N, T) of every cross-attention layer."""
     own, maps = unet.attn_processors, {}
