@@ -31,7 +31,7 @@ from ..registry.errors import InvalidInput
 from ..training.crops import Photos
 from .encoders import Encoders
 from .picture_cache import PictureCache
-from .plan import Plan
+from .plan import CONTROL_FOLLOWS, Plan
 from .record import (
     DRIFT,
     DRIFT_BASE,
@@ -361,7 +361,11 @@ class _PictureSource:
                 "settings": self._plan.settings.to_mapping(),
             }
             | ({"unnamed": self._unnamed} if self._unnamed else {})
-            | self._plan.drawn_with
+            | (
+                {"control": self._plan.control_sha256, "control_follows": CONTROL_FOLLOWS}
+                if self._plan.control_sha256
+                else {}
+            )
             | ({"imported": imported} if imported else {})
         )
 

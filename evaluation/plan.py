@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..generation.layout import AUTO, NONE, check_all_have_boxes, check_has_place
+from ..generation.layout import NONE, check_all_have_boxes, check_has_place
 from ..generation.prompt_syntax import ChosenVersion, Mention, mention_of
 from ..generation.request import SamplingSettings
 from ..models.hashes import hash_of
@@ -20,8 +20,6 @@ from .suites import Suite
 
 CONTROL_FOLLOWS = "each prediction's concept"
 """Whom a ControlNet follows in pictures of several: before, it was the sum of all."""
-FOUND_REGIONS = "of a draft"
-"""How subjects without boxes are found in pictures: before, the first steps' maps told."""
 FOUND_MASKS = "carried by self-attention"
 """How masks of photos are found that have none: before, the category's map was taken as it is."""
 BASE_MODEL = "base model"
@@ -86,16 +84,6 @@ class Plan:
         identity = "identity" if self.encoders.is_miniature else identity
         return prompt, identity + ("_subjects" if self.suite.num_subjects > 1 else "")
 
-    @property
-    def drawn_with(self) -> dict[str, object]:
-        """What pictures of several subjects depend on beside their settings."""
-        found: dict[str, object] = {}
-        if self.control_sha256:
-            found |= {"control_sha256": self.control_sha256, "control_follows": CONTROL_FOLLOWS}
-        if self.settings.layout == AUTO:
-            found["found_regions"] = FOUND_REGIONS
-        return found
-
     def made_by(self, hashes: Mapping[str, object]) -> dict[str, object]:
         """All that the scores depend on, as JSON; `hashes` are those of the encoders."""
         made_by = {
@@ -118,7 +106,9 @@ class Plan:
         images = [image for each in self.chosen for image in each.concept.images]
         if not all(image.mask for image in images):
             made_by["found_masks"] = FOUND_MASKS
-        return json.loads(json.dumps(made_by | self.drawn_with))
+        if self.control_sha256:
+            made_by |= {"control_sha256": self.control_sha256, "control_follows": CONTROL_FOLLOWS}
+        return json.loads(json.dumps(made_by))
 
     def evaluation(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,12 @@ from .regional_plan import PlannedPart, RegionalPlan
 from .regions import SubjectColumns, all_columns, by_subject
 from .starts import Beginning
 from .subject_regions import box_regions, regions_of
-from .token_maps import CollectedMaps, carried
+from .token_maps import CollectedMaps
 
 HIDDEN = 1e-3
 """The share of a region that all other places have: its logarithm hides, and is finite."""
-DRAFT_STEPS, DRAFT_SHARE = 4, 0.12
-"""How many steps the draft has that regions are found in: so many, or a share of the picture's."""
-LOOKED_AT = 300
-"""The timestep of the noise with which the draft is looked at."""
+LOOKED = 0.12
+"""The share of steps of the first look that finds regions."""
 SHARED = 0.1
 """How much of the base model's own prediction counts in a subject's region: light, and ground."""
 
@@ -162,48 +160,34 @@ class RegionalGuidance:
         return self._parts[0].guidance.conditional(count)
 
     def place(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> None:
-        """Know the regions of pictures with some noise: boxes, or those of a draft.
+        """Know the regions of pictures with some noise: boxes, or by a first look.
 
-        That is drawn from the same noise in a few large steps (DDIM), without regions and with
-        plain categories; each subject is going to be about where it is there.
+        For this some steps are taken without regions and with plain categories, by DDIM, and the
+        maps of these tell where each is going to be.
         """
         if self._plan.boxes is not None:
             count = len(beginning.noise)
             found = box_regions(self._plan.boxes, self._size).expand(count, -1, -1, -1)
         else:
-            found = regions_of(
-                self._maps_of_draft(backbone, beginning, num_steps), self._plan.alike
-            )
+            maps = self._plain_maps(backbone, beginning, num_steps)
+            found = regions_of(maps, self._plan.alike)
         self.masks = found.to(beginning.noise.device)
         for part in self._parts:
             part.sight.set(self.masks)
 
-    def _maps_of_draft(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> Tensor:
-        """The subjects' maps (B, S, h, w) of a draft, carried by its self-attention."""
-        plain = self._parts[-1]
-        latents = self._draft(backbone, beginning, num_steps)
-        timesteps = torch.full((len(latents),), LOOKED_AT, device=latents.device)
-        noise = beginning.noise.to(latents)
-        noisy = backbone.training_scheduler().add_noise(latents, noise, timesteps)
-        with backbone.attention.follow() as followed:
-            _, maps = self._predicted(plain, backbone, noisy, timesteps[0])
-        rows = plain.guidance.conditional(len(latents))
-        return carried(followed, maps[:, :, 0], self._size, rows)
-
-    def _draft(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> Tensor:
-        """Latents (B, C, h, w) that are drawn in a few steps; one at least, whatever strength."""
-        count = max(
-            DRAFT_STEPS, math.ceil(DRAFT_SHARE * num_steps), math.ceil(1 / beginning.strength)
-        )
+    def _plain_maps(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> Tensor:
         scheduler = backbone.sampling_scheduler("ddim")
-        scheduler.set_timesteps(count, device=backbone.device)
-        latents, timesteps = beginning.begin(scheduler, count)
-        for timestep, following in pairwise([*timesteps, None]):
+        scheduler.set_timesteps(num_steps, device=backbone.device)
+        seen: list[Tensor] = []
+        latents, timesteps = beginning.begin(scheduler, num_steps)
+        steps = pairwise([*timesteps, None])
+        for timestep, following in islice(steps, math.ceil(LOOKED * num_steps)):
             assert timestep is not None
-            predicted, _ = self._predicted(self._parts[-1], backbone, latents, timestep)
+            predicted, maps = self._predicted(self._parts[-1], backbone, latents, timestep)
+            seen.append(maps[:, :, 0])
             latents = scheduler.step(predicted, timestep, latents, eta=0.0, return_dict=False)[0]
             latents = beginning.kept(latents.to(predicted.dtype), scheduler, following)
-        return latents
+        return torch.stack(seen).mean(0)
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""

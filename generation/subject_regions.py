@@ -8,8 +8,8 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 from .layout import Box
 
-_LEVEL, _EDGE = 0.5, 0.1
-"""A place is a subject's from this share of its map's range on, more or less."""
+_LEVEL, _EDGE = 0.35, 0.1
+"""A place is a subject's from this share of its map's maximum on, more or less."""
 _CONTRAST = 4
 """How decidedly a place goes to the subject whose map is the stronger one there."""
 
@@ -30,13 +30,11 @@ def box_regions(boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
 def regions_of(maps: Tensor, alike: Sequence[Sequence[int]] = ()) -> Tensor:
     """Shares (B, S, h, w) of each place from the subjects' maps (B, S, h, w).
 
-    A place belongs to a subject as far as its map there is near its maximum, as seen from its
-    minimum, and above the others'.
+    A place belongs to a subject as far as its map there is near its maximum, and above the others'.
     Subjects that are `alike`, as two dogs, have maps that are alike, too: what they have together
     is divided among them, from left to right, or from above if they are rather there.
     """
     level = smoothed(maps)
-    level = level - level.amin((-2, -1), keepdim=True)
     for group in alike:
         level[:, group] = torch.stack([_divided(each, len(group)) for each in level[:, group]])
     level = level / level.amax((-2, -1), keepdim=True).clamp(min=1e-12)

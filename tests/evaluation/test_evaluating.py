@@ -214,9 +214,7 @@ def test_what_scores_depend_on_is_part_of_the_record(
     assert plan.recorded(taught, hashes) is None
 
 
-def test_how_masks_and_regions_are_found_is_part_of_the_record(
-    taught: Registry, base: LoadedBase
-) -> None:
+def test_how_masks_are_found_is_part_of_the_record(taught: Registry, base: LoadedBase) -> None:
     """Where some are to be found; so scores by another way to find them are not reused."""
     plan = plan_of(taught, base, "<rex>")
     assert plan.made_by({})["found_masks"]
@@ -224,10 +222,6 @@ def test_how_masks_and_regions_are_found_is_part_of_the_record(
     images = [replace(image, mask="0" * 64) for image in rex.concept.images]
     masked = replace(rex, concept=replace(rex.concept, images=images))
     assert "found_masks" not in replace(plan, chosen=(masked,)).made_by({})
-    two = plan_of(taught, base, "<rex> <mia>", suite=TOGETHER)
-    assert "found_regions" not in two.made_by({})
-    found = replace(two, settings=replace(two.settings, layout="auto"))
-    assert found.made_by({})["found_regions"]
 
 
 def test_the_picture_is_the_one_that_generate_draws(
