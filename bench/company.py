@@ -12,8 +12,7 @@ categories. Scores are those of `concept eval`, and
 leak         mean over the concepts; not where words are kept to regions, which decides it
 present      share of the concepts that are recognised: within the concept's region the picture is
              nearer to the individual than to each of 20 others of its category (chance: 0.048).
-             The region is where its category is found in the finished picture by the base model,
-             within the concept's box where there is one
+             The region is that of the word's map, within its box where there is one
 all_there    share of pictures in which all are recognised and the judge sees every category
 relation     of pairs: share of pictures in which they stand to each other as the prompt says, which
              boxes side by side give away ("to the left of") or rule out ("on top of")
@@ -27,7 +26,7 @@ core with one seed, which is the default: there are many pairs, and they tell mo
 import json
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from typing import Any
 from conceptry.evaluation.record import Evaluation
 from conceptry.evaluation.suites import find_suite
 from conceptry.generation.layout import AUTO as FOUND
-from conceptry.generation.layout import Box
-from conceptry.generation.photo_regions import regions_of_photos
+from conceptry.generation.photo_regions import as_mask
+from conceptry.generation.regions import region
 from conceptry.generation.request import SamplingSettings
 from conceptry.models.pixels import grey_outside
 from environment import describe as describe_machine
@@ -56,7 +55,6 @@ from laboratory import (
     summary,
     without_pictures,
 )
-from PIL import Image, ImageChops
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = [
@@ -123,8 +121,7 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], label: str, mod
     leak = statistics.fmean(scores.pop(name) for name in leaks)
     if mode in (AT_ONCE, SEPARATE):
         scores["leak"] = leak
-    boxes = settings_of(mode, people).shown_boxes or {}
-    scores |= _presence(laboratory, people, found, boxes)
+    scores |= _presence(laboratory, people, found)
     name = label if label == BARE_WAY.label else f"{label} {mode}"
     print(
         name_of(people),
@@ -135,29 +132,8 @@ def row_of(laboratory: Laboratory, people: Sequence[Individual], label: str, mod
     return laboratory.row_of(people, name, scores, found, SHOWN)
 
 
-def within(mask: Image.Image, box: Box | None) -> Image.Image:
-    """What of a mask is within a box; all of it without one, or where that leaves nothing."""
-    if box is None:
-        return mask
-    width, height = mask.size
-    left, top, right, bottom = box
-    inside = Image.new("L", mask.size)
-    corners = (
-        round(left * width),
-        round(top * height),
-        round(right * width),
-        round(bottom * height),
-    )
-    inside.paste(255, corners)
-    both = ImageChops.multiply(mask, inside)
-    return both if both.getbbox() else mask
-
-
 def _presence(
-    laboratory: Laboratory,
-    people: Sequence[Individual],
-    found: Evaluation,
-    boxes: Mapping[str, Box],
+    laboratory: Laboratory, people: Sequence[Individual], found: Evaluation
 ) -> dict[str, float]:
     present: list[float] = []
     all_there: list[float] = []
@@ -165,15 +141,8 @@ def _presence(
         for each in told.pictures:
             picture = laboratory.pictures.get(each.picture, num_subjects=len(people))
             assert picture is not None
-            cut = embed(
-                [
-                    grey_outside(picture.image, within(mask, boxes.get(who.name)))
-                    for who in people
-                    for mask in regions_of_photos(
-                        laboratory.base, [picture.image], who.identity.category
-                    )
-                ]
-            )
+            regions = region(picture.maps[:, 0])
+            cut = embed([grey_outside(picture.image, as_mask(inside)) for inside in regions])
             known = [
                 bool(who.inside.recognises(vector[None])[0])
                 for who, vector in zip(people, cut, strict=True)
