@@ -122,6 +122,15 @@ def test_taught_and_drawn_after_photos() -> None:
             assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
 
 
+def test_drawn_after_one_photo_without_any_training() -> None:
+    found = measured("references.json")["ways"]["ways"]
+    shown = rows("Drawn after one photo, without any training")
+    assert len(shown) == len(found)
+    for (label, cells), way in zip(shown.items(), found.values(), strict=True):
+        for cell, name in zip(cells, ("seen", "likeness", "recognised"), strict=True):
+            assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
+
+
 def test_what_a_subject_encoder_sees() -> None:
     found = measured("subject-encoder.json")["encoders"]
     for strength, cells in rows("What a subject encoder sees").items():
