@@ -104,9 +104,9 @@ def problem(error: ValueError) -> str:
 
 
 def _refusal(form: type[BaseModel], error: ValidationError, noun: str) -> InvalidInput:
-    found = error.errors(include_url=False)
-    unknown = [each for each in found if each["type"] == "extra_forbidden"]
-    first = next(iter(unknown), found[0])  # a key that is not there may be there misspelt
+    first, *others = error.errors(include_url=False)
+    if first["type"] == "missing":  # it may be there misspelt
+        first = next((each for each in others if each["type"] == "extra_forbidden"), first)
     loc, kind = first["loc"], first["type"]
     path, given = _path(loc), shown(first["input"])
     schema = form.model_json_schema()

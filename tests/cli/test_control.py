@@ -76,7 +76,7 @@ def test_a_reference_has_a_control_picture_of_its_own(
     assert f"{picture} is no control picture that" in error_of(told)["message"]
     for more, exit_code, text in (
         ((*words, "--reference-control", moved), 2, "what is drawn has none"),
-        ((*asked, *("--reference-control", moved) * 2), 2, "2 control pictures of references"),
+        ((*asked, *("--reference-control", moved) * 2), 2, "own.png, and references rex"),
         ((*asked, "--reference-control", "gone.png"), 3, "no control picture gone.png"),
         ((*asked, "--reference-control", "wanted.csv"), 2, "wanted.csv"),
         (
