@@ -142,6 +142,10 @@ def test_regular_images_are_drawn_after_all_of_the_photo(rex: Registry, base: Lo
     assert len(list(rex.location.cache.rglob("*.png"))) == 16, "kept, eight at a time"
     assert base.backbone.references == []
     assert float(after.unmasked().references[0].mask.min()) == 1.0
+    alone = class_pictures(rex, base, "dog", 2, after=after.leading(0.0))
+    assert [each.tobytes() for each in alone] == [each.tobytes() for each in regular], (
+        "the photo leads as many of their steps as is published, whatever the version's share"
+    )
 
 
 def test_photos_are_cut_out_on_white(rex: Registry, base: LoadedBase, tmp_path: Path) -> None:
