@@ -13,7 +13,8 @@ neighbours cosine of the identity encoder between each frame and the next
 photo      the same between each frame and the photo: what holds frames together should not cost it
 
 `gains` are differences from the photo alone, of the same individuals and seeds, with intervals from
-resampling individuals. Writes bench/results/frames.json.
+resampling individuals. Interrupted, it goes on: frames that are there are not drawn again. Writes
+bench/results/frames.json.
 """
 
 import json
