@@ -33,18 +33,16 @@ class CollectedMaps:
         return mean
 
 
-def carried(
-    followed: FollowedAttention, maps: Tensor, size: tuple[int, int], rows: slice = slice(None)
-) -> Tensor:
+def carried(followed: FollowedAttention, maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, S, h, w) carried once by each layer of self-attention: the mean over layers of A m.
 
     What belongs to a subject looks at the same places (as SeeDiff spreads seeds of cross-attention:
-    Park et al. 2025, arXiv 2507.19808). `size` (h, w) is that of the latents; `rows` of the pass
-    are those of the maps. Of noise, layers tell little.
+    Park et al. 2025, arXiv 2507.19808). `size` (h, w) is that of the latents. Of noise, layers tell
+    little.
     """
     collected = CollectedMaps()
     for layer, (query, _, _) in followed.kept.items():
         own = layer_size(size, query.shape[2])
         values = F.adaptive_avg_pool2d(maps.to(query.device), own).flatten(2)
-        collected.add([followed.carry(layer, values, rows)], size)
+        collected.add([followed.carry(layer, values)], size)
     return collected.take()

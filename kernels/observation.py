@@ -113,14 +113,13 @@ class FollowedAttention:
     layers: set[str]
     kept: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
-    def carry(self, layer: str, values: Tensor, rows: slice = slice(None)) -> Tensor:
+    def carry(self, layer: str, values: Tensor) -> Tensor:
         """A · values, (B, S, N), of values (B, S, N) at the positions of a layer.
 
-        A is averaged over heads; of the pass, `rows` count, which are B. Nothing of the size of A
-        is made, where PyTorch's attention makes nothing of it.
+        A is averaged over heads. Nothing of its size is made, where PyTorch's attention makes
+        nothing of it.
         """
         query, key, scale = self.kept[layer]
-        query, key = query[rows], key[rows]
         return torch.stack(
             [
                 F.scaled_dot_product_attention(

@@ -25,6 +25,20 @@ _THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
 """Before any test has changed it: those that fork first must not decide for all others."""
 
 
+INTERRUPTED_AFTER_TWO = """
+import os, signal
+from conceptry.generation import provenance
+save, calls = provenance.save_picture, []
+def save_and_interrupt(*arguments, **options):
+    calls.append(save(*arguments, **options))
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return calls[-1]
+provenance.save_picture = save_and_interrupt
+"""
+"""A prelude: Ctrl-C once `concept generate` has written its second picture."""
+
+
 class Forked:
     """A running `concept`, used as a `subprocess.Popen`; what it prints is kept in files."""
 

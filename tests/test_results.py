@@ -113,18 +113,16 @@ def test_what_choosing_says() -> None:
         assert sentence in page
 
 
-def test_taught_and_drawn_after_photos() -> None:
-    found = measured("references.json")["taught"]["ways"]
-    shown = rows("Taught, and drawn after photos")
-    assert len(shown) == len(found)
-    for (label, cells), way in zip(shown.items(), found.values(), strict=True):
-        for cell, name in zip(cells, ("seen", "likeness", "recognised"), strict=True):
-            assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
-
-
-def test_drawn_after_one_photo_without_any_training() -> None:
-    found = measured("references.json")["ways"]["ways"]
-    shown = rows("Drawn after one photo, without any training")
+@pytest.mark.parametrize(
+    ("part", "section"),
+    [
+        ("taught", "Taught, and drawn after photos"),
+        ("ways", "Drawn after one photo, without any training"),
+    ],
+)
+def test_drawn_after_photos(part: str, section: str) -> None:
+    found = measured("references.json")[part]["ways"]
+    shown = rows(section)
     assert len(shown) == len(found)
     for (label, cells), way in zip(shown.items(), found.values(), strict=True):
         for cell, name in zip(cells, ("seen", "likeness", "recognised"), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
-from forked import run_forked
+from forked import INTERRUPTED_AFTER_TWO, run_forked
 from PIL import Image
 from program import Ask, Run, error_of
 from tiny_control import control_picture, write_base_and_control
@@ -65,20 +65,9 @@ def test_whoever_interrupts_is_told_how_to_go_on(
     ask: Ask, run: Run, rex: Registry, folders: tuple[str, str], walk: Path, database: Path
 ) -> None:
     tiny, net = folders
-    prelude = """
-import os, signal
-from conceptry.generation import provenance
-save, calls = provenance.save_picture, []
-def save_and_interrupt(*arguments, **options):
-    calls.append(save(*arguments, **options))
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGINT)
-    return calls[-1]
-provenance.save_picture = save_and_interrupt
-"""
     words = ("generate", PROMPT, "--controls", f"{walk}:{net}", "--animate", "--base", tiny)
     words = (*words, "--steps", "1")
-    stopped = run_forked("--registry", database, "--json", *words, prelude=prelude)
+    stopped = run_forked("--registry", database, "--json", *words, prelude=INTERRUPTED_AFTER_TWO)
     assert stopped.returncode == 130, stopped.stderr
     hint = json.loads(stopped.stdout)["error"]["hint"]
     seed = re.fullmatch(r"the same command with --seed (\d+), which goes on", hint)
@@ -90,7 +79,7 @@ provenance.save_picture = save_and_interrupt
     assert len(list(Path("pictures").glob("*.webp"))) == 1
     Path("p.jsonl").write_text('{"prompt": "a cat", "seed": 4}\n{"prompt": "a dog", "seed": 4}\n')
     words = ("generate", "--prompts", "p.jsonl", "--animate", "--base", tiny, "--steps", "1")
-    stopped = run_forked("--registry", database, *words, prelude=prelude)
+    stopped = run_forked("--registry", database, *words, prelude=INTERRUPTED_AFTER_TWO)
     assert "-> the same command, which goes on" in stopped.stderr, stopped.stderr
 
 

@@ -13,7 +13,7 @@ import pytest
 from conceptry.generation.provenance import read_metadata
 from conceptry.registry import Registry
 from drawing import draw_file
-from forked import run_forked
+from forked import INTERRUPTED_AFTER_TWO, run_forked
 from PIL import Image
 from program import Ask, Run, error_of, run_concept
 from safetensors.torch import load_file, save_file
@@ -154,19 +154,10 @@ def test_a_long_prompt_is_told(run: Run, tiny: str) -> None:
 @pytest.mark.long
 def test_pictures_drawn_before_an_interruption_stay(tiny: str, database: Path) -> None:
     """Ctrl-C while the third picture is being drawn."""
-    prelude = """
-import os, signal
-from conceptry.generation import provenance
-save, calls = provenance.save_picture, []
-def save_and_interrupt(*arguments, **options):
-    calls.append(save(*arguments, **options))
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGINT)
-    return calls[-1]
-provenance.save_picture = save_and_interrupt
-"""
     words = ("-n", "4", "--batch", "1", "--steps", "1", "--seed", "1", "--base", tiny)
-    done = run_forked("--registry", database, "generate", PROMPT, *words, prelude=prelude)
+    done = run_forked(
+        "--registry", database, "generate", PROMPT, *words, prelude=INTERRUPTED_AFTER_TWO
+    )
     assert done.returncode == 130, done.stderr
     found = sorted(Path("pictures").iterdir())
     assert len(found) == 2

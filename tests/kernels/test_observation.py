@@ -101,8 +101,6 @@ def test_self_attention_carries_maps(unet: Any) -> None:
         carried = followed.carry(layer, values)
         assert carried.shape == values.shape
         assert torch.allclose(carried.double(), wanted, atol=1e-5)
-        second = followed.carry(layer, values[1:], slice(1, 2))
-        assert torch.allclose(second, carried[1:], atol=1e-6)
 
 
 def materialised(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
