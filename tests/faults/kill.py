@@ -2,10 +2,11 @@
 
     python tests/faults/kill.py --runs 1000
 
-A child adds concepts one after another and acknowledges each; at a random moment it is killed.
-Then, with nothing but `sqlite3` and `hashlib`: every acknowledged concept is there with all its
-photos, every final-name blob holds the bytes of its name, every row has its blob, and what else
-remains is a temporary file or an unneeded blob. Each registry lives through 25 kills.
+A child adds concepts one after another and acknowledges each; after a random number of them it is
+killed at a random moment of what follows. Then, with nothing but `sqlite3` and `hashlib`: every
+acknowledged concept is there with all its photos, every final-name blob holds the bytes of its
+name, every row has its blob, and what else remains is a temporary file or an unneeded blob. Each
+registry lives through 25 kills.
 
 `--plant` puts one of two classic mistakes into the writer, to show that the harness would see them.
 """
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -60,13 +61,13 @@ def run_kills(
     photo = draw_bytes(seed, (96, 96))
     outcome = Outcome()
     _warm_up(folder / "warm", photo)
-    pace = _pace(folder / "pace", photo, plant)
+    pace = _Pace(rng)
     while outcome.runs < runs:
         place = folder / f"registry-{outcome.runs}"
         promised: list[str] = []
         before = inspect(place, promised)
         for _ in range(min(KILLS_PER_REGISTRY, runs - outcome.runs)):
-            _kill_one(place, photo, promised, rng.uniform(0, 6 * pace), outcome.runs, plant)
+            _kill_one(place, photo, promised, pace, outcome.runs, plant)
             outcome.runs += 1
             after = inspect(place, promised)
             outcome.moments[after.moment_since(before)] += 1
@@ -91,22 +92,34 @@ def _warm_up(place: Path, photo: bytes) -> None:
         registry.add("warm", [place / "photo.png"], category="dog")
 
 
-def _pace(place: Path, photo: bytes, plant: Callable[[], None] | None) -> float:
-    """Seconds that one `add` takes in a child."""
-    start, promised = time.perf_counter(), []
-    _kill_one(place, photo, promised, 1.0, 0, plant)
-    return (time.perf_counter() - start) / max(1, len(promised))
+@dataclass(slots=True)
+class _Pace:
+    """Draws when to kill, in adds instead of seconds: others may take the disk at any time."""
+
+    rng: random.Random
+    add: float = 0.0
+    """Seconds that the last `add` took whose begin and end were both seen."""
+
+    def wait(self, pipe: IO[bytes]) -> list[bytes]:
+        """Wait for up to three acknowledgements, then for a part of an add; returns the lines."""
+        lines = [pipe.readline()]  # the child is ready
+        for _ in range(self.rng.randrange(4)):
+            start = time.perf_counter()
+            lines.append(pipe.readline())
+            self.add = time.perf_counter() - start
+        time.sleep(self.rng.uniform(0, 1.5 * self.add))
+        return lines[1:]
 
 
 def _kill_one(
     place: Path,
     photo: bytes,
     promised: list[str],
-    seconds: float,
+    pace: _Pace,
     run: int,
     plant: Callable[[], None] | None,
 ) -> None:
-    """Let a child add concepts for some seconds and kill it; extends `promised`."""
+    """Let a child add some concepts and kill it; extends `promised`."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -114,12 +127,11 @@ def _kill_one(
         _add_for_ever(place, photo, run, writer, plant)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        pipe.readline()  # the child is ready
-        time.sleep(seconds)
+        lines = pace.wait(pipe)
         os.kill(child, signal.SIGKILL)
-        lines = pipe.read().split(b"\n")
+        lines += pipe.readlines()
     os.waitpid(child, 0)
-    promised += [line.decode() for line in lines[:-1]]  # what follows the last newline was cut
+    promised += [line.decode().strip() for line in lines if line.endswith(b"\n")]  # others were cut
 
 
 def _add_for_ever(
