@@ -140,6 +140,16 @@ def test_what_a_subject_encoder_sees() -> None:
             assert said == pytest.approx(numbers, abs=_ROUNDED)
 
 
+def test_frames_of_an_animation() -> None:
+    found = measured("frames.json")
+    shown = rows("Frames of an animation")
+    ways = [way for part in ("places", "walk") for way in found[part]["ways"].values()]
+    assert len(shown) == len(ways)
+    for (label, cells), way in zip(shown.items(), ways, strict=True):
+        for cell, name in zip(cells, ("neighbours", "photo"), strict=False):
+            assert is_shown(cell, way["scores"][name]), f"{label}: {name}"
+
+
 def test_what_a_reference_costs() -> None:
     cost = measured("references.json")["cost"]
     ratios = [each["ratio"] for each in cost["drawing"].values()]
