@@ -217,13 +217,14 @@ def _checked_path(registry: Registry, concept: Concept, artifact: ArtifactRecord
 
 
 def _version(concept: Concept, wanted: str | None) -> VersionRecord:
-    if not concept.versions:
+    default = concept.default_version
+    if default is None:
         raise NotFound(f"{concept.name} has not been trained", hint=f"concept train {concept.name}")
+    if wanted is None:
+        return default
     by_word: dict[str, VersionRecord] = {}
     for version in concept.versions:
         by_word |= {str(version.number): version} | dict.fromkeys(version.aliases, version)
-    if wanted is None:
-        return by_word.get("best") or max(concept.versions, key=lambda each: each.number)
     if wanted not in by_word:
         raise NotFound(
             f"{concept.name} has no version {wanted}", hint=f"there are {', '.join(by_word)}"

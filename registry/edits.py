@@ -1,4 +1,4 @@
-"""Changing what is known of a concept: category, notes, tags, captions, its name, its removal."""
+"""Changing what is known of a concept: category, notes, tags, captions, its name."""
 
 from collections.abc import Mapping, Sequence
 
@@ -75,16 +75,6 @@ def rename(store: Store, name: str, new_name: str) -> ConceptRecord:
         refresh(session, concept)
         record_event(session, concept, "rename", was=name)
     return show_concept(store.database, new_name)
-
-
-def remove(store: Store, concept_names: Sequence[str]) -> None:
-    """Forget concepts, all or none of them; their blobs stay until `gc`."""
-    with store.database.write() as session:
-        for concept_name in dict.fromkeys(concept_names):
-            concept = existing_row(session, store.database, concept_name)
-            images = session.exec(select(Image.sha256).where(Image.concept_id == concept.id)).all()
-            record_event(session, concept, "remove", images=list(images))
-            session.delete(concept)
 
 
 def check_category_fits(name: str, taken: str | None, category: str | None) -> None:

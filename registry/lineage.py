@@ -47,6 +47,8 @@ from .tensors import check_weights
 RUN_STATUSES = ("running", "done", "interrupted", "failed")
 MAX_VERSION = 999_999_999
 """The highest number that a version may have."""
+REMOVED_VERSION = "remove version"
+"""The event of a version that was removed; its number is not given again."""
 
 
 def begin_run(
@@ -254,11 +256,20 @@ def _insert_version(
 
 
 def _next_number(session: Session, concept: Concept) -> int:
-    highest = select(func.max(Version.number)).where(Version.concept_id == concept.id)
-    number = (session.exec(highest).one() or 0) + 1
+    """The number of a concept's next version: one that none ever had, so that pictures keep theirs.
+
+    Raises `InvalidInput` beyond the last one.
+    """
+    there = select(func.max(Version.number)).where(Version.concept_id == concept.id)
+    events = select(Event.detail).where(
+        Event.concept_id == concept.id, Event.action == REMOVED_VERSION
+    )
+    gone = [loaded(detail).get("number") for detail in session.exec(events)]
+    numbers = [session.exec(there).one(), *gone]
+    number = max((each for each in numbers if isinstance(each, int)), default=0) + 1
     if number > MAX_VERSION:
         raise InvalidInput(
-            f"{concept.name} has a version numbered {number - 1}: there is no next one",
+            f"{concept.name} has had a version numbered {number - 1}: there is no next one",
             hint="add its photos under another name: concept add NAME PHOTO… --category WORD",
         )
     return number

@@ -140,6 +140,13 @@ class Concept:
     updated: str
     size: int = field(compare=False)
 
+    @property
+    def default_version(self) -> VersionRecord | None:
+        """The one that a plain `<rex>` stands for: `best`, else the latest; None if untrained."""
+        return max(
+            self.versions, key=lambda each: ("best" in each.aliases, each.number), default=None
+        )
+
     def check_photos(self) -> None:
         """Raise `InvalidInput` if it has none."""
         if not self.images:

@@ -38,14 +38,14 @@ from .when_used import WhenUsed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from . import backup, bundle, edits, images, intake, lineage, queued, sources, upkeep
+    from . import backup, bundle, edits, images, intake, lineage, queued, removal, sources, upkeep
     from . import originals as originals_
     from .intake import Progress
     from .originals import Original, TakenIn
 else:
     backup, bundle, edits, images = map(WhenUsed, ("backup", "bundle", "edits", "images"))
     intake, lineage, sources, upkeep = map(WhenUsed, ("intake", "lineage", "sources", "upkeep"))
-    originals_, queued = map(WhenUsed, ("originals", "queued"))
+    originals_, queued, removal = map(WhenUsed, ("originals", "queued", "removal"))
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds to wait for another process before the registry counts as busy."""
@@ -238,12 +238,14 @@ class Registry:
         """Give a concept another name; raises `ConceptNotFound` and `AlreadyExists`."""
         return edits.rename(self._store, name, new_name)
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove concepts: all or, if one does not exist, none. Their files stay until `gc`.
+    def remove(self, names: Sequence[str]) -> list[str]:
+        """Remove concepts, or versions as `rex@3` and `rex@best`: all or, if one is missing, none.
 
-        Raises `ConceptNotFound`.
+        With a version go its scores, its aliases and the training that made it; its number is not
+        given again. Files stay until `gc`. Returns what is gone, each once, a version by its
+        number. Raises `ConceptNotFound`, and `NotFound` for a version.
         """
-        edits.remove(self._store, names)
+        return removal.remove(self._store, names)
 
     def history(self, name: str | None = None, *, limit: int = 0) -> list[EventRecord]:
         """The events of one concept (removed ones too) or of all, oldest first.

@@ -1,8 +1,20 @@
 """`concept edit`, `rename` and `rm`."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from conceptry.registry import Registry
 from program import Ask, Run, error_of
+from safetensors.numpy import save_file
+
+
+def add_versions(registry: Registry, count: int) -> None:
+    """Give rex versions."""
+    weights = Path(registry.location.database).with_name("weights.safetensors")
+    for number in range(count):
+        save_file({"token": np.full((2, 3), number, dtype=np.float32)}, weights)
+        registry.add_version("rex", {"adapter.safetensors": weights})
 
 
 def test_edit_changes_what_is_given(rex: Registry, run: Run) -> None:
@@ -100,3 +112,36 @@ def test_rm_of_several_is_all_or_nothing(rex: Registry, run: Run) -> None:
     assert result.exit_code == 3
     assert '"mia"' in result.stderr
     assert rex.names() == ["rex"]
+
+
+def test_rm_of_versions_says_what_the_concept_stands_for(rex: Registry, run: Run) -> None:
+    add_versions(rex, 3)
+    rex.set_alias("rex", 2, "best")
+    result = run("rm", "rex@best", "rex@1", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "removed rex@2, rex@1\n")
+    assert "<rex> is now rex@3" in result.stderr
+    assert [each.number for each in rex.show("rex").versions] == [3]
+    assert "rex has no version any more" in run("rm", "rex@3", "--yes").stderr
+
+
+def test_rm_of_another_version_says_no_more(rex: Registry, run: Run) -> None:
+    add_versions(rex, 2)
+    assert run("rm", "rex@1", "--yes").stderr == "the files stay until: concept gc\n"
+
+
+def test_rm_of_a_version_that_is_not_there_removes_nothing(rex: Registry, run: Run) -> None:
+    add_versions(rex, 2)
+    result = run("rm", "rex@1", "rex@7", "--yes")
+    assert (result.exit_code, result.stderr) == (
+        3,
+        'error: "rex" has no version 7 -> there are 1, 2\n',
+    )
+    assert len(rex.show("rex").versions) == 2
+
+
+def test_rm_in_json_names_versions_by_number(rex: Registry, ask: Ask) -> None:
+    add_versions(rex, 1)
+    rex.set_alias("rex", 1, "best")
+    assert ask("rm", "rex@best", "rex@1", "--yes") == {"removed": ["rex@1"]}
+    add_versions(rex, 1)
+    assert ask("rm", "rex@2", "rex", "--yes") == {"removed": ["rex"]}

@@ -284,6 +284,7 @@ def test_every_action_in_history_is_documented(trained: Registry, ask: Ask) -> N
     ask("import", "rex.concept", "--as", "max")
     ask("rename", "max", "mo")
     ask("rm", "mo", "--yes")
+    ask("rm", "rex@1", "--yes")
     actions = {event["action"] for event in ask("history", "--limit", "0")["events"]}
     [meaning] = [row[2] for row in next(tables("event")) if row[0] == "action"]
     assert set(re.split(r", | or ", meaning)) == actions

@@ -237,6 +237,58 @@ def test_all_are_removed_or_none(mia: Registry, tmp_path: Path) -> None:
     assert mia.names() == []
 
 
+def test_a_removed_version_leaves_history_and_what_others_are_made_of(
+    mia: Registry, tmp_path: Path
+) -> None:
+    first, second = (train(mia, "mia", tmp_path, seed=seed) for seed in (1, 2))
+    for picture in (first, second):
+        draw_with(mia, str(picture) * 64, ("mia", picture))
+    mia.set_alias("mia", second, "best")
+    mia.add_evaluation("mia", second, suite="quick", config={}, scores={})
+    kept = mia.show("mia")
+    removed = kept.versions[1]
+    assert mia.remove(["mia@best"]) == ["mia@2"]
+    left = mia.show("mia")
+    assert (left.versions, left.runs) == (kept.versions[:1], kept.runs[:1])
+    assert {each.version for each in mia.evaluations("mia")} == {first}
+    assert mia.trace("1" * 64).sources
+    assert mia.trace("2" * 64).sources == []
+    event = mia.history("mia")[-1]
+    assert (event.action, event.detail["number"]) == ("remove version", 2)
+    assert event.detail["sha256"] == [each.sha256 for each in removed.artifacts]
+    assert mia.check(read_data=True).ok
+    assert mia.gc(grace=0).removed == len(removed.artifacts)
+
+
+def test_a_number_is_not_given_again(mia: Registry, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train(mia, "mia", tmp_path, seed=seed)
+    mia.remove(["mia@2", "mia@1"])
+    assert mia.show("mia").versions == []
+    assert train(mia, "mia", tmp_path, seed=3) == 3
+
+
+def test_a_training_of_two_versions_stays_with_one(mia: Registry, tmp_path: Path) -> None:
+    number = train(mia, "mia", tmp_path)
+    made = mia.show("mia").versions[0]
+    files = {each.name: mia.path_of(each.sha256) for each in made.artifacts}
+    mia.add_version("mia", files, run=made.run, origin={"compressed_from": number})
+    mia.remove([f"mia@{number}"])
+    (left,) = mia.show("mia").versions
+    assert [left.run] == [run.run for run in mia.show("mia").runs]
+    mia.remove([f"mia@{left.number}"])
+    assert mia.show("mia").runs == []
+
+
+@pytest.mark.parametrize("word", ["2", "0", "worst", "", "1@1", "\ud800"])
+def test_all_versions_are_removed_or_none(mia: Registry, tmp_path: Path, word: str) -> None:
+    train(mia, "mia", tmp_path)
+    before = rows_of(mia.location.database)
+    with pytest.raises(NotFound, match="mia"):
+        mia.remove(["mia@1", f"mia@{word}"])
+    assert rows_of(mia.location.database) == before
+
+
 def test_a_removed_name_is_free(mia: Registry, tmp_path: Path) -> None:
     mia.remove(["mia"])
     done = mia.add("mia", [tmp_path / "small"], category="dog")
