@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 import torch
 from conceptry.generation import sampler, starts
-from conceptry.generation.guidance import ClassifierFree
+from conceptry.generation.guidance import ClassifierFree, Denoising
 from conceptry.generation.request import SamplingSettings
 from conceptry.kernels.observation import SELF_ATTENTION, FurtherKeys
 from conceptry.models.backbone import Backbone
@@ -76,7 +76,7 @@ class Relative(ClassifierFree, ABC):
         backbone, settings = drawing.backbone, drawing.settings
         negatives = [settings.negative] * len(drawing.prompts) if settings.negative else None
         both = backbone.encode_guided(drawing.prompts, negatives, drawing.width, drawing.height)
-        super().__init__(*both, settings.guidance)
+        super().__init__(*both, settings.guidance, Denoising())
         self.references = references
         self.step = 0
         self.num_steps = settings.steps

@@ -86,6 +86,17 @@ StepsOption = Annotated[
         show_default=False,
     ),
 ]
+PerturbedAttentionOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        min=0,
+        max=100,
+        help="Scale of perturbed-attention guidance, for better structure; 0 is none. By default "
+        "the base model's (concept bases).",
+        show_default=False,
+    ),
+]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(

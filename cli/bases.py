@@ -22,6 +22,7 @@ class _Document(TypedDict):
     steps: int
     guidance: float
     scheduler: str | None
+    perturbed_attention: float
 
 
 def bases(context: typer.Context) -> None:
@@ -41,6 +42,7 @@ def bases(context: typer.Context) -> None:
             "steps": base.sampling.steps,
             "guidance": base.sampling.guidance,
             "scheduler": base.sampling.scheduler,
+            "perturbed_attention": base.sampling.perturbed_attention,
         }
 
     found = [document(base) for base in [*read_aliases().values(), *cached_bases()]]
@@ -62,6 +64,8 @@ def _table(found: list[_Document]) -> "Table":
 
 
 def _drawn(base: _Document) -> str:
-    """`25 steps of dpm++, guidance 7.5`."""
+    """`25 steps of dpm++, guidance 7.5, of perturbed attention 2`."""
     how = f" of {base['scheduler']}" if base["scheduler"] else ""
-    return f"{base['steps']} steps{how}, guidance {base['guidance']:g}"
+    scale = base["perturbed_attention"]
+    perturbed = f", of perturbed attention {scale:g}" if scale else ""
+    return f"{base['steps']} steps{how}, guidance {base['guidance']:g}{perturbed}"

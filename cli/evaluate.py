@@ -15,6 +15,7 @@ from .arguments import (
     GuidanceOption,
     LayoutControlOption,
     LayoutOption,
+    PerturbedAttentionOption,
     StepsOption,
     SuiteName,
 )
@@ -63,6 +64,7 @@ def evaluate(
     ] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    perturbed_attention: PerturbedAttentionOption = None,
     clip: ClipName = None,
     dino: DinoName = None,
     report: Annotated[
@@ -107,6 +109,7 @@ def evaluate(
             SamplingSettings.for_base,
             steps=steps,
             guidance=guidance,
+            perturbed_attention=perturbed_attention,
             separate=separate,
             layout=parse_layout(layout or ()),
             layout_control=layout_control,

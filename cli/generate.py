@@ -16,7 +16,13 @@ from . import control as control_options
 from . import frames as frame_options
 from . import init as init_options
 from . import script as script_options
-from .arguments import GuidanceOption, LayoutControlOption, LayoutOption, StepsOption
+from .arguments import (
+    GuidanceOption,
+    LayoutControlOption,
+    LayoutOption,
+    PerturbedAttentionOption,
+    StepsOption,
+)
 from .errors import usage
 from .framework import Session, session_of
 from .output import count
@@ -96,6 +102,7 @@ def generate(
     ] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    perturbed_attention: PerturbedAttentionOption = None,
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="The negative prompt.", show_default=False)
     ] = "",
@@ -263,6 +270,7 @@ def generate(
         found,
         steps=steps,
         guidance=guidance,
+        perturbed_attention=perturbed_attention,
         negative=negative,
         scheduler=scheduler,
         size=None if size is None else parse_size(size),

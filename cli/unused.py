@@ -15,8 +15,8 @@ IN_FILES = {"n": "num_pictures"} | {
     name: name
     for name in (
         *("seed", "steps", "guidance", "negative", "scheduler", "size", "reference", "layout"),
-        *("layout_control", "prompt_weights", "control", "control_scale", "reference_control"),
-        *("init", "inpaint", "strength"),
+        *("layout_control", "prompt_weights", "perturbed_attention", "control", "control_scale"),
+        *("reference_control", "init", "inpaint", "strength"),
     )
 }
 """What prompts of files may say themselves, and the parameters of the command for it."""

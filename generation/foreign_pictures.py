@@ -119,6 +119,7 @@ def request_like(
             scheduler=scheduler,
             size=(int(across), int(down)) if down else picture.size,
             prompt_weights=True,
+            perturbed_attention=0,  # they say of none
         )
         seed = int(fields["Seed"])
         if not 0 <= seed <= MAX_SEED:

@@ -1,12 +1,14 @@
 """Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..kernels.observation import SELF_ATTENTION
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.references import Reference
@@ -17,26 +19,89 @@ from .regional_plan import PlannedPart, RegionalPlan
 from .request import SamplingSettings
 from .self_subject_attention import ReferencePass
 
+LAYERS = {"mid": r"mid_block\..*attn1", "all": SELF_ATTENTION}
+"""Names of self-attention layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerturbedAttention:
+    """Perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377, eq. 14).
+
+    What a prediction of the prompt loses when each place attends itself alone in self-attention
+    `layers` is structure; `scale` times that is added.
+    """
+
+    scale: float
+    layers: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """How a guidance's prompts are denoised.
+
+    With a `sight`, words are seen from their regions. A ControlNet adds its part to all.
+    """
+
+    control: Control | None = None
+    sight: Sight | None = None
+    perturbed: PerturbedAttention | None = None
+
+    def again(self, prompts: Conditioning, count: int) -> Conditioning:
+        """Prompts with the last `count` of them once more, where these have to be perturbed."""
+        if self.perturbed is None:
+            return prompts
+        rows = torch.arange(len(prompts.states), device=prompts.states.device)
+        return prompts.pick(torch.cat([rows, rows[-count:]]))
+
+    def outputs(
+        self,
+        backbone: Backbone,
+        latents: Tensor,
+        timestep: Tensor,
+        prompts: Conditioning,
+        prompted: Tensor,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Of latents (B, C, h, w), each with several prompts (k · B): k outputs, in one pass.
+
+        The last prompts are those of the pictures; `prompted` (k · B,) says which rows have them.
+        After these come what `again` adds: then the second result is what has to be added for
+        their perturbed attention.
+        """
+        count = len(latents)
+        copies = len(prompts.states) // count
+        rows = torch.arange(copies * count, device=latents.device)
+        with ExitStack() as stack:
+            if self.perturbed is not None:
+                last = rows >= (copies - 1) * count
+                stack.enter_context(backbone.attention.perturb(last, self.perturbed.layers))
+                prompted = torch.cat([prompted, prompted[-count:]])
+            if self.sight is not None:
+                words = prompts.states.shape[1]
+                stack.enter_context(self.sight.words(backbone, prompted, words))
+            together = torch.cat([latents] * copies) if copies > 1 else latents
+            outputs = backbone.denoise(together, timestep, prompts, self.control).chunk(copies)
+        if self.perturbed is None:
+            return list(outputs), None
+        *outputs, perturbed = outputs
+        return list(outputs), self.perturbed.scale * (outputs[-1] - perturbed)
+
 
 class Unguided:
-    """The denoiser's prediction as it is; with a `sight`, words are seen from their regions."""
+    """The denoiser's prediction as it is, but for perturbed attention."""
 
-    def __init__(
-        self,
-        conditioning: Conditioning,
-        *,
-        control: Control | None = None,
-        sight: Sight | None = None,
-    ) -> None:
+    def __init__(self, conditioning: Conditioning, denoising: Denoising) -> None:
         self.conditioning = conditioning
-        self.control = control
-        self._sight = sight
+        self.control = denoising.control
+        self._denoising = denoising
+        self._prompts = denoising.again(conditioning, len(conditioning.states))
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
         prompted = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-        with _words_seen(backbone, self._sight, self.conditioning, prompted):
-            return backbone.denoise(latents, timestep, self.conditioning, self.control)
+        (predicted,), more = self._denoising.outputs(
+            backbone, latents, timestep, self._prompts, prompted
+        )
+        return predicted if more is None else predicted + more
 
     def conditional(self, count: int) -> slice:
         """All rows."""
@@ -51,30 +116,30 @@ class ClassifierFree:
         conditioning: Conditioning,
         negative: Conditioning,
         scale: float,
-        *,
-        control: Control | None = None,
-        sight: Sight | None = None,
+        denoising: Denoising,
     ) -> None:
         self.conditioning = conditioning
-        self.control = control
-        self._sight = sight
+        self.control = denoising.control
         self.negative = negative
         self.scale = scale
+        self._denoising = denoising
 
     @cached_property
     def _both(self) -> Conditioning:
-        return Conditioning.cat([self.negative, self.conditioning])
+        both = Conditioning.cat([self.negative, self.conditioning])
+        return self._denoising.again(both, len(self.conditioning.states))
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """ε_neg + scale · (ε_prompt - ε_neg), from one pass."""
         here = torch.arange(2 * len(latents), device=latents.device)
-        with _words_seen(backbone, self._sight, self.conditioning, here >= len(latents)):
-            both = backbone.denoise(torch.cat([latents] * 2), timestep, self._both, self.control)
-        negative, conditional = both.chunk(2)
-        return negative + self.scale * (conditional - negative)
+        (negative, conditional), more = self._denoising.outputs(
+            backbone, latents, timestep, self._both, here >= len(latents)
+        )
+        predicted = negative + self.scale * (conditional - negative)
+        return predicted if more is None else predicted + more
 
     def conditional(self, count: int) -> slice:
-        """The second half."""
+        """The second rows."""
         return slice(count, 2 * count)
 
 
@@ -94,16 +159,15 @@ class Interleaved:
         negative: Conditioning,
         references: ReferencePass,
         *,
+        denoising: Denoising,
         seeds: Sequence[int],
         scale: float,
         reference_share: float,
         reference_scale: float,
-        control: Control | None = None,
-        sight: Sight | None = None,
     ) -> None:
         self.conditioning = conditioning
-        self._sight = sight
-        self.control = control
+        self.control = denoising.control
+        self._denoising = denoising
         self._prompts = Conditioning.cat([negative, conditioning])
         self._references = references
         self._share = reference_share
@@ -119,35 +183,28 @@ class Interleaved:
         by_reference = (draws <= self._share).to(device)
         here = torch.arange(count, device=device)
         away = here + count * by_reference
-        prompts = self._prompts.pick(torch.cat([away, here + count]))
+        prompts = self._denoising.again(self._prompts.pick(torch.cat([away, here + count])), count)
         ahead, behind = _beside(timestep, backbone.num_timesteps)
         nobody = torch.zeros_like(by_reference)
-        times, rows = [ahead], [torch.cat([nobody, ~nobody])]
+        copies = len(prompts.states) // count
+        with_prompt = [~nobody] * (copies - 1)
+        times, rows = [ahead], [torch.cat([nobody, *with_prompt])]
         if not by_reference.all():
-            times, rows = [*times, behind], [*rows, torch.cat([~by_reference, nobody])]
+            without_prompt = [nobody] * (copies - 1)
+            times, rows = [*times, behind], [*rows, torch.cat([~by_reference, *without_prompt])]
         prompted = torch.cat([by_reference, ~nobody])
-        with (
-            self._references.seen_at(backbone, times, rows),
-            _words_seen(backbone, self._sight, self.conditioning, prompted),
-        ):
-            both = backbone.denoise(torch.cat([latents] * 2), timestep, prompts, self.control)
-        without, conditional = both.chunk(2)
+        with self._references.seen_at(backbone, times, rows):
+            (without, conditional), more = self._denoising.outputs(
+                backbone, latents, timestep, prompts, prompted
+            )
         by_prompt, by_references = self._scales
-        scale = torch.where(by_reference, by_references, by_prompt).to(both.dtype)
-        return without + scale.view(-1, 1, 1, 1) * (conditional - without)
+        scale = torch.where(by_reference, by_references, by_prompt).to(conditional.dtype)
+        predicted = without + scale.view(-1, 1, 1, 1) * (conditional - without)
+        return predicted if more is None else predicted + more
 
     def conditional(self, count: int) -> slice:
-        """The second half."""
+        """The second rows."""
         return slice(count, 2 * count)
-
-
-def _words_seen(
-    backbone: Backbone, sight: Sight | None, conditioning: Conditioning, prompted: Tensor
-) -> AbstractContextManager[None]:
-    """Words are seen as a sight says, in the rows (R,) of a batch that have the prompt."""
-    if sight is None:
-        return nullcontext()
-    return sight.words(backbone, prompted, conditioning.states.shape[1])
 
 
 def _beside(timestep: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
@@ -204,20 +261,25 @@ def _guided(
     sight: Sight | None = None,
 ) -> Guidance:
     negatives = [settings.negative] * len(prompts) if settings.negative else None
+    denoising = Denoising(control, sight, _perturbed_by(settings))
     if references:
         share, scale = settings.reference_share, settings.reference_guidance
         return Interleaved(
             *backbone.encode_guided(prompts, negatives, width, height),
             ReferencePass(backbone, references, sight, control),
+            denoising=denoising,
             seeds=seeds,
             scale=max(1.0, settings.guidance),
             reference_share=references[0].share if share is None else share,
             reference_scale=references[0].guidance if scale is None else scale,
-            control=control,
-            sight=sight,
         )
     if settings.guidance <= 1:
-        conditioning = backbone.encode_prompts(prompts, width, height)
-        return Unguided(conditioning, control=control, sight=sight)
+        return Unguided(backbone.encode_prompts(prompts, width, height), denoising)
     both = backbone.encode_guided(prompts, negatives, width, height)
-    return ClassifierFree(*both, settings.guidance, control=control, sight=sight)
+    return ClassifierFree(*both, settings.guidance, denoising)
+
+
+def _perturbed_by(settings: SamplingSettings) -> PerturbedAttention | None:
+    if not settings.perturbed_attention:
+        return None
+    return PerturbedAttention(settings.perturbed_attention, LAYERS[settings.perturbed_layers])

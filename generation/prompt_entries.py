@@ -99,6 +99,7 @@ class PromptSettings(Form):
     layout: _Layout | None = None
     layout_control: _Switch | None = None
     prompt_weights: _Switch | None = None
+    perturbed_attention: _Number | None = None
     control: str | None = None
     control_scale: _Scale | None = None
     reference_control: _Paths | None = None

@@ -28,7 +28,7 @@ _MAY_BE_EMPTY = ("negative", "reference", "control", "init", "inpaint")
 """Where an empty text asks for none, whatever the command line says; not in cells of tables."""
 _OF_THE_HEAD = (
     *("steps", "guidance", "negative", "scheduler", "size", "reference", "layout"),
-    *("layout_control", "prompt_weights", "control", "init"),
+    *("layout_control", "prompt_weights", "perturbed_attention", "control", "init"),
 )
 """Of a script, what can be wrong without its scenes."""
 
@@ -65,6 +65,7 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     `prompt`, and may have `n`, `seed` or `seeds`, `scene`, `steps`, `guidance`, `negative`,
     `scheduler`, `size`, `reference` (one, or a list; in a table with spaces between), `layout` (as
     `--layout`, or names and their boxes), `layout_control` and `prompt_weights` (yes or no),
+    `perturbed_attention`,
     `control` (the path of a picture, from the file's folder on), `control_scale`,
     `reference_control` (of each reference), `init` and `inpaint` (paths too) and `strength`. A YAML
     mapping with `scenes` is a script (`script_entries`). The CSV separator (comma, semicolon or

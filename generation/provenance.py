@@ -12,6 +12,7 @@ from typing import Annotated
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..models.bases import Layers
 from ..models.references import GUIDANCE, MAX_GUIDANCE, MAX_REFERENCES, MAX_WEIGHT, SHARE
 from ..registry.documents import parse_json
 from ..registry.errors import ConceptryError, InvalidImage, InvalidInput, NotFound, StorageError
@@ -292,6 +293,8 @@ class _SettingsPart(_Part):
     layout: Layout | None = None
     layout_control: bool = False
     prompt_weights: bool = False
+    perturbed_attention: float = 0
+    perturbed_layers: Layers = "mid"
     subject_encoder: _Sha256 | None = None
     references: list[_ReferencePart] = Field(default_factory=list, max_length=MAX_REFERENCES)
     batch_seeds: list[_Seed] = Field(min_length=1, max_length=MAX_BATCH)

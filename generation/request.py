@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field
 
-from ..models.bases import Base, Scheduler, find_control, scheduler_of
+from ..models.bases import Base, Layers, Scheduler, find_control, scheduler_of
 from ..models.references import MAX_REFERENCES, MAX_STRENGTH
 from ..registry.documents import shown
 from ..registry.errors import ConceptryError, InvalidInput
@@ -55,8 +55,10 @@ class SamplingSettings:
     strongly; the references' own by default. `encoder_strength` is β of the base model's subject
     encoder, which then sees the photos that references name. `layout` keeps each subject in a box,
     or in the region where it is found; with `layout_control`, the base model's ControlNet for
-    layouts is shown the boxes. With `prompt_weights`, `(word:1.2)` weighs words of the
-    prompts, which may be longer than the text encoder reads at once. Raises `InvalidInput`.
+    layouts is shown the boxes. With `prompt_weights`, `(word:1.2)` weighs words of the prompts,
+    which may be longer than the text encoder reads at once. `perturbed_attention` is the scale of
+    perturbed-attention guidance (Ahn et al. 2024, eq. 14; 0 is without), by self-attention layers
+    that `perturbed_layers` names. Raises `InvalidInput`.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -71,6 +73,8 @@ class SamplingSettings:
     layout: Layout | None = None
     layout_control: bool = False
     prompt_weights: bool = False
+    perturbed_attention: Annotated[float, Field(ge=0, le=100)] = 0.0
+    perturbed_layers: Layers = "mid"
 
     @classmethod
     def for_base(
@@ -80,6 +84,7 @@ class SamplingSettings:
         steps: int | None = None,
         guidance: float | None = None,
         scheduler: str | None = None,
+        perturbed_attention: float | None = None,
         **others: Any,
     ) -> "SamplingSettings":
         """Settings in which what is not given is as the base model's pictures are drawn.
@@ -91,6 +96,10 @@ class SamplingSettings:
             steps=usual.steps if steps is None else steps,
             guidance=usual.guidance if guidance is None else guidance,
             scheduler=usual.scheduler if scheduler is None else scheduler_of(scheduler),
+            perturbed_attention=(
+                usual.perturbed_attention if perturbed_attention is None else perturbed_attention
+            ),
+            perturbed_layers=usual.perturbed_layers,
             **others,
         )
 
@@ -114,7 +123,10 @@ class SamplingSettings:
             "layout": None,
             "layout_control": False,
             "prompt_weights": False,
+            "perturbed_attention": 0,
         }
+        if not self.perturbed_attention:
+            del settings["perturbed_layers"]
         return {
             name: value
             for name, value in settings.items()

@@ -140,6 +140,14 @@ class _Recorder:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Perturbed:
+    """The rows (B,) of a batch in which the places of some layers attend themselves alone."""
+
+    layers: set[str]
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sight:
     """The biases of some layers' own keys, for a number of queries."""
 
@@ -222,6 +230,7 @@ class AttentionStack:
         self._further: list[FurtherKeys] = []
         self._further_maps: list[FurtherMaps] = []
         self._sights: list[_Sight] = []
+        self._perturbed: list[_Perturbed] = []
         self._note_layers()
 
     def __getstate__(self) -> dict[str, object]:
@@ -252,6 +261,7 @@ class AttentionStack:
             *(layer for each in self._followed for layer in each.layers),
             *(layer for each in self._further for layer in each.states),
             *(layer for each in self._sights for layer in each.layers),
+            *(layer for each in self._perturbed for layer in each.layers),
         }
         for name, layer in self.layers.items():
             layer.in_use = name in used
@@ -321,6 +331,16 @@ class AttentionStack:
             yield
 
     @contextmanager
+    def perturb(self, rows: Tensor, layers: str = SELF_ATTENTION) -> Iterator[None]:
+        """Each place attends itself alone in self-attention layers of some `rows` (B,), bool.
+
+        A is the identity there: the output is the values' (perturbed self-attention, Ahn et al.
+        2024, arXiv 2403.17377, eq. 13). Further keys are not attended there either.
+        """
+        with self._with(self._perturbed, _Perturbed(self._fitting(layers), rows)):
+            yield
+
+    @contextmanager
     def observe_further(self, queries: Callable[[int], Sequence[int]]) -> Iterator[FurtherMaps]:
         """Observe where some queries of layers with further keys look among these."""
         seen = FurtherMaps(queries)
@@ -343,7 +363,15 @@ class AttentionStack:
 
     def changes(self, layer: str) -> bool:
         """Whether a layer attends other keys than its own, or sees these in another way."""
-        return bool(self.further_of(layer)) or any(layer in each.layers for each in self._sights)
+        ways = (*self._sights, *self._perturbed)
+        return bool(self.further_of(layer)) or any(layer in each.layers for each in ways)
+
+    def perturbed(self, layer: str, output: Tensor, value: Tensor) -> Tensor:
+        """A layer's output (B, H, N, D), which is its values' in perturbed rows."""
+        for each in self._perturbed:
+            if layer in each.layers:
+                output = torch.where(each.rows[:, None, None, None], value, output)
+        return output
 
     def keep_states(self, layer: str, states: Tensor) -> None:
         """Give a layer's input states to those who record it."""
@@ -551,6 +579,7 @@ def _layer_output(
     if extra:
         stack.keep_further_maps(name, query, [own, *extra], attn.scale)
     output = observer.attended(name, query, own, extra, attn.scale)
+    output = stack.perturbed(name, output, value)
     if observer.request.reference is not None:
         observer.compare(name, attn, query, key, attention_mask)
     output = output.transpose(1, 2).flatten(2).to(query.dtype)

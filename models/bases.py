@@ -28,6 +28,8 @@ ENVIRONMENT_VARIABLE = "CONCEPT_BASES"
 
 Kind = Literal["folder", "file", "hub"]
 Scheduler = Literal["ddim", "euler", "dpm++"]
+Layers = Literal["mid", "all"]
+"""Which self-attention layers of a U-Net: those in its middle, or all."""
 Place = tuple[Literal["folder", "hub"], str]
 """A path, or a hub repository."""
 _OWN_SCHEDULER = "own"
@@ -53,12 +55,15 @@ class ControlSource:
 class SamplingDefaults:
     """How pictures of a base model are drawn unless asked otherwise; `scheduler` None is its own.
 
-    These are for Stable Diffusion: DPM-Solver++ in 25 steps (Lu et al. 2022).
+    These are for Stable Diffusion: DPM-Solver++ in 25 steps (Lu et al. 2022). Perturbed-attention
+    guidance is off, and where it is asked for in the U-Net's middle (Ahn et al. 2024, section 5.4).
     """
 
     steps: int = 25
     guidance: float = 7.5
     scheduler: str | None = "dpm++"
+    perturbed_attention: float = 0.0
+    perturbed_layers: Layers = "mid"
 
 
 _USUAL = SamplingDefaults()
@@ -214,6 +219,8 @@ class _Entry(Form):
     steps: Annotated[int, Field(ge=1, le=1000)] = _USUAL.steps
     guidance: Annotated[float, Field(ge=0, le=100)] = _USUAL.guidance
     scheduler: Scheduler | Literal["own"] = "dpm++"
+    perturbed_attention: Annotated[float, Field(ge=0, le=100)] = _USUAL.perturbed_attention
+    perturbed_layers: Layers = _USUAL.perturbed_layers
 
 
 def _from_entry(path: Path, name: str, entry: object) -> Base:
@@ -236,6 +243,8 @@ def _from_entry(path: Path, name: str, entry: object) -> Base:
             checked.steps,
             checked.guidance,
             scheduler_of(checked.scheduler),
+            checked.perturbed_attention,
+            checked.perturbed_layers,
         ),
     )
 

@@ -192,6 +192,7 @@ def test_pictures_are_drawn_as_the_base_model_says(
 ) -> None:
     """Unless asked otherwise; what no file says is for Stable Diffusion."""
     mine = {"source": tiny, "steps": 2, "guidance": 3.5, "scheduler": "own"}
+    mine |= {"perturbed_attention": 1.5, "perturbed_layers": "all"}
     (tmp_path / "bases.yaml").write_text(json.dumps({"mine": mine}))
     monkeypatch.setenv("CONCEPT_BASES", str(tmp_path / "bases.yaml"))
     known = {
@@ -203,7 +204,7 @@ def test_pictures_are_drawn_as_the_base_model_says(
     assert known["sd15"] == known["sd21"] == (25, 7.5, "dpm++")
     assert known["sdxl"] == (25, 5, "dpm++")
     monkeypatch.setenv("COLUMNS", "200")
-    assert "2 steps, guidance 3.5" in run("bases").stdout
+    assert "2 steps, guidance 3.5, of perturbed attention 1.5" in run("bases").stdout
     listed = tmp_path / "prompts.yaml"
     listed.write_text(json.dumps([{"prompt": PROMPT, "scheduler": "own", "steps": 1}]))
     (image,) = ask("generate", "--prompts", listed, "-n", "1", "--seed", "1", "--base", tiny)[
@@ -222,6 +223,12 @@ def test_pictures_are_drawn_as_the_base_model_says(
         with Registry.open(database) as registry:
             record = registry.trace(image["sha256"]).settings
         assert tuple(record[key] for key in ("steps", "guidance", "scheduler")) == settings
+        perturbed = (1.5, "all") if "mine" in words else (None, None)
+        assert (record.get("perturbed_attention"), record.get("perturbed_layers")) == perturbed
+    off = ("--base", "mine", "--perturbed-attention", "0", "--steps", "1", "-n", "1", "--seed", "1")
+    (plain,) = ask("generate", PROMPT, *off)["images"]
+    with Registry.open(database) as registry:
+        assert "perturbed_attention" not in registry.trace(plain["sha256"]).settings
 
 
 @pytest.mark.parametrize("fault", ["NaN", "inpainting", "no tokenizer", "byte order mark"])

@@ -17,7 +17,12 @@ OWN = Request(
     prompt="a red cat, sitting",
     seeds=range(3, 4),
     settings=SamplingSettings(
-        steps=5, guidance=2.5, negative="blurred", scheduler="ddim", size=(64, 32)
+        steps=5,
+        guidance=2.5,
+        negative="blurred",
+        scheduler="ddim",
+        size=(64, 32),
+        perturbed_attention=1.5,
     ),
     references=(ReferenceRequest("rex"), ReferenceRequest("mia", "2", 1.5)),
 )
@@ -33,15 +38,17 @@ FILES = {
   negative: blurred
   scheduler: ddim
   size: 64x32
+  perturbed_attention: 1.5
   reference: [rex, mia=2:1.5]
 """,
-    "a.csv": """prompt,n,seed,steps,guidance,negative,scheduler,size,reference
-a <rex> asleep,,,,,,,,
-"a red cat, sitting",1,3,5,2.5,blurred,ddim,64x32,rex mia=2:1.5
+    "a.csv": """prompt,n,seed,steps,guidance,negative,scheduler,size,reference,perturbed_attention
+a <rex> asleep,,,,,,,,,
+"a red cat, sitting",1,3,5,2.5,blurred,ddim,64x32,rex mia=2:1.5,1.5
 """,
     "a.jsonl": """"a <rex> asleep"
 {"prompt": "a red cat, sitting", "n": 1, "seed": 3, "steps": 5, "guidance": 2.5,\
- "negative": "blurred", "scheduler": "ddim", "size": "64x32", "reference": ["rex", "mia=2:1.5"]}
+ "negative": "blurred", "scheduler": "ddim", "size": "64x32", "reference": ["rex", "mia=2:1.5"],\
+ "perturbed_attention": 1.5}
 """,
 }
 

@@ -109,6 +109,23 @@ def test_weight_k_is_each_key_k_times(exact: Backbone) -> None:
     assert float((noise_in(exact, [one], settings) - three_times).abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_perturbed_attention_leads_beside_references(exact: Backbone, share: float) -> None:
+    """What is added is scale times what the prompt's prediction loses, whoever leads the step."""
+    plain = replace(SETTINGS, reference_share=share, perturbed_layers="all")
+    one = some_reference(exact)
+    without, once, twice = (
+        noise_in(exact, [one], replace(plain, perturbed_attention=scale)) for scale in (0, 1, 2)
+    )
+    assert float((twice - without - 2 * (once - without)).abs().max()) < 1e-12
+    assert float((once - without).abs().amax((1, 2, 3)).min()) > 1e-6
+    unled = replace(plain, guidance=1.0, reference_guidance=1.0, perturbed_attention=1)
+    lost = noise_in(exact, [one], unled) - noise_in(
+        exact, [one], replace(unled, perturbed_attention=0)
+    )
+    assert float((once - without - lost).abs().max()) < 1e-12
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_an_empty_mask_or_no_weight_is_plain_attention(exact: Backbone, share: float) -> None:
     settings = replace(SETTINGS, reference_share=share)

@@ -1,5 +1,6 @@
 """Several subjects in a picture, each in its region: words, references, weights and LoRA."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -355,6 +356,20 @@ def test_a_picture_of_several_is_drawn_again(
         again, is_same = reproduce(both, base, pictures[1].path, tmp_path / "again")
         assert is_same
         assert again.maps is not None
+
+
+def test_several_are_drawn_again_with_perturbed_attention(
+    both: Registry, base: LoadedBase, tmp_path: Path
+) -> None:
+    """Words and LoRA, weights and references of a subject each."""
+    wanted = asked("<rex> and <mia> and <tom>", "auto", references=(ReferenceRequest("tom"),))
+    perturbed = replace(wanted, settings=replace(wanted.settings, perturbed_attention=2.0))
+    plain = next(generate(both, base, [wanted], tmp_path))
+    picture = next(generate(both, base, [perturbed], tmp_path, with_maps=True))
+    assert picture.image.tobytes() != plain.image.tobytes()
+    assert read_provenance(picture.path).settings.perturbed_attention == 2
+    assert reproduce(both, base, picture.path, tmp_path / "again")[1]
+    assert "perturbed" not in json.dumps(plain.image.info | wanted.settings.to_mapping())
 
 
 def test_a_single_concept_found_by_itself_is_drawn_as_ever(

@@ -1,6 +1,7 @@
 """The sampler path: what decides a picture, and what does not."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conceptry.models.backbone import Backbone
 from conceptry.models.loading import LoadedBase, backbone_of, load_base
 from conceptry.models.sd import SCHEDULERS
 from conceptry.registry import InvalidInput
+from diffusers import StableDiffusionPAGPipeline, StableDiffusionXLPAGPipeline
 from long import quick_for
 from PIL import Image
 from tiny_base import make_tiny_base, make_tiny_sdxl
@@ -99,6 +101,37 @@ def as_diffusers_draws(
         pipeline.scheduler = own
 
 
+@pytest.mark.parametrize("layers", ["mid", "all"])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_perturbed_attention_is_that_of_diffusers(
+    pipeline: Any, ours: Backbone, guidance: float, layers: Any
+) -> None:
+    settings = SamplingSettings(
+        steps=4, guidance=guidance, perturbed_attention=2.5, perturbed_layers=layers
+    )
+    is_xl = hasattr(pipeline, "text_encoder_2")
+    kind = StableDiffusionXLPAGPipeline if is_xl else StableDiffusionPAGPipeline
+    theirs: Any = kind.from_pipe(
+        copy.deepcopy(pipeline),
+        pag_applied_layers=["mid"] if layers == "mid" else ["down", "mid", "up"],
+    )
+    theirs.set_progress_bar_config(disable=True)
+    prompts, seeds = [PROMPT, "a dog"], [3, 4]
+    found = draw_batch(ours, prompts, seeds, settings)
+    expected = theirs(
+        prompts,
+        num_inference_steps=settings.steps,
+        guidance_scale=guidance,
+        pag_scale=settings.perturbed_attention,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+    plain = draw_batch(ours, prompts, seeds, replace(settings, perturbed_attention=0))
+    for ours_, theirs_, without in zip(found, expected, plain, strict=True):
+        pixels = [np.asarray(each, dtype=np.int16) for each in (ours_, theirs_, without)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1  # sums of other batches
+        assert np.abs(pixels[0] - pixels[2]).max() > 1
+
+
 # --- seeds, settings ------------------------------------------------------------------------------
 
 
@@ -122,6 +155,8 @@ def test_it_is_told_which_batch_a_picture_was_in(base: LoadedBase) -> None:
         {"negative": "a dog"},
         {"scheduler": "euler"},
         {"scheduler": "dpm++"},
+        {"perturbed_attention": 3.0},
+        {"perturbed_attention": 3.0, "guidance": 1.0},
     ],
     ids=str,
 )

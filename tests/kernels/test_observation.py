@@ -103,6 +103,25 @@ def test_self_attention_carries_maps(unet: Any) -> None:
         assert torch.allclose(carried.double(), wanted, atol=1e-5)
 
 
+def test_places_of_perturbed_rows_attend_themselves_alone(unet: Any) -> None:
+    """The values pass as they are; other rows, maps and the U-Net afterwards are as before."""
+    stack = AttentionStack.of(unet)
+    layer = next(name for name in stack.layers if name.endswith("attn1"))
+    attention = unet.get_submodule(layer)
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(2, 9, attention.to_q.in_features, generator=generator)
+    plain = attention(states)
+    with stack.perturb(torch.tensor([False, True])):
+        perturbed = attention(states)
+    assert torch.allclose(perturbed[0], plain[0], atol=1e-6)
+    expected = attention.to_out[0](attention.to_v(states[1]))
+    assert torch.allclose(perturbed[1], expected, atol=1e-6)
+    assert torch.equal(attention(states), plain)
+    inputs = inputs_for(unet)
+    with stack.perturb(torch.zeros(2, dtype=torch.bool)):
+        check(unet, inputs)
+
+
 def materialised(unet: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The whole map (B, H, N, T) of every cross-attention layer."""
     own, maps = unet.attn_processors, {}

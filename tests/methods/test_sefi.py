@@ -19,7 +19,7 @@ from conceptry.adapters.prompt_encoding import (
 from conceptry.adapters.timestep_tokens import STAGE_ORDER, TimestepTokens, timestep_routing
 from conceptry.adapters.token_embedding import TokenEmbedding
 from conceptry.generation import Request, SamplingSettings, generate, read_provenance, reproduce
-from conceptry.generation.guidance import Unguided
+from conceptry.generation.guidance import Denoising, Unguided
 from conceptry.generation.injection import expand_prompt, inject_concepts
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.regions import subject_columns
@@ -432,7 +432,7 @@ def test_separation_lowers_the_overlap(pair: Registry, base: LoadedBase) -> None
         scheduler.set_timesteps(10)
         latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            guidance = Unguided(backbone.encode_prompts([prompt] * 2, 16))
+            guidance = Unguided(backbone.encode_prompts([prompt] * 2, 16), Denoising())
         scale, timesteps = scheduler.scale_model_input, scheduler.timesteps
         first, fifth = (Step(backbone, guidance, timesteps, scale, i, latents) for i in (0, 4))
         (separation,) = separating(backbone, looks, apart)
