@@ -1,5 +1,6 @@
 """Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.references import Reference
 from ..models.seeds import seed_of
+from ..registry.errors import InvalidInput
 from .prediction import Guidance
 from .regional import RegionalGuidance, Sight
 from .regional_plan import PlannedPart, RegionalPlan
@@ -261,7 +263,7 @@ def _guided(
     sight: Sight | None = None,
 ) -> Guidance:
     negatives = [settings.negative] * len(prompts) if settings.negative else None
-    denoising = Denoising(control, sight, _perturbed_by(settings))
+    denoising = Denoising(control, sight, _perturbed_by(backbone, settings))
     if references:
         share, scale = settings.reference_share, settings.reference_guidance
         return Interleaved(
@@ -279,7 +281,14 @@ def _guided(
     return ClassifierFree(*both, settings.guidance, denoising)
 
 
-def _perturbed_by(settings: SamplingSettings) -> PerturbedAttention | None:
+def _perturbed_by(backbone: Backbone, settings: SamplingSettings) -> PerturbedAttention | None:
+    """Raises `InvalidInput` if the denoiser has no such layers."""
     if not settings.perturbed_attention:
         return None
-    return PerturbedAttention(settings.perturbed_attention, LAYERS[settings.perturbed_layers])
+    layers = LAYERS[settings.perturbed_layers]
+    if not any(re.fullmatch(layers, name) for name in backbone.attention.layers):
+        raise InvalidInput(
+            "the base model has no self-attention in its U-Net's middle to perturb",
+            hint="without --perturbed-attention, or perturbed_layers: all in bases.yaml",
+        )
+    return PerturbedAttention(settings.perturbed_attention, layers)

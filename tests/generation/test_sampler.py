@@ -132,6 +132,15 @@ def test_perturbed_attention_is_that_of_diffusers(
         assert np.abs(pixels[0] - pixels[2]).max() > 1
 
 
+def test_a_unet_without_attention_in_its_middle_is_told(ours: Backbone) -> None:
+    backbone = copy.deepcopy(ours)
+    kept = {name: each for name, each in ours.attention.layers.items() if "mid" not in name}
+    backbone.attention.layers = kept
+    settings = SamplingSettings(steps=1, perturbed_attention=2)
+    with pytest.raises(InvalidInput, match="no self-attention in its U-Net's middle"):
+        draw_batch(backbone, [PROMPT], [1], settings)
+
+
 # --- seeds, settings ------------------------------------------------------------------------------
 
 
