@@ -1,10 +1,10 @@
 """Guidance: how a step's noise prediction is made from the denoiser's outputs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -48,44 +48,46 @@ class Denoising:
     sight: Sight | None = None
     perturbed: PerturbedAttention | None = None
 
-    def again(self, prompts: Conditioning, count: int) -> Conditioning:
-        """Prompts with the last `count` of them once more, where these have to be perturbed."""
-        if self.perturbed is None:
-            return prompts
-        rows = torch.arange(len(prompts.states), device=prompts.states.device)
-        return prompts.pick(torch.cat([rows, rows[-count:]]))
+    def prompts(self, *parts: Conditioning) -> Conditioning:
+        """Several, and the last once more where it is perturbed as well."""
+        return Conditioning.cat([*parts, *([parts[-1]] if self.perturbed else [])])
 
-    def outputs(
+    def rows(self, rows: Tensor, count: int) -> Tensor:
+        """Something of each row, and of the last `count` once more, as `prompts` has them."""
+        return torch.cat([rows, rows[-count:]]) if self.perturbed else rows
+
+    def noise(
         self,
         backbone: Backbone,
         latents: Tensor,
         timestep: Tensor,
         prompts: Conditioning,
         prompted: Tensor,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Of latents (B, C, h, w), each with several prompts (k · B): k outputs, in one pass.
+        combined: Callable[..., Tensor],
+    ) -> Tensor:
+        """The noise in latents (B, C, h, w), each with several prompts (k · B), from one pass.
 
-        The last prompts are those of the pictures; `prompted` (k · B,) says which rows have them.
-        After these come what `again` adds: then the second result is what has to be added for
-        their perturbed attention.
+        `prompted` (k · B,) says which rows have the pictures' own prompts, which are the last;
+        `combined` makes one prediction of k outputs. What `prompts` adds comes after these.
         """
         count = len(latents)
         copies = len(prompts.states) // count
-        rows = torch.arange(copies * count, device=latents.device)
         with ExitStack() as stack:
             if self.perturbed is not None:
-                last = rows >= (copies - 1) * count
-                stack.enter_context(backbone.attention.perturb(last, self.perturbed.layers))
-                prompted = torch.cat([prompted, prompted[-count:]])
+                is_last = torch.arange(copies * count, device=latents.device) >= count * (
+                    copies - 1
+                )
+                stack.enter_context(backbone.attention.perturb(is_last, self.perturbed.layers))
             if self.sight is not None:
-                words = prompts.states.shape[1]
-                stack.enter_context(self.sight.words(backbone, prompted, words))
+                seen = self.rows(prompted, count)
+                words = self.sight.words(backbone, seen, prompts.states.shape[1])
+                stack.enter_context(words)
             together = torch.cat([latents] * copies) if copies > 1 else latents
             outputs = backbone.denoise(together, timestep, prompts, self.control).chunk(copies)
         if self.perturbed is None:
-            return list(outputs), None
+            return combined(*outputs)
         *outputs, perturbed = outputs
-        return list(outputs), self.perturbed.scale * (outputs[-1] - perturbed)
+        return combined(*outputs) + self.perturbed.scale * (outputs[-1] - perturbed)
 
 
 class Unguided:
@@ -95,15 +97,14 @@ class Unguided:
         self.conditioning = conditioning
         self.control = denoising.control
         self._denoising = denoising
-        self._prompts = denoising.again(conditioning, len(conditioning.states))
+        self._prompts = denoising.prompts(conditioning)
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
         prompted = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-        (predicted,), more = self._denoising.outputs(
-            backbone, latents, timestep, self._prompts, prompted
+        return self._denoising.noise(
+            backbone, latents, timestep, self._prompts, prompted, lambda predicted: predicted
         )
-        return predicted if more is None else predicted + more
 
     def conditional(self, count: int) -> slice:
         """All rows."""
@@ -128,17 +129,17 @@ class ClassifierFree:
 
     @cached_property
     def _both(self) -> Conditioning:
-        both = Conditioning.cat([self.negative, self.conditioning])
-        return self._denoising.again(both, len(self.conditioning.states))
+        return self._denoising.prompts(self.negative, self.conditioning)
 
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """ε_neg + scale · (ε_prompt - ε_neg), from one pass."""
         here = torch.arange(2 * len(latents), device=latents.device)
-        (negative, conditional), more = self._denoising.outputs(
-            backbone, latents, timestep, self._both, here >= len(latents)
+        return self._denoising.noise(
+            backbone, latents, timestep, self._both, here >= len(latents), self._led_away
         )
-        predicted = negative + self.scale * (conditional - negative)
-        return predicted if more is None else predicted + more
+
+    def _led_away(self, negative: Tensor, conditional: Tensor) -> Tensor:
+        return negative + self.scale * (conditional - negative)
 
     def conditional(self, count: int) -> slice:
         """The second rows."""
@@ -185,24 +186,22 @@ class Interleaved:
         by_reference = (draws <= self._share).to(device)
         here = torch.arange(count, device=device)
         away = here + count * by_reference
-        prompts = self._denoising.again(self._prompts.pick(torch.cat([away, here + count])), count)
+        rows_of = partial(self._denoising.rows, count=count)
+        prompts = self._prompts.pick(rows_of(torch.cat([away, here + count])))
         ahead, behind = _beside(timestep, backbone.num_timesteps)
         nobody = torch.zeros_like(by_reference)
-        copies = len(prompts.states) // count
-        with_prompt = [~nobody] * (copies - 1)
-        times, rows = [ahead], [torch.cat([nobody, *with_prompt])]
+        times, rows = [ahead], [rows_of(torch.cat([nobody, ~nobody]))]
         if not by_reference.all():
-            without_prompt = [nobody] * (copies - 1)
-            times, rows = [*times, behind], [*rows, torch.cat([~by_reference, *without_prompt])]
+            times, rows = [*times, behind], [*rows, rows_of(torch.cat([~by_reference, nobody]))]
         prompted = torch.cat([by_reference, ~nobody])
-        with self._references.seen_at(backbone, times, rows):
-            (without, conditional), more = self._denoising.outputs(
-                backbone, latents, timestep, prompts, prompted
-            )
         by_prompt, by_references = self._scales
-        scale = torch.where(by_reference, by_references, by_prompt).to(conditional.dtype)
-        predicted = without + scale.view(-1, 1, 1, 1) * (conditional - without)
-        return predicted if more is None else predicted + more
+        scale = torch.where(by_reference, by_references, by_prompt).view(-1, 1, 1, 1)
+
+        def led_away(without: Tensor, conditional: Tensor) -> Tensor:
+            return without + scale.to(conditional.dtype) * (conditional - without)
+
+        with self._references.seen_at(backbone, times, rows):
+            return self._denoising.noise(backbone, latents, timestep, prompts, prompted, led_away)
 
     def conditional(self, count: int) -> slice:
         """The second rows."""

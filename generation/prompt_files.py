@@ -65,12 +65,11 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     `prompt`, and may have `n`, `seed` or `seeds`, `scene`, `steps`, `guidance`, `negative`,
     `scheduler`, `size`, `reference` (one, or a list; in a table with spaces between), `layout` (as
     `--layout`, or names and their boxes), `layout_control` and `prompt_weights` (yes or no),
-    `perturbed_attention`,
-    `control` (the path of a picture, from the file's folder on), `control_scale`,
-    `reference_control` (of each reference), `init` and `inpaint` (paths too) and `strength`. A YAML
-    mapping with `scenes` is a script (`script_entries`). The CSV separator (comma, semicolon or
-    tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that names the line, or for
-    more than `MAX_PICTURES` pictures.
+    `perturbed_attention`, `control` (the path of a picture, from the file's folder on),
+    `control_scale`, `reference_control` (of each reference), `init` and `inpaint` (paths too) and
+    `strength`. A YAML mapping with `scenes` is a script (`script_entries`). The CSV separator
+    (comma, semicolon or tab) is taken from the header. Raises `NotFound`, and `InvalidInput` that
+    names the line, or for more than `MAX_PICTURES` pictures.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
