@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from conceptry.models.miniature.architecture import LATENT_CHANNELS, make_unet
-from conceptry.models.miniature.recipe import train
+from conceptry.models.miniature.identity import IdentityEncoder
+from conceptry.models.miniature.recipe import muon, train
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from long import quick_for
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
 BATCH = 8
 STEPS = dict.fromkeys(train.STAGES, 20) | {"unet": 150}
@@ -24,8 +27,6 @@ TOLD_BY_NOISE = ("unet", "control", "subject-encoder")
 """Those that need many steps before a loss is seen to fall."""
 RENDERED = (*DRAWING, "subject-encoder")
 """Those that see pictures at that size."""
-HALVES = ("vae", "decoder")
-"""The stages that teach an autoencoder's encoder and decoder."""
 SMALL = 32
 """Pixels across of a picture that gives as many latents with half as many levels."""
 
@@ -65,7 +66,6 @@ def run(
     batch: int = BATCH,
     stop_at: int | None = None,
     full_size: bool = False,
-    latents_of: Path | None = None,
 ) -> None:
     """Take steps of a stage; the loop is the same for small pictures and networks."""
     numbers = dataclasses.replace(train.STAGES[stage], batch=batch)
@@ -84,7 +84,6 @@ def run(
             device="cpu",
             num_workers=0,
             stop_at=stop_at,
-            latents_of=latents_of,
         )
 
 
@@ -161,26 +160,6 @@ def control_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             return float(train.control_losses(modules, scenes, context, generator)["noise"])
-
-
-@pytest.mark.long
-def test_an_autoencoder_takes_over_the_latents_of_one_for_smaller_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 8)
-    torch.manual_seed(0)
-    earlier = small_vae(SMALL // 2)
-    earlier.save_pretrained(tmp_path / "earlier")
-    run("vae", tmp_path / "new", steps=40, latents_of=tmp_path / "earlier")
-    lines = (tmp_path / "new/vae.jsonl").read_text().splitlines()
-    first, *_, last = [json.loads(line)["latents"] for line in lines]
-    assert last < first / 2
-    run("decoder", tmp_path / "new", steps=1, latents_of=tmp_path / "earlier")
-    encoder, decoder = (load_file(tmp_path / f"new/{name}.safetensors") for name in HALVES)
-    name = "decoder.mid_block.resnets.0.conv1.weight"
-    assert encoder[f"vae.{name}"].equal(earlier.state_dict()[name])
-    assert not decoder[f"vae.{name}"].equal(encoder[f"vae.{name}"])
-    assert torch.allclose(decoder[f"vae.{name}"], encoder[f"vae.{name}"], atol=0.01)
 
 
 @pytest.mark.parametrize("stage", ["control", "subject-encoder"])
@@ -280,6 +259,67 @@ def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> N
     begun = train.Training(stage, context, start=tmp_path / "earlier.safetensors").learning
     assert all(begun[name].eq(0.5).all() for name in same)
     assert begun[other].equal(fresh[other])
+
+
+def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
+    context = train.Context(tmp_path, torch.device("cpu"))
+    stage = dataclasses.replace(
+        train.STAGES["identity"], muon=("identity",), slow={"identity": 0.25}, warmup_steps=1
+    )
+    both = nn.ModuleDict({"identity": IdentityEncoder(), "other": nn.Linear(2, 2)})
+    stage = dataclasses.replace(stage, build=lambda _: both, learns=("identity", "other"))
+    training = train.Training(stage, context)
+    training.stage = dataclasses.replace(stage, losses=lambda *_: {"none": dot(both)})
+    training._learn({}, 0.0)
+    rates = {
+        parameter: float(group["lr"])
+        for optimizer in training.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in training.learning.items():
+        share = 0.25 if name.startswith("identity.") else 1.0
+        assert rates[parameter] == pytest.approx(stage.learning_rate * share)
+    by_muon = {p for p in rates if p in training.optimizers[1].state}
+    assert by_muon == {p for p in both["identity"].parameters() if p.ndim > 1}
+
+
+def dot(modules: nn.Module) -> torch.Tensor:
+    """A loss with a gradient for every parameter."""
+    return torch.stack([parameter.sum() for parameter in modules.parameters()]).sum()
+
+
+def test_orthogonal_keeps_directions_and_levels_their_sizes() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 24), (24, 8)):
+        matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -1, shape[1]))
+        found = muon.orthogonal(matrix)
+        singular = torch.linalg.svdvals(found)
+        assert singular.min() > 0.6
+        assert singular.max() < 1.3
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        assert F.cosine_similarity(found.flatten(), (left @ right).flatten(), 0) > 0.97
+
+
+def test_quarters_are_whole_places_and_where_weights_are_large() -> None:
+    torch.manual_seed(0)
+    weights = torch.ones(256, 1, 16, 16)
+    weights[:, :, 10:12, 3:5] = 30.0
+    across = torch.arange(32.0).expand(32, 32)
+    pixels = torch.stack([across, across.T, across * 0]).expand(256, -1, -1, -1)
+    cut, of_them = train.quarters(pixels, weights, torch.Generator().manual_seed(0))
+    assert cut.shape == (256, 3, 16, 16)
+    assert of_them.shape == (256, 1, 8, 8)
+    left, top = (cut[:, i, 0, 0].long() for i in (0, 1))
+    assert (left % 2 == 0).all()
+    assert (top % 2 == 0).all()
+    for i in range(256):
+        y, x = int(top[i]) // 2, int(left[i]) // 2
+        assert of_them[i, 0].equal(weights[i, 0, y : y + 8, x : x + 8])
+        assert cut[i].equal(pixels[i, :, 2 * y : 2 * y + 16, 2 * x : 2 * x + 16])
+    sees_all = of_them.sum((1, 2, 3)) > 64 + 100
+    assert sees_all.float().mean() > 0.5  # of all squares, a quarter
+    assert len({(int(y), int(x)) for y, x in zip(top, left, strict=True)}) > 10
 
 
 def test_a_stage_without_its_forerunner_says_which(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_control_reaches_the_unet(tmp_path: Path) -> None:
     scenes = {
         "latents": torch.zeros(2, 12, 16, 16),
         "tokens": torch.zeros(2, 77, dtype=torch.long),
-        "foregrounds": torch.zeros(2, 1, 16, 16),
+        "weights": torch.ones(2, 1, 16, 16),
     }
     generator = torch.Generator().manual_seed(0)
     train.unet_losses(modules, scenes, context, generator, lambda *_: {"extra": 1})

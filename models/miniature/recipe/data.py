@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ....registry.errors import ConceptryError
 from ..world.identities import CATEGORIES, identity_seed, make_identity
 from ..world.layouts import random_layout
-from ..world.scenes import MAX_SUBJECTS, Rendered, Scene, describe, render, sample_scene
+from ..world.scenes import MAX_SUBJECTS, Rendered, Scene, describe, face_mask, render, sample_scene
 
 MASK_SIZE = 16
 AHEAD = 6
@@ -29,14 +29,15 @@ class Batch:
     """Pictures (B, 3, size, size) as uint8, their sentences and their scenes.
 
     `masks` (B, 3, 16, 16), uint8, are those of up to three subjects, 0 where there is none;
-    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well. `layouts` (B, size,
-    size), uint8, are rows of `layouts.PALETTE`, and `references` (B, 3, 64, 64) each first subject
-    on white, where a stage asks for them.
+    `foregrounds` (B, 16, 16) have what subjects wear, hold or sit on as well, `faces` (B, 16, 16)
+    say where faces are. `layouts` (B, size, size), uint8, are rows of `layouts.PALETTE`, and
+    `references` (B, 3, 64, 64) each first subject on white, where a stage asks for them.
     """
 
     images: Tensor
     masks: Tensor
     foregrounds: Tensor
+    faces: Tensor
     captions: list[str]
     scenes: list[Scene]
     layouts: Tensor | None = None
@@ -113,6 +114,7 @@ def batch_of(scenes: list[Scene], size: int, *, with_layouts: bool = False) -> B
         torch.from_numpy(images.copy()),
         torch.from_numpy(masks),
         torch.from_numpy(foregrounds),
+        torch.from_numpy(np.stack([_small(face_mask(scene, size)) for scene in scenes])),
         [describe(scene) for scene in scenes],
         scenes,
         layouts,

@@ -10,20 +10,16 @@ encoder), `clip-tune` (the picture encoder anew, against the text encoder that t
 two the U-Net stays as it is. Each writes a resume point every few minutes and goes on from it when
 started again; a run that was killed ends bit-equal to one that was not, on a CPU of the same kind.
 
-A new autoencoder can take over the latent space of an earlier one, and the U-Net that draws in it
-then goes on from what it knows. `vae` then teaches the encoder alone, and `decoder` need not wait
-for it:
+The U-Net can go on from an earlier one's weights, also in the latents of another autoencoder, whose
+number of channels may differ: its first and last layer then begin anew.
 
-    … vae --out runs/128 --latents-of runs/64/vae
-    … decoder --out runs/128 --latents-of runs/64/vae
-    … unet --out runs/128 --start runs/64/unet.safetensors
+    … unet --out runs/new --start runs/old/unet.safetensors
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,10 +27,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -67,10 +63,8 @@ from ..identity import IdentityEncoder
 from ..tokenizer import make_tokenizer
 from ..world.layouts import PALETTE
 from .data import Batch, layouts_batch, pairs_batch, prefetched, scenes_batch
+from .muon import Muon
 from .subject_encoder import REFERENCES, subjects_batch
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 CAPTION_DROPOUT = 0.1
 CONTROL_CAPTION_DROPOUT = 0.5
@@ -80,11 +74,12 @@ STRUCTURE = 400
 """Below this timestep it is settled what is where: see `settling` of `bench/miniature.py`."""
 CONTROL_STRUCTURE = 0.5
 """The share of timesteps that a ControlNet for layouts has from there on alone."""
-FOREGROUND_WEIGHT = 4.0
-FOREGROUND_NOISE_WEIGHT = 3.0
-LATENT_NOISE = 0.1
+FOREGROUND_WEIGHT, FACE_WEIGHT = 4.0, 10.0
+"""How much more they count than the place, in pixels and in noise: a fifth of a picture, nearly all
+that it is about, and a fiftieth, where one looks first."""
+LATENT_NOISE = 0.3
 FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
-ENCODER, DECODER = ("vae.encoder", "vae.quant_conv"), ("vae.decoder", "vae.post_quant_conv")
+DECODER = ("vae.decoder", "vae.post_quant_conv")
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 25
 MANY_STEPS = 1_000_000
@@ -97,8 +92,6 @@ class Context:
     folder: Path
     device: torch.device
     seed: int = 0
-    latents_of: Path | None = None
-    """The folder of an autoencoder whose latent space a new one takes over; it then teaches."""
     tokenizer: CLIPTokenizer = field(default_factory=make_tokenizer)
 
     def generator(self, stage: str, step: int) -> torch.Generator:
@@ -110,9 +103,13 @@ class Context:
         images = images.to(self.device, non_blocking=True)
         return (images.float() / 127.5 - 1).to(memory_format=torch.channels_last)
 
-    def foregrounds(self, batch: Batch) -> Tensor:
-        """Where subjects are, and what they wear, hold or sit on (B, 1, 16, 16), 0..1."""
-        return batch.foregrounds.to(self.device, non_blocking=True)[:, None] / 255
+    def weights(self, batch: Batch) -> Tensor:
+        """How much places count (B, 1, 16, 16), from 1."""
+        foregrounds, faces = (
+            each.to(self.device, non_blocking=True)[:, None] / 255
+            for each in (batch.foregrounds, batch.faces)
+        )
+        return 1 + FOREGROUND_WEIGHT * foregrounds + FACE_WEIGHT * faces
 
     def tokens(self, captions: list[str], *, padding: str = "max_length") -> Tensor:
         """Token ids (B, 77), or as many as the longest caption has with `padding="longest"`."""
@@ -123,15 +120,6 @@ class Context:
     def no_words(self) -> Tensor:
         """Token ids (1, 77) of an empty caption."""
         return self.tokens([""])
-
-    @cached_property
-    def earlier_vae(self) -> ModelMixin:
-        """The autoencoder of `latents_of`, which may be one for smaller pictures."""
-        assert self.latents_of is not None
-        vae = AutoencoderKL.from_pretrained(self.latents_of)
-        _move(vae, self.device)
-        vae.requires_grad_(False)
-        return vae
 
     @cached_property
     def palette(self) -> Tensor:
@@ -213,6 +201,8 @@ class Stage:
     """Whose identities it sees; see `identities.SPLITS`."""
     slow: Mapping[str, float] = field(default_factory=dict)
     """Parts that learn at a fraction of the rate."""
+    muon: tuple[str, ...] = ()
+    """Parts whose matrices and convolutions learn by Muon, and only the rest by AdamW."""
     ema: float = 0.999
     weight_decay: float = 0.01
     warmup_steps: int = 200
@@ -253,22 +243,9 @@ def build_clip_tune(context: Context) -> nn.ModuleDict:
 
 
 def build_vae(context: Context) -> nn.ModuleDict:
-    """The autoencoder, from nothing or from the layers of the one whose latents it takes over."""
-    vae = make_vae()
-    if context.latents_of is not None:
-        _take_over(vae, context.earlier_vae)
-    return nn.ModuleDict({"vae": vae})
-
-
-def _take_over(vae: AutoencoderKL, earlier: ModelMixin) -> None:
-    """Copy the layers whose shapes agree; blocks that are more come before the decoder's second."""
-    more = len(vae.decoder.up_blocks) - len(earlier.decoder.up_blocks)
-    ours = vae.state_dict()
-    for name, value in earlier.state_dict().items():
-        match = re.match(r"(decoder\.up_blocks\.)([1-9])(.*)", name)
-        place = f"{match[1]}{int(match[2]) + more}{match[3]}" if match else name
-        if place in ours and ours[place].shape == value.shape:
-            ours[place].copy_(value)
+    """The autoencoder, from nothing."""
+    del context
+    return nn.ModuleDict({"vae": make_vae()})
 
 
 def _vae_of(modules: nn.ModuleDict) -> ModelMixin:
@@ -281,7 +258,7 @@ def keep_pictures(modules: nn.ModuleDict, batch: Batch, context: Context) -> Enc
     """What the autoencoder needs of scenes."""
     del modules
     images = batch.images.to(context.device, non_blocking=True)
-    return {"images": images, "foregrounds": context.foregrounds(batch)}
+    return {"images": images, "weights": context.weights(batch)}
 
 
 def vae_losses(
@@ -289,42 +266,50 @@ def vae_losses(
 ) -> Losses:
     """How far what comes back is from what went in, and a touch of KL.
 
-    With `Context.latents_of`, instead how far the encoder is from that autoencoder's, in means and
-    in deviations, as a share of its latents' own variance.
+    Of a quarter of each picture, which costs a quarter, where most is that counts. Latents are as
+    noisy as they may be when a U-Net draws them, so that near ones mean pictures that are alike.
     """
-    pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
+    pixels, weights = quarters(context.pixels(scenes["images"]), scenes["weights"], generator)
+    vae = _vae_of(modules)
     with context.autocast():
         posterior = vae.encode(pixels).latent_dist
-        if context.latents_of is not None:
-            return _encoder_losses(posterior, earlier_latents(pixels, context))
-        decoded = _decode_sample(vae, posterior, context, generator)
+        decoded = vae.decode(_noisy(posterior.mean, posterior.std, generator)).sample
     kl = 1e-6 * posterior.kl().float().mean()
-    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {"kl": kl}
+    return _reconstruction_losses(decoded, pixels, weights) | {"kl": kl}
 
 
-def _encoder_losses(
-    ours: "DiagonalGaussianDistribution", theirs: "DiagonalGaussianDistribution"
-) -> Losses:
-    scale = theirs.mean.float().var()
-    return {
-        "latents": (ours.mean - theirs.mean).float().square().mean() / scale,
-        "deviations": (ours.std - theirs.std).float().square().mean() / scale,
-    }
+def quarters(pixels: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A square of half the width out of each picture, rather there where weights are large.
+
+    Pictures (B, 3, n·m, n·m) and weights (B, 1, m, m) of their places, of which squares have whole
+    ones; drawn by the squares of the weights' means.
+    """
+    places = weights.shape[-1]
+    width, pitch = places // 2, pixels.shape[-1] // places
+    odds = 2 * F.avg_pool2d(weights, width, stride=1).log()
+    device = odds.device
+    chance = torch.rand(odds.shape, generator=generator, device=device)
+    chosen = (odds - (-chance.log()).log()).flatten(1).argmax(1)[:, None]
+    steps = torch.arange(width, device=device)
+    top, left = chosen // odds.shape[-1] + steps, chosen % odds.shape[-1] + steps
+    fine = torch.arange(pitch, device=device)
+    down, across = ((each[..., None] * pitch + fine).flatten(1) for each in (top, left))
+    of_each = torch.arange(len(pixels), device=device)[:, None, None]
+    cut = pixels.permute(0, 2, 3, 1)[of_each, down[:, :, None], across[:, None]]
+    return cut.permute(0, 3, 1, 2), weights[:, 0][of_each, top[:, :, None], left[:, None]][:, None]
 
 
-@torch.no_grad()
-def earlier_latents(pixels: Tensor, context: Context) -> "DiagonalGaussianDistribution":
-    """What the autoencoder of `Context.latents_of` makes of pictures, reduced to its size."""
-    earlier = context.earlier_vae
-    reduced = F.interpolate(pixels, size=earlier.config.sample_size, mode="area")
-    return earlier.encode(reduced).latent_dist
+def _noisy(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents (B, C, h, w) with noise of their own and, for each picture, up to `LATENT_NOISE`."""
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    share = torch.rand(len(mean), 1, 1, 1, generator=generator, device=mean.device)
+    return mean + (std + LATENT_NOISE * share * mean.std()) * noise
 
 
 def build_decoder(context: Context) -> nn.ModuleDict:
     """The autoencoder as it is, and who tells its pictures from renders."""
     modules = build_vae(context)
-    if context.latents_of is None:
-        context.load("vae", modules["vae"], "vae")
+    context.load("vae", modules["vae"], "vae")
     modules["discriminator"] = Discriminator()
     return modules
 
@@ -332,24 +317,18 @@ def build_decoder(context: Context) -> nn.ModuleDict:
 def decoder_losses(
     modules: nn.ModuleDict, scenes: Encoded, context: Context, generator: torch.Generator
 ) -> Losses:
-    """The same without the KL, and against a discriminator (Esser et al. 2021, eq. 4).
+    """The same of whole pictures, without the KL, against a discriminator (Esser et al. 2021).
 
-    The latent space stays, so that a U-Net can be trained beside it. Latents are a little noisy, as
-    those of a U-Net are. `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder
-    alone, and `discriminator`, the hinge loss, the discriminator alone.
+    That is their eq. 4. The latent space stays, so that a U-Net can be trained beside it.
+    `adversary` and `features` (Wang et al. 2018, eq. 3) teach the decoder alone, and
+    `discriminator`, the hinge loss, the discriminator alone.
     """
     pixels, vae = context.pixels(scenes["images"]), _vae_of(modules)
     with context.autocast():
         with torch.no_grad():
-            known = context.latents_of is not None
-            posterior = (
-                earlier_latents(pixels, context) if known else vae.encode(pixels).latent_dist
-            )
-            latents = posterior.mean
-            noise = torch.randn(
-                latents.shape, generator=generator, device=latents.device, dtype=latents.dtype
-            )
-        decoded = vae.decode(latents + LATENT_NOISE * latents.std() * noise).sample
+            posterior = vae.encode(pixels).latent_dist
+            latents = _noisy(posterior.mean, posterior.std, generator)
+        decoded = vae.decode(latents).sample
         discriminator = modules["discriminator"]
         unchanged = {name: value.detach() for name, value in discriminator.named_parameters()}
         *features, verdict = functional_call(discriminator, unchanged, (decoded,))
@@ -360,30 +339,19 @@ def decoder_losses(
         for ours, theirs in zip(features, of_renders, strict=True)
     ]
     hinge = F.relu(1 - true_verdict.float()).mean() + F.relu(1 + false_verdict.float()).mean()
-    return _reconstruction_losses(decoded, pixels, scenes["foregrounds"]) | {
+    return _reconstruction_losses(decoded, pixels, scenes["weights"]) | {
         "features": FEATURE_WEIGHT * torch.stack(matched).mean(),
         "adversary": -ADVERSARY_WEIGHT * verdict.float().mean(),
         "discriminator": hinge,
     }
 
 
-def _decode_sample(
-    vae: ModelMixin,
-    posterior: "DiagonalGaussianDistribution",
-    context: Context,
-    generator: torch.Generator,
-) -> Tensor:
-    noise = torch.randn(posterior.mean.shape, generator=generator, device=context.device)
-    return vae.decode(posterior.mean + posterior.std * noise).sample
-
-
-def _reconstruction_losses(decoded: Tensor, pixels: Tensor, foreground: Tensor) -> Losses:
+def _reconstruction_losses(decoded: Tensor, pixels: Tensor, weights: Tensor) -> Losses:
     """L1 and squares of pixels, and L1 of their differences.
 
-    The foreground is a fifth of a picture's pixels and nearly all of what it is about: its pixels
-    count five times. L1 alone settles for the median of two colours; the squares do not.
+    L1 alone settles for the median of two colours; the squares do not.
     """
-    weight = 1 + FOREGROUND_WEIGHT * F.interpolate(foreground, size=SIZE, mode="bilinear")
+    weight = F.interpolate(weights, size=pixels.shape[-2:], mode="bilinear")
     weight = weight / weight.mean()
     error = decoded.float() - pixels
     across, down = error.diff(dim=3), error.diff(dim=2)
@@ -426,7 +394,7 @@ def encode_scenes(modules: nn.ModuleDict, batch: Batch, context: Context) -> Enc
     return {
         "latents": latents.float() * vae.config.scaling_factor,
         "tokens": context.tokens(batch.captions),
-        "foregrounds": context.foregrounds(batch),
+        "weights": context.weights(batch),
     }
 
 
@@ -443,9 +411,9 @@ def unet_losses(
 
     Each timestep weighs (min(SNR, 5) + 1/4) / SNR: nearly clean pictures do not take the model's
     attention from what they show (Hang et al. 2023, section 3.4), and the noisiest steps, where it
-    is decided which colour goes where, count as much as those in between. The foreground weighs
-    four times: a fifth of the picture, most of what a caption says. `control` is what a ControlNet
-    adds; a share of timesteps, `structure`, is drawn from `STRUCTURE` on.
+    is decided which colour goes where, count as much as those in between. Places weigh as in
+    pictures. `control` is what a ControlNet adds; a share of timesteps, `structure`, is drawn from
+    `STRUCTURE` on.
     """
     device, latents = context.device, scenes["latents"]
     count = len(latents)
@@ -461,7 +429,7 @@ def unet_losses(
         more = {} if control is None else control(noisy, timesteps, states, scenes)
         predicted = modules["unet"](noisy, timesteps, states, **more).sample
     snr = signal / (1 - signal)
-    weight = 1 + FOREGROUND_NOISE_WEIGHT * scenes["foregrounds"]
+    weight = scenes["weights"]
     errors = ((predicted.float() - noise).square() * (weight / weight.mean())).mean((1, 2, 3))
     return {"noise": (errors * (snr.clamp(max=MAX_SNR) + MORE_SNR) / snr).mean()}
 
@@ -608,15 +576,19 @@ STAGES = {
         ),
         Stage(
             name="vae",
-            images=112_000,
-            batch=8,
-            learning_rate=2e-3,
+            images=480_000,
+            batch=24,
+            learning_rate=1e-3,
             make_batch=scenes_batch,
             offset=2,
             build=build_vae,
             encode=keep_pictures,
+            window=128,
+            reuse=6,
             losses=vae_losses,
+            crowds=(0.6, 0.3, 0.1),
             learns=("vae",),
+            muon=("vae",),
             weight_decay=0.0,
             warmup_steps=100,
         ),
@@ -631,6 +603,7 @@ STAGES = {
             encode=keep_pictures,
             losses=decoder_losses,
             learns=(*DECODER, "discriminator"),
+            muon=("vae",),
             slow={"discriminator": 0.4},
             weight_decay=0.0,
             warmup_steps=100,
@@ -734,6 +707,7 @@ _SETTINGS = (
     "control",
     "learning_rate",
     "slow",
+    "muon",
     "weight_decay",
     "warmup_steps",
     "ema",
@@ -773,21 +747,12 @@ class Training:
         if start is not None:
             self._begin_from(load_file(start))
         self.average = {name: value.detach().clone() for name, value in self.learning.items()}
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.learning.items():
-            groups.setdefault(stage.slow.get(name.partition(".")[0], 1.0), []).append(parameter)
-        on_cuda = context.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            [{"params": params, "share": share} for share, params in groups.items()],
-            lr=torch.zeros((), device=context.device),
-            betas=(0.9, 0.99),
-            weight_decay=stage.weight_decay,
-            fused=True,
-            capturable=on_cuda,
-        )
+        self.optimizers = self._optimizers()
         self.step = 0
         self._generator = torch.Generator(context.device)
-        self._graph = _Graph(self._update, self._generator) if on_cuda else None
+        self._graph = (
+            _Graph(self._update, self._generator) if context.device.type == "cuda" else None
+        )
 
     def run(
         self,
@@ -854,6 +819,35 @@ class Training:
                 num_known += 1
             yield window.draw(self.context.generator(f"{stage.name} window", step))
 
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        stage, device = self.stage, self.context.device
+        by: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in self.learning.items():
+            part, _, inside = name.partition(".")
+            by_muon = part in stage.muon and parameter.ndim > 1 and "embedding" not in inside
+            by.setdefault((by_muon, stage.slow.get(part, 1.0)), []).append(parameter)
+        adamw, muon = (
+            [
+                # a rate of its own: groups would share the tensor of a default
+                {"params": each, "share": share, "lr": torch.zeros((), device=device)}
+                for (by_muon, share), each in by.items()
+                if by_muon is wanted
+            ]
+            for wanted in (False, True)
+        )
+        others = torch.optim.AdamW(
+            adamw,
+            betas=(0.9, 0.99),
+            weight_decay=stage.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        return [others, Muon(muon)] if muon else [others]
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
+
     def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what an earlier run learned; layers of another shape begin anew."""
         for name, parameter in self.learning.items():
@@ -870,7 +864,6 @@ class Training:
             "device": self.context.device.type,
             "torch": torch.__version__,
             "start_sha256": sha256_of(self.start.read_bytes()) if self.start else None,
-            "latents_of": str(self.context.latents_of) if self.context.latents_of else None,
             **{name: getattr(stage, name) for name in _SETTINGS},
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
@@ -879,7 +872,7 @@ class Training:
 
     def _learn(self, batch: Batch | Encoded, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
-        for group in self.optimizer.param_groups:
+        for group in self._groups():
             group["lr"].fill_(rate * group["share"])
         self._generator.manual_seed(seed_of(self.context.seed, self.stage.name, self.step))
         losses = self._graph(batch) if self._graph else self._update(batch)
@@ -892,11 +885,13 @@ class Training:
 
     def _update(self, batch: Batch | Encoded) -> Losses:
         """One step of the optimiser."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         losses = self.stage.losses(self.modules, batch, self.context, self._generator)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
     def save(self) -> None:
@@ -904,8 +899,9 @@ class Training:
         state = {f"now.{name}": value for name, value in self.learning.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
         names: dict[Tensor, str] = {value: name for name, value in self.learning.items()}
-        for parameter, moments in self.optimizer.state.items():
-            state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
+        for optimizer in self.optimizers:
+            for parameter, moments in optimizer.state.items():
+                state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
         _write(self._resume_path, state, {"step": str(self.step)})
 
     def _resume(self) -> None:
@@ -915,12 +911,14 @@ class Training:
         for name, parameter in self.learning.items():
             parameter.data.copy_(state[f"now.{name}"])
             self.average[name].copy_(state[f"average.{name}"])
-            self.optimizer.state[parameter] = {
-                "step": state[f"step.{name}"].to(parameter.device).clone(),
-                # laid out like the parameter: the fused optimiser goes by memory, not by index
-                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq.{name}"]),
-            }
+        names = {value: name for name, value in self.learning.items()}
+        for optimizer in self.optimizers:
+            moments = _MOMENTS[type(optimizer)]
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter] = {
+                        key: _like(parameter, state[f"{key}.{names[parameter]}"]) for key in moments
+                    }
         with safe_open(self._resume_path, "pt") as opened:
             self.step = int(opened.metadata()["step"])
 
@@ -1050,6 +1048,19 @@ class _Log:
         self._sums, self._count, self._since = {}, 0, time.monotonic()
 
 
+_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum",),
+}
+
+
+def _like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """A moment, laid out like the parameter: fused optimisers go by memory, not by index."""
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device).clone()
+    return torch.empty_like(parameter).copy_(saved)
+
+
 def _schedule(step: int, done: float, warmup: int) -> float:
     """Linear warm-up, then, as the share of all steps that is done, a cosine down to 2 %."""
     cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(done * math.pi))
@@ -1078,7 +1089,6 @@ def train(
     device: str | None = None,
     num_workers: int = 1,
     start: Path | None = None,
-    latents_of: Path | None = None,
     references: str | None = None,
     with_control: bool = True,
     learns: tuple[str, ...] | None = None,
@@ -1114,10 +1124,7 @@ def train(
     if learning_rate:
         recipe = dataclasses.replace(recipe, learning_rate=learning_rate)
     num_steps = (images or recipe.images) // recipe.batch
-    if recipe.name == "vae" and latents_of:
-        recipe = dataclasses.replace(recipe, learns=ENCODER)
-    has_choice = recipe.name in ("vae", "decoder")
-    context = Context(folder, chosen, seed, latents_of if has_choice else None)
+    context = Context(folder, chosen, seed)
     training = Training(recipe, context, start=start, compiled=compiled)
     training.run(num_steps, num_workers, stop_at, seconds)
 
@@ -1135,7 +1142,6 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--start", type=Path, help="begin from an earlier run's weights")
-    parser.add_argument("--latents-of", type=Path, help="folder of an earlier autoencoder")
     parser.add_argument("--references", choices=REFERENCES, help="of the subject encoder")
     parser.add_argument(
         "--without-control", action="store_true", help="of the subject encoder: no ControlNet"
@@ -1154,7 +1160,6 @@ def main() -> None:
             device=options.device,
             num_workers=options.workers,
             start=options.start,
-            latents_of=options.latents_of,
             references=options.references,
             with_control=not options.without_control,
             learns=options.learns and tuple(options.learns),

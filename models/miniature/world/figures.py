@@ -125,6 +125,21 @@ _HEADS = {
 }
 
 
+def face_of(identity: Identity) -> tuple[float, float, float, float] | None:
+    """Where eyes, nose and mouth are: left, top, right, bottom. Things have no face."""
+    return _FACES.get(identity.category)
+
+
+_FACES = {
+    "cat": (0.30, 0.18, 0.70, 0.56),
+    "dog": (0.30, 0.18, 0.70, 0.56),
+    "bear": (0.30, 0.18, 0.70, 0.56),
+    "bird": (0.52, 0.20, 0.95, 0.45),
+    "doll": (0.30, 0.18, 0.70, 0.50),
+    "robot": (0.25, 0.10, 0.75, 0.50),
+}
+
+
 def _eyes(pen: Pen, who: Identity, x: float, y: float, gap: float, size: float) -> None:
     size *= (0.8, 1.0, 1.3)[who.eyes]
     for side in (-1, 1):

@@ -8,9 +8,9 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-from .figures import draw_subject
+from .figures import draw_subject, face_of
 from .identities import CATEGORIES, Identity, identity_seed, make_identity
 from .places import ACCESSORIES, PLACES, draw_accessory, draw_place
 
@@ -18,6 +18,8 @@ MAX_SUBJECTS = 3
 STYLES = ("photo", "pencil sketch")
 RELATIONS = ("next to", "to the left of", "on top of", "and")
 SUPERSAMPLING = 3
+_FOOT = 0.97
+"""Where a figure stands, from the top of the square it is drawn on."""
 
 __all__ = [
     "ACCESSORIES",
@@ -169,6 +171,22 @@ def render(scene: Scene, size: int) -> Rendered:
     )
 
 
+def face_mask(scene: Scene, size: int) -> Image.Image:
+    """Boxes around the faces of a scene, (size, size) in 8-bit grey."""
+    mask = Image.new("L", (size, size))
+    for subject in scene.subjects:
+        box = face_of(subject.identity)
+        if box is not None:
+            left, top, right, bottom = box
+            if subject.flipped:
+                left, right = 1 - right, 1 - left
+            height = subject.height
+            x, y = subject.x - height / 2, subject.foot - height * _FOOT
+            corners = (x + left * height, y + top * height, x + right * height, y + bottom * height)
+            ImageDraw.Draw(mask).rectangle([each * size for each in corners], fill=255)
+    return mask
+
+
 def _draw(
     canvas: Image.Image,
     masks: list[Image.Image],
@@ -183,7 +201,7 @@ def _draw(
     """
     height = max(8, round(subject.height * side))
     left = round(subject.x * side - height / 2)
-    top = round(subject.foot * side - height * 0.97)
+    top = round(subject.foot * side - height * _FOOT)
     figure = draw_subject(subject.identity, height)
     extra, behind = None, False
     if subject.accessory is not None:
