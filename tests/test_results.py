@@ -49,7 +49,7 @@ def key_of(label: str) -> str:
         return f"{METHODS[method]}, λ {weight[1]}"
     if rest == "`instant`":
         return "dreamtuner, instant"
-    return f"separate {METHODS[method]}" if "--separate" in rest else METHODS[method]
+    return METHODS[method]
 
 
 def test_methods() -> None:

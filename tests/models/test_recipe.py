@@ -269,7 +269,7 @@ def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
     both = nn.ModuleDict({"identity": IdentityEncoder(), "other": nn.Linear(2, 2)})
     stage = dataclasses.replace(stage, build=lambda _: both, learns=("identity", "other"))
     training = train.Training(stage, context)
-    training.stage = dataclasses.replace(stage, losses=lambda *_: {"none": dot(both)})
+    training.stage = dataclasses.replace(stage, losses=lambda *_: {"none": sum_of(both)})
     training._learn({}, 0.0)
     rates = {
         parameter: float(group["lr"])
@@ -284,7 +284,7 @@ def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
     assert by_muon == {p for p in both["identity"].parameters() if p.ndim > 1}
 
 
-def dot(modules: nn.Module) -> torch.Tensor:
+def sum_of(modules: nn.Module) -> torch.Tensor:
     """A loss with a gradient for every parameter."""
     return torch.stack([parameter.sum() for parameter in modules.parameters()]).sum()
 

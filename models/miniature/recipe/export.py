@@ -80,7 +80,7 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
 
 
 def _autoencoder(miniature: Path) -> dict[str, Tensor]:
-    """The first half of `vae`, the second of `decoder`: neither need have waited for the other."""
+    """The first half of `vae`, the second of `decoder`."""
     first, second = (load_file(miniature / f"{stage}.safetensors") for stage in ("vae", "decoder"))
     return first | {name: value for name, value in second.items() if name.startswith(DECODER)}
 

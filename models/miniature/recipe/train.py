@@ -76,8 +76,9 @@ CONTROL_STRUCTURE = 0.5
 """The share of timesteps that a ControlNet for layouts has from there on alone."""
 FOREGROUND_WEIGHT, FACE_WEIGHT = 4.0, 10.0
 """How much more they count than the place, in pixels and in noise: a fifth of a picture, nearly all
-that it is about, and a fiftieth, where one looks first."""
+that it is about, and where one looks first."""
 LATENT_NOISE = 0.3
+"""At most, as a share of latents' own deviation."""
 FEATURE_WEIGHT, ADVERSARY_WEIGHT = 1.0, 0.05
 DECODER = ("vae.decoder", "vae.post_quant_conv")
 SAVE_EVERY_SECONDS = 180.0
