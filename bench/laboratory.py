@@ -454,7 +454,8 @@ def save_sheet(rows: Sequence[Row], people: Sequence[Sequence[Individual]], path
             labels += [row["method"] for row in own]
             images += [Image.open(row["shown"][number]) for row in own]
         lines.append((labels, images))
-    contact_sheet(lines, side=96).quantize(256).save(path, optimize=True)
+    sheet = contact_sheet(lines, side=96).quantize(256, kmeans=1)  # else violet becomes grey
+    sheet.save(path, optimize=True)
 
 
 def name_of(cast: Sequence[Individual]) -> str:

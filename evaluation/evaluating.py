@@ -18,6 +18,7 @@ from ..generation.attention_maps import MapCollector
 from ..generation.controls import Controls, followed, following
 from ..generation.in_regions import draw_in_regions
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
+from ..generation.layout import EARLY
 from ..generation.photo_regions import regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regional_plan import plan_regions
@@ -367,6 +368,7 @@ class _PictureSource:
                 else {}
             )
             | ({"imported": imported} if imported else {})
+            | ({} if self._plan.settings.layout is None else {"early": EARLY})
         )
 
     def _drawn(self, prompt: SuitePrompt, seeds: Sequence[int]) -> Iterator[ObservedPicture]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..generation.layout import NONE, check_all_have_boxes, check_has_place
+from ..generation.layout import EARLY, NONE, check_all_have_boxes, check_has_place
 from ..generation.prompt_syntax import ChosenVersion, Mention, mention_of
 from ..generation.request import SamplingSettings
 from ..models.hashes import hash_of
@@ -108,6 +108,8 @@ class Plan:
             made_by["found_masks"] = FOUND_MASKS
         if self.control_sha256:
             made_by |= {"control_sha256": self.control_sha256, "control_follows": CONTROL_FOLLOWS}
+        if self.settings.layout is not None:
+            made_by["early"] = EARLY
         return json.loads(json.dumps(made_by))
 
     def evaluation(

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .prompt_syntax import ChosenVersion
 
 AUTO, NONE = "auto", "none"
+EARLY = 0.35
+"""The share of the noise schedule, from its noisy end, in which several see no references yet.
+
+It settles how many subjects there are and who stands where, of which photos know nothing.
+"""
 MAX_SUBJECTS = 8
 _MIN_SIDE, _ROUNDING = 0.05, 1e-9
 _EXAMPLE = '--layout "rex=0,.3,.5,1"'

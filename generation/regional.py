@@ -9,12 +9,14 @@ weights alone and the others' categories in its prompt; they are blended by the 
 where ε_0 is that of the base model's weights, and m_s a subject's region times what it does not
 share with the rest (after regional sampling as in Mix-of-Show, arXiv 2305.18292, section 3.3, which
 has one set of weights; MultiDiffusion, arXiv 2302.08113, eq. 5, blends predictions).
+
+In the noisiest steps ε_0 sees no references; words and changed weights count from the first on.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 
@@ -29,6 +31,7 @@ from ..kernels import GroupBias
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning, Control
 from ..models.latents import layer_size
+from .layout import EARLY
 from .prediction import Guidance
 from .regional_plan import PlannedPart, RegionalPlan
 from .regions import SubjectColumns, all_columns, by_subject
@@ -134,12 +137,18 @@ class RegionalGuidance:
         size: tuple[int, int],
     ) -> None:
         self._plan, self._size = plan, size
-        parts = [*plan.parts, *([plan.plain] if plan.plain else [])]
-        self._parts: list[_Part] = []
-        for planned in parts:
+
+        def part_of(planned: PlannedPart) -> _Part:
             sight = Sight(plan.subjects, planned.columns, planned.branches, planned.beside)
             with injected(backbone, _changes(planned)):
-                self._parts.append(_Part(planned, sight, guidance_of(planned, sight)))
+                return _Part(planned, sight, guidance_of(planned, sight))
+
+        self._whole, *self._own = map(part_of, plan.parts)
+        self._plain = part_of(plan.plain) if plan.plain else None
+        self._early: _Part | None = None
+        if len(plan.subjects) > 1 and any(each.weight for each in backbone.references):
+            self._early = part_of(replace(plan.parts[0], sees_references=False))
+        self._has_early_steps = False
         self.masks: Tensor | None = None
         """The subjects' regions (B, S, h, w): shares of each place of the latents."""
         self.subject_maps: Tensor | None = None
@@ -148,16 +157,16 @@ class RegionalGuidance:
     @property
     def conditioning(self) -> Conditioning:
         """That of the base model's prediction."""
-        return self._parts[0].guidance.conditioning
+        return self._whole.guidance.conditioning
 
     @property
     def control(self) -> Control | None:
         """What a ControlNet adds, with and without the prompt."""
-        return self._parts[0].guidance.control
+        return self._whole.guidance.control
 
     def conditional(self, count: int) -> slice:
         """The rows with the prompt in the denoiser's batch for `count` pictures."""
-        return self._parts[0].guidance.conditional(count)
+        return self._whole.guidance.conditional(count)
 
     def place(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> None:
         """Know the regions of pictures with some noise: boxes, or by a first look.
@@ -172,10 +181,13 @@ class RegionalGuidance:
             maps = self._plain_maps(backbone, beginning, num_steps)
             found = regions_of(maps, self._plan.alike)
         self.masks = found.to(beginning.noise.device)
-        for part in self._parts:
-            part.sight.set(self.masks)
+        for part in (self._whole, *self._own, self._plain, self._early):
+            if part:
+                part.sight.set(self.masks)
+        self._has_early_steps = num_steps > 1
 
     def _plain_maps(self, backbone: Backbone, beginning: Beginning, num_steps: int) -> Tensor:
+        assert self._plain
         scheduler = backbone.sampling_scheduler("ddim")
         scheduler.set_timesteps(num_steps, device=backbone.device)
         seen: list[Tensor] = []
@@ -183,7 +195,7 @@ class RegionalGuidance:
         steps = pairwise([*timesteps, None])
         for timestep, following in islice(steps, math.ceil(LOOKED * num_steps)):
             assert timestep is not None
-            predicted, maps = self._predicted(self._parts[-1], backbone, latents, timestep)
+            predicted, maps = self._predicted(self._plain, backbone, latents, timestep)
             seen.append(maps[:, :, 0])
             latents = scheduler.step(predicted, timestep, latents, eta=0.0, return_dict=False)[0]
             latents = beginning.kept(latents.to(predicted.dtype), scheduler, following)
@@ -192,11 +204,13 @@ class RegionalGuidance:
     def predict(self, backbone: Backbone, latents: Tensor, timestep: Tensor) -> Tensor:
         """The noise in latents (B, C, h, w)."""
         assert self.masks is not None
-        whole, maps = self._predicted(self._parts[0], backbone, latents, timestep)
+        is_early = timestep >= (1 - EARLY) * backbone.num_timesteps and self._has_early_steps
+        base = self._early if self._early and is_early else self._whole
+        whole, maps = self._predicted(base, backbone, latents, timestep)
         blended = whole
-        for part in self._parts:
-            if (subject := part.planned.subject) is None:
-                continue
+        for part in self._own:
+            subject = part.planned.subject
+            assert subject is not None
             own, own_maps = self._predicted(part, backbone, latents, timestep)
             maps[:, subject] = own_maps[:, subject]
             share = (1 - SHARED) * self.masks[:, subject, None].to(own.dtype)

@@ -32,7 +32,7 @@ class PlannedPart:
     `columns` are the positions of each subject's words in the prompt; `change` are the weights of
     the subject of a number, or the base model's. `branches` are LoRA of subjects by number.
     `control_change` is to a ControlNet what `change` is to the base model, and branches are in
-    networks `beside` it, too. One that `is_plain` names categories alone.
+    networks `beside` it, too. Only one that `sees_references` is drawn after any.
     """
 
     prompt: str
@@ -42,7 +42,7 @@ class PlannedPart:
     branches: Sequence[tuple[int, LoraBranch]] = ()
     control_change: ChangedWeights | None = None
     beside: Sequence[nn.Module] = ()
-    is_plain: bool = False
+    sees_references: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class RegionalPlan:
         The base model's is, unless the subject has a prediction of its own; that of plain
         categories is not, as all places would see them.
         """
-        if part.is_plain:
+        if not part.sees_references:
             return False
         apart = [self.subjects[each.subject] for each in self.parts if each.subject is not None]
         own = None if part.subject is None else self.subjects[part.subject]
@@ -140,7 +140,8 @@ def plan_regions(
         for kind in dict.fromkeys(kinds)
         if kinds.count(kind) > 1
     ]
-    return RegionalPlan(subjects, parts, None, replace(plain, branches=(), is_plain=True), alike)
+    plain = replace(plain, branches=(), sees_references=False)
+    return RegionalPlan(subjects, parts, None, plain, alike)
 
 
 def _in_order(

@@ -168,6 +168,50 @@ def test_a_concept_s_weights_are_blended_in_where_its_region_is(exact: Backbone)
     assert float((predicted(exact, "", nowhere) - masked).abs().max()) < 1e-12
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("timestep", "num_steps", "num_subjects", "is_early"),
+    [
+        (999, 4, 2, True),
+        (650, 4, 2, True),
+        (649, 4, 2, False),
+        (999, 1, 2, False),
+        (999, 4, 1, False),
+    ],
+)
+def test_several_see_no_references_in_noisy_steps(
+    exact: Backbone, timestep: int, num_steps: int, num_subjects: int, is_early: bool
+) -> None:
+    """Changed weights count in them."""
+    noise, side, change = latents_of(exact), exact.size, change_of(exact)
+    latent, now = side // exact.latent_factor, torch.tensor(timestep)
+    seen: Any = {"guidance": 3.0, "weight": 3.0, "share": 0.0}
+    reference = Reference(noise[0], torch.ones(latent, latent), "a dog", subject="ada", **seen)
+    subjects = ["rex", "mia"][:num_subjects]
+    columns = [*DOG, SubjectColumns((), ())][:num_subjects]
+    boxes = [ALL, (0.0, 0.0, 0.0, 0.0)][:num_subjects]
+
+    def guided(prompt: str, *parts: PlannedPart) -> Tensor:
+        plan = RegionalPlan(subjects, parts, boxes, None) if parts else None
+        found = guidance_for(exact, [prompt] * 2, SETTINGS, [3, 4], side, side, plan=plan)
+        if isinstance(found, RegionalGuidance):
+            found.place(exact, Beginning(noise), num_steps)
+        return found.predict(exact, noise, now)
+
+    part = PlannedPart("a red dog", columns)
+    own = PlannedPart("a dog", columns, change.computed(exact), 0, sees_references=False)
+    without = guided("a red dog")
+    with injected(exact, [change]):
+        changed = guided("a dog")
+    with injected(exact, [References([reference])]):
+        base = guided("a red dog")
+        assert float((base - without).abs().max()) > 1e-3
+        base = without if is_early else base
+        assert float((guided("", part) - base).abs().max()) < 1e-9
+        expected = base + (1 - SHARED) * (changed - base)
+        assert float((guided("", part, own) - expected).abs().max()) < 1e-9
+
+
 def test_lora_beside_its_layers_is_lora_in_their_weights(exact: Backbone) -> None:
     change = change_of(exact, rank=2)
     branch = LoraBranch.of(change, exact)
@@ -271,6 +315,7 @@ def test_a_plan_has_a_prediction_for_each_who_changes_weights(
         ]
         assert plan.plain is not None
         assert plan.plain.prompt == "bear, dog and cat in the snow"
+        assert not plan.plain.branches
         assert [part.subject for part in plan.parts] == [None, 1]
         assert [[number for number, _ in part.branches] for part in plan.parts] == [[2], [2]]
         ids = base.backbone.text_encoders[0].ids(texts[1])
