@@ -261,6 +261,22 @@ def test_a_stage_begins_from_earlier_weights_where_they_fit(tmp_path: Path) -> N
     assert begun[other].equal(fresh[other])
 
 
+def test_what_does_not_learn_any_more_is_as_the_earlier_run_left_it(tmp_path: Path) -> None:
+    """Of the stage's own parts: others, such as an autoencoder, are those of the folder."""
+    context = train.Context(tmp_path, torch.device("cpu"))
+    both = nn.ModuleDict({"identity": IdentityEncoder(), "vae": nn.Linear(2, 2)})
+    stage = dataclasses.replace(train.STAGES["identity"], build=lambda _: both)
+    earlier = {name: torch.full(value.shape, 0.5) for name, value in both.named_parameters()}
+    save_file(earlier, tmp_path / "earlier.safetensors")
+    chosen = next(name for name in earlier if name.startswith("identity."))
+    limited = dataclasses.replace(stage, learns=(chosen,))
+    begun = train.Training(limited, context, start=tmp_path / "earlier.safetensors")
+    assert list(begun.learning) == [chosen]
+    for name, value in begun.modules.named_parameters():
+        assert value.eq(0.5).all() == name.startswith("identity.")
+        assert value.requires_grad == (name == chosen)
+
+
 def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
     context = train.Context(tmp_path, torch.device("cpu"))
     stage = dataclasses.replace(

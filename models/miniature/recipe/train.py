@@ -22,7 +22,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -742,7 +742,7 @@ class Training:
             compile_blocks(self.modules, _to_compile(self.modules))
         self.learning: dict[str, nn.Parameter] = {}
         for name, parameter in self.modules.named_parameters():
-            if any(name == part or name.startswith(f"{part}.") for part in stage.learns):
+            if _is_of(name, stage.learns):
                 parameter.requires_grad_(True)
                 self.learning[name] = parameter
         if start is not None:
@@ -850,9 +850,14 @@ class Training:
             yield from optimizer.param_groups
 
     def _begin_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over what an earlier run learned; layers of another shape begin anew."""
-        for name, parameter in self.learning.items():
-            if name in weights and weights[name].shape == parameter.shape:
+        """Take over what an earlier run learned, and what of it does not learn any more.
+
+        Layers of another shape begin anew.
+        """
+        learned = STAGES[self.stage.name].learns
+        for name, parameter in self.modules.named_parameters():
+            is_known = name in weights and weights[name].shape == parameter.shape
+            if is_known and (name in self.learning or _is_of(name, learned)):
                 parameter.data.copy_(weights[name])
 
     def _write_settings(self, num_steps: int, seconds: float | None) -> None:
@@ -931,6 +936,11 @@ class Training:
     @property
     def _resume_path(self) -> Path:
         return self.context.folder / f"{self.stage.name}.resume.safetensors"
+
+
+def _is_of(name: str, parts: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of some parts."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 class _Graph:
