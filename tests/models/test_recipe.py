@@ -5,16 +5,14 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conceptry.models.miniature.architecture import LATENT_CHANNELS, make_unet
 from conceptry.models.miniature.identity import IdentityEncoder
 from conceptry.models.miniature.recipe import muon, train
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from long import quick_for
 from safetensors.torch import load_file, save_file
+from small_networks import SMALL, small_unet, small_vae
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 
@@ -27,8 +25,6 @@ TOLD_BY_NOISE = ("unet", "control", "subject-encoder")
 """Those that need many steps before a loss is seen to fall."""
 RENDERED = (*DRAWING, "subject-encoder")
 """Those that see pictures at that size."""
-SMALL = 32
-"""Pixels across of a picture that gives as many latents with half as many levels."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,26 +32,6 @@ def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate is whole after five steps."""
     quick = {name: dataclasses.replace(each, warmup_steps=5) for name, each in train.STAGES.items()}
     monkeypatch.setattr(train, "STAGES", quick)
-
-
-def small_vae(size: int = SMALL) -> AutoencoderKL:
-    """Of pictures of 32x32, or half as many pixels across by a level less; latents are 16x16."""
-    levels = (8, 16) if size == SMALL else (16,)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(levels),  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpDecoderBlock2D",) * len(levels),  # pyright: ignore[reportArgumentType]
-        block_out_channels=levels,  # pyright: ignore[reportArgumentType]
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        sample_size=size,
-        mid_block_add_attention=False,
-    )
-
-
-def small_unet() -> Any:
-    """The same blocks, with few channels."""
-    few = {"block_out_channels": (16, 16, 32), "norm_num_groups": 8}
-    return UNet2DConditionModel.from_config({**make_unet().config, **few})
 
 
 def run(

@@ -26,7 +26,7 @@ from ...vision import OWN
 from ..architecture import make_clip, make_control, make_scheduler, make_unet, make_vae
 from ..shipped import CLIP
 from ..tokenizer import make_tokenizer
-from .train import DECODER, STAGES, Context, parameters_of, scaling_factor
+from .train import STAGES, Context, parameters_of, scaling_factor
 
 MAX_BYTES = 45_000_000
 LAYOUT = "layout"
@@ -44,7 +44,7 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
     parts = {"text_encoder": clip.text_model, "unet": make_unet(), "vae": make_vae()}
     parts["text_encoder"].load_state_dict(parameters_of(unet_stage, "text"))
     parts["unet"].load_state_dict(parameters_of(unet_stage, "unet"))
-    parts["vae"].load_state_dict(parameters_of(_autoencoder(miniature), "vae"))
+    parts["vae"].load_state_dict(parameters_of(load_file(miniature / "decoder.safetensors"), "vae"))
     factor = scaling_factor(parts["vae"], Context(miniature, torch.device("cpu")))
     parts["vae"].register_to_config(scaling_factor=factor)
     for part in parts.values():
@@ -77,12 +77,6 @@ def export(miniature: Path, target: Path = SHIPPED) -> None:
                 (target / "training").mkdir(exist_ok=True)
                 shutil.copyfile(source, target / "training" / source.name)
     write_manifest(target)
-
-
-def _autoencoder(miniature: Path) -> dict[str, Tensor]:
-    """The first half of `vae`, the second of `decoder`."""
-    first, second = (load_file(miniature / f"{stage}.safetensors") for stage in ("vae", "decoder"))
-    return first | {name: value for name, value in second.items() if name.startswith(DECODER)}
 
 
 def _export_subject_encoder(stage: Path, target: Path) -> None:

@@ -14,9 +14,15 @@ The U-Net can go on from an earlier one's weights, also in the latents of anothe
 number of channels may differ: its first and last layer then begin anew.
 
     … unet --out runs/new --start runs/old/unet.safetensors
+
+So can the autoencoder, and beside it the U-Net as it is: latents that vary in some directions only
+go on saying in these what they said, and the others take up what was lost.
+
+    … vae --out runs/new --start runs/old/decoder.safetensors --keep-latents
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -64,6 +70,7 @@ from ..tokenizer import make_tokenizer
 from ..world.layouts import PALETTE
 from .data import Batch, layouts_batch, pairs_batch, prefetched, scenes_batch
 from .muon import Muon
+from .room import Directions, make_room
 from .subject_encoder import REFERENCES, subjects_batch
 
 CAPTION_DROPOUT = 0.1
@@ -196,6 +203,8 @@ class Stage:
     """Shares of scenes with one, two and three subjects, if not the world's own."""
     references: str | None = None
     """Of the subject encoder, one of `REFERENCES`."""
+    keeps_latents: bool = False
+    """Of the autoencoder: whether what it goes on from stays what latents say; see `room`."""
     control: bool | None = None
     """Of the subject encoder: whether the ControlNet shows the U-Net the layout meanwhile."""
     split: str = "taught"
@@ -276,7 +285,28 @@ def vae_losses(
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(_noisy(posterior.mean, posterior.std, generator)).sample
     kl = 1e-6 * posterior.kl().float().mean()
-    return _reconstruction_losses(decoded, pixels, weights) | {"kl": kl}
+    losses = _reconstruction_losses(decoded, pixels, weights) | {"kl": kl}
+    if "room" in modules:
+        losses |= _losses_of_room(modules, pixels, posterior.mean.float(), context)
+    return losses
+
+
+def _losses_of_room(
+    modules: nn.ModuleDict, pixels: Tensor, latents: Tensor, context: Context
+) -> Losses:
+    room, former = modules["room"], modules["former"]
+    assert isinstance(room, Directions)
+    with torch.no_grad(), context.autocast():
+        before = former.encode(pixels).latent_dist.mean  # pyright: ignore[reportCallIssue]
+    return room.losses(latents, before.float())
+
+
+def keep_latents(modules: nn.ModuleDict, context: Context) -> None:
+    """Let the autoencoder go on beside itself as it was; see `room`."""
+    vae = modules["vae"]
+    modules["former"] = copy.deepcopy(vae)
+    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
+    modules["room"] = make_room(vae, context.pixels(batch.images))
 
 
 def quarters(pixels: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -706,6 +736,7 @@ _SETTINGS = (
     "crowds",
     "references",
     "control",
+    "keeps_latents",
     "learning_rate",
     "slow",
     "muon",
@@ -747,6 +778,10 @@ class Training:
                 self.learning[name] = parameter
         if start is not None:
             self._begin_from(load_file(start))
+        if stage.keeps_latents:
+            with _seeded(seed_of(context.seed, stage.name, -2)):
+                keep_latents(self.modules, context)
+        self._names: dict[Tensor, str] = {value: name for name, value in self.learning.items()}
         self.average = {name: value.detach().clone() for name, value in self.learning.items()}
         self.optimizers = self._optimizers()
         self.step = 0
@@ -904,10 +939,10 @@ class Training:
         """Write the resume point; the former one stays until this one is complete."""
         state = {f"now.{name}": value for name, value in self.learning.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
-        names: dict[Tensor, str] = {value: name for name, value in self.learning.items()}
         for optimizer in self.optimizers:
             for parameter, moments in optimizer.state.items():
-                state |= {f"{key}.{names[parameter]}": value for key, value in moments.items()}
+                name = self._names[parameter]
+                state |= {f"{key}.{name}": value for key, value in moments.items()}
         _write(self._resume_path, state, {"step": str(self.step)})
 
     def _resume(self) -> None:
@@ -917,13 +952,13 @@ class Training:
         for name, parameter in self.learning.items():
             parameter.data.copy_(state[f"now.{name}"])
             self.average[name].copy_(state[f"average.{name}"])
-        names = {value: name for name, value in self.learning.items()}
         for optimizer in self.optimizers:
             moments = _MOMENTS[type(optimizer)]
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     optimizer.state[parameter] = {
-                        key: _like(parameter, state[f"{key}.{names[parameter]}"]) for key in moments
+                        key: _like(parameter, state[f"{key}.{self._names[parameter]}"])
+                        for key in moments
                     }
         with safe_open(self._resume_path, "pt") as opened:
             self.step = int(opened.metadata()["step"])
@@ -1105,6 +1140,7 @@ def train(
     learns: tuple[str, ...] | None = None,
     learning_rate: float | None = None,
     compiled: bool = False,
+    keeps_latents: bool = False,
     stop_at: int | None = None,
     seconds: float | None = None,
 ) -> None:
@@ -1117,7 +1153,8 @@ def train(
     that have another shape by now begin anew. `references` overrides the subject encoder's, which
     without `with_control` learns without the ControlNet, and `learns` and `learning_rate` the
     stage's: what goes on from earlier weights may leave the text encoder as it is, and with it all
-    that was trained against it.
+    that was trained against it. An autoencoder that goes on and `keeps_latents` says in them what
+    it said, and more where they were empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -1134,6 +1171,10 @@ def train(
         recipe = dataclasses.replace(recipe, learns=learns)
     if learning_rate:
         recipe = dataclasses.replace(recipe, learning_rate=learning_rate)
+    if keeps_latents:
+        if recipe.name != "vae" or start is None:
+            raise ValueError("an autoencoder keeps latents that it goes on from: vae with --start")
+        recipe = dataclasses.replace(recipe, keeps_latents=True)
     num_steps = (images or recipe.images) // recipe.batch
     context = Context(folder, chosen, seed)
     training = Training(recipe, context, start=start, compiled=compiled)
@@ -1157,6 +1198,9 @@ def main() -> None:
     parser.add_argument(
         "--without-control", action="store_true", help="of the subject encoder: no ControlNet"
     )
+    parser.add_argument(
+        "--keep-latents", action="store_true", help="of the autoencoder with --start, see above"
+    )
     parser.add_argument("--learns", nargs="+", help="parts that learn, if not all of the stage's")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--compile", action="store_true", help="compile blocks, see the code")
@@ -1176,6 +1220,7 @@ def main() -> None:
             learns=options.learns and tuple(options.learns),
             learning_rate=options.learning_rate,
             compiled=options.compile,
+            keeps_latents=options.keep_latents,
         )
 
 
