@@ -5,13 +5,14 @@ import os
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from .errors import ExitCode, OutputLost, explain
 from .output import Output, deliver
@@ -19,12 +20,14 @@ from .quick_start import check_only_what_is_given
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter, Parameter
+    from typer._click.parser import _OptionParser
 
     from ..registry import Registry
 
 check_only_what_is_given()
 
 _TYPE_NAMES = re.compile(r" <[^>]*>$")
+_REPEATED = "repeated options"
 GLOBAL_OPTIONS = ("registry", "as_json", "quiet", "debug")
 
 
@@ -66,6 +69,16 @@ def _take_global_options(ctx: "Context") -> None:
         ctx.obj.update(**given)
 
 
+def _repeated(order: "Sequence[Parameter]") -> list[str]:
+    """Options of one value that a command line has more than once, by the order of its words."""
+    counts = Counter(
+        max(each.opts, key=len)
+        for each in order
+        if isinstance(each, TyperOption) and not each.multiple and not each.is_flag
+    )
+    return [option for option, count in counts.items() if count > 1]
+
+
 class CommandGroup(TyperGroup):
     """Some commands under one word; the global options may stand behind it too."""
 
@@ -104,9 +117,24 @@ class ConceptCommand(TyperCommand):
                 with formatter.section(heading):
                     formatter.write_dl(records)
 
+    def make_parser(self, ctx: "Context") -> "_OptionParser":
+        """Typer's, which also notes what is given several times and has one value."""
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def noting(args: list[str]) -> "tuple[dict[str, Any], list[str], list[Parameter]]":
+            found = parse(args)
+            ctx.meta[_REPEATED] = _repeated(found[2])
+            return found
+
+        parser.parse_args = noting
+        return parser
+
     def invoke(self, ctx: "Context") -> object:
         """Hand the global options to the session, the others to the command."""
         _take_global_options(ctx)
+        for option in ctx.meta.get(_REPEATED, ()):
+            ctx.obj.output.warn(f"{option} is given several times: the last one counts")
         return super().invoke(ctx)
 
 

@@ -249,3 +249,23 @@ def test_a_bug_in_a_real_process(rex: Registry, run: Run) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "show.py" in done.stderr
     assert "error: unexpected TypeError" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["--limit", "3", "--limit=4"], ["--limit"]),
+        (["--page", "1", "--limit", "3", "--limit", "4", "--page", "1"], ["--page", "--limit"]),
+        (["--tag", "toy", "--tag", "dog"], []),
+        (["--json", "--json", "--limit", "3"], []),
+    ],
+)
+def test_an_option_of_one_value_that_is_given_again_is_told(
+    rex: Registry, run: Run, words: list[str], warned: list[str]
+) -> None:
+    result = run("list", *words)
+    assert result.exit_code == 0
+    lines = [each for each in result.stderr.splitlines() if each.startswith("warning: ")]
+    assert lines == [
+        f"warning: {each} is given several times: the last one counts" for each in warned
+    ]
