@@ -146,8 +146,10 @@ class RegionalGuidance:
         self._whole, *self._own = map(part_of, plan.parts)
         self._plain = part_of(plan.plain) if plan.plain else None
         self._early: _Part | None = None
-        if len(plan.subjects) > 1 and any(each.weight for each in backbone.references):
-            self._early = part_of(replace(plan.parts[0], sees_references=False))
+        base = plan.parts[0]
+        seen = [each for each in backbone.references if each.weight]
+        if len(plan.subjects) > 1 and any(plan.draws_after(base, each.subject) for each in seen):
+            self._early = part_of(replace(base, sees_references=False))
         self._has_early_steps = False
         self.masks: Tensor | None = None
         """The subjects' regions (B, S, h, w): shares of each place of the latents."""

@@ -301,12 +301,17 @@ def _losses_of_room(
     return room.losses(latents, before.float())
 
 
+def _same_pixels(context: Context) -> Tensor:
+    """256 pictures, the same in every run, that tell of latents."""
+    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
+    return context.pixels(batch.images)
+
+
 def keep_latents(modules: nn.ModuleDict, context: Context) -> None:
     """Let the autoencoder go on beside itself as it was; see `room`."""
     vae = modules["vae"]
     modules["former"] = copy.deepcopy(vae)
-    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
-    modules["room"] = make_room(vae, context.pixels(batch.images))
+    modules["room"] = make_room(vae, _same_pixels(context))
 
 
 def quarters(pixels: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -411,8 +416,7 @@ def build_unet(context: Context) -> nn.ModuleDict:
 def scaling_factor(vae: ModelMixin, context: Context) -> float:
     """One over the standard deviation of latents, rounded so that every run agrees."""
     nn.Module.to(vae, context.device)
-    batch = scenes_batch(0, split="taught", offset=9, batch=256, size=SIZE)
-    latents = vae.encode(context.pixels(batch.images)).latent_dist.mean
+    latents = vae.encode(_same_pixels(context)).latent_dist.mean
     return round(1 / float(latents.std()), 4)
 
 
