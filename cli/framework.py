@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 check_only_what_is_given()
 
 _TYPE_NAMES = re.compile(r" <[^>]*>$")
-_REPEATED = "repeated options"
+_GIVEN = "parameters by the order of words"
 GLOBAL_OPTIONS = ("registry", "as_json", "quiet", "debug")
 
 
@@ -79,7 +79,24 @@ def _repeated(order: "Sequence[Parameter]") -> list[str]:
     return [option for option, count in counts.items() if count > 1]
 
 
-class CommandGroup(TyperGroup):
+class _Noting:
+    """A command or group that notes what is given, also of the groups before it."""
+
+    def make_parser(self, ctx: "Context") -> "_OptionParser":
+        """Typer's own, which also notes the parameters that it finds."""
+        parser = super().make_parser(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        parse = parser.parse_args
+
+        def noting(args: list[str]) -> "tuple[dict[str, Any], list[str], list[Parameter]]":
+            found = parse(args)
+            ctx.meta.setdefault(_GIVEN, []).extend(found[2])
+            return found
+
+        parser.parse_args = noting
+        return parser
+
+
+class CommandGroup(_Noting, TyperGroup):
     """Some commands under one word; the global options may stand behind it too."""
 
     def get_params(self, ctx: "Context") -> "list[Parameter]":
@@ -92,7 +109,7 @@ class CommandGroup(TyperGroup):
         return super().invoke(ctx)
 
 
-class ConceptCommand(TyperCommand):
+class ConceptCommand(_Noting, TyperCommand):
     """A command that takes the global options too, so that they may stand at the end."""
 
     def get_params(self, ctx: "Context") -> "list[Parameter]":
@@ -117,28 +134,15 @@ class ConceptCommand(TyperCommand):
                 with formatter.section(heading):
                     formatter.write_dl(records)
 
-    def make_parser(self, ctx: "Context") -> "_OptionParser":
-        """Typer's, which also notes what is given several times and has one value."""
-        parser = super().make_parser(ctx)
-        parse = parser.parse_args
-
-        def noting(args: list[str]) -> "tuple[dict[str, Any], list[str], list[Parameter]]":
-            found = parse(args)
-            ctx.meta[_REPEATED] = _repeated(found[2])
-            return found
-
-        parser.parse_args = noting
-        return parser
-
     def invoke(self, ctx: "Context") -> object:
         """Hand the global options to the session, the others to the command."""
         _take_global_options(ctx)
-        for option in ctx.meta.get(_REPEATED, ()):
+        for option in _repeated(ctx.meta[_GIVEN]):
             ctx.obj.output.warn(f"{option} is given several times: the last one counts")
         return super().invoke(ctx)
 
 
-class ConceptGroup(TyperGroup):
+class ConceptGroup(_Noting, TyperGroup):
     """The program. Every way in passes `main`, so this is where errors become exit codes."""
 
     def main(

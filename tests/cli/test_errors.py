@@ -251,19 +251,29 @@ def test_a_bug_in_a_real_process(rex: Registry, run: Run) -> None:
     assert "error: unexpected TypeError" in done.stderr.splitlines()[-1]
 
 
+HERE = "the test's registry"
+
+
 @pytest.mark.parametrize(
     ("words", "warned"),
     [
-        (["--limit", "3", "--limit=4"], ["--limit"]),
-        (["--page", "1", "--limit", "3", "--limit", "4", "--page", "1"], ["--page", "--limit"]),
-        (["--tag", "toy", "--tag", "dog"], []),
-        (["--json", "--json", "--limit", "3"], []),
+        (["list", "--limit", "3", "--limit=4"], ["--limit"]),
+        (
+            ["list", "--page", "1", "--limit", "3", "--limit", "4", "--page", "1"],
+            ["--page", "--limit"],
+        ),
+        (["list", "--tag", "toy", "--tag", "dog"], []),
+        (["list", "--json", "--json", "--limit", "3"], []),
+        (["--registry", "elsewhere", "--registry", HERE, "list"], ["--registry"]),
+        (["--registry", "elsewhere", "list", "--registry", HERE], ["--registry"]),
+        (["queue", "--registry", "elsewhere", "list", "--registry", HERE], ["--registry"]),
+        (["--quiet", "list", "--registry", HERE], []),
     ],
 )
 def test_an_option_of_one_value_that_is_given_again_is_told(
-    rex: Registry, run: Run, words: list[str], warned: list[str]
+    rex: Registry, run: Run, database: Path, words: list[str], warned: list[str]
 ) -> None:
-    result = run("list", *words)
+    result = run(*(str(database) if each == HERE else each for each in words))
     assert result.exit_code == 0
     lines = [each for each in result.stderr.splitlines() if each.startswith("warning: ")]
     assert lines == [
