@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,9 @@ from .judge import Judge, load_judge
 
 _AT_ONCE = 32
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
+_POOLER = "pooler."
+_NO_CODE = {"trust_remote_code": False}
+"""transformers would ask, on the terminal, whether to run what a folder brings along."""
 
 
 class PictureEncoder(Protocol):
@@ -206,7 +210,7 @@ def _prepared(
 def _processor_of(source: str) -> BaseImageProcessor:
     """Preprocessing by Pillow, whatever else is installed: scores must not depend on that."""
     try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil")
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **_NO_CODE)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{source} does not say how its pictures are prepared") from error
 
@@ -222,16 +226,24 @@ def _source(name: str, kind: str, offline: bool) -> str:
 
 
 def _loaded(source: str, name: str, kind: str) -> PreTrainedModel:
+    """A network with all its weights but those of a pooler, which is left out if it has none."""
     try:
         if (weights := _weights_elsewhere(Path(source))) is None:
-            model = AutoModel.from_pretrained(source, use_safetensors=True)
+            load, given = partial(AutoModel.from_pretrained, source, **_NO_CODE), {}
         else:
-            config = AutoConfig.from_pretrained(source)
-            own_kind = type(AutoModel.from_config(config))
-            model = own_kind.from_pretrained(None, config=config, state_dict=load_file(weights))
+            config = AutoConfig.from_pretrained(source, **_NO_CODE)
+            own_kind = type(AutoModel.from_config(config, **_NO_CODE))
+            load = partial(own_kind.from_pretrained, None)
+            given = {"config": config, "state_dict": load_file(weights)}
+        model, found = load(use_safetensors=True, output_loading_info=True, **given)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0][:160]
         raise _missing(name, kind, f"cannot be loaded: {first_line}") from error
+    lacked = sorted(found["missing_keys"])
+    if any(each.startswith(_POOLER) for each in lacked):
+        model.pooler = None  # invented, and not read: DINO's vector is the class token
+    if lacked := [each for each in lacked if not each.startswith(_POOLER)]:
+        raise _missing(name, kind, f"lacks tensors: {lacked[0]} ({len(lacked)} in all)")
     return model.eval()
 
 
@@ -258,7 +270,7 @@ def _tokenizer_of(source: str, name: str, model: CLIPModel) -> PreTrainedTokeniz
     folder = Path(source)
     if folder.is_dir() and not any((folder / each).is_file() for each in _TOKENIZERS):
         raise InvalidInput(f"{name} has no tokenizer: none of {', '.join(_TOKENIZERS)}", hint=hint)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **_NO_CODE)
     known = max(tokenizer.get_vocab().values())
     wanted = len(model.text_model.embeddings.token_embedding.weight)
     if known >= wanted:

@@ -1,5 +1,8 @@
 """CLIP and DINO against transformers' own computation, from folders that are written here."""
 
+import json
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from conceptry.models.bases import find_base
 from conceptry.models.miniature.tokenizer import make_tokenizer
 from conceptry.registry.errors import InvalidInput, NotFound
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -131,6 +135,48 @@ def test_the_hash_is_of_the_weights(tmp_path: Path) -> None:
         (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
     hashes = [ClipEncoder.load(str(tmp_path / name)).sha256 for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_pooler_that_is_not_there_is_not_invented(tmp_path: Path) -> None:
+    """As in DINO's own files; the invented one would be another at each load, and so the hash."""
+    write_dino(tmp_path, "dino")
+    loaded = [DinoEncoder.load(str(tmp_path)) for _ in range(2)]
+    assert loaded[0].sha256 == loaded[1].sha256
+    assert not [name for name in loaded[0].model.state_dict() if "pooler" in name]
+
+
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_missing_tensors_are_told(tmp_path: Path, kind: str) -> None:
+    (write_clip if kind == "clip" else partial(write_dino, kind=kind))(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    gone = sorted(name for name in tensors if "layers.1." in name or "layer.1." in name)
+    assert gone
+    save_file({name: x for name, x in tensors.items() if name not in gone}, weights)
+    with pytest.raises(NotFound, match=rf"lacks tensors: .* \({len(gone)} in all"):
+        (ClipEncoder if kind == "clip" else DinoEncoder).load(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", ["config", "preprocessor_config", "tokenizer_config"])
+def test_what_a_folder_brings_along_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("it asks"))
+    write_clip(tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    path = tmp_path / f"{named}.json"
+    told = json.loads(path.read_text())
+    told |= {"model_type": "own"} if named == "config" else {}
+    kinds = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoTokenizer")
+    told["auto_map"] = {kind: "own.Own" for kind in kinds}
+    told["auto_map"]["AutoTokenizer"] = ["own.Own", "own.Own"]
+    for class_of in ("image_processor_type", "tokenizer_class"):
+        if class_of in told:
+            told[class_of] = "Own"
+    path.write_text(json.dumps(told))
+    with suppress(InvalidInput, NotFound):  # or it is what transformers knows
+        ClipEncoder.load(str(tmp_path))
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_vectors_do_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
