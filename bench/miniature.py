@@ -6,7 +6,8 @@
 judge      the judge's accuracy on fresh renders of identities nobody has trained on
 autoencoder  the judge on pictures that went through the autoencoder: what a U-Net could reach
 prompts    pictures of 500 held-out prompts: is there what the prompt says?
-attention  is the peak of a category's token map inside its subject? On noised renders
+attention  is the peak of a category's token map inside its subject, and inside its box? On noised
+           renders; a place of the map is inside if at least half of it is the subject's
 identity   does the identity encoder tell one individual from another of its category?
 sharpness  outlines as sharp, and faces as whole, as the renderer's?
 settling   renders that are noised and drawn from there: from which timestep are faces lost?
@@ -187,22 +188,30 @@ def _names_colour(subject: Subject, prompt: str) -> bool:
 
 @torch.no_grad()
 def attention(weights: str) -> dict[str, Any]:
-    """Average over layers, heads and the middle third of the steps; see where the peak lies."""
+    """Average over layers, heads and the middle third of the steps; see where the peak lies.
+
+    `chance` is the share of the picture that subjects have, and `in_box` counts the peaks in the
+    box around them.
+    """
     base = load_base(weights)
     inside: list[bool] = []
+    in_box: list[bool] = []
     area: list[float] = []
     for seed in range(8_000_000, 8_000_000 + NUM_ATTENTION):
         scene = sample_scene(seed, "held-out")
         rendered = render(scene, base.backbone.size)
         token_map = _token_maps(base.backbone.pipeline, scene, rendered.image)
-        for box, grid in zip(rendered.boxes(), token_map, strict=True):
+        for mask, box, grid in zip(rendered.masks, rendered.boxes(), token_map, strict=True):
             if grid is None:
                 continue
             peak = int(grid.argmax())
+            is_subject = np.asarray(mask.resize((16, 16), Image.Resampling.BOX)) >= 128
+            inside.append(bool(is_subject.flat[peak]))
+            area.append(float(is_subject.mean()))
             y, x = (peak // 16 + 0.5) / 16, (peak % 16 + 0.5) / 16
-            inside.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
-            area.append((box[2] - box[0]) * (box[3] - box[1]))
-    return share(inside) | {"mean_area_of_boxes": round(statistics.mean(area), 3)}
+            in_box.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
+    chance = round(statistics.mean(area), 3)
+    return share(inside) | {"chance": chance, "in_box": share(in_box)}
 
 
 def _token_maps(pipeline: Any, scene: Scene, image: Image.Image) -> list[Tensor | None]:
