@@ -42,6 +42,8 @@ class Plan:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     control_sha256: str | None = None
     """Of the ControlNet that is shown boxes, if one is."""
+    configuration_sha256: str = ""
+    """Of what the base model's folder says beside weights."""
 
     def __post_init__(self) -> None:
         asked = {
@@ -92,6 +94,7 @@ class Plan:
             "suite_sha256": self.suite.sha256,
             "base": self.base,
             "base_sha256": self.base_sha256,
+            "configuration_sha256": self.configuration_sha256,
             "weights": [each.sha256 for each in self.chosen],
             "categories": [each.concept.category for each in self.chosen],
             "photos": [

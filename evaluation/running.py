@@ -10,7 +10,7 @@ from ..generation.layout import settled
 from ..generation.prompt_syntax import ChosenVersion, mention_of, resolve_version
 from ..generation.request import Request, SamplingSettings, check_control_kinds
 from ..models.bases import Base, find_base, find_control, is_believed
-from ..models.hashes import hash_of_base
+from ..models.hashes import hash_of_base, hash_of_configuration
 from ..registry import Registry
 from ..registry.errors import (
     InvalidInput,
@@ -87,17 +87,20 @@ def score(
     for each in tasks:
         each.plan(request, "")  # which is refused before anything is loaded
         if request.marks_best:
-            check_can_choose(each.suite, each.encoders)
+            check_can_choose(each.suite)
     if request.marks_best:
         _check_comparable(request, tasks)
-    at_rest: dict[Base, str | None] = {}
+    at_rest: dict[Base, tuple[str | None, str]] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
         if hashes := each.encoders.known_hashes():
             if each.base not in at_rest:
-                at_rest[each.base] = hash_of_base(each.base)
-            sha256 = at_rest[each.base]
-            at_rest_plan = each.plan(request, sha256, offline=offline) if sha256 else None
+                configuration = hash_of_configuration(each.base.configuration)
+                at_rest[each.base] = hash_of_base(each.base), configuration
+            sha256, configuration = at_rest[each.base]
+            at_rest_plan = (
+                each.plan(request, sha256, configuration, offline=offline) if sha256 else None
+            )
             if at_rest_plan and (found := _recorded(registry, request, at_rest_plan, hashes)):
                 yield found
                 continue
@@ -106,7 +109,7 @@ def score(
             loaded.clear()  # one base model at a time
             loaded[key] = _loaded(each, base, offline)
         at_hand, encoders = loaded[key]
-        plan = each.plan(request, at_hand.sha256, offline=offline)
+        plan = each.plan(request, at_hand.sha256, at_hand.configuration_sha256, offline=offline)
         found = _recorded(registry, request, plan, encoders.hashes())
         if found is None:
             from .evaluating import evaluate
@@ -250,7 +253,14 @@ class _Task:
         suite = suite_of(request, encoders, chosen[0].concept)
         return cls(chosen, suite, base, encoders)
 
-    def plan(self, request: EvalRequest, base_sha256: str, *, offline: bool = False) -> Plan:
+    def plan(
+        self,
+        request: EvalRequest,
+        base_sha256: str,
+        configuration_sha256: str = "",
+        *,
+        offline: bool = False,
+    ) -> Plan:
         """The plan; with no hash of the base model, only to be checked."""
         settings = request.settings_for(self.base)
         check_control_kinds(self.base, [Request(prompt="", seeds=(0,), settings=settings)])
@@ -261,6 +271,7 @@ class _Task:
             encoders=self.encoders,
             base=self.base.name,
             base_sha256=base_sha256,
+            configuration_sha256=configuration_sha256,
             seeds=tuple(range(request.num_seeds)),
             settings=replace(settings, layout=self._layout(request, settings.layout)),
             control_sha256=self._control_sha256(offline) if shows_boxes else None,
@@ -320,10 +331,9 @@ def _loaded(
 # --- the best -------------------------------------------------------------------------------------
 
 
-def check_can_choose(suite: Suite, encoders: EncoderNames) -> None:
+def check_can_choose(suite: Suite) -> None:
     """Raise `InvalidInput` if the scores of a suite cannot say which version is best."""
-    has_identity = not encoders.is_miniature or any(each.keeps_looks for each in suite.prompts)
-    if suite.num_subjects > 1 or not has_identity:
+    if suite.num_subjects > 1 or not any(each.keeps_looks for each in suite.prompts):
         raise InvalidInput(
             f"the suite {suite.name} cannot say which version is best",
             hint="take one for single concepts, whose prompts keep the subject's appearance",

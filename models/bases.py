@@ -90,6 +90,11 @@ class Base:
     vision: Place | None = None
     sampling: SamplingDefaults = _USUAL
 
+    @property
+    def configuration(self) -> str | None:
+        """The folder that configures it; None for a file without one, and for a hub repository."""
+        return {"folder": self.source, "file": self.config}.get(self.kind)
+
     def is_at_hand(self) -> bool:
         """Whether it can be loaded without a network."""
         if self.kind == "hub":

@@ -13,6 +13,7 @@ from .bases import Base
 from .folder import parts_of
 
 MANIFEST = "manifest.json"
+_TEXTS = (".json", ".txt", ".model")
 
 
 def hash_of_base(base: Base) -> str | None:
@@ -36,6 +37,20 @@ def hash_of_folder(folder: Path) -> str:
     hashes = {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
     _compare_with_manifest(folder, hashes)
     return sha256_of("\n".join(hashes.values()).encode())
+
+
+def hash_of_configuration(folder: str | Path | None) -> str:
+    """One hash for what a diffusers folder says beside weights; empty without a folder.
+
+    Its scheduler, its tokenizers, and how its parts are configured: pictures depend on them, while
+    versions are matched by weights alone.
+    """
+    if folder is None:
+        return ""
+    folders = [Path(folder), *(part.folder for part in parts_of(Path(folder)).values())]
+    paths = sorted(path for each in folders if each.is_dir() for path in each.iterdir())
+    told = [path for path in paths if path.suffix in _TEXTS and ".index." not in path.name]
+    return hash_of_all([path for path in told if path.name != MANIFEST])
 
 
 def _compare_with_manifest(folder: Path, hashes: dict[str, str]) -> None:

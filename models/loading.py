@@ -41,7 +41,7 @@ from .compatibility import (
 )
 from .fetching import fetching
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
-from .hashes import hash_of, hash_of_folder
+from .hashes import hash_of, hash_of_configuration, hash_of_folder
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 
@@ -52,12 +52,14 @@ class LoadedBase:
 
     `sha256` identifies its weights: the hash of a single file, or of the hashes of a folder's
     files in the order of their names. `offline` says that nothing is to be downloaded for it.
+    `configuration_sha256` is that of what its folder says beside weights.
     """
 
     base: Base
     backbone: Backbone
     sha256: str
     offline: bool = False
+    configuration_sha256: str = ""
 
     def check_is(self, sha256: str, name: str | None, made: str, *, otherwise: str) -> None:
         """Raise `InvalidInput` unless what was `made` with a base model was made with this one.
@@ -103,17 +105,19 @@ def load_base(
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     with without_bars():
         if base.kind == "file":
+            folder = base.configuration
             pipeline, sha256 = _from_file(base, dtype, offline), hash_of(Path(base.source))
         else:
-            folder = Path(base.source if base.kind == "folder" else _fetched(base, offline))
-            pipeline, sha256 = _from_folder(base, folder, dtype)
+            folder = base.configuration or _fetched(base, offline)
+            pipeline, sha256 = _from_folder(base, Path(folder), dtype)
+        configuration = hash_of_configuration(folder)
     with as_invalid_weights(base):
         check_fits(base, pipeline)
     pipeline.to(chosen)
     if chosen.type == "cuda":
         pipeline.vae.enable_slicing()  # a batch of SDXL's decoder would take tens of gigabytes
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedBase(base, backbone_of(pipeline), sha256, offline)
+    return LoadedBase(base, backbone_of(pipeline), sha256, offline, configuration)
 
 
 def _check_is_there(base: Base) -> None:

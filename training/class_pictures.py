@@ -52,7 +52,8 @@ def class_pictures(
     if whole.references and (described := whole.references[0].prompt) != prompt:
         prompt = described
         drawn_with = sha256_of_json([settings.to_mapping(), prompt])
-    kind = f"{base.sha256[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
+    drawn_by = sha256_of_json([base.sha256, base.configuration_sha256])
+    kind = f"{drawn_by[:16]}{whole.fingerprint()[:16]}{drawn_with[:8]}"
     folder = registry.cache_folder(CLASS_PICTURES, _class_folder(kind, category))
     size = (base.backbone.size, base.backbone.size)
     readers: list[Callable[[], Image.Image]] = []

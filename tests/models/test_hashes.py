@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conceptry.models.hashes import hash_of, hash_of_folder
+from conceptry.models.hashes import hash_of, hash_of_configuration, hash_of_folder
 from conceptry.models.loading import load_base
 from conceptry.registry import InvalidWeights
 
@@ -78,6 +78,20 @@ def test_a_change_of_what_is_loaded_is_another_base(folder: Path) -> None:
     data[-1] ^= 1
     (folder / UNET).write_bytes(data)
     assert hash_of_folder(folder) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/tokenizer_config.json"]
+)
+def test_a_change_of_configuration_is_the_same_base_configured_anew(
+    folder: Path, name: str
+) -> None:
+    loaded = load_base(str(folder))
+    assert loaded.configuration_sha256 == hash_of_configuration(folder)
+    (folder / name).write_text((folder / name).read_text() + "\n")
+    changed = load_base(str(folder))
+    assert changed.sha256 == loaded.sha256
+    assert changed.configuration_sha256 != loaded.configuration_sha256
 
 
 def test_half_precision_is_hashed_where_it_is_loaded(folder: Path) -> None:
