@@ -4,27 +4,18 @@
 
 The individuals of bench/methods.py are taught by SeFi-IDE's `miniature` preset with each λ, all of
 one λ in one batch, and drawn for the suite `miniature`. Interrupted, it goes on where it was.
-Scores are those of bench/methods.py, but for
-
-focus        share of the token's attention that falls on its subject, and that is where the bare
-             base model, shown the finished picture, looks for the category: a token whose map is
-             compact but elsewhere has none
+Scores are those of bench/methods.py, and `concept eval`'s focus.
 
 Intervals are from resampling individuals. Writes
 bench/results/subject-wise.json, and subject-wise.svg and .png: the scores over λ, and for some
 individuals a picture by each λ.
 """
 
-import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from conceptry.evaluation.suites import find_suite
-from conceptry.generation.photo_regions import regions_of_photos
-from conceptry.generation.regions import share_inside
 from environment import is_as_published
 from laboratory import (
     Individual,
@@ -36,8 +27,6 @@ from laboratory import (
     summary,
     write_results,
 )
-from PIL import Image
-from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2)
@@ -56,22 +45,8 @@ def row_of(laboratory: Laboratory, who: Individual, way: Way) -> Row:
     """Scores of one individual by one λ."""
     row = laboratory.row(who, way, SHOWN)
     found = laboratory.evaluate(find_suite("miniature"), [who], way)
-    keys = [picture.picture for prompt in found.prompts for picture in prompt.pictures]
-    kept = (laboratory.pictures.get(key, num_subjects=1) for key in keys)
-    pictures = [picture for picture in kept if picture]
-    images = [picture.image for picture in pictures]
-    regions = regions_of_photos(laboratory.base, images, who.identity.category)
-    shares = [
-        share_inside(picture.maps[0, 1], _as_region(mask, picture.maps))
-        for picture, mask in zip(pictures, regions, strict=True)
-    ]
-    row["scores"]["focus"] = statistics.fmean(shares)
+    row["scores"]["focus"] = found.scores["focus"].mean
     return row
-
-
-def _as_region(mask: Image.Image, maps: Tensor) -> Tensor:
-    height, width = maps.shape[-2:]
-    return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.BOX)) > 127)
 
 
 def write_chart(result: dict[str, Any], path: Path) -> None:

@@ -191,7 +191,7 @@ def _check_scores(
     check_there(encoders)
     for each in concepts:
         request = EvalRequest(names=[each], suite=options.suite)
-        check_can_choose(suite_of(request, encoders, registry.show(each)), encoders)
+        check_can_choose(suite_of(request, encoders, registry.show(each)))
 
 
 def base_of_unfinished(registry: "Registry", concepts: list[int]) -> str:

@@ -120,7 +120,7 @@ class CheckpointScorer:
         concept = self.registry.show(name)
         self._names = encoder_names_for(self.base.base, clip=request.clip, dino=request.dino)
         self._suite = suite_of(request, self._names, concept)
-        check_can_choose(self._suite, self._names)
+        check_can_choose(self._suite)
         self.encoders = self.encoders or load_encoders(self._names, offline=self.offline)
         self.encoders.to(self.base.backbone.device)
         self._subject = EvalSubject.of(self.registry, as_chosen(concept, name="", run=None))

@@ -19,10 +19,10 @@ from ..generation.controls import Controls, followed, following
 from ..generation.in_regions import draw_in_regions
 from ..generation.injection import InjectedConcept, expand_prompt, inject_concepts
 from ..generation.layout import EARLY
-from ..generation.photo_regions import regions_of_photos
+from ..generation.photo_regions import category_regions, regions_of_photos
 from ..generation.prompt_syntax import ChosenVersion
 from ..generation.regional_plan import plan_regions
-from ..generation.regions import all_columns, by_subject, subject_columns
+from ..generation.regions import all_columns, by_subject, share_inside, subject_columns
 from ..generation.request import Request
 from ..generation.sampler import draw
 from ..generation.separation import separating
@@ -123,7 +123,8 @@ class Evaluator:
     def run(self, on_progress: Progress | None = None) -> Evaluation:
         """Score every picture of the suite, drawing those that are not cached.
 
-        Then drift, if there is one subject whose version acts on prompts that do not name it.
+        Then drift, if there is one subject whose version acts on prompts that do not name it, and
+        focus, if there is one subject and the base model is not in the middle of a training.
         """
         drifting = self._drift_prompts()
         advance = self._counted(len(self.plan.suite.prompts) + 2 * len(drifting), on_progress)
@@ -142,6 +143,8 @@ class Evaluator:
             for prompt in drifting:
                 drawn.append(unnamed.all_pictures(prompt))
                 advance()
+        if len(self.subjects) == 1 and not self.concepts:
+            self._add_focus(scored)
         drift = self._drift(drifting, drawn, references[0], advance) if drawn else []
         scores = summary(scored, *self.plan.metrics) | summary(drift, *self.plan.metrics)
         return self.plan.evaluation(scored, scores, self.encoders.hashes(), drift)
@@ -231,6 +234,22 @@ class Evaluator:
         if varied is not None:
             scores["diversity"] = round(varied, 4)
         return PromptScores(source.prompt_text(prompt), prompt.tests, scores, found)
+
+    def _add_focus(self, scored: Sequence[PromptScores]) -> None:
+        """Add how much of the token's attention is where the base model sees the category.
+
+        It is the bare base model that looks, at the finished pictures, so not while concepts are
+        injected.
+        """
+        category = self.subjects[0].category
+        for prompt in scored:
+            kept = [(row, self.cache.get(row.picture, num_subjects=1)) for row in prompt.pictures]
+            there = [(row, picture) for row, picture in kept if picture]
+            images = [picture.image for _, picture in there]
+            regions = category_regions(self.base, images, category)
+            for (row, picture), inside in zip(there, regions, strict=True):
+                row.scores["focus"] = round(share_inside(picture.maps[0, 1], inside), 4)
+            prompt.scores.update(mean_scores(prompt.pictures))
 
     def _references(self) -> list[ReferenceEmbeddings]:
         return [
@@ -355,7 +374,7 @@ class _PictureSource:
         }
         return PictureCache.key(
             {
-                "base": self._base.sha256,
+                "base": [self._base.sha256, self._base.configuration_sha256],
                 "prompt": prompt.filled(*phrases, category=self._subjects[0].category),
                 "seed": seed,
                 "batch": list(seeds),

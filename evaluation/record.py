@@ -15,7 +15,7 @@ from ..registry.hashes import is_sha256
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCORING = 4
+SCORING = 5
 """The version of how scores are computed; records of another version are not reused."""
 REPLAY_ABOVE = 0.98
 """A picture whose `replay` is above this counts as a copy of a photo.
@@ -37,6 +37,7 @@ class Metric:
 
 
 _OF_PICTURES = ("identity", "dino", "clip_i")
+_LIKE_PHOTOS = "picture and photos, where the prompt keeps the subject's looks"
 METRICS = (
     Metric(
         "both",
@@ -47,9 +48,9 @@ METRICS = (
     Metric(
         "clip_t", "CLIP's cosine of picture and prompt, without the token but with the category"
     ),
-    Metric("identity", "cosine of the miniature's identity encoder, picture and photos"),
-    Metric("dino", "DINO's cosine of picture and photos"),
-    Metric("clip_i", "CLIP's cosine of picture and photos"),
+    Metric("identity", f"cosine of the miniature's identity encoder, {_LIKE_PHOTOS}"),
+    Metric("dino", f"DINO's cosine of {_LIKE_PHOTOS}"),
+    Metric("clip_i", f"CLIP's cosine of {_LIKE_PHOTOS}"),
     *(
         Metric(
             f"{name}_subject",
@@ -68,7 +69,7 @@ METRICS = (
     ),
     Metric("replay", "highest cosine with one of the photos, by DINO, else CLIP"),
     Metric("diversity", "one less CLIP's cosine, between pictures of one prompt"),
-    Metric("focus", "share of the token's attention that falls on the subject"),
+    Metric("focus", "share of the token's attention where the base model sees the category"),
     Metric(
         DRIFT,
         "identity score of pictures that name the category alone, drawn with what the version "

@@ -2,10 +2,10 @@
 
 clip_t       cosine of CLIP's vectors of picture and prompt, the prompt without the token but with
              the category: `a photo of a dog on the beach`
-clip_i       cosine of CLIP's vectors, mean over the photos
+clip_i       cosine of CLIP's vectors, mean over the photos; as the next two, only where the prompt
+             keeps the subject's appearance
 dino         the same with DINO
-identity     the same with the identity encoder (miniature); only where the prompt keeps the
-             subject's appearance
+identity     the same with the identity encoder (miniature)
 …_subject    of the three above: within the subject's region, grey elsewhere, in picture and photos
 recognised…  with several concepts: whether the region is more like the photos of its subject than
              like those of the others
@@ -13,11 +13,13 @@ replay       highest cosine of the whole picture and a photo, by DINO, else CLIP
 seen         share of what the prompt asks for that the judge predicts (miniature): categories,
              style and, where named, place, accessory, colour and how the first stands to the
              second (seen_place, …, seen_relation)
-focus        share of the concept's token map that falls on its region
+focus        with one concept: share of its token map that falls on its subject, and that is where
+             the base model, shown the finished picture, sees the category (see `evaluating.py`); a
+             map that is compact but elsewhere has none
 drift        identity score of pictures of the plain category, drawn with what a version changes
              beside its token; drift_base without it (see `evaluating.py`)
-leak         with several concepts, share of the first one's token map that falls on the others'
-             regions
+leak         with several concepts: share of the first one's token map that falls on the others'
+             regions, where their own maps are strong
 
 Scores of a second concept end in `_other`, of a third in `_third`; `…_subjects` are the means of
 `…_subject` over all.
@@ -33,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..generation.photo_regions import as_mask
-from ..generation.regions import leak, region, share_inside
+from ..generation.regions import leak, region
 from ..models.pixels import grey_outside
 from ..training.crops import Photos
 from .encoders import Encoders, PictureEncoder
@@ -115,10 +117,10 @@ class Scorer:
         regions = [region(picture.maps[:, 0]) for picture in pictures]
         numbers = range(len(self.subjects))
         for number, (subject, suffix) in enumerate(zip(self.subjects, SUFFIXES, strict=False)):
-            self._inside(rows, prompt, subject, images, [r[number] for r in regions], suffix)
-            for row, picture, inside in zip(rows, pictures, regions, strict=True):
-                row[f"focus{suffix}"] = share_inside(picture.maps[number, 1], inside[number])
-                if others := [each for each in numbers if each != number]:
+            if prompt.keeps_looks:
+                self._inside(rows, subject, images, [r[number] for r in regions], suffix)
+            if others := [each for each in numbers if each != number]:
+                for row, picture, inside in zip(rows, pictures, regions, strict=True):
                     row[f"leak{suffix}"] = leak(picture.maps, inside, number, others)
         if len(self.subjects) > 1:
             self._of_all(rows)
@@ -141,7 +143,7 @@ class Scorer:
         for name, found in vectors.items():
             cosines = found @ subject.whole[name].T  # (B, P)
             for row, each in zip(rows, cosines, strict=True):
-                if _counts(name, prompt):
+                if prompt.keeps_looks:
                     row[name] = float(each.mean())
         by = "dino" if "dino" in vectors else "clip_i"
         nearest = (vectors[by] @ subject.whole[by].T).amax(-1)
@@ -151,7 +153,6 @@ class Scorer:
     def _inside(
         self,
         rows: list[dict[str, float]],
-        prompt: SuitePrompt,
         subject: ReferenceEmbeddings,
         images: Sequence[Image.Image],
         regions: Sequence[Tensor],
@@ -159,8 +160,6 @@ class Scorer:
     ) -> None:
         cut = [grey_outside(image, as_mask(r)) for image, r in zip(images, regions, strict=True)]
         for name, encoder in picture_encoders(self.encoders).items():
-            if not _counts(name, prompt):
-                continue
             vectors = encoder.embed(cut)
             cosines = (vectors @ subject.inside[name].T).mean(-1)
             for row, each in zip(rows, cosines, strict=True):
@@ -221,11 +220,6 @@ class Scorer:
                 word in prediction.categories for word in (second, *others) if word
             )
         return found
-
-
-def _counts(name: str, prompt: SuitePrompt) -> bool:
-    """Whether a score applies: identity does not where the prompt changes the appearance."""
-    return name != "identity" or prompt.keeps_looks
 
 
 def diversity(vectors: Tensor) -> float | None:

@@ -35,11 +35,18 @@ def as_mask(inside: Tensor) -> Image.Image:
 def regions_of_photos(
     base: LoadedBase, photos: Iterable[Image.Image], category: str
 ) -> list[Image.Image]:
-    """Masks of photos that have none, from the map of their category's word.
+    """Masks of photos that have none: `category_regions`, white inside."""
+    return [as_mask(each) for each in category_regions(base, photos, category)]
 
-    The U-Net as it is now gets the slightly noised photo and `a photo of a CATEGORY`; the mask is
-    the region of the category's map, carried by self-attention. Raises `NotFinite` for a broken
-    base model.
+
+def category_regions(
+    base: LoadedBase, photos: Iterable[Image.Image], category: str
+) -> list[Tensor]:
+    """Where each photo shows its category: bool (h, w) at the size of latents.
+
+    The U-Net as it is now gets the slightly noised photo and `a photo of a CATEGORY`; the region is
+    that of the category's map, carried by self-attention. Raises `NotFinite` for a broken base
+    model.
     """
     backbone = base.backbone
     prompt = class_prompt(category)
@@ -58,7 +65,7 @@ def regions_of_photos(
 
 def _region_of_photo(
     backbone: Backbone, photo: Image.Image, conditioning: Conditioning, subject: SubjectColumns
-) -> Image.Image:
+) -> Tensor:
     latents = backbone.encode_images([photo]).mean
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor(_TIMESTEPS)
@@ -81,4 +88,4 @@ def _region_of_photo(
     spread = carried(followed, found, size).mean((0, 1))
     if not spread.isfinite().all():
         raise NotFinite("the base model's attention is not finite")
-    return as_mask(region(spread, _LEVEL))
+    return region(spread, _LEVEL)

@@ -168,7 +168,7 @@ def test_what_a_folder_brings_along_is_never_run(
     told = json.loads(path.read_text())
     told |= {"model_type": "own"} if named == "config" else {}
     kinds = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoTokenizer")
-    told["auto_map"] = {kind: "own.Own" for kind in kinds}
+    told["auto_map"] = dict.fromkeys(kinds, "own.Own")
     told["auto_map"]["AutoTokenizer"] = ["own.Own", "own.Own"]
     for class_of in ("image_processor_type", "tokenizer_class"):
         if class_of in told:

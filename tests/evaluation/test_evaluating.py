@@ -1,6 +1,7 @@
 """Versions are scored, remembered, and drawn only once."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from conceptry.evaluation.record import Evaluation, Interval
 from conceptry.evaluation.running import EvalRequest, keep, mark_best, score
 from conceptry.evaluation.suites import Suite, SuitePrompt
 from conceptry.generation.injection import inject_concepts
+from conceptry.generation.photo_regions import category_regions
 from conceptry.generation.prompt_syntax import resolve_prompt
 from conceptry.generation.request import SamplingSettings
 from conceptry.generation.sampler import draw
@@ -31,6 +33,7 @@ from PIL import Image
 from safetensors.torch import save
 from tiny_control import write_tiny_control
 from to_score import ALONE, TOGETHER, plan_of
+from torch import Tensor
 
 
 def test_the_second_time_nothing_is_drawn_and_the_numbers_are_the_same(
@@ -201,6 +204,8 @@ def test_what_scores_depend_on_is_part_of_the_record(
         plan = replace(plan, seeds=(0,))
     elif change == "settings":
         plan = replace(plan, settings=SamplingSettings(steps=3))
+    elif change == "configuration":
+        plan = replace(plan, configuration_sha256="0" * 64)
     elif change == "suite":
         plan = replace(plan, suite=replace(ALONE, prompts=ALONE.prompts[:1]))
     elif change == "photos":
@@ -212,6 +217,19 @@ def test_what_scores_depend_on_is_part_of_the_record(
     else:
         hashes = hashes | {"clip": {"name": "other", "sha256": "0" * 64}}
     assert plan.recorded(taught, hashes) is None
+
+
+def test_another_configuration_draws_anew(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    """Of a scheduler, say: the weights are the same, and the pictures are not."""
+    plan = plan_of(taught, base, "<rex>")
+    mended = replace(base, configuration_sha256="0" * 64)
+    before, after = (
+        {row.picture for prompt in found.all_prompts for row in prompt.pictures}
+        for found in (evaluate(taught, each, encoders, plan) for each in (base, mended))
+    )
+    assert not before & after
 
 
 def test_how_masks_are_found_is_part_of_the_record(taught: Registry, base: LoadedBase) -> None:
@@ -243,9 +261,8 @@ def test_two_concepts_in_a_picture(taught: Registry, base: LoadedBase, encoders:
     plan = plan_of(taught, base, "<rex> <mia>", TOGETHER)
     found = evaluate(taught, base, encoders, plan)
     assert found.label == "rex@2 and mia@1"
-    assert {"leak", "leak_other", "focus", "seen_second", "identity_subject_other"} <= set(
-        found.scores
-    )
+    assert {"leak", "leak_other", "seen_second", "identity_subject_other"} <= set(found.scores)
+    assert "focus" not in found.scores, "the base model cannot tell two of a category apart"
     assert found.headlines == ["seen", "identity_subjects", "both"]
     keep(taught, found)
     assert plan.recorded(taught, encoders.hashes()) == found
@@ -267,6 +284,26 @@ def test_the_bare_base_model_is_scored_by_its_category(
     assert found.concept == BASE_MODEL
     assert found.prompts[0].prompt == "a photo of a dog"
     assert found.scores["focus"].mean > 0
+
+
+def test_focus_is_where_the_base_model_sees_the_category(
+    taught: Registry, base: LoadedBase, encoders: Encoders
+) -> None:
+    """A map that is compact, but not on the subject, has no focus."""
+    plan = plan_of(taught, base, "<rex>")
+    cache = PictureCache.of(taught)
+
+    def focus_with(change: Callable[[Tensor, Tensor], Tensor]) -> float:
+        for prompt in evaluate(taught, base, encoders, plan).prompts:
+            for row in prompt.pictures:
+                kept = cache.get(row.picture, num_subjects=1)
+                assert kept
+                (inside,) = category_regions(base, [kept.image], "dog")
+                cache.put(row.picture, replace(kept, maps=change(kept.maps, inside)))
+        return evaluate(taught, base, encoders, plan).scores["focus"].mean
+
+    assert focus_with(lambda maps, inside: inside.expand_as(maps).float()) == 1
+    assert focus_with(lambda maps, inside: (~inside).expand_as(maps).float()) == 0
 
 
 def test_records_survive_json(taught: Registry, base: LoadedBase, encoders: Encoders) -> None:
@@ -388,7 +425,7 @@ def test_whether_it_can_choose_is_asked_before_anything_is_drawn(
         next(score(taught, replace(asked, marks_best=True)))
 
 
-def cannot(suite: Suite, _: object) -> None:
+def cannot(suite: Suite) -> None:
     raise InvalidInput(f"{suite.name} cannot choose")
 
 
