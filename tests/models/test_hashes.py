@@ -81,7 +81,8 @@ def test_a_change_of_what_is_loaded_is_another_base(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/tokenizer_config.json"]
+    "name",
+    ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/tokenizer_config.json"],
 )
 def test_a_change_of_configuration_is_the_same_base_configured_anew(
     folder: Path, name: str

@@ -2,7 +2,8 @@
 
 Latents of C channels may vary in fewer than C directions. The autoencoder then learns to keep in
 the empty ones what it lost, while it goes on saying what it said in the others. A U-Net that was
-trained in the former latents draws in the new ones from the start, and learns what is new.
+trained in the former latents draws in the new ones from the start, and learns what is new; their
+scale, one for all channels, is computed anew, so that it sees the former ones a little smaller.
 """
 
 from typing import Any

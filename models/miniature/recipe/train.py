@@ -806,10 +806,16 @@ class Training:
 
         So does `should_stop`, which is asked after each step.
 
-        With `seconds`, for so long instead, of which the first batch is not yet a part.
+        With `seconds`, for so long instead, of which the first batch is not yet a part. Raises
+        `ValueError` for a resume point of other settings, or of more steps.
         """
         stage, folder = self.stage, self.context.folder
         self._resume()
+        if self.step > num_steps and not seconds:
+            raise ValueError(
+                f"{self._resume_path} has {self.step * stage.batch} images behind it: as many, or "
+                "more, or remove it"
+            )
         last = MANY_STEPS if seconds else num_steps if stop_at is None else min(stop_at, num_steps)
         started = saved = None
         log = _Log(folder / f"{stage.name}.jsonl", stage.batch)
@@ -905,15 +911,22 @@ class Training:
             "stage": stage.name,
             "images": num_steps * stage.batch,
             "seconds": seconds,
-            "seed": self.context.seed,
             "device": self.context.device.type,
             "torch": torch.__version__,
-            "start_sha256": sha256_of(self.start.read_bytes()) if self.start else None,
-            **{name: getattr(stage, name) for name in _SETTINGS},
+            **self._settings(),
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
-        text = json.dumps(settings, indent=2, default=dict)
+        text = json.dumps(settings, indent=2)
         (self.context.folder / f"{stage.name}.json").write_text(text + "\n")
+
+    def _settings(self) -> dict[str, Any]:
+        """What a training has to go on with, as JSON has it."""
+        settings = {
+            "seed": self.context.seed,
+            "start_sha256": sha256_of(self.start.read_bytes()) if self.start else None,
+            **{name: getattr(self.stage, name) for name in _SETTINGS},
+        }
+        return json.loads(json.dumps(settings, default=dict))
 
     def _learn(self, batch: Batch | Encoded, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
@@ -947,11 +960,19 @@ class Training:
             for parameter, moments in optimizer.state.items():
                 name = self._names[parameter]
                 state |= {f"{key}.{name}": value for key, value in moments.items()}
-        _write(self._resume_path, state, {"step": str(self.step)})
+        about = {"step": str(self.step), "settings": json.dumps(self._settings())}
+        _write(self._resume_path, state, about)
 
     def _resume(self) -> None:
         if not self._resume_path.exists():
             return
+        with safe_open(self._resume_path, "pt") as opened:
+            about = opened.metadata()
+        begun, now = json.loads(about["settings"]), self._settings()
+        if others := [name for name in now if now[name] != begun[name]]:
+            differing = ", ".join(f"{each} {begun[each]}, not {now[each]}" for each in others)
+            raise ValueError(f"{self._resume_path} has {differing}: go on with that, or remove it")
+        self.step = int(about["step"])
         state = load_file(self._resume_path)
         for name, parameter in self.learning.items():
             parameter.data.copy_(state[f"now.{name}"])
@@ -964,8 +985,6 @@ class Training:
                         key: _like(parameter, state[f"{key}.{self._names[parameter]}"])
                         for key in moments
                     }
-        with safe_open(self._resume_path, "pt") as opened:
-            self.step = int(opened.metadata()["step"])
 
     def export(self) -> None:
         """Write the averaged weights of all that this stage touched, for later stages."""
