@@ -164,12 +164,17 @@ def _channels_of(tensors: Mapping[str, tuple[int, ...]]) -> tuple[int | None, in
     return taken[1] if len(taken) == 4 else None, latents[1] if latents[1:] else 4
 
 
-def predicts_velocity(path: Path, tensors: Collection[str]) -> bool:
-    """Whether a tensor's name or the metadata (stability.ai's ModelSpec) says v-prediction."""
+def prediction_type_of(path: Path, tensors: Collection[str]) -> str | None:
+    """What a tensor's name or the metadata (stability.ai's ModelSpec) says that a file predicts.
+
+    In diffusers' words, `epsilon` or `v_prediction`; None if neither is said.
+    """
     with safe_open(path, "pt") as opened:
         metadata = opened.metadata() or {}
-    kind = metadata.get("modelspec.prediction_type", "")
-    return "v_pred" in tensors or kind.lower() in ("v", "v_prediction")
+    if "v_pred" in tensors:
+        return "v_prediction"
+    kind = metadata.get("modelspec.prediction_type", "").lower()
+    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(kind)
 
 
 def missing_tensors(model: Named, missing: Sequence[str]) -> InvalidWeights:

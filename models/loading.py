@@ -37,7 +37,7 @@ from .compatibility import (
     file_takes_mask,
     missing_tensors,
     pipeline_class_of,
-    predicts_velocity,
+    prediction_type_of,
 )
 from .fetching import fetching
 from .folder import PICKLES, PIPELINE_FILE, Part, how_to_convert, parts_of, read_index, read_object
@@ -259,9 +259,9 @@ def _from_file(base: Base, dtype: torch.dtype, offline: bool) -> DiffusionPipeli
     ]
     if missing:
         raise missing_tensors(base, missing)
-    if predicts_velocity(path, tensors):
-        changed: dict[str, str | bool] = {"prediction_type": "v_prediction"}
-        if "ztsnr" in tensors:
+    if (said := prediction_type_of(path, tensors)) is not None:
+        changed: dict[str, str | bool] = {"prediction_type": said}
+        if said == "v_prediction" and "ztsnr" in tensors:
             changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         config: dict[str, Any] = dict(pipeline.scheduler.config) | changed
         # among them also what its kind does not know, but others do

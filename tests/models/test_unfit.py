@@ -346,6 +346,18 @@ def test_a_single_file_that_predicts_velocity_says_so(single: Path) -> None:
         assert not scheduler.config.get("rescale_betas_zero_snr")
 
 
+def test_a_single_file_is_believed_against_the_folder_beside_it(single: Path) -> None:
+    """The hub says velocity of all SD 2, of which some predict noise."""
+    tensors = load_file(single)
+    scheduler = single.with_suffix("") / "scheduler/scheduler_config.json"
+    change(scheduler, prediction_type="v_prediction")
+    assert load_base(str(single)).backbone.pipeline.scheduler.config.prediction_type == (
+        "v_prediction"
+    )
+    save_file(tensors, single, {"modelspec.prediction_type": "epsilon"})
+    assert load_base(str(single)).backbone.pipeline.scheduler.config.prediction_type == "epsilon"
+
+
 def test_a_single_file_with_zero_terminal_snr_says_so(single: Path) -> None:
     """Also where the scheduler beside it is of a kind that knows nothing of it."""
     tensors = load_file(single) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
