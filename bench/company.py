@@ -18,9 +18,10 @@ relation     of pairs: share of pictures in which they stand to each other as th
              boxes side by side give away ("to the left of") or rule out ("on top of")
 
 Interrupted, it goes on where it was; a second process for the other size may run beside it.
-Intervals are from resampling pairs or triples. Writes bench/results/company.json, and company.png:
-a pair for each row, two photos, then a picture of two prompts by each way. About three hours of one
-core with one seed, which is the default: there are many pairs, and they tell more.
+Intervals are from resampling pairs or triples, with their neighbours. Writes
+bench/results/company.json, and company.png: a pair for each row, two photos, then a picture of two
+prompts by each way. About three hours of one core with one seed, which is the default: there are
+many pairs, and they tell more.
 """
 
 import json
@@ -88,7 +89,10 @@ COMPARED += [(f"{label} {AUTO}", BARE_WAY.label) for label in LABELS]
 
 
 def casts(subjects: Sequence[Individual], size: int) -> list[list[Individual]]:
-    """As many as there are subjects: each with those that follow."""
+    """As many as there are subjects: each with those that follow.
+
+    So each is in `size` of them; intervals know of it.
+    """
     count = len(subjects)
     return [[subjects[(i + k) % count] for k in range(size)] for i in range(count)]
 
@@ -185,8 +189,8 @@ def main() -> None:
                 row_of(laboratory, cast, label, mode) for cast in people for label, mode in drawn
             ]
             results[SUITES[size]] = {
-                "methods": summary(rows),
-                "differences": differences(rows, COMPARED, HEADLINES),
+                "methods": summary(rows, block=size),
+                "differences": differences(rows, COMPARED, HEADLINES, block=size),
                 "rows": without_pictures(rows),
             }
             save_sheet(rows, people, options.out / f"{SUITES[size]}.png")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -496,21 +497,27 @@ def write_results(
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Scores of each way, with intervals."""
+def summary(rows: Sequence[Row], *, block: int = 1) -> dict[str, Any]:
+    """Scores of each way, with intervals; of `block` as `interval` has it."""
     told: dict[str, Any] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         names = [name for name in own[0]["scores"] if all(name in row["scores"] for row in own)]
         told[method] = {
             "individuals": len(own),
-            "scores": {name: interval([row["scores"][name] for row in own]) for name in names},
+            "scores": {
+                name: interval([row["scores"][name] for row in own], block=block) for name in names
+            },
         }
     return told
 
 
 def differences(
-    rows: Sequence[Row], compared: Iterable[tuple[str, str]], names: Sequence[str]
+    rows: Sequence[Row],
+    compared: Iterable[tuple[str, str]],
+    names: Sequence[str],
+    *,
+    block: int = 1,
 ) -> list[dict[str, Any]]:
     """One way less another, on the same individuals, resampled together, of scores of both."""
     by: dict[str, dict[str, dict[str, float]]] = {}
@@ -521,7 +528,9 @@ def differences(
             "of": ours,
             "less": other,
             "scores": {
-                name: interval([by[ours][who][name] - by[other][who][name] for who in by[ours]])
+                name: interval(
+                    [by[ours][who][name] - by[other][who][name] for who in by[ours]], block=block
+                )
                 for name in names
                 if all(name in by[way][who] for way in (ours, other) for who in by[ours])
             },
@@ -531,10 +540,19 @@ def differences(
     ]
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, with the 2.5 and 97.5 % quantiles of 1,000 resamplings."""
+def interval(values: Sequence[float], *, block: int = 1) -> dict[str, float]:
+    """Mean, with the 2.5 and 97.5 % quantiles of 1,000 resamplings.
+
+    Values that stand in a ring, of which each shares an individual with the `block` - 1 after it,
+    are resampled so many at a time (circular block bootstrap, Politis and Romano 1992).
+    """
     rng = random.Random(0)
-    draws = [statistics.fmean(rng.choices(values, k=len(values))) for _ in range(1000)]
+    ring = [*values, *values[: block - 1]]
+    blocks = [ring[first : first + block] for first in range(len(values))]
+    num_drawn = round(len(values) / block)
+    draws = [
+        statistics.fmean(chain.from_iterable(rng.choices(blocks, k=num_drawn))) for _ in range(1000)
+    ]
     low, high = np.quantile(draws, (0.025, 0.975))
     return {
         "mean": round(statistics.fmean(values), 4),

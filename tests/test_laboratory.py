@@ -13,7 +13,7 @@ from program import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 try:
     from environment import is_as_published, keep_part, results_file
-    from laboratory import differences, embed, individuals, parser
+    from laboratory import differences, embed, individuals, interval, parser
 finally:
     sys.path.remove(str(ROOT / "bench"))
 
@@ -83,3 +83,12 @@ def test_differences_are_of_scores_that_both_have() -> None:
     ]
     (found,) = differences(rows, [("boxes", "at once")], ("seen", "leak"))
     assert found["scores"] == {"seen": {"mean": 0.1, "low": 0.1, "high": 0.1}}
+
+
+def test_intervals_know_of_neighbours_that_share_something() -> None:
+    """Of values that come in equal pairs, half as many are independent."""
+    alike = [each for each in (0.1, 0.9, 0.4, 0.7, 0.2, 0.6) for _ in range(2)]
+    apart, together = (interval(alike, block=block) for block in (1, 2))
+    assert apart["mean"] == together["mean"]
+    widths = [each["high"] - each["low"] for each in (apart, together)]
+    assert 1.1 < widths[1] / widths[0] < 1.5
