@@ -226,7 +226,6 @@ _ASKED = {
     "seen_style": "pencil sketch or photo",
     "replay": "nearest photo",
     "diversity": "diversity",
-    "focus": "focus",
 }
 
 
