@@ -45,7 +45,7 @@ from .errors import (
 )
 from .files import below, new_file
 from .hashes import is_sha256
-from .lineage import MAX_VERSION, check_config, check_scores
+from .lineage import IMPORTED, MAX_VERSION, check_config, check_scores, last_number
 from .location import Location
 from .names import RUN_ID, check_category, check_file_name, check_line, check_name, check_text
 from .queries import category_of, origins_of, show_concept, to_json
@@ -203,6 +203,8 @@ class _ConceptPart(_Part):
     images: _List[_ImagePart]
     runs: _List[_RunPart]
     versions: _List[_VersionPart]
+    last_number: _Number | None = Field(default=None, exclude_if=lambda number: number is None)
+    """That of a version which was removed, if it was the last one; it is not given again."""
 
 
 class _Format(BaseModel):
@@ -304,6 +306,8 @@ def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
     uids = {run.id: run.uid for run in session.exec(runs_of)}
     made = select(Event.detail).where(Event.concept_id == concept.id, Event.action == "version")
     origins = origins_of(session.exec(made).all())
+    versions = session.exec(versions_of.order_by(col(Version.number))).all()
+    last = last_number(session, concept)
     return _ConceptPart(
         name=concept.name,
         category=concept.category,
@@ -317,8 +321,9 @@ def _describe_concept(session: Session, concept: ConceptRow) -> _ConceptPart:
         runs=[_describe_run(session, run) for run in session.exec(runs_of)],
         versions=[
             _describe_version(session, version, uids, origins.get(version.number))
-            for version in session.exec(versions_of.order_by(col(Version.number)))
+            for version in versions
         ],
+        last_number=last if last > max((each.number for each in versions), default=0) else None,
     )
 
 
@@ -635,7 +640,9 @@ def _insert_concept(
     for version in part.versions:
         _insert_version(session, concept.id, version, runs)
     refresh(session, concept)
-    record_event(session, concept, "import", images=[image.sha256 for image in part.images])
+    last = {} if part.last_number is None else {"number": part.last_number}
+    images_of = [image.sha256 for image in part.images]
+    record_event(session, concept, IMPORTED, images=images_of, **last)
     for version in part.versions:
         if version.origin:
             origin = version.origin.model_dump(include=set(_OriginPart.model_fields))

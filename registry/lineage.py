@@ -49,6 +49,8 @@ MAX_VERSION = 999_999_999
 """The highest number that a version may have."""
 REMOVED_VERSION = "remove version"
 """The event of a version that was removed; its number is not given again."""
+IMPORTED = "import"
+"""The event of a concept that came in a bundle, with the last number given where it came from."""
 
 
 def begin_run(
@@ -260,19 +262,24 @@ def _next_number(session: Session, concept: Concept) -> int:
 
     Raises `InvalidInput` beyond the last one.
     """
-    there = select(func.max(Version.number)).where(Version.concept_id == concept.id)
-    events = select(Event.detail).where(
-        Event.concept_id == concept.id, Event.action == REMOVED_VERSION
-    )
-    gone = [loaded(detail).get("number") for detail in session.exec(events)]
-    numbers = [session.exec(there).one(), *gone]
-    number = max((each for each in numbers if isinstance(each, int)), default=0) + 1
+    number = last_number(session, concept) + 1
     if number > MAX_VERSION:
         raise InvalidInput(
             f"{concept.name} has had a version numbered {number - 1}: there is no next one",
             hint="add its photos under another name: concept add NAME PHOTO… --category WORD",
         )
     return number
+
+
+def last_number(session: Session, concept: Concept) -> int:
+    """The highest number that a version of a concept ever had; 0 if it had none."""
+    there = select(func.max(Version.number)).where(Version.concept_id == concept.id)
+    events = select(Event.detail).where(
+        Event.concept_id == concept.id, col(Event.action).in_((REMOVED_VERSION, IMPORTED))
+    )
+    gone = [loaded(detail).get("number") for detail in session.exec(events)]
+    numbers = [session.exec(there).one(), *gone]
+    return max((each for each in numbers if isinstance(each, int)), default=0)
 
 
 def set_alias(store: Store, key: ConceptKey, number: int, alias: str) -> None:
@@ -349,9 +356,13 @@ def evaluations(store: Store, key: ConceptKey) -> list[EvaluationRecord]:
 
 
 def _num_made_here(session: Session, concept: Concept) -> int:
-    """How many evaluations were made here, by history; those that were imported came before."""
-    made = select(func.count()).where(Event.concept_id == concept.id, Event.action == "evaluate")
-    return session.exec(made).one()
+    """How many evaluations were made here, by history; those that were imported came before.
+
+    History also has those of versions that were removed, and their scores with them.
+    """
+    made = select(Event.detail).where(Event.concept_id == concept.id, Event.action == "evaluate")
+    numbers = session.exec(select(Version.number).where(Version.concept_id == concept.id)).all()
+    return sum(loaded(detail).get("number") in numbers for detail in session.exec(made))
 
 
 def add_generation(

@@ -314,6 +314,18 @@ def test_imported_scores_are_marked_and_own_ones_are_not(
     assert [each.is_imported for each in registry.evaluations("max")] == [True, False]
 
 
+def test_imported_scores_stay_imported_when_a_version_goes(
+    registry: Registry, parts: Parts, tmp_path: Path
+) -> None:
+    registry.import_bundle(packed(tmp_path, parts))
+    for _ in range(2):
+        number = train(registry, "rex", tmp_path)
+        registry.remove([f"rex@{number}"])
+    registry.add_evaluation("rex", 1, suite="own", config={}, scores={})
+    found = [(each.suite, each.is_imported) for each in registry.evaluations("rex")]
+    assert found == [("live", True), ("own", False)]
+
+
 def test_what_a_run_left_behind_is_not_an_imports(
     registry: Registry, parts: Parts, tmp_path: Path
 ) -> None:

@@ -127,6 +127,21 @@ def test_equal_concepts_make_equal_files(
     assert (tmp_path / "back.concept").read_bytes() == bundle.read_bytes()
 
 
+def test_a_removed_number_is_not_given_again_elsewhere(
+    pets: Registry, elsewhere: Registry, bundle: Path, tmp_path: Path
+) -> None:
+    assert "last_number" not in unpack(bundle).concept
+    last = train(pets, "rex", tmp_path, seed=9)
+    pets.remove([f"rex@{last}"])
+    for path in (tmp_path / "there.concept", tmp_path / "back.concept"):
+        pets.export_bundle(["rex"], path)
+        assert unpack(path).concept["last_number"] == last
+        pets.remove(["rex"])
+        pets.import_bundle(path)
+    elsewhere.import_bundle(tmp_path / "back.concept")
+    assert train(elsewhere, "rex", tmp_path, seed=9) == last + 1
+
+
 def test_an_infinite_metric_survives(pets: Registry, elsewhere: Registry, tmp_path: Path) -> None:
     values = [float("inf"), float("-inf"), 1e308, 5e-324, -0.0]
     run = begin(pets, "mia")
