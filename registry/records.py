@@ -239,7 +239,7 @@ class PhotoWarning:
     """Something about a file or folder that may spoil a training.
 
     `code`: small, blurred, dark, colour or frames; of folders, left_out (files that are no photos),
-    unused_masks and no_mask.
+    unused_captions, unused_masks and no_mask.
     """
 
     code: str

@@ -23,6 +23,10 @@ from .records import PhotoWarning
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 
+_UNREAD_METADATA = "metadata.csv"
+"""Another form of it, of the datasets library."""
+_NO_CAPTIONS = ("readme", "license", "licence")
+"""Texts that may lie in any folder."""
 _METADATA_KEYS = ("text", "caption", "prompt")
 _MASK_LABEL = "-masklabel"
 _TEXT_SUFFIXES = (*CAPTION_SUFFIXES, ".json", ".jsonl", ".csv", ".md", ".yaml", ".yml", ".toml")
@@ -49,10 +53,10 @@ def collect(
     """Find the photos in `paths`, each once, with their captions and masks.
 
     A folder stands for the photos directly in it, sorted by name; a pattern that no file bears
-    literally is expanded (`**` descends). The caption of `01.jpg` is in `01.txt` or `01.caption`
-    beside it, or in its folder's `metadata.jsonl`, else `caption`. Its mask is the picture `01`,
-    `01-masklabel` or `01.jpg` plus any photo suffix in the folder `masks`, else `01-masklabel`
-    beside it.
+    literally is expanded (`**` descends). The caption of `01.jpg` is in `01.txt`, `01.caption` or
+    `01.jpg.txt` beside it, or in its folder's `metadata.jsonl`, else `caption`. Its mask is the
+    picture `01`, `01-masklabel` or `01.jpg` plus any photo suffix in the folder `masks`, else
+    `01-masklabel` beside it.
 
     Raises `NotFound` for a path that does not exist, `InvalidInput` for a folder or pattern with
     no photo, for captions that cannot be read, and for masks that fit no photo or several.
@@ -83,7 +87,7 @@ def passed_over(
     *,
     masks: str | os.PathLike[str] | None = None,
 ) -> list[PhotoWarning]:
-    """Warnings about what is not in `found`: skipped files, subfolders and unused masks."""
+    """Warnings about what is not in `found`: files, subfolders, unused captions and masks."""
     warnings: list[PhotoWarning] = []
     mask_folder = None if masks is None else _at_home(masks)
     for folder in dict.fromkeys(map(_at_home, paths)):
@@ -103,6 +107,9 @@ def passed_over(
             warnings.append(
                 PhotoWarning("left_out", str(folder), f"has more photos, left out, in {names}")
             )
+        if texts := _unused_captions(folder):
+            message = f"has captions that no photo takes: {listed(texts)}"
+            warnings.append(PhotoWarning("unused_captions", str(folder), message))
     if mask_folder is not None:
         unused = _match_masks([source.path for source in found], mask_folder).unused
         if unused:
@@ -212,8 +219,12 @@ class _Captions:
         if folder not in self._texts:
             self._texts[folder] = _caption_files(folder)
             metadata = folder / METADATA
-            self._described[folder] = _read_metadata(metadata) if metadata.is_file() else {}
-        for path in self._texts[folder].get(photo.stem, []):
+            rows = _read_metadata(metadata) if metadata.is_file() else ()
+            self._described[folder] = {
+                name: caption for _, name, caption in rows if caption is not None
+            }
+        texts = self._texts[folder]
+        for path in [*texts.get(photo.stem, []), *texts.get(photo.name, [])]:
             if caption := check_text(_read_text(path), f"caption in {path}"):
                 return caption
         return self._described[folder].get(photo.name)
@@ -245,9 +256,8 @@ def _read_text(path: Path) -> str:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    """Captions by file name, of an image folder as the datasets library has it."""
-    found: dict[str, str] = {}
+def _read_metadata(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Line, file name and caption of each row of an image folder as the datasets library has it."""
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -258,9 +268,33 @@ def _read_metadata(path: Path) -> dict[str, str]:
         if not isinstance(row, dict):
             raise InvalidInput(f"line {number} of {path} is not a JSON object")
         captions = [row[key] for key in _METADATA_KEYS if isinstance(row.get(key), str)]
-        if isinstance(name := row.get("file_name"), str) and captions:
-            found[name.removeprefix("./")] = check_text(captions[0], f"caption in {path}")
-    return found
+        name = row["file_name"] if isinstance(row.get("file_name"), str) else ""
+        caption = check_text(captions[0], f"caption in {path}") if name and captions else None
+        yield number, name.removeprefix("./"), caption
+
+
+def _unused_captions(folder: Path) -> list[str]:
+    """Texts in a folder that fit none of its photos, and rows without a photo or a caption."""
+    entries = [path for path in _entries(folder) if path.is_file()]
+    photos = [path for path in entries if _is_photo(path)]
+    stems = {name for photo in photos for name in (photo.stem, photo.name)}
+    unused = [
+        path.name
+        for path in entries
+        if path.suffix.lower() in CAPTION_SUFFIXES
+        and path.stem not in stems
+        and path.stem.lower() not in _NO_CAPTIONS
+        and not path.name.startswith(".")
+    ]
+    names = {path.name for path in photos}
+    metadata = folder / METADATA
+    rows = _read_metadata(metadata) if metadata in entries else ()
+    unused += [
+        f"line {number} of {METADATA}"
+        for number, name, caption in rows
+        if name not in names or caption is None
+    ]
+    return [*unused, _UNREAD_METADATA] if folder / _UNREAD_METADATA in entries else unused
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -282,11 +316,12 @@ def _beside(files: Collection[Path]) -> _Beside:
         if path.stem.endswith(_MASK_LABEL)
         and (photo := path.with_name(path.stem.removesuffix(_MASK_LABEL))) in by_stem
     }
+    photos = {*by_stem, *files}
     captions = {
         path
         for path in files
         if path.name == METADATA
-        or (path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") in by_stem)
+        or (path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") in photos)
     }
     return _Beside(masks, captions if by_stem else set())
 

@@ -332,7 +332,7 @@ def test_row_46_masks_that_fit_no_photo_are_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["a.TXT", "a.caption", "a.CAPTION", "a.Txt"])
+@pytest.mark.parametrize("name", ["a.TXT", "a.caption", "a.CAPTION", "a.Txt", "a.png.txt"])
 def test_row_49_captions_have_other_suffixes_too(name: str) -> None:
     touch("photos/a.png")
     Path("photos", name).write_text("a dog")
@@ -351,6 +351,22 @@ def test_row_49_captions_come_from_metadata_jsonl() -> None:
     found = [each.caption for each in collect(["photos"])]
     assert found[:2] == ["a dog", "its own"]
     assert (found[2] or "").split() == ["a", "dog,", "asleep"], "only line feeds end a line"
+
+
+def test_captions_that_no_photo_takes_are_told() -> None:
+    touch("photos/00.png", "photos/01.png", "photos/00.png.txt", "photos/01.txt")
+    touch("photos/README.txt", "photos/LICENSE.txt", "photos/._00.txt")
+    Path("photos/metadata.jsonl").write_text('{"file_name": "01.png", "text": "a dog"}\n')
+    assert told_of("photos") == []
+    touch("photos/1.txt", "photos/A.caption", "photos/metadata.csv")
+    Path("photos/metadata.jsonl").write_text(
+        '{"file_name": "1.png", "text": "a dog"}\n\n{"file_name": "01.png", "captoin": "a dog"}\n'
+    )
+    assert told_of("photos") == [
+        "unused_captions: photos has captions that no photo takes: 1.txt, A.caption, "
+        "line 1 of metadata.jsonl, line 3 of metadata.jsonl and 1 more"
+    ]
+    assert told_of("photos/00.png") == []
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "{", "1" * 10_000, "null", '"a"', "[1]"])
