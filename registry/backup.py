@@ -12,7 +12,7 @@ from pathlib import Path
 from .blobs import BlobStore
 from .database import Database, explained, translated
 from .errors import AlreadyExists, RegistryBusy, RegistryCorrupt, StorageError
-from .files import sync_file, sync_folder
+from .files import PRIVATE, sync_file, sync_folder
 from .location import DATABASE_NAME, Location
 from .records import BackupReport
 from .running import stored_files
@@ -166,7 +166,7 @@ def _writing_to(store: Store, target: Location) -> Iterator[Path]:
     """
     folder = target.database.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE, parents=True, exist_ok=True)
         with store.lock.of(target).exclusive():
             if os.path.exists(target.database):  # another backup may have come first
                 _check_earlier(store, target)

@@ -23,7 +23,7 @@ from .errors import (
     RegistryTooNew,
     StorageError,
 )
-from .files import replacing
+from .files import permissions, replacing
 from .location import FORMER
 from .names import RUN_ID_LENGTHS, findable
 
@@ -200,15 +200,20 @@ class Database:
             if not self.is_blank():
                 done = migrations.applied(self.reader)
                 former = self.path.with_name(f"{self.path.name}{FORMER}{len(done)}")
-                with replacing(former) as unfinished:
+                with replacing(former, self._mode_of_copies()) as unfinished:
                     self.copy_to(unfinished)
             migrations.upgrade(self.reader)
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy of the database, whatever other processes do meanwhile."""
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, self._mode_of_copies()))
         with translated(path), contextlib.closing(sqlite3.connect(path)) as target:
             self.reader.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")  # leave one self-contained file
+
+    def _mode_of_copies(self) -> int:
+        """Who may not read the database may not read a copy of it; its owner may write to it."""
+        return permissions(self.path) | 0o600
 
     def _use_write_ahead_log(self) -> None:
         """Let readers go on while one writes; not yet so in a new database or a restored backup."""

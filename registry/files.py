@@ -140,7 +140,7 @@ def open_given(path: Path) -> BufferedReader:
 def create_file(root: Path, path: Path) -> BinaryIO:
     """Make a file below `root` for writing; raises `FileExistsError`, also for a link."""
     with _entered(root, path.parent) as handle:
-        mode = _permissions(root) & 0o666
+        mode = permissions(root) & 0o666
         return os.fdopen(os.open(_named(handle, path), _CREATE, mode, dir_fd=handle), "wb")
 
 
@@ -171,6 +171,11 @@ def is_file(root: Path, path: Path, size: int | None = None) -> bool:
         return False
 
 
+def permissions(path: Path) -> int:
+    """The permissions of a file or folder, which those that are made of it have too."""
+    return stat.S_IMODE(path.stat().st_mode) & 0o777
+
+
 def tried(read: Callable[[], list[_T]], failed: list[str]) -> list[_T]:
     """What was read; nothing, with a word of why in `failed`, if it cannot be."""
     try:
@@ -193,7 +198,7 @@ def _entered(root: Path, folder: Path, *, create: bool = False) -> Iterator[int 
             path /= name
             if create:
                 with suppress(FileExistsError):
-                    os.mkdir(_named(handle, path), _permissions(root), dir_fd=handle)
+                    os.mkdir(_named(handle, path), permissions(root), dir_fd=handle)
             inner = _enter(handle, path)
             _close(handle)
             handle = inner
@@ -240,10 +245,6 @@ def _named(handle: int | None, path: Path) -> str | Path:
 
 def _status(handle: int | None, path: Path) -> os.stat_result:
     return os.stat(_named(handle, path), dir_fd=handle, follow_symlinks=False)
-
-
-def _permissions(folder: Path) -> int:
-    return stat.S_IMODE(folder.stat().st_mode) & 0o777
 
 
 def _close(handle: int | None) -> None:
@@ -366,15 +367,15 @@ def _opened_folder(folder: Path) -> Iterator[int | None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A new, empty file beside `path`, which takes its place, synced, when the block ends well.
 
-    For libraries that write to paths alone. Whatever is raised, it is gone; what a kill left is
-    removed by the next one.
+    Its permissions are `mode`, of which the umask may take more away. For libraries that write to
+    paths alone. Whatever is raised, it is gone; what a kill left is removed by the next one.
     """
     _remove_left(path)
     unfinished = _random_path(path.parent, path.name)
-    os.close(os.open(unfinished, _CREATE, 0o666))
+    os.close(os.open(unfinished, _CREATE, mode))
     try:
         yield unfinished
         with os.fdopen(os.open(unfinished, os.O_RDWR | _NO_LINK), "rb+") as file:

@@ -328,6 +328,27 @@ def test_photos_are_for_those_whose_registry_it_is(database: Path, photos: Path)
     assert mode & 0o040
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of this kind")
+@pytest.mark.usefixtures("_usual_umask")
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_copies_are_for_those_whose_registry_it_is(
+    database: Path, photos: Path, tmp_path: Path, mode: int
+) -> None:
+    with Registry.open(database, create=True) as registry:
+        registry.add("rex", [photos], category="dog")
+    database.chmod(mode)
+    with Registry.open(database) as registry:
+        registry.backup(tmp_path / "backup")
+        with registry._store.lock.exclusive():
+            registry._store.database.upgrade()
+    backup = tmp_path / "backup"
+    for folder in (backup, backup / "concepts.blobs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (former,) = database.parent.glob("*before-upgrade*")
+    for copy in (backup / "concepts.db", former):
+        assert stat.S_IMODE(copy.stat().st_mode) == mode
+
+
 # --- row 50 ---------------------------------------------------------------------------------------
 
 NAMES = ["rex", "mia", "dog"]
