@@ -9,7 +9,7 @@ import typer
 
 from ..registry.errors import quoted
 from .arguments import complete_concept
-from .errors import usage
+from .errors import ExitCode, usage
 from .framework import session_of
 from .output import count, size
 
@@ -193,6 +193,7 @@ def import_(
 
     A bundle's concepts come all or, if one cannot be, none. Each file of another tool becomes a
     concept; in a folder one that cannot stops no other, and what is there already is left out.
+    Exits with 2 if all are refused.
     """
     session = session_of(context)
     from ..registry import NotFound
@@ -246,6 +247,8 @@ def _import_originals(session: "Session", path: Path, options: "ImportOptions") 
             output.warn(f"{each.path} {warning}")
     if len(found) > 1:
         output.note(_counts(found))
+    if all(each.outcome == "refused" for each in found):
+        raise typer.Exit(ExitCode.USAGE)
 
 
 def _imported_line(file: "ImportedFile") -> str:

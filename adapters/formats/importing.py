@@ -126,7 +126,8 @@ def import_path(
     """Import a file, or all files of a folder and those below it; links in it are not followed.
 
     A single file that is refused raises why: `InvalidWeights`, `InvalidInput`, `NotFound`. In a
-    folder it stops no other. `on_progress` gets (done, total) files.
+    folder it stops no other, nor does a folder below that cannot be read, which is refused too.
+    `on_progress` gets (done, total) files.
     """
     _check_options(options)
     if not os.path.isdir(path):
@@ -139,13 +140,17 @@ def import_path(
             f"{path} is a folder, whose concepts are called as its files are",
             hint=f"concept import FILE --as {options.name}",
         )
-    paths = list(_files_below(path))
-    if not paths:
+    unread: list[OSError] = []
+    paths = list(_files_below(path, unread))
+    if not (paths or unread):
         raise NotFound(
             f"{path} holds no weights of other tools: no {_ENDING}",
             hint=f"concept add NAME {quoted(path)} --category WORD",
         )
     outcomes = _imported(registry, paths, options, on_progress)
+    for error in unread:
+        why = f"the folder cannot be read: {error.strerror}"
+        outcomes[Path(error.filename)] = InvalidInput(why)
     return [
         _refused(each, found) if isinstance(found, ConceptryError) else found
         for each, found in outcomes.items()
@@ -165,9 +170,9 @@ def _check_options(options: ImportOptions) -> None:
         )
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of weights in a folder and below it, by path."""
-    for place, folders, names in os.walk(folder):
+def _files_below(folder: Path, unread: list[OSError]) -> Iterator[Path]:
+    """The files of weights in a folder and below it, by path; what cannot be read is appended."""
+    for place, folders, names in os.walk(folder, onerror=unread.append):
         folders.sort()
         seconds = {second.name for name in names if (second := _pair(Path(place) / name))}
         for name in sorted(names):

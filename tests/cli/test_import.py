@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from conceptry.registry import Registry
 from drawing import draw_file
 from foreign_files import write_embedding, write_lora
-from program import Ask, Run
+from program import UNPRIVILEGED, Ask, Run, invoke, run_concept
 from raw_safetensors import framed, raw_safetensors
 from safetensors.numpy import save_file
 
@@ -140,6 +141,35 @@ def test_what_is_no_concept_is_told_one_by_one(
     stored = [each for each in registry.location.blobs.rglob("*") if len(each.name) == 64]
     assert len(stored) == 4
     assert not list(registry.location.blobs.glob("tmp/*"))
+
+
+def test_a_folder_of_which_nothing_can_be_imported_is_a_failure(registry: Registry) -> None:
+    Path("old").mkdir()
+    for name in ("a.pt", "b.ckpt"):
+        Path("old", name).write_bytes(b"anything")
+    result = invoke("--json", "import", "old")
+    assert result.exit_code == 2
+    assert [each["outcome"] for each in json.loads(result.stdout)["files"]] == ["refused"] * 2
+    assert registry.names() == []
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" and os.geteuid() == 0, reason="root may read everything"
+)
+def test_a_folder_that_cannot_be_read_is_told(registry: Registry, collection: Path) -> None:
+    write_lora(collection / "private/a.safetensors", 9)
+    (collection / "private").chmod(0)
+    line = ("--registry", registry.location.database, "import", "--json")
+    try:
+        done = run_concept(*line, collection, prelude=UNPRIVILEGED)
+        alone = run_concept(*line, collection / "private", prelude=UNPRIVILEGED)
+    finally:
+        (collection / "private").chmod(0o700)
+    [refused] = [each for each in json.loads(done.stdout)["files"] if each["outcome"] == "refused"]
+    assert refused["path"] == str(collection / "private")
+    assert refused["message"] == "the folder cannot be read: Permission denied"
+    assert (done.returncode, alone.returncode) == (0, 2)
+    assert len(registry.names()) == 3
 
 
 @pytest.mark.parametrize("name", BAD)
