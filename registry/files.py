@@ -8,6 +8,7 @@ it is never followed, whenever it was put there.
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import platform
 import re
@@ -391,11 +392,13 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, which takes its place, synced, when the block ends well.
 
-    What bears the name must be a folder, if there is something, and is removed.
+    What bears the name must be a folder, if there is something, and is removed. Should a kill come
+    just when the one is gone and the other not there yet, the next attempt puts it back.
     """
     _remove_left(path)
     unfinished = _random_path(path.parent, path.name)
-    former = unfinished.with_suffix(".former")
+    former = _former(path)
+    _put_back(former, path)
     unfinished.mkdir()
     try:
         yield unfinished
@@ -408,9 +411,32 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(former)
         unfinished.rename(path)
         sync_folder(path.parent)
-        shutil.rmtree(former, ignore_errors=True)
     finally:
+        _put_back(former, path)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _former(path: Path) -> Path:
+    """Where a folder is while another takes its place; that of no other folder."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{path.name[:50]}.{digest}.former")
+
+
+def _put_back(former: Path, path: Path) -> None:
+    """Give a former folder its name again, or remove it if another has that by now."""
+    with suppress(FileNotFoundError):
+        if os.path.lexists(path):
+            _remove(former)
+        else:
+            former.rename(path)
+
+
+def _remove(entry: Path) -> None:
+    """Remove a file or link, or a folder with all that is in it as far as that goes."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink()
 
 
 def is_unfinished(name: str) -> bool:
@@ -489,10 +515,7 @@ def _remove_left(path: Path) -> None:
                 _UNFINISHED.fullmatch(entry.name)
                 and time.time() - entry.lstat().st_mtime > LEFT_AFTER
             ):
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink()
+                _remove(entry)
 
 
 def _random_path(folder: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from conceptry.registry import (
     RegistryCorrupt,
     locate,
 )
-from conceptry.registry.files import below, new_file, replacing, write_file
+from conceptry.registry.files import below, new_file, replacing, replacing_folder, write_file
 from drawing import draw_file, draw_folder
 from fake_training import begin, train
 from long import quick_for
@@ -323,6 +323,61 @@ def test_fault_40_what_a_kill_left_goes_with_the_next(tmp_path: Path) -> None:
     with replacing(tmp_path / "a"):
         pass
     assert {each.name for each in tmp_path.iterdir()} == {"a", young.name, other.name}
+
+
+_KILLED_AT_THE_SWAP = """
+import os, signal, sys
+from pathlib import Path
+from conceptry.registry.files import replacing_folder
+def rename(self, target, rename=Path.rename):
+    if target == Path(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = rename
+with replacing_folder(Path(sys.argv[1])) as unfinished:
+    (unfinished / "new").touch()
+"""
+
+
+def a_folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "old").touch()
+    return path
+
+
+@pytest.mark.parametrize("name", ["pets", "x" * 200])
+def test_a_folder_that_a_kill_took_away_is_put_back(tmp_path: Path, name: str) -> None:
+    folder, other = a_folder(tmp_path / name), tmp_path / f"{name[:50]}y"
+    words = [sys.executable, "-c", _KILLED_AT_THE_SWAP, folder]
+    assert subprocess.run(words, timeout=DEADLINE, check=False).returncode == -signal.SIGKILL
+    assert not folder.exists()
+    with replacing_folder(other):
+        pass
+    assert not folder.exists()
+    with suppress(RuntimeError), replacing_folder(folder):
+        raise RuntimeError
+    assert [each.name for each in folder.iterdir()] == ["old"]
+    with replacing_folder(folder) as unfinished:
+        (unfinished / "newer").touch()
+    assert [each.name for each in folder.iterdir()] == ["newer"]
+    assert not list(tmp_path.glob("*.former"))
+
+
+def test_a_folder_stays_where_no_other_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = a_folder(tmp_path / "pets"), Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.suffix == ".unfinished":
+            raise OSError
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError), replacing_folder(folder):  # noqa: PT011
+        pass
+    assert [each.name for each in folder.iterdir()] == ["old"]
+    assert [each.name for each in tmp_path.iterdir()] == ["pets"]
 
 
 def _cached(rex: Registry) -> list[Path]:
