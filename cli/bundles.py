@@ -82,7 +82,9 @@ def export(
             format=chosen, base=base, half=half, thumbnail=thumbnail, overwrite=force
         )
         export = _export_version if len(concepts) == 1 else _export_merged
-        export(session, concepts, Path(file), options)
+        with session.registry() as registry:
+            _check_file(registry, concepts, file, f"FILE --format {chosen}")
+            export(session, registry, concepts, Path(file), options)
         return
     if Path(file).suffix.lower() == ".safetensors":
         raise usage(
@@ -95,30 +97,44 @@ def export(
             "a bundle takes no --base, --half or --thumbnail", "--format checkpoint or diffusers"
         )
     with session.registry() as registry:
+        _check_file(registry, concepts, file, "FILE.concept")
         done = registry.export_bundle(concepts, Path(file), overwrite=force)
     what = f"{', '.join(done.concepts)} ({count(done.blobs, 'file')}, {size(done.bytes)})"
     session.output.result(asdict(done), f"wrote {what} to {done.path}")
 
 
+def _check_file(registry: "Registry", concepts: list[str], file: str, form: str) -> None:
+    """Refuse a file that is called like another concept, which the last word was meant for."""
+    if file not in concepts and file.partition("@")[0] in registry.names():
+        every = " ".join(map(quoted, [*concepts, file]))
+        raise usage(
+            f'"{file}" is a concept, not a file to write',
+            f"name the file last: concept export {every} {form}",
+        )
+
+
 def _export_merged(
-    session: "Session", labels: list[str], path: Path, options: "ExportOptions"
+    session: "Session",
+    registry: "Registry",
+    labels: list[str],
+    path: Path,
+    options: "ExportOptions",
 ) -> None:
     """Write several concepts as one model."""
-    with session.registry() as registry:
-        from ..adapters.formats.report import check_target
-        from ..generation.prompt_syntax import resolve_version
+    from ..adapters.formats.report import check_target
+    from ..generation.prompt_syntax import resolve_version
 
-        chosen, written = [], []
-        for label in labels:
-            name, has_version, version = label.partition("@")
-            found = resolve_version(registry, registry.show(name), version if has_version else None)
-            chosen.append((found.concept, found.version, Path(found.path)))
-            written.append(found.label)
-        check_target(registry, written, path, options)
-        session.output.note("merging changes of weights")
-        from ..adapters.formats.exporting import export_merged
+    chosen, written = [], []
+    for label in labels:
+        name, has_version, version = label.partition("@")
+        found = resolve_version(registry, registry.show(name), version if has_version else None)
+        chosen.append((found.concept, found.version, Path(found.path)))
+        written.append(found.label)
+    check_target(registry, written, path, options)
+    session.output.note("merging changes of weights")
+    from ..adapters.formats.exporting import export_merged
 
-        done = export_merged(registry, chosen, path, options)
+    done = export_merged(registry, chosen, path, options)
     lines = [f"wrote {each.holds} to {each.path}" for each in done.files]
     if done.kept is not None:
         lines.append(f"it keeps {done.kept:.1%} of the change of weights (of its squared norm)")
@@ -127,25 +143,28 @@ def _export_merged(
 
 
 def _export_version(
-    session: "Session", labels: list[str], path: Path, options: "ExportOptions"
+    session: "Session",
+    registry: "Registry",
+    labels: list[str],
+    path: Path,
+    options: "ExportOptions",
 ) -> None:
     (label,) = labels
     name, has_version, version = label.partition("@")
-    with session.registry() as registry:
-        concept = registry.show(name)
-        from ..adapters.formats.report import check_target
-        from ..adapters.formats.returning import export_original
-        from ..generation.prompt_syntax import resolve_version
+    concept = registry.show(name)
+    from ..adapters.formats.report import check_target
+    from ..adapters.formats.returning import export_original
+    from ..generation.prompt_syntax import resolve_version
 
-        chosen = resolve_version(registry, concept, version if has_version else None)
-        if options.format.name == "original":
-            done = export_original(registry, concept, chosen.version, path, options)
-        else:
-            check_target(registry, [chosen.label], path, options)
-            from ..adapters.formats.exporting import export_version
+    chosen = resolve_version(registry, concept, version if has_version else None)
+    if options.format.name == "original":
+        done = export_original(registry, concept, chosen.version, path, options)
+    else:
+        check_target(registry, [chosen.label], path, options)
+        from ..adapters.formats.exporting import export_version
 
-            adapter = Path(chosen.path)
-            done = export_version(registry, concept, chosen.version, adapter, path, options)
+        adapter = Path(chosen.path)
+        done = export_version(registry, concept, chosen.version, adapter, path, options)
     lines = [f"wrote {chosen.label} as {each.holds} to {each.path}" for each in done.files]
     if done.kept is not None:
         lines.append(f"it keeps {done.kept:.1%} of the change of weights (of its squared norm)")

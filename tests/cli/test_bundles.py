@@ -73,6 +73,30 @@ def test_export_to_no_folder_is_no_bug(rex: Registry, run: Run, place: str) -> N
     assert place in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["mia"], "rex mia FILE.concept"),
+        (["rex@1"], "rex rex@1 FILE.concept"),
+        (["mia", "--format", "diffusers"], "rex mia FILE --format diffusers"),
+        (["mia@1", "--format", "diff"], "rex mia@1 FILE --format diff"),
+    ],
+    ids=["another", "its version", "a folder", "a version"],
+)
+def test_a_forgotten_file_is_told(rex: Registry, run: Run, words: list[str], instead: str) -> None:
+    rex.add("mia", ["photos/00.png"], category="cat")
+    result = run("export", "rex", *words)
+    name = words[0]
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f'error: "{name}" is a concept, not a file to write -> name the file last: '
+        f"concept export {instead}\n",
+    )
+    assert not Path(name).exists()
+    for path in (f"./{name}", "rex"):
+        assert run("export", "rex", path).exit_code == 0, "a path, or what is exported"
+
+
 def test_export_of_an_unknown_concept_writes_nothing(rex: Registry, run: Run) -> None:
     assert run("export", "rex", "mia", "pets.concept").exit_code == 3
     assert not Path("pets.concept").exists()
