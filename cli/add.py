@@ -60,6 +60,18 @@ def add(
     """
     session = session_of(context)
     named = [path for given in paths for path in (_stdin_paths() if given == "-" else [given])]
+    if session.lacks_registry():
+        from ..registry.intake import check_new
+
+        check_new(
+            name,
+            named,
+            category=category,
+            caption=caption,
+            masks=masks,
+            tags=tag or [],
+            notes=notes,
+        )
     with session.registry(create=True) as registry, session.output.progress("reading") as advance:
         done = registry.add(
             name,

@@ -232,6 +232,10 @@ def import_(
             f"concept import {quoted(file)}",
         )
     refuse_non_bundle(file)
+    if session.lacks_registry():
+        from ..registry.bundle import check_bundle
+
+        check_bundle(file, name=new_name)
     with session.registry(create=True) as registry:
         concepts = registry.import_bundle(file, name=new_name)
         undrawable = _undrawable(registry, concepts)
@@ -250,7 +254,8 @@ def _import_originals(session: "Session", path: Path, options: "ImportOptions") 
     from ..adapters.formats.importing import check_file, import_path
 
     output = session.output
-    check_file(path, options)  # before a registry is made
+    if session.lacks_registry():
+        check_file(path, options)
     with session.registry(create=True) as registry, output.progress("importing") as advance:
         found = import_path(registry, path, options, on_progress=advance)
         made = [each.concept for each in found if each.concept and each.outcome == "imported"]

@@ -44,6 +44,12 @@ class Session:
         self.output.as_json |= as_json
         self.output.quiet |= quiet
 
+    def lacks_registry(self) -> bool:
+        """Whether there is no registry yet: none should be made for what is then refused."""
+        from ..registry import locate
+
+        return not locate(self.registry_path).database.exists()
+
     @contextmanager
     def registry(self, *, create: bool = False) -> "Iterator[Registry]":
         """The registry that the options name, open."""

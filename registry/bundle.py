@@ -381,8 +381,25 @@ def _describe_version(
     )
 
 
+def check_bundle(path: Path, *, name: str | None) -> None:
+    """Raise what `import_bundle` would of a bundle, but for what is in its files.
+
+    For callers that would make a registry for it.
+    """
+    with _opened(path, name):
+        pass
+
+
 def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept]:
     """Read concepts from a bundle; see `Registry.import_bundle`."""
+    with _opened(path, name) as (bundle, manifest):
+        _check_free(store, manifest, path)
+        return _take_in(store, bundle, manifest, path)
+
+
+@contextmanager
+def _opened(path: Path, name: str | None) -> Iterator[tuple[zipfile.ZipFile, _Manifest]]:
+    """A bundle and what it says, checked; its only concept is called `name`, if that is given."""
     with ExitStack() as stack:
         with _reading(path):
             bundle = stack.enter_context(opened_zip(path))
@@ -396,8 +413,7 @@ def import_bundle(store: Store, path: Path, *, name: str | None) -> list[Concept
                 )
             manifest.concepts[0].name = check_name(name)
         _check_manifest(manifest, entries, path)
-        _check_free(store, manifest, path)
-        return _take_in(store, bundle, manifest, path)
+        yield bundle, manifest
 
 
 @contextmanager
@@ -499,6 +515,8 @@ def _check_manifest(
     """Hold the manifest to the rules that `add` and training hold to, and to what is there."""
     if not manifest.concepts:
         raise InvalidBundle(f"{path} holds no concept")
+    if len({concept.name for concept in manifest.concepts}) != len(manifest.concepts):
+        raise InvalidBundle(f"{path} holds a concept twice")
     try:
         for concept in manifest.concepts:
             _check_concept(concept)
@@ -536,8 +554,6 @@ def _check_concept(concept: _ConceptPart) -> None:
 
 def _check_free(store: Store, manifest: _Manifest, path: Path) -> None:
     names = [concept.name for concept in manifest.concepts]
-    if len(set(names)) != len(names):
-        raise InvalidBundle(f"{path} holds a concept twice")
     taken = [name for name in names if category_of(store.database, name) is not None]
     if taken:
         one = len(names) == 1

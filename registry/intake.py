@@ -1,7 +1,7 @@
 """Adding photos to a concept, all or nothing."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from .errors import InvalidImage
 from .names import check_category, check_name, check_text, plain_file_name
 from .queries import category_of, show_concept
 from .records import AddedImage, AddReport, ConceptKey, Duplicate, PhotoWarning
-from .sources import Source, listed
+from .sources import Source, collect, listed
 from .store import Store
 from .tables import Concept, Image
 
@@ -58,10 +58,7 @@ def add(
     on_progress: Progress | None,
 ) -> AddReport:
     """Create or extend a concept; see `Registry.add`."""
-    name = check_name(name)
-    tags = [check_name(tag, "tag") for tag in tags]
-    category = check_category(category) if category is not None else None
-    notes = check_text(notes, "notes") if notes is not None else None
+    category, notes = _checked(name, tags, category, notes)
     check_category_fits(name, category_of(store.database, name), category)  # before reading photos
     with store.receive() as staging:
         received = _receive_all(sources, staging, on_progress)
@@ -82,6 +79,36 @@ def add(
         found = [warning for item in received for warning in _warnings(item)]
         warnings = [*found, *_without_masks(received), *warnings]
         return AddReport(show_concept(store.database, name), added, duplicates, warnings)
+
+
+def check_new(
+    name: str,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    category: str | None,
+    caption: str | None,
+    masks: str | os.PathLike[str] | None,
+    tags: Sequence[str],
+    notes: str | None,
+) -> None:
+    """Raise what `Registry.add` would of a new concept, but for what is in photos.
+
+    For callers that would make a registry for it.
+    """
+    collect(paths, caption=caption, masks=masks)
+    category, _ = _checked(name, tags, category, notes)
+    check_category_fits(name, None, category)
+
+
+def _checked(
+    name: str, tags: Sequence[str], category: str | None, notes: str | None
+) -> tuple[str | None, str | None]:
+    """Category and notes as they are stored; raises `InvalidInput` if any of these is none."""
+    check_name(name)
+    for tag in tags:
+        check_name(tag, "tag")
+    category = check_category(category) if category is not None else None
+    return category, check_text(notes, "notes") if notes is not None else None
 
 
 def _receive_all(

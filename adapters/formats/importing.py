@@ -110,9 +110,14 @@ class ImportedFile:
 
 
 def check_file(path: Path, options: ImportOptions) -> None:
-    """Raise what `import_path` would for a file that cannot be imported, or options."""
+    """Raise what `import_path` would for a file that cannot be imported, or options.
+
+    Of a folder what it would where nothing in it is a file of weights.
+    """
     _check_options(options)
-    if not os.path.isdir(path):
+    if os.path.isdir(path):
+        _files_of(path, options)
+    else:
         _planned(path, options)
 
 
@@ -135,6 +140,19 @@ def import_path(
         if isinstance(only := outcomes[path], ConceptryError):
             raise only
         return [only]
+    paths, unread = _files_of(path, options)
+    outcomes = _imported(registry, paths, options, on_progress)
+    for error in unread:
+        why = f"the folder cannot be read: {error.strerror}"
+        outcomes[Path(error.filename)] = InvalidInput(why)
+    return [
+        _refused(each, found) if isinstance(found, ConceptryError) else found
+        for each, found in outcomes.items()
+    ]
+
+
+def _files_of(path: Path, options: ImportOptions) -> tuple[list[Path], list[OSError]]:
+    """The files of a folder that are to be imported, and what of it cannot be read."""
     if options.name:
         raise InvalidInput(
             f"{path} is a folder, whose concepts are called as its files are",
@@ -147,14 +165,7 @@ def import_path(
             f"{path} holds no weights of other tools: no {_ENDING}",
             hint=f"concept add NAME {quoted(path)} --category WORD",
         )
-    outcomes = _imported(registry, paths, options, on_progress)
-    for error in unread:
-        why = f"the folder cannot be read: {error.strerror}"
-        outcomes[Path(error.filename)] = InvalidInput(why)
-    return [
-        _refused(each, found) if isinstance(found, ConceptryError) else found
-        for each, found in outcomes.items()
-    ]
+    return paths, unread
 
 
 def _check_options(options: ImportOptions) -> None:

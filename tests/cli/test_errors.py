@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from bundles import pack
 from conceptry.cli.errors import EXIT_CODES_HELP, ExitCode
 from conceptry.registry import Registry, RegistryBusy
 from program import Run, error_of, invoke, run_concept
@@ -127,6 +128,28 @@ def test_no_registry_is_exit_code_3_and_none_is_made(run: Run, database: Path, n
     assert result.exit_code == 3
     assert str(database) in result.stderr
     assert "concept add" in result.stderr
+    assert not database.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("add rex nosuch.png --category dog", 3),
+        ("add rex photos", 2),
+        ("add Rex photos --category dog", 2),
+        ("add rex photos --category dog --masks nosuch", 3),
+        ("import rex.concept", 2),
+        ("import empty", 3),
+    ],
+)
+def test_no_registry_is_made_for_what_is_refused(
+    run: Run, database: Path, photos: Path, line: str, status: int
+) -> None:
+    pack(Path("rex.concept"), {"format": "conceptry-bundle", "format_version": 1}, {})
+    Path("empty").mkdir()
+    result = run(*line.split())
+    assert result.exit_code == status
+    assert_one_line(result.stderr)
     assert not database.parent.exists()
 
 
