@@ -5,13 +5,13 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from .blobs import DEFAULT_GRACE, StoredFile
+from .blobs import CHUNK, DEFAULT_GRACE, StoredFile
 from .edits import refresh
 from .errors import InvalidInput, NotFound, RegistryCorrupt, StorageError
 from .files import (
@@ -268,36 +268,40 @@ class _Repair:
         """
         if self._look_in is None or not problems:
             return []
-        lost = {use.sha256: use.bytes for p in problems for use in self._store.uses(p.sha256 or "")}
+        uses = (use for each in problems for use in self._store.uses(each.sha256 or ""))
+        sizes = {use.sha256: use.bytes for use in uses}
+        lost = set(sizes)
         unread: list[Problem] = []
 
         def report(error: OSError) -> None:
             what = f"cannot read {error.filename}: {error.strerror}"
             unread.append(Problem("unreadable", str(error.filename), what, is_error=False))
 
+        likely = {*sizes, *sizes.values()}
         with self._store.blobs.stage() as staging:
             for folder, _, names in os.walk(self._look_in, onerror=report):
                 for path in (Path(folder, name) for name in names):
                     try:
-                        data = _bytes_of_lost(path, lost)
+                        if not _holds(path, lost, likely):
+                            continue
+                        with path.open("rb") as file:
+                            sha256 = staging.write(iter(partial(file.read, CHUNK), b""))
                     except OSError as error:
                         report(error)
                         continue
-                    if data is not None:
-                        del lost[staging.write(data)]
+                    lost.discard(sha256)
+                    if sha256 not in sizes:  # it was changed after it was hashed
+                        staging.discard(sha256)
             staging.publish()
         return unread
 
 
-def _bytes_of_lost(path: Path, lost: Mapping[str, int]) -> bytes | None:
-    """What is in a file, if it is the blob of one of these hashes, whose sizes may be wrong."""
-    if path.is_file() and (path.stat().st_size in lost.values() or path.name in lost):
-        with path.open("rb") as file:
-            if sha256_of(file) not in lost:
-                return None
-        data = path.read_bytes()
-        return data if sha256_of(data) in lost else None
-    return None
+def _holds(path: Path, hashes: set[str], likely: set[str | int]) -> bool:
+    """Whether a file has one of these hashes; only those of a likely name or size are read."""
+    if not path.is_file() or likely.isdisjoint((path.name, path.stat().st_size)):
+        return False
+    with path.open("rb") as file:
+        return sha256_of(file) in hashes
 
 
 def _stale_search(store: Store, repair: bool) -> list[Problem]:

@@ -337,6 +337,29 @@ def test_fault_09_lost_photos_come_back_from_the_original_photos(pets: Registry)
     assert {name: data for name, data in found.items() if "damaged/" not in name} == whole
 
 
+def test_what_is_looked_through_is_never_whole_in_memory(
+    pets: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(pets)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read whole"))
+    assert pets.check(repair=True, look_in=Path("photos")).ok
+
+
+def test_a_file_that_changes_while_it_is_looked_at_is_not_taken(
+    pets: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = pets.show("rex").images[0].sha256
+    lose(pets)
+    photo = Path("photos/00.png")
+    whole = photo.read_bytes()
+    changed = bytes(len(whole))
+    photo.write_bytes(changed)
+    monkeypatch.setattr("conceptry.registry.upkeep.sha256_of", lambda _: lost)
+    report = pets.check(repair=True, look_in=Path("photos"))
+    assert [each.repaired for each in report.problems] == [False]
+    assert changed not in contents(pets.location.database)
+
+
 def test_fault_09_what_is_not_found_stays_an_error(pets: Registry) -> None:
     lose(pets)
     blob(pets, 0, "mia").unlink()
