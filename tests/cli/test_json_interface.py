@@ -280,6 +280,8 @@ def test_every_action_in_history_is_documented(trained: Registry, ask: Ask) -> N
     trained.add_evaluation("rex", 1, suite="quick", config={}, scores={})
     trained.edit("rex", notes="old")
     trained.resume_run(trained.show("rex").runs[0].run)
+    [waiting] = trained.enqueue(["rex"], {"method": "sefi"})
+    trained.dequeue([waiting.id])
     ask("export", "rex", "rex.concept")
     ask("import", "rex.concept", "--as", "max")
     ask("rename", "max", "mo")
