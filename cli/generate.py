@@ -430,7 +430,7 @@ def _check(
     for line in _first_of(where_concepts_are(found)):
         session.output.note(line)
     for line in unused(found, options) if found else ():
-        session.output.note(line)
+        session.output.warn(line)
 
 
 def _load(session: Session, base: str, *, offline: bool) -> "LoadedBase":

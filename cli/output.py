@@ -59,15 +59,19 @@ class Output:
 
     def note(self, text: str, style: str = "") -> None:
         """Print a note for people on stderr."""
-        if not (self.quiet or self.as_json):
+        if not self.as_json:
+            self._tell(text, style)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr, for programs too: not all that was asked for may be done."""
+        self._tell(f"warning: {text}", "yellow")
+
+    def _tell(self, text: str, style: str) -> None:
+        if not self.quiet:
             with _if_heard():
                 _console(sys.stderr).print(
                     printable(text), style=style, highlight=False, markup=False, soft_wrap=True
                 )
-
-    def warn(self, text: str) -> None:
-        """Print a warning for people on stderr."""
-        self.note(f"warning: {text}", style="yellow")
 
     def error(self, message: str, hint: str | None) -> None:
         """Print one line: what, why, and what to do next."""

@@ -225,6 +225,14 @@ def test_quiet_prints_results_only(rex: Registry, run: Run) -> None:
     assert run("-q", "list").stdout == run("list").stdout
 
 
+def test_warnings_are_for_programs_too(rex: Registry, run: Run) -> None:
+    words = ("generate", "a dog", "--dry-run", "--control-scale", "0.3", "--json")
+    result = run(*words)
+    assert result.stderr == "warning: --control-scale is for pictures with a --control\n"
+    assert "error" not in json.loads(result.stdout)
+    assert run(*words, "--quiet").stderr == ""
+
+
 def test_quiet_does_not_hide_errors(rex: Registry, run: Run) -> None:
     assert_one_line(run("--quiet", "show", "mia").stderr)
 
