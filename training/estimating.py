@@ -13,7 +13,7 @@ from ..methods.method import DEFAULT_METHOD, Method, active_stages, find_method,
 from ..methods.settings import TrainingSettings
 from ..models.loading import LoadedBase
 from ..registry import Registry
-from ..registry.errors import InvalidInput, TrainingFailed
+from ..registry.errors import ConceptryError, InvalidInput
 from ..registry.records import Concept, ConceptKey
 from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
@@ -128,7 +128,7 @@ def estimate_many(
         with reporting_broken_base(base):
             outcomes = Trainer(trainings, paths).run()
         for path, learned in zip(paths, outcomes, strict=True):
-            if isinstance(learned, TrainingFailed):
+            if isinstance(learned, ConceptryError):
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())
             saved = path.stat().st_size if path.exists() else 0  # without a step nothing is saved

@@ -24,7 +24,13 @@ from ..methods.settings import StageSettings
 from ..models.backbone import Backbone
 from ..models.conditioning import Conditioning
 from ..models.seeds import seed_of
-from ..registry.errors import NotFinite, TrainingFailed, TrainingInterrupted
+from ..registry.errors import (
+    ConceptryError,
+    NotFinite,
+    NotFound,
+    TrainingFailed,
+    TrainingInterrupted,
+)
 from . import previews
 from .callbacks import Checkpoint, StepReport
 from .checkpoints import ResumePoint, copy_values, write_resume_point
@@ -38,7 +44,7 @@ from .training import Training
 SAVE_EVERY_SECONDS = 120.0
 
 
-def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, TrainingFailed]":
+def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, ConceptryError]":
     """Run all steps of a stage; returns the runs that failed, with their errors."""
     try:
         return _Loop(runs).run()
@@ -53,7 +59,7 @@ class _Loop:
     def __init__(self, runs: "Sequence[StageRun]") -> None:
         self.all = list(runs)
         self.active = list(runs)
-        self.failed: dict[StageRun, TrainingFailed] = {}
+        self.failed: dict[StageRun, ConceptryError] = {}
         first = runs[0]
         self.training = first.training
         self.settings, self.stage, self.stage_settings = (
@@ -80,7 +86,7 @@ class _Loop:
         for run, optimizer in zip(runs, prepared, strict=True):
             run.begin(optimizer)
 
-    def run(self) -> "dict[StageRun, TrainingFailed]":
+    def run(self) -> "dict[StageRun, ConceptryError]":
         """Run all steps, or those after the resume points."""
         hooks, num_steps = self.training.hooks, self.stage_settings.steps
         saved = time.monotonic()
@@ -118,21 +124,25 @@ class _Loop:
 
     @contextmanager
     def _isolated(self, run: "StageRun") -> Iterator[None]:
-        """If a run fails, the others go on.
+        """If a run fails, or its concept is removed, the others go on.
 
         What fails in the main process alone, as a preview, ends all processes.
         """
         try:
             yield
-        except NotFinite as error:
-            failed = TrainingFailed(error.message, hint=error.hint)
+        except TrainingFailed as error:
+            self._fail(run, error)
+        except (NotFinite, NotFound) as error:
+            failed = error
+            if isinstance(error, NotFinite):
+                failed = TrainingFailed(error.message, hint=error.hint)
             if self.accelerator.num_processes > 1:
                 raise failed from error
-            self._drop(run)
-            self.failed[run] = failed
-        except TrainingFailed as error:
-            self._drop(run)
-            self.failed[run] = error
+            self._fail(run, failed)
+
+    def _fail(self, run: "StageRun", error: ConceptryError) -> None:
+        self._drop(run)
+        self.failed[run] = error
 
     def _drop(self, run: "StageRun") -> None:
         """Take a run out of the batch; its token stays injected, and no longer changes."""

@@ -1,7 +1,7 @@
 """What a training writes into the registry, and beside it, while it runs and when it ends."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class RunRecorder:
 
     def __init__(self, registry: Registry, base: LoadedBase, plan: RunPlan, hooks: Hooks) -> None:
         self.plan = plan
-        self.metrics = _Metrics(registry, plan.run)
+        self.metrics = _Metrics(registry, plan)
         self._registry = registry
         self._hooks = hooks
         self._folder = registry.run_folder(plan.run)
@@ -103,7 +103,8 @@ class RunRecorder:
     def keep(self, learned: LearnedAdapters) -> int:
         """Store what was learned as the concept's next version, and end the run.
 
-        Returns the version's number. Raises `TrainingFailed` if it is not finite.
+        Returns the version's number. Raises `TrainingFailed` if it is not finite, and
+        `ConceptNotFound` if the concept was removed.
         """
         path = self._folder / ADAPTER_FILE
         try:
@@ -112,7 +113,8 @@ class RunRecorder:
             raise TrainingFailed(
                 f"{name_now(self._registry, self.plan.concept)}: {error.message}", hint=error.hint
             ) from None
-        return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
+        with _telling_of_removal(self.plan):
+            return self._registry.finish_run(self.plan.run, {ADAPTER_FILE: path})
 
     def _on_step(self, report: StepReport) -> None:
         self.metrics.add(report)
@@ -139,7 +141,7 @@ class _Metrics:
     """Writes losses into the registry, `METRICS_EVERY` steps at a time."""
 
     registry: Registry
-    run: str
+    plan: RunPlan
     _rows: list[tuple[str, int, str, float]] = field(default_factory=list)
 
     def add(self, report: StepReport) -> None:
@@ -150,19 +152,15 @@ class _Metrics:
             self.flush()
 
     def flush(self) -> None:
-        try:
-            self.registry.log_metrics(self.run, self._rows)
-        except NotFound:
-            raise NotFound(
-                "the concept was removed while it was trained: nothing of that is kept",
-                hint="concept list",
-            ) from None
+        """Write what was added since. Raises `ConceptNotFound` if the concept was removed."""
+        with _telling_of_removal(self.plan):
+            self.registry.log_metrics(self.plan.run, self._rows)
         self._rows.clear()
 
     def summary(self) -> list[StageSummary]:
         """Of all steps of the run, including those before a resume."""
         totals: dict[str, dict[int, float]] = {}
-        for stage, step, _, value in self.registry.metrics(self.run):
+        for stage, step, _, value in self.registry.metrics(self.plan.run):
             steps = totals.setdefault(stage, {})
             steps[step] = steps.get(step, 0.0) + value
         return [
@@ -171,6 +169,16 @@ class _Metrics:
             )
             for stage, steps in totals.items()
         ]
+
+
+@contextmanager
+def _telling_of_removal(plan: RunPlan) -> Iterator[None]:
+    """A run that is gone went with its concept: say so."""
+    try:
+        yield
+    except NotFound:
+        concept = plan.concept
+        raise ConceptNotFound(concept.id, ()).at(concept.name) from None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -31,7 +31,7 @@ from ..registry.errors import (
 )
 from ..registry.records import Concept, ConceptKey
 from ..registry.running import RESUME_FILE
-from .callbacks import Hooks
+from .callbacks import Hooks, LearnedAdapters
 from .checkpoints import read_position
 from .class_pictures import class_pictures
 from .distributed import broadcast, is_main_process, join, num_processes
@@ -333,23 +333,31 @@ class _Batch:
                     found = Trainer(trainings, paths).run()
             finally:
                 for recorder in recorders:
-                    recorder.metrics.flush()
+                    with suppress(NotFound):  # of a removed concept, as keeping it tells
+                        recorder.metrics.flush()
             for recorder, learned in zip(recorders, found, strict=True):
-                if isinstance(learned, TrainingFailed):
-                    who = name_now(self._registry, recorder.plan.concept)
-                    message = self._on_base(who, learned)
-                    self._fail(recorder.plan, TrainingFailed(message, hint=learned.hint))
-                    continue
                 try:
-                    number = recorder.keep(learned)
+                    outcome = self._kept(recorder, learned, len(recorders))
                 except ConceptryError as error:
                     self._fail(recorder.plan, error)
                     continue
                 self._running.remove(recorder.plan)
-                with suppress(OSError):  # gc would do it
-                    self._registry.tidy_run_folder(recorder.plan.run)
-                self._outcomes[recorder.plan.run] = self._trained(recorder, number, len(recorders))
+                self._outcomes[recorder.plan.run] = outcome
         return self._outcomes
+
+    def _kept(
+        self, recorder: "RunRecorder", learned: LearnedAdapters | ConceptryError, together: int
+    ) -> Trained:
+        """Keep what one training learned. Raises the error that it ended with, if it did."""
+        if isinstance(learned, TrainingFailed):
+            who = name_now(self._registry, recorder.plan.concept)
+            raise TrainingFailed(self._on_base(who, learned), hint=learned.hint)
+        if isinstance(learned, ConceptryError):
+            raise learned
+        number = recorder.keep(learned)
+        with suppress(OSError):  # gc would do it
+            self._registry.tidy_run_folder(recorder.plan.run)
+        return self._trained(recorder, number, together)
 
     def _prepared(self) -> tuple[list["RunRecorder"], list[Training]]:
         recorders: list[RunRecorder] = []

@@ -14,7 +14,7 @@ import torch
 from ..adapters.adapter import injected
 from ..adapters.timestep_tokens import timestep_routing
 from ..methods.method import active_stages
-from ..registry.errors import TrainingFailed
+from ..registry.errors import ConceptryError
 from .callbacks import LearnedAdapters
 from .checkpoints import ResumePoint, read_resume_point
 from .loop import StageRun, run_stage
@@ -39,10 +39,11 @@ class Trainer:
         if len(trainings) > 1 and not self._method.keeps_base:
             raise ValueError(f"{self._method.name} changes the base model: expected one training")
 
-    def run(self) -> list[LearnedAdapters | TrainingFailed]:
+    def run(self) -> list[LearnedAdapters | ConceptryError]:
         """Run all remaining stages; returns the result of each training.
 
-        One whose loss or gradient is not finite fails alone. Raises `StorageError` if a state
+        One whose loss or gradient is not finite, or whose concept is removed, fails alone: its
+        error is in its place, `TrainingFailed` or `NotFound`. Raises `StorageError` if a state
         cannot be saved, and `TrainingInterrupted` once the first one's `should_stop` is true and
         all are saved.
         """
@@ -50,7 +51,7 @@ class Trainer:
             return [
                 LearnedAdapters(None, None, each.subject.references) for each in self._trainings
             ]
-        failed: dict[Training, TrainingFailed] = {}
+        failed: dict[Training, ConceptryError] = {}
         with self._base_model():
             points = self._resume_points()
             for stage, stage_settings in active_stages(self._method, self._settings):
@@ -109,8 +110,8 @@ class Trainer:
 
 
 def run_one(training: Training, resume_path: Path) -> LearnedAdapters:
-    """Run one training; see `Trainer`. Raises what that does, and `TrainingFailed`."""
+    """Run one training; see `Trainer`. Raises what that does, and the error in its place."""
     (outcome,) = Trainer([training], [resume_path]).run()
-    if isinstance(outcome, TrainingFailed):
+    if isinstance(outcome, ConceptryError):
         raise outcome
     return outcome

@@ -168,7 +168,7 @@ def make(
     )
 
 
-def state_of(outcome: LearnedAdapters | TrainingFailed) -> dict[str, Tensor]:
+def state_of(outcome: LearnedAdapters | ConceptryError) -> dict[str, Tensor]:
     assert isinstance(outcome, LearnedAdapters)
     return outcome.state()
 

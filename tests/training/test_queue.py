@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conceptry.cli.errors import ExitCode, explain
 from conceptry.evaluation import CheckpointChooser
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
 from conceptry.registry.errors import InvalidInput, NotFound, TrainingInterrupted
 from conceptry.registry.records import Concept
 from conceptry.training import Hooks, Outcome, train_queue
+from conceptry.training.callbacks import StepReport
 from drawing import draw_folder
 
 SHORT = ("augmentation.crops=2", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
@@ -74,6 +76,33 @@ def test_what_fails_stops_no_other(three: Registry, base: LoadedBase, tmp_path: 
         found = {name: result for batch in queue for name, result in told(batch).items()}
     assert (found["rex"], found["kim"]) == ("InvalidInput", "RegistryBusy")
     assert (found["mia"], found["leo"]) == (1, "ConceptNotFound")
+
+
+@pytest.mark.parametrize("when", ["before its losses are recorded", "after the last of them"])
+def test_one_that_is_removed_while_it_is_taught_stops_no_other(
+    three: Registry, base: LoadedBase, when: str
+) -> None:
+    """Losses are recorded every 50 steps, and when a stage is saved."""
+    mia = three.show("mia").id
+
+    def remove(report: StepReport | Path) -> None:
+        if isinstance(report, Path) or report.step == 49:
+            three.remove(["mia"])
+
+    def hooks(concept: int) -> Hooks:
+        if concept != mia:
+            return Hooks()
+        return Hooks(on_step=remove) if when.startswith("before") else Hooks(on_saved=remove)
+
+    words = (*EMBEDDING, "embedding.steps=50", "embedding.batch=1")
+    (ended,) = train_queue(
+        three, ["rex", "mia", "leo"], base, method="textual-inversion", overrides=words, hooks=hooks
+    )
+    assert told(ended) == {"rex": 1, "mia": "ConceptNotFound", "leo": 1}
+    assert [run.status for name in ("rex", "leo") for run in three.show(name).runs] == ["done"] * 2
+    (error,) = (each.error for each in ended if each.error)
+    assert explain(error).exit_code == ExitCode.NOT_FOUND
+    assert explain(error).message == "mia: the concept was removed"
 
 
 def test_a_stop_begins_nothing_more_and_resume_goes_on(three: Registry, base: LoadedBase) -> None:
