@@ -44,10 +44,10 @@ from .training import Training
 SAVE_EVERY_SECONDS = 120.0
 
 
-def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, ConceptryError]":
-    """Run all steps of a stage; returns the runs that failed, with their errors."""
+def run_stage(runs: "Sequence[StageRun]", failed: dict[Training, ConceptryError]) -> None:
+    """Run all steps of a stage; errors of trainings that fail are put into `failed`, as they do."""
     try:
-        return _Loop(runs).run()
+        _Loop(runs, failed).run()
     finally:
         for run in runs:
             run.release()
@@ -56,10 +56,10 @@ def run_stage(runs: "Sequence[StageRun]") -> "dict[StageRun, ConceptryError]":
 class _Loop:
     """The only training loop: samples of all runs go through the denoiser as one batch."""
 
-    def __init__(self, runs: "Sequence[StageRun]") -> None:
+    def __init__(self, runs: "Sequence[StageRun]", failed: dict[Training, ConceptryError]) -> None:
         self.all = list(runs)
         self.active = list(runs)
-        self.failed: dict[StageRun, ConceptryError] = {}
+        self.failed = failed
         first = runs[0]
         self.training = first.training
         self.settings, self.stage, self.stage_settings = (
@@ -86,7 +86,7 @@ class _Loop:
         for run, optimizer in zip(runs, prepared, strict=True):
             run.begin(optimizer)
 
-    def run(self) -> "dict[StageRun, ConceptryError]":
+    def run(self) -> None:
         """Run all steps, or those after the resume points."""
         hooks, num_steps = self.training.hooks, self.stage_settings.steps
         saved = time.monotonic()
@@ -116,7 +116,6 @@ class _Loop:
         for run in self.all:
             run.freeze()
         self.accelerator.free_memory()  # else it keeps the optimiser states of every stage
-        return self.failed
 
     def _leave(self, run: "StageRun") -> None:
         self._drop(run)
@@ -142,7 +141,7 @@ class _Loop:
 
     def _fail(self, run: "StageRun", error: ConceptryError) -> None:
         self._drop(run)
-        self.failed[run] = error
+        self.failed[run.training] = error
 
     def _drop(self, run: "StageRun") -> None:
         """Take a run out of the batch; its token stays injected, and no longer changes."""

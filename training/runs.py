@@ -130,10 +130,11 @@ def train_many(
 
     Each learns what it would learn alone, up to the order of summation, and gets a version of its
     own. One that fails does not stop the others; its error is returned in its place. `hooks` are by
-    the names as given; `should_stop` is asked of the first concept that begins. Concepts may be
-    renamed during the call.
+    the names as given; `should_stop` is asked of the first concept that begins, and what it stops
+    has `TrainingInterrupted` in its place. Concepts may be renamed during the call.
 
-    Raises what `train` raises for methods and settings, and `TrainingInterrupted`.
+    Raises what `train` raises for methods and settings; with several processes also what stops a
+    whole batch.
     """
     chosen = find_method(method)
     settings = resolve_settings(
@@ -244,34 +245,41 @@ def _run_all(
                 continue
             begun[key] = run = plans[-1].run
             hooks_of[run] = hooks.get(key) or Hooks()
-        batch, waiting = list[RunPlan](), list(plans)
+        waiting = _batches(plans)
         try:
-            for batch in _batches(plans):
-                waiting = [plan for plan in waiting if plan not in batch]
-                outcomes |= _outcomes(registry, base, batch, hooks_of)
+            while waiting:
+                _run_batch(registry, base, waiting.pop(0), hooks_of, outcomes)
         except BaseException as error:
-            _end(waiting, registry, "interrupted")
-            if isinstance(error, TrainingInterrupted):
-                names = [name_now(registry, plan.concept) for plan in (*batch, *waiting)]
-                command = f"concept train {' '.join(names)} --resume"
-                raise TrainingInterrupted(error.message, hint=command) from None
-            raise
+            _end([plan for batch in waiting for plan in batch], registry, "interrupted")
+            if not isinstance(error, TrainingInterrupted):
+                raise
+            stopped = [plan for plan in plans if plan.run not in outcomes]
+            names = [name_now(registry, plan.concept) for plan in stopped]
+            command = f"concept train {' '.join(names)} --resume"
+            interrupted = TrainingInterrupted(error.message, hint=command)
+            if num_processes() > 1:
+                raise interrupted from None  # the other processes have left
+            outcomes |= {plan.run: interrupted for plan in stopped}
     broadcast(None)
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
 
 
-def _outcomes(
-    registry: Registry, base: LoadedBase, batch: Sequence[RunPlan], hooks: Mapping[str, Hooks]
-) -> dict[str, Trained | ConceptryError]:
-    """The outcome of each run of a batch; an error that stops the batch is that of all."""
+def _run_batch(
+    registry: Registry,
+    base: LoadedBase,
+    batch: Sequence[RunPlan],
+    hooks: Mapping[str, Hooks],
+    outcomes: dict[str, Trained | ConceptryError],
+) -> None:
+    """Add the outcome of each run of a batch; an error that stops it is that of all others."""
     try:
-        return _Batch(registry, base, batch, hooks).run()
+        _Batch(registry, base, batch, hooks, outcomes).run()
     except TrainingInterrupted:
         raise
     except ConceptryError as error:
         if num_processes() > 1:
             raise  # the other processes cannot continue
-        return {plan.run: error for plan in batch}
+        outcomes |= {plan.run: error for plan in batch if plan.run not in outcomes}
 
 
 def _end(
@@ -306,36 +314,38 @@ class _Batch:
         base: LoadedBase,
         plans: Sequence[RunPlan],
         hooks: Mapping[str, Hooks],
+        outcomes: dict[str, Trained | ConceptryError],
     ) -> None:
         self._registry = registry
         self._base = base
         self._plans = plans
         self._hooks = hooks
         self._running = list(plans)
-        self._outcomes: dict[str, Trained | ConceptryError] = {}
+        self._outcomes = outcomes
         self._started = time.monotonic()
 
-    def run(self) -> dict[str, Trained | ConceptryError]:
-        """Run them; returns the outcome by run id.
-
-        An error of one concept is its outcome; any other is raised.
-        """
+    def run(self) -> None:
+        """Run them, and add their outcomes by run id; an error that is not of one is raised."""
         with self._recorded():
             recorders, trainings = self._prepared()
             if not recorders:
-                return self._outcomes
+                return
             broadcast(
                 [(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders]
             )
+            trainer = Trainer(trainings, [recorder.resume_path for recorder in recorders])
             try:
-                paths = [recorder.resume_path for recorder in recorders]
                 with reporting_broken_base(self._base):
-                    found = Trainer(trainings, paths).run()
+                    found = trainer.run()
             finally:
-                for recorder in recorders:
+                for recorder, training in zip(recorders, trainings, strict=True):
                     with suppress(NotFound):  # of a removed concept, as keeping it tells
                         recorder.metrics.flush()
+                    if error := trainer.failed.get(training):
+                        self._fail(recorder.plan, self._told(recorder.plan, error))
             for recorder, learned in zip(recorders, found, strict=True):
+                if isinstance(learned, ConceptryError):
+                    continue
                 try:
                     outcome = self._kept(recorder, learned, len(recorders))
                 except ConceptryError as error:
@@ -343,17 +353,16 @@ class _Batch:
                     continue
                 self._running.remove(recorder.plan)
                 self._outcomes[recorder.plan.run] = outcome
-        return self._outcomes
 
-    def _kept(
-        self, recorder: "RunRecorder", learned: LearnedAdapters | ConceptryError, together: int
-    ) -> Trained:
-        """Keep what one training learned. Raises the error that it ended with, if it did."""
-        if isinstance(learned, TrainingFailed):
-            who = name_now(self._registry, recorder.plan.concept)
-            raise TrainingFailed(self._on_base(who, learned), hint=learned.hint)
-        if isinstance(learned, ConceptryError):
-            raise learned
+    def _told(self, plan: RunPlan, error: ConceptryError) -> ConceptryError:
+        """What made one training fail, with whose it is."""
+        if not isinstance(error, TrainingFailed):
+            return error
+        who = name_now(self._registry, plan.concept)
+        return TrainingFailed(self._on_base(who, error), hint=error.hint)
+
+    def _kept(self, recorder: "RunRecorder", learned: LearnedAdapters, together: int) -> Trained:
+        """Keep what one training learned."""
         number = recorder.keep(learned)
         with suppress(OSError):  # gc would do it
             self._registry.tidy_run_folder(recorder.plan.run)
@@ -436,7 +445,7 @@ class _Batch:
         return f"{who} on {self._base.base.name}: {error.message}"
 
     def _names(self) -> str:
-        return ", ".join(name_now(self._registry, plan.concept) for plan in self._plans)
+        return ", ".join(name_now(self._registry, plan.concept) for plan in self._running)
 
     def _end(self, status: str, error: str | None = None) -> None:
         _end(self._running, self._registry, status, error)

@@ -29,11 +29,14 @@ class Trainer:
     from its resume path, if that exists, and saves to it now and then; all have to be at the same
     step. Each learns what it would learn alone, up to the order of summation. Only methods that
     keep the base model can train more than one.
+
+    `failed` has the error of each training that failed, as soon as it does.
     """
 
     def __init__(self, trainings: Sequence[Training], resume_paths: Sequence[Path]) -> None:
         self._trainings = trainings
         self._resume_paths = resume_paths
+        self.failed: dict[Training, ConceptryError] = {}
         first = trainings[0]
         self._backbone, self._method, self._settings = first.backbone, first.method, first.settings
         if len(trainings) > 1 and not self._method.keeps_base:
@@ -51,7 +54,6 @@ class Trainer:
             return [
                 LearnedAdapters(None, None, each.subject.references) for each in self._trainings
             ]
-        failed: dict[Training, ConceptryError] = {}
         with self._base_model():
             points = self._resume_points()
             for stage, stage_settings in active_stages(self._method, self._settings):
@@ -67,13 +69,13 @@ class Trainer:
                     for training, point, path in zip(
                         self._trainings, points, self._resume_paths, strict=True
                     )
-                    if training not in failed
+                    if training not in self.failed
                 ]
                 if not runs:
                     break
-                failed |= {run.training: error for run, error in run_stage(runs).items()}
+                run_stage(runs, self.failed)
                 points = [ResumePoint(done=(*point.done, stage.name)) for point in points]
-            return [failed.get(each) or each.learned() for each in self._trainings]
+            return [self.failed.get(each) or each.learned() for each in self._trainings]
 
     @contextmanager
     def _base_model(self) -> Iterator[None]:

@@ -8,10 +8,10 @@ from conceptry.cli.errors import ExitCode, explain
 from conceptry.evaluation import CheckpointChooser
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import Registry
-from conceptry.registry.errors import InvalidInput, NotFound, TrainingInterrupted
+from conceptry.registry.errors import InvalidInput, NotFound, TrainingFailed, TrainingInterrupted
 from conceptry.registry.records import Concept
 from conceptry.training import Hooks, Outcome, train_queue
-from conceptry.training.callbacks import StepReport
+from conceptry.training.callbacks import StepReport, ignore
 from drawing import draw_folder
 
 SHORT = ("augmentation.crops=2", *(f"stage{i}.steps=2" for i in (1, 2, 3)))
@@ -127,6 +127,43 @@ def test_a_stop_begins_nothing_more_and_resume_goes_on(three: Registry, base: Lo
     ((again,),) = train_queue(three, ["rex"], base, resume=True)
     assert again.trained
     assert again.trained.run == three.show("rex").runs[0].run
+
+
+def test_a_stop_hides_no_failure(three: Registry, base: LoadedBase) -> None:
+    ids = {three.show(name).id: name for name in ("rex", "mia")}
+
+    def fail(_: StepReport) -> None:
+        raise TrainingFailed("no more of this")
+
+    def hooks(concept: int) -> Hooks:
+        return Hooks(should_stop=lambda: True, on_step=fail if ids[concept] == "mia" else ignore)
+
+    (ended,) = train_queue(
+        three, ["rex", "mia"], base, method="sefi", overrides=EMBEDDING, hooks=hooks
+    )
+    assert told(ended) == {"rex": "TrainingInterrupted", "mia": "TrainingFailed"}
+    rex, mia = ended
+    assert rex.error
+    assert "rex: stopped in embedding" in rex.error.message
+    assert rex.error.hint == "concept train rex --resume"
+    assert "no more of this" in str(mia.error)
+    assert [three.show(name).runs[0].status for name in ("rex", "mia")] == ["interrupted", "failed"]
+
+
+def test_a_stop_hides_nothing_that_was_done_before(three: Registry, base: LoadedBase) -> None:
+    """Crops in their photos' shapes: one after another, in what the queue has as one batch."""
+    rex = three.show("rex").id
+
+    def hooks(concept: int) -> Hooks:
+        return Hooks(should_stop=lambda: concept != rex)
+
+    words = (*EMBEDDING, "augmentation.buckets=true")
+    names = ["rex", "mia", "leo"]
+    (ended,) = train_queue(three, names, base, method="sefi", overrides=words, hooks=hooks)
+    assert told(ended) == {"rex": 1, "mia": "TrainingInterrupted", "leo": "TrainingInterrupted"}
+    assert ended[1].error
+    assert ended[1].error is ended[2].error
+    assert ended[1].error.hint == "concept train mia leo --resume"
 
 
 def test_names_are_looked_up_before_anything_begins(three: Registry, base: LoadedBase) -> None:
