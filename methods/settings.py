@@ -293,7 +293,7 @@ class TrainingSettings(Settings):
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "came", "schedule-free"] = (
         "adamw"
     )
-    """8-bit needs the package bitsandbytes and a CUDA GPU; the last three pytorch-optimizer."""
+    """8-bit needs the package bitsandbytes, the last three need pytorch-optimizer."""
     weight_decay: float = setting(1e-2, low=0, high=1)
     """The optimiser's."""
     max_grad_norm: float = setting(0.0, low=0, high=1e6)
