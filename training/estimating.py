@@ -18,7 +18,7 @@ from ..registry.records import Concept, ConceptKey
 from ..registry.running import RESUME_FILE
 from .callbacks import Hooks, StepReport
 from .distributed import num_processes
-from .optimizers import moments_per_weight
+from .optimizers import bytes_per_weight
 from .subjects import encoder_for, references_of, subject_of, with_photos
 from .trainer import Trainer
 from .training import Training
@@ -37,8 +37,9 @@ class StageEstimate:
 class Estimate:
     """What a training would take: seconds, peak memory, disk.
 
-    `memory_bytes` are of the GPU, else of the process; `disk_bytes` count the resume point, which
-    is removed in the end, and the version, which stays.
+    `memory_bytes` are of the GPU, else of the process; `disk_bytes` count two resume points, as
+    each is written beside the former one, which are removed in the end, and the version, which
+    stays.
     """
 
     concept: str
@@ -122,7 +123,7 @@ def estimate_many(
             for concept in concepts
         ]
         disk_bytes: list[int] = []
-        kept = 1 + moments_per_weight(settings.optimizer) + bool(settings.ema)
+        kept = 4 + bytes_per_weight(settings.optimizer) + 4 * bool(settings.ema)  # of a weight
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # else it is that of what came before
         with reporting_broken_base(base):
@@ -132,7 +133,7 @@ def estimate_many(
                 raise learned
             size = sum(tensor.nbytes for tensor in learned.state().values())
             saved = path.stat().st_size if path.exists() else 0  # without a step nothing is saved
-            disk_bytes.append(kept * saved + size)
+            disk_bytes.append(2 * (saved // 4) * kept + size)
     stages = [
         StageEstimate(
             stage.name,

@@ -154,11 +154,11 @@ def bytes_of_state(kind: str, parameter: Tensor) -> int:
     return 4 * sum(each.numel() for each in shapes.values())
 
 
-def moments_per_weight(kind: str) -> int:
-    """How many numbers an optimiser keeps of each weight of a large matrix."""
+def bytes_per_weight(kind: str) -> int:
+    """How many bytes an optimiser keeps of each weight of a large matrix; see `bytes_of_state`."""
     shape = torch.Size((2, 3))
     shapes = state_shapes(kind, shape)
-    return 2 if shapes is None else sum(each == shape for each in shapes.values())
+    return 2 if shapes is None else 4 * sum(each == shape for each in shapes.values())
 
 
 def _as_tensor(value: object) -> Tensor:

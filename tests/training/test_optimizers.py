@@ -20,10 +20,10 @@ from conceptry.training.callbacks import Checkpoint, Hooks
 from conceptry.training.checkpoints import read_resume_point
 from conceptry.training.optimizers import (
     _restored,
+    bytes_per_weight,
     learning_rates,
     load_state,
     make_optimizer,
-    moments_per_weight,
     saved_state,
     state_shapes,
 )
@@ -131,14 +131,14 @@ def test_adamw_counts_nothing_for_all() -> None:
 
 
 def test_how_much_each_keeps() -> None:
-    kept = {kind: moments_per_weight(kind) for kind in (*KINDS, "adamw8bit")}
+    kept = {kind: bytes_per_weight(kind) for kind in KINDS}
     assert kept == {
-        "adamw": 2,
+        "adamw": 8,
         "adamw8bit": 2,
         "adafactor": 0,
-        "prodigy": 4,
-        "came": 1,
-        "schedule-free": 2,
+        "prodigy": 16,
+        "came": 4,
+        "schedule-free": 8,
     }
 
 
