@@ -209,6 +209,11 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[TrainingSettings], bool]
         lambda s: s.augmentation.rotation_probability > 0,
     ),
     (
+        ("augmentation.rotation_probability",),
+        "augmentation.rotation=45",
+        lambda s: s.augmentation.rotation > 0 or not s.augmentation.rotation_probability,
+    ),
+    (
         ("prior.num_images", "prior.after_references"),
         "prior.weight=1",
         lambda s: s.prior.weight > 0,
@@ -218,6 +223,7 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[TrainingSettings], bool]
         "reference.photos=1",
         lambda s: s.reference.photos > 0,
     ),
+    (("reference.guidance",), "reference.share=0.5", lambda s: s.reference.share > 0),
     (
         ("gradient_accumulation",),
         "STAGE.batch=8",

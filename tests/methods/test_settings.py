@@ -104,6 +104,14 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
             "augmentation.rotation does nothing without augmentation.rotation_probability",
         ),
         (
+            ("augmentation.rotation=0", "augmentation.rotation_probability=0.5"),
+            "augmentation.rotation_probability does nothing without augmentation.rotation",
+        ),
+        (
+            ("reference.photos=1", "reference.share=0", "reference.guidance=2"),
+            "reference.guidance does nothing without reference.share",
+        ),
+        (
             ("gradient_accumulation=4", *(f"stage{i}.batch=1" for i in (1, 2, 3))),
             "gradient_accumulation does nothing without STAGE.batch",
         ),
