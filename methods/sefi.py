@@ -7,7 +7,7 @@ from ..adapters.limits import MAX_STAGES
 from ..models.seeds import seed_of
 from ..registry.errors import InvalidInput
 from .method import Method, Stage
-from .settings import Losses, StageSettings, TrainingSettings, setting
+from .settings import Augmentation, Losses, StageSettings, TrainingSettings, setting
 
 if TYPE_CHECKING:
     from ..adapters.timestep_tokens import TimestepTokens
@@ -25,6 +25,9 @@ class SefiSettings(TrainingSettings):
     weight_decay: float = setting(0.0, low=0, high=1)
     embedding: StageSettings = field(
         default_factory=lambda: StageSettings(steps=2000, learning_rate=5e-3, batch=1)
+    )
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(rotation_probability=0.0)
     )
     loss: Losses = field(default_factory=lambda: Losses(subject_wise=0.003))
 

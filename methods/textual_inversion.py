@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .method import Method, Stage, from_category
-from .settings import StageSettings, TrainingSettings
+from .settings import Augmentation, StageSettings, TrainingSettings
 
 TEMPLATES = (
     "a photo of a {}",
@@ -20,11 +20,18 @@ TEMPLATES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextualInversionSettings(TrainingSettings):
-    """Learning rate and steps are the paper's for latent diffusion, section 4.1."""
+    """Steps and batch are the paper's, for latent diffusion (section 4), photos as in its code.
+
+    The rate is the paper's base rate, which its code multiplies by the batch and the GPUs, to 0.02
+    on one: to leave it as it is is ours.
+    """
 
     prompts: tuple[str, ...] = TEMPLATES
     embedding: StageSettings = field(
         default_factory=lambda: StageSettings(steps=5000, learning_rate=5e-3, batch=4)
+    )
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(rotation_probability=0.0, smallest=1.0)
     )
 
 

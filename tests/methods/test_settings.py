@@ -79,6 +79,14 @@ def test_every_method_has_its_presets_and_they_survive_being_recorded(name: str)
         assert method.settings().updated(preset.settings.to_mapping()) == preset.settings
 
 
+def test_textual_inversion_mirrors_photos_and_turns_none() -> None:
+    """As its official code; the miniature's preset cuts smaller crops as well."""
+    for name, preset in read_presets(find_method("textual-inversion")).items():
+        found = preset.settings.augmentation
+        smallest = 0.8 if name == "miniature" else 1.0
+        assert (found.rotation_probability, found.flip, found.smallest) == (0.0, True, smallest)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
