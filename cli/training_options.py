@@ -113,7 +113,7 @@ Together = Annotated[
         min=1,
         max=1024,
         help="Train up to N concepts in one batch, with methods that keep the base model; by "
-        "default 8, or 1 with the presets 8gb and 8gb-sdxl.",
+        "default 8, or 1 with presets that are named after a GPU, as 8gb.",
         show_default=False,
     ),
 ]

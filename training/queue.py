@@ -1,5 +1,6 @@
 """`train_queue`: train many concepts, some at a time; one that fails does not stop the others."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,8 +133,8 @@ def in_batches(
 
 
 def batch_size(preset: str | None, together: int | None) -> int:
-    """How many share a batch: `together`; by default `TOGETHER`, or 1 with presets for 8 GB."""
-    return together or (1 if (preset or "").startswith("8gb") else TOGETHER)
+    """How many share a batch: `together`; by default `TOGETHER`, or 1 with a card's presets."""
+    return together or (1 if re.match(r"\d+gb", preset or "") else TOGETHER)
 
 
 def _results(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conceptry.methods.method import find_method, read_presets, resolve_settings
+from conceptry.methods.method import all_methods, find_method, read_presets, resolve_settings
 from conceptry.models.backbone import Backbone, Lora
 from conceptry.models.bases import find_base
 from conceptry.models.loading import LoadedBase
@@ -18,6 +18,7 @@ from conceptry.training import train, trainer, training
 from conceptry.training.callbacks import Hooks
 from conceptry.training.memory import Live, StageMemory, count_memory, memory_of
 from conceptry.training.placement import all_on_device, keep_on_device
+from conceptry.training.queue import batch_size
 from diffusers.models.attention_processor import AttnProcessor2_0
 from full_size import UNETS, make_full_unet
 from long import quick_for
@@ -175,13 +176,27 @@ def test_live_counts_what_is_alive() -> None:
         ("attndreambooth", "12gb", "SDXL", 12),
         ("attndreambooth", "24gb", "SDXL", 24),
         ("dreambooth", "8gb", "SDXL", 12),
+        ("sefi", "12gb", "SDXL", 12),
+        ("textual-inversion", "12gb", "SDXL", 12),
+        ("textual-inversion", "24gb", "SDXL", 24),
     ],
     ids=str,
 )
 def test_presets_fit_their_cards(case: tuple[str, str, str, int]) -> None:
-    method, preset, family, card = case
-    settings = read_presets(find_method(method))[preset].settings
-    assert card in count_memory(usual_shapes(family), find_method(method), settings).fits
+    """With as many concepts at once as there are if nothing else is said."""
+    name, preset, family, card = case
+    method = find_method(name)
+    settings = read_presets(method)[preset].settings
+    together = batch_size(preset, None) if method.keeps_base else 1
+    found = count_memory(usual_shapes(family), method, settings, together=together)
+    assert card in found.fits
+
+
+def test_presets_of_cards_train_one_concept_at_a_time() -> None:
+    presets = {name for method in all_methods().values() for name in read_presets(method)}
+    one = {name for name in presets if batch_size(name, None) == 1}
+    assert one == {"8gb", "8gb-sdxl", "12gb", "24gb"}
+    assert batch_size("24gb", 3) == 3
 
 
 @pytest.mark.long
