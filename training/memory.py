@@ -21,12 +21,13 @@ from torch.nn import functional as F  # noqa: N812 (everyone's name for it)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..methods.method import Method, Stage, active_stages
+from ..methods.method import Method, Stage, active_stages, read_presets
 from ..methods.settings import StageSettings, TrainingSettings
 from ..models.bases import Base
 from ..models.quantized import quantize
 from ..models.sd import add_lora
 from ..models.shapes import Shapes, shapes_of
+from .distributed import num_processes
 from .optimizers import bytes_of_state
 from .precision import best_precision
 from .training import has_lora, lora_of
@@ -106,6 +107,30 @@ def count_memory(
     peak = max(each.peak for each in found)
     needed = max(each.needed for each in found)
     return MemoryCount(found, peak, [size for size in CARDS if needed <= size << 30])
+
+
+def less_memory(
+    method: Method, settings: TrainingSettings, *, is_sdxl: bool, together: int = 1
+) -> str:
+    """What to type so that a training needs less memory, of which its settings have nothing yet."""
+    stages = list(active_stages(method, settings))
+    if not stages:
+        return "end what else is on the GPU"
+    ways = ["--together 1"] if together > 1 else []
+    if not settings.rank and any(stage.learns != "embedding" for stage, _ in stages):
+        wanted = ["8gb-sdxl", "8gb"] if is_sdxl else ["8gb"]
+        presets = [f"--preset {name}" for name in wanted if name in read_presets(method)]
+        ways.append(next(iter(presets), "--set rank=16"))
+    words = [] if settings.gradient_checkpointing else ["gradient_checkpointing=true"]
+    parts = max(own.batch for _, own in stages) // num_processes()
+    if settings.gradient_accumulation < parts and not settings.fused_backward:
+        words.append(f"gradient_accumulation={parts}")
+    fewer_bits = {"none": "8bit", "8bit": "4bit"}.get(settings.quantize)
+    if not words and fewer_bits and (settings.rank or method.keeps_base) and not settings.lora.dora:
+        words.append(f"quantize={fewer_bits}")
+    if words:
+        ways.append(" ".join(f"--set {word}" for word in words))
+    return ", or ".join(ways) or "--set resolution=… lower"
 
 
 def _loading(shapes: Shapes) -> StageMemory:

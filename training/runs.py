@@ -434,12 +434,16 @@ class _Batch:
             raise
 
     def _less_memory(self) -> str:
-        """What to type to need less memory; batches of one picture cannot be split."""
-        settings = self._plans[0].settings
-        fewer = "--together 1, " if len(self._plans) > 1 else ""
-        if all(each.batch == 1 for each in settings.stages().values() if each.steps):
-            return f"{fewer}--preset 8gb, or --set gradient_checkpointing=true"
-        return f"{fewer}--preset 8gb, or --set gradient_accumulation=4 --set fused_backward=false"
+        """What to type to need less memory."""
+        from .memory import less_memory
+
+        plan, *_ = self._plans
+        return less_memory(
+            find_method(plan.method),
+            plan.settings,
+            is_sdxl=len(self._base.backbone.text_encoders) > 1,
+            together=len(self._plans),
+        )
 
     def _on_base(self, who: str, error: ConceptryError) -> str:
         return f"{who} on {self._base.base.name}: {error.message}"

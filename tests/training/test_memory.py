@@ -16,7 +16,14 @@ from conceptry.registry import Registry
 from conceptry.training import loop as training_loop
 from conceptry.training import train, trainer, training
 from conceptry.training.callbacks import Hooks
-from conceptry.training.memory import Live, StageMemory, count_memory, memory_of
+from conceptry.training.memory import (
+    Live,
+    MemoryCount,
+    StageMemory,
+    count_memory,
+    less_memory,
+    memory_of,
+)
 from conceptry.training.placement import all_on_device, keep_on_device
 from conceptry.training.queue import batch_size
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -197,6 +204,60 @@ def test_presets_of_cards_train_one_concept_at_a_time() -> None:
     one = {name for name in presets if batch_size(name, None) == 1}
     assert one == {"8gb", "8gb-sdxl", "12gb", "24gb"}
     assert batch_size("24gb", 3) == 3
+
+
+def peak_of_stages(found: MemoryCount) -> int:
+    """Without loading and encoding, which come first, and whose networks no setting makes small."""
+    return max(stage.peak for stage in found.stages[2:])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("attndreambooth", "paper", "SD 1.x", 1),
+        ("attndreambooth", "8gb", "SD 1.x", 1),
+        ("attndreambooth", "24gb", "SDXL", 1),
+        ("dreambooth", "8gb-sdxl", "SDXL", 1),
+        ("dreamtuner", "24gb", "SD 1.x", 1),
+        ("sefi", "8gb-sdxl", "SDXL", 1),
+        ("textual-inversion", "paper", "SDXL", 8),
+    ],
+    ids=str,
+)
+def test_what_is_said_to_need_less_memory_does(case: tuple[str, str, str, int]) -> None:
+    name, preset, family, together = case
+    method, shapes = find_method(name), usual_shapes(family)
+    plain = resolve_settings(method, preset=preset, base="")
+    before = peak_of_stages(count_memory(shapes, method, plain, together=together))
+    hint = less_memory(method, plain, is_sdxl=family == "SDXL", together=together)
+    assert preset not in hint.split()
+    for way in hint.split(", or "):
+        words = way.replace("… lower", f"{shapes.size // 2}").split()
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        changed = resolve_settings(
+            method,
+            preset=options.get("--preset", preset),
+            base="",
+            overrides=tuple(word for word in words if "=" in word),
+        )
+        fewer = int(options.get("--together", together))
+        found = count_memory(shapes, method, changed, together=fewer)
+        assert peak_of_stages(found) < before, way
+
+
+def test_nothing_that_is_on_already_is_said_to_need_less_memory() -> None:
+    cases = {
+        ("attndreambooth", "8gb", False): "--set quantize=8bit",
+        ("attndreambooth", "24gb", True): "--preset 8gb-sdxl",
+        ("dreamtuner", "24gb", True): "--preset 8gb",
+        ("sefi", "8gb-sdxl", True): "--set resolution=… lower",
+        ("dreamtuner", "instant", False): "end what else is on the GPU",
+        ("dreambooth", "paper", False): "--preset 8gb, or --set gradient_checkpointing=true",
+    }
+    for (name, preset, is_sdxl), expected in cases.items():
+        settings = read_presets(find_method(name))[preset].settings
+        assert less_memory(find_method(name), settings, is_sdxl=is_sdxl) == expected
 
 
 @pytest.mark.long
