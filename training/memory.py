@@ -4,7 +4,8 @@ Networks are made on torch's meta device, whose tensors have shapes and no value
 each stage is done with them: what is alive at a time is summed, in blocks of 512 bytes as CUDA's
 allocator has them. Attention keeps what the fused kernels keep, and types are those of autocast.
 Not counted are what CUDA takes for itself, what lies unused between blocks, workspaces of
-convolutions, and pictures that are drawn on the way.
+convolutions, pictures that are drawn on the way, and a subject encoder, which no base model's
+shapes tell of.
 """
 
 import gc
