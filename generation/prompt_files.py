@@ -83,8 +83,8 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
         raise error.at(str(path), ", ") from None
     requests: list[Request] = []
     num_pictures = 0
-    for place, entry in entries:
-        requests.append(_request(f"{path}, {place}", entry, defaults, path.parent))
+    for place, entry, counts in entries:
+        requests.append(_request(f"{path}, {place}", entry, defaults, path.parent, counts))
         num_pictures += len(requests[-1].seeds)
         if num_pictures > MAX_PICTURES:
             raise InvalidInput(
@@ -96,11 +96,13 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> list[Request]:
     return requests
 
 
-def _prompts(entry: Entry, path: Path, defaults: PromptDefaults) -> Iterable[Entry]:
-    """The entry itself, or those that a script stands for."""
+def _prompts(
+    entry: Entry, path: Path, defaults: PromptDefaults
+) -> Iterable[tuple[str, Mapping[str, object], frozenset[str] | None]]:
+    """The entry itself, or those that a script stands for, with what these say of their seeds."""
     place, found = entry
     if place != _SCRIPT:
-        return [entry]
+        return [(place, found, None)]
     usual = range(defaults.scene_seed, defaults.scene_seed + defaults.scene_n)
     entries = [*script_entries(found, path.parent, usual=usual)]
     common = {key: value for key, value in found.items() if key in _OF_THE_HEAD}
@@ -122,16 +124,20 @@ def make_request(prompt: str, defaults: PromptDefaults) -> Request:
 
 
 def _request(
-    place: str, entry: Mapping[str, object], defaults: PromptDefaults, folder: Path
+    place: str,
+    entry: Mapping[str, object],
+    defaults: PromptDefaults,
+    folder: Path,
+    counts: frozenset[str] | None = None,
 ) -> Request:
+    """The request of an entry. One of a script lists all seeds, and `counts` are what it says."""
     given = {
         key: value
         for key, value in entry.items()
         if value is not None and (value != "" or key in _MAY_BE_EMPTY)
     }
     own = validated(PromptEntry, given, at=place, noun="setting").model_dump(exclude_unset=True)
-    # a script's entries have the seeds of the command line, where their scenes say none
-    said = frozenset(own) - ({"seeds"} if "scene" in own else set())
+    said = frozenset(own) if counts is None else frozenset(own) - {"seeds"} | counts
     prompt, scene = own.pop("prompt"), own.pop("scene", "")
     first, number = defaults.seed, defaults.n
     if scene:

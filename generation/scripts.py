@@ -76,6 +76,9 @@ _MAX_DRAWS = 300
 _OF_SCRIPT = ("title", "wildcards", "choose", "concepts", "scenes")
 _COUNTS = ("n", "seed", "seeds")
 
+SceneEntry = tuple[str, dict[str, object], frozenset[str]]
+"""(place; keys as other files have them, all seeds listed; which of n, seed, seeds were said)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Cast:
@@ -105,8 +108,8 @@ class _Cast:
 
 def script_entries(
     script: Mapping[str, object], folder: Path, *, usual: range
-) -> Iterator[tuple[str, dict[str, object]]]:
-    """The prompts of a script, in order: where each is, and its keys as other files have them.
+) -> Iterator[SceneEntry]:
+    """The prompts of a script, in order.
 
     `folder` is the script's own; `usual` are the seeds of scenes that name none. Raises
     `InvalidInput` and `NotFound`, before anything is made of what would be too much.
@@ -156,6 +159,8 @@ class _Planned:
     """Those of its roles that are not the script's."""
     named: frozenset[str]
     seeds: Sequence[int]
+    said: frozenset[str]
+    """Which of n, seed and seeds the script or the scene says."""
     count: int
 
     @classmethod
@@ -172,6 +177,9 @@ class _Planned:
         asked = validated(_Scene, given, at=place, noun="setting")
         counted = {key: getattr(asked, key) for key in _COUNTS}
         seeds = seeds_of(place, **counted, usual=usual)
+        said = frozenset(
+            key for key in _COUNTS if (counted[key], getattr(script, key)) != (None, None)
+        )
         names = (script.concepts or {}) | (asked.concepts or {})
         try:
             prompt = wildcards.parse(asked.prompt)
@@ -198,9 +206,10 @@ class _Planned:
         entry = {key: value for key, value in common.items() if key not in _COUNTS} | own
         scene = asked.scene or ""
         mine = frozenset(asked.concepts or {})
-        return cls(place, scene, entry, prompt, roles, mine, named, seeds, ways * len(seeds))
+        count = ways * len(seeds)
+        return cls(place, scene, entry, prompt, roles, mine, named, seeds, said, count)
 
-    def one(self, chosen: "_Chosen") -> Iterator[tuple[str, dict[str, object]]]:
+    def one(self, chosen: "_Chosen") -> Iterator[SceneEntry]:
         """An entry for each seed."""
         for seed in self.seeds:
             yield self._entry(chosen.cast(self, seed), self.chosen_prompt(seed), [seed])
@@ -208,7 +217,7 @@ class _Planned:
     def chosen_prompt(self, seed: int) -> Expansion:
         return self.prompt.one(random.Random(f"{seed} {self.entry['prompt']}"))
 
-    def every(self) -> Iterator[tuple[str, dict[str, object]]]:
+    def every(self) -> Iterator[SceneEntry]:
         """An entry for each combination in which nobody is there twice."""
         is_empty = True
         for roles in product(*(list(each.every()) for each in self.roles.values())):
@@ -227,9 +236,7 @@ class _Planned:
         """The concepts that a prompt calls by their own names."""
         return frozenset(re.findall(rf"<({_ROLE})(?=[@:>])", prompt.text)) - self.roles.keys()
 
-    def _entry(
-        self, cast: _Cast, prompt: Expansion, seeds: Sequence[int]
-    ) -> tuple[str, dict[str, object]]:
+    def _entry(self, cast: _Cast, prompt: Expansion, seeds: Sequence[int]) -> SceneEntry:
         try:
             text = cast.in_prompt(" ".join(prompt.text.split()))
         except InvalidInput as error:
@@ -254,7 +261,7 @@ class _Planned:
         if (reference := made.get("reference")) is not None:
             words = reference.split() if isinstance(reference, str) else reference
             made["reference"] = _renamed(words, cast)
-        return self.place, made
+        return self.place, made, self.said
 
 
 def _referenced(entry: Mapping[str, object]) -> frozenset[str]:

@@ -554,6 +554,26 @@ def test_what_a_file_says_itself_is_said(rex: Registry, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "in_vain"),
+    [
+        ("p.yaml", "seed: 5\nn: 2\nscenes: [a dog, a cat]", {"--seed", "-n"}),
+        ("p.yaml", "seeds: [5, 6]\nscenes: [a dog, a cat]", {"--seed", "-n"}),
+        ("p.yaml", "seed: 5\nchoose: one\nscenes: ['a {dog|cat}']", {"--seed"}),
+        ("p.yaml", "n: 2\nscenes: [a dog, {prompt: a cat, seed: 5}]", {"-n"}),
+        ("p.yaml", "scenes: [a dog, {prompt: a cat, seeds: [5]}]", set[str]()),
+        ("p.csv", "prompt,scene,seeds\na dog,one,5\n", {"--seed", "-n"}),
+    ],
+)
+def test_seeds_that_scenes_say_themselves_are_said(
+    rex: Registry, run: Run, name: str, text: str, in_vain: set[str]
+) -> None:
+    Path(name).write_text(text)
+    told = run("generate", "--prompts", name, "--seed", "9", "-n", "4", "--dry-run").stderr
+    said = {option for option in ("--seed", "-n") if f"{option} is said by every" in told}
+    assert said == in_vain, told
+
+
+@pytest.mark.parametrize(
     ("words", "is_in_vain"),
     [
         (("--reference", "rex"), False),
