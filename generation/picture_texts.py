@@ -86,12 +86,16 @@ def _too_long() -> InvalidInput:
 
 
 def texts_of(data: bytes) -> PictureTexts | None:
-    """The texts in a file; None if it is none of these formats, or moves. Raises as decoders do."""
+    """The texts in a file; None if it is none of these formats, or moves.
+
+    Raises as decoders do, also for what has texts and lacks some of its pixels.
+    """
     try:
         with strict_decoding(), Image.open(io.BytesIO(data), "r", list(_PILLOW_NAMES)) as image:
             file_format = _PILLOW_NAMES.get(image.format or "")
             if file_format is None or getattr(image, "n_frames", 1) != 1:
                 return None
+            image.load()
             if file_format == "png":
                 texts: Mapping[str, str] = getattr(image, "text", {})
                 return PictureTexts("png", texts.get(METADATA_KEY), texts.get(PARAMETERS_KEY))

@@ -168,9 +168,13 @@ def test_what_cannot_be_drawn_again_is_told(
     text.add_itxt("conceptry", "3")
     picture.image.save(odd, pnginfo=text)
     (with_maps,) = generate(taught, base, [request("<rex>")], tmp_path, with_maps=True)
+    (lossy,) = generate(taught, base, [request("<rex>")], tmp_path, file_format="jpg")
+    cut = tmp_path / "cut.jpg"  # in its pixels, after what it says of itself
+    cut.write_bytes(lossy.path.read_bytes()[:-20])
     for path, error in (
         (plain, InvalidImage),
         (broken, InvalidImage),
+        (cut, InvalidImage),
         (odd, InvalidImage),
         (Path(str(with_maps.maps)), InvalidImage),
         (Path("gone"), NotFound),
