@@ -21,7 +21,7 @@ from .init_request import InitRequest
 from .other_tools import find_other_tool_syntax
 from .parameters import AUTOV2, SAMPLERS, Parameters, parse_parameters
 from .picture_texts import FileFormat
-from .prompt_syntax import MAX_STRENGTH
+from .prompt_syntax import MAX_STRENGTH, split_prompt
 from .provenance import read_texts
 from .request import MAX_SEED, Request, SamplingSettings
 
@@ -186,11 +186,17 @@ def _prompt(registry: Registry, parameters: Parameters, unused: list[str]) -> st
 
 
 def _with(prompt: str, concept: Concept, strength: str) -> str:
-    """The prompt with a concept in place of its trigger words, else at its end."""
+    """The prompt with a concept in place of its trigger words, else at its end.
+
+    They are whole words, and none of another concept's mention.
+    """
     mention = f"<{concept.name}{strength}>"
     phrase = _phrase_of(concept)
-    if phrase and phrase in prompt:
-        return prompt.replace(phrase, mention, 1)
+    pieces = split_prompt(prompt)
+    for i, piece in enumerate(pieces):
+        if phrase and not piece.startswith("<") and (found := _word(phrase).search(piece)):
+            pieces[i] = piece[: found.start()] + mention + piece[found.end() :]
+            return "".join(pieces)
     return f"{prompt} {mention}".strip()
 
 

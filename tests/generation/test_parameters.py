@@ -218,6 +218,37 @@ def test_trigger_words_become_the_concept_and_unknown_files_are_told(taught: Tau
     assert "sampler LCM" in lines
 
 
+def imported(taught: Taught, name: str, trigger: str) -> None:
+    """Import a LoRA as `name`, with a trigger word."""
+    path = taught.folder / f"{name}.safetensors"
+    found = load_file(taught.folder / "max.safetensors")
+    tensors = {key: each * len(name) for key, each in found.items()}
+    save_file(tensors, path)
+    import_path(taught.registry, path, ImportOptions(trigger=trigger))
+
+
+@pytest.mark.parametrize(
+    ("trigger", "prompt", "expected"),
+    [
+        ("cat", "a category, art deco", "a category, art deco <ohwx-man:0.8> <tom>"),
+        ("cat", "a category, a cat, a cat", "a category, a <tom>, a cat <ohwx-man:0.8>"),
+        ("man", "one ohwx", "one <ohwx-man:0.8> <tom>"),
+        ("man", "one ohwx and a man", "one <ohwx-man:0.8> and a <tom>"),
+    ],
+)
+def test_trigger_words_are_whole_words_of_the_prompt(
+    taught: Taught, trigger: str, prompt: str, expected: str
+) -> None:
+    """Neither a part of another word, nor of another concept's mention."""
+    imported(taught, "ohwx-man", "ohwx")
+    imported(taught, "tom", trigger)
+    text = f"{prompt} <lora:ohwx-man:0.8> <lora:tom:1>\nSteps: 2, Seed: 1, CFG scale: 3"
+    found = read_foreign_picture(theirs(taught.folder / "a.png", text))
+    assert found is not None
+    like = request_like(taught.registry, found, taught.base.base, taught.base.sha256)
+    assert like.request.prompt == expected
+
+
 def test_a_name_that_begins_another_s_is_another(taught: Taught) -> None:
     digest = of_tensors(taught.folder / "max.safetensors")[:12]
     taught.registry.rename("rex", "max2")
