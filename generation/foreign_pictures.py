@@ -18,6 +18,7 @@ from ..registry.errors import InvalidImage, InvalidInput, InvalidWeights
 from ..registry.names import printable
 from ..registry.records import IMPORT, Concept, originals_of
 from .init_request import InitRequest
+from .layout import NONE
 from .other_tools import find_other_tool_syntax
 from .parameters import AUTOV2, SAMPLERS, Parameters, parse_parameters
 from .picture_texts import FileFormat
@@ -120,6 +121,7 @@ def request_like(
             size=(int(across), int(down)) if down else picture.size,
             prompt_weights=True,
             perturbed_attention=0,  # they say of none
+            layout=NONE,  # their LoRA count everywhere
         )
         seed = int(fields["Seed"])
         if not 0 <= seed <= MAX_SEED:

@@ -17,6 +17,7 @@ from conceptry.generation.parameters import Parameters, parse_parameters
 from conceptry.generation.picture_texts import FILE_FORMATS, FileFormat, encode_picture
 from conceptry.generation.provenance import read_texts
 from conceptry.generation.reproducing import reproduce_foreign
+from conceptry.generation.request import with_layout
 from conceptry.models.loading import LoadedBase
 from conceptry.registry import InvalidImage, InvalidInput, Registry
 from copies import copied, made_with_rex
@@ -247,6 +248,7 @@ def test_trigger_words_are_whole_words_of_the_prompt(
     assert found is not None
     like = request_like(taught.registry, found, taught.base.base, taught.base.sha256)
     assert like.request.prompt == expected
+    assert with_layout(like.request).settings.layout is None  # all over the picture, as theirs
 
 
 def test_a_name_that_begins_another_s_is_another(taught: Taught) -> None:
