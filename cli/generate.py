@@ -1,5 +1,6 @@
 """`concept generate`: draw pictures. `concept reproduce`: draw a picture again."""
 
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -296,7 +297,7 @@ def generate(
         control_scale=control_scale,
         init=init_options.parse(init, inpaint, strength) if init is not None else None,
         strength=strength,
-        mask=Path(inpaint).expanduser() if inpaint is not None else None,
+        mask=Path(os.path.expanduser(inpaint)) if inpaint is not None else None,
         reference_weight=weight,
         scene_n=num_pictures or 1,
         scene_seed=seed or 0,

@@ -57,10 +57,10 @@ def parse_control(text: str, *, scale: float = 1.0, folder: Path | None = None) 
     """
     named, _, kind = text.rpartition(":")
     for name, of in ((text, None), (named, kind)):
-        path = (folder or Path()) / Path(name).expanduser()
+        path = (folder or Path()) / os.path.expanduser(name)
         if name and of != "" and os.path.isfile(path):
             return ControlRequest(picture=path, kind=of, scale=scale)
-    if named and not kind and os.path.isfile((folder or Path()) / Path(named).expanduser()):
+    if named and not kind and os.path.isfile((folder or Path()) / os.path.expanduser(named)):
         raise InvalidInput(
             f"{text} names no ControlNet after the colon", hint=f"{named}, or {named}:KIND"
         )

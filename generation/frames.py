@@ -138,7 +138,7 @@ def parse_controls(text: str, *, scale: float = 1.0) -> list[ControlRequest]:
     """
     named, _, kind = text.rpartition(":")
     for name, of in ((text, None), (named, kind)):
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if name and of != "" and os.path.isdir(folder):
             return [
                 ControlRequest(picture=path, kind=of, scale=scale) for path in _pictures_in(folder)

@@ -73,7 +73,7 @@ def parse_init(
     for what, name in (("picture to begin with", picture), ("mask", mask)):
         if name is None:
             continue
-        path = folder / Path(name).expanduser()
+        path = folder / os.path.expanduser(name)
         if not os.path.isfile(path):
             raise NotFound(f"there is no {what} {name}", hint="--init IMAGE --inpaint MASK")
         paths.append(path)

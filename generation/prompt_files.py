@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -194,7 +195,7 @@ def _references(
         photos = with_layouts(photos, usual if photos and not layouts else [])
     if layouts == "":
         return tuple(replace(each, control=None) for each in photos)
-    return with_layouts(photos, [folder / Path(each).expanduser() for each in layouts or ()])
+    return with_layouts(photos, [folder / os.path.expanduser(each) for each in layouts or ()])
 
 
 def _init(own: Mapping[str, Any], defaults: PromptDefaults, folder: Path) -> InitRequest | None:

@@ -103,6 +103,7 @@ def test_another_size_is_said(run: Run, folders: tuple[str, str], tmp_path: Path
     ("control", "exit_code", "text"),
     [
         ("gone.png", 3, "there is no control picture gone.png"),
+        ("~gone.png:NET", 3, "there is no control picture ~gone.png"),
         ("control.png:gone", 3, 'has no ControlNet "gone"'),
         ("control.png", 2, "has no ControlNet of its own"),
         ("control.png:net.ckpt", 2, "only safetensors is read"),

@@ -121,6 +121,7 @@ def test_a_frame_needs_the_one_before_it(
         (["--animate", "--controls", "walk", "--control", "one.png"], 2, "do not go together"),
         (["--animate", "--controls", "walk", "--batch", "2"], 2, "drawn one at a time"),
         (["--animate", "--controls", "gone:pose"], 3, "no folder gone of control pictures"),
+        (["--animate", "--controls", "~gone"], 3, "no folder ~gone of control pictures"),
         (["--animate", "--controls", "empty"], 2, "no picture in the folder empty"),
         (["--animate", "--controls", "walk:gone"], 3, 'no ControlNet "gone"'),
         (["--animate", "--controls", "walk", "--frame-rate", "99"], 2, "--frame-rate"),

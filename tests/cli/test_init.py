@@ -50,6 +50,8 @@ def test_a_picture_is_begun_with_another_and_drawn_again(ask: Ask, run: Run, tin
         (["--strength", "0.5"], 2, "--strength is for a picture to begin with"),
         (["--inpaint", "mask.png"], 2, "--inpaint is for a picture to begin with"),
         (["--init", "gone.png"], 3, "there is no picture to begin with gone.png"),
+        (["--init", "~gone/a.png"], 3, "there is no picture to begin with ~gone/a.png"),
+        (["--init", "begun.png", "--inpaint", "~m.png"], 3, "there is no mask ~m.png"),
         (["--init", "notes.png"], 2, "notes.png"),
         (["--init", "begun.png", "--inpaint", "notes.png"], 2, "notes.png"),
         (["--init", "begun.png", "--size", "16"], 2, "another shape"),

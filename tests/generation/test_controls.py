@@ -286,6 +286,7 @@ def test_a_prompt_file_names_pictures_beside_it(tmp_path: Path) -> None:
     ]
     for cells, error, text in (
         ("gone.png,", NotFound, "line 2: there is no control picture gone.png"),
+        ("~gone.png,", NotFound, "line 2: there is no control picture ~gone.png"),
         ("one.png,7", InvalidInput, "line 2: control_scale is 7"),
         ("one.png,much", InvalidInput, "line 2: control_scale is 'much'"),
     ):

@@ -237,3 +237,6 @@ def test_control_pictures_of_references_go_to_an_entry_s_own_unless_it_wants_non
         [("rex", own)],
         [],
     ]
+    path.write_text("- {prompt: a, reference: rex, reference_control: ~gone.png}\n")
+    with pytest.raises(NotFound, match=r"no control picture .*~gone\.png"):
+        read_prompts(path, DEFAULTS)
