@@ -3,9 +3,9 @@
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +73,8 @@ class _Script(PromptSettings):
 
 _MAX_DRAWS = 300
 """For a role that bring nobody new, until it is taken that nobody else can have it."""
+_MAX_TRIES = 1000
+"""To give all roles somebody, where some are together in one scene and others in another."""
 _OF_SCRIPT = ("title", "wildcards", "choose", "concepts", "scenes")
 _COUNTS = ("n", "seed", "seeds")
 
@@ -330,34 +332,81 @@ def _distinct(
     *together: set[str],
 ) -> dict[str, Expansion]:
     """A concept for each role, drawn until those `together` are different, and none of `others`."""
+    groups = {frozenset(each) for each in together}
+    found: dict[str, dict[str, Expansion]] = {}
+    for role, pattern in roles.items():
+        beside = {each for group in groups if role in group for each in group}
+        names = _drawn(pattern, random.Random(f"{seed} {role}"), others[role])
+        found[role] = dict(islice(names, len(beside)))  # one more than others can take away
+    at = f"{place}, with the seed {seed}"
+    taken = _taken(at, {role: [*names] for role, names in found.items()}, groups)
+    if taken is None:
+        raise _nobody_left(at, roles)
+    return {role: found[role][name] for role, name in taken.items()}
 
-    def drawn(role: str) -> Iterator[Expansion]:
-        """Each concept once, those that are drawn often first."""
-        rng, seen = random.Random(f"{seed} {role}"), set[str]()
-        since = 0
-        while since < _MAX_DRAWS and len(seen) < roles[role].count:
-            found = roles[role].one(rng)
-            since += 1
-            if (name := _name(found)) not in seen:
-                seen.add(name)
-                since = 0
-                yield found
 
-    def fill(left: Sequence[str], taken: dict[str, Expansion]) -> dict[str, Expansion] | None:
+def _drawn(
+    pattern: Pattern, rng: random.Random, others: set[str]
+) -> Iterator[tuple[str, Expansion]]:
+    """Concepts for a role by name, each once, those that are drawn often first; no others."""
+    seen = set[str]()
+    since = 0
+    while since < _MAX_DRAWS and len(seen) < pattern.count:
+        found = pattern.one(rng)
+        since += 1
+        if (name := _name(found)) not in seen:
+            seen.add(name)
+            since = 0
+            if name not in others:
+                yield name, found
+
+
+def _taken(
+    place: str, names: Mapping[str, Sequence[str]], groups: Collection[frozenset[str]]
+) -> dict[str, str] | None:
+    """A name for each role, the first that leaves others to all of its groups, if there is one."""
+    tries = iter(range(_MAX_TRIES))
+
+    def free(role: str, taken: Mapping[str, str]) -> list[str]:
+        of_role = [group for group in groups if role in group]
+        held = {taken[each] for group in of_role for each in group & taken.keys()}
+        return [name for name in names[role] if name not in held]
+
+    def fill(taken: dict[str, str]) -> dict[str, str] | None:
+        left = {role: free(role, taken) for role in names if role not in taken}
+        if not all(_can_differ({x: left[x] for x in group & left.keys()}) for group in groups):
+            return None
         if not left:
             return taken
-        role, *rest = left
-        beside = {each for group in together if role in group for each in group}
-        names = others[role] | {_name(taken[each]) for each in beside & taken.keys()}
-        for found in drawn(role):
-            if _name(found) not in names and (whole := fill(rest, taken | {role: found})):
+        role = next(iter(left))
+        for name in left[role]:
+            if next(tries, None) is None:
+                raise InvalidInput(
+                    f"{place}: {_MAX_TRIES:,} tries found nobody for one of {', '.join(names)} who "
+                    "is not in a scene already",
+                    hint="more concepts to choose from",
+                )
+            if whole := fill(taken | {role: name}):
                 return whole
         return None
 
-    found = fill(list(roles), {})
-    if found is None:
-        raise _nobody_left(f"{place}, with the seed {seed}", roles)
-    return found
+    return fill({})
+
+
+def _can_differ(names: Mapping[str, Sequence[str]]) -> bool:
+    """Whether each of some roles can have a name of its own: a matching, by augmenting paths."""
+    taken: dict[str, str] = {}
+
+    def finds(role: str, seen: set[str]) -> bool:
+        for name in names[role]:
+            if name not in seen:
+                seen.add(name)
+                if name not in taken or finds(taken[name], seen):
+                    taken[name] = role
+                    return True
+        return False
+
+    return all(finds(role, set()) for role in names)
 
 
 def _nobody_left(place: str, roles: Iterable[str]) -> InvalidInput:

@@ -1,11 +1,12 @@
 """Wildcards, and scripts: what they stand for, and what is refused."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
-from conceptry.generation.wildcards import Wildcards
+from conceptry.generation.wildcards import Expansion, Pattern, Wildcards
 from conceptry.registry.errors import InvalidInput, NotFound
 
 DEFAULTS = PromptDefaults(n=4, seed=9, settings=SamplingSettings())
@@ -291,6 +292,56 @@ def test_one_who_is_found_in_several_ways_leaves_room_for_others(folder: Path, f
     )
     for each in read(folder, text):
         assert each.prompt.startswith("<mia> and <rex")
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is drawn from wildcards; fails where that does not end."""
+    found: list[str] = []
+    really = Pattern.one
+
+    def noted(pattern: Pattern, rng: random.Random) -> Expansion:
+        assert len(found) < 20_000
+        found.append((one := really(pattern, rng)).text)
+        return one
+
+    monkeypatch.setattr(Pattern, "one", noted)
+    return found
+
+
+def many_roles(num_names: int, scenes: list[str]) -> str:
+    names = "|".join(f"c{i}" for i in range(num_names))
+    roles = ", ".join(f'r{i}: "{{{names}}}"' for i in range(16))
+    return f"choose: one\nconcepts: {{{roles}}}\nscenes: {scenes}\n".replace("'", '"')
+
+
+TOGETHER = " ".join(f"<r{i}>" for i in range(16))
+IN_PAIRS = [f"<r{i}> <r{j}>" for i in range(16) for j in range(i)]
+
+
+def test_as_many_concepts_as_roles_are_found(folder: Path, draws: list[str]) -> None:
+    (all_at_once,) = read(folder, many_roles(16, [TOGETHER]))
+    assert len({*all_at_once.prompt.split()}) == 16
+    assert len(read(folder, many_roles(16, IN_PAIRS))) == len(IN_PAIRS)
+    narrow = re.sub(r'(r1[45]): "[^"]*"', r'\1: "{c0|c1}"', many_roles(16, [TOGETHER]))
+    (found,) = read(folder, narrow)
+    assert {*found.prompt.split()[14:]} == {"<c0>", "<c1>"}
+
+
+@pytest.mark.parametrize(
+    ("scenes", "message"),
+    [
+        ([TOGETHER], "no other concept is left for one of r0"),
+        (IN_PAIRS, "1,000 tries found nobody for one of r0"),
+    ],
+    ids=["one scene", "pairs"],
+)
+def test_too_few_concepts_for_many_roles_are_told(
+    folder: Path, draws: list[str], scenes: list[str], message: str
+) -> None:
+    """Without trying all ways to take them, of which there are 16 factorial."""
+    with pytest.raises(InvalidInput, match=message):
+        read(folder, many_roles(15, scenes))
 
 
 def test_a_role_of_a_reference_alone(folder: Path) -> None:
