@@ -15,7 +15,7 @@ from ..registry.documents import parse_yaml, read_text, shown
 from ..registry.errors import ConceptryError, InvalidInput
 from ..registry.validation import Line, validated
 from .prompt_entries import MAX_PICTURES, PromptSettings, seeds_of
-from .wildcards import Expansion, Pattern, Wildcards
+from .wildcards import Expansion, Pattern, Wildcards, names_in
 
 _ROLE = r"[a-z0-9][a-z0-9_-]*"
 _REFERENCE = re.compile(rf"^<?({_ROLE})>?(?=[=:]|$)")
@@ -185,7 +185,7 @@ class _Planned:
         names = (script.concepts or {}) | (asked.concepts or {})
         try:
             prompt = wildcards.parse(asked.prompt)
-            named = (_mentioned(prompt) | _referenced({**common, **given})) & names.keys()
+            named = names_in(prompt, names) | (_referenced({**common, **given}) & names.keys())
             roles = {role: wildcards.parse(names[role]) for role in names if role in named}
         except ConceptryError as error:
             raise error.at(place) from None
@@ -274,14 +274,6 @@ def _referenced(entry: Mapping[str, object]) -> frozenset[str]:
         return frozenset()
     found = (_REFERENCE.match(word) for word in words if isinstance(word, str))
     return frozenset(match[1] for match in found if match)
-
-
-def _mentioned(prompt: Pattern) -> frozenset[str]:
-    """The names in brackets of a prompt, those that its wildcards may bring among them."""
-    texts = [*prompt.pieces()]
-    if prompt.count <= _MAX_DRAWS:
-        texts += [each.text for each in prompt.every()]
-    return frozenset(name for text in texts for name in re.findall(rf"<({_ROLE})(?=[@:>])", text))
 
 
 class _Chosen:

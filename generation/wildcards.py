@@ -7,7 +7,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -76,15 +76,6 @@ class Pattern:
             for each in self.parts
         ]
         return map(_joined, product(*ways))
-
-    def pieces(self) -> Iterator[str]:
-        """The texts between choices, and those of all their options."""
-        for each in self.parts:
-            if isinstance(each, str):
-                yield each
-            else:
-                for option in each.options:
-                    yield from option.pieces()
 
     def one(self, rng: random.Random) -> Expansion:
         """One of the texts."""
@@ -163,6 +154,56 @@ class Choice:
     def _made(self, found: Sequence[Expansion]) -> Expansion:
         text = self.joint.join(each.text for each in found)
         return Expansion(text, (text,))
+
+
+def names_in(pattern: Pattern, names: Collection[str]) -> frozenset[str]:
+    """Those of some names that texts of a pattern have in brackets: `<rex>`, `<rex@2>`, `<rex:1>`.
+
+    However many texts there are: none of them is made.
+    """
+    reader = _NameReader(names)
+    reader.read(pattern, frozenset([""]))
+    return frozenset(reader.found)
+
+
+class _NameReader:
+    """Reads all texts of a pattern at once, from left to right.
+
+    What was read is known by its ends that may begin a name's brackets, such as `<re`, else empty.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._mentions = {f"<{name}{end}": name for name in names for end in "@:>"}
+        self._after: dict[tuple[int, frozenset[str]], frozenset[str]] = {}
+        self.found = set[str]()
+
+    def read(self, pattern: Pattern, ends: frozenset[str]) -> frozenset[str]:
+        """The ends after a pattern, by those before it."""
+        for part in pattern.parts:
+            ends = self._text(part, ends) if isinstance(part, str) else self._choice(part, ends)
+        return ends
+
+    def _text(self, text: str, ends: frozenset[str]) -> frozenset[str]:
+        after = set[str]()
+        for end in ends:
+            read = end + text
+            last = read[read.rfind("<") :] if "<" in read else ""
+            if last:
+                self.found.update(name for each, name in self._mentions.items() if each in read)
+            after.add(last if any(each.startswith(last) for each in self._mentions) else "")
+        return frozenset(after)
+
+    def _choice(self, choice: Choice, ends: frozenset[str]) -> frozenset[str]:
+        key = (id(choice), ends)
+        if key not in self._after:
+            of_count = [ends, *[frozenset[str]()] * choice.high]  # after so many options
+            for option in choice.options:
+                for k in range(choice.high, 0, -1):
+                    if before := of_count[k - 1]:
+                        before = self._text(choice.joint, before) if k > 1 else before
+                        of_count[k] |= self.read(option, before)
+            self._after[key] = frozenset[str]().union(*of_count[choice.low :])
+        return self._after[key]
 
 
 class Wildcards:

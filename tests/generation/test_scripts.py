@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conceptry.generation import PromptDefaults, Request, SamplingSettings, read_prompts
-from conceptry.generation.wildcards import Expansion, Pattern, Wildcards
+from conceptry.generation.wildcards import Expansion, Pattern, Wildcards, names_in
 from conceptry.registry.errors import InvalidInput, NotFound
 
 DEFAULTS = PromptDefaults(n=4, seed=9, settings=SamplingSettings())
@@ -353,6 +353,46 @@ def test_a_role_of_a_reference_alone(folder: Path) -> None:
         ("a dog", "rex"),
         ("a dog", "mia"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<rex> <mia@2> <leo:0.5>", {"rex", "mia", "leo"}),
+        ("<rexy> < rex> <Rex> rex>", set[str]()),
+        ("<{rex|leo}>", {"rex", "leo"}),
+        ("{<|}{r|m}{e{x|}|ia}{>|@2>}", {"rex", "mia"}),
+        ("{<{m|<}|x}{ia|rex}{{:|-}1>|}", {"rex", "mia"}),
+        ("{2$$$$<re|mi|x>|a>}", {"rex"}),
+        ("{1$$$$<re|x>}", set[str]()),
+        ("{2-3$$e$$<r|<l|x>|o>}", {"rex", "leo"}),
+        ("{0-1$$<|a}mia>", {"mia"}),
+        ("<__names__>", {"rex"}),
+    ],
+)
+def test_names_in_brackets_are_found_without_making_a_text(
+    folder: Path, text: str, expected: set[str]
+) -> None:
+    """Those of the texts, and also in more of them than could be made."""
+    (folder / "names.txt").write_text("rex\nsomebody\n")
+    names = ("rex", "mia", "leo")
+    pattern = Wildcards(folder).parse(text)
+    made = {name for each in pattern.every() for name in names if is_in(each.text, name)}
+    assert names_in(pattern, names) == made == expected
+    many = "{a|b|c|d}" * 20
+    assert names_in(Wildcards(folder).parse(f"{many} {text} {many}"), names) == expected
+
+
+def is_in(text: str, name: str) -> bool:
+    return re.search(rf"<{name}[@:>]", text) is not None
+
+
+def test_a_role_that_wildcards_build_is_found_in_any_number_of_texts(folder: Path) -> None:
+    (folder / "many.txt").write_text("\n".join(f"place {i}" for i in range(5000)))
+    heads = "concepts: {hero: rex, friend: mia}\nchoose: one\nseeds: [0, 1, 2, 3, 4, 5]\n"
+    prompt = "a <{hero|friend}> at __many__ and __many__"
+    found = read(folder, f"{heads}wildcards: words\nscenes: ['{prompt}']\n")
+    assert {each.prompt.split()[1] for each in found} == {"<rex>", "<mia>"}
 
 
 def test_wildcards_may_bring_a_role(folder: Path) -> None:
