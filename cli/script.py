@@ -91,7 +91,7 @@ class Script:
             (shot.request.scene, shot.request.prompt, shot.seed, Path(path))
             for shot, path in zip(self.shots, paths, strict=True)
         ]
-        write_page(self.page, self.file.name, self.title, panels)
+        write_page(self.page, self.file, self.title, panels)
         return str(self.page)
 
 
@@ -111,7 +111,7 @@ def script_of(
     from ..generation.scripts import title_of
     from ..generation.story_page import page_path
 
-    return Script(file, title_of(file), requests, out, page_path(out, file.name))
+    return Script(file, title_of(file), requests, out, page_path(out, file))
 
 
 def show_plan(

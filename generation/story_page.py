@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 from ..registry.errors import AlreadyExists, StorageError
 from ..registry.files import open_file, write_file
+from ..registry.hashes import sha256_of
 from ..registry.names import printable
 from .pictures import file_stem
 
 _MARK = '<meta name="generator" content="conceptry story of {}">'
-"""Of the script's file."""
+"""Of the script: its file's name, and a hash of where that is."""
 _ANY_MARK = _MARK.partition("{")[0]
+_DIGITS = 12
 _HEAD = 4096
 """Bytes of a page, in the first of which its mark is."""
 _STYLE = """
@@ -35,12 +37,13 @@ Panel = tuple[str, str, int, Path]
 """(scene, prompt, seed, picture in the page's folder)."""
 
 
-def page_path(folder: Path, script: str) -> Path:
-    """Where the page of a script, the name of its file, is: `day.html`, or `day-2.html`.
+def page_path(folder: Path, script: Path) -> Path:
+    """Where the page of a script's file is: `day.html`, or `day-2.html`.
 
-    Another script's page is left alone. Raises `AlreadyExists` if something else is there.
+    Another script's page is left alone; one that was moved is another. Raises `AlreadyExists` if
+    something else is there.
     """
-    stem = file_stem(Path(script).stem, 0)[:-2]
+    stem = file_stem(script.stem, 0)[:-2]
     for number in itertools.count(1):
         path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.html"
         head = _head(path)
@@ -67,11 +70,12 @@ def _head(path: Path) -> str | None:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _mark(script: str) -> str:
-    return _MARK.format(_text(script))
+def _mark(script: Path) -> str:
+    place = sha256_of(os.fsencode(os.path.realpath(script)))[:_DIGITS]
+    return _MARK.format(f"{_text(script.name)} {place}")
 
 
-def write_page(path: Path, script: str, title: str, panels: Sequence[Panel]) -> None:
+def write_page(path: Path, script: Path, title: str, panels: Sequence[Panel]) -> None:
     """Write the page of a script in place of an earlier one. Raises `StorageError`."""
     parts = [
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_mark(script)}\n'

@@ -474,8 +474,9 @@ def test_a_dry_run_names_each_file_once_and_counts_what_is_drawn(
 
 
 def test_every_script_has_a_page_of_its_own(ask: Ask, tiny: str, tmp_path: Path) -> None:
-    names = ("日.yaml", "本.yaml", "My Day.yaml", "my-day.yaml", "my-day.yml")
+    names = ("日.yaml", "本.yaml", "My Day.yaml", "my-day.yaml", "my-day.yml", "cats/my-day.yml")
     pages: dict[str, str] = {}
+    (tmp_path / "cats").mkdir()
     for name in (*names, *names):
         (tmp_path / name).write_text(f"title: {name} <&>\nsteps: 1\nscenes: [a cat]")
         words = ("--prompts", tmp_path / name, "--base", tiny, "--out", "story")
@@ -487,6 +488,7 @@ def test_every_script_has_a_page_of_its_own(ask: Ask, tiny: str, tmp_path: Path)
         "my-day.html",
         "my-day-2.html",
         "my-day-3.html",
+        "my-day-4.html",
     ]
     for name, page in pages.items():
         assert f"<h1>{name} &lt;&amp;&gt;</h1>" in Path(page).read_text()
