@@ -341,23 +341,27 @@ def generate(
         _check(session, registry, found, requests, file_format, strict=strict, options=options)
         loaded = _load(session, base, offline=offline)
         from ..generation import generating
+        from ..generation.story import Story
 
         if compiled:
             loaded.backbone.set_compiled(True)
         for check in (init_options.check, control_options.check):
             for line in _first_of(check(loaded, requests)):
                 session.output.note(line)
-        wanted = script.look(registry, loaded, **looked) if script else requests
-        total = sum(len(request.seeds) for request in wanted)
+        story = Story(registry, loaded, script, requests, out, **looked) if script else None
         draw = film.draw if film else partial(generating.generate, batch=batch or _BATCH)
-        drawing = draw(registry, loaded, wanted, out, with_leaks=leak, **looked)
-        whole = script.whole(drawing) if script else drawing
+        drawing = (
+            story.draw(batch=batch or _BATCH)
+            if story
+            else draw(registry, loaded, requests, out, with_leaks=leak, **looked)
+        )
+        total = story.num_left if story else sum(len(each.seeds) for each in requests)
         with film.interruptible(requests, defaults, leak=leak) if film else nullcontext():
             images, leaks, for_grid = _drawn(
-                session, whole, total, grid=grid, has_scenes=script is not None
+                session, drawing, total, grid=grid, has_scenes=story is not None
             )
     sheet = str(generating.save_grid(for_grid, out)) if grid else None
-    page = script.write_page([each["path"] for each in images]) if script else None
+    page = str(story.page) if story else None
     document = {
         "images": images,
         "base": loaded.base.name,

@@ -1,8 +1,8 @@
-"""Scripts of `concept generate`: which pictures are there, what is still to draw, and the page."""
+"""Scripts of `concept generate`, and what `--dry-run` says of it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +13,11 @@ from .errors import usage
 from .output import count
 
 if TYPE_CHECKING:
-    from ..generation.drawing import Picture
     from ..generation.frames import FrameWeights
     from ..generation.picture_texts import FileFormat
     from ..generation.request import Request
     from ..generation.resuming import Shot
     from ..models.bases import Base
-    from ..models.loading import LoadedBase
     from ..registry import Registry
     from .framework import Session
 
@@ -29,76 +27,10 @@ DryRunOption = Annotated[
 ]
 
 
-@dataclass(slots=True)
-class Script:
-    """A prompt file with scenes, each of whose pictures is drawn once.
-
-    `shots` are all of its pictures in order, and `left` the requests that are still to draw.
-    """
-
-    file: Path
-    title: str
-    requests: "Sequence[Request]"
-    out: Path
-    page: Path
-    shots: "Sequence[Shot]" = ()
-    left: "list[Request]" = field(default_factory=list)
-
-    def look(self, registry: "Registry", base: "LoadedBase", **options: Any) -> "list[Request]":
-        """See what is there already; returns what is left to draw."""
-        from ..generation.resuming import find_shots
-
-        self.shots = find_shots(
-            registry,
-            base.base,
-            self.requests,
-            self.out,
-            loaded=base,
-            **options,
-        )
-        seen: set[str] = set()
-        for shot in self.shots:
-            if shot.kept or shot.key in seen:
-                continue
-            seen.add(shot.key)
-            if self.left and _is_of(self.left[-1], shot):
-                self.left[-1] = replace(self.left[-1], seeds=[*self.left[-1].seeds, shot.seed])
-            else:
-                self.left.append(replace(shot.request, seeds=[shot.seed]))
-        return self.left
-
-    def whole(self, drawn: "Iterator[Picture]") -> "Iterator[Picture]":
-        """All pictures in order, those that were there too."""
-        from ..generation.drawing import Picture
-
-        found: dict[str, Picture] = {}
-        for shot in self.shots:
-            if shot.kept:
-                yield Picture.there(shot.kept, shot.request, shot.seed)
-            elif shot.key in found:
-                yield replace(found[shot.key], is_new=False)
-            else:
-                found[shot.key] = next(drawn)
-                yield found[shot.key]
-        for _ in drawn:  # which ends it
-            raise AssertionError("more pictures than scenes")
-
-    def write_page(self, paths: Sequence[str]) -> str:
-        """Write the page of pictures in order; returns its path."""
-        from ..generation.story_page import write_page
-
-        panels = [
-            (shot.request.scene, shot.request.prompt, shot.seed, Path(path))
-            for shot, path in zip(self.shots, paths, strict=True)
-        ]
-        write_page(self.page, self.file, self.title, panels)
-        return str(self.page)
-
-
 def script_of(
     file: Path | None, requests: "Sequence[Request]", out: Path, *, is_animated: bool, leak: bool
-) -> Script | None:
-    """The script of a prompt file, if it has scenes.
+) -> Path | None:
+    """A prompt file, if it has scenes.
 
     Raises `Failure` for options that are for nothing that scripts do, and `AlreadyExists`.
     """
@@ -108,10 +40,10 @@ def script_of(
         raise usage("scenes are no frames of an animation", "a list of prompts, or no --animate")
     if leak:
         raise usage("--leak is measured while drawing, and scenes are drawn once", "without --leak")
-    from ..generation.scripts import title_of
     from ..generation.story_page import page_path
 
-    return Script(file, title_of(file), requests, out, page_path(out, file))
+    page_path(out, file)
+    return file
 
 
 def show_plan(
@@ -222,7 +154,3 @@ class _Names:
                 self._numbers[stem] = number
                 self._taken.add(path)
                 return path
-
-
-def _is_of(request: "Request", shot: "Shot") -> bool:
-    return replace(request, seeds=[0]) == replace(shot.request, seeds=[0])

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .drawing import Picture
+    from .foreign_pictures import read_foreign_picture
     from .frames import FrameWeights
     from .generating import animate, generate, save_animation, save_grid
     from .prompt_files import PromptDefaults, read_prompts
     from .provenance import Provenance, read_provenance
-    from .reproducing import reproduce
+    from .reproducing import reproduce, reproduce_foreign
     from .request import Request, SamplingSettings
+    from .story import Story
 
 _HOMES = {
     "FrameWeights": ".frames",
@@ -25,11 +27,14 @@ _HOMES = {
     "Picture": ".drawing",
     "Request": ".request",
     "SamplingSettings": ".request",
+    "Story": ".story",
     "animate": ".generating",
     "generate": ".generating",
+    "read_foreign_picture": ".foreign_pictures",
     "read_provenance": ".provenance",
     "read_prompts": ".prompt_files",
     "reproduce": ".reproducing",
+    "reproduce_foreign": ".reproducing",
     "save_animation": ".generating",
     "save_grid": ".generating",
 }
@@ -41,11 +46,14 @@ __all__ = [
     "Provenance",
     "Request",
     "SamplingSettings",
+    "Story",
     "animate",
     "generate",
+    "read_foreign_picture",
     "read_prompts",
     "read_provenance",
     "reproduce",
+    "reproduce_foreign",
     "save_animation",
     "save_grid",
 ]

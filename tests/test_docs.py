@@ -224,12 +224,14 @@ def test_examples_of_python_run(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     pieces = [each for each in blocks(read("docs/scripting.md")) if each.language == "python"]
     whole = [each for each in pieces if not each.title]
-    assert len(whole) == 3
+    assert len(whole) == 4
+    Path("day.yaml").write_text("scenes: [a cat]")
     for piece in whole:
         exec(piece.text, names)
     assert names["photo"].size == (512, 512)
     assert Path("1.png").exists()
     assert names["seen"].maps
+    assert names["story"].page.exists()
 
 
 def test_the_suite_that_is_shown_can_be_read() -> None:
