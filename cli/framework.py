@@ -45,10 +45,11 @@ class Session:
         self.output.quiet |= quiet
 
     def lacks_registry(self) -> bool:
-        """Whether there is no registry yet: none should be made for what is then refused."""
+        """Whether nothing is left of a registry: none should be made for what is then refused."""
         from ..registry import locate
 
-        return not locate(self.registry_path).database.exists()
+        location = locate(self.registry_path)
+        return not (location.database.exists() or location.blobs.exists())
 
     @contextmanager
     def registry(self, *, create: bool = False) -> "Iterator[Registry]":
