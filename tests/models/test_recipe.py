@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,21 +213,22 @@ def test_a_stage_that_was_stopped_ends_bit_equal(
 def test_a_stage_goes_on_with_what_it_was_begun_with(tmp_path: Path) -> None:
     """Not with another batch, as a GPU has, another seed, or other weights to begin from."""
     save_file({"none": torch.zeros(1)}, tmp_path / "earlier.safetensors")
-    begun = {"images": 8, "stop_at": 1, "device": "cpu", "num_workers": 0}
+    begun: dict[str, Any] = {"images": 8, "stop_at": 1, "device": "cpu", "num_workers": 0}
+    changes: dict[str, dict[str, Any]] = {
+        "has seed 0, not 1: go on with that, or remove it": {"seed": 1},
+        "has learning_rate .*, not 0.5": {"learning_rate": 0.5},
+        "has start_sha256 None, not": {"start": tmp_path / "earlier.safetensors"},
+    }
     stage = dataclasses.replace(train.STAGES["identity"], batch=4, size=SMALL)
     train.train(stage, tmp_path, **begun)
     kept = (tmp_path / "identity.resume.safetensors").read_bytes()
-    for change, message in (
-        ({"seed": 1}, "has seed 0, not 1: go on with that, or remove it"),
-        ({"learning_rate": 0.5}, "has learning_rate .*, not 0.5"),
-        ({"start": tmp_path / "earlier.safetensors"}, "has start_sha256 None, not"),
-    ):
+    for message, change in changes.items():
         with pytest.raises(ValueError, match=message):
             train.train(stage, tmp_path, **begun | change)
     with pytest.raises(ValueError, match="has batch 4, not 8"):
         train.train(dataclasses.replace(stage, batch=8), tmp_path, **begun)
     with pytest.raises(ValueError, match="has 4 images behind it: as many, or more"):
-        train.train(stage, tmp_path, **begun | {"images": 2})
+        train.train(stage, tmp_path, **{**begun, "images": 2})
     assert (tmp_path / "identity.resume.safetensors").read_bytes() == kept
 
 
