@@ -71,7 +71,7 @@ def export(
     *concepts, file = names
     chosen = parse_format(form)
     if not concepts:
-        raise usage("name the concepts and then the file", f"concept export NAME {quoted(file)}")
+        raise usage("name the concepts and then the file", f"concept export {quoted(file)} FILE")
     if chosen.name != "bundle":
         if len(concepts) > 1 and chosen.name not in MERGING:
             raise usage(
