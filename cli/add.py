@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,29 +60,19 @@ def add(
     """
     session = session_of(context)
     named = [path for given in paths for path in (_stdin_paths() if given == "-" else [given])]
+    said: dict[str, Any] = {
+        "category": category,
+        "caption": caption,
+        "masks": masks,
+        "tags": tag or [],
+        "notes": notes,
+    }
     if session.lacks_registry():
         from ..registry.intake import check_new
 
-        check_new(
-            name,
-            named,
-            category=category,
-            caption=caption,
-            masks=masks,
-            tags=tag or [],
-            notes=notes,
-        )
+        check_new(name, named, **said)
     with session.registry(create=True) as registry, session.output.progress("reading") as advance:
-        done = registry.add(
-            name,
-            named,
-            category=category,
-            caption=caption,
-            masks=masks,
-            tags=tag or [],
-            notes=notes,
-            on_progress=advance,
-        )
+        done = registry.add(name, named, **said, on_progress=advance)
     document = asdict(done)
     session.output.result({**document.pop("concept"), **document}, _summary(done))
     _tell_doubts(done, session.output)

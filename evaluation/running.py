@@ -90,17 +90,14 @@ def score(
             check_can_choose(each.suite)
     if request.marks_best:
         _check_comparable(request, tasks)
-    at_rest: dict[Base, tuple[str | None, str]] = {}
+    at_rest: dict[Base, tuple[str, str] | None] = {}
     loaded: dict[tuple[Base, EncoderNames], tuple[LoadedBase, Encoders]] = {}
     for each in tasks:
         if hashes := each.encoders.known_hashes():
             if each.base not in at_rest:
-                configuration = hash_of_configuration(each.base.configuration)
-                at_rest[each.base] = hash_of_base(each.base), configuration
-            sha256, configuration = at_rest[each.base]
-            at_rest_plan = (
-                each.plan(request, sha256, configuration, offline=offline) if sha256 else None
-            )
+                at_rest[each.base] = _hashes_at_rest(each.base)
+            of_base = at_rest[each.base]
+            at_rest_plan = each.plan(request, *of_base, offline=offline) if of_base else None
             if at_rest_plan and (found := _recorded(registry, request, at_rest_plan, hashes)):
                 yield found
                 continue
@@ -120,6 +117,12 @@ def score(
             if found.version:
                 keep(registry, found)
         yield found
+
+
+def _hashes_at_rest(base: Base) -> tuple[str, str] | None:
+    """Those of the weights and of the configuration of a base model that is on this machine."""
+    sha256 = hash_of_base(base)
+    return (sha256, hash_of_configuration(base.configuration)) if sha256 else None
 
 
 def _recorded(

@@ -248,7 +248,7 @@ def _run_all(
         waiting = _batches(plans)
         try:
             while waiting:
-                _run_batch(registry, base, waiting.pop(0), hooks_of, outcomes)
+                _Batch(registry, base, waiting.pop(0), hooks_of, outcomes).run()
         except BaseException as error:
             _end([plan for batch in waiting for plan in batch], registry, "interrupted")
             if not isinstance(error, TrainingInterrupted):
@@ -262,24 +262,6 @@ def _run_all(
             outcomes |= {plan.run: interrupted for plan in stopped}
     broadcast(None)
     return broadcast([outcomes[run] if isinstance(run, str) else run for run in begun.values()])
-
-
-def _run_batch(
-    registry: Registry,
-    base: LoadedBase,
-    batch: Sequence[RunPlan],
-    hooks: Mapping[str, Hooks],
-    outcomes: dict[str, Trained | ConceptryError],
-) -> None:
-    """Add the outcome of each run of a batch; an error that stops it is that of all others."""
-    try:
-        _Batch(registry, base, batch, hooks, outcomes).run()
-    except TrainingInterrupted:
-        raise
-    except ConceptryError as error:
-        if num_processes() > 1:
-            raise  # the other processes cannot continue
-        outcomes |= {plan.run: error for plan in batch if plan.run not in outcomes}
 
 
 def _end(
@@ -306,7 +288,10 @@ def _batches(plans: Sequence[RunPlan]) -> list[list[RunPlan]]:
 
 
 class _Batch:
-    """Trainings that run as one batch, and their records in the registry; hooks are by run id."""
+    """Trainings that run as one batch, and their records in the registry.
+
+    Hooks and outcomes, to which theirs are added, are by run id.
+    """
 
     def __init__(
         self,
@@ -325,34 +310,42 @@ class _Batch:
         self._started = time.monotonic()
 
     def run(self) -> None:
-        """Run them, and add their outcomes by run id; an error that is not of one is raised."""
-        with self._recorded():
-            recorders, trainings = self._prepared()
-            if not recorders:
-                return
-            broadcast(
-                [(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders]
-            )
-            trainer = Trainer(trainings, [recorder.resume_path for recorder in recorders])
+        """Run them, and add their outcomes by run id; an error that stops them is all others'."""
+        try:
+            with self._recorded():
+                self._train()
+        except TrainingInterrupted:
+            raise
+        except ConceptryError as error:
+            if num_processes() > 1:
+                raise  # the other processes cannot continue
+            self._outcomes |= {plan.run: error for plan in self._running}
+
+    def _train(self) -> None:
+        recorders, trainings = self._prepared()
+        if not recorders:
+            return
+        broadcast([(recorder.plan, recorder.hooks_of_other_processes()) for recorder in recorders])
+        trainer = Trainer(trainings, [recorder.resume_path for recorder in recorders])
+        try:
+            with reporting_broken_base(self._base):
+                found = trainer.run()
+        finally:
+            for recorder, training in zip(recorders, trainings, strict=True):
+                with suppress(NotFound):  # of a removed concept, as keeping it tells
+                    recorder.metrics.flush()
+                if error := trainer.failed.get(training):
+                    self._fail(recorder.plan, self._told(recorder.plan, error))
+        for recorder, learned in zip(recorders, found, strict=True):
+            if isinstance(learned, ConceptryError):
+                continue
             try:
-                with reporting_broken_base(self._base):
-                    found = trainer.run()
-            finally:
-                for recorder, training in zip(recorders, trainings, strict=True):
-                    with suppress(NotFound):  # of a removed concept, as keeping it tells
-                        recorder.metrics.flush()
-                    if error := trainer.failed.get(training):
-                        self._fail(recorder.plan, self._told(recorder.plan, error))
-            for recorder, learned in zip(recorders, found, strict=True):
-                if isinstance(learned, ConceptryError):
-                    continue
-                try:
-                    outcome = self._kept(recorder, learned, len(recorders))
-                except ConceptryError as error:
-                    self._fail(recorder.plan, error)
-                    continue
-                self._running.remove(recorder.plan)
-                self._outcomes[recorder.plan.run] = outcome
+                outcome = self._kept(recorder, learned, len(recorders))
+            except ConceptryError as error:
+                self._fail(recorder.plan, error)
+                continue
+            self._running.remove(recorder.plan)
+            self._outcomes[recorder.plan.run] = outcome
 
     def _told(self, plan: RunPlan, error: ConceptryError) -> ConceptryError:
         """What made one training fail, with whose it is."""

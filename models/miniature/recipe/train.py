@@ -772,7 +772,7 @@ class Training:
             self.modules = stage.build(context)
         _move(self.modules, context.device)
         self.modules.requires_grad_(False)
-        self.start = start
+        self._settings = _settings_of(stage, context.seed, start)
         if compiled:
             compile_blocks(self.modules, _to_compile(self.modules))
         self.learning: dict[str, nn.Parameter] = {}
@@ -913,20 +913,11 @@ class Training:
             "seconds": seconds,
             "device": self.context.device.type,
             "torch": torch.__version__,
-            **self._settings(),
+            **self._settings,
             "parameters": sum(value.numel() for value in self.learning.values()),
         }
         text = json.dumps(settings, indent=2)
         (self.context.folder / f"{stage.name}.json").write_text(text + "\n")
-
-    def _settings(self) -> dict[str, Any]:
-        """What a training has to go on with, as JSON has it."""
-        settings = {
-            "seed": self.context.seed,
-            "start_sha256": sha256_of(self.start.read_bytes()) if self.start else None,
-            **{name: getattr(self.stage, name) for name in _SETTINGS},
-        }
-        return json.loads(json.dumps(settings, default=dict))
 
     def _learn(self, batch: Batch | Encoded, done: float) -> Losses:
         rate = self.stage.learning_rate * _schedule(self.step, done, self.stage.warmup_steps)
@@ -960,7 +951,7 @@ class Training:
             for parameter, moments in optimizer.state.items():
                 name = self._names[parameter]
                 state |= {f"{key}.{name}": value for key, value in moments.items()}
-        about = {"step": str(self.step), "settings": json.dumps(self._settings())}
+        about = {"step": str(self.step), "settings": json.dumps(self._settings)}
         _write(self._resume_path, state, about)
 
     def _resume(self) -> None:
@@ -968,7 +959,7 @@ class Training:
             return
         with safe_open(self._resume_path, "pt") as opened:
             about = opened.metadata()
-        begun, now = json.loads(about["settings"]), self._settings()
+        begun, now = json.loads(about["settings"]), self._settings
         if others := [name for name in now if now[name] != begun[name]]:
             differing = ", ".join(f"{each} {begun[each]}, not {now[each]}" for each in others)
             raise ValueError(f"{self._resume_path} has {differing}: go on with that, or remove it")
@@ -994,6 +985,16 @@ class Training:
     @property
     def _resume_path(self) -> Path:
         return self.context.folder / f"{self.stage.name}.resume.safetensors"
+
+
+def _settings_of(stage: Stage, seed: int, start: Path | None) -> dict[str, Any]:
+    """What a training has to go on with, as JSON has it."""
+    settings = {
+        "seed": seed,
+        "start_sha256": sha256_of(start.read_bytes()) if start else None,
+        **{name: getattr(stage, name) for name in _SETTINGS},
+    }
+    return json.loads(json.dumps(settings, default=dict))
 
 
 def _is_of(name: str, parts: Iterable[str]) -> bool:
